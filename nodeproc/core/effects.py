@@ -1,0 +1,85 @@
+"""What one step of the core asks the outside to do.
+
+The fields of Effects stand in the order of duty. The outside must
+
+1. hand `persist` to the storage, in order, before anything that comes later is handed over;
+2. write `emit` to the event log;
+3. send `send`, each peer's messages in order, at once: nothing in it promises what is not durable yet;
+4. append the bodies of `deliver` to the message log, acknowledge their sessions, push them to subscribers;
+5. answer its own clients with `reply`;
+6. read what `fetch` asks for and hand it back with Node.fetched;
+
+and call Node.persisted(ticket) once all operations up to that ticket (Node.written, read after the step) are
+durable, in whatever order fdatasync allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from msgspec import Struct
+
+from nodeproc.core.events import Event
+from nodeproc.core.messages import NodeId, PeerMessage, Position, Record, Refuse, Term
+
+
+class Promise(Struct, frozen=True, gc=False, tag_field="kind", tag="promise"):
+    """Term and vote, durable before any frame shows them. Rule: E3, E4, E6."""
+
+    term: Term
+    voted_for: NodeId
+
+
+class Truncate(Struct, frozen=True, tag_field="kind", tag="truncate"):
+    """Drop every record whose position is above `keep`. Rule: R2."""
+
+    keep: Position
+
+
+class Met(Struct, frozen=True, gc=False, tag_field="kind", tag="met"):
+    """The identity of a member's data directory, to be remembered. Rule: M4."""
+
+    peer: NodeId
+    identity: str
+
+
+class Readmitted(Struct, frozen=True, gc=False, tag_field="kind", tag="readmitted"):
+    """This node's rebuild is over: it votes and counts again. Rule: M4."""
+
+    term: Term
+
+
+LocalOp: TypeAlias = Promise | Truncate | Met | Readmitted
+PersistOp: TypeAlias = Record | Promise | Truncate | Met | Readmitted
+
+
+class Fetch(NamedTuple):
+    """Read consecutive records behind a position from the disk for a peer. Rule: R1, P1."""
+
+    peer: NodeId
+    after: Position
+    max_bytes: int
+    token: int
+    """Handed back with the result; the core ignores an answer whose token is no longer the peer's."""
+
+
+@dataclass(slots=True)
+class Effects:
+    """See the module's docstring for the duties."""
+
+    persist: list[PersistOp] = field(default_factory=list)
+    emit: list[Event] = field(default_factory=list)
+    send: list[tuple[NodeId, PeerMessage]] = field(default_factory=list)
+    deliver: list[Record] = field(default_factory=list)
+    reply: list[Refuse] = field(default_factory=list)
+    fetch: list[Fetch] = field(default_factory=list)
+
+    def merge(self, later: Effects) -> None:
+        """Join the effects of a later step behind these, field by field."""
+        self.persist += later.persist
+        self.emit += later.emit
+        self.send += later.send
+        self.deliver += later.deliver
+        self.reply += later.reply
+        self.fetch += later.fetch

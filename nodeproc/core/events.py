@@ -1,0 +1,354 @@
+"""Every event that a node may report: a closed list.
+
+An event is a fact with its fields. `logger` and `level` say where its line appears for a human, `text` is that
+line; events.jsonl holds the same event as {"t_ns", "node", "event", …fields}. The core reports only; it logs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, TypeAlias
+
+from msgspec import Struct
+
+from nodeproc.core.messages import NodeId, SeqNo, Term
+
+Level: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+Logger: TypeAlias = Literal["node", "election", "ordering", "membership", "failure", "storage", "transport"]
+
+
+class Event(Struct, frozen=True, gc=False, tag_field="event"):
+    """Base of all events; subclasses are listed below and nowhere else."""
+
+    logger: ClassVar[Logger]
+    level: ClassVar[Level] = "INFO"
+    text: ClassVar[str]
+
+    def line(self) -> str:
+        """The human line: `text` with the fields filled in."""
+        return self.text.format_map({name: getattr(self, name) for name in self.__struct_fields__})
+
+
+# ---- node ---------------------------------------------------------------------------------------
+
+
+class Starting(Event, tag="starting"):
+    logger = "node"
+    text = "Starting node..."
+    term: Term
+    last_seq: SeqNo
+
+
+class BecameLeader(Event, tag="became_leader"):
+    logger = "node"
+    text = "Became LEADER for term {term}"
+    term: Term
+    last_seq: SeqNo
+
+
+class BecameFollower(Event, tag="became_follower"):
+    logger = "node"
+    text = "Became FOLLOWER in term {term}: {reason}"
+    term: Term
+    reason: str
+
+
+class BecameCandidate(Event, tag="became_candidate"):
+    logger = "node"
+    text = "Became CANDIDATE for term {term}"
+    term: Term
+
+
+class NewCoordinator(Event, tag="new_coordinator"):
+    logger = "node"
+    text = "New coordinator: node_{leader}, term={term}"
+    term: Term
+    leader: NodeId
+
+
+class Stopping(Event, tag="stopping"):
+    logger = "node"
+    text = "Stopping: {reason}"
+    reason: str
+
+
+class Failed(Event, tag="failed"):
+    logger = "node"
+    level = "ERROR"
+    text = "{reason}"
+    reason: str
+
+
+# ---- membership ---------------------------------------------------------------------------------
+
+
+class Joining(Event, tag="joining"):
+    logger = "membership"
+    text = "Attempting to join..."
+
+
+class JoinAnswered(Event, tag="join_answered"):
+    logger = "membership"
+    text = "Sent JOIN_ACK to node_{peer} (leader node_{leader}, term={term})"
+    peer: NodeId
+    leader: NodeId
+    term: Term
+
+
+class StrangerRefused(Event, tag="stranger_refused"):
+    logger = "membership"
+    level = "ERROR"
+    text = "node_{peer} comes with data directory {found}, known by {known}: refused (a lost disk needs --rebuild)"
+    peer: NodeId
+    known: str
+    found: str
+
+
+class NodeReadmitted(Event, tag="node_readmitted"):
+    logger = "membership"
+    text = "node_{peer} is rebuilt and votes again, term={term}"
+    peer: NodeId
+    term: Term
+
+
+# ---- failure ------------------------------------------------------------------------------------
+
+
+class LeaderTimeout(Event, tag="leader_timeout"):
+    logger = "failure"
+    level = "WARNING"
+    text = "Leader timeout! node_{leader}: {reason}"
+    leader: NodeId
+    reason: str
+
+
+class QuorumLost(Event, tag="quorum_lost"):
+    logger = "failure"
+    level = "WARNING"
+    text = "No answer from a majority in term {term}: stepping down"
+    term: Term
+
+
+class HeartbeatSent(Event, tag="heartbeat_sent"):
+    logger = "failure"
+    level = "DEBUG"
+    text = "Sent heartbeat to {peers} peers"
+    peers: int
+    term: Term
+
+
+class HeartbeatReceived(Event, tag="heartbeat_received"):
+    logger = "failure"
+    level = "DEBUG"
+    text = "Heartbeat received from leader, term={term}"
+    leader: NodeId
+    term: Term
+
+
+# ---- election -----------------------------------------------------------------------------------
+
+
+class ElectionStarted(Event, tag="election_started"):
+    logger = "election"
+    text = "Starting election for term {term}"
+    term: Term
+
+
+class ElectionDeferred(Event, tag="election_deferred"):
+    logger = "election"
+    text = "Deferring to node_{to}, term {term}"
+    term: Term
+    to: NodeId
+
+
+class ElectionFailed(Event, tag="election_failed"):
+    logger = "election"
+    text = "Election for term {term} not won: {reason}"
+    term: Term
+    reason: str
+
+
+class VoteGranted(Event, tag="vote_granted"):
+    logger = "election"
+    text = "Voted for node_{candidate} in term {term}"
+    term: Term
+    candidate: NodeId
+
+
+class VoteRefused(Event, tag="vote_refused"):
+    logger = "election"
+    text = "Refused node_{candidate} a vote in term {term}: {reason}"
+    term: Term
+    candidate: NodeId
+    reason: str
+
+
+class BecomingCoordinator(Event, tag="becoming_coordinator"):
+    logger = "election"
+    text = "Becoming coordinator for term {term}"
+    term: Term
+
+
+class CoordinatorReceived(Event, tag="coordinator_received"):
+    logger = "election"
+    text = "Received COORDINATOR from node_{leader}"
+    leader: NodeId
+    term: Term
+
+
+# ---- ordering and catch-up ----------------------------------------------------------------------
+
+
+class CatchUpRequested(Event, tag="catch_up_requested"):
+    logger = "ordering"
+    text = "Requesting catch-up from seq_no={after}"
+    leader: NodeId
+    after: SeqNo
+    request: int
+
+
+class CatchUpServed(Event, tag="catch_up_served"):
+    logger = "ordering"
+    text = "Serving catch-up to node_{peer} from seq_no={after}"
+    peer: NodeId
+    after: SeqNo
+
+
+class CaughtUp(Event, tag="caught_up"):
+    """The leader has sent node `peer` all it has; from here on it goes live."""
+
+    logger = "ordering"
+    text = "node_{peer} has been sent everything up to seq_no={seq_no}"
+    peer: NodeId
+    seq_no: SeqNo
+
+
+class Resumed(Event, tag="resumed"):
+    logger = "ordering"
+    text = "Catching up behind seq_no={after} (dropped {dropped} unacknowledged entries)"
+    after: SeqNo
+    dropped: int
+
+
+class Buffered(Event, tag="buffered"):
+    logger = "ordering"
+    level = "DEBUG"
+    text = "Buffered out-of-order message seq_no={seq_no} (expected {expected})"
+    seq_no: SeqNo
+    expected: SeqNo
+
+
+class DeliveredFromBuffer(Event, tag="taken_from_buffer"):
+    logger = "ordering"
+    level = "DEBUG"
+    text = "Delivering seq_no={seq_no} from buffer"
+    seq_no: SeqNo
+
+
+class Delivered(Event, tag="delivered"):
+    logger = "ordering"
+    level = "DEBUG"
+    text = "Delivering seq_no={first}..{last}"
+    first: SeqNo
+    last: SeqNo
+
+
+class SessionExpired(Event, tag="session_expired"):
+    logger = "ordering"
+    level = "WARNING"
+    text = "Session {session} of client {client_id} expired"
+    session: str
+    client_id: int
+
+
+# ---- storage ------------------------------------------------------------------------------------
+
+
+class Loaded(Event, tag="loaded"):
+    logger = "storage"
+    text = "Loaded {messages} messages from log"
+    messages: SeqNo
+
+
+class SequenceSet(Event, tag="sequence_set"):
+    logger = "ordering"
+    text = "Set last_seq={last_seq}, next_expected={next_expected}"
+    last_seq: SeqNo
+    next_expected: SeqNo
+
+
+class TornTailDropped(Event, tag="torn_tail_dropped"):
+    logger = "storage"
+    level = "WARNING"
+    text = "Dropped a torn tail of {lost} bytes from {file}"
+    file: str
+    lost: int
+
+
+class MessageLogRepaired(Event, tag="message_log_repaired"):
+    logger = "storage"
+    level = "WARNING"
+    text = "Message log cut to seq_no={kept}, rewritten to seq_no={last}"
+    kept: SeqNo
+    last: SeqNo
+
+
+class CheckpointWritten(Event, tag="checkpoint_written"):
+    logger = "storage"
+    level = "DEBUG"
+    text = "Checkpoint at seq_no={seq_no}, dropped {segments} WAL segments"
+    seq_no: SeqNo
+    segments: int
+
+
+# ---- transport ----------------------------------------------------------------------------------
+
+
+class Listening(Event, tag="listening"):
+    logger = "transport"
+    text = "Listening on {host}:{port}"
+    host: str
+    port: int
+
+
+class PeerConnected(Event, tag="peer_connected"):
+    logger = "transport"
+    text = "Connected to node_{peer}"
+    peer: NodeId
+
+
+class PeerLost(Event, tag="peer_lost"):
+    logger = "transport"
+    text = "Failed to connect to node_{peer}: {reason}"
+    peer: NodeId
+    reason: str
+
+
+class PeerRefused(Event, tag="peer_refused"):
+    logger = "transport"
+    level = "ERROR"
+    text = "Link {direction} node_{peer} refused: {reason}"
+    peer: NodeId
+    direction: Literal["to", "from"]
+    reason: str
+
+
+class ClientConnected(Event, tag="client_connected"):
+    logger = "transport"
+    text = "Client {client_id} connected"
+    client_id: int
+    session: str
+
+
+class ClientLeft(Event, tag="client_left"):
+    logger = "transport"
+    text = "Client {client_id} left"
+    client_id: int
+    session: str
+
+
+class BadInput(Event, tag="bad_input"):
+    logger = "transport"
+    level = "WARNING"
+    text = "Closed {peer}: {reason}"
+    peer: str
+    reason: str

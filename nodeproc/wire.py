@@ -1,0 +1,515 @@
+"""Bytes <-> messages: the records of the log, the frames between nodes, the lines of clients. Pure.
+
+Entry (a record of the log, on every wire and every disk):
+
+    u32 header length | u32 body length | u32 CRC-32 of header and body | header, JSON | body, JSONL lines
+
+Frame (between nodes):
+
+    u32 header length | u32 body length | u32 CRC-32 of the header      | header, JSON | body, entries
+
+so that bodies, which carry their own CRC, are summed once by each process. All integers are little-endian. A connection
+between nodes opens with PREAMBLE, whose first byte no line of a client has; a client's connection is JSON lines.
+An incomplete frame or line is not a malformed one: the decoders wait for the rest and raise FrameError only for
+bytes that no continuation can mend.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias, TypeVar
+from zlib import crc32
+
+import msgspec
+from msgspec import Struct
+
+from nodeproc.core.effects import LocalOp, Met, Promise, Readmitted, Truncate
+from nodeproc.core.messages import (
+    Abstain,
+    Append,
+    Appended,
+    Batch,
+    CatchUp,
+    Commit,
+    Coordinator,
+    Election,
+    Heartbeat,
+    HeartbeatAck,
+    Join,
+    JoinAck,
+    Leader,
+    Line,
+    Mark,
+    Members,
+    NodeId,
+    Ok,
+    PeerMessage,
+    Position,
+    Record,
+    Refuse,
+    Resume,
+    SeqNo,
+    Submit,
+    Support,
+    Term,
+    TermIs,
+    Vote,
+    VoteRequest,
+)
+from nodeproc.errors import FrameError
+
+PREAMBLE = b"\x93LC1"
+"""First bytes of a connection between nodes; 0x93 starts neither JSON nor UTF-8 text."""
+
+PREFIX = struct.Struct("<III")
+MAX_HEADER = 8 << 20
+"""Bytes. A Submit's payloads travel in the header: above the largest client line."""
+MAX_BODY = 32 << 20
+"""Bytes. Above the largest batch and the largest chunk of catch-up."""
+
+_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+# ---- entries -------------------------------------------------------------------------------------
+
+
+class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"):
+    """A note of the storage in its own WAL: all up to here was delivered. Rule: K3."""
+
+    seq_no: SeqNo
+
+
+EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed
+_decode_entry_header = msgspec.json.Decoder(EntryHeader).decode
+
+
+class Entry(Struct, frozen=True, gc=False):
+    """One entry as it was read: header and place in the buffer."""
+
+    header: EntryHeader
+    start: int
+    body_at: int
+    end: int
+
+
+class Broken(FrameError):
+    """Bytes that are no entry: bad CRC, impossible length or unknown header."""
+
+
+def encode_entry(header: EntryHeader, body: bytes = b"") -> bytes:
+    """The bytes of one entry. Rule: K1."""
+    head = _encode(header)
+    return b"".join((PREFIX.pack(len(head), len(body), crc32(body, crc32(head))), head, body))
+
+
+def encode_op(op: LocalOp) -> bytes:
+    """A promise, truncation or identity as a WAL entry; it never leaves the node."""
+    return encode_entry(op)
+
+
+def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | None:
+    """The entry that starts at `at`, None where the buffer ends before it does.
+
+    Raises:
+        Broken: no continuation makes these bytes an entry. Twelve zero bytes are broken too.
+    """
+    body_at = at + PREFIX.size
+    if len(buffer) < body_at:
+        return None
+    head_len, body_len, crc = PREFIX.unpack_from(buffer, at)
+    if not 0 < head_len <= MAX_HEADER or body_len > MAX_BODY:
+        raise Broken(f"entry lengths {head_len} + {body_len} at {at}, allowed 1..{MAX_HEADER} + 0..{MAX_BODY}")
+    head_at, body_at = body_at, body_at + head_len
+    end = body_at + body_len
+    if len(buffer) < end:
+        return None
+    view = memoryview(buffer)
+    if crc32(view[head_at:end]) != crc:
+        raise Broken(f"entry CRC mismatch at {at}")
+    try:
+        header = _decode_entry_header(view[head_at:body_at])
+    except msgspec.MsgspecError as error:
+        raise Broken(f"entry header at {at}: {error}") from None
+    return Entry(header, at, body_at, end)
+
+
+def decode_records(body: bytes) -> tuple[Record, ...]:
+    """All of a frame's body as records of the log.
+
+    Raises:
+        FrameError: not a whole number of intact marks and batches.
+    """
+    records = []
+    at, end = 0, len(body)
+    while at < end:
+        entry = decode_entry(body, at)
+        if entry is None:
+            raise Broken(f"entry at {at} is longer than the frame's body of {end} bytes")
+        if not isinstance(entry.header, Mark | Batch):
+            raise Broken(f"entry at {at} is a {type(entry.header).__name__}, not a mark or a batch")
+        raw = body if entry.end - at == end else body[at : entry.end]
+        records.append(Record(entry.header, raw, entry.body_at - at))
+        at = entry.end
+    return tuple(records)
+
+
+class Sealer:
+    """Makes the bytes of records, once, in the leader that orders them.
+
+    Args:
+        clock: wall clock, seconds since the epoch; stamps messages.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+
+    def mark(self, header: Mark) -> Record:
+        raw = encode_entry(header)
+        return Record(header, raw, len(raw))
+
+    def batch(self, header: Batch, submits: Sequence[Submit]) -> Record:
+        """Number the messages of the submits header.first, first + 1, … in the order given."""
+        term, stamp = header.term, round(self._clock(), 3)
+        lines: list[Line] = []
+        seq_no = header.first
+        for submit in submits:
+            sender, session = submit.client_id, submit.session
+            for n, payload in enumerate(submit.payloads, submit.first):
+                lines.append(Line(seq_no, term, sender, f"{session}-{n}", stamp, payload))
+                seq_no += 1
+        assert seq_no == header.last + 1, (header, seq_no)
+        head, body = _encode(header), _encode_lines(lines)
+        raw = b"".join((PREFIX.pack(len(head), len(body), crc32(body, crc32(head))), head, body))
+        return Record(header, raw, PREFIX.size + len(head))
+
+
+# ---- frames between nodes -----------------------------------------------------------------------
+
+
+class PeerHello(Struct, frozen=True, tag_field="type", tag="PEER_HELLO"):
+    """The dialling node says who it is. Rule: M3, M4."""
+
+    version: int
+    cluster: str
+    node: NodeId
+    identity: str
+    rebuilding: bool
+    nonce: str
+    """Fresh random, 32 hex digits; makes every proof unrepeatable."""
+
+
+class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE"):
+    """The accepting node says who it is and proves that it knows the secret. Rule: M3."""
+
+    node: NodeId
+    identity: str
+    rebuilding: bool
+    nonce: str
+    proof: str
+
+
+class PeerProof(Struct, frozen=True, tag_field="type", tag="PEER_PROOF"):
+    """The dialling node proves that it knows the secret. Rule: M3."""
+
+    proof: str
+
+
+class PeerRefusal(Struct, frozen=True, tag_field="type", tag="PEER_REFUSAL"):
+    """Why a link is closed at once."""
+
+    reason: str
+
+
+class _AppendHeader(Struct, frozen=True, tag_field="type", tag="APPEND"):
+    """An Append on the wire: its records are the frame's body."""
+
+    term: Term
+    previous: Position
+    commit_seq: SeqNo
+
+
+Handshake: TypeAlias = PeerHello | PeerChallenge | PeerProof | PeerRefusal
+FrameMessage: TypeAlias = PeerMessage | Handshake
+
+_decode_frame_header = msgspec.json.Decoder(
+    _AppendHeader
+    | Join
+    | JoinAck
+    | Members
+    | Heartbeat
+    | HeartbeatAck
+    | Election
+    | Leader
+    | Ok
+    | Support
+    | Abstain
+    | VoteRequest
+    | Vote
+    | Coordinator
+    | TermIs
+    | CatchUp
+    | Resume
+    | Appended
+    | Commit
+    | Submit
+    | Refuse
+    | PeerHello
+    | PeerChallenge
+    | PeerProof
+    | PeerRefusal
+).decode
+
+
+def encode_frame(message: FrameMessage) -> list[bytes]:
+    """The buffers of one frame, ready for writelines; the records' bytes are not copied."""
+    if isinstance(message, Append):
+        head = _encode(_AppendHeader(message.term, message.previous, message.commit_seq))
+        bodies = [record.raw for record in message.records]
+        return [PREFIX.pack(len(head), sum(map(len, bodies)), crc32(head)), head, *bodies]
+    head = _encode(message)
+    return [PREFIX.pack(len(head), 0, crc32(head)) + head]
+
+
+def _decode_frame(head: bytes | memoryview, body: bytes) -> FrameMessage:
+    try:
+        message = _decode_frame_header(head)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"frame header: {error}") from None
+    if isinstance(message, _AppendHeader):
+        if not body:
+            raise FrameError("APPEND without records")
+        return Append(message.term, message.previous, message.commit_seq, decode_records(body))
+    if body:
+        raise FrameError(f"a body of {len(body)} bytes behind {type(message).__name__}, which has none")
+    return message
+
+
+class FrameDecoder:
+    """Cuts a stream of bytes into frames. One per connection.
+
+    Args:
+        max_header, max_body: bytes; smaller ones bound what an unproven peer can make a node hold.
+    """
+
+    def __init__(self, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -> None:
+        self.max_header, self.max_body = max_header, max_body
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[FrameMessage]:
+        """The frames that are complete now, one at a time: the limits may be changed between two.
+
+        Raises:
+            FrameError: the stream can't be understood from here on.
+        """
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        try:
+            while len(buffer) >= at + PREFIX.size:
+                head_len, body_len, crc = PREFIX.unpack_from(buffer, at)
+                if not 0 < head_len <= self.max_header or body_len > self.max_body:
+                    raise FrameError(
+                        f"frame lengths {head_len} + {body_len}, allowed 1..{self.max_header} + 0..{self.max_body}"
+                    )
+                body_at = at + PREFIX.size + head_len
+                end = body_at + body_len
+                if len(buffer) < end:
+                    break
+                with memoryview(buffer) as view:
+                    head = bytes(view[at + PREFIX.size : body_at])
+                    body = bytes(view[body_at:end])
+                if crc32(head) != crc:
+                    raise FrameError("frame header CRC mismatch")
+                at = end
+                yield _decode_frame(head, body)
+        finally:
+            del buffer[:at]
+
+
+# ---- lines of clients ---------------------------------------------------------------------------
+
+
+class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="HELLO"):
+    """First line of a client. Rule: S1, S3."""
+
+    client_id: int
+    session: str = ""
+    """A fresh random token of the client process; made up by the node where it is empty."""
+    born: SeqNo | None = None
+    """Delivered seq_no when the session was born, as the first WELCOME told; None: born now."""
+
+
+class Chat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="CHAT"):
+    """Messages first, first + 1, … of the session. Rule: S1."""
+
+    first: int
+    payloads: tuple[str, ...]
+
+
+class Subscribe(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="SUBSCRIBE", rename={"start": "from"}):
+    """Send every delivered message from this seq_no on. Rule: S6."""
+
+    start: SeqNo = 1
+
+
+class StatusRequest(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="STATUS"):
+    """What does the node know? Needs no HELLO."""
+
+
+ClientLine: TypeAlias = Hello | Chat | Subscribe | StatusRequest
+
+
+class Welcome(Struct, frozen=True, tag_field="type", tag="WELCOME"):
+    """Answer to HELLO."""
+
+    node: NodeId
+    session: str
+    born: SeqNo
+    """To be repeated in every later HELLO of this session."""
+    acknowledged: int
+    """Last n of the session that this node has delivered; 0 for none."""
+    last_seq: SeqNo
+    """Delivered here."""
+    leader: NodeId
+    """0: none known."""
+    term: Term
+
+
+class Ack(Struct, frozen=True, tag_field="type", tag="ACK"):
+    """Messages 1..n of the session are delivered; n stands at seq_no. Rule: S4."""
+
+    session: str
+    n: int
+    seq_no: SeqNo
+
+
+class Reject(Struct, frozen=True, tag_field="type", tag="REJECT"):
+    """Messages of a CHAT were not ordered. Rule: S2, S3, S7, F3.
+
+    retry: true, send again, from `expected` where it is not 0 and else after the next LEADER line; false: certainly never ordered.
+    """
+
+    session: str
+    first: int
+    reason: str
+    retry: bool
+    expected: int = 0
+
+
+class LeaderLine(Struct, frozen=True, tag_field="type", tag="LEADER"):
+    """The way to the leader is a new one: what is not acknowledged must be sent again. Rule: S5."""
+
+    leader: NodeId
+    term: Term
+
+
+class Problem(Struct, frozen=True, tag_field="type", tag="ERROR"):
+    """A line could not be taken; the connection is closed behind it. Rule: S7."""
+
+    reason: str
+
+
+class PeerStatus(Struct, frozen=True):
+    """How far one peer is, as the answering node knows."""
+
+    node: NodeId
+    connected: bool
+    synced: bool
+    """Is sent new records at once (the leader knows)."""
+    durable_seq: SeqNo
+    """Last durable seq_no it told this leader; 0 where the answering node does not lead."""
+
+
+class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
+    """Answer to STATUS."""
+
+    node: NodeId
+    role: str
+    """follower | candidate | leader."""
+    term: Term
+    leader: NodeId
+    last_seq: SeqNo
+    """Written here, delivered or not."""
+    commit_seq: SeqNo
+    delivered_seq: SeqNo
+    rebuilding: bool
+    uptime_s: float
+    pid: int
+    peers: tuple[PeerStatus, ...]
+    counters: dict[str, int]
+
+
+NodeLine: TypeAlias = Welcome | Ack | Reject | LeaderLine | Problem | Status
+
+_decode_client_line = msgspec.json.Decoder(ClientLine).decode
+_decode_node_line = msgspec.json.Decoder(NodeLine).decode
+_decode_message_line = msgspec.json.Decoder(Line).decode
+_LineT = TypeVar("_LineT")
+
+MESSAGE_START = b'{"seq_no":'
+"""How a line of the message log starts; no other line of a node does."""
+
+
+def encode_line(line: ClientLine | NodeLine) -> bytes:
+    """One line with its newline."""
+    return _encode(line) + b"\n"
+
+
+def _decode_line(decode: Callable[[bytes], _LineT], line: bytes) -> _LineT:
+    try:
+        return decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FrameError(f"not a line of the client protocol: {error}") from None
+
+
+def decode_client_line(line: bytes) -> ClientLine:
+    """What a client says.
+
+    Raises:
+        FrameError: not JSON, an unknown type or key, or a field out of its type.
+    """
+    return _decode_line(_decode_client_line, line)
+
+
+def decode_node_line(line: bytes) -> NodeLine | Line:
+    """What a node says to a client: a delivered message or an answer.
+
+    Raises:
+        FrameError: as decode_client_line.
+    """
+    if line.startswith(MESSAGE_START):
+        return _decode_line(_decode_message_line, line)
+    return _decode_line(_decode_node_line, line)
+
+
+class LineDecoder:
+    """Cuts a stream of bytes into lines. One per connection.
+
+    Args:
+        max_line: bytes without the newline.
+    """
+
+    def __init__(self, max_line: int) -> None:
+        self.max_line = max_line
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are complete now, without newlines; blank ones are left out.
+
+        Raises:
+            FrameError: a line is longer than allowed.
+        """
+        if b"\n" not in data:
+            self._buffer += data
+            if len(self._buffer) > self.max_line:
+                raise FrameError(f"a line of over {self.max_line} bytes, the longest allowed")
+            return []
+        *lines, rest = data.split(b"\n")
+        if self._buffer:
+            lines[0] = bytes(self._buffer) + lines[0]
+        self._buffer = bytearray(rest)
+        longest = max(max(map(len, lines)), len(rest))
+        if longest > self.max_line:
+            raise FrameError(f"a line of {longest} bytes, allowed {self.max_line}")
+        return [line for line in lines if line.strip()]
