@@ -1,0 +1,1 @@
+"""What exists only to run the chat, hurt it, judge it and show it."""

@@ -1,0 +1,1 @@
+"""Judging what happened, from a run directory alone."""

@@ -1,0 +1,1 @@
+"""What shall happen: scenarios, faults and load, as plain data. Pure."""

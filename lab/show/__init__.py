@@ -1,0 +1,1 @@
+"""Telling people: tables and files made from verdicts and metrics."""
