@@ -74,6 +74,8 @@ class Effects:
     deliver: list[Record] = field(default_factory=list)
     reply: list[Refuse] = field(default_factory=list)
     fetch: list[Fetch] = field(default_factory=list)
+    halt: str = ""
+    """Not empty: durable data contradicts the cluster; stop at once, do nothing else, exit code 3 (R2)."""
 
     def merge(self, later: Effects) -> None:
         """Join the effects of a later step behind these, field by field."""
@@ -83,3 +85,4 @@ class Effects:
         self.deliver += later.deliver
         self.reply += later.reply
         self.fetch += later.fetch
+        self.halt = self.halt or later.halt

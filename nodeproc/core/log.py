@@ -1,0 +1,101 @@
+"""The log in memory: every mark, the position, and the records that are not delivered yet.
+
+Delivered records are the storage's; the core never looks at them again. What is kept here is bounded by what the
+nodes' clients may have under way (S7), so a long history costs nothing but its marks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from nodeproc.core.messages import START, Batch, Mark, Position, Record, SeqNo, Term
+
+
+def _position(record: Record) -> Position:
+    return record.header.position
+
+
+@dataclass(slots=True)
+class Log:
+    """Marks and undelivered records, in order.
+
+    Invariant: tail[0] follows `base`, each record follows the one before it, `position` is the end.
+    """
+
+    marks: list[Mark] = field(default_factory=list)
+    base: Position = START
+    """Position of the last delivered batch; START while there is none."""
+    tail: list[Record] = field(default_factory=list)
+    position: Position = START
+
+    def append(self, record: Record) -> None:
+        """Put the record at the end. The caller has checked that it belongs there (R4)."""
+        header, (term, seq_no) = record.header, self.position
+        if isinstance(header, Mark):
+            assert header.term > term and header.after == seq_no, (header, self.position)
+            self.marks.append(header)
+        else:
+            assert header.term == term and header.first == seq_no + 1 <= header.last, (header, self.position)
+        self.tail.append(record)
+        self.position = header.position
+
+    def truncate(self, keep: Position) -> int:
+        """Drop every record whose position is above `keep`; returns how many. Rule: R2.
+
+        `keep` is not below `base`: delivered messages are never dropped.
+        """
+        assert keep >= self.base, (keep, self.base)
+        kept = bisect_right(self.tail, keep, key=_position)
+        dropped = len(self.tail) - kept
+        del self.tail[kept:]
+        self.position = self.tail[-1].header.position if self.tail else self.base
+        while self.marks and self.marks[-1].position > self.position:
+            self.marks.pop()
+        return dropped
+
+    def delivered_up_to(self, commit_seq: SeqNo) -> list[Record]:
+        """Take out of the tail, in order, all up to the last batch that ends at or before commit_seq."""
+        count = 0
+        for at, record in enumerate(self.tail):
+            header = record.header
+            if isinstance(header, Batch):
+                if header.last > commit_seq:
+                    break
+                count, self.base = at + 1, header.position
+        taken = self.tail[:count]
+        del self.tail[:count]
+        return taken
+
+    def records_after(self, after: Position, max_bytes: int) -> list[Record] | None:
+        """Consecutive records behind a position, up to max_bytes but at least one if there is any.
+
+        None: they start below `base` and are on the disk only.
+        """
+        if after < self.base:
+            return None
+        taken, size = [], 0
+        for record in self.tail[bisect_right(self.tail, after, key=_position) :]:
+            size += len(record.raw)
+            if taken and size > max_bytes:
+                break
+            taken.append(record)
+        return taken
+
+    def end_of(self, term: Term) -> SeqNo:
+        """The seq_no at which the stretch of a term, or of START for 0, ends here."""
+        after = [mark.after for mark in self.marks if mark.term > term]
+        return after[0] if after else self.position.seq_no
+
+    def fork(self, marks: Sequence[tuple[Term, SeqNo]], last_seq: SeqNo) -> Position:
+        """The last position that this log has in common with another one. Rule: R1.
+
+        Args:
+            marks: the other log's (term, seq_no it starts after), ascending.
+            last_seq: the other log's last seq_no.
+        """
+        ours = {mark.term for mark in self.marks}
+        common = max((term for term, _ in marks if term in ours), default=0)
+        theirs_end = next((after for term, after in marks if term > common), last_seq)
+        return Position(common, min(self.end_of(common), theirs_end))
