@@ -1,0 +1,228 @@
+"""The rows of history.jsonl and faults.jsonl and the content of meta.json: what a run leaves for its judges.
+
+All times are CLOCK_MONOTONIC nanoseconds (time.monotonic_ns) of the one host that a run has, so rows of different
+processes compare. One JSON object a line; history.jsonl is ordered by t.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+# ---- history.jsonl -------------------------------------------------------------------------------
+
+
+class Gen(Struct, frozen=True, gc=False):
+    """The rule by which a load's payloads can be made again."""
+
+    seed: int
+    size: int
+    """Bytes of each payload."""
+
+    def payload(self, client: int, n: int) -> str:
+        """The payload of message n of this client."""
+        from lab.plan.workload import payload as workload_payload
+
+        return workload_payload(self.seed, client, n, self.size)
+
+
+class Invoke(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="invoke"):
+    """Messages n .. n + count - 1 of one session were handed to the client library at t.
+
+    Exactly one of `payloads` and `gen` says what they hold. Message n + i should have been sent at
+    intended + i * every: latency counts from there.
+    """
+
+    t: int
+    client: int
+    session: str
+    n: int
+    count: int
+    intended: int
+    every: int = 0
+    """Nanoseconds between two intended times inside this row."""
+    payloads: tuple[str, ...] = ()
+    gen: Gen | None = None
+
+    def payload(self, n: int) -> str:
+        """What message n holds; n must be one of this row's."""
+        assert self.n <= n < self.n + self.count, (n, self.n, self.count)
+        return self.gen.payload(self.client, n) if self.gen is not None else self.payloads[n - self.n]
+
+
+class Acked(Struct, frozen=True, gc=False, tag_field="op", tag="ok"):
+    """Cumulative: every message <= n of the session is acknowledged at t, and n stands at seq_no."""
+
+    t: int
+    session: str
+    n: int
+    seq_no: int
+
+
+class Failed(Struct, frozen=True, gc=False, tag_field="op", tag="fail"):
+    """Messages n .. n + count - 1 were certainly never ordered."""
+
+    t: int
+    session: str
+    n: int
+    count: int
+    reason: str
+
+
+class Unknown(Struct, frozen=True, gc=False, tag_field="op", tag="unknown"):
+    """Messages n .. n + count - 1 may have been ordered, or may still be: the log knows."""
+
+    t: int
+    session: str
+    n: int
+    count: int
+
+
+class Shown(Struct, frozen=True, gc=False, tag_field="op", tag="shown"):
+    """A subscriber was shown the lines first .. last; crc is CRC-32 of their bytes, newlines included."""
+
+    t: int
+    client: int
+    first: int
+    last: int
+    crc: int
+
+
+class Phase(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="phase"):
+    """The harness reached a point of the scenario; `node` where the point is about one node."""
+
+    t: int
+    phase: str
+    """load_started | load_stopped | step | healed | converged | diverged."""
+    detail: str = ""
+    node: int = 0
+
+
+HistoryRow: TypeAlias = Invoke | Acked | Failed | Unknown | Shown | Phase
+
+# ---- faults.jsonl --------------------------------------------------------------------------------
+
+
+class FaultRow(Struct, frozen=True, omit_defaults=True):
+    """One thing really done to one node, or to the links between nodes."""
+
+    fault: str
+    """kill | stop | pause | resume | start | restart | link | heal."""
+    target: int
+    """Node id; for links the receiving node, 0 for all."""
+    role: str
+    """What the node was just before, as its STATUS said: leader | follower | candidate | down | unknown."""
+    t: int
+    """Just before it was done."""
+    t_done: int
+    """When the evidence was there: process gone, stopped, answering again."""
+    evidence: dict[str, Any]
+    effect: bool
+    """False: it hit nothing (a kill of a node that was already dead, a link rule that no frame met)."""
+    step: int = -1
+    """Index in the scenario's steps; -1 for what the lab did by itself when healing."""
+
+
+# ---- meta.json -----------------------------------------------------------------------------------
+
+
+class NodeExit(Struct, frozen=True):
+    """A node process ended."""
+
+    t: int
+    code: int
+    """Exit code; negative: the signal that ended it."""
+    expected: bool
+    """The lab asked for it."""
+
+
+class NodeUse(Struct, frozen=True):
+    """One node over the whole run, all its processes added."""
+
+    starts: int
+    cpu_s: float
+    """User and system seconds of all its processes."""
+    rss_peak_bytes: int
+    """The largest resident size that a sample saw."""
+    exits: tuple[NodeExit, ...]
+
+
+class Sample(Struct, frozen=True, gc=False):
+    """CPU and memory of one node process at one moment."""
+
+    t: int
+    node: int
+    cpu_s: float
+    rss_bytes: int
+
+
+class Expectation(Struct, frozen=True):
+    """What an `expect` or `wait` step found while the run was on."""
+
+    step: int
+    text: str
+    """What was asked, as in the scenario."""
+    met: bool
+    found: str
+    t: int
+
+
+class Convergence(Struct, frozen=True):
+    """How the run ended, once everything was healed. Rule: A9."""
+
+    bound_s: float
+    """Stated before: by then all nodes must show the same delivered_seq, equal to commit_seq."""
+    reached: bool
+    took_s: float
+    delivered: dict[int, int]
+    """Node id -> delivered_seq at its last STATUS; a node that did not answer is missing."""
+
+
+class Meta(Struct, frozen=True):
+    """meta.json: where, with what and how the run went. Facts that are no judgement."""
+
+    scenario: str
+    kind: Literal["live", "sim"]
+    links: Literal["direct", "proxied"]
+    seed: int
+    started_utc: str
+    versions: dict[str, str]
+    interpreter: str
+    host: dict[str, Any]
+    cluster: dict[str, Any]
+    """As resolved: every default filled in."""
+    t_start: int
+    t_end: int
+    t_healed: int
+    """When the last paused or dead node answered again and every link rule was gone; 0: never got there."""
+    recovery_bound_s: float
+    """A9: with all healed, messages must be acknowledged again within this time."""
+    convergence: Convergence | None
+    """None: the run ended before convergence could be awaited."""
+    nodes: dict[int, NodeUse]
+    samples: tuple[Sample, ...]
+    expectations: tuple[Expectation, ...]
+    load: dict[str, Any]
+    """Totals: sent, acknowledged, rejected, unknown, workers, CPU seconds of the workers."""
+    proxy: dict[str, Any]
+    """Evidence counters of the proxy; empty for direct links."""
+    problem: str = ""
+    """Why the run could not be carried out to its end; empty when it was."""
+
+
+_encode = msgspec.json.Encoder().encode
+decode_history_row = msgspec.json.Decoder(HistoryRow).decode
+decode_fault_row = msgspec.json.Decoder(FaultRow).decode
+decode_meta = msgspec.json.Decoder(Meta).decode
+
+
+def encode_row(row: HistoryRow | FaultRow) -> bytes:
+    """One line with its newline."""
+    return _encode(row) + b"\n"
+
+
+def encode_meta(meta: Meta) -> bytes:
+    """meta.json, indented for people."""
+    return msgspec.json.format(_encode(meta), indent=1) + b"\n"

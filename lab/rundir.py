@@ -1,0 +1,172 @@
+"""One run's directory: the only place that knows file names.
+
+results/<scenario>/<UTC stamp>/ holds all that a run leaves (docs/results.md explains each file); `latest` beside the
+stamps points to the newest run of that scenario, and results/latest to the newest of all. The rows inside are in lab.rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lab.rows import FaultRow, HistoryRow, Meta, decode_fault_row, decode_history_row, decode_meta, encode_meta
+
+LATEST = "latest"
+
+
+class RunDirError(Exception):
+    """A path that should be a run directory is none; names what is missing."""
+
+
+def utc_stamp(now: datetime | None = None) -> str:
+    """The name of a run: 20241021T123456.789Z."""
+    at = (now or datetime.now(UTC)).astimezone(UTC)
+    return at.strftime("%Y%m%dT%H%M%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The files of one run. Nothing is read or made by asking for a path."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, results_root: Path, scenario_name: str, stamp: str) -> RunDir:
+        """Make a new, empty run directory and point both `latest` links to it.
+
+        A stamp that is taken gets -2, -3, … behind it.
+        """
+        home = results_root / scenario_name
+        home.mkdir(parents=True, exist_ok=True)
+        name, number = stamp, 1
+        while True:
+            try:
+                (home / name).mkdir()
+                break
+            except FileExistsError:
+                number += 1
+                name = f"{stamp}-{number}"
+        _point(home / LATEST, Path(name))
+        _point(results_root / LATEST, Path(scenario_name) / name)
+        return cls(home / name)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """An existing run, `latest` links resolved.
+
+        Raises:
+            RunDirError: not a directory, or without scenario.yml or meta.json.
+        """
+        run = cls(path.resolve())
+        if not run.path.is_dir():
+            raise RunDirError(f"{path}: no such directory; a run is results/<scenario>/<stamp>")
+        for file in (run.scenario, run.meta):
+            if not file.is_file():
+                raise RunDirError(f"{path}: no {file.name} in it, so it is not a finished run")
+        return run
+
+    # ---- what the run writes ---------------------------------------------------------------------
+
+    @property
+    def scenario(self) -> Path:
+        """The scenario as it was run: resolved, seed included."""
+        return self.path / "scenario.yml"
+
+    @property
+    def meta(self) -> Path:
+        return self.path / "meta.json"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def faults(self) -> Path:
+        return self.path / "faults.jsonl"
+
+    def history_part(self, worker: int) -> Path:
+        """What load worker `worker` writes; merged into history by time at the end, then removed."""
+        return self.path / f"history-{worker}.part"
+
+    @property
+    def proxy_log(self) -> Path:
+        return self.path / "proxy.log"
+
+    # ---- what each node writes -------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> Path:
+        return self.path / "nodes"
+
+    def node_dir(self, node: int) -> Path:
+        """Data directory of a node."""
+        return self.nodes / f"node_{node}"
+
+    def node_config(self, node: int) -> Path:
+        return self.nodes / f"node_{node}.yml"
+
+    def message_log(self, node: int) -> Path:
+        return self.node_dir(node) / "logs" / f"node_{node}_messages.jsonl"
+
+    def events(self, node: int) -> Path:
+        return self.node_dir(node) / "events.jsonl"
+
+    def node_log(self, node: int) -> Path:
+        """Standard error of a node, over all its starts."""
+        return self.node_dir(node) / "node.log"
+
+    def node_ids(self) -> list[int]:
+        """Ids of all nodes that have a data directory, ascending."""
+        found = (entry.name.removeprefix("node_") for entry in self.nodes.glob("node_*") if entry.is_dir())
+        return sorted(int(name) for name in found if name.isdecimal())
+
+    # ---- what the judges write -------------------------------------------------------------------
+
+    @property
+    def verdict(self) -> Path:
+        return self.path / "verdict.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.txt"
+
+    @property
+    def junit(self) -> Path:
+        return self.path / "junit.xml"
+
+    # ---- reading rows ----------------------------------------------------------------------------
+
+    def read_history(self) -> Iterator[HistoryRow]:
+        """The rows of history.jsonl in order; nothing where the file is missing."""
+        for line in _lines(self.history):
+            yield decode_history_row(line)
+
+    def read_faults(self) -> list[FaultRow]:
+        return [decode_fault_row(line) for line in _lines(self.faults)]
+
+    def read_meta(self) -> Meta:
+        return decode_meta(self.meta.read_bytes())
+
+    def write_meta(self, meta: Meta) -> None:
+        self.meta.write_bytes(encode_meta(meta))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        yield from file
+
+
+def _point(link: Path, target: Path) -> None:
+    """Make `link` point to `target`, in one step where it existed before."""
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(link)
