@@ -1,7 +1,7 @@
 """One run's directory: the only place that knows file names.
 
 results/<scenario>/<UTC stamp>/ holds all that a run leaves (docs/results.md explains each file); `latest` beside the
-stamps points to the newest run of that scenario, and results/latest to the newest of all. The rows inside are in lab.rows.
+stamps points to the newest run of that scenario, and results/latest to the newest of all. Their rows are in lab.rows.
 """
 
 from __future__ import annotations
