@@ -5,6 +5,7 @@
     ├── StorageError
     │   ├── CorruptionError durable data is not what was written               exit code 3
     │   └── WriteFailed     a write or fdatasync failed; the file is given up  exit code 4
+    ├── Unreachable         no node answered a client at the addresses given
     └── FrameError          bytes from outside that are not a frame or a line  the connection is closed
 
 A broken invariant of our own is an AssertionError and ends the process with exit code 70.
@@ -35,3 +36,7 @@ class WriteFailed(StorageError):
 
 class FrameError(ChatError):
     """Bytes from a peer or client can't be understood: the stream is not to be trusted any more. Rule: S7."""
+
+
+class Unreachable(ChatError):
+    """No node answered a client in time; names the addresses and the last error."""

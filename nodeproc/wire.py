@@ -374,6 +374,8 @@ class Welcome(Struct, frozen=True, tag_field="type", tag="WELCOME"):
     leader: NodeId
     """0: none known."""
     term: Term
+    acknowledged_seq: SeqNo = 0
+    """The seq_no of message `acknowledged`; 0: not told, an ACK tells it when the message is sent again."""
 
 
 class Ack(Struct, frozen=True, tag_field="type", tag="ACK"):
