@@ -1,0 +1,179 @@
+"""What a scenario expects, as data.
+
+Two closed sets. A Moment expectation speaks of the cluster as its nodes' STATUS shows it at one moment: it stands in
+an `expect` step and the live runner judges it there (lab.plan.faults.judge). A Run expectation speaks of
+what the whole run left behind (logs, events, history): it stands in the final `expectations` section and
+lab.check judges it from the run directory alone. `last_seq` may stand in both.
+
+In YAML each is a mapping of one key: `- leader: 2`, `- event: {is: buffered, on: 2}`. A plain value stands for the
+field named by `short`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, TypeAlias
+
+from msgspec import Struct
+
+from lab.plan.words import Duration, Target
+from nodeproc.core.messages import NodeId, SeqNo
+
+
+class Expectation(Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all; the subclasses are listed below and nowhere else."""
+
+    word: ClassVar[str]
+    """The key that it has in YAML."""
+    short: ClassVar[str] = ""
+    """The field that a plain value stands for; "": none."""
+
+
+# ---- of a moment --------------------------------------------------------------------------------
+
+
+class LeaderIs(Expectation, frozen=True, rename={"node": "is"}):
+    """Every running node of `on` names this node as leader, and that node says that it leads."""
+
+    word = "leader"
+    short = "node"
+    node: NodeId
+    on: Target = "running"
+
+
+class RoleIs(Expectation, frozen=True, rename={"role": "is", "node": "of"}):
+    """These nodes have this role."""
+
+    word = "role"
+    node: Target
+    role: Literal["leader", "follower", "candidate"]
+
+
+class CaughtUp(Expectation, frozen=True):
+    """These nodes have delivered all that any running node knows to be committed."""
+
+    word = "caught_up"
+    short = "on"
+    on: Target
+
+
+class LastSeq(Expectation, frozen=True, rename={"seq_no": "is"}):
+    """How many messages these nodes have delivered. At least one of the two numbers is given.
+
+    As a Run expectation: the last seq_no in their message logs.
+    """
+
+    word = "last_seq"
+    short = "seq_no"
+    seq_no: SeqNo | None = None
+    at_least: SeqNo | None = None
+    on: Target = "all"
+
+
+# ---- of the run ---------------------------------------------------------------------------------
+
+
+class Order(Expectation, frozen=True, rename={"first": "from"}):
+    """These payloads stand in every node's log in this order.
+
+    consecutive: nothing else stands between them.
+    first: seq_no of the first of them.
+    """
+
+    word = "order"
+    short = "payloads"
+    payloads: tuple[str, ...]
+    consecutive: bool = False
+    first: SeqNo | None = None
+
+
+class NumberingContinues(Expectation, frozen=True, rename={"terms": "over_terms"}):
+    """At least so many terms have messages in the log, and where the term changes the seq_no goes on by one."""
+
+    word = "numbering_continues"
+    short = "terms"
+    terms: int = 2
+
+
+class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
+    """An event was reported on these nodes, all added up, at least so often and at most so often.
+
+    where: field -> value; only events that have them all count. A value compares as text.
+    """
+
+    word = "event"
+    short = "event"
+    event: str
+    on: Target = "all"
+    where: dict[str, str | int | bool] = {}
+    at_least: int = 1
+    at_most: int | None = None
+
+
+class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
+    """The median time between two such events in a row on one node is near a value.
+
+    Nodes of `on` with fewer than at_least intervals don't count; one at least must have enough, and each that has must
+    be within tolerance. Intervals over a restart of the node are left out.
+    """
+
+    word = "interval"
+    event: str
+    near: Duration
+    tolerance: Duration
+    on: Target = "all"
+    at_least: int = 3
+
+
+class Acknowledged(Expectation, frozen=True):
+    """Every message that any client sent was acknowledged: none rejected, none unknown, and at least so many."""
+
+    word = "acknowledged"
+    short = "at_least"
+    at_least: int = 1
+
+
+class Throughput(Expectation, frozen=True):
+    """Messages acknowledged a second, from the load's first send to its last acknowledgement.
+
+    soft: a miss is shown but fails nothing.
+    """
+
+    word = "throughput"
+    short = "at_least"
+    at_least: float
+    soft: bool = True
+
+
+class Unavailable(Expectation, frozen=True):
+    """While the load ran, no longer time than this passed without an acknowledgement.
+
+    soft: as in Throughput.
+    """
+
+    word = "unavailable"
+    short = "at_most"
+    at_most: Duration
+    soft: bool = False
+
+
+MomentExpectation: TypeAlias = LeaderIs | RoleIs | CaughtUp | LastSeq
+RunExpectation: TypeAlias = (
+    LastSeq | Order | NumberingContinues | EventSeen | EventInterval | Acknowledged | Throughput | Unavailable
+)
+
+MOMENT_EXPECTATIONS: dict[str, type[Expectation]] = {
+    each.word: each for each in (LeaderIs, RoleIs, CaughtUp, LastSeq)
+}
+RUN_EXPECTATIONS: dict[str, type[Expectation]] = {
+    each.word: each
+    for each in (
+        LastSeq,
+        Order,
+        NumberingContinues,
+        EventSeen,
+        EventInterval,
+        Acknowledged,
+        Throughput,
+        Unavailable,
+    )
+}

@@ -1,0 +1,327 @@
+"""The steps of a scenario: a closed set, done one after the other.
+
+In YAML each is a mapping of one key, `- kill: leader`, beside which `name` may stand. A plain value stands for the field
+named by `short`. A step is done when its evidence is there: a kill when the process is gone, a start when the node
+answers STATUS. A `send` or `wait` that is not done within its time is a missed expectation: the remaining
+steps are left out, everything is healed and judged all the same.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, TypeAlias
+
+from msgspec import Struct
+
+from lab.plan.expectation import MomentExpectation
+from lab.plan.words import Duration, Target
+from nodeproc.core.messages import SeqNo
+
+
+class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all; the subclasses are listed below and nowhere else."""
+
+    word: ClassVar[str]
+    """The key that it has in YAML."""
+    short: ClassVar[str] = ""
+    """The field that a plain value stands for; "": none."""
+    name: str = ""
+    """For progress lines and results; "": the step itself is shown."""
+
+
+# ---- nodes --------------------------------------------------------------------------------------
+
+
+class Start(Step, frozen=True):
+    """Start nodes that are down, all at once. Done when all answer."""
+
+    word = "start"
+    short = "target"
+    target: Target
+
+
+class Stop(Step, frozen=True):
+    """SIGTERM, all at once. Done when the processes are gone."""
+
+    word = "stop"
+    short = "target"
+    target: Target
+
+
+class Kill(Step, frozen=True):
+    """SIGKILL, all at once. Done when the processes are gone."""
+
+    word = "kill"
+    short = "target"
+    target: Target
+
+
+class Pause(Step, frozen=True):
+    """SIGSTOP. Done when the processes are stopped."""
+
+    word = "pause"
+    short = "target"
+    target: Target
+
+
+class Resume(Step, frozen=True):
+    """SIGCONT. Done when the nodes answer."""
+
+    word = "resume"
+    short = "target"
+    target: Target
+
+
+class Restart(Step, frozen=True, rename={"down": "down_for"}):
+    """Take nodes down and start them again, one after the other. Done when the last one answers.
+
+    how: stop (SIGTERM) or kill (SIGKILL).
+    down: how long each stays down.
+    """
+
+    word = "restart"
+    short = "target"
+    target: Target
+    how: Literal["stop", "kill"] = "stop"
+    down: Duration = Duration(0)
+
+
+class FullRestart(Step, frozen=True, rename={"down": "down_for"}):
+    """Take all running nodes down at once, then start all nodes. Done when all answer."""
+
+    word = "full_restart"
+    short = "how"
+    how: Literal["stop", "kill"]
+    down: Duration = Duration(0)
+
+
+# ---- the network --------------------------------------------------------------------------------
+
+
+class Reorder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Hold back every `every`-th matching frame until `behind` later matching frames have overtaken it.
+
+    at_most: it is let go after this time even when nothing overtook it.
+    """
+
+    every: int = 2
+    behind: int = 1
+    at_most: Duration = Duration(0.1)
+
+
+class Link(Step, frozen=True, rename={"source": "from"}):
+    """From now on treat frames on the directed links from `source` to `to` so; a later rule for a link replaces it.
+
+    frames: frame types ("APPEND") that it applies to; empty: all.
+    delay: each such frame is held this long, and up to `jitter` longer, in order.
+    A scenario with such a step runs all its links through the proxy.
+    """
+
+    word = "link"
+    source: Target = "all"
+    to: Target = "all"
+    frames: tuple[str, ...] = ()
+    reorder: Reorder | None = None
+    delay: Duration = Duration(0)
+    jitter: Duration = Duration(0)
+
+
+class Heal(Step, frozen=True):
+    """links: all links are straight again. all: besides, paused nodes are resumed and nodes that are down are started."""
+
+    word = "heal"
+    short = "what"
+    what: Literal["links", "all"] = "all"
+
+
+# ---- clients ------------------------------------------------------------------------------------
+
+
+class Sender(Struct, frozen=True, forbid_unknown_fields=True):
+    """Messages of one named client.
+
+    via: node id that the client connects to; without it, the one it used last, at first the lowest. When that node is
+        down the client goes to another one.
+    messages: exact payloads, or how many to make (`message 1 of client 101`, counted on over the run).
+    fresh: the client process ended and a new one comes: a new session.
+    """
+
+    client: int
+    messages: tuple[str, ...] | int
+    via: int | None = None
+    fresh: bool = False
+
+
+class Send(Step, frozen=True):
+    """Send exact messages, a client's one after the other without waiting; several clients at the same time.
+
+    Done when all are acknowledged, in `within`; at once with `wait: false`. In YAML a single client's fields may stand
+    here in place of `clients`.
+    """
+
+    word = "send"
+    short = "clients"
+    clients: tuple[Sender, ...]
+    within: Duration = Duration(10)
+    wait: bool = True
+
+
+class LoadSwitch(Step, frozen=True):
+    """Start the scenario's load, or stop it: nothing new is sent, what is under way is waited for."""
+
+    word = "load"
+    short = "do"
+    do: Literal["start", "stop"]
+
+
+# ---- waiting and looking ------------------------------------------------------------------------
+
+
+class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="for"):
+    """Base of what can be waited for; `for` names it in YAML."""
+
+    within: Duration = Duration(10)
+
+
+class UntilLeader(Until, frozen=True, tag="leader"):
+    """All running nodes name the same leader of the same term, and it says so itself."""
+
+
+class UntilNewLeader(Until, frozen=True, tag="new_leader"):
+    """As leader, with a term above the highest that any node showed before the latest fault step began."""
+
+
+class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
+    """These nodes have delivered all that any running node knew to be committed when the wait began."""
+
+    on: Target = "running"
+
+
+class UntilDelivered(Until, frozen=True, tag="delivered"):
+    """Each of these nodes has delivered at least `count` messages."""
+
+    count: SeqNo
+    on: Target = "running"
+
+
+class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
+    """`count` more of the load's messages are acknowledged than when the wait began."""
+
+    count: int
+
+
+class UntilLoadDone(Until, frozen=True, tag="load_done"):
+    """A load with a count or duration has an outcome for each of its messages."""
+
+
+class UntilIdle(Until, frozen=True, tag="idle"):
+    """No client waits for an outcome, and all running nodes have delivered the same and all that is committed."""
+
+
+class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
+    """These nodes have reported the event `count` more times, added up, than when the latest fault step began.
+
+    where: as in the `event` expectation.
+    """
+
+    event: str
+    on: Target = "all"
+    where: dict[str, str | int | bool] = {}
+    count: int = 1
+
+
+UntilAny: TypeAlias = (
+    UntilLeader
+    | UntilNewLeader
+    | UntilCaughtUp
+    | UntilDelivered
+    | UntilAcknowledged
+    | UntilLoadDone
+    | UntilIdle
+    | UntilEvent
+)
+
+
+class Wait(Step, frozen=True):
+    """Go on when something has come true; a plain word stands for `{for: word}`."""
+
+    word = "wait"
+    until: UntilAny
+
+
+class Sleep(Step, frozen=True, rename={"time": "for"}):
+    """Let time pass. For rest between faults, never for waiting until something is so."""
+
+    word = "sleep"
+    short = "time"
+    time: Duration
+
+
+class Expect(Step, frozen=True):
+    """Look at the nodes' STATUS now; each must be so at this moment. A miss does not end the run."""
+
+    word = "expect"
+    that: tuple[MomentExpectation, ...]
+
+
+class Repeat(Step, frozen=True):
+    """The steps inside, so many times. lab.plan.scenario.Scenario.unrolled() has them one by one."""
+
+    word = "repeat"
+    times: int
+    steps: tuple[StepAny, ...]
+
+
+StepAny: TypeAlias = (
+    Start
+    | Stop
+    | Kill
+    | Pause
+    | Resume
+    | Restart
+    | FullRestart
+    | Link
+    | Heal
+    | Send
+    | LoadSwitch
+    | Wait
+    | Sleep
+    | Expect
+    | Repeat
+)
+
+STEPS: dict[str, type[Step]] = {
+    each.word: each
+    for each in (
+        Start,
+        Stop,
+        Kill,
+        Pause,
+        Resume,
+        Restart,
+        FullRestart,
+        Link,
+        Heal,
+        Send,
+        LoadSwitch,
+        Wait,
+        Sleep,
+        Expect,
+        Repeat,
+    )
+}
+FAULT_STEPS = (Start, Stop, Kill, Pause, Resume, Restart, FullRestart, Link, Heal)
+"""Steps that do something to nodes or links; each leaves rows in faults.jsonl."""
+
+UNTILS: dict[str, type[Until]] = {
+    str(each.__struct_config__.tag): each
+    for each in (
+        UntilLeader,
+        UntilNewLeader,
+        UntilCaughtUp,
+        UntilDelivered,
+        UntilAcknowledged,
+        UntilLoadDone,
+        UntilIdle,
+        UntilEvent,
+    )
+}

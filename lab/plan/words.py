@@ -1,0 +1,78 @@
+"""The two kinds of words that scenarios are full of: durations and targets."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, TypeAlias, get_args
+
+from nodeproc.core.messages import NodeId
+
+# ---- durations ----------------------------------------------------------------------------------
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0}
+DURATION_ALLOWED = "a duration such as 500ms, 2s or 1.5m"
+
+
+class Duration(float):
+    """Seconds; written in YAML as `500ms`, `2s` or `1.5m`. Never negative."""
+
+    @classmethod
+    def parse(cls, text: object) -> Duration:
+        """Read one.
+
+        Raises:
+            ValueError: the text is no duration; says what is allowed.
+        """
+        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"found {text!r}, allowed {DURATION_ALLOWED}")
+        return cls(round(float(match[1]) * _UNIT_S[match[2]], 9))
+
+    def __str__(self) -> str:
+        """As parse() reads it: whole seconds in s, all else in ms."""
+        if self == int(self):
+            return f"{int(self)}s"
+        return f"{round(self * 1000, 6):.6f}".rstrip("0").rstrip(".") + "ms"
+
+
+def decode_word(wanted: type, found: Any) -> Any:
+    """msgspec's dec_hook for the types of this package."""
+    if wanted is Duration:
+        return Duration.parse(found)
+    raise NotImplementedError(wanted)
+
+
+def encode_word(value: Any) -> str:
+    """msgspec's enc_hook for the types of this package."""
+    if isinstance(value, Duration):
+        return str(value)
+    raise NotImplementedError(type(value))
+
+
+# ---- targets ------------------------------------------------------------------------------------
+
+TargetWord: TypeAlias = Literal["leader", "follower", "followers", "all", "running", "killed", "paused", "down"]
+"""leader      the node that leads now
+follower    one running follower, drawn with the run's seed
+followers   all running followers
+all         every node of the cluster
+running     every node whose process runs, paused ones left out
+killed      what the latest kill or stop put down, until it is started again
+paused      what is paused now
+down        every node whose process does not run"""
+
+TARGET_WORDS: tuple[str, ...] = get_args(TargetWord)
+
+Target: TypeAlias = TargetWord | NodeId | tuple[TargetWord | NodeId, ...]
+"""Which nodes: a word, a node id, or a list of both. lab.plan.faults.choose says which these are at a moment."""
+
+
+def target_parts(target: Target) -> tuple[TargetWord | NodeId, ...]:
+    """The words and ids of a target, one by one."""
+    return target if isinstance(target, tuple) else (target,)
+
+
+def show_target(target: Target) -> str:
+    """For progress lines: `leader`, `node 3`, `nodes 1, 2`."""
+    return ", ".join(f"node {part}" if isinstance(part, int) else part for part in target_parts(target))
