@@ -1,0 +1,115 @@
+"""What a load sends, when and by whom: payloads and plans that follow from the seed alone. Pure."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+from msgspec import Struct
+
+from lab.plan.scenario import Load
+from nodeproc.core.messages import NodeId
+
+_FILLER_SPREAD = 1 << 16
+_WORDS = (
+    "a and any are as at be but by can do even for from go had has he here how if in into is it its just know like "
+    "made make may me more much my never no not now of on one only or order our out over same see she so some still "
+    "such take than that the them then there they this time to two up us was we well were what when which who will "
+    "with word would yes you your"
+).split()
+
+
+@lru_cache(maxsize=8)
+def _filler(seed: int, size: int) -> str:
+    """Plain words, long enough for every payload to start elsewhere in them."""
+    rng = random.Random(f"filler {seed}")
+    wanted = _FILLER_SPREAD + size
+    words: list[str] = []
+    length = 0
+    while length < wanted:
+        word = rng.choice(_WORDS)
+        words.append(word)
+        length += len(word) + 1
+    return " ".join(words)
+
+
+def payload(seed: int, client: int, n: int, size: int) -> str:
+    """What message n of a load's client holds: `size` ASCII characters that need no escape in JSON.
+
+    It starts with client and n, cut off where size is too small for them, so that payloads differ.
+    """
+    filler = _filler(seed, size)
+    head = f"{client}:{n} "
+    start = (n * 7919 + client * 104_729) % _FILLER_SPREAD
+    return (head + filler[start : start + size])[:size]
+
+
+def numbered_message(client: int, number: int) -> str:
+    """What `messages: 10` in a `send` step makes: the number-th such message of the client in this run, from 1."""
+    return f"message {number} of client {client}"
+
+
+class ClientPlan(Struct, frozen=True):
+    """What one client of a load does.
+
+    addresses: nodes in the order in which it tries them.
+    interval_s: open loop: message n is due interval_s * (n - 1) + phase_s after the start; 0 for a closed loop.
+    in_flight: closed loop: messages without outcome that it keeps; 0 for an open loop.
+    count: messages that it sends; None: until stopped.
+    """
+
+    client: int
+    addresses: tuple[NodeId, ...]
+    interval_s: float
+    phase_s: float
+    in_flight: int
+    count: int | None
+    size: int
+    seed: int
+
+    def due_s(self, n: int) -> float:
+        """When message n should be sent, seconds after the start. Open loop only."""
+        return self.phase_s + (n - 1) * self.interval_s
+
+    def due_count(self, elapsed_s: float) -> int:
+        """How many messages should have been sent this long after the start. Open loop only."""
+        if elapsed_s < self.phase_s:
+            return 0
+        due = int((elapsed_s - self.phase_s) / self.interval_s + 1e-9) + 1
+        return due if self.count is None else min(due, self.count)
+
+
+def client_plans(load: Load, via: tuple[NodeId, ...], seed: int) -> tuple[ClientPlan, ...]:
+    """One plan a client.
+
+    Args:
+        via: load.via as it is when the load starts, at least one node.
+
+    Returns:
+        in the order of client ids; counts add up to load.count, rates to load.rate; the clients' phases are spread evenly.
+    """
+    interval_s = load.clients / load.rate if load.rate is not None else 0.0
+    plans = []
+    for index in range(load.clients):
+        turn = index % len(via)
+        count = None
+        if load.count is not None:
+            count = load.count // load.clients + (1 if index < load.count % load.clients else 0)
+        plans.append(
+            ClientPlan(
+                client=load.first_client + index,
+                addresses=via[turn:] + via[:turn],
+                interval_s=interval_s,
+                phase_s=interval_s * index / load.clients,
+                in_flight=load.in_flight or 0,
+                count=count,
+                size=load.size,
+                seed=seed,
+            )
+        )
+    return tuple(plans)
+
+
+def share(plans: tuple[ClientPlan, ...], workers: int) -> tuple[tuple[ClientPlan, ...], ...]:
+    """The plans dealt out to worker processes in turn; none of them is empty, so there may be fewer than asked for."""
+    return tuple(plans[index::workers] for index in range(min(workers, len(plans))))
