@@ -1,0 +1,216 @@
+"""The first start on a fresh machine: make .venv, install the locked requirements, start again inside it.
+
+Standard library only, and importable by any Python 3.7+, so that an old interpreter gets a sentence and no
+SyntaxError. With the packages importable nothing is made and nothing is started again.
+
+    python3 run_lab.py ...          calls ensure_packages()
+    python3 -m lab.bootstrap --dev  makes .venv with the packages of tests and checks, prints its interpreter
+
+`.venv` counts as whole when it holds a copy of the requirements file that was installed, written last, and the
+packages lie in it. All else (an interrupted install, a lost interpreter, changed requirements) is repaired. The lock is
+on requirements.txt itself: it exists, and the kernel gives a lock back when its holder dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST_PYTHON = (3, 11)
+EXIT_HARNESS = 70
+EXIT_INTERRUPTED = 130
+RESTARTED = "CHATLAB_RESTARTED"
+"""Environment variable of the process started again: it must not start itself a third time."""
+
+
+class Wanted(NamedTuple):
+    """A requirements file and the modules by which its packages are known to be there."""
+
+    file: str
+    modules: tuple[str, ...]
+
+
+# uvloop is not asked for: nodes run on asyncio where it is missing.
+RUN = Wanted("requirements.txt", ("msgspec", "prompt_toolkit", "psutil", "yaml", "tabulate"))
+DEV = Wanted(
+    "requirements-dev.txt", (*RUN.modules, "hypothesis", "mypy", "pytest", "pytest_benchmark", "xdist", "ruff")
+)
+
+
+class BootstrapError(Exception):
+    """The packages can't be had; its text says what to do."""
+
+
+def ensure_packages(root: Path = ROOT) -> None:
+    """Return when the packages of a run are importable; else start again in .venv with the same arguments.
+
+    Ends the process with exit code 70, and one clear message, when they can't be had.
+    """
+    try:
+        if sys.version_info < OLDEST_PYTHON:
+            oldest = ".".join(map(str, OLDEST_PYTHON))
+            raise BootstrapError(f"{sys.executable} is Python {sys.version.split()[0]}; allowed: {oldest} or newer")
+        restarted = os.environ.pop(RESTARTED, None) is not None
+        if importable(RUN):
+            return
+        if restarted:
+            names = ", ".join(missing(RUN))
+            raise BootstrapError(f"{names} still missing in {sys.prefix}; remove {root / '.venv'} and start again")
+        python = prepare(root, RUN)
+    except BootstrapError as error:
+        _say(str(error))
+        raise SystemExit(EXIT_HARNESS) from None
+    except KeyboardInterrupt:
+        _say("interrupted; the next start goes on with .venv")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    os.environ[RESTARTED] = "1"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(python, [str(python), *sys.orig_argv[1:]])
+
+
+def missing(wanted: Wanted, path: Sequence[str] | None = None) -> list[str]:
+    """The modules not found on `path` (site-packages directories), or by this process where it is None."""
+    if path is None:
+        return [name for name in wanted.modules if importlib.util.find_spec(name) is None]
+    importlib.invalidate_caches()
+    return [name for name in wanted.modules if importlib.machinery.PathFinder.find_spec(name, list(path)) is None]
+
+
+def importable(wanted: Wanted) -> bool:
+    return not missing(wanted)
+
+
+def prepare(root: Path, wanted: Wanted) -> Path:
+    """Make .venv whole and give its interpreter. Safe to call from several processes at once.
+
+    Raises:
+        BootstrapError: pip or venv failed, or the project directory can't be written.
+    """
+    venv = root / ".venv"
+    if is_whole(venv, root, wanted):
+        return _python(venv)
+    with _locked(root / RUN.file):
+        if not is_whole(venv, root, wanted):  # else another process made it meanwhile
+            _build(venv, root, wanted)
+    return _python(venv)
+
+
+def is_whole(venv: Path, root: Path, wanted: Wanted) -> bool:
+    """Whether .venv holds what the requirements file says now."""
+    try:
+        installed = (venv / wanted.file).read_bytes()
+        required = (root / wanted.file).read_bytes()
+    except OSError:
+        return False
+    site = [str(path) for path in venv.glob("lib/python*/site-packages")]
+    return installed == required and os.access(_python(venv), os.X_OK) and not missing(wanted, site)
+
+
+def _python(venv: Path) -> Path:
+    return venv / "bin" / "python"
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the only lock on `file`; says so on stderr when it has to wait."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise BootstrapError(f"{file}: {error.strerror}; it names the packages to install") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("another process prepares .venv; waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _build(venv: Path, root: Path, wanted: Wanted) -> None:
+    """Repair .venv in place, or make it anew where that fails; the copy of the requirements is written last."""
+    _say(f"installing the packages of {wanted.file} into {venv} (once)")
+    repaired = venv.exists() and _runs(venv) and _install(venv, root, wanted) is None and _complete(venv, wanted)
+    if not repaired:
+        _make_empty(venv)
+        problem = _install(venv, root, wanted)
+        if problem is not None:
+            raise BootstrapError(f"pip could not install {wanted.file}:\n{problem}")
+        if not _complete(venv, wanted):
+            raise BootstrapError(f"{wanted.file} was installed into {venv}, but its packages can't be imported")
+    for each in {RUN, wanted}:  # the development requirements hold those of a run
+        with contextlib.suppress(FileNotFoundError):
+            (venv / each.file).write_bytes((root / each.file).read_bytes())
+
+
+def _runs(venv: Path) -> bool:
+    """Whether the interpreter starts, is new enough and has pip."""
+    code = f"import sys, pip; sys.exit(sys.version_info < {OLDEST_PYTHON})"
+    return _run([str(_python(venv)), "-c", code]) is None
+
+
+def _make_empty(venv: Path) -> None:
+    # The base interpreter: a virtual environment may be cleared by one that does not live in it.
+    base = getattr(sys, "_base_executable", sys.executable)
+    problem = _run([base, "-m", "venv", "--clear", str(venv)])
+    if problem is not None:
+        hint = "the package python3-venv may be missing (Debian, Ubuntu: apt install python3-venv)"
+        raise BootstrapError(f"{venv} could not be made; {hint}:\n{problem}")
+
+
+def _install(venv: Path, root: Path, wanted: Wanted) -> str | None:
+    """Run pip; what it complained about, or None when it succeeded."""
+    pip = [str(_python(venv)), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    return _run([*pip, "-r", str(root / wanted.file)])
+
+
+def _complete(venv: Path, wanted: Wanted) -> bool:
+    """Whether the packages import: half-written files of an interrupted install don't."""
+    return _run([str(_python(venv)), "-c", f"import {', '.join(wanted.modules)}"]) is None
+
+
+def _run(command: Sequence[str]) -> str | None:
+    """None when the command succeeded, else its error output."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    if done.returncode == 0:
+        return None
+    return (done.stderr or done.stdout).strip() or f"{command[0]} ended with {done.returncode}"
+
+
+def _say(text: str) -> None:
+    print(f"run_lab: {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python3 -m lab.bootstrap [--dev]`: print the interpreter that has the packages, making .venv if need be."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m lab.bootstrap", description="make .venv and print its interpreter"
+    )
+    parser.add_argument("--dev", action="store_true", help="also install what tests and checks need")
+    wanted = DEV if parser.parse_args(arguments).dev else RUN
+    try:
+        print(sys.executable if importable(wanted) else prepare(ROOT, wanted))
+    except BootstrapError as error:
+        _say(str(error))
+        return EXIT_HARNESS
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
