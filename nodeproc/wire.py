@@ -81,7 +81,7 @@ class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"
 
 
 EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed
-_decode_entry_header = msgspec.json.Decoder(EntryHeader).decode
+_decode_entry_header: Callable[[bytes | memoryview], EntryHeader] = msgspec.json.Decoder(EntryHeader).decode
 
 
 class Entry(Struct, frozen=True, gc=False):
@@ -232,7 +232,7 @@ class _AppendHeader(Struct, frozen=True, tag_field="type", tag="APPEND"):
 Handshake: TypeAlias = PeerHello | PeerChallenge | PeerProof | PeerRefusal
 FrameMessage: TypeAlias = PeerMessage | Handshake
 
-_decode_frame_header = msgspec.json.Decoder(
+_decode_frame_header: Callable[[bytes | memoryview], _AppendHeader | FrameMessage] = msgspec.json.Decoder(
     _AppendHeader
     | Join
     | JoinAck
@@ -347,7 +347,9 @@ class Chat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", ta
     payloads: tuple[str, ...]
 
 
-class Subscribe(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="SUBSCRIBE", rename={"start": "from"}):
+class Subscribe(
+    Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="SUBSCRIBE", rename={"start": "from"}
+):
     """Send every delivered message from this seq_no on. Rule: S6."""
 
     start: SeqNo = 1
@@ -389,7 +391,8 @@ class Ack(Struct, frozen=True, tag_field="type", tag="ACK"):
 class Reject(Struct, frozen=True, tag_field="type", tag="REJECT"):
     """Messages of a CHAT were not ordered. Rule: S2, S3, S7, F3.
 
-    retry: true, send again, from `expected` where it is not 0 and else after the next LEADER line; false: certainly never ordered.
+    retry: true, send again, from `expected` where it is not 0 and else after the next LEADER line;
+    false: certainly never ordered.
     """
 
     session: str
@@ -444,9 +447,9 @@ class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
 
 NodeLine: TypeAlias = Welcome | Ack | Reject | LeaderLine | Problem | Status
 
-_decode_client_line = msgspec.json.Decoder(ClientLine).decode
-_decode_node_line = msgspec.json.Decoder(NodeLine).decode
-_decode_message_line = msgspec.json.Decoder(Line).decode
+_decode_client_line: Callable[[bytes], ClientLine] = msgspec.json.Decoder(ClientLine).decode
+_decode_node_line: Callable[[bytes], NodeLine] = msgspec.json.Decoder(NodeLine).decode
+_decode_message_line: Callable[[bytes], Line] = msgspec.json.Decoder(Line).decode
 _LineT = TypeVar("_LineT")
 
 MESSAGE_START = b'{"seq_no":'

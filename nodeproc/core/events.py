@@ -31,47 +31,47 @@ class Event(Struct, frozen=True, gc=False, tag_field="event"):
 # ---- node ---------------------------------------------------------------------------------------
 
 
-class Starting(Event, tag="starting"):
+class Starting(Event, frozen=True, tag="starting"):
     logger = "node"
     text = "Starting node..."
     term: Term
     last_seq: SeqNo
 
 
-class BecameLeader(Event, tag="became_leader"):
+class BecameLeader(Event, frozen=True, tag="became_leader"):
     logger = "node"
     text = "Became LEADER for term {term}"
     term: Term
     last_seq: SeqNo
 
 
-class BecameFollower(Event, tag="became_follower"):
+class BecameFollower(Event, frozen=True, tag="became_follower"):
     logger = "node"
     text = "Became FOLLOWER in term {term}: {reason}"
     term: Term
     reason: str
 
 
-class BecameCandidate(Event, tag="became_candidate"):
+class BecameCandidate(Event, frozen=True, tag="became_candidate"):
     logger = "node"
     text = "Became CANDIDATE for term {term}"
     term: Term
 
 
-class NewCoordinator(Event, tag="new_coordinator"):
+class NewCoordinator(Event, frozen=True, tag="new_coordinator"):
     logger = "node"
     text = "New coordinator: node_{leader}, term={term}"
     term: Term
     leader: NodeId
 
 
-class Stopping(Event, tag="stopping"):
+class Stopping(Event, frozen=True, tag="stopping"):
     logger = "node"
     text = "Stopping: {reason}"
     reason: str
 
 
-class Failed(Event, tag="failed"):
+class Failed(Event, frozen=True, tag="failed"):
     logger = "node"
     level = "ERROR"
     text = "{reason}"
@@ -81,12 +81,12 @@ class Failed(Event, tag="failed"):
 # ---- membership ---------------------------------------------------------------------------------
 
 
-class Joining(Event, tag="joining"):
+class Joining(Event, frozen=True, tag="joining"):
     logger = "membership"
     text = "Attempting to join..."
 
 
-class JoinAnswered(Event, tag="join_answered"):
+class JoinAnswered(Event, frozen=True, tag="join_answered"):
     logger = "membership"
     text = "Sent JOIN_ACK to node_{peer} (leader node_{leader}, term={term})"
     peer: NodeId
@@ -94,7 +94,7 @@ class JoinAnswered(Event, tag="join_answered"):
     term: Term
 
 
-class StrangerRefused(Event, tag="stranger_refused"):
+class StrangerRefused(Event, frozen=True, tag="stranger_refused"):
     logger = "membership"
     level = "ERROR"
     text = "node_{peer} comes with data directory {found}, known by {known}: refused (a lost disk needs --rebuild)"
@@ -103,7 +103,7 @@ class StrangerRefused(Event, tag="stranger_refused"):
     found: str
 
 
-class NodeReadmitted(Event, tag="node_readmitted"):
+class NodeReadmitted(Event, frozen=True, tag="node_readmitted"):
     logger = "membership"
     text = "node_{peer} is rebuilt and votes again, term={term}"
     peer: NodeId
@@ -113,7 +113,7 @@ class NodeReadmitted(Event, tag="node_readmitted"):
 # ---- failure ------------------------------------------------------------------------------------
 
 
-class LeaderTimeout(Event, tag="leader_timeout"):
+class LeaderTimeout(Event, frozen=True, tag="leader_timeout"):
     logger = "failure"
     level = "WARNING"
     text = "Leader timeout! node_{leader}: {reason}"
@@ -121,14 +121,14 @@ class LeaderTimeout(Event, tag="leader_timeout"):
     reason: str
 
 
-class QuorumLost(Event, tag="quorum_lost"):
+class QuorumLost(Event, frozen=True, tag="quorum_lost"):
     logger = "failure"
     level = "WARNING"
     text = "No answer from a majority in term {term}: stepping down"
     term: Term
 
 
-class HeartbeatSent(Event, tag="heartbeat_sent"):
+class HeartbeatSent(Event, frozen=True, tag="heartbeat_sent"):
     logger = "failure"
     level = "DEBUG"
     text = "Sent heartbeat to {peers} peers"
@@ -136,7 +136,7 @@ class HeartbeatSent(Event, tag="heartbeat_sent"):
     term: Term
 
 
-class HeartbeatReceived(Event, tag="heartbeat_received"):
+class HeartbeatReceived(Event, frozen=True, tag="heartbeat_received"):
     logger = "failure"
     level = "DEBUG"
     text = "Heartbeat received from leader, term={term}"
@@ -147,34 +147,34 @@ class HeartbeatReceived(Event, tag="heartbeat_received"):
 # ---- election -----------------------------------------------------------------------------------
 
 
-class ElectionStarted(Event, tag="election_started"):
+class ElectionStarted(Event, frozen=True, tag="election_started"):
     logger = "election"
     text = "Starting election for term {term}"
     term: Term
 
 
-class ElectionDeferred(Event, tag="election_deferred"):
+class ElectionDeferred(Event, frozen=True, tag="election_deferred"):
     logger = "election"
     text = "Deferring to node_{to}, term {term}"
     term: Term
     to: NodeId
 
 
-class ElectionFailed(Event, tag="election_failed"):
+class ElectionFailed(Event, frozen=True, tag="election_failed"):
     logger = "election"
     text = "Election for term {term} not won: {reason}"
     term: Term
     reason: str
 
 
-class VoteGranted(Event, tag="vote_granted"):
+class VoteGranted(Event, frozen=True, tag="vote_granted"):
     logger = "election"
     text = "Voted for node_{candidate} in term {term}"
     term: Term
     candidate: NodeId
 
 
-class VoteRefused(Event, tag="vote_refused"):
+class VoteRefused(Event, frozen=True, tag="vote_refused"):
     logger = "election"
     text = "Refused node_{candidate} a vote in term {term}: {reason}"
     term: Term
@@ -182,13 +182,13 @@ class VoteRefused(Event, tag="vote_refused"):
     reason: str
 
 
-class BecomingCoordinator(Event, tag="becoming_coordinator"):
+class BecomingCoordinator(Event, frozen=True, tag="becoming_coordinator"):
     logger = "election"
     text = "Becoming coordinator for term {term}"
     term: Term
 
 
-class CoordinatorReceived(Event, tag="coordinator_received"):
+class CoordinatorReceived(Event, frozen=True, tag="coordinator_received"):
     logger = "election"
     text = "Received COORDINATOR from node_{leader}"
     leader: NodeId
@@ -198,7 +198,7 @@ class CoordinatorReceived(Event, tag="coordinator_received"):
 # ---- ordering and catch-up ----------------------------------------------------------------------
 
 
-class CatchUpRequested(Event, tag="catch_up_requested"):
+class CatchUpRequested(Event, frozen=True, tag="catch_up_requested"):
     logger = "ordering"
     text = "Requesting catch-up from seq_no={after}"
     leader: NodeId
@@ -206,14 +206,14 @@ class CatchUpRequested(Event, tag="catch_up_requested"):
     request: int
 
 
-class CatchUpServed(Event, tag="catch_up_served"):
+class CatchUpServed(Event, frozen=True, tag="catch_up_served"):
     logger = "ordering"
     text = "Serving catch-up to node_{peer} from seq_no={after}"
     peer: NodeId
     after: SeqNo
 
 
-class CaughtUp(Event, tag="caught_up"):
+class CaughtUp(Event, frozen=True, tag="caught_up"):
     """The leader has sent node `peer` all it has; from here on it goes live."""
 
     logger = "ordering"
@@ -222,14 +222,14 @@ class CaughtUp(Event, tag="caught_up"):
     seq_no: SeqNo
 
 
-class Resumed(Event, tag="resumed"):
+class Resumed(Event, frozen=True, tag="resumed"):
     logger = "ordering"
     text = "Catching up behind seq_no={after} (dropped {dropped} unacknowledged entries)"
     after: SeqNo
     dropped: int
 
 
-class Buffered(Event, tag="buffered"):
+class Buffered(Event, frozen=True, tag="buffered"):
     logger = "ordering"
     level = "DEBUG"
     text = "Buffered out-of-order message seq_no={seq_no} (expected {expected})"
@@ -237,14 +237,14 @@ class Buffered(Event, tag="buffered"):
     expected: SeqNo
 
 
-class DeliveredFromBuffer(Event, tag="taken_from_buffer"):
+class DeliveredFromBuffer(Event, frozen=True, tag="taken_from_buffer"):
     logger = "ordering"
     level = "DEBUG"
     text = "Delivering seq_no={seq_no} from buffer"
     seq_no: SeqNo
 
 
-class Delivered(Event, tag="delivered"):
+class Delivered(Event, frozen=True, tag="delivered"):
     logger = "ordering"
     level = "DEBUG"
     text = "Delivering seq_no={first}..{last}"
@@ -252,7 +252,7 @@ class Delivered(Event, tag="delivered"):
     last: SeqNo
 
 
-class SessionExpired(Event, tag="session_expired"):
+class SessionExpired(Event, frozen=True, tag="session_expired"):
     logger = "ordering"
     level = "WARNING"
     text = "Session {session} of client {client_id} expired"
@@ -263,20 +263,20 @@ class SessionExpired(Event, tag="session_expired"):
 # ---- storage ------------------------------------------------------------------------------------
 
 
-class Loaded(Event, tag="loaded"):
+class Loaded(Event, frozen=True, tag="loaded"):
     logger = "storage"
     text = "Loaded {messages} messages from log"
     messages: SeqNo
 
 
-class SequenceSet(Event, tag="sequence_set"):
+class SequenceSet(Event, frozen=True, tag="sequence_set"):
     logger = "ordering"
     text = "Set last_seq={last_seq}, next_expected={next_expected}"
     last_seq: SeqNo
     next_expected: SeqNo
 
 
-class TornTailDropped(Event, tag="torn_tail_dropped"):
+class TornTailDropped(Event, frozen=True, tag="torn_tail_dropped"):
     logger = "storage"
     level = "WARNING"
     text = "Dropped a torn tail of {lost} bytes from {file}"
@@ -284,7 +284,7 @@ class TornTailDropped(Event, tag="torn_tail_dropped"):
     lost: int
 
 
-class MessageLogRepaired(Event, tag="message_log_repaired"):
+class MessageLogRepaired(Event, frozen=True, tag="message_log_repaired"):
     logger = "storage"
     level = "WARNING"
     text = "Message log cut to seq_no={kept}, rewritten to seq_no={last}"
@@ -292,7 +292,7 @@ class MessageLogRepaired(Event, tag="message_log_repaired"):
     last: SeqNo
 
 
-class CheckpointWritten(Event, tag="checkpoint_written"):
+class CheckpointWritten(Event, frozen=True, tag="checkpoint_written"):
     logger = "storage"
     level = "DEBUG"
     text = "Checkpoint at seq_no={seq_no}, dropped {segments} WAL segments"
@@ -303,27 +303,27 @@ class CheckpointWritten(Event, tag="checkpoint_written"):
 # ---- transport ----------------------------------------------------------------------------------
 
 
-class Listening(Event, tag="listening"):
+class Listening(Event, frozen=True, tag="listening"):
     logger = "transport"
     text = "Listening on {host}:{port}"
     host: str
     port: int
 
 
-class PeerConnected(Event, tag="peer_connected"):
+class PeerConnected(Event, frozen=True, tag="peer_connected"):
     logger = "transport"
     text = "Connected to node_{peer}"
     peer: NodeId
 
 
-class PeerLost(Event, tag="peer_lost"):
+class PeerLost(Event, frozen=True, tag="peer_lost"):
     logger = "transport"
     text = "Failed to connect to node_{peer}: {reason}"
     peer: NodeId
     reason: str
 
 
-class PeerRefused(Event, tag="peer_refused"):
+class PeerRefused(Event, frozen=True, tag="peer_refused"):
     logger = "transport"
     level = "ERROR"
     text = "Link {direction} node_{peer} refused: {reason}"
@@ -332,21 +332,21 @@ class PeerRefused(Event, tag="peer_refused"):
     reason: str
 
 
-class ClientConnected(Event, tag="client_connected"):
+class ClientConnected(Event, frozen=True, tag="client_connected"):
     logger = "transport"
     text = "Client {client_id} connected"
     client_id: int
     session: str
 
 
-class ClientLeft(Event, tag="client_left"):
+class ClientLeft(Event, frozen=True, tag="client_left"):
     logger = "transport"
     text = "Client {client_id} left"
     client_id: int
     session: str
 
 
-class BadInput(Event, tag="bad_input"):
+class BadInput(Event, frozen=True, tag="bad_input"):
     logger = "transport"
     level = "WARNING"
     text = "Closed {peer}: {reason}"

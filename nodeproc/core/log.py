@@ -75,7 +75,8 @@ class Log:
         """
         if after < self.base:
             return None
-        taken, size = [], 0
+        taken: list[Record] = []
+        size = 0
         for record in self.tail[bisect_right(self.tail, after, key=_position) :]:
             size += len(record.raw)
             if taken and size > max_bytes:

@@ -285,7 +285,8 @@ RefuseReason: TypeAlias = Literal["gap", "expired", "no_leader", "no_quorum", "i
 class Refuse(Struct, frozen=True, tag_field="type", tag="REFUSE"):
     """Why a Submit was not ordered. Rule: S2, S3, F3.
 
-    gap: send again from `expected`. no_leader, no_quorum: send again when there is a leader. expired, invalid: rejected.
+    gap: send again from `expected`. no_leader, no_quorum: send again when there is a leader.
+    expired, invalid: rejected for good.
     """
 
     session: str

@@ -1,8 +1,8 @@
 """The table session -> last n, with rollback: exactly once, in order per sender. Rule: S2, S3.
 
 Two layers: `table` is as of the last delivered batch, equal on all nodes that delivered as far, and never rolled back;
-`ahead` holds what undelivered records, and on the leader the messages waiting to be ordered, add to it. A truncation or a
-lost leadership rebuilds `ahead` from the records that are left, so rollback needs no undo log.
+`ahead` holds what undelivered records, and on the leader the messages waiting to be ordered, add to it. A truncation
+or a lost leadership rebuilds `ahead` from the records that are left, so rollback needs no undo log.
 """
 
 from __future__ import annotations

@@ -1,0 +1,137 @@
+"""STORY 2: a node gets what it lacks.
+
+A follower meets a leader and says what it has (CATCH_UP); the leader finds the fork and says so (RESUME); the follower
+drops what is above it; the leader sends everything behind it, from memory or from its disk, and then goes on live.
+"""
+
+from __future__ import annotations
+
+from nodeproc.core.effects import Effects, Fetch, Truncate
+from nodeproc.core.events import CatchUpRequested, CatchUpServed, CaughtUp, NewCoordinator, Resumed
+from nodeproc.core.messages import NOBODY, Append, CatchUp, Members, NodeId, Position, Record, Resume
+from nodeproc.core.ordering import count_answer, follow_commit, send_records
+from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress, become_follower
+
+# ---- the follower asks ----------------------------------------------------------------------------
+
+
+def follow(state: NodeState, leader: NodeId, now: float, fx: Effects) -> None:
+    """Take a node for the leader of the present term and ask it for what we lack. Rule: R1, E2, E3.
+
+    From here it has election_timeout to be heard (F2).
+    """
+    assert state.leader_id in (NOBODY, leader), (state.term, state.leader_id, leader)
+    become_follower(state, now, fx, f"node_{leader} leads")
+    state.leader_id = leader
+    state.no_quorum = False
+    fx.emit.append(NewCoordinator(state.term, leader))
+    assert isinstance(state.role, Follower)
+    ask_catch_up(state, state.role, now, fx)
+
+
+def ask_catch_up(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
+    """Say what we have; only the answer to this very request will be taken. Rule: R1, R2."""
+    follower.request = state.fresh_number()
+    follower.requested_at = now
+    follower.hole_since = FOREVER
+    if state.leader_id not in state.links:
+        return  # Asked again when the link opens.
+    marks = tuple((mark.term, mark.after) for mark in state.log.marks)
+    last_seq = state.log.position.seq_no
+    state.send(fx, state.leader_id, CatchUp(state.term, marks, last_seq, follower.request))
+    fx.emit.append(CatchUpRequested(state.leader_id, last_seq, follower.request))
+
+
+def catch_up_deadline(state: NodeState, follower: Follower) -> float:
+    """When to ask again: an answer that stays away, or a hole that stays. Rule: R1."""
+    unanswered = follower.requested_at + 2 * state.config.answer_timeout if follower.request else FOREVER
+    return min(unanswered, follower.hole_since + 2 * state.config.heartbeat_interval)
+
+
+# ---- the leader answers ---------------------------------------------------------------------------
+
+
+def on_catch_up(state: NodeState, leader: Leader, sender: NodeId, msg: CatchUp, fx: Effects) -> None:
+    """Find the fork, say it, and begin to send what lies behind. Rule: R1."""
+    progress = leader.progress[sender]
+    fork = state.log.fork(msg.marks, msg.last_seq)
+    progress.synced, progress.live, progress.fetch = True, False, 0
+    progress.sent = fork
+    progress.inflight.clear()
+    progress.inflight_bytes = 0
+    if sender in state.learners and state.rebuilds.get(sender, ("",))[0] != state.presented[sender]:
+        state.rebuilds[sender] = (state.presented[sender], state.log.position)
+    state.send(fx, sender, Resume(state.term, fork, msg.request))
+    state.send(fx, sender, Members(state.term, dict(state.identities)))
+    fx.emit.append(CatchUpServed(sender, fork.seq_no))
+    pump(state, sender, progress, fx)
+
+
+def pump(state: NodeState, peer: NodeId, progress: Progress, fx: Effects) -> None:
+    """Send a follower that is behind its next records, as far as its limit allows. Rule: R1, P1."""
+    limit = state.config.inflight_max_bytes
+    while progress.synced and not progress.live and not progress.fetch and progress.inflight_bytes * 2 < limit:
+        if progress.sent == state.log.position:
+            progress.live = True
+            fx.emit.append(CaughtUp(peer, progress.sent.seq_no))
+            return
+        records = state.log.records_after(progress.sent, state.config.fetch_max_bytes)
+        if records is None:
+            progress.fetch = state.fresh_number()
+            fx.fetch.append(Fetch(peer, progress.sent, state.config.fetch_max_bytes, progress.fetch))
+            return
+        _send_next(state, peer, progress, records, fx)
+
+
+def on_fetched(state: NodeState, leader: Leader, peer: NodeId, token: int, records: list[Record], fx: Effects) -> None:
+    """What the disk had behind a follower's position; an answer to an older question is dropped."""
+    progress = leader.progress[peer]
+    if progress.fetch != token:
+        return
+    progress.fetch = 0
+    assert records, (peer, progress.sent, state.log.position)
+    _send_next(state, peer, progress, records, fx)
+    pump(state, peer, progress, fx)
+
+
+def _send_next(state: NodeState, peer: NodeId, progress: Progress, records: list[Record], fx: Effects) -> None:
+    send_records(state, peer, progress, Append(state.term, progress.sent, state.commit_seq, tuple(records)), fx)
+
+
+def on_answer(state: NodeState, leader: Leader, sender: NodeId, position: Position, now: float, fx: Effects) -> None:
+    """HEARTBEAT_ACK or APPENDED in our own term: it lives, and so much is durable there. Rule: F3, C1, P1."""
+    progress = leader.progress[sender]
+    progress.answered_at = now
+    count_answer(state, leader, progress, position, fx)
+    if not progress.live:
+        pump(state, sender, progress, fx)
+
+
+# ---- the follower goes on -------------------------------------------------------------------------
+
+
+def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) -> None:
+    """Drop what the leader does not have; its records follow. Rule: R2."""
+    if follower.request == 0 or msg.request != follower.request:
+        return
+    dropped = 0
+    if state.log.position.term != state.term:
+        if msg.fork < state.log.base or msg.fork.seq_no < state.commit_seq:
+            fx.halt = (
+                f"term {state.term}: node_{state.leader_id} shares our log up to {tuple(msg.fork)} only, "
+                f"but seq_no {state.commit_seq} was committed here: the message logs have diverged, nothing was changed"
+            )
+            return
+        if msg.fork < state.log.position:
+            dropped = state.log.truncate(msg.fork)
+            state.sessions.rebuild(state.log.tail)
+            # What an fdatasync under way covers may be what was just dropped: only one begun from here on counts.
+            state.unsynced.clear()
+            state.unsynced.append((state.persist(fx, Truncate(msg.fork)), state.log.position))
+            state.durable = min(state.durable, state.log.position)
+    follower.request = 0
+    follower.buffer.clear()
+    follower.buffered_bytes = 0
+    follower.hole_since = FOREVER
+    fx.emit.append(Resumed(state.log.position.seq_no, dropped))
+    follow_commit(state, follower, fx)

@@ -1,0 +1,253 @@
+"""STORY 3: silence, poll, answer, vote, coordinator.
+
+Bully in its order (the highest rank leads), Raft in its safety (a durable vote of a majority, position checked).
+The poll comes first and promises nothing, so nodes that cannot win, or cannot hear, disturb nobody.
+"""
+
+from __future__ import annotations
+
+from nodeproc.core.catchup import follow
+from nodeproc.core.effects import Effects
+from nodeproc.core.events import (
+    BecameCandidate,
+    BecameLeader,
+    BecomingCoordinator,
+    CoordinatorReceived,
+    ElectionDeferred,
+    ElectionFailed,
+    ElectionStarted,
+    VoteGranted,
+    VoteRefused,
+)
+from nodeproc.core.failure import has_quorum, hears_leader, on_sign_of_restart, send_heartbeats
+from nodeproc.core.messages import (
+    NOBODY,
+    Abstain,
+    Coordinator,
+    Election,
+    Envelope,
+    Mark,
+    NodeId,
+    Ok,
+    Support,
+    TermIs,
+    Vote,
+    VoteRequest,
+)
+from nodeproc.core.messages import Leader as LeaderAnswer
+from nodeproc.core.ordering import append_as_leader
+from nodeproc.core.state import (
+    FOREVER,
+    Candidate,
+    Deferral,
+    Follower,
+    Leader,
+    NodeState,
+    Poll,
+    Progress,
+    become_follower,
+)
+
+MAX_DOUBLINGS = 6
+"""A candidate's time grows to at most 64 election timeouts."""
+
+# ---- silence, poll --------------------------------------------------------------------------------
+
+
+def tick_leaderless(state: NodeState, now: float, fx: Effects) -> None:
+    """There is no leader: start, end or repeat the poll when its time has come. Rule: E1, E2."""
+    if state.poll is not None:
+        if now >= state.poll.until:
+            end_poll(state, state.poll, now, fx)
+    elif state.deferral is not None:
+        if now >= state.deferral.until:
+            state.spent.update(state.deferral.to)
+            state.deferral = None
+            start_poll(state, now, fx)
+    elif now >= state.poll_at:
+        start_poll(state, now, fx)
+
+
+def leaderless_deadline(state: NodeState) -> float:
+    """When tick_leaderless is due."""
+    if state.poll is not None:
+        return state.poll.until
+    if state.deferral is not None:
+        return state.deferral.until
+    return state.poll_at
+
+
+def start_poll(state: NodeState, now: float, fx: Effects) -> None:
+    """Ask every reachable peer whether it leads, outranks us or would follow us. Rule: E1."""
+    reachable = {peer for peer in state.peers if peer in state.links}
+    if len(reachable) + 1 < state.majority:
+        # Nobody could be elected: asked again as soon as a link opens (membership.on_link_up).
+        state.starved = True
+        state.poll_at = now + state.jittered(state.config.election_timeout)
+        return
+    state.starved = False
+    state.poll_at = FOREVER
+    state.poll = Poll(state.fresh_number(), now + state.config.answer_timeout, reachable)
+    fx.emit.append(ElectionStarted(state.term + 1))
+    state.broadcast(fx, Election(state.term + 1, state.log.position, state.config.priority, state.poll.number))
+    if not reachable:
+        end_poll(state, state.poll, now, fx)
+
+
+def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx: Effects) -> None:
+    """Answer a poll; take part in the search if we outrank the asker. Rule: E1, F2."""
+    on_sign_of_restart(state, sender, "ELECTION", now, fx)
+    if isinstance(state.role, Leader):
+        state.send(fx, sender, LeaderAnswer(state.term, state.node_id, msg.poll))
+    elif hears_leader(state, now):
+        state.send(fx, sender, LeaderAnswer(state.term, state.leader_id, msg.poll))
+    elif state.rebuilding:
+        state.send(fx, sender, Abstain(msg.poll))
+    elif state.rank > (msg.position, msg.priority, sender):
+        state.send(fx, sender, Ok(msg.poll, msg.position >= state.log.position))
+        if isinstance(state.role, Follower) and state.poll is None and state.deferral is None:
+            if state.leader_id != NOBODY:
+                return  # A leader was announced and has election_timeout to be heard.
+            start_poll(state, now, fx)
+    else:
+        state.send(fx, sender, Support(msg.poll))
+
+
+def on_poll_answer(
+    state: NodeState, sender: NodeId, msg: LeaderAnswer | Ok | Support | Abstain, now: float, fx: Effects
+) -> None:
+    """Note an answer to the present poll; the last one ends it. Rule: E1."""
+    poll = state.poll
+    if poll is None or msg.poll != poll.number or sender not in poll.awaiting:
+        return
+    poll.awaiting.discard(sender)
+    if isinstance(msg, Ok):
+        poll.oks[sender] = msg.could_vote
+    elif isinstance(msg, Support):
+        poll.supports.add(sender)
+    elif isinstance(msg, LeaderAnswer) and msg.term == state.term and msg.leader != state.node_id:
+        poll.told = msg.leader
+    if not poll.awaiting:
+        end_poll(state, poll, now, fx)
+
+
+def on_poll_unreachable(state: NodeState, peer: NodeId, now: float, fx: Effects) -> None:
+    """A peer that was asked is reachable no more: its answer is not waited for. Rule: E1."""
+    poll = state.poll
+    if poll is not None and peer in poll.awaiting:
+        poll.awaiting.discard(peer)
+        if not poll.awaiting:
+            end_poll(state, poll, now, fx)
+
+
+def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
+    """Defer, become candidate, or try the leader we were told of. Rule: E2, E3."""
+    state.poll = None
+    waited_for = tuple(peer for peer in sorted(poll.oks) if peer not in state.spent)
+    supporters = poll.supports | {peer for peer, could_vote in poll.oks.items() if could_vote and peer in state.spent}
+    if waited_for:
+        until = now + state.config.coordinator_timeout * (1 + state.rng.random() / 2)
+        state.deferral = Deferral(until, waited_for)
+        fx.emit.append(ElectionDeferred(state.term + 1, waited_for[-1]))
+    elif len(supporters - state.learners) + 1 >= state.majority and not state.rebuilding:
+        become_candidate(state, now, fx)
+        return
+    else:
+        fx.emit.append(ElectionFailed(state.term + 1, f"{len(supporters) + 1} of {state.majority} would follow"))
+        state.poll_at = now + state.jittered(state.config.answer_timeout)
+    if poll.told in state.links and poll.told != state.suspected:
+        # The one that we suspect ourselves comes back by its heartbeat, if it can reach us.
+        follow(state, poll.told, now, fx)
+
+
+# ---- candidacy, vote ----------------------------------------------------------------------------
+
+
+def become_candidate(state: NodeState, now: float, fx: Effects) -> None:
+    """Vote for ourselves in the next term; votes are asked for once that is durable. Rule: E3."""
+    patience = state.config.election_timeout * (1 + state.rng.random()) * 2 ** min(state.failures, MAX_DOUBLINGS)
+    if isinstance(state.role, Leader):
+        become_follower(state, now, fx, "renewing the term")
+    state.role = Candidate(now + patience)
+    state.leader_id = NOBODY
+    state.poll = state.deferral = None
+    state.pledge_term(fx, state.term + 1, state.node_id, None)
+
+
+def open_candidacy(state: NodeState, now: float, fx: Effects) -> None:
+    """Our own vote is durable: ask for the others'. Rule: E3."""
+    assert isinstance(state.role, Candidate)
+    fx.emit.append(BecameCandidate(state.term))
+    state.role.votes.add(state.node_id)
+    state.broadcast(fx, VoteRequest(state.term, state.log.position))
+    count_votes(state, state.role, now, fx)
+
+
+def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
+    """Vote, durably, for a candidate whose log lacks nothing of ours; say nothing where a leader is heard. Rule: E4.
+
+    The position compared is that of the log as written, durable or not: what was written may yet be acknowledged.
+    """
+    on_sign_of_restart(state, sender, "VOTE_REQUEST", now, fx)
+    if hears_leader(state, now) or (isinstance(state.role, Leader) and has_quorum(state, state.role, now)):
+        return
+    if msg.term < state.term:
+        state.send(fx, sender, TermIs(state.term))
+        return
+    behind = msg.position < state.log.position
+    could = not behind and not state.rebuilding
+    if msg.term > state.term or (could and state.voted_for == NOBODY):
+        # Taken once more when this is durable, and then answered.
+        state.pledge_term(fx, msg.term, sender if could else NOBODY, Envelope(sender, msg))
+    elif not could:
+        reason = "its log is behind ours" if behind else "this node is being rebuilt"
+        fx.emit.append(VoteRefused(msg.term, sender, reason))
+    elif state.voted_for == sender:
+        fx.emit.append(VoteGranted(state.term, sender))
+        state.send(fx, sender, Vote(state.term))
+        state.poll = state.deferral = None
+        state.poll_at = now + state.config.election_timeout * (1 + state.rng.random())
+
+
+def on_vote(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
+    """A peer's durable vote in our term. Rule: E5."""
+    if isinstance(state.role, Candidate) and sender not in state.learners:
+        state.role.votes.add(sender)
+        count_votes(state, state.role, now, fx)
+
+
+def count_votes(state: NodeState, candidate: Candidate, now: float, fx: Effects) -> None:
+    if len(candidate.votes) >= state.majority:
+        become_leader(state, now, fx)
+
+
+# ---- coordinator ------------------------------------------------------------------------------------
+
+
+def become_leader(state: NodeState, now: float, fx: Effects) -> None:
+    """Open the term with its mark, tell everybody, begin to take messages. Rule: E5."""
+    fx.emit.append(BecomingCoordinator(state.term))
+    leader = Leader(
+        heartbeat_at=now + state.config.heartbeat_interval,
+        progress={peer: Progress(answered_at=now) for peer in state.peers},
+    )
+    state.role = leader
+    state.leader_id = state.node_id
+    state.no_quorum = False
+    state.joined = True
+    state.failures = 0
+    state.spent.clear()
+    state.route_epoch += 1
+    state.poll_at = FOREVER
+    last_seq = state.log.position.seq_no
+    append_as_leader(state, leader, state.seal.mark(Mark(state.term, state.node_id, last_seq)), fx)
+    fx.emit.append(BecameLeader(state.term, last_seq))
+    state.broadcast(fx, Coordinator(state.term))
+    send_heartbeats(state, leader, fx)
+
+
+def on_coordinator(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
+    """The sender leads our term: ask it for what we lack. Rule: E5, R1."""
+    fx.emit.append(CoordinatorReceived(sender, state.term))
+    if state.leader_id != sender:
+        follow(state, sender, now, fx)

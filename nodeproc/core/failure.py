@@ -1,0 +1,145 @@
+"""Who was heard when: heartbeats, suspicion, and the leader that knows when it leads nobody."""
+
+from __future__ import annotations
+
+from nodeproc.core.catchup import ask_catch_up, catch_up_deadline, follow, on_answer
+from nodeproc.core.effects import Effects
+from nodeproc.core.events import HeartbeatReceived, HeartbeatSent, LeaderTimeout, QuorumLost
+from nodeproc.core.messages import (
+    NOBODY,
+    Append,
+    Appended,
+    Commit,
+    Heartbeat,
+    HeartbeatAck,
+    NodeId,
+    Resume,
+)
+from nodeproc.core.ordering import follow_commit
+from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, become_follower
+
+# ---- questions ------------------------------------------------------------------------------------
+
+
+def hears_leader(state: NodeState, now: float) -> bool:
+    """The leader was heard in this term within election_timeout. Rule: F2.
+
+    A lost link needs no test: on_link_down has made the node suspect its leader at once.
+    """
+    role = state.role
+    if not isinstance(role, Follower) or state.leader_id == NOBODY:
+        return False
+    return role.heard and now - role.heard_at < state.config.election_timeout
+
+
+def has_quorum(state: NodeState, leader: Leader, now: float) -> bool:
+    """A majority, this node included, answered in this term within election_timeout. Rule: F3."""
+    timeout = state.config.election_timeout
+    recent = sum(
+        now - progress.answered_at < timeout for peer, progress in leader.progress.items() if peer not in state.learners
+    )
+    return recent + 1 >= state.majority
+
+
+# ---- the follower's side ----------------------------------------------------------------------------
+
+
+def hear(
+    state: NodeState, sender: NodeId, msg: Heartbeat | Append | Resume | Commit, now: float, fx: Effects
+) -> Follower:
+    """The leader of the present term spoke: follow it if we did not yet. Rule: F2, E2."""
+    if state.leader_id != sender or not isinstance(state.role, Follower):
+        assert not isinstance(state.role, Leader), (state.term, sender, "a second leader in our term")
+        follow(state, sender, now, fx)
+    follower = state.role
+    assert isinstance(follower, Follower)
+    if not isinstance(msg, Commit):
+        follower.heard, follower.heard_at = True, now
+        state.joined = True
+        state.failures = 0
+        state.suspected = NOBODY
+        if state.spent:
+            state.spent.clear()
+    if not isinstance(msg, Resume) and msg.commit_seq > follower.leader_commit:
+        follower.leader_commit = msg.commit_seq
+    return follower
+
+
+def on_heartbeat(state: NodeState, sender: NodeId, msg: Heartbeat, now: float, fx: Effects) -> None:
+    """Answer with what is durable; notice a hole behind which nothing came. Rule: F1, C2, R1."""
+    follower = hear(state, sender, msg, now, fx)
+    fx.emit.append(HeartbeatReceived(sender, state.term))
+    follow_commit(state, follower, fx)
+    if msg.sent > state.log.position and not follower.request and follower.hole_since == FOREVER:
+        follower.hole_since = now
+    elif msg.sent <= state.log.position and not follower.buffer:
+        follower.hole_since = FOREVER
+    state.send(fx, sender, HeartbeatAck(state.term, state.durable))
+
+
+def suspect(state: NodeState, reason: str, now: float, fx: Effects) -> None:
+    """Take the leader for lost and ask around at once. Rule: F2."""
+    fx.emit.append(LeaderTimeout(state.leader_id, reason))
+    state.suspected = state.leader_id
+    become_follower(state, now, fx, reason)
+    state.poll_at = now
+
+
+def on_sign_of_restart(state: NodeState, sender: NodeId, what: str, now: float, fx: Effects) -> None:
+    """JOIN, ELECTION or VOTE_REQUEST: if it comes from our leader, that leads no more. Rule: F2."""
+    if sender == state.leader_id and isinstance(state.role, Follower):
+        suspect(state, f"it sent {what}", now, fx)
+
+
+def tick_follower(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
+    """Notice a leader that fell silent, and a catch-up or hole that makes no headway. Rule: F2, R1."""
+    if now - follower.heard_at >= state.config.election_timeout:
+        suspect(state, "not heard", now, fx)
+    elif now >= catch_up_deadline(state, follower):
+        ask_catch_up(state, follower, now, fx)
+
+
+def follower_deadline(state: NodeState, follower: Follower) -> float:
+    """When tick_follower is due."""
+    return min(follower.heard_at + state.config.election_timeout, catch_up_deadline(state, follower))
+
+
+# ---- the leader's side ----------------------------------------------------------------------------
+
+
+def on_heartbeat_ack(state: NodeState, sender: NodeId, msg: HeartbeatAck | Appended, now: float, fx: Effects) -> None:
+    """An answer in our own term. Rule: F3, C1."""
+    if isinstance(state.role, Leader):
+        on_answer(state, state.role, sender, msg.position, now, fx)
+
+
+def tick_leader(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
+    """Step down without answers from a majority, else send the heartbeat that is due. Rule: F1, F3."""
+    if not has_quorum(state, leader, now):
+        fx.emit.append(QuorumLost(state.term))
+        become_follower(state, now, fx, "no quorum")
+        state.no_quorum = True
+        return
+    interval = state.config.heartbeat_interval
+    leader.heartbeat_at += interval
+    if leader.heartbeat_at <= now:  # Late by a whole interval: the rhythm starts anew.
+        leader.heartbeat_at = now + interval
+    send_heartbeats(state, leader, fx)
+
+
+def send_heartbeats(state: NodeState, leader: Leader, fx: Effects) -> None:
+    """One HEARTBEAT to every peer with a link. Rule: F1."""
+    reached = 0
+    for peer, progress in leader.progress.items():
+        if peer in state.links:
+            state.send(fx, peer, Heartbeat(state.term, state.commit_seq, progress.sent))
+            reached += 1
+    if reached:
+        fx.emit.append(HeartbeatSent(reached, state.term))
+
+
+def lose_candidacy(state: NodeState, candidate: Candidate, now: float, fx: Effects) -> None:
+    """The votes stayed away: ask around again, with more patience next time. Rule: E3."""
+    state.failures += 1
+    become_follower(state, now, fx, f"{len(candidate.votes)} votes of {state.majority} in time")
+    state.poll_at = now + state.jittered(state.config.answer_timeout)

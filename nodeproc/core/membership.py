@@ -1,0 +1,158 @@
+"""Who belongs to the cluster: links, JOIN / JOIN_ACK, and the identities of data directories."""
+
+from __future__ import annotations
+
+from nodeproc.core.catchup import ask_catch_up, follow
+from nodeproc.core.effects import Effects, Met, Readmitted
+from nodeproc.core.election import become_candidate, on_poll_unreachable
+from nodeproc.core.events import JoinAnswered, NodeReadmitted, StrangerRefused
+from nodeproc.core.failure import hears_leader, on_sign_of_restart, suspect
+from nodeproc.core.messages import (
+    NOBODY,
+    Heartbeat,
+    Join,
+    JoinAck,
+    LinkUp,
+    Members,
+    NodeId,
+)
+from nodeproc.core.ordering import majority_position
+from nodeproc.core.state import Follower, Leader, NodeState, Progress
+
+# ---- links ------------------------------------------------------------------------------------------
+
+
+def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effects) -> None:
+    """Both ends have proven themselves: see who it is and what it must be told. Rule: M1, M4, R1."""
+    state.presented[peer] = msg.identity
+    if not admit(state, peer, msg.identity, msg.rebuilding, fx):
+        state.links.discard(peer)
+        return
+    if msg.outgoing:
+        state.links.add(peer)
+        if not state.joined:
+            state.send(fx, peer, Join(state.log.position))
+        if state.starved and len(state.links) + 1 >= state.majority:
+            state.poll_at = now
+    role = state.role
+    if isinstance(role, Leader):
+        unsync(role.progress[peer])
+        state.send(fx, peer, Heartbeat(state.term, state.commit_seq, role.progress[peer].sent))
+    elif isinstance(role, Follower) and peer == state.leader_id:
+        state.route_epoch += 1  # What was passed on over the old link may be lost.
+        ask_catch_up(state, role, now, fx)
+
+
+def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> None:
+    """The link is lost and can't be opened again: nothing is sent there, a leader there is suspected. Rule: F2."""
+    state.links.discard(peer)
+    if isinstance(state.role, Leader):
+        unsync(state.role.progress[peer])
+    elif isinstance(state.role, Follower) and peer == state.leader_id:
+        suspect(state, "the link is lost", now, fx)
+    on_poll_unreachable(state, peer, now, fx)
+
+
+def unsync(progress: Progress) -> None:
+    """Nothing more goes to this follower until it has said again what it has. Rule: R1."""
+    progress.synced = progress.live = False
+    progress.fetch = 0
+    progress.inflight.clear()
+    progress.inflight_bytes = 0
+
+
+# ---- joining ----------------------------------------------------------------------------------------
+
+
+def on_join(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
+    """A peer has started: tell it term and leader. Rule: M1, F2."""
+    on_sign_of_restart(state, sender, "JOIN", now, fx)
+    if isinstance(state.role, Leader):
+        leader = state.node_id
+    else:
+        leader = state.leader_id if hears_leader(state, now) else NOBODY
+    state.send(fx, sender, JoinAck(state.term, leader))
+    fx.emit.append(JoinAnswered(sender, leader, state.term))
+
+
+def on_join_ack(state: NodeState, sender: NodeId, msg: JoinAck, now: float, fx: Effects) -> None:
+    """Follow the leader that a live peer knows; with none known to anybody, look for one. Rule: M1, M2."""
+    state.join_answers.add(sender)
+    if not isinstance(state.role, Follower) or state.leader_id != NOBODY:
+        return
+    if msg.leader not in (NOBODY, state.node_id):
+        if msg.leader in state.links:
+            follow(state, msg.leader, now, fx)
+    elif not state.joined and state.join_answers.issuperset(state.peers):
+        state.poll_at = now
+
+
+# ---- identities -------------------------------------------------------------------------------------
+
+
+def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: Effects) -> bool:
+    """Is this the peer's known data directory, or its first, or a declared rebuild? Rule: M4."""
+    known = state.identities.get(peer)
+    state.strangers.discard(peer)
+    if rebuilding:
+        state.learners.add(peer)
+        return True
+    if known is None:
+        state.identities[peer] = identity
+        state.persist(fx, Met(peer, identity))
+    elif known != identity:
+        state.strangers.add(peer)
+        fx.emit.append(StrangerRefused(peer, known, identity))
+        return False
+    state.learners.discard(peer)
+    return True
+
+
+def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
+    """Make rebuilt peers members again. Called with every heartbeat. Rule: M4.
+
+    A vote or acknowledgement that the lost disk had given may still count for a candidate of some term we never
+    heard of. It can't win any more once a record ordered after the peer joined is durable on a majority without
+    that peer: this majority refuses that candidate by position. So the peer waits for such a record; an idle cluster
+    makes one by opening a new term.
+    """
+    reached = majority_position(state, leader)
+    for peer, progress in leader.progress.items():
+        if not progress.told_members:
+            progress.told_members = True
+            state.send(fx, peer, Members(state.term, dict(state.identities)))
+        if peer not in state.learners or peer not in state.rebuilds or reached is None:
+            continue
+        if reached > state.rebuilds[peer][1] and progress.matched >= reached:
+            _readmit(state, leader, peer, fx)
+        elif reached == state.log.position == progress.matched and progress.live and peer in state.links:
+            become_candidate(state, now, fx)
+            return
+
+
+def _readmit(state: NodeState, leader: Leader, peer: NodeId, fx: Effects) -> None:
+    """Remember the peer's new data directory; tell the others first, the peer itself with the next heartbeat."""
+    identity = state.presented[peer]
+    state.identities[peer] = identity
+    state.persist(fx, Met(peer, identity))
+    state.learners.discard(peer)
+    fx.emit.append(NodeReadmitted(peer, state.term))
+    for other, progress in leader.progress.items():
+        progress.told_members = other != peer
+        if other != peer:
+            state.send(fx, other, Members(state.term, dict(state.identities)))
+    del state.rebuilds[peer]
+
+
+def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
+    """Take over the leader's list of identities; our own name in it ends our rebuild. Rule: M4."""
+    for member, identity in sorted(msg.identities.items()):
+        if member == state.node_id:
+            if state.rebuilding and not state.readmission and identity == state.identity:
+                state.readmission = state.persist(fx, Readmitted(state.term))
+        elif state.identities.get(member) != identity:
+            state.identities[member] = identity
+            state.persist(fx, Met(member, identity))
+            if state.presented.get(member) == identity:
+                state.learners.discard(member)
+                state.strangers.discard(member)

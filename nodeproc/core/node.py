@@ -1,0 +1,325 @@
+"""The core's door: recover, step, persisted, fetched, tick, next_deadline; the term rule and dispatch.
+
+Nothing here or below touches a socket, a file or a clock. Every call takes `now` (monotonic seconds, never
+falling) and returns Effects; their order of duty is told in nodeproc.core.effects.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from random import Random
+
+from nodeproc.core import catchup, election, failure, membership, ordering
+from nodeproc.core.effects import Effects
+from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting
+from nodeproc.core.log import Log
+from nodeproc.core.messages import (
+    NOBODY,
+    Abstain,
+    Append,
+    Appended,
+    CatchUp,
+    Commit,
+    Coordinator,
+    Election,
+    Envelope,
+    Heartbeat,
+    HeartbeatAck,
+    Join,
+    JoinAck,
+    LinkDown,
+    LinkUp,
+    Members,
+    NodeId,
+    Ok,
+    Position,
+    Record,
+    Refuse,
+    Resume,
+    SeqNo,
+    Submit,
+    Support,
+    Term,
+    TermIs,
+    Vote,
+    VoteRequest,
+)
+from nodeproc.core.messages import Leader as LeaderAnswer
+from nodeproc.core.recovered import CoreConfig, Recovered, Snapshot
+from nodeproc.core.sessions import Sessions
+from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Seal, become_follower
+
+BACKLOG_MAX = 20_000
+"""Frames kept while a pledge is on its way to the disk; more are lost, as frames can be."""
+
+Termed = (
+    JoinAck
+    | Members
+    | Heartbeat
+    | HeartbeatAck
+    | LeaderAnswer
+    | Vote
+    | Coordinator
+    | TermIs
+    | CatchUp
+    | Resume
+    | Append
+    | Appended
+    | Commit
+)
+"""Frames under the term rule E6. Nobody takes over the term that ELECTION proposes; VOTE_REQUEST has rule E4."""
+
+
+class Node:
+    """One member of the cluster, as a pure state machine. Made by Node.recover."""
+
+    def __init__(self, state: NodeState) -> None:
+        self.state = state
+        self._backlog: deque[Envelope] = deque()
+
+    @classmethod
+    def recover(cls, config: CoreConfig, recovered: Recovered, now: float, rng: Random, seal: Seal) -> Node:
+        """A node that goes on from what its disk remembers, as a follower. Rule: M2.
+
+        Args:
+            config: members include node_id.
+            recovered: all of it durable.
+            rng: the node's own; draws jitter and the first request number.
+            seal: makes the bytes of records (nodeproc.wire.Sealer).
+        """
+        assert config.node_id in config.members and 1 <= len(config.members) <= 9, config.members
+        base = _base(recovered)
+        log = Log(list(recovered.marks), base, list(recovered.tail), recovered.position)
+        sessions = Sessions(config.max_sessions, dict(recovered.sessions), recovered.horizon)
+        sessions.rebuild(log.tail)
+        state = NodeState(
+            config=config,
+            rng=rng,
+            seal=seal,
+            term=recovered.term,
+            voted_for=recovered.voted_for,
+            identity=recovered.identity,
+            rebuilding=recovered.rebuilding,
+            identities=dict(recovered.identities),
+            log=log,
+            sessions=sessions,
+            durable=recovered.position,
+            delivered_seq=recovered.delivered_seq,
+            commit_seq=recovered.delivered_seq,
+        )
+        state.role = Follower(heard_at=now)
+        state.numbers = rng.getrandbits(40)
+        return cls(state)
+
+    # ---- the contract -------------------------------------------------------------------------------
+
+    def start(self, now: float) -> Effects:
+        """Begin to look for the others; JOINs go out as links open. Rule: M1."""
+        state, fx = self.state, Effects()
+        last_seq = state.log.position.seq_no
+        fx.emit += [Starting(state.term, last_seq), SequenceSet(last_seq, last_seq + 1), Joining()]
+        config = state.config
+        patience = config.join_timeout if state.term == 0 else config.election_timeout
+        state.poll_at = now + (patience if state.peers else 0.0)
+        return fx
+
+    def step(self, envelope: Envelope, now: float) -> Effects:
+        """Take one frame from a peer, one submission of a client of ours, or news of a link."""
+        fx = Effects()
+        self._take(envelope, now, fx)
+        return fx
+
+    def persisted(self, ticket: int, now: float) -> Effects:
+        """All operations up to this ticket are durable: keep what was promised on that condition."""
+        state, fx = self.state, Effects()
+        ordering.on_durable(state, ticket, fx)
+        if state.readmission and ticket >= state.readmission:
+            state.rebuilding, state.readmission = False, 0
+            fx.emit.append(NodeReadmitted(state.node_id, state.term))
+        pledge = state.pledge
+        if pledge is not None and ticket >= pledge.ticket:
+            self._keep_pledge(now, fx)
+            while self._backlog and state.pledge is None:
+                self._take(self._backlog.popleft(), now, fx)
+        return fx
+
+    def fetched(self, peer: NodeId, token: int, records: list[Record], now: float) -> Effects:
+        """What the disk had for a Fetch: consecutive records behind its position, at least one."""
+        fx = Effects()
+        if isinstance(self.state.role, Leader):
+            catchup.on_fetched(self.state, self.state.role, peer, token, records, fx)
+        return fx
+
+    def tick(self, now: float) -> Effects:
+        """Do what is due: order what waits, tell commits, heartbeats, suspicions, polls."""
+        state, fx = self.state, Effects()
+        if state.pledge is not None:
+            return fx
+        role = state.role
+        if isinstance(role, Leader):
+            if role.waiting:
+                ordering.order(state, role, fx)
+            if role.commit_untold:
+                ordering.tell_commit(state, role, fx)
+            if now >= role.heartbeat_at:
+                failure.tick_leader(state, role, now, fx)
+                if state.role is role and state.learners:
+                    membership.tend_learners(state, role, now, fx)
+        elif isinstance(role, Candidate):
+            if now >= role.until:
+                failure.lose_candidacy(state, role, now, fx)
+        elif state.leader_id != NOBODY:
+            failure.tick_follower(state, role, now, fx)
+        if isinstance(state.role, Follower) and state.leader_id == NOBODY:
+            election.tick_leaderless(state, now, fx)
+        return fx
+
+    def next_deadline(self) -> float:
+        """Call tick no later than this (monotonic seconds); 0 when something waits for the end of the turn."""
+        state = self.state
+        role = state.role
+        if state.pledge is not None:
+            return FOREVER
+        if isinstance(role, Leader):
+            return 0.0 if role.waiting or role.commit_untold else role.heartbeat_at
+        if isinstance(role, Candidate):
+            return role.until
+        if state.leader_id != NOBODY:
+            return failure.follower_deadline(state, role)
+        return election.leaderless_deadline(state)
+
+    # ---- what the outside may look at -----------------------------------------------------------------
+
+    @property
+    def written(self) -> int:
+        """Persist operations issued so far: the ticket to hand to persisted() when they are durable."""
+        return self.state.written
+
+    @property
+    def route(self) -> tuple[NodeId, Term, int]:
+        """(leader, term, epoch): when it changes, clients must send what is not acknowledged again. Rule: S5."""
+        return (self.state.leader_id, self.state.term, self.state.route_epoch)
+
+    @property
+    def role_name(self) -> str:
+        """follower | candidate | leader."""
+        return type(self.state.role).__name__.lower()
+
+    def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
+        """(last n delivered here, its seq_no) of a session; None: none, or dropped from the table."""
+        return self.state.sessions.table.get(session)
+
+    def progress(self) -> dict[NodeId, tuple[bool, Position]]:
+        """For the leader: peer -> (is sent new records at once, durable there); empty elsewhere."""
+        role = self.state.role
+        if not isinstance(role, Leader):
+            return {}
+        return {peer: (progress.live, progress.matched) for peer, progress in role.progress.items()}
+
+    def snapshot(self) -> Snapshot:
+        """What a checkpoint keeps: the state as of delivered_seq. Rule: K4."""
+        state = self.state
+        return Snapshot(
+            term=state.term,
+            voted_for=state.voted_for,
+            rebuilding=state.rebuilding,
+            identities=dict(state.identities),
+            marks=tuple(mark for mark in state.log.marks if mark.position < state.log.base),
+            delivered_seq=state.delivered_seq,
+            sessions=dict(state.sessions.table),
+            horizon=state.sessions.horizon,
+        )
+
+    # ---- the term rule ------------------------------------------------------------------------------
+
+    def _take(self, envelope: Envelope, now: float, fx: Effects) -> None:
+        """Put it behind a pledge, or apply the term rule and dispatch. Rule: E6, M4."""
+        state = self.state
+        sender, message = envelope
+        if state.pledge is not None:
+            if len(self._backlog) < BACKLOG_MAX or isinstance(message, LinkUp | LinkDown):
+                self._backlog.append(envelope)
+            return
+        if sender in state.strangers and not isinstance(message, LinkUp | LinkDown):
+            return
+        if isinstance(message, Termed):
+            if message.term < state.term:
+                if not isinstance(message, TermIs):
+                    state.send(fx, sender, TermIs(state.term))
+                return
+            if message.term > state.term:
+                state.pledge_term(fx, message.term, NOBODY, envelope)
+                return
+        self._dispatch(sender, message, now, fx)
+
+    def _keep_pledge(self, now: float, fx: Effects) -> None:
+        """Term and vote are durable: show them, and take the frame that brought them. Rule: E3, E4, E6."""
+        state = self.state
+        pledge, state.pledge = state.pledge, None
+        assert pledge is not None
+        raised = pledge.term > state.term
+        state.term, state.voted_for = pledge.term, pledge.voted_for
+        if pledge.then is None:
+            election.open_candidacy(state, now, fx)
+            return
+        if raised:
+            become_follower(state, now, fx, f"term {pledge.term} began")
+        self._take(pledge.then, now, fx)
+
+    def _dispatch(self, sender: NodeId, message: object, now: float, fx: Effects) -> None:
+        """One case a message; those with a term are of the present one."""
+        state = self.state
+        role = state.role
+        match message:
+            case Submit():
+                ordering.on_submit(state, sender, message, fx)
+            case Append():
+                follower = failure.hear(state, sender, message, now, fx)
+                ordering.on_append(state, follower, sender, message, now, fx)
+                ordering.follow_commit(state, follower, fx)
+            case Appended() | HeartbeatAck():
+                failure.on_heartbeat_ack(state, sender, message, now, fx)
+            case Commit():
+                ordering.follow_commit(state, failure.hear(state, sender, message, now, fx), fx)
+            case Heartbeat():
+                failure.on_heartbeat(state, sender, message, now, fx)
+            case Refuse():
+                fx.reply.append(message)
+            case CatchUp():
+                if isinstance(role, Leader):
+                    catchup.on_catch_up(state, role, sender, message, fx)
+            case Resume():
+                if sender == state.leader_id:
+                    catchup.on_resume(state, failure.hear(state, sender, message, now, fx), message, fx)
+            case LinkUp():
+                membership.on_link_up(state, sender, message, now, fx)
+            case LinkDown():
+                membership.on_link_down(state, sender, now, fx)
+            case Join():
+                membership.on_join(state, sender, now, fx)
+            case JoinAck():
+                membership.on_join_ack(state, sender, message, now, fx)
+            case Members():
+                membership.on_members(state, message, fx)
+            case Election():
+                election.on_election(state, sender, message, now, fx)
+            case LeaderAnswer() | Ok() | Support() | Abstain():
+                election.on_poll_answer(state, sender, message, now, fx)
+            case VoteRequest():
+                election.on_vote_request(state, sender, message, now, fx)
+            case Vote():
+                election.on_vote(state, sender, now, fx)
+            case Coordinator():
+                election.on_coordinator(state, sender, now, fx)
+            case TermIs():
+                pass  # The term rule has taken what it says.
+            case _:
+                raise AssertionError(f"not an input of the core: {message!r}")
+
+
+def _base(recovered: Recovered) -> Position:
+    """Position of the last delivered batch: its term is that of the last mark behind which it stands."""
+    if recovered.delivered_seq == 0:
+        return Position(0, 0)
+    terms = [mark.term for mark in recovered.marks if mark.after < recovered.delivered_seq]
+    return Position(terms[-1], recovered.delivered_seq)

@@ -1,0 +1,270 @@
+"""What a node knows and is: NodeState, the data of its role, and the two ways to change what is durable.
+
+Deadlines are fields (monotonic seconds); nothing here reads a clock. Peers are visited in ascending order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol, TypeAlias
+
+from nodeproc.core.effects import Effects, PersistOp, Promise
+from nodeproc.core.events import BecameFollower
+from nodeproc.core.log import Log
+from nodeproc.core.messages import (
+    NOBODY,
+    START,
+    Batch,
+    Envelope,
+    Mark,
+    NodeId,
+    PeerMessage,
+    Position,
+    Rank,
+    Record,
+    SeqNo,
+    Submit,
+    Term,
+)
+from nodeproc.core.recovered import CoreConfig
+from nodeproc.core.sessions import Sessions
+
+FOREVER = float("inf")
+
+
+class Seal(Protocol):
+    """Makes the bytes of records, once; nodeproc.wire.Sealer is the real one."""
+
+    def mark(self, header: Mark) -> Record: ...
+
+    def batch(self, header: Batch, submits: list[Submit]) -> Record: ...
+
+
+# ---- election data ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Poll:
+    """One round of ELECTION and its answers. Rule: E1."""
+
+    number: int
+    until: float
+    awaiting: set[NodeId]
+    oks: dict[NodeId, bool] = field(default_factory=dict)
+    """Who outranks us -> could its vote be had."""
+    supports: set[NodeId] = field(default_factory=set)
+    told: NodeId = NOBODY
+    """A leader of the present term that somebody hears."""
+
+
+@dataclass(slots=True)
+class Deferral:
+    """Waiting for somebody who outranks us to lead. Rule: E2."""
+
+    until: float
+    to: tuple[NodeId, ...]
+
+
+# ---- roles ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Follower:
+    """Follows state.leader_id, or looks for a leader while that is NOBODY."""
+
+    heard: bool = False
+    """HEARTBEAT, APPEND or RESUME came from the leader in this term (F2)."""
+    heard_at: float = 0.0
+    leader_commit: SeqNo = 0
+    """The highest commit_seq that the leader told; used as far as C2 allows."""
+    request: int = 0
+    """Number of the CATCH_UP that is not answered yet; 0: none."""
+    requested_at: float = 0.0
+    buffer: dict[Position, Record] = field(default_factory=dict)
+    """Records above a hole, by the position that they follow. Rule: R4."""
+    buffered_bytes: int = 0
+    hole_since: float = FOREVER
+
+
+@dataclass(slots=True)
+class Candidate:
+    """Asks for votes in state.term."""
+
+    until: float
+    votes: set[NodeId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the leader knows of one follower."""
+
+    answered_at: float
+    synced: bool = False
+    """RESUME was sent on the present link: records may follow it."""
+    live: bool = False
+    """Everything in the log was sent: new records go at once."""
+    sent: Position = START
+    matched: Position = START
+    """Durable there, told in this term."""
+    inflight: deque[tuple[Position, int]] = field(default_factory=deque)
+    """(position, bytes) sent and not yet matched. Rule: P1."""
+    inflight_bytes: int = 0
+    fetch: int = 0
+    """Token of the read under way; 0: none."""
+    told_members: bool = True
+
+
+@dataclass(slots=True)
+class Leader:
+    """Orders messages in state.term."""
+
+    heartbeat_at: float
+    progress: dict[NodeId, Progress]
+    """By node id, ascending."""
+    waiting: list[Submit] = field(default_factory=list)
+    """Taken, in order, to be packed into the next batch."""
+    waiting_count: int = 0
+    commit_untold: bool = False
+    """commit_seq moved and no APPEND has told the followers. Rule: C2."""
+
+
+RoleData: TypeAlias = Follower | Candidate | Leader
+
+
+@dataclass(slots=True)
+class Pledge:
+    """A term, and perhaps a vote, on its way to the disk; nothing else happens until it is there."""
+
+    ticket: int
+    term: Term
+    voted_for: NodeId
+    then: Envelope | None
+    """The frame to be taken once it is durable; None: our own candidacy."""
+
+
+@dataclass(slots=True)
+class NodeState:
+    """All of a node. The stories change it; only the functions named become_… change `role`."""
+
+    config: CoreConfig
+    rng: Random
+    seal: Seal
+    # durable
+    term: Term
+    voted_for: NodeId
+    identity: str
+    rebuilding: bool
+    identities: dict[NodeId, str]
+    log: Log
+    sessions: Sessions
+    # what is durable of the log, and what is on its way
+    durable: Position
+    delivered_seq: SeqNo
+    commit_seq: SeqNo
+    written: int = 0
+    """Persist operations issued so far: the ticket."""
+    unsynced: deque[tuple[int, Position]] = field(default_factory=deque)
+    """(ticket, position of the log once it is durable), ascending."""
+    pledge: Pledge | None = None
+    readmission: int = 0
+    """Ticket of our own Readmitted; 0: none under way."""
+    # role
+    role: RoleData = field(default_factory=Follower)
+    leader_id: NodeId = NOBODY
+    no_quorum: bool = False
+    """We led and stepped down for want of answers; clients are told so until a leader is found (F3)."""
+    route_epoch: int = 0
+    """Grows when messages passed on to the leader may have been lost on the way (S5)."""
+    # links and membership
+    links: set[NodeId] = field(default_factory=set)
+    """Peers to which frames can be sent now."""
+    presented: dict[NodeId, str] = field(default_factory=dict)
+    """Identity that each peer showed when its link was opened last."""
+    learners: set[NodeId] = field(default_factory=set)
+    """Peers under --rebuild: no vote, not counted (M4)."""
+    rebuilds: dict[NodeId, tuple[str, Position]] = field(default_factory=dict)
+    """Learners that asked us to catch up: (identity, where our log ended then). Rule: M4."""
+    strangers: set[NodeId] = field(default_factory=set)
+    """Peers that came with another data directory than remembered: nothing of theirs is taken (M4)."""
+    joined: bool = False
+    """Has led or heard a leader since the start of the process."""
+    join_answers: set[NodeId] = field(default_factory=set)
+    # election
+    poll: Poll | None = None
+    deferral: Deferral | None = None
+    spent: set[NodeId] = field(default_factory=set)
+    """Peers that were waited for in vain (E2)."""
+    poll_at: float = FOREVER
+    """When to ask again, while there is no leader and no poll."""
+    suspected: NodeId = NOBODY
+    """The leader that fell silent last; until a leader is heard, being told of it again is no news."""
+    starved: bool = False
+    """The last poll was put off for want of links to a majority."""
+    failures: int = 0
+    """Candidacies lost since a leader was heard (E3)."""
+    numbers: int = 0
+    """Last poll, request or token number drawn; starts at random so that a restart repeats none."""
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.config.node_id
+
+    @property
+    def peers(self) -> tuple[NodeId, ...]:
+        return tuple(member for member in self.config.members if member != self.config.node_id)
+
+    @property
+    def majority(self) -> int:
+        return len(self.config.members) // 2 + 1
+
+    @property
+    def rank(self) -> Rank:
+        return (self.log.position, self.config.priority, self.node_id)
+
+    def fresh_number(self) -> int:
+        self.numbers += 1
+        return self.numbers
+
+    def jittered(self, seconds: float) -> float:
+        """Between half of it and one and a half."""
+        return seconds * (0.5 + self.rng.random())
+
+    def persist(self, fx: Effects, op: PersistOp) -> int:
+        """Hand one operation to the disk. Returns its ticket."""
+        fx.persist.append(op)
+        self.written += 1
+        return self.written
+
+    def pledge_term(self, fx: Effects, term: Term, voted_for: NodeId, then: Envelope | None) -> None:
+        """Make a term and vote durable before anybody, we included, sees them. Rule: E3, E4, E6.
+
+        Until then the node takes nothing: whatever comes waits behind it (Node.step).
+        """
+        assert self.pledge is None and term >= self.term, (self.pledge, term, self.term)
+        self.pledge = Pledge(self.persist(fx, Promise(term, voted_for)), term, voted_for, then)
+
+    def send(self, fx: Effects, peer: NodeId, message: PeerMessage) -> None:
+        """To one peer, if there is a link; frames without one are lost like any other."""
+        if peer in self.links:
+            fx.send.append((peer, message))
+
+    def broadcast(self, fx: Effects, message: PeerMessage) -> int:
+        """To every peer with a link; returns how many."""
+        reached = [peer for peer in self.peers if peer in self.links]
+        fx.send += [(peer, message) for peer in reached]
+        return len(reached)
+
+
+def become_follower(state: NodeState, now: float, fx: Effects, reason: str) -> None:
+    """Follow nobody yet, in the present term; what waited to be ordered is the clients' again (S5)."""
+    if not isinstance(state.role, Follower):
+        fx.emit.append(BecameFollower(state.term, reason))
+    if isinstance(state.role, Leader):
+        state.sessions.rebuild(state.log.tail)
+    state.role = Follower(heard_at=now)
+    state.leader_id = NOBODY
+    state.route_epoch += 1
+    state.poll = state.deferral = None
+    state.poll_at = now + state.jittered(state.config.election_timeout)
