@@ -161,9 +161,7 @@ RunExpectation: TypeAlias = (
     LastSeq | Order | NumberingContinues | EventSeen | EventInterval | Acknowledged | Throughput | Unavailable
 )
 
-MOMENT_EXPECTATIONS: dict[str, type[Expectation]] = {
-    each.word: each for each in (LeaderIs, RoleIs, CaughtUp, LastSeq)
-}
+MOMENT_EXPECTATIONS: dict[str, type[Expectation]] = {each.word: each for each in (LeaderIs, RoleIs, CaughtUp, LastSeq)}
 RUN_EXPECTATIONS: dict[str, type[Expectation]] = {
     each.word: each
     for each in (

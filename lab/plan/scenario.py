@@ -6,16 +6,23 @@ the same format.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from msgspec import Struct
+import yaml
+from msgspec import Struct, structs
 
-from lab.plan.expectation import RunExpectation
-from lab.plan.step import Link, Repeat, StepAny
-from lab.plan.words import Duration, Target
+from lab.plan.expectation import RunExpectation, Throughput, Unavailable
+from lab.plan.reading import Reader
+from lab.plan.step import Link, LoadSwitch, Repeat, StepAny, UntilAcknowledged, UntilLoadDone, Wait
+from lab.plan.words import Duration, Target, decode_word
+from lab.plan.writing import plain, plain_expectations, plain_steps
 from nodeproc.core.messages import NodeId
+from nodeproc.yamlfile import Document, Place, parse
+
+MAX_NODES = 9
 
 
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +61,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Load(Struct, frozen=True, forbid_unknown_fields=True):
-    """Many clients that send by themselves between `load: start` and `load: stop`, or until count or duration are reached.
+    """Many clients that send by themselves from `load: start` on, until `load: stop`, count or duration.
 
     clients: how many; ids are first_client, first_client + 1, …
     via: the nodes that they use, in turn; each goes to another one of them while its own is down.
@@ -130,19 +137,159 @@ def _unrolled(steps: tuple[StepAny, ...]) -> Iterator[StepAny]:
             yield step
 
 
+class _Outline(Struct, frozen=True, forbid_unknown_fields=True):
+    """The file's outer shape: as Scenario, what a Reader must read left as it is."""
+
+    name: str
+    description: str
+    steps: list[Any]
+    cluster: Cluster = Cluster()
+    load: Load | None = None
+    expectations: list[Any] = []
+    subscribers: int = 1
+    bounds: Bounds = Bounds()
+    seed: int | None = None
+
+
 def load(path: Path | str, *, text: str | None = None) -> Scenario:
     """Read and check a scenario file.
+
+    Args:
+        text: the file's content where the caller has it already.
 
     Raises:
         ConfigError: unreadable, not YAML, or not a scenario; names file, line, column, found and allowed.
     """
-    from lab.plan.reading import read_scenario
-
-    return read_scenario(path, text=text)
+    document = parse(path, text=text)
+    outline = document.convert(_Outline, dec_hook=decode_word)
+    _check_outline(document, outline)
+    _check_cluster(document, outline.cluster)
+    reader = Reader(document, outline.cluster.ids)
+    if outline.load is not None:
+        _check_load(document, reader, outline.load)
+    scenario = Scenario(
+        name=outline.name,
+        description=outline.description.strip(),
+        steps=reader.steps(("steps",)),
+        cluster=outline.cluster,
+        load=outline.load,
+        expectations=reader.run_expectations(("expectations",)) if outline.expectations else (),
+        subscribers=outline.subscribers,
+        bounds=outline.bounds,
+        seed=outline.seed,
+    )
+    _check_load_use(document, scenario)
+    return scenario
 
 
 def encode(scenario: Scenario) -> str:
     """The scenario as YAML, every default written out; load() reads it back equal."""
-    from lab.plan.reading import write_scenario
+    values = {
+        "name": scenario.name,
+        "description": scenario.description,
+        "seed": scenario.seed,
+        "cluster": plain(scenario.cluster),
+        "load": None if scenario.load is None else plain(scenario.load),
+        "subscribers": scenario.subscribers,
+        "bounds": plain(scenario.bounds),
+        "steps": plain_steps(scenario.steps),
+        "expectations": plain_expectations(scenario.expectations),
+    }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
-    return write_scenario(scenario)
+
+# ---- what the types can't say -------------------------------------------------------------------
+
+_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
+
+
+def _check_outline(document: Document, outline: _Outline) -> None:
+    if not _NAME.fullmatch(outline.name):
+        raise document.error(("name",), f"found {outline.name!r}, allowed small letters and digits joined by _")
+    if not outline.description.strip():
+        raise document.error(("description",), "is empty; say in a sentence what the scenario shows")
+    if not outline.steps:
+        raise document.error(("steps",), "no step, at least one is needed")
+    if outline.subscribers < 0:
+        raise document.error(("subscribers",), f"found {outline.subscribers}, allowed 0 or more")
+    for bound in ("recovery", "convergence"):
+        if getattr(outline.bounds, bound) <= 0:
+            raise document.error(("bounds", bound), "must be above 0")
+
+
+def _check_cluster(document: Document, cluster: Cluster) -> None:
+    if not 1 <= cluster.nodes <= MAX_NODES:
+        raise document.error(("cluster", "nodes"), f"found {cluster.nodes}, allowed 1..{MAX_NODES}")
+    if isinstance(cluster.start, tuple):
+        for index, node in enumerate(cluster.start):
+            if node not in cluster.ids:
+                raise document.error(("cluster", "start", index), f"found {node}, allowed 1..{cluster.nodes}")
+    for node in cluster.priorities:
+        if node not in cluster.ids:
+            raise document.error(
+                ("cluster", "priorities", str(node)), f"no node {node}, allowed 1..{cluster.nodes}", at_key=True
+            )
+    for name in structs.fields(cluster):
+        value = getattr(cluster, name.name)
+        if isinstance(value, Duration) and value <= 0:
+            raise document.error(("cluster", name.encode_name), "must be above 0")
+    if cluster.election_timeout <= cluster.heartbeat_interval:
+        raise document.error(
+            ("cluster", "election_timeout"),
+            f"found {cluster.election_timeout}, allowed above heartbeat_interval ({cluster.heartbeat_interval})",
+        )
+
+
+def _check_load(document: Document, reader: Reader, load: Load) -> None:
+    if "via" in document.value(("load",)):
+        reader.check_target(("load", "via"))
+    if (load.rate is None) == (load.in_flight is None):
+        raise document.error(("load",), "give exactly one of rate (open loop) and in_flight (closed loop)")
+    if load.count is not None and load.duration is not None:
+        raise document.error(("load",), "give count or duration, not both")
+    for name, least in (
+        ("clients", 1),
+        ("first_client", 1),
+        ("in_flight", 1),
+        ("size", 1),
+        ("count", 1),
+        ("workers", 0),
+    ):
+        value = getattr(load, name)
+        if value is not None and value < least:
+            raise document.error(("load", name), f"found {value}, allowed {least} or more")
+    for name in ("rate", "duration", "deadline"):
+        value = getattr(load, name)
+        if value is not None and value <= 0:
+            raise document.error(("load", name), "must be above 0")
+
+
+def _check_load_use(document: Document, scenario: Scenario) -> None:
+    """Steps and expectations about a load need one, and a load needs a start."""
+    starts = 0
+    for place, step in _placed(scenario.steps, ("steps",)):
+        about_load = isinstance(step, LoadSwitch) or (
+            isinstance(step, Wait) and isinstance(step.until, UntilAcknowledged | UntilLoadDone)
+        )
+        if about_load and scenario.load is None:
+            raise document.error(place, "needs a load, and this scenario has none")
+        if isinstance(step, Wait) and isinstance(step.until, UntilLoadDone) and _endless(scenario.load):
+            raise document.error(place, "never comes true: the load has neither count nor duration")
+        starts += isinstance(step, LoadSwitch) and step.do == "start"
+    if scenario.load is not None and not starts:
+        raise document.error(("load",), "is never started; a step `load: start` is needed")
+    for index, expectation in enumerate(scenario.expectations):
+        if isinstance(expectation, Throughput | Unavailable) and scenario.load is None:
+            raise document.error(("expectations", index), "needs a load, and this scenario has none")
+
+
+def _endless(load: Load | None) -> bool:
+    return load is not None and load.count is None and load.duration is None
+
+
+def _placed(steps: tuple[StepAny, ...], place: Place) -> Iterator[tuple[Place, StepAny]]:
+    """Every step, also inside `repeat`, with its place in the file."""
+    for index, step in enumerate(steps):
+        yield (*place, index), step
+        if isinstance(step, Repeat):
+            yield from _placed(step.steps, (*place, index, "repeat", "steps"))

@@ -1,9 +1,9 @@
 """The steps of a scenario: a closed set, done one after the other.
 
-In YAML each is a mapping of one key, `- kill: leader`, beside which `name` may stand. A plain value stands for the field
-named by `short`. A step is done when its evidence is there: a kill when the process is gone, a start when the node
-answers STATUS. A `send` or `wait` that is not done within its time is a missed expectation: the remaining
-steps are left out, everything is healed and judged all the same.
+In YAML each is a mapping of one key, `- kill: leader`, beside which `name` may stand. A plain value stands for the
+field named by `short`. A step is done when its evidence is there: a kill when the process is gone, a start when the
+node answers STATUS. A `send` or `wait` that is not done within its time is a missed expectation: the remaining steps
+are left out, everything is healed and judged all the same.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Link(Step, frozen=True, rename={"source": "from"}):
 
 
 class Heal(Step, frozen=True):
-    """links: all links are straight again. all: besides, paused nodes are resumed and nodes that are down are started."""
+    """links: all links are straight again. all: besides, what is paused is resumed and what is down is started."""
 
     word = "heal"
     short = "what"

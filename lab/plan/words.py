@@ -31,7 +31,7 @@ class Duration(float):
 
     def __str__(self) -> str:
         """As parse() reads it: whole seconds in s, all else in ms."""
-        if self == int(self):
+        if self.is_integer():
             return f"{int(self)}s"
         return f"{round(self * 1000, 6):.6f}".rstrip("0").rstrip(".") + "ms"
 

@@ -12,11 +12,22 @@ from nodeproc.core.messages import NodeId
 
 _FILLER_SPREAD = 1 << 16
 _WORDS = (
-    "a and any are as at be but by can do even for from go had has he here how if in into is it its just know like "
-    "made make may me more much my never no not now of on one only or order our out over same see she so some still "
-    "such take than that the them then there they this time to two up us was we well were what when which who will "
-    "with word would yes you your"
-).split()
+    "we",
+    "order",
+    "every",
+    "message",
+    "once",
+    "and",
+    "the",
+    "same",
+    "way",
+    "on",
+    "all",
+    "nodes",
+    "then",
+    "go",
+    "on",
+)
 
 
 @lru_cache(maxsize=8)
@@ -86,7 +97,7 @@ def client_plans(load: Load, via: tuple[NodeId, ...], seed: int) -> tuple[Client
         via: load.via as it is when the load starts, at least one node.
 
     Returns:
-        in the order of client ids; counts add up to load.count, rates to load.rate; the clients' phases are spread evenly.
+        in the order of client ids; counts add up to load.count, rates to load.rate; phases are spread evenly.
     """
     interval_s = load.clients / load.rate if load.rate is not None else 0.0
     plans = []

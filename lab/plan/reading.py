@@ -1,0 +1,327 @@
+"""YAML -> steps and expectations, with errors that name file, line, column, found and allowed.
+
+A step or expectation is a mapping of one key, its word; the value is a mapping of its fields or, for short, the
+one field that `short` names. Beyond the types, a Reader checks what a type can't say: that node ids, event names, event
+fields and frame types exist, and that fields fit together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeVar, cast, get_args
+
+from msgspec import Struct, structs
+
+from lab.plan.expectation import (
+    MOMENT_EXPECTATIONS,
+    RUN_EXPECTATIONS,
+    Expectation,
+    LastSeq,
+    LeaderIs,
+    MomentExpectation,
+    RunExpectation,
+)
+from lab.plan.step import STEPS, UNTILS, Expect, Link, Repeat, Send, Sender, Step, StepAny, Until, UntilAny, Wait
+from lab.plan.words import TARGET_WORDS, Target, decode_word
+from nodeproc.core import events, messages
+from nodeproc.core.messages import NodeId
+from nodeproc.yamlfile import Document, Place
+
+_S = TypeVar("_S", bound=Struct)
+
+EVENT_FIELDS: dict[str, tuple[str, ...]] = {
+    str(each.__struct_config__.tag): each.__struct_fields__
+    for each in vars(events).values()
+    if isinstance(each, type) and issubclass(each, events.Event) and each is not events.Event
+}
+"""Event name -> its fields."""
+
+FRAME_TYPES: tuple[str, ...] = tuple(str(each.__struct_config__.tag) for each in get_args(messages.PeerMessage))
+"""What a frame between nodes can be."""
+
+
+class Reader:
+    """Reads the steps and expectations of one document.
+
+    Args:
+        ids: the cluster's nodes.
+    """
+
+    def __init__(self, document: Document, ids: Sequence[NodeId]) -> None:
+        self._document = document
+        self._ids = tuple(ids)
+
+    # ---- steps ----------------------------------------------------------------------------------
+
+    def steps(self, place: Place) -> tuple[StepAny, ...]:
+        """The list of steps at a place."""
+        return tuple(self._step((*place, index)) for index in range(len(self._list(place, "steps"))))
+
+    def _step(self, place: Place) -> StepAny:
+        word = self._word(place, STEPS, "step", beside=("name",))
+        inside = (*place, word)
+        step = self._step_inside(inside, STEPS[word])
+        if "name" in self._document.value(place):
+            name = self._document.convert_at((*place, "name"), str)
+            step = structs.replace(step, name=name)
+        return step
+
+    def _step_inside(self, place: Place, kind: type[Step]) -> StepAny:
+        if kind is Wait:
+            return Wait(until=self._until(place))
+        if kind is Expect:
+            return Expect(that=self._moment_expectations(place))
+        if kind is Repeat:
+            return self._repeat(place)
+        if kind is Send:
+            return self._send(place)
+        step = cast(StepAny, self._struct(place, kind, kind.short))
+        if isinstance(step, Link):
+            self._check_link(place, step)
+        return step
+
+    def _repeat(self, place: Place) -> Repeat:
+        self._keys(place, ("times", "steps"))
+        times = self._document.convert_at((*place, "times"), int)
+        if times < 1:
+            self._wrong((*place, "times"), times, "1 or more")
+        return Repeat(times=times, steps=self.steps((*place, "steps")))
+
+    def _send(self, place: Place) -> Send:
+        value = self._document.value(place)
+        several = isinstance(value, list) or (isinstance(value, dict) and "clients" in value)
+        if several:
+            step = self._struct(place, Send, "clients")
+            inner = (*place, "clients") if isinstance(value, dict) else place
+            places: list[Place] = [(*inner, index) for index in range(len(step.clients))]
+        else:
+            step = self._send_of_one(place)
+            places = [place]
+        if not step.clients:
+            self._fail(places[0] if places else place, "no client, at least one is needed")
+        for each, sender in zip(places, step.clients, strict=True):
+            self._check_sender(each, sender)
+        return step
+
+    def _send_of_one(self, place: Place) -> Send:
+        """One client's fields and the step's in one mapping."""
+        value = self._mapping(place)
+        outer = {key: value[key] for key in ("within", "wait", "name") if key in value}
+        of_sender = tuple(field.encode_name for field in structs.fields(Sender))
+        allowed = (*of_sender, "within", "wait", "name")
+        self._known_keys(place, value, allowed)
+        self._needed_keys(place, value, ("client", "messages"))
+        fields = {}
+        for field in structs.fields(Sender):
+            if field.encode_name in value:
+                fields[field.name] = self._document.convert_at((*place, field.encode_name), field.type)
+        for field in structs.fields(Send):
+            if field.encode_name in outer:
+                outer[field.encode_name] = self._document.convert_at(
+                    (*place, field.encode_name), field.type, dec_hook=decode_word
+                )
+        return Send(clients=(Sender(**fields),), **outer)
+
+    def _check_sender(self, place: Place, sender: Sender) -> None:
+        if sender.via is not None:
+            self._check_id((*place, "via"), sender.via)
+        if sender.client < 1:
+            self._wrong((*place, "client"), sender.client, "1 or more")
+        if not sender.messages or (isinstance(sender.messages, int) and sender.messages < 1):
+            self._wrong((*place, "messages"), sender.messages, "a list of texts, or how many, 1 or more")
+
+    def _check_link(self, place: Place, step: Link) -> None:
+        if step.reorder is None and not step.delay and not step.jitter:
+            self._fail(place, "does nothing; give reorder, delay or jitter (heal undoes a rule)")
+        for index, frame in enumerate(step.frames):
+            if frame not in FRAME_TYPES:
+                self._wrong((*place, "frames", index), frame, ", ".join(FRAME_TYPES))
+        if step.reorder is not None and (step.reorder.every < 1 or step.reorder.behind < 1 or not step.reorder.at_most):
+            self._fail((*place, "reorder"), "every and behind must be 1 or more and at_most above 0")
+
+    # ---- waiting --------------------------------------------------------------------------------
+
+    def _until(self, place: Place) -> UntilAny:
+        value = self._document.value(place)
+        if isinstance(value, str):
+            return self._until_of_word(place, value)
+        self._mapping(place)
+        if "for" not in value:
+            self._fail(place, f"the key for is missing; allowed: {', '.join(UNTILS)}")
+        if value["for"] not in UNTILS:
+            self._wrong((*place, "for"), value["for"], ", ".join(UNTILS))
+        until = self._struct(place, UNTILS[value["for"]], "")
+        if until.within <= 0:
+            self._wrong((*place, "within"), str(until.within), "above 0")
+        if getattr(until, "count", 1) < 1:
+            self._wrong((*place, "count"), getattr(until, "count", 1), "1 or more")
+        return cast(UntilAny, until)
+
+    def _until_of_word(self, place: Place, word: str) -> UntilAny:
+        if word not in UNTILS:
+            self._wrong(place, word, ", ".join(UNTILS))
+        kind: type[Until] = UNTILS[word]
+        needed = [field.encode_name for field in structs.fields(kind) if field.required]
+        if needed:
+            self._fail(place, f"{word} also needs {', '.join(needed)}: {{for: {word}, {needed[0]}: …}}")
+        return cast(UntilAny, kind())
+
+    # ---- expectations ---------------------------------------------------------------------------
+
+    def run_expectations(self, place: Place) -> tuple[RunExpectation, ...]:
+        """The list of expectations at a place, of those that the run's files decide."""
+        self._list(place, "expectations")
+        return cast(tuple[RunExpectation, ...], self._expectations(place, RUN_EXPECTATIONS))
+
+    def _moment_expectations(self, place: Place) -> tuple[MomentExpectation, ...]:
+        """One expectation or a list of them, of those that STATUS decides."""
+        return cast(tuple[MomentExpectation, ...], self._expectations(place, MOMENT_EXPECTATIONS))
+
+    def _expectations(self, place: Place, known: Mapping[str, type[Expectation]]) -> tuple[Expectation, ...]:
+        value = self._document.value(place)
+        if not isinstance(value, list):
+            return (self._expectation(place, known),)
+        if not value:
+            self._fail(place, f"an empty list; allowed: {', '.join(known)}")
+        return tuple(self._expectation((*place, index), known) for index in range(len(value)))
+
+    def _expectation(self, place: Place, known: Mapping[str, type[Expectation]]) -> Expectation:
+        word = self._word(place, known, "expectation")
+        inside = (*place, word)
+        expectation = self._struct(inside, known[word], known[word].short)
+        if isinstance(expectation, LastSeq) and expectation.seq_no is None and expectation.at_least is None:
+            self._fail(inside, "give is, at_least or both")
+        if isinstance(expectation, LeaderIs):
+            shown = (*inside, "is") if isinstance(self._document.value(inside), dict) else inside
+            self._check_id(shown, expectation.node)
+        if getattr(expectation, "payloads", "some") == ():
+            self._fail(inside, "no payloads, at least one is needed")
+        return expectation
+
+    # ---- one struct -----------------------------------------------------------------------------
+
+    def _struct(self, place: Place, kind: type[_S], short: str) -> _S:
+        """The value at a place as a struct, or as the one field of it that `short` names."""
+        value = self._document.value(place)
+        if isinstance(value, dict):
+            for field in structs.fields(kind):
+                if field.encode_name in value:
+                    self._check_field((*place, field.encode_name), field)
+            read = self._document.convert_at(place, kind, dec_hook=decode_word)
+            self._check_event(place, read)
+            return read
+        if not short:
+            allowed = ", ".join(field.encode_name for field in structs.fields(kind) if field.name != "name")
+            self._fail(place, f"found {_shown(value)}, allowed a mapping with the keys {allowed}")
+        field = next(each for each in structs.fields(kind) if each.name == short)
+        self._check_field(place, field)
+        short_value = self._document.convert_at(place, field.type, dec_hook=decode_word)
+        needed = [each.encode_name for each in structs.fields(kind) if each.required and each.name != short]
+        if needed:
+            self._fail(place, f"also needs {', '.join(needed)}: {{{field.encode_name}: …, {needed[0]}: …}}")
+        read = kind(**{short: short_value})
+        self._check_event(place, read)
+        return read
+
+    def _check_field(self, place: Place, field: structs.FieldInfo) -> None:
+        """What the type of a field can't say about the plain value at its place."""
+        if field.type == Target:
+            self.check_target(place)
+
+    def check_target(self, place: Place) -> None:
+        """Refuse words and ids that are no target in this cluster."""
+        value = self._document.value(place)
+        if isinstance(value, list):
+            if not value:
+                self._wrong(place, value, self._allowed_targets())
+            for index in range(len(value)):
+                self._check_target_part((*place, index))
+        else:
+            self._check_target_part(place)
+
+    def _check_target_part(self, place: Place) -> None:
+        value = self._document.value(place)
+        if isinstance(value, bool) or (value not in TARGET_WORDS and value not in self._ids):
+            self._wrong(place, value, self._allowed_targets())
+
+    def _allowed_targets(self) -> str:
+        return f"{', '.join(TARGET_WORDS)}, {self._ids[0]}..{self._ids[-1]} or a list of these"
+
+    def _check_id(self, place: Place, node: NodeId) -> None:
+        if node not in self._ids:
+            self._wrong(place, node, f"{self._ids[0]}..{self._ids[-1]}")
+
+    def _check_event(self, place: Place, read: Struct) -> None:
+        """An event that is named exists, and has the fields that are asked for."""
+        event = getattr(read, "event", None)
+        if event is None:
+            return
+        value = self._document.value(place)
+        named = (*place, "is") if isinstance(value, dict) else place
+        if event not in EVENT_FIELDS:
+            self._wrong(named, event, ", ".join(sorted(EVENT_FIELDS)))
+        for field in getattr(read, "where", {}):
+            if field not in EVENT_FIELDS[event]:
+                fields = ", ".join(EVENT_FIELDS[event]) or "none"
+                raise self._document.error(
+                    (*place, "where", field), f"{event} has no such field; allowed: {fields}", at_key=True
+                )
+
+    # ---- mappings -------------------------------------------------------------------------------
+
+    def _word(self, place: Place, known: Mapping[str, object], what: str, beside: tuple[str, ...] = ()) -> str:
+        """The one key of a mapping, which must be one of the known words."""
+        value = self._document.value(place)
+        if isinstance(value, str) and value in known:
+            self._fail(place, f"{value} needs a value: `{value}: …`")
+        if not isinstance(value, dict):
+            self._wrong(place, value, f"a mapping with one of {', '.join(known)}")
+        words = [key for key in value if key not in beside]
+        for word in words:
+            if word not in known:
+                raise self._document.error((*place, word), f"no such {what}; allowed: {', '.join(known)}", at_key=True)
+        if len(words) != 1:
+            found = " and ".join(words) or "none"
+            self._fail(place, f"found {found}, allowed exactly one of {', '.join(known)}")
+        return str(words[0])
+
+    def _keys(self, place: Place, needed: tuple[str, ...]) -> None:
+        value = self._mapping(place)
+        self._known_keys(place, value, needed)
+        self._needed_keys(place, value, needed)
+
+    def _known_keys(self, place: Place, value: Mapping[str, object], allowed: tuple[str, ...]) -> None:
+        for key in value:
+            if key not in allowed:
+                raise self._document.error((*place, key), f"unknown key; allowed: {', '.join(allowed)}", at_key=True)
+
+    def _needed_keys(self, place: Place, value: Mapping[str, object], needed: tuple[str, ...]) -> None:
+        for key in needed:
+            if key not in value:
+                self._fail(place, f"the key {key} is missing")
+
+    def _mapping(self, place: Place) -> dict[str, Any]:
+        value = self._document.value(place)
+        if not isinstance(value, dict):
+            self._wrong(place, value, "a mapping")
+        return cast(dict[str, Any], value)
+
+    def _list(self, place: Place, what: str) -> list[Any]:
+        value = self._document.value(place)
+        if not isinstance(value, list):
+            self._wrong(place, value, f"a list of {what}")
+        return value
+
+    def _wrong(self, place: Place, found: object, allowed: str) -> NoReturn:
+        raise self._document.error(place, f"found {_shown(found)}, allowed {allowed}")
+
+    def _fail(self, place: Place, message: str) -> NoReturn:
+        raise self._document.error(place, message)
+
+
+def _shown(value: object) -> str:
+    """A value as the user may recognise it."""
+    if isinstance(value, dict):
+        return "a mapping"
+    return json.dumps(value, ensure_ascii=False, default=str)
