@@ -1,0 +1,508 @@
+"""The client's half of rules S1 to S6, as a pure state machine: no socket, no clock, no randomness.
+
+One Session is one session of the protocol: one token, one numbering 1, 2, 3, … that no reconnect restarts. The
+caller tells it what happened (connected, received, submit, disconnected, tick) and then does its duties, in any order:
+
+    while connected and the socket takes more: write next_line(now)
+    hand out take_outcomes() and take_shown()
+    call tick(now) no later than next_deadline()
+    leave this connection for another node when gave_up(now)
+
+What has to be sent is kept as one cursor over the unacknowledged messages, so "send again" only moves the cursor
+back and nothing is queued twice: the lines are made when the socket wants them. Every message has exactly one outcome:
+
+    ok        delivered: an ACK covers it
+    rejected  certainly never ordered
+    unknown   its deadline passed, or the session ended, after it may have been sent: it may still be delivered
+
+A message whose outcome is unknown keeps its number and, while later messages of the session wait behind it, is sent
+again like any other: the leader takes no n + 1 without n (S2).
+
+`now` is time.monotonic(), seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+from nodeproc.core.messages import NOBODY, NodeId, SeqNo, Term
+from nodeproc.errors import FrameError
+from nodeproc.nodestream import Shown, cut_run
+from nodeproc.wire import (
+    Ack,
+    Chat,
+    Hello,
+    LeaderLine,
+    NodeLine,
+    Problem,
+    Reject,
+    Status,
+    StatusRequest,
+    Subscribe,
+    Welcome,
+    encode_line,
+)
+
+NEVER: Final = math.inf
+
+OutcomeKind: TypeAlias = Literal["ok", "rejected", "unknown"]
+
+
+class Outcome(Struct, frozen=True, gc=False):
+    """The fate of messages first..last of the session."""
+
+    kind: OutcomeKind
+    first: int
+    last: int
+    seq_no: SeqNo = 0
+    """Where message `last` stands when it is ok; 0: not known."""
+    reason: str = ""
+    """Why it is not ok, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Times are seconds, sizes bytes.
+
+    deadline: how long a message is waited for before its outcome is unknown.
+    retry_interval: without progress for so long, everything unacknowledged is sent again.
+    retry_pause: least time between two repetitions that refusals ask for; doubles up to retry_interval.
+    patience: a node that gives no progress for so long is left for another one.
+    keepalive: an idle node is asked for its STATUS after so long, so that a dead one is noticed.
+    window_messages, window_bytes: sent and not acknowledged; past either, later messages wait.
+    line_messages, line_bytes: largest CHAT line; a single larger message still travels, alone.
+    payload_bytes: largest message, UTF-8.
+    """
+
+    deadline: float = 30.0
+    retry_interval: float = 1.0
+    retry_pause: float = 0.02
+    patience: float = 3.0
+    keepalive: float = 2.0
+    window_messages: int = 16_384
+    window_bytes: int = 2 << 20
+    line_messages: int = 512
+    line_bytes: int = 256 << 10
+    payload_bytes: int = 64 << 10
+
+
+def why_unsendable(payload: str, limit: int) -> str:
+    """Why this payload can't be sent, "" where it can.
+
+    Args:
+        limit: bytes of UTF-8.
+    """
+    if payload.isascii():
+        size = len(payload)
+    else:
+        try:
+            size = len(payload.encode())
+        except UnicodeEncodeError as error:
+            return f"character {error.start} is {payload[error.start]!a}, which has no UTF-8 form"
+    return f"message of {size} bytes, allowed {limit}" if size > limit else ""
+
+
+class Session:
+    """See the module's docstring.
+
+    Args:
+        token: fresh and random for each Session; two clients with one token would number over each other.
+    """
+
+    def __init__(self, client_id: int, token: str, settings: SessionSettings = SessionSettings()) -> None:
+        self.client_id = client_id
+        self.token = token
+        self.settings = settings
+        self.born: SeqNo | None = None
+
+        # What the nodes told, for people and for choosing.
+        self.node: NodeId = NOBODY
+        self.leader: NodeId = NOBODY
+        self.term: Term = 0
+        self.last_seq: SeqNo = 0
+        self.problem = ""
+        """The reason of the latest ERROR line."""
+        self.ended = ""
+        """Why the session takes no more messages, "" while it does."""
+
+        # The messages. _base <= _cursor <= _last + 1; n below _base are acknowledged.
+        self._payloads: list[str] = []
+        self._payloads_from = 1
+        self._base = 1
+        self._cursor = 1
+        """Next n to be sent on this connection."""
+        self._last = 0
+        """Last n that may be sent; the end of the session cuts it."""
+        self._numbered = 0
+        """Last n given out."""
+        self._sent = 0
+        """Highest n ever handed to a connection."""
+        self._repeated = 0
+        """Highest n that was, or may be, sent more than once."""
+        self._settled = 0
+        """All n up to here, and all above _last, have their outcome."""
+        self._due: deque[tuple[float, int]] = deque()
+        """(deadline, last n of those with it), both ascending."""
+        self._outcomes: list[Outcome] = []
+
+        # This connection.
+        self._connected = False
+        self._welcomed = False
+        self._to_say: deque[Hello | Subscribe | StatusRequest] = deque()
+        self._lines: deque[tuple[int, int]] = deque()
+        """(last n, bytes) of the CHAT lines on their way."""
+        self._lines_bytes = 0
+        self._line_messages = settings.line_messages
+        self._heard_at = 0.0
+        self._asked = False
+        self._waiting_since = 0.0
+
+        # Sending again.
+        self._retry_from = 0.0
+        self._rewind_to = 1
+        self._rewind_at = NEVER
+        self._rewind_ok_at = 0.0
+        self._pause = settings.retry_pause
+
+        # The subscription.
+        self._subscribed = False
+        self._place: SeqNo = 0
+        """Next seq_no to be shown; 0: from the first WELCOME's on."""
+        self._shown: list[Shown] = []
+
+    # ---- what the caller asks --------------------------------------------------------------------
+
+    @property
+    def welcomed(self) -> bool:
+        """The present connection's node has answered HELLO."""
+        return self._welcomed
+
+    @property
+    def unsettled(self) -> int:
+        """How many messages have no outcome yet."""
+        return self._last - self._settled
+
+    @property
+    def place(self) -> SeqNo:
+        """Next seq_no to be shown; 0 where nothing is subscribed or not known yet."""
+        return self._place if self._subscribed else 0
+
+    def take_outcomes(self) -> list[Outcome]:
+        """The outcomes since the last call."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def take_shown(self) -> list[Shown]:
+        """What was delivered to the subscriber since the last call: contiguous with all before. Rule: S6."""
+        shown, self._shown = self._shown, []
+        return shown
+
+    # ---- what happens ----------------------------------------------------------------------------
+
+    def subscribe(self, start: SeqNo | None) -> None:
+        """Show every delivered message from `start` on; None: those that come from now on. Once a session."""
+        assert not self._subscribed and (start is None or start >= 1), start
+        self._subscribed = True
+        self._place = start or (self.last_seq + 1 if self.born is not None else 0)
+        if self._welcomed:
+            self._to_say.append(Subscribe(self._place))
+
+    def submit(self, payloads: Sequence[str], now: float) -> int:
+        """Number the messages and send them in this order. Rule: S1.
+
+        Returns:
+            The n of the first. In a session that has ended the outcome follows at once: rejected.
+
+        Raises:
+            ValueError: one of them can't be sent (why_unsendable); none was taken.
+        """
+        limit = self.settings.payload_bytes
+        for payload in payloads:
+            if reason := why_unsendable(payload, limit):
+                raise ValueError(reason)
+        first, self._numbered = self._numbered + 1, self._numbered + len(payloads)
+        if self.ended:
+            self._outcomes.append(Outcome("rejected", first, self._numbered, reason=self.ended))
+            return first
+        if not self.unsettled:
+            self._waiting_since = now
+        self._payloads += payloads
+        self._last = self._numbered
+        # Deadlines are rounded up to 1/64 of their length, so that a million messages make few entries.
+        grain = self.settings.deadline / 64
+        due = math.ceil((now + self.settings.deadline) / grain) * grain
+        if self._due and self._due[-1][0] == due:
+            self._due.pop()
+        self._due.append((due, self._last))
+        return first
+
+    def connected(self, now: float) -> None:
+        """A connection to some node is open."""
+        assert not self._connected
+        self._connected, self._welcomed, self._asked = True, False, False
+        self._heard_at = self._waiting_since = now
+        self._to_say.clear()
+        self._to_say.append(Hello(self.client_id, self.token, self.born))
+
+    def disconnected(self) -> None:
+        """The connection is gone; what was sent on it may or may not have arrived."""
+        self._connected = self._welcomed = False
+        self.node = self.leader = NOBODY
+        self._move_cursor(self._base)
+
+    def received(self, line: NodeLine | Shown, now: float) -> None:
+        """Take what NodeStream made of a node's bytes.
+
+        Raises:
+            FrameError: not what a node may say now; this connection is to be given up.
+        """
+        self._heard_at = now
+        self._asked = False
+        match line:
+            case Shown():
+                self._on_shown(line)
+            case Ack():
+                self._check_token(line.session)
+                self._on_acknowledged(line.n, line.seq_no, now)
+            case Reject():
+                self._check_token(line.session)
+                self._on_reject(line, now)
+            case LeaderLine():
+                self._on_leader(line.leader, line.term, now)
+            case Welcome():
+                self._on_welcome(line, now)
+            case Status():
+                self.last_seq = max(self.last_seq, line.delivered_seq)
+                if (line.leader, line.term) != (self.leader, self.term):
+                    self._on_leader(line.leader, line.term, now)
+            case Problem():
+                self.problem = line.reason
+
+    def tick(self, now: float) -> None:
+        """Time passed: deadlines, repetitions, keepalive."""
+        while self._due and self._due[0][0] <= now:
+            _, n = self._due.popleft()
+            self._settle("unknown", min(n, self._last), reason=f"no answer within {self.settings.deadline:g} s")
+        if not self._welcomed:
+            return
+        if self._rewind_at <= now:
+            self._rewind(self._rewind_to, now)
+        elif self._retry_due() <= now:
+            self._rewind(self._base, now)
+        if self._keepalive_due() <= now:
+            self._to_say.append(StatusRequest())
+            self._asked = True
+            self._waiting_since = now
+
+    def next_deadline(self) -> float:
+        """When tick or gave_up has something to do; NEVER where only input can bring it."""
+        when = self._due[0][0] if self._due else NEVER
+        if self._connected:
+            when = min(when, self._give_up_at())
+        if self._welcomed:
+            when = min(when, self._rewind_at, self._retry_due(), self._keepalive_due())
+        return when
+
+    def gave_up(self, now: float) -> bool:
+        """This node lets the client wait too long: another may do better."""
+        return self._connected and self._give_up_at() <= now
+
+    def excuse(self, now: float) -> None:
+        """The silence up to now was ours: the caller had stopped reading."""
+        self._heard_at = self._waiting_since = self._retry_from = now
+
+    def close(self, reason: str) -> None:
+        """End the session: what was never sent is rejected, the rest unknown. Rule: S5."""
+        self._end(reason, self._base, certain_above=self._sent)
+
+    # ---- what to say -----------------------------------------------------------------------------
+
+    def next_line(self, now: float) -> bytes | None:
+        """The next line for the connection, None when there is nothing to say."""
+        if not self._connected:
+            return None
+        if self._to_say:
+            return encode_line(self._to_say.popleft())
+        return self._next_chat(now)
+
+    def _next_chat(self, now: float) -> bytes | None:
+        """The next messages that fit the window. Rule: S1, S5.
+
+        With no leader known or a repetition pending nothing is sent: it would be refused. With all outcomes told
+        neither: the client's deadline is over (S5).
+        """
+        settings, first = self.settings, self._cursor
+        room = min(self._last + 1, self._base + settings.window_messages) - first
+        if room <= 0 or self._lines_bytes >= settings.window_bytes or not self.unsettled:
+            return None
+        if not self._welcomed or self.leader == NOBODY or self._rewind_at != NEVER:
+            return None
+        if first == self._base:
+            self._retry_from = now
+        line, count = self._encode_chat(first, room)
+        self._cursor = first + count
+        if first <= self._sent:
+            self._repeated = max(self._repeated, min(self._sent, self._cursor - 1))
+        self._sent = max(self._sent, self._cursor - 1)
+        self._lines.append((self._cursor - 1, len(line)))
+        self._lines_bytes += len(line)
+        return line
+
+    def _encode_chat(self, first: int, room: int) -> tuple[bytes, int]:
+        """A CHAT line and how many messages it holds: as many as fit line_messages and line_bytes."""
+        at, limit = first - self._payloads_from, self.settings.line_bytes
+        while True:
+            count = min(self._line_messages, room)
+            line = encode_line(Chat(first, tuple(self._payloads[at : at + count])))
+            if len(line) <= limit or count == 1:
+                break
+            # Remembered, so that large messages are not encoded over and over at counts that don't fit.
+            self._line_messages = count // 2
+        if len(line) * 2 <= limit:
+            self._line_messages = min(self._line_messages * 2, self.settings.line_messages)
+        return line, count
+
+    # ---- what nodes say --------------------------------------------------------------------------
+
+    def _check_token(self, token: str) -> None:
+        if token != self.token:
+            raise FrameError(f"an answer for session {token!r}, not {self.token!r}")
+
+    def _on_welcome(self, line: Welcome, now: float) -> None:
+        self._check_token(line.session)
+        if self.born is None:
+            self.born = line.born
+        self._welcomed = True
+        self._waiting_since = now
+        self.node, self.problem = line.node, ""
+        self.last_seq = max(self.last_seq, line.last_seq)
+        if line.acknowledged_seq:
+            self._on_acknowledged(line.acknowledged, line.acknowledged_seq, now)
+        self._on_leader(line.leader, line.term, now)
+        if self._subscribed:
+            self._place = self._place or line.last_seq + 1
+            self._to_say.append(Subscribe(self._place))
+
+    def _on_leader(self, leader: NodeId, term: Term, now: float) -> None:
+        """Send everything unacknowledged again over the new way. Rule: S5."""
+        self.leader, self.term = leader, term
+        if leader != NOBODY:
+            self._waiting_since = now
+            self._pause = self.settings.retry_pause
+            self._rewind(self._base, now)
+
+    def _on_acknowledged(self, n: int, seq_no: SeqNo, now: float) -> None:
+        """All up to n are delivered. Cumulative. Rule: S4."""
+        if n > self._sent:
+            raise FrameError(f"an ACK of n={n}, sent {self._sent}")
+        self.last_seq = max(self.last_seq, seq_no)
+        if n < self._base:
+            return
+        self._base = n + 1
+        self._cursor = max(self._cursor, self._base)
+        while self._lines and self._lines[0][0] <= n:
+            self._lines_bytes -= self._lines.popleft()[1]
+        self._drop_payloads()
+        self._pause = self.settings.retry_pause
+        self._waiting_since = self._retry_from = now
+        if self._rewind_to <= n:
+            self._rewind_at = NEVER
+        last = min(n, self._last)
+        self._settle("ok", last, seq_no=seq_no if last == n else 0)
+        while self._due and self._due[0][1] <= self._settled:
+            self._due.popleft()
+
+    def _on_reject(self, line: Reject, now: float) -> None:
+        """Messages were not ordered: send again, or give the session up. Rule: S2, S3, S7."""
+        if not line.retry:
+            if line.reason == "expired":
+                # Earlier copies may have been ordered before the table forgot the session (S3).
+                self._end("session expired", self._base, certain_above=self._sent)
+            elif line.first >= self._base:
+                # The leader takes nothing above line.first without it (S2), but an earlier copy may have reached it
+                # over another way.
+                certain = line.first > self._repeated
+                self._end(line.reason, line.first, certain_above=line.first - 1 if certain else self._sent)
+        elif self._cursor > self._base:
+            self._rewind_to = min(max(line.expected, self._base), self._cursor)
+            # A burst of refusals, one for each line on its way, must not repeat the window once for each.
+            wait = 0.0 if line.expected else self._pause
+            self._rewind_at = min(self._rewind_at, max(self._rewind_ok_at, now + wait))
+            if self._rewind_at <= now:
+                self._rewind(self._rewind_to, now)
+
+    def _on_shown(self, shown: Shown) -> None:
+        """Keep the subscriber's place: what it has already is cut off, a gap is the node's fault. Rule: S6."""
+        if not self._place or shown.first > self._place:
+            raise FrameError(f"messages from seq_no={shown.first} on, allowed from {self._place or 'nowhere'} on")
+        if shown.last >= self._place:
+            self._shown.append(shown if shown.first == self._place else cut_run(shown, self._place))
+            self._place = shown.last + 1
+            self.last_seq = max(self.last_seq, shown.last)
+
+    # ---- numbering and outcomes ------------------------------------------------------------------
+
+    def _move_cursor(self, n: int) -> None:
+        self._cursor = n
+        self._lines.clear()
+        self._lines_bytes = 0
+        self._rewind_at = NEVER
+
+    def _rewind(self, n: int, now: float) -> None:
+        """Send again from n on, or from where the acknowledgements have come to since."""
+        self._move_cursor(min(max(n, self._base), self._cursor))
+        self._retry_from = now
+        self._rewind_ok_at = now + self._pause
+        self._pause = min(self._pause * 2, self.settings.retry_interval)
+
+    def _drop_payloads(self) -> None:
+        """Forget acknowledged payloads; in steps, because it moves those that stay."""
+        done = self._base - self._payloads_from
+        if done * 2 >= len(self._payloads):
+            del self._payloads[:done]
+            self._payloads_from = self._base
+
+    def _settle(self, kind: OutcomeKind, last: int, seq_no: SeqNo = 0, reason: str = "") -> None:
+        """All up to `last` that have no outcome yet get this one."""
+        if last > self._settled:
+            self._outcomes.append(Outcome(kind, self._settled + 1, last, seq_no, reason))
+            self._settled = last
+
+    def _end(self, reason: str, first: int, certain_above: int) -> None:
+        """No message from `first` on is sent any more, nor any later one; those below go on.
+
+        Args:
+            certain_above: no copy of a message above this n can be ordered; the others' outcome is unknown.
+        """
+        self.ended = self.ended or reason
+        first = max(first, self._settled + 1)
+        if first <= self._last:
+            doubtful = min(certain_above, self._last)
+            if first <= doubtful:
+                self._outcomes.append(Outcome("unknown", first, doubtful, reason=reason))
+            if max(first, doubtful + 1) <= self._last:
+                self._outcomes.append(Outcome("rejected", max(first, doubtful + 1), self._last, reason=reason))
+            self._last = first - 1
+        self._cursor = min(self._cursor, self._last + 1)
+        if not self.unsettled:
+            self._due.clear()
+
+    # ---- deadlines -------------------------------------------------------------------------------
+
+    def _retry_due(self) -> float:
+        in_flight = self._cursor > self._base and self.unsettled and self.leader != NOBODY
+        return self._retry_from + self.settings.retry_interval if in_flight else NEVER
+
+    def _keepalive_due(self) -> float:
+        idle = not self.unsettled and not self._asked
+        return self._heard_at + self.settings.keepalive if idle else NEVER
+
+    def _give_up_at(self) -> float:
+        waiting = not self._welcomed or self.unsettled or self._asked
+        return self._waiting_since + self.settings.patience if waiting else NEVER
