@@ -163,7 +163,7 @@ class Node:
                 ordering.tell_commit(state, role, fx)
             if now >= role.heartbeat_at:
                 failure.tick_leader(state, role, now, fx)
-                if state.role is role and state.learners:
+                if state.role is role:
                     membership.tend_learners(state, role, now, fx)
         elif isinstance(role, Candidate):
             if now >= role.until:

@@ -205,7 +205,10 @@ def on_durable(state: NodeState, ticket: int, fx: Effects) -> None:
     while state.unsynced and state.unsynced[0][0] <= ticket:
         state.durable = state.unsynced.popleft()[1]
         moved = True
-    if not moved or state.pledge is not None:
+    if not moved:
+        return
+    deliver(state, fx)
+    if state.pledge is not None:
         return  # A node with a pledge under way is moving on: nothing more is counted or told in the old term.
     if isinstance(state.role, Leader):
         advance_commit(state, state.role, fx)
@@ -272,9 +275,18 @@ def follow_commit(state: NodeState, follower: Follower, fx: Effects) -> None:
 
 
 def commit(state: NodeState, commit_seq: SeqNo, fx: Effects) -> None:
-    """Move commit_seq up and deliver what it covers, in order, each message once. Rule: D1."""
+    """Move commit_seq up and deliver what it covers."""
     state.commit_seq = commit_seq
-    records = state.log.delivered_up_to(commit_seq)
+    deliver(state, fx)
+
+
+def deliver(state: NodeState, fx: Effects) -> None:
+    """Deliver what is committed and durable here, in order, each message once. Rule: D1.
+
+    The followers' copies can commit what the leader's own disk has not synced yet. It waits for that, so that a
+    message log never holds what its node's WAL may lose.
+    """
+    records = state.log.delivered_up_to(min(state.commit_seq, state.durable.seq_no))
     if not records:
         return
     first = state.delivered_seq + 1

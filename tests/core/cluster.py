@@ -1,0 +1,289 @@
+"""Several real cores in one process: messages are delivered by hand, disks sync when told, time is a number.
+
+The disk is a list of persist operations of which a prefix is durable; a crash keeps that prefix and as much of the rest
+as the test says. Links are FIFO queues; a frame crosses as its real bytes where `through_wire` is set.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+
+from nodeproc.core.effects import Effects, Met, PersistOp, Promise, Readmitted, Truncate
+from nodeproc.core.events import Event
+from nodeproc.core.messages import (
+    START,
+    Batch,
+    Envelope,
+    Line,
+    LinkDown,
+    LinkUp,
+    Mark,
+    NodeId,
+    PeerMessage,
+    Position,
+    Record,
+    Refuse,
+    SeqNo,
+    Submit,
+)
+from nodeproc.core.node import Node
+from nodeproc.core.recovered import CoreConfig, Recovered
+from nodeproc.core.sessions import Sessions
+from nodeproc.wire import FrameDecoder, Sealer, decode_node_line, encode_frame
+
+
+@dataclass
+class Disk:
+    """Persist operations in order; the first `durable` of them survive a crash."""
+
+    identity: str
+    ops: list[PersistOp] = field(default_factory=list)
+    durable: int = 0
+    delivered: list[Record] = field(default_factory=list)
+    rebuilding: bool = False
+
+    def log(self) -> list[Record]:
+        """The records that the operations amount to."""
+        records: list[Record] = []
+        for op in self.ops:
+            if isinstance(op, Record):
+                records.append(op)
+            elif isinstance(op, Truncate):
+                records = [record for record in records if record.position <= op.keep]
+        return records
+
+    def crash(self, keep_unsynced: int) -> None:
+        self.ops = self.ops[: self.durable + keep_unsynced]
+        self.durable = len(self.ops)
+
+    def recovered(self, max_sessions: int) -> Recovered:
+        out = Recovered(self.identity, self.rebuilding)
+        for op in self.ops:
+            if isinstance(op, Promise):
+                out.term, out.voted_for = op.term, op.voted_for
+            elif isinstance(op, Met):
+                out.identities[op.peer] = op.identity
+            elif isinstance(op, Readmitted):
+                out.rebuilding = False
+        records = self.log()
+        out.marks = [record.header for record in records if isinstance(record.header, Mark)]
+        out.position = records[-1].position if records else START
+        sessions = Sessions(max_sessions)
+        for record in self.delivered:
+            if isinstance(record.header, Batch):
+                out.delivered_seq = record.header.last
+                sessions.delivered(record.header)
+        out.sessions, out.horizon = sessions.table, sessions.horizon
+        base = next((r.position for r in reversed(self.delivered) if isinstance(r.header, Batch)), START)
+        out.tail = [record for record in records if record.position > base]
+        return out
+
+
+@dataclass
+class Member:
+    """One node of the test cluster: its core while it runs, and its disk."""
+
+    disk: Disk
+    node: Node | None = None
+    events: list[Event] = field(default_factory=list)
+    refused: list[Refuse] = field(default_factory=list)
+    halted: str = ""
+
+
+class Cluster:
+    """Cores 1..size with queues between them.
+
+    Args:
+        size: 1 to 9.
+        seed: of everything random.
+        priorities: node id -> priority, the id unless given.
+        through_wire: encode and decode every frame.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        seed: int = 1,
+        *,
+        priorities: dict[NodeId, int] | None = None,
+        max_sessions: int = 1000,
+        through_wire: bool = False,
+        start: bool = True,
+    ) -> None:
+        self.now = 100.0
+        self.rng = Random(seed)
+        self.ids = tuple(range(1, size + 1))
+        self.priorities = priorities or {}
+        self.max_sessions = max_sessions
+        self.through_wire = through_wire
+        self.members = {i: Member(Disk(f"disk-{i}")) for i in self.ids}
+        self.queues: dict[tuple[NodeId, NodeId], deque[PeerMessage]] = {
+            (a, b): deque() for a in self.ids for b in self.ids if a != b
+        }
+        self.cut: set[tuple[NodeId, NodeId]] = set()
+        """Directed links whose frames vanish."""
+        self.sealer = Sealer(lambda: 1_700_000_000.0 + self.now)
+        self.on_perform = lambda node_id, fx: None
+        if start:
+            for i in self.ids:
+                self.start(i)
+
+    # ---- processes ----------------------------------------------------------------------------------
+
+    def config(self, node_id: NodeId) -> CoreConfig:
+        return CoreConfig(node_id, self.priorities.get(node_id, node_id), self.ids, max_sessions=self.max_sessions)
+
+    def start(self, node_id: NodeId) -> None:
+        member = self.members[node_id]
+        assert member.node is None
+        recovered = member.disk.recovered(self.max_sessions)
+        rng = Random(self.rng.getrandbits(32))
+        member.node = Node.recover(self.config(node_id), recovered, self.now, rng, self.sealer)
+        self.perform(node_id, member.node.start(self.now))
+        for other in self.ids:
+            if other != node_id and self.members[other].node is not None:
+                self.link(node_id, other)
+                self.link(other, node_id)
+
+    def kill(self, node_id: NodeId, keep_unsynced: int = 0, *, noticed: bool = True) -> None:
+        """SIGKILL with the loss of what was not synced, save the first keep_unsynced operations."""
+        member = self.members[node_id]
+        member.node = None
+        member.disk.crash(keep_unsynced)
+        for (a, b), queue in self.queues.items():
+            if node_id in (a, b):
+                queue.clear()
+        if noticed:
+            for other in self.running():
+                self.step(other, node_id, LinkDown())
+
+    def wipe(self, node_id: NodeId, *, rebuild: bool) -> None:
+        """Give a killed node a new, empty data directory."""
+        self.members[node_id].disk = Disk(f"disk-{node_id}-{self.rng.getrandbits(16)}", rebuilding=rebuild)
+
+    def link(self, a: NodeId, b: NodeId) -> None:
+        """Open the directed link a -> b; what was on its way over the old one is lost."""
+        self.queues[a, b].clear()
+        self.step(a, b, LinkUp(self.members[b].disk.identity, self._rebuilding(b), True))
+        self.step(b, a, LinkUp(self.members[a].disk.identity, self._rebuilding(a), False))
+
+    def _rebuilding(self, node_id: NodeId) -> bool:
+        node = self.members[node_id].node
+        return node.state.rebuilding if node else self.members[node_id].disk.rebuilding
+
+    def running(self) -> list[NodeId]:
+        return [i for i in self.ids if self.members[i].node is not None]
+
+    def node(self, node_id: NodeId) -> Node:
+        node = self.members[node_id].node
+        assert node is not None, node_id
+        return node
+
+    # ---- inputs -------------------------------------------------------------------------------------
+
+    def step(self, node_id: NodeId, sender: NodeId, message: PeerMessage | LinkUp | LinkDown) -> None:
+        node = self.members[node_id].node
+        if node is not None:
+            self.perform(node_id, node.step(Envelope(sender, message), self.now))
+
+    def submit(self, node_id: NodeId, session: str, first: int, *payloads: str, born: SeqNo = 0) -> None:
+        self.step(node_id, node_id, Submit(session, 101, born, first, payloads))
+
+    def tick(self, node_id: NodeId) -> None:
+        node = self.members[node_id].node
+        if node is not None:
+            self.perform(node_id, node.tick(self.now))
+
+    def sync(self, node_id: NodeId) -> None:
+        """One fdatasync of all that was written."""
+        member = self.members[node_id]
+        if member.node is not None:
+            member.disk.durable = len(member.disk.ops)
+            self.perform(node_id, member.node.persisted(member.node.written, self.now))
+
+    def perform(self, node_id: NodeId, fx: Effects) -> None:
+        """Do what the effects ask, in their order of duty."""
+        member = self.members[node_id]
+        self.on_perform(node_id, fx)
+        if fx.halt:
+            member.halted, member.node = fx.halt, None
+            return
+        member.disk.ops += fx.persist
+        member.events += fx.emit
+        for peer, message in fx.send:
+            if (node_id, peer) not in self.cut and self.members[peer].node is not None:
+                self.queues[node_id, peer].append(self._cross(message))
+        member.disk.delivered += fx.deliver
+        member.refused += fx.reply
+        for fetch in fx.fetch:
+            assert member.node is not None
+            records = [r for r in member.disk.log() if r.position > fetch.after][:3]
+            self.perform(node_id, member.node.fetched(fetch.peer, fetch.token, records, self.now))
+
+    def _cross(self, message: PeerMessage) -> PeerMessage:
+        if not self.through_wire:
+            return message
+        (decoded,) = FrameDecoder().feed(b"".join(encode_frame(message)))
+        return decoded  # type: ignore[return-value]
+
+    def deliver(self, sender: NodeId, receiver: NodeId) -> PeerMessage | None:
+        """Hand the oldest frame of a link over; None when there is none."""
+        queue = self.queues[sender, receiver]
+        if not queue:
+            return None
+        message = queue.popleft()
+        self.step(receiver, sender, message)
+        return message
+
+    # ---- letting it run -----------------------------------------------------------------------------
+
+    def settle(self, limit: int = 10_000) -> None:
+        """Deliver, sync and tick what is due, without moving the time, until nothing moves."""
+        for _ in range(limit):
+            moved = False
+            for pair in self.queues:
+                moved = self.deliver(*pair) is not None or moved
+            for i in self.running():
+                member = self.members[i]
+                if member.disk.durable < len(member.disk.ops):
+                    self.sync(i)
+                    moved = True
+                if member.node is not None and member.node.next_deadline() <= self.now:
+                    self.tick(i)
+                    moved = True
+            if not moved:
+                return
+        raise AssertionError("the cluster does not come to rest")
+
+    def run(self, seconds: float) -> None:
+        """Settle, and move on to each next deadline, for so long."""
+        end = self.now + seconds
+        self.settle()
+        while True:
+            due = min((self.node(i).next_deadline() for i in self.running()), default=end)
+            if due > end:
+                break
+            self.now = max(self.now, due)
+            self.settle()
+        self.now = end
+
+    def leader(self) -> NodeId:
+        """The one leader of the highest term."""
+        leaders = [(self.node(i).state.term, i) for i in self.running() if self.node(i).role_name == "leader"]
+        assert leaders, {i: self.node(i).role_name for i in self.running()}
+        return max(leaders)[1]
+
+    def lines(self, node_id: NodeId) -> list[Line]:
+        """The node's message log."""
+        body = b"".join(bytes(record.body) for record in self.members[node_id].disk.delivered)
+        lines = [decode_node_line(line) for line in body.splitlines()]
+        assert all(isinstance(line, Line) for line in lines)
+        return lines  # type: ignore[return-value]
+
+    def payloads(self, node_id: NodeId) -> list[str]:
+        return [line.payload for line in self.lines(node_id)]
+
+    def positions(self) -> dict[NodeId, Position]:
+        return {i: self.node(i).state.log.position for i in self.running()}

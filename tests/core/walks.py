@@ -1,0 +1,221 @@
+"""Random walks over the real core: frames reordered, lost, duplicated; links reset; crashes that lose unsynced tails.
+
+A walk checks after every move what must always hold (docs/protocol.md, A1 to A7), and at its end heals everything and
+checks that the cluster works again (A9). A violation raises AssertionError; the seed brings it back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from nodeproc.core.effects import Effects
+from nodeproc.core.events import BecameLeader
+from nodeproc.core.messages import Batch, LinkDown, NodeId
+from tests.core.cluster import Cluster
+
+
+@dataclass
+class WalkClient:
+    """Sends one message at a time in its session until it is acknowledged, through whatever node."""
+
+    session: str
+    born: int = 0
+    acknowledged: int = 0
+    acked_at: list[int] = field(default_factory=list)
+
+
+class Walk:
+    """One seeded walk of a cluster of 1 to 5 nodes."""
+
+    def __init__(self, seed: int, moves: int = 400) -> None:
+        self.rng = Random(seed)
+        self.moves = moves
+        size = self.rng.choice([1, 2, 3, 3, 3, 4, 5, 5])
+        limit = self.rng.choice([2, 1000])
+        self.cluster = Cluster(size, seed, max_sessions=limit, through_wire=self.rng.random() < 0.2)
+        self.cluster.on_perform = self.observe
+        self.leaders: dict[int, NodeId] = {}
+        self.log: list[bytes] = []
+        """The one agreed order: bytes of each delivered batch."""
+        self.delivered: dict[NodeId, int] = dict.fromkeys(self.cluster.ids, 0)
+        self.terms: dict[NodeId, int] = dict.fromkeys(self.cluster.ids, 0)
+        self.clients = [WalkClient(f"s{k}") for k in range(3)]
+        self.calm = self.rng.random() < 0.5
+        self.weights = {
+            "deliver": 60,
+            "sync": 15,
+            "time": 12,
+            "submit": 10,
+            "drop": self.rng.choice([0, 1, 3]),
+            "duplicate": self.rng.choice([0, 1, 3]),
+            "swap": self.rng.choice([0, 1, 3]),
+            "relink": self.rng.choice([0, 1]),
+            "down": self.rng.choice([0, 1]),
+            "crash": self.rng.choice([0, 1, 2]),
+            "cut": self.rng.choice([0, 1]),
+            "wipe": self.rng.choice([0, 0, 0.3]),
+        }
+
+    # ---- what must always hold ------------------------------------------------------------------
+
+    def observe(self, node_id: NodeId, fx: Effects) -> None:
+        """Called with the effects of every step, before they are performed."""
+        assert not fx.halt, fx.halt
+        state = self.cluster.node(node_id).state
+        assert state.term >= self.terms[node_id], "A7: a term fell"
+        self.terms[node_id] = state.term
+        for event in fx.emit:
+            if isinstance(event, BecameLeader):
+                assert self.leaders.setdefault(event.term, node_id) == node_id, f"A7: two leaders in {event.term}"
+        for record in fx.deliver:
+            if not isinstance(record.header, Batch):
+                continue
+            at = self.delivered[node_id]
+            if at == len(self.log):
+                self.log.append(record.raw)
+                self.acknowledge(record.header)
+            assert self.log[at] == record.raw, f"A1: node {node_id} delivers something else at batch {at}"
+            self.delivered[node_id] = at + 1
+        assert state.delivered_seq <= state.durable.seq_no or not fx.deliver, "delivered before durable"
+
+    def acknowledge(self, batch: Batch) -> None:
+        for client in self.clients:
+            for use in batch.sessions:
+                if use.session == client.session:
+                    assert use.last_n > client.acknowledged, "A3, A5: ordered twice or out of order"
+                    client.acknowledged = use.last_n
+
+    # ---- moves ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        kinds, weights = list(self.weights), list(self.weights.values())
+        for _ in range(self.moves):
+            getattr(self, "do_" + self.rng.choices(kinds, weights)[0])()
+        self.heal_and_check()
+
+    def _queue(self) -> tuple[NodeId, NodeId] | None:
+        full = [pair for pair, queue in self.cluster.queues.items() if queue]
+        return self.rng.choice(full) if full else None
+
+    def do_deliver(self) -> None:
+        for _ in range(self.rng.randint(1, 8)):
+            if pair := self._queue():
+                self.cluster.deliver(*pair)
+            self._ticks()
+
+    def _ticks(self) -> None:
+        for i in self.cluster.running():
+            if self.cluster.node(i).next_deadline() <= self.cluster.now:
+                self.cluster.tick(i)
+
+    def do_sync(self) -> None:
+        """Sync a node, or only a part of what it wrote: an fdatasync that began earlier."""
+        cluster = self.cluster
+        if not cluster.running():
+            return
+        i = self.rng.choice(cluster.running())
+        member = cluster.members[i]
+        lag = len(member.disk.ops) - member.disk.durable
+        if lag and self.rng.random() < 0.4:
+            covered = self.rng.randint(1, lag)
+            member.disk.durable += covered
+            node = cluster.node(i)
+            cluster.perform(i, node.persisted(node.written - lag + covered, cluster.now))
+        else:
+            cluster.sync(i)
+
+    def do_time(self) -> None:
+        cluster = self.cluster
+        if self.rng.random() < 0.5:
+            cluster.now += self.rng.random() * 0.05
+        else:
+            due = min((cluster.node(i).next_deadline() for i in cluster.running()), default=cluster.now)
+            if due < cluster.now + 10:
+                cluster.now = max(cluster.now, due)
+        self._ticks()
+
+    def do_submit(self) -> None:
+        if not self.cluster.running():
+            return
+        i = self.rng.choice(self.cluster.running())
+        client = self.rng.choice(self.clients)
+        # A duplicate, the next, or one too far ahead; several at a time.
+        first = max(1, client.acknowledged + self.rng.choice([1, 1, 1, 0, 2]))
+        count = self.rng.randint(1, 3)
+        payloads = [f"{client.session}-{n}" for n in range(first, first + count)]
+        self.cluster.submit(i, client.session, first, *payloads, born=client.born)
+        self._ticks()
+
+    def do_drop(self) -> None:
+        if pair := self._queue():
+            self.cluster.queues[pair].popleft()
+
+    def do_duplicate(self) -> None:
+        if pair := self._queue():
+            self.cluster.queues[pair].append(self.cluster.queues[pair][0])
+
+    def do_swap(self) -> None:
+        if pair := self._queue():
+            self.cluster.queues[pair].rotate(self.rng.randint(-2, 2))
+
+    def _pair(self) -> tuple[NodeId, NodeId] | None:
+        running = self.cluster.running()
+        return tuple(self.rng.sample(running, 2)) if len(running) > 1 else None  # type: ignore[return-value]
+
+    def do_relink(self) -> None:
+        if pair := self._pair():
+            self.cluster.link(*pair)
+
+    def do_down(self) -> None:
+        if pair := self._pair():
+            self.cluster.queues[pair].clear()
+            self.cluster.step(pair[0], pair[1], LinkDown())
+
+    def do_cut(self) -> None:
+        if pair := self._pair():
+            self.cluster.cut ^= {pair}
+
+    def do_crash(self) -> None:
+        cluster = self.cluster
+        down = [i for i in cluster.ids if i not in cluster.running()]
+        if down and self.rng.random() < 0.7:
+            cluster.start(self.rng.choice(down))
+        elif cluster.running():
+            i = self.rng.choice(cluster.running())
+            lag = len(cluster.members[i].disk.ops) - cluster.members[i].disk.durable
+            cluster.kill(i, self.rng.randint(0, lag), noticed=self.rng.random() < 0.8)
+
+    def do_wipe(self) -> None:
+        """Lose a whole disk; only where a majority of disks is left that knows everything."""
+        cluster = self.cluster
+        rebuilding = [i for i in cluster.ids if cluster._rebuilding(i)]
+        if len(cluster.ids) < 3 or rebuilding or len(cluster.running()) < len(cluster.ids):
+            return
+        i = self.rng.choice(cluster.ids)
+        cluster.kill(i)
+        cluster.wipe(i, rebuild=True)
+        self.delivered[i] = self.terms[i] = 0
+        cluster.start(i)
+
+    # ---- liveness -------------------------------------------------------------------------------
+
+    def heal_and_check(self) -> None:
+        """With everything up and connected, messages are acknowledged again and all logs become equal (A9)."""
+        cluster = self.cluster
+        cluster.cut.clear()
+        for i in cluster.ids:
+            if i not in cluster.running():
+                cluster.start(i)
+        for a, b in cluster.queues:
+            cluster.link(a, b)
+        cluster.run(15)
+        client = WalkClient("after", born=cluster.node(cluster.leader()).state.delivered_seq)
+        self.clients.append(client)
+        cluster.submit(self.rng.choice(cluster.ids), "after", 1, "alive", born=client.born)
+        cluster.run(5)
+        assert client.acknowledged == 1, "A9: not acknowledged after healing"
+        assert {self.delivered[i] for i in cluster.ids} == {len(self.log)}, f"A9: not equal, {self.delivered}"
+        seq_nos = [line.seq_no for line in cluster.lines(1)]
+        assert seq_nos == list(range(1, len(seq_nos) + 1)), "A2"
+        assert not any(cluster.node(i).state.rebuilding for i in cluster.ids), "M4: still rebuilding"
