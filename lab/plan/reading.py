@@ -30,12 +30,14 @@ from nodeproc.yamlfile import Document, Place
 
 _S = TypeVar("_S", bound=Struct)
 
-EVENT_FIELDS: dict[str, tuple[str, ...]] = {
-    str(each.__struct_config__.tag): each.__struct_fields__
+EVENTS: dict[str, type[events.Event]] = {
+    str(each.__struct_config__.tag): each
     for each in vars(events).values()
     if isinstance(each, type) and issubclass(each, events.Event) and each is not events.Event
 }
-"""Event name -> its fields."""
+"""Event name -> event."""
+
+_LEVELS: tuple[str, ...] = get_args(events.Level)
 
 FRAME_TYPES: tuple[str, ...] = tuple(str(each.__struct_config__.tag) for each in get_args(messages.PeerMessage))
 """What a frame between nodes can be."""
@@ -46,11 +48,13 @@ class Reader:
 
     Args:
         ids: the cluster's nodes.
+        log_level: the cluster's; events below it are not reported.
     """
 
-    def __init__(self, document: Document, ids: Sequence[NodeId]) -> None:
+    def __init__(self, document: Document, ids: Sequence[NodeId], log_level: events.Level) -> None:
         self._document = document
         self._ids = tuple(ids)
+        self._log_level: events.Level = log_level
 
     # ---- steps ----------------------------------------------------------------------------------
 
@@ -253,19 +257,23 @@ class Reader:
             self._wrong(place, node, f"{self._ids[0]}..{self._ids[-1]}")
 
     def _check_event(self, place: Place, read: Struct) -> None:
-        """An event that is named exists, and has the fields that are asked for."""
+        """An event that is named exists, is reported, and has the fields that are asked for."""
         event = getattr(read, "event", None)
         if event is None:
             return
         value = self._document.value(place)
         named = (*place, "is") if isinstance(value, dict) else place
-        if event not in EVENT_FIELDS:
-            self._wrong(named, event, ", ".join(sorted(EVENT_FIELDS)))
+        if event not in EVENTS:
+            self._wrong(named, event, ", ".join(sorted(EVENTS)))
+        level, fields = EVENTS[event].level, EVENTS[event].__struct_fields__
+        if _LEVELS.index(level) < _LEVELS.index(self._log_level):
+            self._fail(named, f"{event} is reported at {level}, below this cluster's log_level {self._log_level}")
         for field in getattr(read, "where", {}):
-            if field not in EVENT_FIELDS[event]:
-                fields = ", ".join(EVENT_FIELDS[event]) or "none"
+            if field not in fields:
                 raise self._document.error(
-                    (*place, "where", field), f"{event} has no such field; allowed: {fields}", at_key=True
+                    (*place, "where", field),
+                    f"{event} has no such field; allowed: {', '.join(fields) or 'none'}",
+                    at_key=True,
                 )
 
     # ---- mappings -------------------------------------------------------------------------------

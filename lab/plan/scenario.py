@@ -164,7 +164,7 @@ def load(path: Path | str, *, text: str | None = None) -> Scenario:
     outline = document.convert(_Outline, dec_hook=decode_word)
     _check_outline(document, outline)
     _check_cluster(document, outline.cluster)
-    reader = Reader(document, outline.cluster.ids)
+    reader = Reader(document, outline.cluster.ids, outline.cluster.log_level)
     if outline.load is not None:
         _check_load(document, reader, outline.load)
     scenario = Scenario(

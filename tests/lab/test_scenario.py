@@ -1,0 +1,390 @@
+"""Scenario files: what is read, what is refused and where, targets at a moment, and what a load sends."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.plan import workload
+from lab.plan.expectation import (
+    MOMENT_EXPECTATIONS,
+    RUN_EXPECTATIONS,
+    CaughtUp,
+    LastSeq,
+    LeaderIs,
+    MomentExpectation,
+    Order,
+    RoleIs,
+)
+from lab.plan.faults import ClusterView, NodeView, NoSuchTarget, choose, judge
+from lab.plan.reading import EVENTS
+from lab.plan.scenario import Load, Scenario, encode, load
+from lab.plan.step import STEPS, UNTILS, Kill, Repeat, Send, Sender, Sleep, UntilCaughtUp, UntilNewLeader, Wait
+from lab.plan.words import TARGET_WORDS, Duration, Target
+from lab.plan.writing import show_expectation, show_step
+from nodeproc.errors import ConfigError
+
+SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yml"))
+REFERENCE = Path(__file__).parents[2] / "docs" / "scenarios.md"
+HEAD = "name: story\ndescription: what happens\n"
+
+
+def read(text: str) -> Scenario:
+    return load("story.yml", text=HEAD + text)
+
+
+def complaint(text: str) -> str:
+    """The first line of the error that a scenario text gives."""
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    return str(caught.value).splitlines()[0]
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def test_a_plain_value_stands_for_the_step_s_main_field() -> None:
+    short, full = read("steps: [{kill: leader}]"), read("steps: [{kill: {target: leader}}]")
+    assert short.steps == full.steps == (Kill(target="leader"),)
+
+
+def test_a_target_can_be_a_word_an_id_or_a_list() -> None:
+    steps = read("steps: [{kill: follower}, {kill: 3}, {kill: [leader, 1]}]").steps
+    assert [step.target for step in steps if isinstance(step, Kill)] == ["follower", 3, ("leader", 1)]
+
+
+def test_a_name_may_stand_beside_a_step() -> None:
+    assert read("steps: [{kill: leader, name: the end}]").steps[0].name == "the end"
+
+
+def test_a_wait_is_a_word_or_a_mapping_that_names_it() -> None:
+    steps = read("steps: [{wait: new_leader}, {wait: {for: caught_up, on: 3, within: 2s}}]").steps
+    assert steps == (Wait(until=UntilNewLeader()), Wait(until=UntilCaughtUp(on=3, within=Duration(2))))
+
+
+def test_one_client_s_fields_may_stand_in_the_send_step_itself() -> None:
+    step = read("steps: [{send: {client: 101, via: 1, messages: [a, b], within: 3s}}]").steps[0]
+    assert step == Send(clients=(Sender(client=101, messages=("a", "b"), via=1),), within=Duration(3))
+
+
+def test_several_clients_send_in_one_step() -> None:
+    step = read("steps: [{send: [{client: 1, messages: [a]}, {client: 2, messages: 3}]}]").steps[0]
+    assert step == Send(clients=(Sender(client=1, messages=("a",)), Sender(client=2, messages=3)))
+
+
+def test_a_sleep_is_in_seconds_whatever_its_unit() -> None:
+    steps = read("steps: [{sleep: 500ms}, {sleep: 2s}, {sleep: 1.5m}]").steps
+    assert [step.time for step in steps if isinstance(step, Sleep)] == [0.5, 2.0, 90.0]
+
+
+def test_repeat_is_unrolled_and_may_nest() -> None:
+    scenario = read("steps: [{repeat: {times: 2, steps: [{sleep: 1s}, {repeat: {times: 2, steps: [{kill: 1}]}}]}}]")
+    assert [type(step) for step in scenario.unrolled()] == [Sleep, Kill, Kill] * 2
+    assert isinstance(scenario.steps[0], Repeat)
+
+
+def test_only_a_link_step_needs_the_proxy() -> None:
+    assert not read("steps: [{kill: leader}]").proxied
+    assert read("steps: [{repeat: {times: 1, steps: [{link: {from: 1, to: 2, delay: 5ms}}]}}]").proxied
+
+
+def test_expectations_stand_for_moments_in_steps_and_for_the_run_at_the_end() -> None:
+    scenario = read("steps: [{expect: [{leader: 2}, {caught_up: all}]}]\nexpectations: [{order: [a, b]}]")
+    assert scenario.expectations == (Order(payloads=("a", "b")),)
+    assert "order" in complaint("steps: [{expect: {order: [a]}}]")
+    assert "leader" in complaint("steps: [{kill: 1}]\nexpectations: [{leader: 2}]")
+
+
+# ---- refusing -----------------------------------------------------------------------------------
+
+REFUSED = {
+    "a target that is no word": (
+        "steps:\n  - kill: n9",
+        "4:11: steps[0].kill: found",
+        '"n9", allowed leader, follower',
+    ),
+    "a node beyond the cluster": ("steps:\n  - kill: 4", "4:11: steps[0].kill: found 4", "1..3"),
+    "a node beyond the cluster in a list": ("steps:\n  - stop: [1, 9]", "4:15: steps[0].stop[1]", "found 9"),
+    "a target of true": ("steps:\n  - kill: true", "4:11: steps[0].kill", "found true"),
+    "an unknown step": ("steps:\n  - kil: leader", "4:5: steps[0].kil", "allowed: start, stop, kill"),
+    "two steps in one": ("steps:\n  - {kill: 1, stop: 2}", "4:5: steps[0]", "found kill and stop"),
+    "a step without value": ("steps:\n  - kill", "4:5: steps[0]", "kill needs a value"),
+    "a duration without unit": ("steps:\n  - sleep: 5", "4:12: steps[0].sleep", "500ms, 2s"),
+    "an unknown thing to wait for": ("steps:\n  - wait: newleader", "4:11: steps[0].wait", "new_leader"),
+    "a wait that lacks its count": ("steps:\n  - wait: delivered", "4:11: steps[0].wait", "also needs count"),
+    "an unknown key": ("steps:\n  - wait: {for: leader, whitin: 3s}", "4:25: steps[0].wait.whitin", "mean within?"),
+    "an unknown top-level key": ("stepz: []\nsteps: []", "3:1: stepz", "did you mean steps?"),
+    "no steps": ("steps: []", "3:8: steps", "at least one"),
+    "a send through no node": (
+        "steps:\n  - send: {client: 1, messages: [a], via: 9}",
+        "4:43: steps[0].send.via",
+        "1..3",
+    ),
+    "a send of nothing": ("steps:\n  - send: {client: 1, messages: []}", "4:33: steps[0].send.messages", "found []"),
+    "a link that does nothing": ("steps:\n  - link: {from: 1, to: 2}", "4:11: steps[0].link", "does nothing"),
+    "an unknown frame": ("steps:\n  - link: {frames: [APEND], delay: 5ms}", "4:21: steps[0].link.frames[0]", "APPEND"),
+    "an error inside repeat": (
+        "steps:\n  - repeat: {times: 2, steps: [{kill: 9}]}",
+        "4:39: steps[0].repeat.steps[0].kill",
+        "found 9",
+    ),
+    "an unknown event": (
+        "steps: [{kill: 1}]\nexpectations:\n  - event: bufered",
+        "5:12: expectations[0].event",
+        "became_leader",
+    ),
+    "an event field that is not there": (
+        "steps: [{kill: 1}]\nexpectations:\n  - event: {is: became_leader, where: {trm: 1}}",
+        "5:40: expectations[0].event.where.trm",
+        "allowed: term, last_seq",
+    ),
+    "an event below the log level": (
+        "steps: [{kill: 1}]\nexpectations:\n  - event: buffered",
+        "5:12: expectations[0].event",
+        "reported at DEBUG",
+    ),
+    "too many nodes": ("steps: [{kill: 1}]\ncluster: {nodes: 12}", "4:18: cluster.nodes", "1..9"),
+    "timeouts that contradict": (
+        "steps: [{kill: 1}]\ncluster: {election_timeout: 50ms}",
+        "4:29: cluster.election_timeout",
+        "above heartbeat_interval (100ms)",
+    ),
+    "a load step without load": ("steps:\n  - load: start", "4:5: steps[0]", "needs a load"),
+    "a load that never starts": ("steps: [{kill: 1}]\nload: {rate: 5}", "4:7: load", "never started"),
+    "open and closed loop at once": (
+        "steps: [{load: start}]\nload: {rate: 5, in_flight: 3}",
+        "4:7: load",
+        "exactly one",
+    ),
+    "waiting for an endless load": (
+        "steps:\n  - load: start\n  - wait: load_done\nload: {rate: 5}",
+        "5:5: steps[1]",
+        "never comes true",
+    ),
+    "last_seq without number": (
+        "steps: [{kill: 1}]\nexpectations:\n  - last_seq: {on: 1}",
+        "5:15: expectations[0].last_seq",
+        "at_least",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "place", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_with_its_place_and_what_is_allowed(text: str, place: str, words: str) -> None:
+    found = complaint(text)
+    assert found.startswith(f"story.yml:{place}"), found
+    assert words in found
+
+
+def test_an_error_shows_the_source_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("steps:\n  - kill: n9")
+    assert str(caught.value).endswith("\n    4 |   - kill: n9")
+
+
+# ---- the scenarios of the project -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_scenario_reads_and_is_named_after_its_file(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_a_resolved_scenario_reads_back_equal(path: Path) -> None:
+    scenario = load(path)
+    assert load("scenario.yml", text=encode(scenario)) == scenario
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_step_and_expectation_can_be_shown_in_a_line(path: Path) -> None:
+    scenario = load(path)
+    shown = [show_step(step) for step in scenario.unrolled()]
+    shown += [show_expectation(each) for each in scenario.expectations]
+    assert all(line and "\n" not in line for line in shown)
+
+
+def test_the_reference_names_every_word_and_every_scenario() -> None:
+    text = REFERENCE.read_text()
+    words = [*STEPS, *UNTILS, *MOMENT_EXPECTATIONS, *RUN_EXPECTATIONS, *TARGET_WORDS]
+    words += Scenario.__struct_fields__ + Load.__struct_fields__
+    assert [word for word in words if f"`{word}`" not in text] == []
+    assert [path.stem for path in SCENARIOS if f"`{path.stem}`" not in text] == []
+
+
+def test_the_yaml_examples_of_the_reference_are_valid() -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", REFERENCE.read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        load("docs/scenarios.md", text=example)
+
+
+def test_a_defaulted_step_is_shown_short() -> None:
+    steps = read(
+        "steps: [{kill: leader}, {wait: new_leader}, {wait: {for: caught_up, on: 3}}, {expect: {leader: 2}}]"
+    ).steps
+    assert [show_step(step) for step in steps] == [
+        "kill: leader",
+        "wait: new_leader",
+        "wait: {for: caught_up, on: 3}",
+        "expect: [leader: 2]",
+    ]
+
+
+# ---- durations ----------------------------------------------------------------------------------
+
+
+@given(st.integers(min_value=0, max_value=10_000_000))
+def test_a_duration_reads_back_as_written(milliseconds: int) -> None:
+    duration = Duration(milliseconds / 1000)
+    assert Duration.parse(str(duration)) == duration
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "-1s", "1 s", "1e3s", "٣s", 5, None])
+def test_what_is_no_duration_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="500ms"):
+        Duration.parse(text)
+
+
+# ---- targets at a moment ------------------------------------------------------------------------
+
+
+def node(role: str, delivered: int = 5, leader: int = 3, term: int = 2) -> NodeView:
+    return NodeView(True, False, role, term, leader, delivered, delivered)
+
+
+DOWN = NodeView(False)
+HEALTHY = ClusterView({1: node("follower"), 2: node("follower"), 3: node("leader")})
+HURT = ClusterView(
+    {1: node("leader", leader=1), 2: NodeView(True, True), 3: DOWN, 4: node("follower", leader=1), 5: DOWN}, (3,)
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "nodes"),
+    [
+        ("leader", (1,)),
+        ("follower", (4,)),
+        ("followers", (4,)),
+        ("all", (1, 2, 3, 4, 5)),
+        ("running", (1, 4)),
+        ("killed", (3,)),
+        ("paused", (2,)),
+        ("down", (3, 5)),
+        (4, (4,)),
+        (("leader", 1, 2), (1, 2)),
+    ],
+)
+def test_a_target_means_these_nodes(target: Target, nodes: tuple[int, ...]) -> None:
+    assert choose(target, HURT, random.Random(1)) == nodes
+
+
+@pytest.mark.parametrize("target", ["killed", "paused", "down", 9, ("leader", "paused")])
+def test_a_target_that_means_nobody_is_an_error_that_shows_the_roles(target: Target) -> None:
+    with pytest.raises(NoSuchTarget, match="1 follower, 2 follower, 3 leader"):
+        choose(target, HEALTHY, random.Random(1))
+
+
+def test_a_follower_is_drawn_with_the_seed() -> None:
+    drawn = {choose("follower", HEALTHY, random.Random(seed)) for seed in range(50)}
+    assert drawn == {(1,), (2,)}
+    assert choose("follower", HEALTHY, random.Random(7)) == choose("follower", HEALTHY, random.Random(7))
+
+
+def test_of_two_that_say_they_lead_the_higher_term_is_the_leader() -> None:
+    view = ClusterView({1: node("leader", term=3), 2: node("follower"), 3: node("leader", term=2)})
+    assert view.leader == 1
+    assert view.agreed_leader() is None
+
+
+def test_a_leader_is_agreed_only_when_all_running_nodes_name_it() -> None:
+    assert HEALTHY.agreed_leader() == (3, 2)
+    assert ClusterView({1: node("follower", leader=2), 3: node("leader")}).agreed_leader() is None
+    assert ClusterView({1: node("follower"), 2: node("follower"), 3: DOWN}).agreed_leader() is None
+
+
+@pytest.mark.parametrize(
+    ("expectation", "met"),
+    [
+        (LeaderIs(3), True),
+        (LeaderIs(2), False),
+        (RoleIs(3, "leader"), True),
+        (RoleIs((1, 2), "follower"), True),
+        (RoleIs((1, 3), "follower"), False),
+        (RoleIs("killed", "follower"), False),
+        (CaughtUp("all"), True),
+        (LastSeq(seq_no=5), True),
+        (LastSeq(seq_no=6), False),
+        (LastSeq(at_least=6), False),
+        (LastSeq(at_least=4), True),
+    ],
+    ids=lambda value: str(value) if isinstance(value, bool) else show_expectation(value),
+)
+def test_a_moment_is_judged(expectation: MomentExpectation, met: bool) -> None:
+    finding = judge(expectation, HEALTHY, random.Random(1))
+    assert finding.met is met
+    assert finding.found
+
+
+def test_a_node_that_lags_or_is_down_is_not_caught_up() -> None:
+    lagging = ClusterView({1: node("follower", 4), 2: node("follower"), 3: node("leader")})
+    assert not judge(CaughtUp(1), lagging, random.Random(1)).met
+    assert judge(CaughtUp(2), lagging, random.Random(1)).met
+    assert not judge(CaughtUp(3), HURT, random.Random(1)).met
+
+
+# ---- load ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**31), st.integers(1, 10**6), st.integers(1, 10**7), st.integers(1, 3000))
+def test_a_payload_has_its_size_and_needs_no_escape(seed: int, client: int, n: int, size: int) -> None:
+    made = workload.payload(seed, client, n, size)
+    assert len(made) == size
+    assert made.isascii()
+    assert made.isprintable()
+    assert not set(made) & {'"', "\\"}
+
+
+def test_payloads_repeat_with_the_seed_and_differ_without() -> None:
+    assert workload.payload(1, 1001, 5, 100) == workload.payload(1, 1001, 5, 100)
+    made = {workload.payload(1, client, n, 20) for client in range(1001, 1004) for n in range(1, 100)}
+    assert len(made) == 3 * 99
+    assert workload.payload(1, 1001, 5, 100) != workload.payload(2, 1001, 5, 100)
+
+
+def test_plans_add_up_to_the_load_and_start_on_the_nodes_in_turn() -> None:
+    plans = workload.client_plans(Load(clients=4, rate=200, count=10), (1, 2, 3), 7)
+    assert [plan.client for plan in plans] == [1001, 1002, 1003, 1004]
+    assert [plan.addresses for plan in plans] == [(1, 2, 3), (2, 3, 1), (3, 1, 2), (1, 2, 3)]
+    assert [plan.count for plan in plans] == [3, 3, 2, 2]
+    assert sum(1 / plan.interval_s for plan in plans) == pytest.approx(200)
+    assert [plan.phase_s for plan in plans] == pytest.approx([0, 0.005, 0.01, 0.015])
+
+
+def test_as_many_messages_are_due_as_their_times_say() -> None:
+    plan = workload.client_plans(Load(clients=2, rate=200), (1,), 7)[1]
+    assert plan.due_count(0) == 0
+    for n in (1, 2, 3, 1000):
+        assert plan.due_count(plan.due_s(n)) == n
+        assert plan.due_count(plan.due_s(n) - 0.001) == n - 1
+
+
+def test_a_plan_with_a_count_is_due_no_more_often() -> None:
+    plan = workload.client_plans(Load(rate=100, count=5), (1,), 7)[0]
+    assert plan.due_count(60) == 5
+
+
+def test_clients_are_shared_out_among_workers_without_an_empty_one() -> None:
+    plans = workload.client_plans(Load(clients=3, in_flight=1), (1,), 7)
+    assert [[plan.client for plan in part] for part in workload.share(plans, 2)] == [[1001, 1003], [1002]]
+    assert len(workload.share(plans, 8)) == 3
+
+
+def test_every_event_has_a_name_and_a_level() -> None:
+    assert {"became_leader", "buffered", "heartbeat_sent", "loaded"} <= EVENTS.keys()
+    assert all(each.level for each in EVENTS.values())
