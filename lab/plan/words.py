@@ -9,7 +9,7 @@ from nodeproc.core.messages import NodeId
 
 # ---- durations ----------------------------------------------------------------------------------
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0}
 DURATION_ALLOWED = "a duration such as 500ms, 2s or 1.5m"
 
