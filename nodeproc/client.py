@@ -4,7 +4,7 @@
         outcome = await client.send("hello")
 
 All rules live in nodeproc.session; here are the sockets, the timer and the choice of the next node. One node is used
-at a time: the first address that answers; when its connection is lost, or it lets the client wait too long, the next one.
+at a time: the first address that answers; when its connection is lost, or it lets the client wait too long, the next.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost.done():
             self.lost.set_result(str(exc) if exc else self._client.session.problem or "closed by the node")
+        self.writable = False
+        self._client._turn()
 
     def give_up(self, reason: str) -> None:
         """Close at once, without sending what is buffered: it will be sent again elsewhere."""
@@ -110,7 +112,7 @@ class ChatClient:
         client_id: int,
         *,
         session: str = "",
-        settings: SessionSettings = SessionSettings(),
+        settings: SessionSettings | None = None,
         on_outcome: Callable[[Outcome], None] | None = None,
         on_change: Callable[[], None] | None = None,
         rng: random.Random | None = None,
@@ -130,6 +132,7 @@ class ChatClient:
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._turn_due = False
+        self._closed = False
         self._known: tuple[object, ...] = ()
 
     # ---- life ------------------------------------------------------------------------------------
@@ -159,6 +162,9 @@ class ChatClient:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
+            if not self._keeper.cancelled():
+                self._keeper.result()  # It never returns: this raises what went wrong in it.
+        self._closed = True
         self._drop_connection("closed")
         self.session.close("client closed")
         self._turn()
@@ -175,6 +181,7 @@ class ChatClient:
 
     def renew(self) -> None:
         """Go on in a fresh session after the old one has ended; a subscription keeps its place."""
+        self._turn()  # The outcomes that the old one has still to tell.
         old = self.session
         assert old.ended and not old.unsettled, (old.ended, old.unsettled)
         self.session = Session(old.client_id, new_token(), old.settings)
@@ -237,7 +244,7 @@ class ChatClient:
         self._turn_soon()
 
     async def subscribe(self, start: SeqNo | None = 1) -> AsyncIterator[Shown]:
-        """Every run of delivered messages from `start` on, without gaps, for ever; bounded memory. Once a client."""
+        """Every run of delivered messages from `start` on, without gaps, until close(); bounded memory. Once."""
         unread: deque[Shown] = deque()
         size = 0
 
@@ -248,8 +255,8 @@ class ChatClient:
             self._read(size < UNREAD_BYTES)
 
         self.follow(start, on_shown)
-        while True:
-            await self.until(lambda: bool(unread))
+        while not self._closed:
+            await self.until(lambda: bool(unread) or self._closed)
             while unread:
                 shown = unread.popleft()
                 size -= len(shown.lines)
@@ -263,7 +270,7 @@ class ChatClient:
     # ---- connections -----------------------------------------------------------------------------
 
     async def _keep_connected(self) -> None:
-        """Connect to one address after the other, for ever. A round in which no node said WELCOME costs a pause."""
+        """Connect to one address after the other, for ever. A round in which no node was of use costs a pause."""
         backoff, failed = BACKOFF_FIRST_S, 0
         at = 0
         while True:
@@ -278,27 +285,26 @@ class ChatClient:
                 backoff = min(backoff * 2, BACKOFF_MAX_S)
 
     async def _use(self, address: Address) -> bool:
-        """Connect and stay until the connection is gone. True if the node said WELCOME."""
+        """Connect and stay until the connection is gone. True if the node was of use."""
+        place = f"{address[0]}:{address[1]}"
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(lambda: _Connection(self), *address)
         except OSError as error:  # TimeoutError is one
-            self.last_error = f"{address[0]}:{address[1]}: {error.strerror or str(error) or 'no answer'}"
+            self.last_error = f"{place}: {error.strerror or str(error) or 'no answer'}"
             self._turn()
             return False
+        session, since = self.session, loop.time()
         self._connection = connection
-        session = self.session
         session.connected(time.monotonic())
         self._turn()
-        welcomed = False
         try:
-            await self.until(lambda: session.welcomed or connection.lost.done())
-            welcomed = session.welcomed
-            self.last_error = f"{address[0]}:{address[1]}: {await connection.lost}"
+            self.last_error = f"{place}: {await connection.lost}"
+            # A node that says WELCOME and hangs up must not be called again and again without a pause.
+            return session.welcomed and not session.problem and loop.time() - since > BACKOFF_MAX_S
         finally:
             self._drop_connection("closed")
-        return welcomed
 
     def _drop_connection(self, reason: str) -> None:
         connection, self._connection = self._connection, None
@@ -319,11 +325,13 @@ class ChatClient:
         """Do the duties that the session's docstring lists."""
         self._turn_due = False
         session, connection, now = self.session, self._connection, time.monotonic()
+        if connection is not None and not connection.reading:
+            session.excuse(now)
         session.tick(now)
         if connection is not None:
             while connection.writable and (line := session.next_line(now)) is not None:
                 connection.transport.write(line)
-            if connection.reading and session.gave_up(now):
+            if session.gave_up(now):
                 connection.give_up("no progress")
         for shown in session.take_shown():
             if self._on_shown is not None:

@@ -1,0 +1,296 @@
+"""The chat at a terminal or in a pipe: python -m nodeproc.client_tui --host 127.0.0.1 --port 5001 --client-id 101
+
+At a terminal: a prompt, delivered messages above it while you type, a state line below. Ctrl+D leaves when
+everything is acknowledged, Ctrl+C at once. When stdin or stdout is no terminal each line of stdin is sent as a message,
+delivered messages go to stdout, trouble to stderr; at stdin's end the client waits for every acknowledgement. Blank
+lines are not sent.
+
+Exit codes: 0 left from a terminal, or every message acknowledged; 1 one was rejected or its outcome is unknown;
+2 wrong flags; 130 a pipe's client was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+import msgspec
+from prompt_toolkit import PromptSession
+from prompt_toolkit.formatted_text import HTML
+from prompt_toolkit.patch_stdout import patch_stdout
+
+from nodeproc.client import Address, ChatClient
+from nodeproc.core.messages import NOBODY, Line
+from nodeproc.nodestream import Shown
+from nodeproc.session import Outcome, SessionSettings
+
+PIPE_WINDOW: Final = 50_000
+"""Messages read from a pipe and not settled; past it the pipe is not read."""
+LAST_SHOWN_S: Final = 5.0
+"""How long a pipe's client waits at the end for its own messages to be shown, once they are acknowledged."""
+
+_decode_line = msgspec.json.Decoder(Line).decode
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text on one line, with nothing in it that a terminal obeys."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def show_lines(shown: Shown) -> str:
+    """Delivered messages as a node prints them: [seq=1] node_9999: text."""
+    lines = map(_decode_line, shown.lines.splitlines())
+    return "\n".join(f"[seq={line.seq_no}] node_{line.sender_id}: {printable(line.payload)}" for line in lines)
+
+
+def split_messages(data: bytes) -> list[str]:
+    """The messages of whole input lines; bytes that are no UTF-8 become U+FFFD."""
+    lines = (line.rstrip(b"\r") for line in data.split(b"\n"))
+    return [line.decode(errors="replace") for line in lines if line.strip()]
+
+
+class Chat:
+    """One run of the client.
+
+    Args:
+        start: seq_no to show messages from; None: those delivered from now on.
+        quiet: don't tell about connections, only about messages.
+    """
+
+    def __init__(
+        self, addresses: Sequence[Address], client_id: int, *, start: int | None, deadline_s: float, quiet: bool
+    ) -> None:
+        settings = SessionSettings(deadline=deadline_s)
+        self.client = ChatClient(
+            addresses, client_id, settings=settings, on_outcome=self._on_outcome, on_change=self._on_change
+        )
+        self.start = start
+        self.failed = 0
+        self.acknowledged_seq = 0
+        self._quiet = quiet
+        self._unsettled: dict[int, str] = {}
+        self._told = ""
+        self._closing = False
+        self.stop: Callable[[], object] = lambda: None
+        """Ends the run early; set by the one who runs it."""
+
+    def begin(self) -> None:
+        self.client.follow(self.start, self._on_shown)
+        self.client.start()
+
+    def submit(self, messages: Sequence[str]) -> None:
+        """Send; a message that can't be sent is told and counts as rejected, the others go."""
+        for message in messages:
+            try:
+                n = self.client.submit_nowait([message])
+            except ValueError as error:
+                self._fail(f"rejected: {error}", message)
+            else:
+                self._unsettled[n] = message
+
+    def _on_shown(self, shown: Shown) -> None:
+        if self._closing:
+            return
+        try:
+            print(show_lines(shown), flush=True)
+        except BrokenPipeError:
+            # Whoever read our stdout has gone; nothing may be written to it at the exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.stop()
+
+    def warn(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def state(self) -> str:
+        """The state line: node, leader, term, last seq_no, what is on its way."""
+        session = self.client.session
+        if not session.welcomed:
+            return f"not connected ({self.client.last_error or 'connecting'})"
+        leader = f"node {session.leader}" if session.leader != NOBODY else "none"
+        text = f"node {session.node} | leader {leader} | term {session.term} | last seq_no {session.last_seq}"
+        return text + (f" | {session.unsettled} waiting" if session.unsettled else "")
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        if outcome.kind == "ok":
+            self.acknowledged_seq = max(self.acknowledged_seq, outcome.seq_no)
+        for n in range(outcome.first, outcome.last + 1):
+            message = self._unsettled.pop(n, "")
+            if outcome.kind != "ok":
+                self._fail(f"{outcome.kind}: {outcome.reason}", message)
+        if self.client.session.ended and not self.client.session.unsettled and not self._closing:
+            # Not from inside the outcome of the session that it replaces.
+            asyncio.get_running_loop().call_soon(self._renew)
+
+    def _renew(self) -> None:
+        session = self.client.session
+        if session.ended and not session.unsettled and not self._closing:
+            self.client.renew()
+
+    def _fail(self, why: str, message: str) -> None:
+        self.failed += 1
+        self.warn(f"! {why}: {printable(message)[:200]}")
+
+    def _on_change(self) -> None:
+        """Tell where the client is connected and who leads, each once."""
+        session = self.client.session
+        if session.welcomed:
+            leader = f"leader node {session.leader}" if session.leader != NOBODY else "no leader"
+            text = f"-- node {session.node}, {leader}, term {session.term}"
+        elif self.client.last_error:
+            text = f"-- not connected: {self.client.last_error}"
+        else:
+            return
+        if text != self._told and not self._quiet and not self._closing:
+            self._told = text
+            self.warn(text)
+
+    async def finish(self) -> None:
+        """Wait until every message has its outcome and what they are part of was shown."""
+        await self.client.drained()
+        session, last = self.client.session, self.acknowledged_seq
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SHOWN_S):
+                if self.start is not None:
+                    await self.client.until(lambda: session.welcomed)
+                    last = max(last, session.last_seq)
+                await self.client.until(lambda: session.place > last or not last)
+                return
+        self.failed += 1
+        self.warn(f"! not shown up to seq_no {last}: {self.state()}")
+
+    async def close(self) -> None:
+        self._closing = True
+        await self.client.close()
+
+
+async def read_lines() -> AsyncIterator[bytes]:
+    """Whole lines of stdin as they come, many at once where they wait.
+
+    A thread reads: stdin may be a file, a pipe or a device, which no event loop takes alike. It is a daemon, so a
+    read that never ends does not hold up the exit.
+    """
+    queue: asyncio.Queue[bytes] = asyncio.Queue(4)
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with contextlib.suppress(RuntimeError):  # The loop has ended before stdin.
+            while True:
+                data = os.read(sys.stdin.fileno(), 1 << 16)
+                asyncio.run_coroutine_threadsafe(queue.put(data), loop).result()
+                if not data:
+                    return
+
+    threading.Thread(target=read, daemon=True).start()
+    rest = b""
+    while data := await queue.get():
+        data = rest + data
+        end = data.rfind(b"\n") + 1
+        rest = data[end:]
+        if end:
+            yield data[:end]
+    if rest:
+        yield rest
+
+
+async def chat_in_pipe(chat: Chat) -> None:
+    """Send stdin's lines, wait for their outcomes."""
+    async for lines in read_lines():
+        await chat.client.room(PIPE_WINDOW)
+        chat.submit(split_messages(lines))
+    await chat.finish()
+
+
+async def chat_at_terminal(chat: Chat) -> None:
+    """Prompt until Ctrl+D or Ctrl+C."""
+    prompt: PromptSession[str] = PromptSession(
+        "> ", bottom_toolbar=lambda: HTML("<b>{}</b>").format(chat.state()), refresh_interval=0.5
+    )
+    with patch_stdout():
+        while True:
+            try:
+                text = await prompt.prompt_async(handle_sigint=False)
+            except KeyboardInterrupt:
+                return
+            except EOFError:
+                break
+            chat.submit(split_messages(text.encode(errors="replace")))
+        if chat.client.session.unsettled:
+            chat.warn(f"-- waiting for {chat.client.session.unsettled} acknowledgements, Ctrl+C leaves")
+        await chat.finish()
+
+
+async def run(chat: Chat) -> int:
+    """Chat until the user leaves or stdin ends. Returns the exit code."""
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    chatting = asyncio.ensure_future(chat_at_terminal(chat) if interactive else chat_in_pipe(chat))
+    loop = asyncio.get_running_loop()
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        chatting.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl+C stays a KeyboardInterrupt
+            loop.add_signal_handler(number, interrupt)
+    chat.stop = interrupt
+    chat.begin()
+    try:
+        await chatting
+    except asyncio.CancelledError:
+        if not interrupted:
+            raise
+    finally:
+        await chat.close()
+    if interactive:
+        return 0
+    return 130 if interrupted else min(chat.failed, 1)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m nodeproc.client_tui", description="Chat client of the lab's nodes.")
+    parser.add_argument("--host", default="127.0.0.1", help="host of the nodes (default %(default)s)")
+    parser.add_argument(
+        "--port", type=int, action="append", metavar="PORT",
+        help="port of a node (default 5001); given several times, the next one is used when one is lost",
+    )  # fmt: skip
+    parser.add_argument("--client-id", type=int, default=9999, metavar="N", help="sender id (default %(default)s)")
+    parser.add_argument("--from", type=int, dest="start", metavar="SEQ", help="show messages from this seq_no on")
+    parser.add_argument(
+        "--deadline", type=float, default=30.0, metavar="S", help="wait so long for one message (default %(default)s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="don't tell about connections and leaders")
+    options = parser.parse_args(arguments)
+    options.port = options.port or [5001]
+    for port in options.port:
+        if not 0 < port < 65536:
+            parser.error(f"--port {port}: allowed 1..65535")
+    if options.start is not None and options.start < 1:
+        parser.error(f"--from {options.start}: allowed 1 and above")
+    if not 0 < options.deadline < 1e9:
+        parser.error(f"--deadline {options.deadline:g}: allowed above 0, below 1e9")
+    return options
+
+
+async def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    options = parse(arguments)
+    addresses = [(options.host, port) for port in options.port]
+    chat = Chat(
+        addresses, options.client_id, start=options.start, deadline_s=options.deadline, quiet=options.quiet
+    )  # fmt: skip
+    return await run(chat)
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
