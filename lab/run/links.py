@@ -1,0 +1,196 @@
+"""What the network between nodes does to a frame. Pure, so that a simulated network can obey the same rules.
+
+Every directed pair of nodes has one Link. Frames enter it and leave it in the same order, as on TCP, unless its
+rule holds one back for others to overtake it. A frame is lost whole or not at all. Time and randomness come in as
+arguments; what a frame carries is never looked at.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+Cargo = TypeVar("Cargo")
+
+NEVER = float("inf")
+
+
+class Rule(Struct, frozen=True, forbid_unknown_fields=True):
+    """How one link treats its frames. Times are seconds.
+
+    frames: types that it applies to, as in the frame's header (APPEND, HEARTBEAT, …); empty: all.
+    delay, jitter: each such frame is held so long, and up to `jitter` longer, in order.
+    every: each every-th such frame is held back until `behind` later ones have overtaken it, or `at_most` has
+        passed; 0: none. One at a time: while a frame is held back, no other is.
+    loss: share of such frames that vanish, 0..1.
+    """
+
+    frames: tuple[str, ...] = ()
+    delay: float = 0.0
+    jitter: float = 0.0
+    every: int = 0
+    behind: int = 1
+    at_most: float = 0.1
+    loss: float = 0.0
+
+    def names(self, frame: str) -> bool:
+        """Whether frames of this type are treated at all."""
+        return not self.frames or frame in self.frames
+
+
+class Drop(NamedTuple):
+    """The frame vanishes."""
+
+
+class DeliverAfter(NamedTuple):
+    """The frame arrives so many seconds later, in order."""
+
+    seconds: float
+
+
+class HoldBack(NamedTuple):
+    """The frame waits for so many later ones to overtake it, but no longer than so many seconds."""
+
+    behind: int
+    at_most: float
+
+
+Decision: TypeAlias = Drop | DeliverAfter | HoldBack
+AT_ONCE = DeliverAfter(0.0)
+
+
+def decide(rule: Rule, number: int, rng: random.Random) -> Decision:
+    """What becomes of a frame that the rule names.
+
+    Args:
+        number: of this frame among those that the rule named, from 1.
+    """
+    if rule.loss and rng.random() < rule.loss:
+        return Drop()
+    if rule.every and number % rule.every == 0:
+        return HoldBack(rule.behind, rule.at_most)
+    if rule.delay or rule.jitter:
+        return DeliverAfter(rule.delay + rng.random() * rule.jitter)
+    return AT_ONCE
+
+
+@dataclass(slots=True)
+class LinkCounts:
+    """What became of a link's frames: the evidence that a rule had an effect."""
+
+    entered: int = 0
+    delayed: int = 0
+    overtaken: int = 0
+    """Frames that really left behind a later one."""
+    lost: int = 0
+
+
+class _Entry(NamedTuple, Generic[Cargo]):
+    due: float
+    order: int
+    cargo: Cargo
+
+
+@dataclass(slots=True)
+class _Held(Generic[Cargo]):
+    cargo: Cargo
+    until: float
+    left: int
+    """So many later frames must still overtake it."""
+    overtaken: bool = False
+
+
+@dataclass(slots=True)
+class Link(Generic[Cargo]):
+    """One directed link and the frames that are on their way over it.
+
+    Args:
+        rng: for jitter and loss; seeded by the run.
+    """
+
+    rng: random.Random
+    rule: Rule | None = None
+    counts: LinkCounts = field(default_factory=LinkCounts)
+    _queue: list[_Entry[Cargo]] = field(default_factory=list)
+    _held: _Held[Cargo] | None = None
+    _free_at: float = 0.0
+    """No frame that keeps its order is due before."""
+    _order: count[int] = field(default_factory=count)
+    _named: int = 0
+
+    def set_rule(self, rule: Rule | None, now: float) -> None:
+        """Obey this rule from now on; None: the link is straight, and what is on its way arrives at once, in order."""
+        self.rule, self._named = rule, 0
+        if rule is None:
+            if self._held is not None:
+                self._let_go(now)
+            entries = sorted(self._queue)
+            self._queue = [entry._replace(due=now) for entry in entries]
+            self._free_at = now
+
+    def enter(self, frame: str, cargo: Cargo, now: float) -> None:
+        """A frame of this type comes to the link's near end.
+
+        Args:
+            now: monotonic seconds, never falling.
+        """
+        self.counts.entered += 1
+        if self.rule is None or not self.rule.names(frame):
+            self._push(cargo, now)
+            return
+        self._named += 1
+        match decide(self.rule, self._named, self.rng):
+            case Drop():
+                self.counts.lost += 1
+            case HoldBack(behind, at_most) if self._held is None:
+                self._held = _Held(cargo, now + at_most, behind)
+            case HoldBack():
+                self._overtake(cargo, now)
+            case DeliverAfter(seconds):
+                self.counts.delayed += seconds > 0
+                self._overtake(cargo, now + seconds)
+
+    def leave(self, now: float) -> list[Cargo]:
+        """The frames that arrive at the far end by now, in their order of arrival."""
+        if self._held is not None and self._held.until <= now:
+            self._let_go(self._held.until)
+        arrived = []
+        while self._queue and self._queue[0].due <= now:
+            arrived.append(heapq.heappop(self._queue).cargo)
+        return arrived
+
+    def next_due(self) -> float:
+        """When leave() has something, monotonic seconds; NEVER while nothing is on its way."""
+        due = self._queue[0].due if self._queue else NEVER
+        return due if self._held is None else min(due, self._held.until)
+
+    def clear(self) -> None:
+        """The connection broke: what was on its way is gone."""
+        self._queue.clear()
+        self._held = None
+        self._free_at = 0.0
+
+    def _push(self, cargo: Cargo, due: float) -> None:
+        self._free_at = due = max(due, self._free_at)
+        heapq.heappush(self._queue, _Entry(due, next(self._order), cargo))
+
+    def _overtake(self, cargo: Cargo, due: float) -> None:
+        """Send a frame that the rule names on its way, in front of the one held back."""
+        self._push(cargo, due)
+        held = self._held
+        if held is not None:
+            held.left -= 1
+            held.overtaken = True
+            if held.left <= 0:
+                self._let_go(self._free_at)
+
+    def _let_go(self, due: float) -> None:
+        assert self._held is not None
+        self.counts.overtaken += self._held.overtaken
+        cargo, self._held = self._held.cargo, None
+        self._push(cargo, due)
