@@ -1,0 +1,116 @@
+"""A1: of any two nodes' message logs one is a prefix of the other, byte for byte.
+
+Nothing is parsed: the longest file is compared with each other one, chunk by chunk. Only where two differ are lines
+looked at, and all nodes' lines there are shown, the odd one out named first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from lab.check.history import CHUNK_BYTES, line_at
+from lab.check.verdict import Check, Findings, quote
+
+
+class NodeFile(NamedTuple):
+    """One node's message log."""
+
+    node: int
+    path: Path
+    name: str
+    """Relative to the run directory."""
+    size: int
+    """Bytes."""
+
+
+class Agreement(NamedTuple):
+    """What comparing the files found."""
+
+    check: Check
+    reference: NodeFile | None
+    """The log that the other invariants are judged on: the longest of those that most nodes agree with."""
+    deviating: tuple[NodeFile, ...]
+    """Files that are no prefix of the reference."""
+
+
+def check_agreement(files: list[NodeFile], missing: list[int]) -> Agreement:
+    """Judge A1.
+
+    Args:
+        files: the logs that exist, by ascending node.
+        missing: nodes of the cluster that have none.
+    """
+    findings = Findings("A1", "agreement")
+    reference = max(files, key=lambda file: file.size, default=None)
+    if reference is None or reference.size == 0:
+        return Agreement(findings.unknown("no message in any node's log"), reference, ())
+    lines = {file: differing_line(file, reference) for file in files if file is not reference}
+    first = min((line for line in lines.values() if line), default=0)
+    if first:
+        odd = _report(findings, files, first)
+        reference = _most_agreed(files, odd)
+    deviating = (
+        tuple(file for file in files if file is not reference and differing_line(file, reference)) if first else ()
+    )
+    if missing:
+        absent = ", ".join(f"node {node}" for node in missing)
+        return Agreement(findings.unknown(f"no message log of {absent}"), reference, deviating)
+    if len(files) < 2:
+        detail = "one node only: nothing to compare"
+        return Agreement(findings.unknown(detail, decisive=False), reference, deviating)
+    sizes = sorted({file.size for file in files})
+    equal = "equal" if len(sizes) == 1 else f"one a prefix of the other, {sizes[0]} to {sizes[-1]} bytes"
+    return Agreement(findings.passed(f"{len(files)} logs, {equal}"), reference, deviating)
+
+
+def differing_line(file: NodeFile, other: NodeFile) -> int:
+    """Number of the first line in which two files differ; 0 when the shorter is a prefix of the longer."""
+    line = 1
+    with file.path.open("rb", buffering=0) as a, other.path.open("rb", buffering=0) as b:
+        while True:
+            left, right = a.read(CHUNK_BYTES), b.read(CHUNK_BYTES)
+            if left != right:
+                shared = _common_prefix(left, right)
+                if shared < min(len(left), len(right)):
+                    return line + left.count(b"\n", 0, shared)
+                return 0
+            if not left:
+                return 0
+            line += left.count(b"\n")
+
+
+def _common_prefix(left: bytes, right: bytes) -> int:
+    """Length of the longest common prefix, by halving."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[:middle] == right[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _report(findings: Findings, files: list[NodeFile], number: int) -> list[NodeFile]:
+    """Name the files that differ from most at this line; returns them."""
+    found = {file: line_at(file.path, number) for file in files}
+    found = {file: line for file, line in found.items() if line}
+    usual, votes = Counter(found.values()).most_common(1)[0]
+    odd = [file for file, line in found.items() if line != usual]
+    if votes == 1:
+        # No two agree: nobody can say who is wrong, so the shortest, which is surely not the reference, is named.
+        odd = [min(found, key=lambda file: file.size)]
+    shown = [*odd, *(file for file in found if file not in odd)]
+    quotes = [quote(f"{file.name}:{number}", found[file]) for file in shown]
+    others = ", ".join(f"node {file.node}" for file in shown[len(odd) :])
+    for file in odd:
+        findings.add(
+            f"{file.name}:{number}", f"line {number} of node {file.node} differs from that of {others}", *quotes
+        )
+    return odd
+
+
+def _most_agreed(files: list[NodeFile], odd: list[NodeFile]) -> NodeFile:
+    return max((file for file in files if file not in odd), key=lambda file: file.size)

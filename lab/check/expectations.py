@@ -1,0 +1,280 @@
+"""What the scenario expects of the run as a whole, judged from the run directory alone.
+
+`expect` and `wait` steps were judged while the run was on; meta.json has their answers, which are passed on.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from typing import Any, NamedTuple, assert_never
+
+from lab.check.agreement import NodeFile
+from lab.check.history import LogLine, MessageLog, read_pieces
+from lab.check.metrics import Metrics
+from lab.check.verdict import ExpectationResult, Outcomes
+from lab.plan.expectation import (
+    Acknowledged,
+    EventInterval,
+    EventSeen,
+    LastSeq,
+    NumberingContinues,
+    Order,
+    RunExpectation,
+    Throughput,
+    Unavailable,
+)
+from lab.plan.faults import meets
+from lab.plan.words import Target, target_parts
+from lab.plan.writing import show_expectation
+from lab.rows import Meta
+from lab.rundir import RunDir
+
+NS_PER_S = 1_000_000_000
+
+
+class Facts(NamedTuple):
+    """What other checks have found out already."""
+
+    files: list[NodeFile]
+    equal: bool
+    """All message logs have the same bytes, so that one of them speaks for all."""
+    last_seqs: dict[int, int]
+    """Node -> last seq_no in its log; a node without one is missing."""
+    term_starts: list[tuple[int, int]]
+    """(term, first seq_no of it) as they stand in the log."""
+    contiguous: bool
+    """A2 holds."""
+    messages: Outcomes
+    metrics: Metrics | None
+    """None: they could not be taken."""
+
+
+class _Found(NamedTuple):
+    met: bool | None
+    text: str
+
+
+def moment_results(meta: Meta) -> list[ExpectationResult]:
+    """What the run itself found at its `expect`, `wait` and `send` steps."""
+    return [
+        ExpectationResult(f"step {found.step + 1}: {found.text}", found.met, found.found) for found in meta.expectations
+    ]
+
+
+def judge_expectation(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Facts) -> ExpectationResult:
+    """Judge one expectation of the scenario's final section."""
+    found = _judge(run, nodes, expectation, facts)
+    soft = isinstance(expectation, Throughput | Unavailable) and expectation.soft
+    return ExpectationResult(show_expectation(expectation), found.met, found.text, soft)
+
+
+def _judge(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Facts) -> _Found:
+    match expectation:
+        case LastSeq():
+            return _last_seq(expectation, nodes, facts)
+        case Order():
+            return _order(expectation, facts)
+        case NumberingContinues():
+            return _numbering(expectation, facts)
+        case EventSeen():
+            return _event_seen(run, nodes, expectation)
+        case EventInterval():
+            return _event_interval(run, nodes, expectation)
+        case Acknowledged():
+            return _acknowledged(expectation, facts.messages)
+        case Throughput():
+            if facts.metrics is None or not facts.metrics.load.acknowledged:
+                return _Found(None, "nothing was measured")
+            rate = facts.metrics.load.throughput_per_s
+            return _Found(rate >= expectation.at_least, f"{rate:,.0f} messages/s")
+        case Unavailable():
+            if facts.metrics is None or not facts.metrics.load.acknowledged:
+                return _Found(None, "nothing was measured")
+            gap = facts.metrics.load.longest_gap_s
+            return _Found(gap <= expectation.at_most, f"{gap:.3f} s without an acknowledgement")
+        case _:
+            assert_never(expectation)
+
+
+def _targets(target: Target, nodes: list[int]) -> list[int] | None:
+    """The nodes that a target means in files: None for roles, which only a moment of the run can tell."""
+    found: set[int] = set()
+    for part in target_parts(target):
+        if part in ("all", "running"):
+            found.update(nodes)
+        elif isinstance(part, int):
+            found.add(part)
+        else:
+            return None
+    return sorted(found)
+
+
+_NO_TARGET = _Found(None, "its target is a role, which the files of a finished run don't tell")
+
+# ---- of the logs ---------------------------------------------------------------------------------
+
+
+def _last_seq(expectation: LastSeq, nodes: list[int], facts: Facts) -> _Found:
+    targets = _targets(expectation.on, nodes)
+    if targets is None:
+        return _NO_TARGET
+    found = ", ".join(f"node {node}: {facts.last_seqs.get(node, 'no log')}" for node in targets)
+    met = all(node in facts.last_seqs and meets(expectation, facts.last_seqs[node]) for node in targets)
+    return _Found(met, found)
+
+
+def _numbering(expectation: NumberingContinues, facts: Facts) -> _Found:
+    terms = len(facts.term_starts)
+    places = ", ".join(f"term {term} from seq_no {seq_no}" for term, seq_no in facts.term_starts)
+    if not terms:
+        return _Found(False, "no message in the log")
+    return _Found(terms >= expectation.terms and facts.contiguous, places)
+
+
+def _order(expectation: Order, facts: Facts) -> _Found:
+    files = facts.files[:1] if facts.equal else facts.files
+    if not files:
+        return _Found(None, "no message log")
+    find = _find_consecutive if expectation.consecutive else _find_in_order
+    for file in files:
+        found = find(expectation, _lines_from(MessageLog(file.path, file.name), expectation.first))
+        if not found.met:
+            return _Found(found.met, f"{file.name}: {found.text}")
+    return found
+
+
+def _lines_from(log: MessageLog, first: int | None) -> Iterator[LogLine]:
+    for chunk in log.chunks():
+        for line in chunk.lines:
+            if first is None or line.seq_no >= first:
+                yield line
+
+
+def _find_in_order(expectation: Order, lines: Iterator[LogLine]) -> _Found:
+    wanted, at, places = expectation.payloads, 0, []
+    for line in lines:
+        if line.payload == wanted[at]:
+            places.append(line.seq_no)
+            at += 1
+            if at == len(wanted):
+                return _Found(True, f"at seq_no {_ranges(places)}")
+        if at == 0 and expectation.first is not None:
+            return _Found(False, f"seq_no {line.seq_no} holds {line.payload!r}")
+    return _Found(False, f"{wanted[at]!r} is not there" + (f" behind seq_no {places[-1]}" if places else ""))
+
+
+def _find_consecutive(expectation: Order, lines: Iterator[LogLine]) -> _Found:
+    wanted = list(expectation.payloads)
+    window: list[LogLine] = []
+    for line in lines:
+        window.append(line)
+        if len(window) < len(wanted):
+            continue
+        if [each.payload for each in window] == wanted:
+            return _Found(True, f"at seq_no {window[0].seq_no}..{line.seq_no}")
+        if expectation.first is not None:
+            bad = next(each for each, text in zip(window, wanted, strict=True) if each.payload != text)
+            return _Found(False, f"seq_no {bad.seq_no} holds {bad.payload!r}")
+        del window[0]
+    return _Found(False, "they stand nowhere one behind the other")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1..3, 7"""
+    shown: list[list[int]] = []
+    for number in numbers:
+        if shown and number == shown[-1][1] + 1:
+            shown[-1][1] = number
+        else:
+            shown.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in shown)
+
+
+def _acknowledged(expectation: Acknowledged, messages: Outcomes) -> _Found:
+    text = f"{messages.acknowledged} of {messages.sent} acknowledged"
+    for count, what in (
+        (messages.rejected, "rejected"),
+        (messages.unknown_in_log, "unknown but in the log"),
+        (messages.unknown_not_in_log, "unknown and not in the log"),
+        (messages.unresolved, "without an answer"),
+    ):
+        if count:
+            text += f", {count} {what}"
+    met = messages.acknowledged == messages.sent and messages.acknowledged >= expectation.at_least
+    return _Found(met, text)
+
+
+# ---- of the events -------------------------------------------------------------------------------
+
+
+def _events_named(run: RunDir, node: int, *names: str) -> Iterator[dict[str, Any]]:
+    """Events of these names with all their fields; other lines are not decoded."""
+    path = run.events(node)
+    if not path.is_file():
+        return
+    marks = [f'"event":"{name}"'.encode() for name in names]
+    for piece in read_pieces(path):
+        if not any(mark in piece.data for mark in marks):
+            continue
+        for line in piece.data.split(b"\n"):
+            if any(mark in line for mark in marks):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    # A torn line of a killed node.
+                    continue
+
+
+def _as_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _event_seen(run: RunDir, nodes: list[int], expectation: EventSeen) -> _Found:
+    targets = _targets(expectation.on, nodes)
+    if targets is None:
+        return _NO_TARGET
+    counts = {}
+    for node in targets:
+        counts[node] = sum(
+            1
+            for event in _events_named(run, node, expectation.event)
+            if all(_as_text(event.get(key)) == _as_text(value) for key, value in expectation.where.items())
+        )
+    total = sum(counts.values())
+    most = expectation.at_most
+    met = total >= expectation.at_least and (most is None or total <= most)
+    return _Found(met, f"{total}: " + ", ".join(f"node {node} {count}" for node, count in counts.items()))
+
+
+def _event_interval(run: RunDir, nodes: list[int], expectation: EventInterval) -> _Found:
+    targets = _targets(expectation.on, nodes)
+    if targets is None:
+        return _NO_TARGET
+    met: bool | None = None
+    found = []
+    for node in targets:
+        intervals = _intervals(run, node, expectation.event)
+        if len(intervals) < expectation.at_least:
+            found.append(f"node {node}: {len(intervals)} intervals")
+            continue
+        median = sorted(intervals)[len(intervals) // 2] / NS_PER_S
+        near = abs(median - expectation.near) <= expectation.tolerance
+        met = near if met is None else met and near
+        found.append(f"node {node}: median {median * 1000:.0f} ms of {len(intervals)}")
+    return _Found(bool(met), ", ".join(found))
+
+
+def _intervals(run: RunDir, node: int, name: str) -> array[int]:
+    """Nanoseconds between two such events in a row, those over a restart left out."""
+    intervals = array("q")
+    before: int | None = None
+    for event in _events_named(run, node, name, "starting"):
+        if event["event"] != name:
+            before = None
+            continue
+        if before is not None:
+            intervals.append(event["t_ns"] - before)
+        before = event["t_ns"]
+    return intervals

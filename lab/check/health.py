@@ -1,0 +1,76 @@
+"""What is no rule of the protocol, yet decides what a run is worth: nodes that fell over, faults that hit nothing."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from lab.check.history import line_at, read_events, read_pieces
+from lab.check.verdict import Check, Findings, quote
+from lab.rows import FaultRow, Meta
+from lab.rundir import RunDir
+
+TRACEBACK = b"Traceback (most recent call last)"
+_ASKED_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM)
+
+
+def check_node_health(run: RunDir, meta: Meta, nodes: list[int]) -> Check:
+    """No node process ended by itself, none left a traceback, none reported a failure."""
+    findings = Findings("node_health", "node health")
+    for node, use in sorted(meta.nodes.items()):
+        for end in use.exits:
+            if not end.expected:
+                findings.add("meta.json:1", f"node {node} ended by itself with code {end.code} at t={end.t}")
+            elif end.code != 0 and end.code not in _ASKED_SIGNALS:
+                findings.add("meta.json:1", f"node {node}, asked to stop, ended with code {end.code} at t={end.t}")
+    for node in nodes:
+        _look_for_traceback(findings, run, run.node_log(node))
+        if run.events(node).is_file():
+            _look_for_failure(findings, run, run.events(node))
+    if not meta.nodes:
+        return findings.unknown("meta.json tells of no node process")
+    starts = sum(use.starts for use in meta.nodes.values())
+    return findings.passed(f"{len(meta.nodes)} nodes, {starts} starts, every end asked for")
+
+
+def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:
+    if not path.is_file():
+        return
+    for piece in read_pieces(path):
+        at = piece.data.find(TRACEBACK)
+        if at >= 0:
+            number = piece.first_line + piece.data.count(b"\n", 0, at)
+            place = f"{path.relative_to(run.path)}:{number}"
+            last = next((line for line in piece.data[at:].split(b"\n")[1:] if line and not line.startswith(b" ")), b"")
+            findings.add(place, "a traceback", quote(place, last or line_at(path, number)))
+            return
+
+
+def _look_for_failure(findings: Findings, run: RunDir, path: Path) -> None:
+    for number, event in read_events(path):
+        if event.event == "failed":
+            place = f"{path.relative_to(run.path)}:{number}"
+            findings.add(place, f"node {event.node} reports a failure", quote(place, event.reason))
+
+
+def check_faults(run: RunDir, faults: list[FaultRow]) -> Check:
+    """Every fault that the scenario asked for hit something; else the run shows nothing about it."""
+    findings = Findings("faults", "faults")
+    for number, row in enumerate(faults, 1):
+        if not row.effect and row.step >= 0 and row.fault != "heal":
+            target = f"node {row.target}" if row.target else "all nodes"
+            return findings.unknown(
+                f"{run.faults.name}:{number}: {row.fault} of {target} had no effect: {row.evidence}"
+            )
+    asked = sum(1 for row in faults if row.step >= 0)
+    return findings.passed(f"{asked} faults, each with effect" if asked else "none asked for")
+
+
+def check_run(meta: Meta, asked_faults: int, done_faults: int) -> Check:
+    """The harness carried the scenario out to its end."""
+    findings = Findings("run", "run")
+    if meta.problem:
+        return findings.unknown(meta.problem)
+    if asked_faults and not done_faults:
+        return findings.unknown("faults.jsonl has no fault, though the scenario asks for some")
+    return findings.passed("carried out to its end")

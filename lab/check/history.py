@@ -1,0 +1,249 @@
+"""Reading a run's files in pieces: message logs, history and events, with the line number of everything.
+
+Files are read in chunks of whole lines, so that memory does not grow with a run. Line numbers start at 1. A message
+log is delivered bytes (docs/protocol.md, "The message log"), a line that is none is kept as NOT_A_MESSAGE in its place.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from lab.rows import HistoryRow
+from nodeproc.core.messages import SeqNo
+
+CHUNK_BYTES = 1 << 20
+"""About 5000 lines of 200 bytes: large enough that per-chunk work does not show, small enough to be forgotten."""
+
+KEPT_CHUNKS = 4
+"""Decoded chunks of a log kept for look-ups: acknowledgements come a little behind the newest line read."""
+
+
+class LogLine(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One line of a message log, every field demanded and no other allowed."""
+
+    seq_no: SeqNo
+    term: int
+    sender_id: int
+    msg_id: str
+    timestamp: float
+    payload: str
+
+
+NOT_A_MESSAGE = LogLine(0, 0, 0, "", 0.0, "")
+"""Stands where a line can't be read."""
+
+_decoder = msgspec.json.Decoder(LogLine)
+_row_decoder = msgspec.json.Decoder(HistoryRow)
+
+
+class RunFileError(Exception):
+    """A file of the run can't be read as what it should be; the text begins with file:line."""
+
+
+class Piece(NamedTuple):
+    """Consecutive whole lines of a file."""
+
+    first_line: int
+    offset: int
+    """Bytes of the file before it."""
+    data: bytes
+
+
+def read_pieces(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[Piece]:
+    """The file in pieces of whole lines; only the last may lack its newline."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        rest = b""
+        while block := file.read(CHUNK_BYTES):
+            data = rest + block if rest else block
+            end = data.rfind(b"\n") + 1
+            if end:
+                piece = Piece(first_line, offset, data if end == len(data) else data[:end])
+                yield piece
+                first_line += piece.data.count(b"\n")
+                offset += end
+            rest = data[end:]
+        if rest:
+            yield Piece(first_line, offset, rest)
+
+
+def line_at(path: Path, number: int) -> bytes:
+    """Line `number` without its newline; empty behind the end of the file."""
+    for piece in read_pieces(path):
+        if number < piece.first_line + piece.data.count(b"\n") + (not piece.data.endswith(b"\n")):
+            return piece.data.split(b"\n")[number - piece.first_line]
+    return b""
+
+
+class Chunk(NamedTuple):
+    """Decoded lines of a message log."""
+
+    first_line: int
+    lines: list[LogLine]
+    contiguous: bool
+    """seq_no runs without a gap inside this chunk."""
+
+    def find(self, seq_no: SeqNo) -> LogLine | None:
+        """The line with this seq_no, if it is in here."""
+        if self.contiguous:
+            at = seq_no - self.lines[0].seq_no
+            return self.lines[at] if 0 <= at < len(self.lines) else None
+        return next((line for line in self.lines if line.seq_no == seq_no), None)
+
+    def end_of(self, seq_no: SeqNo, start: int) -> int:
+        """Index behind the first line from index `start` on whose seq_no is at least this one."""
+        lines = self.lines
+        if self.contiguous:
+            return min(max(seq_no - lines[0].seq_no + 1, start), len(lines))
+        return next((at + 1 for at in range(start, len(lines)) if lines[at].seq_no >= seq_no), len(lines))
+
+
+def decode_log_lines(data: bytes) -> list[LogLine]:
+    """One LogLine per line, NOT_A_MESSAGE for what is none."""
+    try:
+        lines = _decoder.decode_lines(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        lines = []
+    if len(lines) == data.count(b"\n"):
+        return lines
+    return [_decode_one(line) for line in data.removesuffix(b"\n").split(b"\n")]
+
+
+def _decode_one(line: bytes) -> LogLine:
+    try:
+        return _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return NOT_A_MESSAGE
+
+
+class MessageLog:
+    """One node's message log, read once from front to back, with look-ups of what was read before.
+
+    `torn` is the line number of a last line without newline, 0 where there is none; such a line is not decoded.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self.line_count = 0
+        self.torn = 0
+        self._first_lines, self._offsets, self._first_seqs = array("q"), array("q"), array("q")
+        self._kept: dict[int, Chunk] = {}
+
+    def place(self, line: int) -> str:
+        return f"{self.name}:{line}"
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All lines, none where the file is missing; what was handed out can be looked up with find()."""
+        if not self.path.is_file():
+            return
+        for piece in read_pieces(self.path):
+            if not piece.data.endswith(b"\n"):
+                self.torn = piece.first_line
+                return
+            chunk = _decode_chunk(piece)
+            number = len(self._offsets)
+            self._first_lines.append(piece.first_line)
+            self._offsets.append(piece.offset)
+            self._first_seqs.append(chunk.lines[0].seq_no)
+            self._kept[number] = chunk
+            self._kept.pop(number - KEPT_CHUNKS, None)
+            self.line_count += len(chunk.lines)
+            yield chunk
+
+    def find(self, seq_no: SeqNo) -> LogLine | None:
+        """The line with this seq_no among those read so far."""
+        number = bisect_right(self._first_seqs, seq_no) - 1
+        if number < 0:
+            return None
+        chunk = self._kept.get(number)
+        if chunk is None:
+            piece = next(read_pieces(self.path, self._offsets[number], self._first_lines[number]))
+            chunk = _decode_chunk(piece)
+            # Old chunks are asked for in runs; keep the newest of them in the slot below all numbers.
+            self._kept = {kept: chunk for kept, chunk in self._kept.items() if kept > len(self._offsets) - KEPT_CHUNKS}
+            self._kept[number] = chunk
+        return chunk.find(seq_no)
+
+    def start_of(self, line: int) -> tuple[int, int]:
+        """(line number, byte offset) of the nearest remembered line start at or before this line."""
+        number = bisect_right(self._first_lines, line) - 1
+        return (self._first_lines[number], self._offsets[number]) if number >= 0 else (1, 0)
+
+
+def _decode_chunk(piece: Piece) -> Chunk:
+    lines = decode_log_lines(piece.data)
+    first = lines[0].seq_no
+    contiguous = [line.seq_no for line in lines] == list(range(first, first + len(lines)))
+    return Chunk(piece.first_line, lines, contiguous)
+
+
+def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
+    """(line number, row) of history.jsonl, in its order.
+
+    Raises:
+        RunFileError: a line is no row, or its time is before the line's above.
+    """
+    latest = 0
+    for piece in read_pieces(path):
+        try:
+            rows = _row_decoder.decode_lines(piece.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            rows = []
+        lines = piece.data.count(b"\n")
+        if len(rows) != lines:
+            raise RunFileError(_first_bad_row(path.name, piece))
+        for number, row in enumerate(rows, piece.first_line):
+            if row.t < latest:
+                raise RunFileError(f"{path.name}:{number}: t={row.t} is before t={latest} of the line above")
+            latest = row.t
+            yield number, row
+
+
+def _first_bad_row(name: str, piece: Piece) -> str:
+    for number, line in enumerate(piece.data.split(b"\n"), piece.first_line):
+        try:
+            _row_decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return f"{name}:{number}: not a row of the history: {error}"
+    return f"{name}:{piece.first_line}: not rows of the history, one a line"
+
+
+class EventLine(Struct, frozen=True, gc=False):
+    """What the judges read of one line of events.jsonl; other fields are left alone."""
+
+    t_ns: int
+    node: int
+    event: str
+    term: int = 0
+    leader: int = 0
+    reason: str = ""
+
+
+_event_decoder = msgspec.json.Decoder(EventLine)
+
+
+def read_events(path: Path) -> Iterator[tuple[int, EventLine]]:
+    """(line number, event) of events.jsonl.
+
+    A killed node may leave a torn line, behind which its next start goes on: such a line is passed over.
+    """
+    for piece in read_pieces(path):
+        try:
+            events = _event_decoder.decode_lines(piece.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            events = []
+        if len(events) == piece.data.count(b"\n"):
+            yield from enumerate(events, piece.first_line)
+            continue
+        for number, line in enumerate(piece.data.split(b"\n"), piece.first_line):
+            try:
+                yield number, _event_decoder.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                continue

@@ -1,0 +1,227 @@
+"""Judging a run: every invariant of docs/protocol.md, from its directory alone.
+
+check() puts the parts together: A1 compares the logs (agreement), A2 to A6 come from one walk over log and history
+(replay), A7 from the events (elections), A8 from what subscribers were shown (subscribers), A9 from who waited how
+long and how the run ended (recovery). What can't be read leaves the checks that need it UNKNOWN, and they say why.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from lab.check.agreement import Agreement, NodeFile, check_agreement
+from lab.check.elections import Elections
+from lab.check.expectations import Facts, judge_expectation, moment_results
+from lab.check.health import check_faults, check_node_health, check_run
+from lab.check.history import MessageLog, RunFileError, decode_log_lines, read_history
+from lab.check.metrics import Metrics
+from lab.check.recovery import Recovery, healthy_stretches
+from lab.check.replay import Replay, judge_numbers_of
+from lab.check.subscribers import check_subscribers
+from lab.check.verdict import Check, ExpectationResult, Findings, Outcomes, Verdict, decide
+from lab.plan.scenario import Scenario
+from lab.plan.scenario import load as load_scenario
+from lab.plan.step import FAULT_STEPS, Heal
+from lab.rows import FaultRow, Meta
+from lab.rundir import RunDir
+from nodeproc.errors import ConfigError
+
+TITLES = {
+    "A3": "integrity",
+    "A4": "durability",
+    "A5": "sender order",
+    "A6": "real time",
+    "A8": "subscribers",
+    "A9": "recovery",
+}
+
+
+def check(run: RunDir, metrics: Metrics | None) -> Verdict:
+    """Judge a run.
+
+    Args:
+        metrics: as lab.check.metrics.measure found them; None where it could not.
+    """
+    papers = _read_papers(run)
+    nodes = papers.node_ids(run)
+    files, missing = _node_files(run, nodes)
+    agreement = check_agreement(files, missing)
+    walked = _walk(run, papers, agreement, files)
+    checks = [agreement.check, *walked.checks[:5], Elections(run).check(nodes), *walked.checks[5:]]
+    checks += _surroundings(run, papers, nodes)
+    facts = Facts(
+        files=files,
+        equal=agreement.check.result == "PASS" and len({file.size for file in files}) == 1,
+        last_seqs={file.node: _last_seq(file) for file in files},
+        term_starts=walked.term_starts,
+        contiguous=walked.checks[0].result == "PASS",
+        messages=walked.messages,
+        metrics=metrics,
+    )
+    expectations = tuple(_expectations(run, papers, nodes, facts))
+    return Verdict(decide(tuple(checks), expectations), tuple(checks), expectations, walked.messages)
+
+
+# ---- what the run says about itself ---------------------------------------------------------------
+
+
+class _Papers(NamedTuple):
+    """scenario.yml, meta.json and faults.jsonl; None and the reason where one can't be read."""
+
+    scenario: Scenario | None
+    meta: Meta | None
+    faults: list[FaultRow] | None
+    reasons: tuple[str, ...]
+
+    def node_ids(self, run: RunDir) -> list[int]:
+        """Every node of the cluster, as far as it is known."""
+        known = set(run.node_ids())
+        if self.meta is not None:
+            known.update(self.meta.nodes)
+        if self.scenario is not None:
+            known.update(self.scenario.cluster.ids)
+        return sorted(known)
+
+
+def _read_papers(run: RunDir) -> _Papers:
+    scenario, meta, faults = None, None, None
+    reasons = []
+    try:
+        scenario = load_scenario(run.scenario)
+    except ConfigError as error:
+        reasons.append(str(error))
+    try:
+        meta = run.read_meta()
+    except (OSError, msgspec.MsgspecError) as error:
+        reasons.append(f"{run.meta.name}: {error}")
+    try:
+        if not run.faults.is_file():
+            raise FileNotFoundError("no such file")
+        faults = run.read_faults()
+    except (OSError, msgspec.MsgspecError) as error:
+        reasons.append(f"{run.faults.name}: {error}")
+    return _Papers(scenario, meta, faults, tuple(reasons))
+
+
+def _node_files(run: RunDir, nodes: list[int]) -> tuple[list[NodeFile], list[int]]:
+    files, missing = [], []
+    for node in nodes:
+        path = run.message_log(node)
+        if path.is_file():
+            files.append(NodeFile(node, path, str(path.relative_to(run.path)), path.stat().st_size))
+        else:
+            missing.append(node)
+    return files, missing
+
+
+def _last_seq(file: NodeFile) -> int:
+    """seq_no of a log's last whole line, 0 when it has none."""
+    with file.path.open("rb") as opened:
+        size = 4096
+        while True:
+            opened.seek(max(file.size - size, 0))
+            lines = opened.read().split(b"\n")[:-1]
+            if len(lines) > 1 or size >= file.size:
+                return decode_log_lines(lines[-1] + b"\n")[0].seq_no if lines else 0
+            size *= 4
+
+
+# ---- log and history --------------------------------------------------------------------------------
+
+
+class _Walked(NamedTuple):
+    """What the walk over log and history found."""
+
+    checks: list[Check]
+    """A2 to A6, A8, A9."""
+    messages: Outcomes
+    term_starts: list[tuple[int, int]]
+
+
+def _walk(run: RunDir, papers: _Papers, agreement: Agreement, files: list[NodeFile]) -> _Walked:
+    log = _reference_log(run, agreement)
+    if not run.history.is_file():
+        return _without_history(agreement, log, f"no {run.history.name}")
+    replay = Replay(log, run.history.name)
+    recovery = _recovery(run, papers)
+    try:
+        for place, row in read_history(run.history):
+            replay.on_row(place, row)
+            if recovery is not None:
+                recovery.on_row(place, row)
+    except RunFileError as error:
+        return _without_history(agreement, _reference_log(run, agreement), str(error))
+    replay.finish()
+    _judge_deviating(replay.contiguity, agreement)
+    subscribed = papers.scenario is None or papers.scenario.subscribers > 0
+    if replay.shown_rows and replay.contiguity.count and not agreement.deviating:
+        shown = Findings("A8", TITLES["A8"]).unknown("the log itself is not contiguous (A2)")
+    elif log.path.is_file():
+        shown = check_subscribers(run, log, subscribed)
+    else:
+        shown = Findings("A8", TITLES["A8"]).unknown("no message log")
+    if recovery is None or papers.meta is None or papers.faults is None:
+        recovered = Findings("A9", TITLES["A9"]).unknown("; ".join(papers.reasons))
+    else:
+        recovered = recovery.check(papers.meta, files, papers.faults)
+    return _Walked([*replay.checks(), shown, recovered], replay.outcomes(), replay.term_starts)
+
+
+def _reference_log(run: RunDir, agreement: Agreement) -> MessageLog:
+    reference = agreement.reference
+    return MessageLog(run.path, "no log") if reference is None else MessageLog(reference.path, reference.name)
+
+
+def _judge_deviating(findings: Findings, agreement: Agreement) -> None:
+    """A2 of files that are no prefix of the log which was walked: they have numbers of their own."""
+    for file in agreement.deviating:
+        judge_numbers_of(findings, MessageLog(file.path, file.name))
+
+
+def _recovery(run: RunDir, papers: _Papers) -> Recovery | None:
+    if papers.meta is None or papers.faults is None:
+        return None
+    meta = papers.meta
+    stretches = healthy_stretches(papers.faults, papers.node_ids(run), meta.t_start, meta.t_end)
+    return Recovery(stretches, meta.recovery_bound_s, run.history.name)
+
+
+def _without_history(agreement: Agreement, log: MessageLog, reason: str) -> _Walked:
+    """A2 alone can be judged."""
+    contiguity = Findings("A2", "contiguity")
+    judge_numbers_of(contiguity, log)
+    _judge_deviating(contiguity, agreement)
+    if log.line_count:
+        numbers = contiguity.passed(f"{log.line_count} lines")
+    else:
+        numbers = contiguity.unknown("no message in any node's log")
+    others = [Findings(name, title).unknown(reason) for name, title in TITLES.items()]
+    return _Walked([numbers, *others], Outcomes(in_log=log.line_count), [])
+
+
+# ---- what surrounds the invariants ------------------------------------------------------------------
+
+
+def _surroundings(run: RunDir, papers: _Papers, nodes: list[int]) -> list[Check]:
+    if papers.meta is None or papers.faults is None:
+        reason = "; ".join(papers.reasons)
+        titles = (("node_health", "node health"), ("faults", "faults"), ("run", "run"))
+        return [Findings(name, title).unknown(reason) for name, title in titles]
+    asked = 0
+    if papers.scenario is not None:
+        asked = sum(isinstance(step, FAULT_STEPS) and not isinstance(step, Heal) for step in papers.scenario.unrolled())
+    done = sum(1 for row in papers.faults if row.step >= 0)
+    return [
+        check_node_health(run, papers.meta, nodes),
+        check_faults(run, papers.faults),
+        check_run(papers.meta, asked, done),
+    ]
+
+
+def _expectations(run: RunDir, papers: _Papers, nodes: list[int], facts: Facts) -> list[ExpectationResult]:
+    results = moment_results(papers.meta) if papers.meta is not None else []
+    if papers.scenario is None:
+        return [*results, ExpectationResult("the scenario's expectations", None, papers.reasons[0])]
+    return results + [judge_expectation(run, nodes, each, facts) for each in papers.scenario.expectations]

@@ -1,0 +1,457 @@
+"""How fast it was: throughput, latency, gaps, failover phases and the cost per node, from a run directory alone.
+
+All times come from one CLOCK_MONOTONIC. Memory does not grow with the number of messages: latencies are counted in
+buckets whose width is below 0.1 % of their value, the largest is kept exactly.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import Struct
+
+from lab.check.history import read_events, read_history, read_pieces
+from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Unknown
+from lab.rundir import RunDir
+
+NS_PER_S = 1_000_000_000
+_LEADER_HITS = ("kill", "stop", "pause")
+_BUCKET_BITS = 11
+"""Significant bits of a bucketed latency: 2**-10 is the largest relative width of a bucket."""
+
+
+class Latency(Struct, frozen=True):
+    """Milliseconds from when a message should have been sent to its acknowledgement."""
+
+    count: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+
+
+class Load(Struct, frozen=True):
+    """What the clients got done."""
+
+    sent: int
+    acknowledged: int
+    rejected: int
+    unknown: int
+    duration_s: float
+    """From the first send to the last acknowledgement; of the load alone where the scenario has one."""
+    throughput_per_s: float
+    """Acknowledged messages of that time."""
+    payload_bytes: int
+    """Acknowledged, where the history tells their size."""
+    longest_gap_s: float
+    """Longest time in that duration without any acknowledgement."""
+    longest_gap_at_s: float
+    """When it began, seconds after the run's start."""
+    latency: Latency | None
+    """None: nothing was acknowledged."""
+
+
+class Failover(Struct, frozen=True):
+    """What followed when the leader was hit. Milliseconds after the hit; None: it did not come."""
+
+    node: int
+    fault: str
+    at_s: float
+    """Seconds after the run's start."""
+    suspected_ms: float | None
+    """The first node reported a leader timeout."""
+    leader_ms: float | None
+    """A node became leader of a higher term."""
+    leader: int
+    acknowledged_ms: float | None
+    """The first acknowledgement behind that."""
+
+
+class Segment(Struct, frozen=True):
+    """One part of the run: before the first fault, during one, or after it until the next."""
+
+    name: str
+    start_s: float
+    """Seconds after the run's start."""
+    duration_s: float
+    acknowledged: int
+    throughput_per_s: float
+    latency: Latency | None
+
+
+class NodeCost(Struct, frozen=True):
+    """What one node took, all its processes added."""
+
+    node: int
+    starts: int
+    cpu_s: float
+    cpu_percent: float
+    """Of one core, over the whole run."""
+    rss_peak_bytes: int
+
+
+class Metrics(Struct, frozen=True):
+    """metrics.json."""
+
+    scenario: str
+    links: str
+    """direct | proxied."""
+    durability: str
+    node_count: int
+    duration_s: float
+    load: Load
+    failovers: tuple[Failover, ...]
+    segments: tuple[Segment, ...]
+    nodes: tuple[NodeCost, ...]
+    cpu_us_per_message: float | None
+    """CPU of all nodes over acknowledged messages, microseconds."""
+    converged_s: float | None
+    """After the heal; None: it did not."""
+
+
+def encode_metrics(metrics: Metrics) -> bytes:
+    """metrics.json, indented for people."""
+    return msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n"
+
+
+class Histogram:
+    """Counts latencies in buckets; the number of buckets is bounded whatever is added."""
+
+    __slots__ = ("_counts", "count", "largest")
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self.count = 0
+        self.largest = 0
+
+    def add(self, value_ns: int, weight: int = 1) -> None:
+        """Count `weight` messages with this latency; a negative one counts as 0."""
+        value_ns = max(value_ns, 0)
+        shift = max(value_ns.bit_length() - _BUCKET_BITS, 0)
+        bucket = value_ns >> shift << shift
+        self._counts[bucket] = self._counts.get(bucket, 0) + weight
+        self.count += weight
+        if value_ns > self.largest:
+            self.largest = value_ns
+
+    def merge(self, other: Histogram) -> None:
+        for bucket, weight in other._counts.items():
+            self._counts[bucket] = self._counts.get(bucket, 0) + weight
+        self.count += other.count
+        self.largest = max(self.largest, other.largest)
+
+    def percentiles(self, shares: Sequence[float]) -> list[int]:
+        """The smallest bucket with at least that share of all at or below it, for ascending shares in 0..1."""
+        found: list[int] = []
+        below = 0
+        buckets = iter(sorted(self._counts.items()))
+        bucket = 0
+        for share in shares:
+            while below < share * self.count:
+                bucket, weight = next(buckets)
+                below += weight
+            found.append(bucket)
+        return found
+
+    def latency(self) -> Latency | None:
+        """The usual percentiles; None when empty."""
+        if not self.count:
+            return None
+        p50, p90, p99, p999 = (value / 1e6 for value in self.percentiles((0.5, 0.9, 0.99, 0.999)))
+        return Latency(self.count, p50, p90, p99, p999, self.largest / 1e6)
+
+
+# ---- faults and failovers ------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Hit:
+    """Faults done together (one step), and what came of them."""
+
+    name: str
+    t: int
+    t_done: int
+    leader_fault: FaultRow | None = None
+    suspected: int = 0
+    led: int = 0
+    leader: int = 0
+    acked: int = 0
+
+    @property
+    def over_from(self) -> int:
+        """An acknowledgement from here on means that the cluster serves again; 0: it never could."""
+        return self.led if self.leader_fault is not None else self.t_done
+
+
+def _hits(faults: list[FaultRow]) -> list[_Hit]:
+    """The scenario's faults with effect by ascending time, those of one step or one moment as one."""
+    hits: list[_Hit] = []
+    step = -1
+    for row in sorted(faults, key=lambda row: row.t):
+        if row.step < 0 or not row.effect:
+            continue
+        leader_fault = row if row.role == "leader" and row.fault in _LEADER_HITS else None
+        name = f"{row.fault} node {row.target}" if row.target else row.fault
+        if hits and (row.step == step or row.t < hits[-1].t_done) and leader_fault is None:
+            hits[-1].name += f", {name}"
+            hits[-1].t_done = max(hits[-1].t_done, row.t_done)
+        else:
+            hits.append(_Hit(name, row.t, row.t_done, leader_fault))
+        step = row.step
+    return hits
+
+
+def _add_elections(run: RunDir, hits: list[_Hit]) -> None:
+    """Fill in when a hit leader was suspected and replaced, from all nodes' events."""
+    wanted = ("leader_timeout", "became_leader")
+    events = [
+        event
+        for node in run.node_ids()
+        if run.events(node).is_file()
+        for _, event in read_events(run.events(node))
+        if event.event in wanted
+    ]
+    events.sort(key=lambda event: event.t_ns)
+    for hit in hits:
+        if hit.leader_fault is None:
+            continue
+        later = [event for event in events if event.t_ns >= hit.t]
+        hit.suspected = next((event.t_ns for event in later if event.event == "leader_timeout"), 0)
+        led = next((event for event in later if event.event == "became_leader"), None)
+        if led is not None:
+            hit.led, hit.leader = led.t_ns, led.node
+            hit.suspected = hit.suspected if hit.suspected <= hit.led else 0
+
+
+# ---- the walk over the history --------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Session:
+    waiting: deque[Invoke] = field(default_factory=deque)
+    acked: int = 0
+    is_load: bool = False
+
+
+@dataclass(slots=True)
+class _Part:
+    """A segment while it is filled."""
+
+    name: str
+    start: int
+    end: int = 0
+    histogram: Histogram = field(default_factory=Histogram)
+
+
+class _Walk:
+    """Follows the history once."""
+
+    def __init__(self, hits: list[_Hit], has_load: bool) -> None:
+        self.hits, self._has_load = hits, has_load
+        self._next_hit = 0
+        self._sessions: dict[str, _Session] = {}
+        self.sent = self.acked = self.rejected = self.unknown = 0
+        self.load_acked = self.payload_bytes = 0
+        self.first_sent = self.last_acked = 0
+        self.gap = self.gap_at = 0
+        self.parts = [_Part("start", 0)]
+
+    def on_invoke(self, row: Invoke) -> None:
+        session = self._sessions.get(row.session)
+        if session is None:
+            is_load = row.gen is not None or not self._has_load
+            session = self._sessions[row.session] = _Session(is_load=is_load)
+        session.waiting.append(row)
+        self.sent += row.count
+        if session.is_load and not self.first_sent:
+            self.first_sent = row.t
+        if not self.parts[0].start:
+            self.parts[0].start = row.t
+
+    def on_acked(self, row: Acked) -> None:
+        session = self._sessions.get(row.session)
+        if session is None or row.n <= session.acked:
+            return
+        self.go_to(row.t)
+        count = row.n - session.acked
+        self.acked += count
+        histogram = self.parts[-1].histogram
+        if session.is_load:
+            self.load_acked += count
+            self.payload_bytes += _settle(session, row, histogram)
+            self._on_load_ack(row.t)
+        else:
+            _settle(session, row, histogram)
+        session.acked = row.n
+        self._after_hit(row.t)
+
+    def _on_load_ack(self, t: int) -> None:
+        before = self.last_acked or self.first_sent
+        if t - before > self.gap:
+            self.gap, self.gap_at = t - before, before
+        self.last_acked = t
+
+    def go_to(self, t: int) -> None:
+        """Begin the parts of all faults that were done before t."""
+        while self._next_hit < len(self.hits) and self.hits[self._next_hit].t <= t:
+            hit = self.hits[self._next_hit]
+            self._begin(f"during {hit.name}", hit.t)
+            self._next_hit += 1
+
+    def _after_hit(self, t: int) -> None:
+        """The first acknowledgement after a fault ends its `during` and begins its `after`."""
+        if not self._next_hit:
+            return
+        hit = self.hits[self._next_hit - 1]
+        if not hit.acked and hit.over_from and t >= hit.over_from:
+            hit.acked = t
+            self._begin(f"after {hit.name}", t)
+
+    def _begin(self, name: str, t: int) -> None:
+        self.parts[-1].end = t
+        self.parts.append(_Part(name, t))
+
+
+def _settle(session: _Session, row: Acked, histogram: Histogram) -> int:
+    """Count the latency of all that the row acknowledges; returns bytes of payload, as far as known."""
+    size = 0
+    waiting = session.waiting
+    first = session.acked + 1
+    while waiting and waiting[0].n <= row.n:
+        sent = waiting[0]
+        last = min(sent.n + sent.count - 1, row.n)
+        start = max(sent.n, first)
+        count = last - start + 1
+        if count > 0:
+            if sent.every:
+                for offset in range(start - sent.n, last - sent.n + 1):
+                    histogram.add(row.t - sent.intended - offset * sent.every)
+            else:
+                histogram.add(row.t - sent.intended, count)
+            if sent.gen is not None:
+                size += count * sent.gen.size
+            else:
+                size += sum(len(text.encode()) for text in sent.payloads[start - sent.n : last - sent.n + 1])
+        if last < sent.n + sent.count - 1:
+            break
+        waiting.popleft()
+    return size
+
+
+def measure(run: RunDir) -> Metrics:
+    """All figures of a run.
+
+    Raises:
+        RunFileError: history.jsonl is not readable.
+        msgspec.MsgspecError: meta.json or faults.jsonl is not.
+    """
+    meta = run.read_meta()
+    hits = _hits(run.read_faults())
+    _add_elections(run, hits)
+    walk = _Walk(hits, run.history.is_file() and _has_load(run))
+    if run.history.is_file():
+        _follow(run, walk)
+    acked = walk.acked
+    cpu_s = sum(use.cpu_s for use in meta.nodes.values())
+    return Metrics(
+        scenario=meta.scenario,
+        links=meta.links,
+        durability=str(meta.cluster.get("durability", "unknown")),
+        node_count=len(meta.nodes),
+        duration_s=(meta.t_end - meta.t_start) / NS_PER_S,
+        load=_load(walk, meta),
+        failovers=tuple(_failover(hit, meta) for hit in hits if hit.leader_fault is not None),
+        segments=_segments(walk, meta) if hits else (),
+        nodes=_costs(meta),
+        cpu_us_per_message=cpu_s * 1e6 / acked if acked else None,
+        converged_s=meta.convergence.took_s if meta.convergence is not None and meta.convergence.reached else None,
+    )
+
+
+def _has_load(run: RunDir) -> bool:
+    """The history tells of a load, whose payloads are made by a rule, and not of exact messages only."""
+    return any(b'"gen":' in piece.data for piece in read_pieces(run.history))
+
+
+def _follow(run: RunDir, walk: _Walk) -> None:
+    t = 0
+    for _, row in read_history(run.history):
+        t = row.t
+        match row:
+            case Invoke():
+                walk.on_invoke(row)
+            case Acked():
+                walk.on_acked(row)
+            case Failed():
+                walk.rejected += row.count
+            case Unknown():
+                walk.unknown += row.count
+            case _:
+                pass
+    walk.go_to(t)
+
+
+def _load(walk: _Walk, meta: Meta) -> Load:
+    duration = max(walk.last_acked - walk.first_sent, 0) / NS_PER_S
+    whole = Histogram()
+    for part in walk.parts:
+        whole.merge(part.histogram)
+    return Load(
+        sent=walk.sent,
+        acknowledged=walk.acked,
+        rejected=walk.rejected,
+        unknown=walk.unknown,
+        duration_s=duration,
+        throughput_per_s=walk.load_acked / duration if duration else 0.0,
+        payload_bytes=walk.payload_bytes,
+        longest_gap_s=walk.gap / NS_PER_S,
+        longest_gap_at_s=max(walk.gap_at - meta.t_start, 0) / NS_PER_S,
+        latency=whole.latency(),
+    )
+
+
+def _failover(hit: _Hit, meta: Meta) -> Failover:
+    def after_ms(t: int) -> float | None:
+        return (t - hit.t) / 1e6 if t else None
+
+    assert hit.leader_fault is not None
+    return Failover(
+        node=hit.leader_fault.target,
+        fault=hit.leader_fault.fault,
+        at_s=(hit.t - meta.t_start) / NS_PER_S,
+        suspected_ms=after_ms(hit.suspected),
+        leader_ms=after_ms(hit.led),
+        leader=hit.leader,
+        acknowledged_ms=after_ms(hit.acked),
+    )
+
+
+def _segments(walk: _Walk, meta: Meta) -> tuple[Segment, ...]:
+    walk.parts[-1].end = max(walk.last_acked, walk.parts[-1].start)
+    walk.parts[0].name = f"before {walk.hits[0].name}"
+    return tuple(_segment(part, meta) for part in walk.parts)
+
+
+def _segment(part: _Part, meta: Meta) -> Segment:
+    duration = max(part.end - part.start, 0) / NS_PER_S
+    count = part.histogram.count
+    return Segment(
+        name=part.name,
+        start_s=max(part.start - meta.t_start, 0) / NS_PER_S,
+        duration_s=duration,
+        acknowledged=count,
+        throughput_per_s=count / duration if duration else 0.0,
+        latency=part.histogram.latency(),
+    )
+
+
+def _costs(meta: Meta) -> tuple[NodeCost, ...]:
+    span = max(meta.t_end - meta.t_start, 1) / NS_PER_S
+    return tuple(
+        NodeCost(node, use.starts, use.cpu_s, 100 * use.cpu_s / span, use.rss_peak_bytes)
+        for node, use in sorted(meta.nodes.items())
+    )

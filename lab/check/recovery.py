@@ -1,0 +1,187 @@
+"""A9: with a majority up, messages are acknowledged again within a stated bound, and all files become equal.
+
+A stretch of the run is healthy while a majority of the nodes is up, no fault is just being done and no link rule
+holds. In a healthy stretch no client may wait longer than the bound while nobody gets an acknowledgement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lab.check.agreement import NodeFile
+from lab.check.verdict import Check, Findings, quote
+from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
+
+NS_PER_S = 1_000_000_000
+_DOWN = ("kill", "stop", "pause")
+_UP = ("start", "resume")
+
+
+class Stretch(NamedTuple):
+    """A healthy part of the run, CLOCK_MONOTONIC ns."""
+
+    start: int
+    end: int
+    fault: FaultRow | None
+    """What was done just before it; None for the run's beginning."""
+
+
+def healthy_stretches(faults: Iterable[FaultRow], nodes: list[int], t_start: int, t_end: int) -> list[Stretch]:
+    """The healthy parts of a run, in order.
+
+    Args:
+        nodes: ids of the whole cluster. A node whose first fault is a start was down before.
+    """
+    rows = sorted(faults, key=lambda row: row.t)
+    up = {node: _first_kind(rows, node) not in _UP for node in nodes}
+    stretches: list[Stretch] = []
+    since, fault, ruled = t_start, None, False
+    for row in rows:
+        if 2 * sum(up.values()) > len(nodes) and not ruled and row.t > since:
+            stretches.append(Stretch(since, row.t, fault))
+        if row.fault in _DOWN or row.fault in _UP:
+            up[row.target] = row.fault in _UP
+        elif row.fault in ("link", "heal"):
+            ruled = row.fault == "link"
+        since, fault = max(since, row.t_done), row
+    if 2 * sum(up.values()) > len(nodes) and not ruled and t_end > since:
+        stretches.append(Stretch(since, t_end, fault))
+    return stretches
+
+
+def _first_kind(rows: list[FaultRow], node: int) -> str:
+    return next((row.fault for row in rows if row.target == node and row.fault in (*_DOWN, *_UP)), "")
+
+
+@dataclass(slots=True)
+class _Session:
+    invoked: int = 0
+    settled: int = 0
+
+    @property
+    def waits(self) -> bool:
+        return self.invoked > self.settled
+
+
+class Recovery:
+    """Follows who waits. Feed it every row of the history in order, then check().
+
+    Args:
+        bound_s: within which messages must be acknowledged in a healthy stretch.
+    """
+
+    def __init__(self, stretches: list[Stretch], bound_s: float, history_name: str) -> None:
+        self._findings = Findings("A9", "recovery")
+        self._stretches = stretches
+        self._bound_s, self._bound = bound_s, int(bound_s * NS_PER_S)
+        self._history_name = history_name
+        self._sessions: dict[str, _Session] = {}
+        self._waiting = 0
+        self._since = 0
+        """Since when somebody waits and nothing was acknowledged; meaningless while nobody waits."""
+        self._latest_t, self._latest_place = 0, 0
+        self._longest = 0
+        self._judged_faults: set[int] = set()
+        self._at = 0
+        self._acked = False
+
+    def on_row(self, place: int, row: HistoryRow) -> None:
+        """Take one row; `place` is its line number."""
+        self._latest_t, self._latest_place = row.t, place
+        match row:
+            case Invoke():
+                self._change(row.t, row.session, invoked=row.n + row.count - 1)
+            case Acked():
+                self._acked = True
+                if self._waiting:
+                    self._end_wait(row.t, place, by_ack=True)
+                self._change(row.t, row.session, settled=row.n)
+                self._since = row.t
+            case Failed() | Unknown():
+                self._change(row.t, row.session, settled=row.n + row.count - 1)
+            case _:
+                pass
+
+    def _change(self, t: int, name: str, invoked: int = 0, settled: int = 0) -> None:
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._sessions[name] = _Session()
+        waited = session.waits
+        session.invoked, session.settled = max(session.invoked, invoked), max(session.settled, settled)
+        if session.waits == waited:
+            return
+        if session.waits:
+            if not self._waiting:
+                self._since = t
+            self._waiting += 1
+        else:
+            self._waiting -= 1
+            if not self._waiting:
+                self._end_wait(t, self._latest_place, by_ack=False)
+
+    def _end_wait(self, t: int, place: int, by_ack: bool) -> None:
+        """Nobody waits any more, or an acknowledgement came: judge the wait from _since to t."""
+        stretches = self._stretches
+        while self._at < len(stretches) and stretches[self._at].end <= self._since:
+            self._at += 1
+        for at in range(self._at, len(stretches)):
+            stretch = stretches[at]
+            if stretch.start >= t:
+                break
+            waited = min(t, stretch.end) - max(self._since, stretch.start)
+            self._longest = max(self._longest, waited)
+            if waited > self._bound:
+                self._too_long(stretch, place, waited, max(self._since, stretch.start))
+            if by_ack and t <= stretch.end:
+                self._judged_faults.add(at)
+
+    def _too_long(self, stretch: Stretch, place: int, waited: int, since: int) -> None:
+        where = f"{self._history_name}:{place}"
+        behind = "the start" if stretch.fault is None else f"{stretch.fault.fault} of node {stretch.fault.target}"
+        self._findings.add(
+            where,
+            f"with a majority up, messages waited {waited / NS_PER_S:.3f} s for an acknowledgement behind {behind} "
+            f"(allowed {self._bound_s:g} s)",
+            quote(where, f"from t={since} to t={since + waited}"),
+        )
+
+    def check(self, meta: Meta, files: list[NodeFile], faults: list[FaultRow]) -> Check:
+        """Judge A9. All rows must have been fed."""
+        if self._waiting:
+            self._end_wait(self._latest_t, self._latest_place, by_ack=False)
+        self._check_files(meta, files)
+        if not self._acked:
+            return self._findings.unknown("no message was acknowledged")
+        if meta.convergence is None:
+            return self._findings.unknown(f"convergence was not awaited: {meta.problem or 'the run ended before'}")
+        hit = [row for row in faults if row.effect and row.fault in _DOWN and row.step >= 0]
+        if hit and not any(self._stretches[at].fault is not None for at in self._judged_faults):
+            return self._findings.unknown("no message waited for an acknowledgement after a fault")
+        return self._findings.passed(
+            f"longest wait with a majority up {self._longest / NS_PER_S:.3f} s (allowed {self._bound_s:g} s), "
+            f"all equal {meta.convergence.took_s:.3f} s after the heal (allowed {meta.convergence.bound_s:g} s)"
+        )
+
+    def _check_files(self, meta: Meta, files: list[NodeFile]) -> None:
+        if meta.convergence is None:
+            return
+        if not meta.convergence.reached:
+            found = ", ".join(f"node {node}: {seq}" for node, seq in sorted(meta.convergence.delivered.items()))
+            message = (
+                f"no convergence within {meta.convergence.bound_s:g} s of the heal; delivered {found or 'unknown'}"
+            )
+            self._findings.add("meta.json:1", message)
+            return
+        sizes = {file.size for file in files}
+        if len(sizes) > 1:
+            shortest = min(files, key=lambda file: file.size)
+            lines = _count_lines(shortest)
+            found = ", ".join(f"node {file.node}: {file.size} bytes" for file in files)
+            self._findings.add(f"{shortest.name}:{lines}", f"after the heal the logs differ in length: {found}")
+
+
+def _count_lines(file: NodeFile) -> int:
+    with file.path.open("rb") as opened:
+        return sum(block.count(b"\n") for block in iter(lambda: opened.read(1 << 20), b""))

@@ -1,0 +1,446 @@
+"""A2 to A6: one walk over the message log and the clients' history, side by side.
+
+The history is read in its order of time. An acknowledgement of seq_no s moves the log forward to s, so that every
+message which the log has up to there must have been sent in a row of the history above. So only what is under way is
+held: messages sent and not yet met in the log, and a few numbers per session. In an honest log the n of a
+session ascend without gaps: one counter per session proves that no msg_id stands twice.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from lab.check.history import NOT_A_MESSAGE, Chunk, LogLine, MessageLog
+from lab.check.verdict import Check, Findings, Outcomes, quote
+from lab.plan.workload import payload
+from lab.rows import Acked, Failed, HistoryRow, Invoke, Phase, Shown, Unknown
+from nodeproc.core.messages import SeqNo
+
+END_OF_LOG: SeqNo = sys.maxsize
+LATE_MAX = 1000
+"""Sent ranges kept after the log has passed them: only a broken log asks for them."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """Messages first .. last of one session as the history says that they were sent."""
+
+    first: int
+    last: int
+    row: Invoke
+    place: int
+    """Line of history.jsonl."""
+    floor: SeqNo
+    """The highest seq_no acknowledged before they were sent. Rule: A6."""
+    floor_place: int
+    """Line of history.jsonl with that acknowledgement."""
+
+    def payloads(self, first: int, count: int) -> list[str]:
+        """What messages first, first + 1, … hold."""
+        row = self.row
+        if row.gen is None:
+            return list(row.payloads[first - row.n : first - row.n + count])
+        seed, client, size = row.gen.seed, row.client, row.gen.size
+        return [payload(seed, client, n, size) for n in range(first, first + count)]
+
+
+@dataclass(slots=True)
+class Session:
+    """What is known of one session at this point of the walk."""
+
+    client: int
+    invoked: int = 0
+    """Messages 1..invoked were sent."""
+    acked: int = 0
+    logged: int = 0
+    """The highest n met in the log."""
+    rejected: list[tuple[int, int]] = field(default_factory=list)
+    unknown: list[tuple[int, int]] = field(default_factory=list)
+    sent: deque[Sent] = field(default_factory=deque)
+    """Not yet met in the log, ascending."""
+    late: deque[Sent] = field(default_factory=lambda: deque(maxlen=LATE_MAX))
+    """Passed over by the log."""
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of n that the log passed over."""
+
+    def find(self, n: int) -> Sent | None:
+        """The sent range that n is in."""
+        sent = self.sent
+        while sent and sent[0].last < n:
+            self.late.append(sent.popleft())
+        if sent and sent[0].first <= n:
+            return sent[0]
+        return next((each for each in reversed(self.late) if each.first <= n <= each.last), None)
+
+    def fill_hole(self, n: int) -> bool:
+        """Take n out of the holes; False where it was in none."""
+        for at, (first, last) in enumerate(self.holes):
+            if first <= n <= last:
+                self.holes[at : at + 1] = [part for part in ((first, n - 1), (n + 1, last)) if part[0] <= part[1]]
+                return True
+        return False
+
+    def first_lost(self) -> int:
+        """The lowest acknowledged n that the log does not have; 0 when it has all."""
+        lost = [first for first, _ in self.holes if first <= self.acked]
+        if self.acked > self.logged:
+            lost.append(self.logged + 1)
+        return min(lost, default=0)
+
+    def in_log(self, first: int, last: int) -> int:
+        """How many of the messages first..last the log has. Asked at the end of the walk."""
+        count = max(0, min(last, self.logged) - first + 1)
+        for low, high in self.holes:
+            count -= max(0, min(last, high) - max(first, low) + 1)
+        return count
+
+
+class Replay:
+    """The walk. Feed it every row of the history in order, then finish().
+
+    Args:
+        log: the reference log, not read yet.
+        history_name: how places in the history are shown.
+    """
+
+    def __init__(self, log: MessageLog, history_name: str) -> None:
+        self.log, self.history_name = log, history_name
+        self.contiguity = Findings("A2", "contiguity")
+        self.integrity = Findings("A3", "integrity")
+        self.durability = Findings("A4", "durability")
+        self.sender_order = Findings("A5", "sender order")
+        self.real_time = Findings("A6", "real time")
+        self.sessions: dict[str, Session] = {}
+        self.shown_rows = 0
+        self.payloads_judged = 0
+        self.real_time_pairs = 0
+        self.acks = 0
+        self.term_starts: list[tuple[int, SeqNo]] = []
+        """(term, seq_no of its first message) as the log has them."""
+        self._chunks: Iterator[Chunk] = log.chunks()
+        self._chunk: Chunk | None = next(self._chunks, None)
+        self._at = 0
+        self._seq_no, self._term = 0, 0
+        self._now = 0
+        self._floor, self._floor_place = 0, 0
+        self._next_floor, self._next_floor_place = 0, 0
+
+    # ---- the history -----------------------------------------------------------------------------
+
+    def on_row(self, place: int, row: HistoryRow) -> None:
+        """Take one row of the history.
+
+        Args:
+            place: its line number.
+        """
+        if row.t > self._now:
+            # Only what was acknowledged strictly before counts as before (A6).
+            self._floor, self._floor_place = self._next_floor, self._next_floor_place
+            self._now = row.t
+        match row:
+            case Invoke():
+                self._on_invoke(place, row)
+            case Acked():
+                self._on_acked(place, row)
+            case Failed():
+                self._on_failed(place, row)
+            case Unknown():
+                self._session(row.session).unknown.append((row.n, row.n + row.count - 1))
+            case Shown():
+                self.shown_rows += 1
+            case Phase():
+                pass
+            case _:
+                assert_never(row)
+
+    def _session(self, name: str) -> Session:
+        session = self.sessions.get(name)
+        if session is None:
+            session = self.sessions[name] = Session(client=0)
+        return session
+
+    def _on_invoke(self, place: int, row: Invoke) -> None:
+        session = self._session(row.session)
+        session.client = row.client
+        last = row.n + row.count - 1
+        session.invoked = max(session.invoked, last)
+        session.sent.append(Sent(row.n, last, row, place, self._floor, self._floor_place))
+
+    def _on_acked(self, place: int, row: Acked) -> None:
+        self.acks += 1
+        session = self._session(row.session)
+        session.acked = max(session.acked, row.n)
+        if row.seq_no > self._next_floor:
+            self._next_floor, self._next_floor_place = row.seq_no, place
+        if row.seq_no > self._seq_no:
+            self._advance(row.seq_no)
+        msg_id = f"{row.session}-{row.n}"
+        line = self.log.find(row.seq_no)
+        if line is None or line.msg_id != msg_id:
+            stands = "there is no line with that seq_no" if line is None else f"{line.msg_id} stands there"
+            self.durability.add(
+                f"{self.history_name}:{place}",
+                f"message {msg_id} was acknowledged as seq_no {row.seq_no}, but in {self.log.name} {stands}",
+                quote(f"{self.history_name}:{place}", f"ok {msg_id} seq_no={row.seq_no} t={row.t}"),
+            )
+
+    def _on_failed(self, place: int, row: Failed) -> None:
+        session = self._session(row.session)
+        last = row.n + row.count - 1
+        session.rejected.append((row.n, last))
+        if row.n <= session.logged:
+            self._rejected_in_log(f"{self.history_name}:{place}", row.session, row.n)
+
+    def _rejected_in_log(self, place: str, session: str, n: int) -> None:
+        self.integrity.add(place, f"message {session}-{n} was reported as rejected, yet it stands in {self.log.name}")
+
+    # ---- the log ---------------------------------------------------------------------------------
+
+    def _advance(self, seq_no: SeqNo) -> None:
+        """Take the lines of the log up to and with the first whose seq_no is at least this one."""
+        while self._chunk is not None:
+            end = self._chunk.end_of(seq_no, self._at)
+            if end > self._at:
+                self._take(self._chunk, self._at, end)
+                self._at = end
+            if self._at < len(self._chunk.lines) or self._seq_no >= seq_no:
+                return
+            self._chunk, self._at = next(self._chunks, None), 0
+
+    def _take(self, chunk: Chunk, start: int, end: int) -> None:
+        """Judge lines start..end - 1 of a chunk."""
+        lines = chunk.lines
+        self._take_numbers(chunk, start, end)
+        at = start
+        while at < end:
+            at = self._take_run(chunk, lines, at, end)
+
+    def _take_numbers(self, chunk: Chunk, start: int, end: int) -> None:
+        """A2 on some lines. The fast way first: nearly all chunks are contiguous and of one term."""
+        lines = chunk.lines
+        first, last = lines[start], lines[end - 1]
+        terms = [line.term for line in lines[start:end]]
+        if (
+            chunk.contiguous
+            and first.seq_no == self._seq_no + 1
+            and terms[0] >= self._term
+            and terms.count(terms[0]) == len(terms)
+        ):
+            if terms[0] > self._term:
+                self.term_starts.append((terms[0], first.seq_no))
+            self._seq_no, self._term = last.seq_no, last.term
+            return
+        numbers = self._seq_no, self._term
+        for line in lines[start:end]:
+            if line.term > (self.term_starts[-1][0] if self.term_starts else 0):
+                self.term_starts.append((line.term, line.seq_no))
+        self._seq_no, self._term = judge_numbers(self.contiguity, self.log, chunk, start, end, *numbers)
+
+    def _take_run(self, chunk: Chunk, lines: list[LogLine], at: int, end: int) -> int:
+        """Judge the longest run of one session's messages from `at` on; returns the index behind it."""
+        name, _, number = lines[at].msg_id.rpartition("-")
+        session = self.sessions.get(name)
+        # int() takes more than canonical numbers do, " 1" and "1_0" among them.
+        n = int(number) if number.isascii() and number.isdigit() and number[0] != "0" else 0
+        sent = session.find(n) if session is not None and n else None
+        if session is None or sent is None:
+            self._never_sent(chunk, at)
+            return at + 1
+        at_most = min(end, at + sent.last - n + 1)
+        prefix = f"{name}-"
+        behind, expected = at + 1, n + 1
+        while behind < at_most and lines[behind].msg_id == f"{prefix}{expected}":
+            behind += 1
+            expected += 1
+        self._judge_run(chunk, at, behind, name, session, sent, n)
+        return behind
+
+    def _judge_run(self, chunk: Chunk, at: int, behind: int, name: str, session: Session, sent: Sent, n: int) -> None:
+        run = chunk.lines[at:behind]
+        self.payloads_judged += len(run)
+        if [line.payload for line in run] != sent.payloads(n, len(run)) or any(
+            line.sender_id != session.client for line in run
+        ):
+            self._wrong_content(chunk, at, run, sent, n)
+        if sent.floor:
+            self.real_time_pairs += len(run)
+            if run[0].seq_no <= sent.floor:
+                self._too_early(chunk.first_line + at, run[0], sent)
+        last = n + len(run) - 1
+        if n == session.logged + 1:
+            session.logged = last
+        else:
+            self._out_of_order(chunk, at, run, session, n)
+        if session.rejected:
+            for first_bad, last_bad in session.rejected:
+                if first_bad <= last and n <= last_bad:
+                    self._rejected_in_log(self.log.place(chunk.first_line + at), name, max(n, first_bad))
+
+    # ---- what can be wrong with a message ---------------------------------------------------------
+
+    def _never_sent(self, chunk: Chunk, at: int) -> None:
+        number, line = chunk.first_line + at, chunk.lines[at]
+        place = self.log.place(number)
+        if line is NOT_A_MESSAGE:
+            self.integrity.add(place, "not a line of a message log")
+            return
+        self.integrity.add(
+            place,
+            f"message {line.msg_id!r} was not sent by any client before it was acknowledged, or never",
+            quote(place, _show(line)),
+        )
+
+    def _wrong_content(self, chunk: Chunk, at: int, run: list[LogLine], sent: Sent, n: int) -> None:
+        for offset, (line, text) in enumerate(zip(run, sent.payloads(n, len(run)), strict=True)):
+            if line.payload == text and line.sender_id == sent.row.client:
+                continue
+            number = chunk.first_line + at + offset
+            place = self.log.place(number)
+            self.integrity.add(
+                place,
+                f"message {line.msg_id} does not hold what its client sent",
+                quote(place, _show(line)),
+                quote(f"{self.history_name}:{sent.place}", f"sent by client {sent.row.client}: {text!r}"),
+            )
+
+    def _too_early(self, number: int, line: LogLine, sent: Sent) -> None:
+        place = self.log.place(number)
+        self.real_time.add(
+            place,
+            f"message {line.msg_id} has seq_no {line.seq_no}, though seq_no {sent.floor} had been acknowledged "
+            "before it was sent",
+            quote(place, _show(line)),
+            quote(f"{self.history_name}:{sent.floor_place}", f"seq_no {sent.floor} acknowledged"),
+            quote(f"{self.history_name}:{sent.place}", f"{line.msg_id} sent at t={sent.row.t}"),
+        )
+
+    def _out_of_order(self, chunk: Chunk, at: int, run: list[LogLine], session: Session, n: int) -> None:
+        """The run does not go on where the session's last one ended."""
+        number = chunk.first_line + at
+        place = self.log.place(number)
+        shown = quote(place, _show(run[0]))
+        if n > session.logged:
+            session.holes.append((session.logged + 1, n - 1))
+            wanted = session.logged + 1
+            session.logged = n + len(run) - 1
+            self.sender_order.add(place, f"message {run[0].msg_id} where n={wanted} of its session is due", shown)
+            return
+        for offset, line in enumerate(run):
+            if session.fill_hole(n + offset):
+                self.sender_order.add(place, f"message {run[0].msg_id} stands behind later ones of its session", shown)
+            elif n + offset <= session.logged:
+                here = self.log.place(number + offset)
+                self.integrity.add(here, f"msg_id {line.msg_id} stands in the log for the second time", shown)
+            else:
+                session.logged = n + offset
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Take what the log still has, and look for what it lacks."""
+        self._advance(END_OF_LOG)
+        if self.log.torn:
+            self.contiguity.add(self.log.place(self.log.torn), "the last line has no end")
+        for name, session in self.sessions.items():
+            lost = session.first_lost()
+            if lost:
+                self.durability.add(
+                    self.log.place(self.log.line_count),
+                    f"message {name}-{lost} was acknowledged (up to n={session.acked}) and is not in {self.log.name}",
+                )
+
+    def outcomes(self) -> Outcomes:
+        """What became of everything that was sent. After finish()."""
+        sessions = self.sessions.values()
+        # A later acknowledgement of the session covers what the client had given up.
+        unknown = [
+            (session, max(first, session.acked + 1), last)
+            for session in sessions
+            for first, last in session.unknown
+            if last > session.acked
+        ]
+        unknown_in_log = sum(session.in_log(first, last) for session, first, last in unknown)
+        unknown_count = sum(last - first + 1 for _, first, last in unknown)
+        sent = sum(session.invoked for session in sessions)
+        acknowledged = sum(session.acked for session in sessions)
+        rejected = sum(last - first + 1 for session in sessions for first, last in session.rejected)
+        return Outcomes(
+            sent=sent,
+            acknowledged=acknowledged,
+            rejected=rejected,
+            unknown_in_log=unknown_in_log,
+            unknown_not_in_log=unknown_count - unknown_in_log,
+            unresolved=max(0, sent - acknowledged - rejected - unknown_count),
+            in_log=self.log.line_count,
+        )
+
+    def checks(self) -> list[Check]:
+        """A2 to A6. After finish()."""
+        lines = self.log.line_count
+        if not lines:
+            named = (self.contiguity, self.integrity, self.sender_order, self.real_time)
+            empty = {findings.name: findings.unknown("no message in any node's log") for findings in named}
+            return [empty["A2"], empty["A3"], self._durability_check(), empty["A5"], empty["A6"]]
+        sessions = sum(1 for session in self.sessions.values() if session.logged)
+        return [
+            self.contiguity.passed(f"seq_no 1..{self._seq_no}, term up to {self._term}"),
+            self.integrity.passed(f"{self.payloads_judged} messages as their clients sent them"),
+            self._durability_check(),
+            self.sender_order.passed(f"{sessions} sessions"),
+            self._real_time_check(),
+        ]
+
+    def _durability_check(self) -> Check:
+        if not self.acks:
+            return self.durability.unknown("no message was acknowledged")
+        acknowledged = sum(session.acked for session in self.sessions.values())
+        return self.durability.passed(f"all {acknowledged} acknowledged messages are in the log")
+
+    def _real_time_check(self) -> Check:
+        if not self.real_time_pairs:
+            detail = "no message was sent after another's acknowledgement"
+            return self.real_time.unknown(detail, decisive=False)
+        return self.real_time.passed(f"{self.real_time_pairs} messages sent after an acknowledgement")
+
+
+def _show(line: LogLine) -> str:
+    return f"seq_no={line.seq_no} term={line.term} sender_id={line.sender_id} msg_id={line.msg_id} {line.payload!r}"
+
+
+def judge_numbers(
+    findings: Findings, log: MessageLog, chunk: Chunk, start: int, end: int, seq_no: SeqNo, term: int
+) -> tuple[SeqNo, int]:
+    """A2, line by line.
+
+    Args:
+        seq_no, term: of the line above.
+
+    Returns:
+        the same of the last line.
+    """
+    for number, line in enumerate(chunk.lines[start:end], chunk.first_line + start):
+        place = log.place(number)
+        shown = quote(place, f"seq_no={line.seq_no} term={line.term} msg_id={line.msg_id}")
+        if line is NOT_A_MESSAGE:
+            findings.add(place, f"not a line of a message log, where seq_no {seq_no + 1} is due")
+            seq_no += 1
+            continue
+        if line.seq_no != seq_no + 1:
+            findings.add(place, f"seq_no {line.seq_no} where {seq_no + 1} is due", shown)
+        if line.term < term:
+            findings.add(place, f"term {line.term} behind term {term}", shown)
+        seq_no, term = line.seq_no, max(term, line.term)
+    return seq_no, term
+
+
+def judge_numbers_of(findings: Findings, log: MessageLog) -> None:
+    """A2 on a whole file by itself: one that deviates from the log that the rest is judged on."""
+    seq_no = term = 0
+    for chunk in log.chunks():
+        seq_no, term = judge_numbers(findings, log, chunk, 0, len(chunk.lines), seq_no, term)
+    if log.torn:
+        findings.add(log.place(log.torn), "the last line has no end")

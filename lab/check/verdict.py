@@ -1,0 +1,153 @@
+"""What a judgement consists of: the content of verdict.json.
+
+Three answers, never two: a check that could not be made, or had nothing to check, says UNKNOWN and passes nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+Result: TypeAlias = Literal["PASS", "FAIL", "UNKNOWN"]
+Outcome: TypeAlias = Literal["pass", "broken", "missed", "undecided"]
+
+EXIT_CODES: dict[Outcome, int] = {"pass": 0, "broken": 1, "undecided": 2, "missed": 3}
+
+SHOWN_MAX = 400
+"""Characters of one quoted line; the place says where the rest is."""
+
+
+class Quote(Struct, frozen=True):
+    """One line of one file, as evidence."""
+
+    place: str
+    """file:line, the file relative to the run directory."""
+    text: str
+
+
+class Violation(Struct, frozen=True):
+    """One broken rule, at the first place where it shows."""
+
+    place: str
+    message: str
+    lines: tuple[Quote, ...] = ()
+
+    def __str__(self) -> str:
+        quoted = "".join(f"\n    {quote.place}: {quote.text}" for quote in self.lines)
+        return f"{self.place}: {self.message}{quoted}"
+
+
+class Check(Struct, frozen=True):
+    """One invariant's answer."""
+
+    name: str
+    """A1 … A9, node_health, faults, run."""
+    title: str
+    result: Result
+    detail: str
+    """What was judged, or why nothing could be."""
+    decisive: bool = True
+    """False: UNKNOWN here leaves the run decided (nobody subscribed, so there is nothing to be shown)."""
+    violations: int = 0
+    first: Violation | None = None
+
+
+class ExpectationResult(Struct, frozen=True):
+    """One expectation of the scenario."""
+
+    text: str
+    met: bool | None
+    """None: it could not be judged."""
+    found: str
+    soft: bool = False
+    """A miss is shown and fails nothing."""
+
+
+class Outcomes(Struct, frozen=True):
+    """What became of the messages that clients sent. Unknown ones are looked up in the log."""
+
+    sent: int = 0
+    acknowledged: int = 0
+    rejected: int = 0
+    unknown_in_log: int = 0
+    """The client gave up, the log has it."""
+    unknown_not_in_log: int = 0
+    unresolved: int = 0
+    """The history ends without an answer."""
+    in_log: int = 0
+    """Lines of the longest message log."""
+
+
+class Verdict(Struct, frozen=True):
+    """verdict.json."""
+
+    outcome: Outcome
+    checks: tuple[Check, ...]
+    expectations: tuple[ExpectationResult, ...]
+    messages: Outcomes
+
+    @property
+    def exit_code(self) -> int:
+        """What the process that judged ends with."""
+        return EXIT_CODES[self.outcome]
+
+
+def decide(checks: tuple[Check, ...], expectations: tuple[ExpectationResult, ...]) -> Outcome:
+    """A broken invariant outweighs a missed expectation, and that outweighs what stayed undecided."""
+    if any(check.result == "FAIL" for check in checks):
+        return "broken"
+    if any(expectation.met is False and not expectation.soft for expectation in expectations):
+        return "missed"
+    if any(check.result == "UNKNOWN" and check.decisive for check in checks):
+        return "undecided"
+    if any(expectation.met is None and not expectation.soft for expectation in expectations):
+        return "undecided"
+    return "pass"
+
+
+def encode_verdict(verdict: Verdict) -> bytes:
+    """verdict.json, indented for people."""
+    return msgspec.json.format(msgspec.json.encode(verdict), indent=1) + b"\n"
+
+
+decode_verdict = msgspec.json.Decoder(Verdict).decode
+
+
+def quote(place: str, line: bytes | str) -> Quote:
+    """Evidence, cut to a length that a terminal bears."""
+    text = (line.decode("utf-8", "backslashreplace") if isinstance(line, bytes) else line).rstrip("\n")
+    return Quote(place, text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}… ({len(text)} characters)")
+
+
+@dataclass(slots=True)
+class Findings:
+    """Collects the violations of one invariant: the first is kept, the others are counted."""
+
+    name: str
+    title: str
+    first: Violation | None = None
+    count: int = 0
+
+    def add(self, place: str, message: str, *lines: Quote) -> None:
+        self.count += 1
+        if self.first is None:
+            self.first = Violation(place, message, lines)
+
+    def passed(self, detail: str) -> Check:
+        """FAIL where anything was found, else PASS."""
+        if self.first is not None:
+            return self.failed()
+        return Check(self.name, self.title, "PASS", detail)
+
+    def failed(self) -> Check:
+        assert self.first is not None, self.name
+        return Check(self.name, self.title, "FAIL", self.first.message, violations=self.count, first=self.first)
+
+    def unknown(self, detail: str, *, decisive: bool = True) -> Check:
+        """FAIL where anything was found, else UNKNOWN."""
+        if self.first is not None:
+            return self.failed()
+        return Check(self.name, self.title, "UNKNOWN", detail, decisive)
