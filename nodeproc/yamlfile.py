@@ -171,10 +171,8 @@ class Document:
         if match := re.fullmatch(r"Object missing required field `(.*)`", text):
             return self.error(place, f"the key {match[1]} is missing")
         found = _shown(self._value_or_none(place))
-        if match := re.fullmatch(r"Expected `(.*)`, got `.*`", text):
-            return self.error(place, f"found {found}, allowed {match[1].replace('`', '')}")
-        if match := re.fullmatch(r"Expected (.*)", text):
-            return self.error(place, f"found {found}, allowed {match[1].replace('`', '')}")
+        if match := re.fullmatch(r"Expected `(.*?)`, got `.*`|Expected (.*)", text):
+            return self.error(place, f"found {found}, allowed {_in_yaml_words(match[1] or match[2])}")
         if re.match(r"Invalid (enum )?value", text) and (values := _values(allowed)):
             return self.error(place, f"found {found}, allowed {', '.join(values)}")
         return self.error(place, text)
@@ -235,6 +233,11 @@ def _place_of(where: str) -> Place:
             break
         place.append(name or int(index))
     return tuple(place)
+
+
+def _in_yaml_words(allowed: str) -> str:
+    words = allowed.replace("`", "").replace("object", "a mapping").replace("array", "a list")
+    return words.replace("str", "text").replace("bool", "true or false")
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,83 @@
+"""A node's configuration file: defaults, and every way to get it wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nodeproc.config import load
+from nodeproc.errors import ConfigError
+
+GOOD = """\
+node_id: 1
+port: 5001
+peers:
+  - {id: 2, port: 5002}
+  - {id: 3, port: 5003}
+data_dir: data/node_1
+"""
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def test_a_short_file_gets_the_defaults() -> None:
+    config = load("n.yml", text=GOOD)
+    core = config.core()
+    assert core.members == (1, 2, 3)
+    assert (core.heartbeat_interval, core.election_timeout, core.priority) == (0.1, 0.5, 1)
+    assert (config.host, config.durability, config.log_level) == ("127.0.0.1", "fsync", "INFO")
+
+
+def test_everything_can_be_said() -> None:
+    more = "priority: 9\nhost: 0.0.0.0\nsecret: s\ndurability: os\nlog_level: DEBUG\nlimits: {max_clients: 3}\n"
+    config = load("n.yml", text=GOOD + more)
+    assert (config.core().priority, config.host, config.limits.max_clients) == (9, "0.0.0.0", 3)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_ready_configs_form_one_cluster(number: int) -> None:
+    config = load(CONFIGS / f"node{number}.yml")
+    assert (config.node_id, config.port, config.members) == (number, 5000 + number, (1, 2, 3))
+    assert {peer.id: peer.port for peer in config.peers} == {n: 5000 + n for n in (1, 2, 3) if n != number}
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        (("node_id: 1", "node_id: one"), 'n.yml:1:10: node_id: found "one", allowed int'),
+        (("node_id: 1", "node_id: 0"), "n.yml:1:10: node_id: found 0, allowed int >= 1"),
+        (("port: 5001", "port: 70000"), "n.yml:2:7: port: found 70000, allowed int <= 65535"),
+        (("port: 5001", "port: 0"), "n.yml:2:7: port: found 0 (any free port), allowed 1..65535"),
+        (("{id: 2,", "{id: 1,"), "n.yml:4:10: peers[0].id: found 1, which is node_id already"),
+        (("{id: 3,", "{id: 2,"), "n.yml:5:10: peers[1].id: found 2, which is peers[0].id already"),
+        (("port: 5002", "port: 5001"), "peers[0].port: found 127.0.0.1:5001, which is host and port already"),
+        (("port: 5003", "port: 5002"), "peers[1].port: found 127.0.0.1:5002, which is that of peers[0] already"),
+        (("data_dir: data/node_1", "data_dri: x"), "data_dri: unknown key (did you mean data_dir?)"),
+        (("data_dir: data/node_1", "host: h"), "the key data_dir is missing"),
+        (("data_dir", "host: 0.0.0.0\ndata_dir"), "n.yml:6:7: host: found '0.0.0.0', allowed 127.0.0.1"),
+        (("data_dir", "election_timeout_ms: 150\ndata_dir"), "n.yml:6:22: election_timeout_ms: found an"),
+        (("data_dir", "heartbeat_interval_ms: 800\ndata_dir"), "n.yml:6:24: heartbeat_interval_ms: found an"),
+        (("data_dir", "durability: maybe\ndata_dir"), 'durability: found "maybe", allowed fsync, os'),
+        (("data_dir", "log_level: LOUD\ndata_dir"), 'log_level: found "LOUD", allowed DEBUG, '),
+        (("data_dir", "limits: {max_cleints: 1}\ndata_dir"), "limits.max_cleints: unknown key (did you mean max_cl"),
+        (("data_dir", "limits: {max_line_bytes: 2048}\ndata_dir"), "limits.max_line_bytes: found a max_line_bytes"),
+        (("peers:", "peers: 7\nx:"), "n.yml:3:8: peers: found 7, allowed a list"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_place(changed: tuple[str, str], complaint: str) -> None:
+    assert changed[0] in GOOD
+    with pytest.raises(ConfigError) as caught:
+        load("n.yml", text=GOOD.replace(*changed))
+    assert complaint in str(caught.value)
+
+
+def test_more_than_nine_members_are_refused() -> None:
+    peers = "".join(f"  - {{id: {n}, port: {5000 + n}}}\n" for n in range(2, 11))
+    with pytest.raises(ConfigError, match=r"peers: found 9 peers, allowed 0\.\.8"):
+        load("n.yml", text=f"node_id: 1\nport: 5001\ndata_dir: d\npeers:\n{peers}")
+
+
+def test_a_secret_or_an_explicit_word_opens_the_node_to_other_machines() -> None:
+    assert load("n.yml", text=GOOD + "host: 0.0.0.0\nallow_open: true\n").allow_open
+    assert load("n.yml", text=GOOD + "host: '::1'\n").host == "::1"
