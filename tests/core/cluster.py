@@ -7,6 +7,7 @@ as the test says. Links are FIFO queues; a frame crosses as its real bytes where
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -125,7 +126,7 @@ class Cluster:
         self.cut: set[tuple[NodeId, NodeId]] = set()
         """Directed links whose frames vanish."""
         self.sealer = Sealer(lambda: 1_700_000_000.0 + self.now)
-        self.on_perform = lambda node_id, fx: None
+        self.on_perform: Callable[[NodeId, Effects], None] = lambda node_id, fx: None
         if start:
             for i in self.ids:
                 self.start(i)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from nodeproc.core.effects import Effects
+from nodeproc.core.election import become_candidate
 from nodeproc.core.events import BecameLeader
-from nodeproc.core.messages import Batch, LinkDown, NodeId
+from nodeproc.core.messages import Batch, Line, LinkDown, NodeId, Record
+from nodeproc.wire import decode_node_line
 from tests.core.cluster import Cluster
 
 
@@ -28,10 +30,10 @@ class WalkClient:
 class Walk:
     """One seeded walk of a cluster of 1 to 5 nodes."""
 
-    def __init__(self, seed: int, moves: int = 400) -> None:
+    def __init__(self, seed: int, moves: int = 600) -> None:
         self.rng = Random(seed)
         self.moves = moves
-        size = self.rng.choice([1, 2, 3, 3, 3, 4, 5, 5])
+        size = self.rng.choice([1, 2, 3, 3, 3, 3, 3, 3, 4, 5])
         limit = self.rng.choice([2, 1000])
         self.cluster = Cluster(size, seed, max_sessions=limit, through_wire=self.rng.random() < 0.2)
         self.cluster.on_perform = self.observe
@@ -41,19 +43,21 @@ class Walk:
         self.delivered: dict[NodeId, int] = dict.fromkeys(self.cluster.ids, 0)
         self.terms: dict[NodeId, int] = dict.fromkeys(self.cluster.ids, 0)
         self.clients = [WalkClient(f"s{k}") for k in range(3)]
-        self.calm = self.rng.random() < 0.5
+        self.burst = self.rng.choice([3, 10, 30])
         self.weights = {
-            "deliver": 60,
-            "sync": 15,
-            "time": 12,
-            "submit": 10,
+            "deliver": 40,
+            "sync": self.rng.choice([15, 40]),
+            "time": self.rng.choice([2, 10]),
+            "submit": self.rng.choice([10, 25]),
             "drop": self.rng.choice([0, 1, 3]),
             "duplicate": self.rng.choice([0, 1, 3]),
             "swap": self.rng.choice([0, 1, 3]),
             "relink": self.rng.choice([0, 1]),
             "down": self.rng.choice([0, 1]),
-            "crash": self.rng.choice([0, 1, 2]),
+            "crash": self.rng.choice([0, 1, 3]),
             "cut": self.rng.choice([0, 1]),
+            "partition": self.rng.choice([0, 1, 2]),
+            "candidate": self.rng.choice([0, 1, 3, 6]),
             "wipe": self.rng.choice([0, 0, 0.3]),
         }
 
@@ -74,17 +78,21 @@ class Walk:
             at = self.delivered[node_id]
             if at == len(self.log):
                 self.log.append(record.raw)
-                self.acknowledge(record.header)
+                self.acknowledge(record)
             assert self.log[at] == record.raw, f"A1: node {node_id} delivers something else at batch {at}"
             self.delivered[node_id] = at + 1
         assert state.delivered_seq <= state.durable.seq_no or not fx.deliver, "delivered before durable"
 
-    def acknowledge(self, batch: Batch) -> None:
-        for client in self.clients:
-            for use in batch.sessions:
-                if use.session == client.session:
-                    assert use.last_n > client.acknowledged, "A3, A5: ordered twice or out of order"
-                    client.acknowledged = use.last_n
+    def acknowledge(self, record: Record) -> None:
+        """The first delivery anywhere: from now on these messages must never be lost, doubled or moved."""
+        clients = {client.session: client for client in self.clients}
+        for text in bytes(record.body).splitlines():
+            line = decode_node_line(text)
+            assert isinstance(line, Line)
+            session, n = line.msg_id.rsplit("-", 1)
+            assert line.payload in (line.msg_id, "alive"), "A3: nobody sent that"
+            assert int(n) == clients[session].acknowledged + 1, f"A3, A5: {line.msg_id} is twice or out of order"
+            clients[session].acknowledged += 1
 
     # ---- moves ----------------------------------------------------------------------------------
 
@@ -99,10 +107,10 @@ class Walk:
         return self.rng.choice(full) if full else None
 
     def do_deliver(self) -> None:
-        for _ in range(self.rng.randint(1, 8)):
+        for _ in range(self.rng.randint(1, self.burst)):
             if pair := self._queue():
                 self.cluster.deliver(*pair)
-            self._ticks()
+        self._ticks()
 
     def _ticks(self) -> None:
         for i in self.cluster.running():
@@ -138,7 +146,9 @@ class Walk:
     def do_submit(self) -> None:
         if not self.cluster.running():
             return
-        i = self.rng.choice(self.cluster.running())
+        running = self.cluster.running()
+        leaders = [i for i in running if self.cluster.node(i).role_name == "leader"]
+        i = self.rng.choice(leaders if leaders and self.rng.random() < 0.7 else running)
         client = self.rng.choice(self.clients)
         # A duplicate, the next, or one too far ahead; several at a time.
         first = max(1, client.acknowledged + self.rng.choice([1, 1, 1, 0, 2]))
@@ -175,6 +185,30 @@ class Walk:
     def do_cut(self) -> None:
         if pair := self._pair():
             self.cluster.cut ^= {pair}
+
+    def do_partition(self) -> None:
+        """Cut the cluster in two, links silent and not lost; or heal all cuts."""
+        cluster = self.cluster
+        if cluster.cut:
+            cluster.cut.clear()
+            return
+        leaders = [i for i in cluster.running() if cluster.node(i).role_name == "leader"]
+        side = set(self.rng.sample(cluster.ids, self.rng.randint(0, len(cluster.ids))))
+        if leaders and self.rng.random() < 0.6:
+            side = {self.rng.choice(leaders)}
+        cluster.cut |= {(a, b) for a, b in cluster.queues if (a in side) != (b in side)}
+
+    def do_candidate(self) -> None:
+        """Safety must not rest on polls and timeouts: any member may stand at any time."""
+        cluster = self.cluster
+        if not cluster.running():
+            return
+        i = self.rng.choice(cluster.running())
+        state = cluster.node(i).state
+        if state.pledge is None and not state.rebuilding:
+            fx = Effects()
+            become_candidate(state, cluster.now, fx)
+            cluster.perform(i, fx)
 
     def do_crash(self) -> None:
         cluster = self.cluster
