@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import re
@@ -35,7 +36,7 @@ from nodeproc.session import Outcome, SessionSettings
 PIPE_WINDOW: Final = 50_000
 """Messages read from a pipe and not settled; past it the pipe is not read."""
 LAST_SHOWN_S: Final = 5.0
-"""How long a pipe's client waits at the end for its own messages to be shown, once they are acknowledged."""
+"""At the end of a pipe: how long its client waits for one more message to be shown, once all are acknowledged."""
 
 _decode_line = msgspec.json.Decoder(Line).decode
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -155,17 +156,19 @@ class Chat:
 
     async def finish(self) -> None:
         """Wait until every message has its outcome and what they are part of was shown."""
-        await self.client.drained()
-        session, last = self.client.session, self.acknowledged_seq
+        client = self.client
+        await client.drained()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_SHOWN_S):
-                if self.start is not None:
-                    await self.client.until(lambda: session.welcomed)
-                    last = max(last, session.last_seq)
-                await self.client.until(lambda: session.place > last or not last)
-                return
+            if self.start is not None:
+                async with asyncio.timeout(LAST_SHOWN_S):
+                    await client.until(lambda: client.session.welcomed)
+            last = client.session.last_seq if self.start is not None else self.acknowledged_seq
+            while (place := client.session.place) <= last and last:
+                async with asyncio.timeout(LAST_SHOWN_S):
+                    await client.until(lambda: client.session.place > place)
+            return
         self.failed += 1
-        self.warn(f"! not shown up to seq_no {last}: {self.state()}")
+        self.warn(f"! not everything was shown: {self.state()}")
 
     async def close(self) -> None:
         self._closing = True
@@ -182,12 +185,14 @@ async def read_lines() -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
 
     def read() -> None:
-        with contextlib.suppress(RuntimeError):  # The loop has ended before stdin.
-            while True:
-                data = os.read(sys.stdin.fileno(), 1 << 16)
+        data = b"?"
+        with contextlib.suppress(RuntimeError, concurrent.futures.CancelledError):  # The loop ended before stdin.
+            while data:
+                try:
+                    data = os.read(sys.stdin.fileno(), 1 << 16)
+                except OSError:  # The terminal has gone.
+                    data = b""
                 asyncio.run_coroutine_threadsafe(queue.put(data), loop).result()
-                if not data:
-                    return
 
     threading.Thread(target=read, daemon=True).start()
     rest = b""

@@ -115,10 +115,10 @@ class Session:
         token: fresh and random for each Session; two clients with one token would number over each other.
     """
 
-    def __init__(self, client_id: int, token: str, settings: SessionSettings = SessionSettings()) -> None:
+    def __init__(self, client_id: int, token: str, settings: SessionSettings | None = None) -> None:
         self.client_id = client_id
         self.token = token
-        self.settings = settings
+        self.settings = settings = settings or SessionSettings()
         self.born: SeqNo | None = None
 
         # What the nodes told, for people and for choosing.
@@ -393,9 +393,9 @@ class Session:
         """Send everything unacknowledged again over the new way. Rule: S5."""
         self.leader, self.term = leader, term
         if leader != NOBODY:
-            self._waiting_since = now
+            self._waiting_since = self._retry_from = self._rewind_ok_at = now
             self._pause = self.settings.retry_pause
-            self._rewind(self._base, now)
+            self._move_cursor(self._base)
 
     def _on_acknowledged(self, n: int, seq_no: SeqNo, now: float) -> None:
         """All up to n are delivered. Cumulative. Rule: S4."""
