@@ -1,0 +1,356 @@
+"""What can be asked of run_lab.py: run (the default), check, validate, list; and what it ends with.
+
+    0 pass   1 an invariant is broken   2 undecided   3 an expectation was missed
+    64 wrong usage or scenario   70 the lab itself failed   130 interrupted
+
+Of several runs the gravest counts: interrupted, broken, lab failed, missed, undecided. With --json standard output
+holds one JSON document and nothing else; what people read goes to standard error then. Modules that only one command
+needs are imported by that command, so that `--help`, `list` and `validate` start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from lab.check.metrics import Metrics
+    from lab.check.verdict import Verdict
+    from lab.plan.scenario import Scenario
+    from lab.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENARIOS = ROOT / "scenarios"
+RESULTS = ROOT / "results"
+
+PASS, BROKEN, UNDECIDED, MISSED, USAGE, HARNESS, INTERRUPTED = 0, 1, 2, 3, 64, 70, 130
+GRAVEST_FIRST = (INTERRUPTED, USAGE, BROKEN, HARNESS, MISSED, UNDECIDED, PASS)
+SEED_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one run, or one judgement, ended.
+
+    directory: None where none could be made. problem: why there is no verdict; empty where there is one.
+    """
+
+    scenario: str
+    seed: int | None
+    directory: Path | None
+    exit_code: int
+    verdict: Verdict | None = None
+    metrics: Metrics | None = None
+    problem: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """For --json."""
+        import msgspec
+
+        return {
+            "scenario": self.scenario,
+            "seed": self.seed,
+            "directory": None if self.directory is None else str(self.directory),
+            "exit_code": self.exit_code,
+            "problem": self.problem,
+            "verdict": msgspec.to_builtins(self.verdict),
+            "metrics": msgspec.to_builtins(self.metrics),
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line asks; returns the exit code.
+
+    Args:
+        arguments: without the program's name; None: the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser, commands = _parser()
+    if not given:
+        parser.print_help(sys.stderr)
+        return USAGE
+    if given[0] not in commands and given[0] not in ("-h", "--help", "--version"):
+        given.insert(0, "run")
+    options = parser.parse_args(given)
+    code = HARNESS
+    try:
+        code = options.do(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # The reader of our output has gone (`| head`): what is buffered must go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+# ---- the command line ---------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse ends with 2 on wrong usage, which here means undecided."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> tuple[_Parser, frozenset[str]]:
+    parser = _Parser(
+        prog="run_lab.py",
+        description="Run a chat cluster through a scenario and judge every node's log.",
+        epilog="`run_lab.py FILE...` is `run_lab.py run FILE...`. Exit codes: 0 pass, 1 invariant broken, 2 undecided, "
+        "3 expectation missed, 64 wrong usage or scenario, 70 the lab itself failed, 130 interrupted.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    run = commands.add_parser("run", help="run scenarios on real processes and judge them (the default)")
+    run.add_argument("scenarios", metavar="FILE", nargs="+", type=Path, help="scenario file")
+    run.add_argument("--repeat", metavar="N", type=_positive, default=1, help="run each N times")
+    run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
+    run.add_argument("--seed", metavar="S", type=_seed, help="seed of the first run; each repetition adds 1")
+    run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="where run directories go (results/)")
+    _add_json(run)
+    run.set_defaults(do=_do_run)
+    check = commands.add_parser("check", help="judge finished runs again, from their directories alone")
+    check.add_argument("runs", metavar="RUN_DIR", nargs="+", type=Path, help="such as results/latest")
+    _add_json(check)
+    check.set_defaults(do=_do_check)
+    validate = commands.add_parser("validate", help="look for mistakes in scenario files without running them")
+    validate.add_argument("scenarios", metavar="FILE", nargs="+", type=Path, help="scenario file")
+    validate.set_defaults(do=_do_validate)
+    listing = commands.add_parser("list", help="show name and description of scenarios")
+    listing.add_argument("scenarios", metavar="FILE", nargs="*", type=Path, help="(all in scenarios/)")
+    listing.set_defaults(do=_do_list)
+    return parser, frozenset(commands.choices)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, 1, "1 or more")
+
+
+def _seed(text: str) -> int:
+    return _whole_number(text, 0, f"0..{SEED_MAX}")
+
+
+def _whole_number(text: str, least: int, allowed: str) -> int:
+    if not text.isdecimal() or not least <= int(text) <= SEED_MAX:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed {allowed}")
+    return int(text)
+
+
+# ---- list, validate -----------------------------------------------------------------------------
+
+
+def _do_validate(options: argparse.Namespace) -> int:
+    loaded, code = load_all(options.scenarios)
+    for path, scenario in loaded:
+        print(f"{path}: ok, {scenario.name}: {len(list(scenario.unrolled()))} steps")
+    return code
+
+
+def _do_list(options: argparse.Namespace) -> int:
+    import textwrap
+
+    paths = options.scenarios or sorted(SCENARIOS.glob("*.yml"))
+    loaded, code = load_all(paths)
+    for path, scenario in loaded:
+        description = " ".join(scenario.description.split())
+        print(f"{near(path)}\n{textwrap.indent(textwrap.fill(description, 96), '    ')}")
+    return code
+
+
+def load_all(paths: Sequence[Path]) -> tuple[list[tuple[Path, Scenario]], int]:
+    """Read scenario files; each mistake is told on standard error, and any makes the code USAGE."""
+    from lab.plan import scenario as plan
+    from nodeproc.errors import ConfigError
+
+    loaded, code = [], PASS
+    for path in paths:
+        try:
+            loaded.append((path, plan.load(path)))
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            code = USAGE
+    return loaded, code
+
+
+# ---- run ----------------------------------------------------------------------------------------
+
+
+def _do_run(options: argparse.Namespace) -> int:
+    loaded, code = load_all(options.scenarios)
+    if code != PASS:
+        return code
+    results: list[Result] = []
+    rounds = [(number, scenario) for _, scenario in loaded for number in range(options.repeat)]
+    try:
+        for number, scenario in rounds:
+            result = run_once(scenario, _seed_of(scenario, options.seed, number), options.out)
+            results.append(result)
+            _show(result, options.json)
+            if options.exitfirst and result.exit_code != PASS:
+                break
+        code = gravest(result.exit_code for result in results)
+    except KeyboardInterrupt:
+        _tell("interrupted; no node is left running")
+        code = INTERRUPTED
+    _finish(results, options.json, code, len(rounds))
+    return code
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """The one exit code of several runs."""
+    seen = set(codes)
+    return next(code for code in GRAVEST_FIRST if code in seen)
+
+
+def _seed_of(scenario: Scenario, first: int | None, number: int) -> int:
+    """The seed of a scenario's run number 0, 1, …: from the command line, its file, or drawn."""
+    if first is not None:
+        return (first + number) % (SEED_MAX + 1)
+    return random.SystemRandom().randrange(SEED_MAX) if scenario.seed is None else scenario.seed
+
+
+def run_once(scenario: Scenario, seed: int, out: Path) -> Result:
+    """Run a scenario on real processes and judge what it left; a failure of the lab itself is a result too."""
+    from lab.run import live
+    from lab.rundir import RunDir, utc_stamp
+
+    directory: Path | None = None
+    try:
+        run = RunDir.create(out, scenario.name, utc_stamp())
+        directory = run.path
+        progress = Progress(scenario.name)
+        try:
+            live.run(scenario, run, seed=seed, progress=progress)
+        finally:
+            progress.close()
+    except Exception as error:
+        return _lab_failed(scenario.name, seed, directory, error)
+    return judge(run, scenario.name, seed)
+
+
+def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exception) -> Result:
+    """The world's errors have a sentence of their own; anything else is ours and shown in full."""
+    if not isinstance(error, OSError):
+        traceback.print_exception(error)
+    return Result(name, seed, directory, HARNESS, problem=f"{type(error).__name__}: {error}")
+
+
+# ---- check --------------------------------------------------------------------------------------
+
+
+def _do_check(options: argparse.Namespace) -> int:
+    from lab.rundir import RunDir, RunDirError
+
+    results = []
+    for path in options.runs:
+        try:
+            run = RunDir.open(path)
+        except RunDirError as error:
+            print(error, file=sys.stderr)
+            return USAGE
+        result = judge(run, run.path.parent.name, None)
+        results.append(result)
+        _show(result, options.json)
+    code = gravest(result.exit_code for result in results)
+    _finish(results, options.json, code, len(results))
+    return code
+
+
+def judge(run: RunDir, name: str, seed: int | None) -> Result:
+    """Judge a finished run and write verdict.json, metrics.json, summary.txt and junit.xml into it."""
+    import msgspec
+
+    from lab.check.history import RunFileError
+    from lab.check.invariants import check
+    from lab.check.metrics import encode_metrics, measure
+    from lab.check.verdict import encode_verdict
+    from lab.show import junit, table
+
+    try:
+        try:
+            metrics = measure(run)
+        except (RunFileError, msgspec.MsgspecError) as error:  # The verdict says UNKNOWN for the same reason.
+            metrics = None
+            print(error, file=sys.stderr)
+        verdict = check(run, metrics)
+        run.verdict.write_bytes(encode_verdict(verdict))
+        if metrics is not None:
+            run.metrics.write_bytes(encode_metrics(metrics))
+        run.junit.write_text(junit.render(name, verdict, metrics), encoding="utf-8")
+        run.summary.write_text(table.render(run, verdict, metrics) + "\n", encoding="utf-8")
+    except Exception as error:
+        return _lab_failed(name, seed, run.path, error)
+    return Result(name, seed, run.path, verdict.exit_code, verdict, metrics)
+
+
+# ---- telling ------------------------------------------------------------------------------------
+
+
+class Progress:
+    """One line on standard error that changes; where that is no terminal, plain lines."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._open = name, False
+
+    def __call__(self, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{self._name}: {text}", end="", file=sys.stderr, flush=True)
+            self._open = True
+        else:
+            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self._open:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._open = False
+
+
+def near(path: Path) -> Path:
+    """As seen from the working directory, where the path is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _tell(text: str) -> None:
+    print(f"run_lab: {text}", file=sys.stderr, flush=True)
+
+
+def _show(result: Result, as_json: bool) -> None:
+    """The summary of one run, for people."""
+    stream = sys.stderr if as_json else sys.stdout
+    if result.problem:
+        print(f"{result.scenario}: the lab failed: {result.problem}", file=sys.stderr)
+    elif result.directory is not None:
+        print((result.directory / "summary.txt").read_text("utf-8"), end="", file=stream)
+    if result.directory is not None:
+        seed = "" if result.seed is None else f"seed {result.seed}, "
+        print(f"{seed}{near(result.directory)}\n", file=stream, flush=True)
+
+
+def _finish(results: Sequence[Result], as_json: bool, code: int, planned: int) -> None:
+    """The line over several runs, or the JSON document."""
+    if as_json:
+        print(json.dumps({"exit_code": code, "runs": [result.plain() for result in results]}, indent=1))
+    elif planned > 1:
+        passed = sum(result.exit_code == PASS for result in results)
+        failed = [
+            f"{each.scenario}: {each.exit_code}, {each.problem or (each.directory and near(each.directory))}"
+            for each in results
+            if each.exit_code != PASS
+        ]
+        left = f", {planned - len(results)} not run" if len(results) < planned else ""
+        print(f"{passed} of {planned} runs passed{left}" + "".join(f"\n  not passed: {line}" for line in failed))
