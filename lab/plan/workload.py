@@ -49,10 +49,17 @@ def payload(seed: int, client: int, n: int, size: int) -> str:
 
     It starts with client and n, cut off where size is too small for them, so that payloads differ.
     """
-    filler = _filler(seed, size)
-    head = f"{client}:{n} "
-    start = (n * 7919 + client * 104_729) % _FILLER_SPREAD
-    return (head + filler[start : start + size])[:size]
+    return payloads(seed, client, n, 1, size)[0]
+
+
+def payloads(seed: int, client: int, first: int, count: int, size: int) -> list[str]:
+    """payload() of messages first, first + 1, …, at a third of the cost."""
+    filler, offset = _filler(seed, size), client * 104_729
+    texts = []
+    for n in range(first, first + count):
+        start = (n * 7919 + offset) % _FILLER_SPREAD
+        texts.append(f"{client}:{n} {filler[start : start + size]}"[:size])
+    return texts
 
 
 def numbered_message(client: int, number: int) -> str:
