@@ -1,0 +1,172 @@
+"""Events as lines: for people on the console, for programs in events.jsonl.
+
+The console may be a terminal that somebody has stopped or a pipe that nobody reads, so a thread of its own writes
+there, from a bounded queue; what does not fit is left out and counted. events.jsonl is a plain file, written once a
+turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nodeproc.core.events import Event, Level
+from nodeproc.core.messages import Line, NodeId
+
+RANK: Final[dict[Level, int]] = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
+
+CONSOLE_MAX_BYTES = 4 << 20
+"""Waiting for the console; more is left out."""
+
+_encode = msgspec.json.Encoder().encode
+_decode_lines = msgspec.json.Decoder(Line).decode_lines
+
+
+def show_messages(body: bytes | memoryview) -> str:
+    """Lines of the message log as the console shows them: `[seq=1] node_9999: Hello from node 1!`."""
+    lines = _decode_lines(body)
+    return "".join([f"[seq={line.seq_no}] node_{line.sender_id}: {printable(line.payload)}\n" for line in lines])
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal: such characters are shown escaped."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+class Console:
+    """Writes to stderr and stdout in a thread of its own, in order.
+
+    Args:
+        log_fd, message_fd: file descriptors; a broken one is given up silently (the terminal is gone).
+    """
+
+    def __init__(self, log_fd: int = 2, message_fd: int = 1) -> None:
+        self._log_fd, self._message_fd = log_fd, message_fd
+        self._queue: queue.SimpleQueue[tuple[int, str, Sequence[bytes | memoryview]] | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._left_out = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+        self._thread.start()
+
+    def show(self, text: str, bodies: Sequence[bytes | memoryview] = ()) -> None:
+        """Queue log lines for stderr, and delivered lines for stdout behind them. Never waits."""
+        size = len(text) + sum(map(len, bodies))
+        with self._lock:
+            if self._waiting + size > CONSOLE_MAX_BYTES and self._waiting:
+                self._left_out += size
+                return
+            self._waiting += size
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            text = f"(the console is too slow: {left_out} bytes left out here)\n{text}"
+        self._queue.put((size, text, bodies))
+
+    def close(self, timeout: float = 0.3) -> None:
+        """Write what waits, for at most so many seconds."""
+        self._queue.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            size, text, bodies = item
+            with contextlib.suppress(OSError):
+                write_all(self._log_fd, text.encode(errors="backslashreplace"))
+            for body in bodies:
+                with contextlib.suppress(OSError):
+                    write_all(self._message_fd, show_messages(body).encode())
+            with self._lock:
+                self._waiting -= size
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, however many calls that takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class EventLog:
+    """Where a node's events go. Events below `level` go nowhere.
+
+    Args:
+        events: events.jsonl, opened for appending; None: not written.
+        console: None: nothing for people.
+        show_delivered: delivered messages appear on the console.
+    """
+
+    def __init__(
+        self, node_id: NodeId, *, level: Level, events: Path | None, console: Console | None, show_delivered: bool
+    ) -> None:
+        self._node_id = node_id
+        self._rank = RANK[level]
+        self._fd = (
+            -1 if events is None else os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        )
+        self._console = console
+        self._show_delivered = show_delivered and console is not None
+        self._rows: list[bytes] = []
+        self._text: list[str] = []
+        self._stamp = (0, "")
+
+    def emit(self, events: Sequence[Event]) -> None:
+        """Take events; flush() writes them."""
+        rank = self._rank
+        for event in events:
+            if RANK[event.level] >= rank:
+                self._add(event)
+
+    def delivered(self, bodies: Sequence[memoryview]) -> None:
+        """Show delivered messages; parsed only here, and in the console's thread."""
+        if self._show_delivered and self._console is not None:
+            self.flush()
+            self._console.show("", [bytes(body) for body in bodies])
+
+    def flush(self) -> None:
+        """Write what came since the last call: once a turn, so that a killed process has told its last turn."""
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, []
+        text, self._text = self._text, []
+        if self._fd >= 0:
+            try:
+                write_all(self._fd, b"".join(rows))
+            except OSError as error:  # A full disk stops the node where it matters, in its storage; not here.
+                os.close(self._fd)
+                self._fd = -1
+                text.append(f"events.jsonl is given up: {error.strerror}\n")
+        if self._console is not None:
+            self._console.show("".join(text))
+
+    def close(self) -> None:
+        self.flush()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._console is not None:
+            self._console.close()
+
+    def _add(self, event: Event) -> None:
+        head = b'{"t_ns":%d,"node":%d,' % (time.monotonic_ns(), self._node_id)
+        self._rows.append(head + _encode(event)[1:] + b"\n")
+        if self._console is not None:
+            self._text.append(
+                f"{self._clock()} - {event.logger}.{self._node_id} - {event.level} - {printable(event.line())}\n"
+            )
+
+    def _clock(self) -> str:
+        """Local wall time to the second, as the log lines show it."""
+        second = int(time.time())
+        if second != self._stamp[0]:
+            self._stamp = (second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second)))
+        return self._stamp[1]
