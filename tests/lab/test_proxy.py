@@ -1,0 +1,173 @@
+"""The proxy: frames cut at every byte, links obeyed, broken connections passed on, and no life after the harness."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lab.run.children import Child, RunFailed
+from lab.run.links import Rule
+from lab.run.proxy import Evidence, FrameCutter, Open, Opened, Proxy, Treat, frame_type
+from nodeproc.core.messages import Append, Commit, Heartbeat, Mark, Position
+from nodeproc.wire import PREAMBLE, FrameDecoder, Sealer, encode_frame
+from tests.lab.inloop import in_loop
+
+RECORD = Sealer(lambda: 1.0).mark(Mark(1, 3, 0))
+MESSAGES = (
+    Heartbeat(1, 0, Position(0, 0)),
+    Append(1, Position(0, 0), 0, (RECORD,)),
+    Commit(1, 1),
+)
+FRAMES = [b"".join(encode_frame(message)) for message in MESSAGES]
+STREAM = PREAMBLE + b"".join(FRAMES)
+
+
+def test_frames_are_cut_wherever_the_stream_is_split() -> None:
+    for at in range(len(STREAM) + 1):
+        cutter = FrameCutter()
+        frames = cutter.feed(STREAM[:at]) + cutter.feed(STREAM[at:])
+        assert [kind for kind, _ in frames] == ["PREAMBLE", "HEARTBEAT", "APPEND", "COMMIT"]
+        assert b"".join(each for _, each in frames) == STREAM
+
+
+@pytest.mark.parametrize(
+    "strange", [b"GET / HTTP/1.1\r\n\r\n", PREAMBLE + b"\xff" * 40, PREAMBLE + FRAMES[0] + b"\0" * 12 + b"rest"]
+)
+def test_what_is_no_frame_passes_unchanged(strange: bytes) -> None:
+    cutter = FrameCutter()
+    frames = [frame for at in range(len(strange)) for _, frame in cutter.feed(strange[at : at + 1])]
+    assert b"".join(frames) == strange
+
+
+def test_the_type_is_found_wherever_it_stands_in_the_header() -> None:
+    assert frame_type(b'{"type":"APPEND","term":1}') == "APPEND"
+    assert frame_type(b'{"term":1, "type": "VOTE"}') == "VOTE"
+    assert frame_type(b'{"term":1}') == ""
+    assert frame_type(b"not json") == ""
+
+
+class Ends:
+    """A proxy of nodes 1 and 2 in this process, and what stands on both sides of the pair (1, 2)."""
+
+    def __init__(self) -> None:
+        self.proxy = Proxy()
+        self.arrived: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+    async def open(self) -> int:
+        """Returns the port of the pair (1, 2)."""
+
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self.arrived.put((reader, writer))
+
+        self.server = await asyncio.start_server(take, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        opened = await self.proxy.obey(Open("127.0.0.1", {1: 1, 2: port}, seed=7))
+        assert isinstance(opened, Opened)
+        return next(port for sender, receiver, port in opened.ports if (sender, receiver) == (1, 2))
+
+
+async def read_frames(reader: asyncio.StreamReader, wanted: int) -> list[str]:
+    """Types of so many frames behind the preamble."""
+    decoder = FrameDecoder()
+    assert await reader.readexactly(len(PREAMBLE)) == PREAMBLE
+    found: list[str] = []
+    while len(found) < wanted:
+        data = await reader.read(65536)
+        assert data, found
+        found += [type(message).__name__ for message in decoder.feed(data)]
+    return found
+
+
+@in_loop
+async def test_a_straight_link_passes_everything_both_ways() -> None:
+    ends = Ends()
+    reader, writer = await asyncio.open_connection("127.0.0.1", await ends.open())
+    writer.write(STREAM)
+    far_reader, far_writer = await ends.arrived.get()
+    assert await read_frames(far_reader, 3) == ["Heartbeat", "Append", "Commit"]
+    far_writer.write(b"answer")
+    assert await reader.readexactly(6) == b"answer"
+    writer.close()
+    assert await far_reader.read() == b""
+    far_writer.close()
+
+
+@in_loop
+async def test_a_frame_held_back_is_overtaken_and_counted() -> None:
+    ends = Ends()
+    _, writer = await asyncio.open_connection("127.0.0.1", await ends.open())
+    await ends.proxy.obey(Treat(((1, 2),), Rule(frames=("APPEND", "COMMIT"), every=1, at_most=60)))
+    writer.write(STREAM)
+    far_reader, far_writer = await ends.arrived.get()
+    assert await read_frames(far_reader, 3) == ["Heartbeat", "Commit", "Append"]
+    evidence = await ends.proxy.obey(Treat(((1, 2),), None))
+    assert isinstance(evidence, Evidence)
+    assert [link.overtaken for link in evidence.links if link.sender == 1] == [1]
+    writer.close()
+    far_writer.close()
+
+
+@in_loop
+async def test_healing_lets_delayed_frames_go_at_once() -> None:
+    ends = Ends()
+    _, writer = await asyncio.open_connection("127.0.0.1", await ends.open())
+    await ends.proxy.obey(Treat(((1, 2),), Rule(frames=("HEARTBEAT",), delay=3600)))
+    writer.write(STREAM)
+    far_reader, far_writer = await ends.arrived.get()
+    assert await far_reader.readexactly(len(PREAMBLE)) == PREAMBLE
+    await ends.proxy.obey(Treat(((1, 2),), None))
+    assert await far_reader.readexactly(len(STREAM) - len(PREAMBLE)) == STREAM[len(PREAMBLE) :]
+    writer.close()
+    far_writer.close()
+
+
+@in_loop
+async def test_a_receiver_that_is_down_breaks_the_connection() -> None:
+    ends = Ends()
+    port = await ends.open()
+    ends.server.close()
+    await ends.server.wait_closed()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with pytest.raises(ConnectionError):
+        if await reader.read() == b"":
+            raise ConnectionError
+    writer.close()
+
+
+@in_loop
+async def test_a_receiver_that_leaves_breaks_the_connection() -> None:
+    ends = Ends()
+    reader, writer = await asyncio.open_connection("127.0.0.1", await ends.open())
+    writer.write(STREAM)
+    _, far_writer = await ends.arrived.get()
+    far_writer.transport.abort()
+    with pytest.raises(ConnectionError):
+        if await reader.read() == b"":
+            raise ConnectionError
+    writer.close()
+
+
+@in_loop
+async def test_the_process_obeys_lines_and_ends_with_its_input(tmp_path: Path) -> None:
+    child = await Child.spawn("proxy", "lab.run.proxy", tmp_path / "proxy.log")
+    opened = msgspec.json.decode(
+        await child.ask(msgspec.json.encode(Open("127.0.0.1", {1: 1, 2: 2, 3: 3}, 7))), type=Opened
+    )
+    assert len(opened.ports) == 6
+    with socket.create_connection(("127.0.0.1", opened.ports[0][2])):
+        pass
+    await child.close()
+    assert child.process.returncode == 0
+    assert (tmp_path / "proxy.log").read_text() == ""
+
+
+@in_loop
+async def test_a_child_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None:
+    child = await Child.spawn("proxy", "lab.run.proxy", tmp_path / "proxy.log")
+    with pytest.raises(RunFailed, match=r"proxy ended with exit code 1: .*ValidationError"):
+        await child.ask(b'{"do":"nonsense"}')
+    await child.close()
