@@ -16,7 +16,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from nodeproc.core.messages import SeqNo
 from nodeproc.errors import FrameError, Unreachable
@@ -49,8 +49,7 @@ class _Connection(asyncio.Protocol):
         """The reason, once the connection is gone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         sock = transport.get_extra_info("socket")
         if sock is not None:
@@ -128,6 +127,8 @@ class ChatClient:
         self._rng = rng or random.Random()
         self._connection: _Connection | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._at = -1
+        """Index of the address in use."""
         self._futures: dict[int, asyncio.Future[Outcome]] = {}
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -178,6 +179,14 @@ class ChatClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def move(self, addresses: Sequence[Address]) -> None:
+        """Leave the present node and use these addresses from now on, the first one first; the session goes on."""
+        assert addresses, "no address"
+        self.addresses = list(addresses)
+        self._at = -1
+        if self._connection is not None:
+            self._connection.give_up("moved to another node")
 
     def renew(self) -> None:
         """Go on in a fresh session after the old one has ended; a subscription keeps its place."""
@@ -272,13 +281,12 @@ class ChatClient:
     async def _keep_connected(self) -> None:
         """Connect to one address after the other, for ever. A round in which no node was of use costs a pause."""
         backoff, failed = BACKOFF_FIRST_S, 0
-        at = 0
         while True:
-            if await self._use(self.addresses[at]):
+            self._at = (self._at + 1) % len(self.addresses)
+            if await self._use(self.addresses[self._at]):
                 backoff, failed = BACKOFF_FIRST_S, 0
             else:
                 failed += 1
-            at = (at + 1) % len(self.addresses)
             if failed >= len(self.addresses):
                 failed = 0
                 await asyncio.sleep(backoff * self._rng.uniform(0.5, 1.0))
