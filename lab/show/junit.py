@@ -1,0 +1,63 @@
+"""A run's verdict as junit.xml: one test case for each check and each expectation."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from lab.check.verdict import Check, ExpectationResult, Verdict
+from lab.show.table import expectation_word
+
+# What XML 1.0 can't hold, not even escaped.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit(scenario: str, verdict: Verdict, duration_s: float) -> bytes:
+    """junit.xml.
+
+    A broken check or missed expectation is a failure; what stayed undecided is an error, lest a reader take it for a
+    pass; UNKNOWN that does not count, and a soft miss, are skipped.
+
+    Args:
+        duration_s: of the run.
+    """
+    suite = ElementTree.Element("testsuite", name=scenario)
+    for check in verdict.checks:
+        _add_check(suite, scenario, check)
+    for expectation in verdict.expectations:
+        _add_expectation(suite, scenario, expectation)
+    for name in ("failure", "error", "skipped"):
+        total = "skipped" if name == "skipped" else f"{name}s"
+        suite.set(total, str(len(suite.findall(f"testcase/{name}"))))
+    suite.set("tests", str(len(suite)))
+    suite.set("time", f"{duration_s:.3f}")
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def _case(suite: ElementTree.Element, scenario: str, name: str, kind: str, message: str, text: str) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=scenario, name=_clean(name), time="0")
+    if kind:
+        ElementTree.SubElement(case, kind, message=_clean(message)).text = _clean(text)
+
+
+def _add_check(suite: ElementTree.Element, scenario: str, check: Check) -> None:
+    kind = {"PASS": "", "FAIL": "failure", "UNKNOWN": "error" if check.decisive else "skipped"}[check.result]
+    text = str(check.first) if check.first is not None else check.detail
+    _case(suite, scenario, f"{check.name} {check.title}", kind, check.detail, text)
+
+
+def _add_expectation(suite: ElementTree.Element, scenario: str, expected: ExpectationResult) -> None:
+    if expected.met:
+        kind = ""
+    elif expected.soft:
+        kind = "skipped"
+    else:
+        kind = "error" if expected.met is None else "failure"
+    _case(suite, scenario, expected.text, kind, f"{expectation_word(expected)}: {expected.found}", expected.found)
+
+
+def _clean(text: str) -> str:
+    return _FORBIDDEN.sub("\ufffd", text)
