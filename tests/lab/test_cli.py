@@ -1,0 +1,289 @@
+"""The front door: what it ends with and where its output goes; runner and checker are faked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import cli
+from lab.check.metrics import Metrics
+from lab.check.verdict import Check, ExpectationResult, Outcomes, Verdict, decide
+from lab.plan.scenario import Scenario
+from lab.rundir import RunDir
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+GOOD = """\
+name: quiet
+description: Nothing happens.
+steps:
+  - sleep: 1ms
+"""
+
+CHECKS = {
+    "pass": Check("A1", "agreement", "PASS", "all equal"),
+    "broken": Check("A1", "agreement", "FAIL", "two lines differ"),
+    "undecided": Check("A1", "agreement", "UNKNOWN", "no log"),
+}
+MISSED = ExpectationResult("last_seq: 3", False, "2")
+
+
+def verdict_of(outcome: str) -> Verdict:
+    """A verdict with that outcome."""
+    checks = (CHECKS.get(outcome, CHECKS["pass"]),)
+    expectations = (MISSED,) if outcome == "missed" else ()
+    verdict = Verdict(decide(checks, expectations), checks, expectations, Outcomes())
+    assert verdict.outcome == outcome
+    return verdict
+
+
+@dataclass
+class FakeLab:
+    """Stands in for runner and checker.
+
+    outcomes: what the next runs come to; an exception is raised by the runner instead.
+    """
+
+    outcomes: list[str | BaseException] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+
+    def run(self, scenario: Scenario, run: RunDir, *, seed: int, progress: Callable[[str], None]) -> None:
+        self.seeds.append(seed)
+        self.runs.append(scenario.name)
+        progress("half way")
+        run.scenario.write_text(GOOD)
+        run.meta.write_text("{}")
+        if self.outcomes and isinstance(self.outcomes[0], BaseException):
+            raise self.outcomes.pop(0)  # type: ignore[misc]
+
+    def check(self, run: RunDir, metrics: Metrics | None) -> Verdict:
+        outcome = self.outcomes.pop(0) if self.outcomes else "pass"
+        assert isinstance(outcome, str)
+        return verdict_of(outcome)
+
+    def measure(self, run: RunDir) -> Metrics:
+        return Metrics.__new__(Metrics)
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeLab]:
+    fake = FakeLab()
+    monkeypatch.setattr("lab.run.live.run", fake.run)
+    monkeypatch.setattr("lab.check.invariants.check", fake.check)
+    monkeypatch.setattr("lab.check.metrics.measure", fake.measure)
+    monkeypatch.setattr("lab.check.metrics.encode_metrics", lambda metrics: b"{}\n")
+    monkeypatch.setattr("lab.show.table.render", lambda *_: "the table")
+    monkeypatch.setattr("lab.show.junit.render", lambda *_: "<testsuites/>")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quiet.yml").write_text(GOOD)
+    (tmp_path / "other.yml").write_text(GOOD.replace("quiet", "other"))
+    yield fake
+
+
+def run(*arguments: str) -> int:
+    """run_lab.py with these arguments; its exit code."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code
+
+
+# ---- exit codes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"), [("pass", 0), ("broken", 1), ("undecided", 2), ("missed", 3)], ids=lambda value: str(value)
+)
+def test_a_run_ends_as_its_verdict_says(lab: FakeLab, outcome: str, code: int) -> None:
+    lab.outcomes = [outcome]
+    assert run("quiet.yml", "--out", "out") == code
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), AssertionError("ours"), ValueError("x")], ids=repr)
+def test_a_failure_of_the_lab_is_70(lab: FakeLab, error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.outcomes = [error]
+    assert run("quiet.yml", "--out", "out") == 70
+    assert str(error) in capsys.readouterr().err
+
+
+def test_a_checker_that_fails_is_70_and_no_pass(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Verdict:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("lab.check.invariants.check", broken)
+    assert run("quiet.yml", "--out", "out") == 70
+
+
+def test_an_interrupted_run_is_130_and_the_next_one_is_not_started(lab: FakeLab) -> None:
+    lab.outcomes = [KeyboardInterrupt()]
+    assert run("quiet.yml", "other.yml", "--out", "out") == 130
+    assert lab.runs == ["quiet"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("missing.yml",),
+        ("quiet.yml", "--repeat", "0"),
+        ("quiet.yml", "--repeat", "two"),
+        ("quiet.yml", "--seed", "-1"),
+        ("quiet.yml", "--nonsense"),
+        ("run",),
+        ("check", "no_such_run"),
+        ("validate", "missing.yml"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_64(lab: FakeLab, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments) == 64
+    assert lab.runs == []
+
+
+def test_help_is_0() -> None:
+    assert run("--help") == 0
+
+
+@pytest.mark.parametrize(
+    ("codes", "gravest"), [([0, 0], 0), ([0, 2], 2), ([2, 3], 3), ([3, 70], 70), ([70, 1], 1), ([1, 130], 130)]
+)
+def test_of_several_runs_the_gravest_counts(codes: list[int], gravest: int) -> None:
+    assert cli.gravest(codes) == gravest
+    assert cli.gravest(reversed(codes)) == gravest
+
+
+# ---- several runs -------------------------------------------------------------------------------
+
+
+def test_all_scenarios_are_run_and_each_as_often_as_asked(lab: FakeLab) -> None:
+    assert run("quiet.yml", "other.yml", "--repeat", "2", "--out", "out") == 0
+    assert lab.runs == ["quiet", "quiet", "other", "other"]
+
+
+def test_without_x_a_failure_does_not_stop_the_others(lab: FakeLab) -> None:
+    lab.outcomes = ["broken", "pass"]
+    assert run("quiet.yml", "other.yml", "--out", "out") == 1
+    assert lab.runs == ["quiet", "other"]
+
+
+def test_with_x_the_first_failure_is_the_last_run(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.outcomes = ["pass", "missed", "pass"]
+    assert run("quiet.yml", "-x", "--repeat", "3", "--out", "out") == 3
+    assert len(lab.runs) == 2
+    assert "1 of 3 runs passed, 1 not run" in capsys.readouterr().out
+
+
+def test_a_mistake_in_one_scenario_starts_none(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wrong.yml").write_text(GOOD.replace("sleep: 1ms", "sleeep: 1ms"))
+    assert run("quiet.yml", "wrong.yml", "--out", "out") == 64
+    assert lab.runs == []
+    assert "wrong.yml:4:5" in capsys.readouterr().err
+
+
+def test_each_repetition_has_the_next_seed(lab: FakeLab) -> None:
+    run("quiet.yml", "--seed", "7", "--repeat", "3", "--out", "out")
+    assert lab.seeds == [7, 8, 9]
+
+
+def test_without_a_seed_one_is_drawn_for_each_run(lab: FakeLab) -> None:
+    run("quiet.yml", "--repeat", "2", "--out", "out")
+    assert lab.seeds[0] != lab.seeds[1]
+
+
+def test_the_seed_of_the_file_counts_where_none_is_given(lab: FakeLab) -> None:
+    Path("seeded.yml").write_text(GOOD + "seed: 41\n")
+    run("seeded.yml", "--out", "out")
+    assert lab.seeds == [41]
+
+
+# ---- what is left and what is shown -------------------------------------------------------------
+
+
+def test_a_run_leaves_what_the_judges_write(lab: FakeLab) -> None:
+    run("quiet.yml", "--out", "out")
+    left = {path.name for path in Path("out/latest").iterdir()}
+    assert left >= {"verdict.json", "metrics.json", "summary.txt", "junit.xml"}
+
+
+def test_the_table_is_shown(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    run("quiet.yml", "--seed", "5", "--out", "out")
+    shown = capsys.readouterr().out
+    assert "the table" in shown
+    assert "seed 5, out/quiet/" in shown
+
+
+def test_json_is_alone_on_standard_output(
+    lab: FakeLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lab.check.metrics.measure", lambda _: None)
+    lab.outcomes = ["missed", OSError("disk")]
+    assert run("quiet.yml", "--repeat", "2", "--json", "--seed", "1", "--out", "out") == 70
+    captured = capsys.readouterr()
+    document: dict[str, Any] = json.loads(captured.out)
+    assert document["exit_code"] == 70
+    assert [each["exit_code"] for each in document["runs"]] == [3, 70]
+    assert document["runs"][0]["verdict"]["outcome"] == "missed"
+    assert "the table" in captured.err
+
+
+def test_progress_off_a_terminal_is_plain_lines(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    run("quiet.yml", "--out", "out")
+    assert "quiet: half way\n" in capsys.readouterr().err
+
+
+def test_progress_on_a_terminal_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = cli.Progress("quiet")
+    progress("one")
+    progress("two")
+    progress.close()
+    assert capsys.readouterr().err == "\r\x1b[Kquiet: one\r\x1b[Kquiet: two\r\x1b[K"
+
+
+# ---- check, validate, list ----------------------------------------------------------------------
+
+
+def test_check_judges_a_finished_run_again(lab: FakeLab) -> None:
+    run("quiet.yml", "--out", "out")
+    lab.outcomes = ["broken"]
+    assert run("check", "out/latest") == 1
+    assert json.loads(Path("out/latest/verdict.json").read_text())["outcome"] == "broken"
+
+
+def test_validate_names_the_place_of_a_mistake(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wrong.yml").write_text(GOOD + "colour: blue\n")
+    assert run("validate", "quiet.yml", "wrong.yml") == 64
+    captured = capsys.readouterr()
+    assert "quiet.yml: ok" in captured.out
+    assert "wrong.yml:5:1" in captured.err
+
+
+def test_list_shows_every_scenario_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list") == 0
+    shown = capsys.readouterr().out
+    names = {path.name for path in cli.SCENARIOS.glob("*.yml")}
+    assert "leader_failure.yml" in names
+    assert all(name in shown for name in names)
+
+
+def test_help_loads_neither_the_runner_nor_the_checks() -> None:
+    code = (
+        "import sys; from lab import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = ('lab.run', 'lab.check', 'nodeproc', 'msgspec', 'yaml')\n"
+        "sys.exit(','.join(name for name in sys.modules if name.startswith(heavy)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
