@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
+from lab.check.metrics import Metrics
 from lab.check.verdict import Check, ExpectationResult, Verdict
 from lab.show.table import expectation_word
 
@@ -12,14 +13,11 @@ from lab.show.table import expectation_word
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit(scenario: str, verdict: Verdict, duration_s: float) -> bytes:
-    """junit.xml.
+def render(scenario: str, verdict: Verdict, metrics: Metrics | None) -> str:
+    """The whole document.
 
     A broken check or missed expectation is a failure; what stayed undecided is an error, lest a reader take it for a
     pass; UNKNOWN that does not count, and a soft miss, are skipped.
-
-    Args:
-        duration_s: of the run.
     """
     suite = ElementTree.Element("testsuite", name=scenario)
     for check in verdict.checks:
@@ -30,11 +28,13 @@ def junit(scenario: str, verdict: Verdict, duration_s: float) -> bytes:
         total = "skipped" if name == "skipped" else f"{name}s"
         suite.set(total, str(len(suite.findall(f"testcase/{name}"))))
     suite.set("tests", str(len(suite)))
-    suite.set("time", f"{duration_s:.3f}")
+    if metrics is not None:
+        suite.set("time", f"{metrics.duration_s:.3f}")
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
-    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+    document = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{document}\n'
 
 
 def _case(suite: ElementTree.Element, scenario: str, name: str, kind: str, message: str, text: str) -> None:

@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from lab.check.metrics import Failover, Latency, Metrics
 from lab.check.verdict import Check, ExpectationResult, Outcome, Verdict
+from lab.rundir import RunDir
 
 CLOSING: dict[Outcome, str] = {
     "pass": "PASS",
@@ -16,21 +17,20 @@ CLOSING: dict[Outcome, str] = {
     "undecided": "UNKNOWN: not everything could be judged",
 }
 _NONE = "-"
+_WIDEST = 72
+"""Characters of a table's last column; longer texts go on in the next line."""
 
 
-def summary(scenario: str, place: str, verdict: Verdict, metrics: Metrics | None) -> str:
-    """The whole text, ending with a newline.
-
-    Args:
-        place: the run directory as the reader may type it.
-    """
-    blocks = [f"{scenario}  ({place})", _checks(verdict.checks), _violations(verdict.checks)]
+def render(run: RunDir, verdict: Verdict, metrics: Metrics | None) -> str:
+    """The whole text, without a newline at its end."""
+    name = metrics.scenario if metrics is not None else run.path.parent.name
+    blocks = [f"{name}  {run.path.name}", _checks(verdict.checks), _violations(verdict.checks)]
     if verdict.expectations:
         blocks.append(_expectations(verdict.expectations))
     if metrics is not None:
         blocks += [_load(metrics, verdict), _failovers(metrics.failovers), _segments(metrics), _nodes(metrics)]
-    blocks.append(f"{CLOSING[verdict.outcome]}  ({scenario})")
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    blocks.append(f"{name}: {CLOSING[verdict.outcome]}")
+    return "\n\n".join(block for block in blocks if block)
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], right_from: int = 0) -> str:
@@ -38,7 +38,10 @@ def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], right_from: in
     if not rows:
         return ""
     align = ["left" if not right_from or at < right_from else "right" for at in range(len(headers))]
-    return str(tabulate(rows, headers=headers, tablefmt="simple", colalign=align, disable_numparse=True))
+    widths = None if right_from else [*[None] * (len(headers) - 1), _WIDEST]
+    return str(
+        tabulate(rows, headers=headers, tablefmt="simple", colalign=align, disable_numparse=True, maxcolwidths=widths)
+    )
 
 
 def _checks(checks: Sequence[Check]) -> str:
