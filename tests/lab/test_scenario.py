@@ -357,6 +357,11 @@ def test_payloads_repeat_with_the_seed_and_differ_without() -> None:
     assert workload.payload(1, 1001, 5, 100) != workload.payload(2, 1001, 5, 100)
 
 
+def test_payloads_at_once_are_the_same_as_one_by_one() -> None:
+    for size in (1, 5, 100):
+        assert workload.payloads(3, 1001, 98, 5, size) == [workload.payload(3, 1001, n, size) for n in range(98, 103)]
+
+
 def test_plans_add_up_to_the_load_and_start_on_the_nodes_in_turn() -> None:
     plans = workload.client_plans(Load(clients=4, rate=200, count=10), (1, 2, 3), 7)
     assert [plan.client for plan in plans] == [1001, 1002, 1003, 1004]
