@@ -6,6 +6,7 @@
     │   ├── CorruptionError durable data is not what was written               exit code 3
     │   └── WriteFailed     a write or fdatasync failed; the file is given up  exit code 4
     ├── Unreachable         no node answered a client at the addresses given
+    ├── LinkRefused         a peer is not of this cluster, or says so of us    the link is closed
     └── FrameError          bytes from outside that are not a frame or a line  the connection is closed
 
 A broken invariant of our own is an AssertionError and ends the process with exit code 70.
@@ -32,6 +33,10 @@ class CorruptionError(StorageError):
 
 class WriteFailed(StorageError):
     """A write or fdatasync failed; the node must stop. Rule: K5."""
+
+
+class LinkRefused(ChatError):
+    """The two ends of a link don't prove to belong to the same cluster. Rule: M3."""
 
 
 class FrameError(ChatError):

@@ -1,0 +1,132 @@
+"""Both ends of a link prove that they belong to the same cluster before any other frame is taken. Pure. Rule: M3.
+
+    dialler  --- PEER_HELLO(who, nonce) ------------------>  acceptor
+             <-- PEER_CHALLENGE(who, nonce, proof) --------
+             --- PEER_PROOF(proof) ----------------------->
+
+A proof is HMAC-SHA256, keyed with the shared secret, over the role and everything that both have said; the two nonces
+make it worthless on any other link, the role makes one end's proof worthless as the other's. Without a secret the
+key is empty: then a link only keeps apart clusters that are not meant to meet.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from nodeproc.core.messages import NodeId
+from nodeproc.errors import LinkRefused
+from nodeproc.wire import PeerChallenge, PeerHello, PeerProof
+
+VERSION: Final = 1
+"""Of the frames between nodes; both ends must speak the same."""
+
+NONCE_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What this node can say of itself."""
+
+    node: NodeId
+    members: tuple[NodeId, ...]
+    cluster: str
+    secret: str
+    identity: str
+    rebuilding: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """Who the other end is."""
+
+    peer: NodeId
+    identity: str
+    rebuilding: bool
+
+
+class Dialling:
+    """The dialler's half.
+
+    Args:
+        nonce: fresh random, 32 hex digits.
+    """
+
+    def __init__(self, own: Credentials, peer: NodeId, nonce: str) -> None:
+        self._own, self._peer = own, peer
+        self.hello = PeerHello(VERSION, own.cluster, own.node, own.identity, own.rebuilding, nonce)
+
+    def on_challenge(self, challenge: PeerChallenge) -> tuple[PeerProof, Proven]:
+        """The proof to be sent, and who is at the other end.
+
+        Raises:
+            LinkRefused: it is another node, or it does not know the secret.
+        """
+        if challenge.node != self._peer:
+            raise LinkRefused(f"node_{challenge.node} answers there, not node_{self._peer}")
+        if len(challenge.nonce) != 2 * NONCE_BYTES:
+            raise LinkRefused(f"a nonce of {len(challenge.nonce)} digits, allowed {2 * NONCE_BYTES}")
+        if not hmac.compare_digest(_proof("accept", self._own.secret, self.hello, challenge), challenge.proof.encode()):
+            raise LinkRefused("it does not know this cluster's secret")
+        proof = PeerProof(_proof("dial", self._own.secret, self.hello, challenge).decode())
+        return proof, Proven(challenge.node, challenge.identity, challenge.rebuilding)
+
+
+class Accepting:
+    """The acceptor's half.
+
+    Args:
+        nonce: fresh random, 32 hex digits.
+    """
+
+    def __init__(self, own: Credentials, nonce: str) -> None:
+        self._own, self._nonce = own, nonce
+        self._hello: PeerHello | None = None
+        self._challenge: PeerChallenge | None = None
+
+    def on_hello(self, hello: PeerHello) -> PeerChallenge:
+        """The challenge to be sent.
+
+        Raises:
+            LinkRefused: another version or cluster, no member, or this node itself.
+        """
+        own = self._own
+        if self._hello is not None:
+            raise LinkRefused("PEER_HELLO came twice")
+        if hello.version != VERSION:
+            raise LinkRefused(f"version {hello.version}, allowed {VERSION}")
+        if hello.cluster != own.cluster:
+            raise LinkRefused(f"cluster {hello.cluster[:64]!r}, allowed {own.cluster!r}")
+        if hello.node == own.node or hello.node not in own.members:
+            allowed = ", ".join(str(member) for member in own.members if member != own.node)
+            raise LinkRefused(f"node id {hello.node}, allowed {allowed or 'none'}")
+        if len(hello.nonce) != 2 * NONCE_BYTES:
+            raise LinkRefused(f"a nonce of {len(hello.nonce)} digits, allowed {2 * NONCE_BYTES}")
+        unproven = PeerChallenge(own.node, own.identity, own.rebuilding, self._nonce, "")
+        proof = _proof("accept", own.secret, hello, unproven).decode()
+        self._hello = hello
+        self._challenge = PeerChallenge(own.node, own.identity, own.rebuilding, self._nonce, proof)
+        return self._challenge
+
+    def on_proof(self, proof: PeerProof) -> Proven:
+        """Who is at the other end.
+
+        Raises:
+            LinkRefused: the proof is wrong or nothing was asked yet.
+        """
+        hello = self._hello
+        if hello is None or self._challenge is None:
+            raise LinkRefused("PEER_PROOF came before PEER_HELLO")
+        wanted = _proof("dial", self._own.secret, hello, self._challenge)
+        if not hmac.compare_digest(wanted, proof.proof.encode()):
+            raise LinkRefused("it does not know this cluster's secret")
+        return Proven(hello.node, hello.identity, hello.rebuilding)
+
+
+def _proof(role: Literal["dial", "accept"], secret: str, hello: PeerHello, challenge: PeerChallenge) -> bytes:
+    """64 hex digits. Everything said but the proof itself is in it, as JSON, which nothing can be mistaken in."""
+    said = (role, hello, challenge.node, challenge.identity, challenge.rebuilding, challenge.nonce)
+    return hmac.digest(secret.encode(), msgspec.json.encode(said), "sha256").hex().encode()

@@ -1,0 +1,112 @@
+"""Both ends of a link prove themselves, and nobody else gets in. Rule: M3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from nodeproc.errors import LinkRefused
+from nodeproc.handshake import Accepting, Credentials, Dialling, Proven
+from nodeproc.wire import PeerProof
+
+ONE = Credentials(1, (1, 2, 3), "chat", "secret", "id-one", False)
+TWO = Credentials(2, (1, 2, 3), "chat", "secret", "id-two", True)
+NONCE_1, NONCE_2, NONCE_3 = "1" * 32, "2" * 32, "3" * 32
+
+
+def shake(dialler: Credentials, acceptor: Credentials, wanted: int = 2) -> tuple[Proven, Proven]:
+    """Whom the dialler and whom the acceptor met."""
+    dialling, accepting = Dialling(dialler, wanted, NONCE_1), Accepting(acceptor, NONCE_2)
+    proof, met = dialling.on_challenge(accepting.on_hello(dialling.hello))
+    return met, accepting.on_proof(proof)
+
+
+def test_both_ends_learn_who_the_other_is() -> None:
+    assert shake(ONE, TWO) == (Proven(2, "id-two", True), Proven(1, "id-one", False))
+
+
+def test_without_a_secret_the_handshake_works_too() -> None:
+    shake(replace(ONE, secret=""), replace(TWO, secret=""))
+
+
+@pytest.mark.parametrize(
+    ("dialler", "complaint"),
+    [
+        (replace(ONE, cluster="other"), "cluster 'other', allowed 'chat'"),
+        (replace(ONE, node=7), "node id 7, allowed 1, 3"),
+        (replace(ONE, node=2), "node id 2, allowed 1, 3"),
+        (replace(ONE, secret="wrong"), "does not know this cluster's secret"),
+    ],
+)
+def test_a_dialler_of_another_cluster_is_refused(dialler: Credentials, complaint: str) -> None:
+    with pytest.raises(LinkRefused, match=complaint):
+        shake(dialler, TWO)
+
+
+def test_another_version_is_refused() -> None:
+    hello = msgspec.structs.replace(Dialling(ONE, 2, NONCE_1).hello, version=2)
+    with pytest.raises(LinkRefused, match="version 2, allowed 1"):
+        Accepting(TWO, NONCE_2).on_hello(hello)
+
+
+def test_a_node_that_answers_at_anothers_address_is_refused() -> None:
+    with pytest.raises(LinkRefused, match="node_2 answers there, not node_3"):
+        shake(ONE, TWO, wanted=3)
+
+
+def test_an_acceptor_without_the_secret_is_refused_before_anything_is_proven_to_it() -> None:
+    dialling, accepting = Dialling(ONE, 2, NONCE_1), Accepting(replace(TWO, secret="guess"), NONCE_2)
+    with pytest.raises(LinkRefused, match="secret"):
+        dialling.on_challenge(accepting.on_hello(dialling.hello))
+
+
+def test_a_proof_is_worthless_on_another_link() -> None:
+    dialling, accepting = Dialling(ONE, 2, NONCE_1), Accepting(TWO, NONCE_2)
+    proof, _ = dialling.on_challenge(accepting.on_hello(dialling.hello))
+    again = Accepting(TWO, NONCE_3)
+    again.on_hello(dialling.hello)
+    with pytest.raises(LinkRefused, match="secret"):
+        again.on_proof(proof)
+
+
+def test_an_acceptors_proof_is_worthless_as_a_diallers() -> None:
+    accepting = Accepting(TWO, NONCE_2)
+    challenge = accepting.on_hello(Dialling(ONE, 2, NONCE_1).hello)
+    with pytest.raises(LinkRefused, match="secret"):
+        accepting.on_proof(PeerProof(challenge.proof))
+
+
+@pytest.mark.parametrize("field", ["cluster", "node", "identity", "rebuilding", "nonce"])
+def test_everything_the_dialler_said_is_under_its_proof(field: str) -> None:
+    said: dict[str, Any] = {"cluster": "c", "node": 3, "identity": "x", "rebuilding": True, "nonce": NONCE_3}
+    dialling = Dialling(ONE, 2, NONCE_1)
+    other = msgspec.structs.replace(dialling.hello, **{field: said[field]})
+    accepting = Accepting(replace(TWO, cluster=other.cluster), NONCE_2)
+    with pytest.raises(LinkRefused, match="secret"):
+        dialling.on_challenge(accepting.on_hello(other))
+
+
+@pytest.mark.parametrize("field", ["identity", "rebuilding", "nonce", "proof"])
+def test_everything_the_acceptor_said_is_under_its_proof(field: str) -> None:
+    said: dict[str, Any] = {"identity": "x", "rebuilding": False, "nonce": NONCE_3, "proof": "0" * 64}
+    dialling = Dialling(ONE, 2, NONCE_1)
+    challenge = Accepting(TWO, NONCE_2).on_hello(dialling.hello)
+    with pytest.raises(LinkRefused, match="secret"):
+        dialling.on_challenge(msgspec.structs.replace(challenge, **{field: said[field]}))
+
+
+def test_steps_out_of_turn_are_refused() -> None:
+    with pytest.raises(LinkRefused, match="before PEER_HELLO"):
+        Accepting(TWO, NONCE_2).on_proof(PeerProof(""))
+    accepting = Accepting(TWO, NONCE_2)
+    accepting.on_hello(Dialling(ONE, 2, NONCE_1).hello)
+    with pytest.raises(LinkRefused, match="twice"):
+        accepting.on_hello(Dialling(ONE, 2, NONCE_3).hello)
+
+
+def test_an_empty_nonce_is_refused() -> None:
+    with pytest.raises(LinkRefused, match="a nonce of 0 digits"):
+        Accepting(TWO, NONCE_2).on_hello(Dialling(ONE, 2, "").hello)
