@@ -1,0 +1,243 @@
+"""Node processes: their ports, their life, what they cost, and that none of them outlives the harness."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from lab.rows import NodeExit, NodeUse, Sample
+from lab.run.children import RunFailed, child_environment, last_line
+from nodeproc.client import status
+from nodeproc.core.messages import NodeId
+from nodeproc.errors import Unreachable
+
+READY_PATIENCE_S = 20.0
+"""From start to the first STATUS answer. A start takes 0.2 s; the rest is for busy machines and large logs."""
+ASK_AGAIN_S = 0.01
+STOP_PATIENCE_S = 10.0
+"""From SIGTERM to the end; a node promises one second."""
+
+
+class HeldPort:
+    """A port that is this node's for the whole run: connections are refused while the node is down.
+
+    The socket is bound and never listens. Both it and the node's set SO_REUSEADDR, which lets the node listen there.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((host, 0))
+        self.port = int(self._socket.getsockname()[1])
+
+    def release(self) -> None:
+        self._socket.close()
+
+
+class Lifeline:
+    """A pipe whose other end only this process holds: nodes that watch it see its end when the harness is gone."""
+
+    def __init__(self) -> None:
+        self.fd, self._held = os.pipe()
+
+    def cut(self) -> None:
+        os.close(self.fd)
+        os.close(self._held)
+
+
+@dataclass(slots=True)
+class _Life:
+    """One process of a node, from start to exit."""
+
+    popen: subprocess.Popen[bytes]
+    gone: asyncio.Future[NodeExit]
+    pidfd: int = -1
+    asked_to_end: bool = False
+
+
+@dataclass(slots=True)
+class NodeProcess:
+    """One node of the cluster over all its starts.
+
+    config, log: files of the run directory. lifeline_fd: see Lifeline.
+    on_sample: is handed CPU and memory each time they are looked at.
+    """
+
+    node: NodeId
+    host: str
+    port: int
+    config: Path
+    log: Path
+    lifeline_fd: int
+    on_sample: Callable[[Sample], None] = lambda _: None
+    paused: bool = False
+    starts: int = 0
+    exits: list[NodeExit] = field(default_factory=list)
+    _life: _Life | None = None
+    _ended_cpu_s: float = 0.0
+    """Of the processes that are gone."""
+    _rss_peak: int = 0
+
+    @property
+    def running(self) -> bool:
+        return self._life is not None
+
+    @property
+    def pid(self) -> int:
+        """0: not running."""
+        return self._life.popen.pid if self._life is not None else 0
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the process; it answers a little later (ready)."""
+        assert self._life is None, f"node {self.node} runs already"
+        command = [sys.executable, "-m", "nodeproc", "--config", str(self.config), "--quiet"]
+        command += ["--die-with-parent", "--lifeline", str(self.lifeline_fd)]
+        with self.log.open("ab") as errors:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env=child_environment(),
+                pass_fds=(self.lifeline_fd,),
+                process_group=0,  # Ctrl+C is the harness's to handle
+            )
+        self.starts += 1
+        self._life = _Life(popen, asyncio.get_running_loop().create_future())
+        self._watch(self._life)
+
+    async def ready(self) -> float:
+        """Wait for the first answer to STATUS.
+
+        Returns:
+            seconds that it took.
+
+        Raises:
+            RunFailed: it ended instead, or did not answer in time; quotes its log.
+        """
+        began = time.monotonic()
+        while self._life is not None and time.monotonic() - began < READY_PATIENCE_S:
+            try:
+                answer = await status(self.host, self.port)
+            except Unreachable:
+                await asyncio.sleep(ASK_AGAIN_S)
+                continue
+            if answer.pid == self.pid:
+                return time.monotonic() - began
+        if self._life is None:
+            raise RunFailed(f"node {self.node} ended with exit code {self.exits[-1].code}: {last_line(self.log)}")
+        raise RunFailed(f"node {self.node} did not answer within {READY_PATIENCE_S:g} s: {last_line(self.log)}")
+
+    async def end(self, how: signal.Signals) -> NodeExit:
+        """Send SIGTERM or SIGKILL and wait until the process is gone. A paused one is woken to hear SIGTERM."""
+        life = self._life
+        assert life is not None, f"node {self.node} does not run"
+        life.asked_to_end = True
+        self.look()
+        life.popen.send_signal(how)
+        if self.paused and how is not signal.SIGKILL:
+            life.popen.send_signal(signal.SIGCONT)
+        try:
+            async with asyncio.timeout(STOP_PATIENCE_S):
+                return await asyncio.shield(life.gone)
+        except TimeoutError:
+            life.popen.kill()
+            return await life.gone
+
+    async def pause(self) -> None:
+        """SIGSTOP, and wait until the process is stopped."""
+        assert self._life is not None
+        self._life.popen.send_signal(signal.SIGSTOP)
+        self.paused = True
+        while self._life is not None and psutil.Process(self.pid).status() != psutil.STATUS_STOPPED:
+            await asyncio.sleep(0.001)
+
+    def wake(self) -> None:
+        """SIGCONT."""
+        assert self._life is not None
+        self._life.popen.send_signal(signal.SIGCONT)
+        self.paused = False
+
+    def kill_now(self) -> None:
+        """SIGKILL and reap, without waiting in the loop: for the end of a run that failed."""
+        if self._life is not None:
+            self._life.asked_to_end = True
+            self._life.popen.kill()
+            self._reap(self._life)
+
+    # ---- its end ---------------------------------------------------------------------------------
+
+    def _watch(self, life: _Life) -> None:
+        """Have _reap called as soon as the process is gone: by a pidfd, or by asking where there is none."""
+        loop = asyncio.get_running_loop()
+        if hasattr(os, "pidfd_open"):
+            life.pidfd = os.pidfd_open(life.popen.pid)
+            loop.add_reader(life.pidfd, self._reap, life)
+        else:
+            loop.call_later(ASK_AGAIN_S, self._ask, life)
+
+    def _ask(self, life: _Life) -> None:
+        if os.waitid(os.P_PID, life.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._reap(life)
+        elif not life.gone.done():
+            asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._ask, life)
+
+    def _reap(self, life: _Life) -> None:
+        if life.gone.done():
+            return
+        now = time.monotonic_ns()
+        # wait4 and not Popen.wait: it also tells what the process cost.
+        _, wait_status, usage = os.wait4(life.popen.pid, 0)
+        code = life.popen.returncode = os.waitstatus_to_exitcode(wait_status)
+        if life.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(life.pidfd)
+            os.close(life.pidfd)
+        self._ended_cpu_s += usage.ru_utime + usage.ru_stime
+        self._life, self.paused = None, False
+        exited = NodeExit(now, code, life.asked_to_end)
+        self.exits.append(exited)
+        life.gone.set_result(exited)
+
+    # ---- what it costs ---------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Take a sample of CPU and memory, if the process is there."""
+        if self._life is None:
+            return
+        try:
+            process = psutil.Process(self.pid)
+            with process.oneshot():
+                times, rss = process.cpu_times(), process.memory_info().rss
+        except psutil.Error:
+            return
+        self._rss_peak = max(self._rss_peak, rss, _peak_rss(self.pid))
+        self.on_sample(Sample(time.monotonic_ns(), self.node, times.user + times.system, rss))
+
+    def use(self) -> NodeUse:
+        """What all its processes cost; complete once the last one is gone."""
+        return NodeUse(self.starts, round(self._ended_cpu_s, 3), self._rss_peak, tuple(self.exits))
+
+
+def _peak_rss(pid: int) -> int:
+    """The largest resident size so far, bytes, as the kernel remembers it; 0 where it can't be asked.
+
+    Not ru_maxrss: a new process starts with its parent's.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(found[0]) * 1024 if found else 0

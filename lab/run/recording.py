@@ -1,0 +1,96 @@
+"""Writing history.jsonl: every process writes a part of its own, and at the end they are merged by time."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lab.rows import Acked, Failed, HistoryRow, Unknown, encode_row
+from nodeproc.session import Outcome
+
+FLUSH_BYTES = 64 << 10
+FLUSH_AFTER_NS = 200_000_000
+MERGE_CHUNK = 1 << 20
+
+
+class HistoryWriter:
+    """One part of the history; rows must come in the order of their t.
+
+    Rows are gathered for a moment: what is not written yet is lost with the process, and the run with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._rows: list[bytes] = []
+        self._size = 0
+        self._flushed_at = time.monotonic_ns()
+
+    def write(self, row: HistoryRow) -> None:
+        line = encode_row(row)
+        self._rows.append(line)
+        self._size += len(line)
+        if self._size >= FLUSH_BYTES or row.t - self._flushed_at >= FLUSH_AFTER_NS:
+            self.flush()
+
+    def outcome(self, session: str, outcome: Outcome) -> None:
+        """What became of some of a session's messages, as of now."""
+        now, count = time.monotonic_ns(), outcome.last - outcome.first + 1
+        match outcome.kind:
+            case "ok":
+                self.write(Acked(now, session, outcome.last, outcome.seq_no))
+            case "rejected":
+                self.write(Failed(now, session, outcome.first, count, outcome.reason))
+            case "unknown":
+                self.write(Unknown(now, session, outcome.first, count))
+
+    def flush(self) -> None:
+        if self._rows:
+            self._file.write(b"".join(self._rows))
+            self._rows.clear()
+            self._size = 0
+        self._flushed_at = time.monotonic_ns()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_T_KEY = b'"t":'
+
+
+def row_time(line: bytes) -> int:
+    """The t of an encoded row, without parsing the rest of it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    start = line.index(_T_KEY) + len(_T_KEY)
+    end = line.find(b",", start)
+    return int(line[start : end if end >= 0 else line.index(b"}", start)])
+
+
+def merge(parts: Sequence[Path], whole: Path) -> None:
+    """Merge parts, each ascending by t, into one file and remove them; a torn last line is left out."""
+    with whole.open("wb", buffering=MERGE_CHUNK) as out:
+        out.writelines(heapq.merge(*(_whole_lines(part) for part in parts), key=row_time))
+    for part in parts:
+        part.unlink()
+
+
+def _whole_lines(part: Path) -> Iterator[bytes]:
+    with part.open("rb", buffering=MERGE_CHUNK) as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
