@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from random import Random
+from typing import TypeAlias, cast, get_args
 
 from nodeproc.core import catchup, election, failure, membership, ordering
 from nodeproc.core.effects import Effects
@@ -52,7 +53,7 @@ from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState,
 BACKLOG_MAX = 20_000
 """Frames kept while a pledge is on its way to the disk; more are lost, as frames can be."""
 
-Termed = (
+Termed: TypeAlias = (
     JoinAck
     | Members
     | Heartbeat
@@ -68,6 +69,7 @@ Termed = (
     | Commit
 )
 """Frames under the term rule E6. Nobody takes over the term that ELECTION proposes; VOTE_REQUEST has rule E4."""
+_TERMED = frozenset(get_args(Termed))
 
 
 class Node:
@@ -242,7 +244,8 @@ class Node:
             return
         if sender in state.strangers and not isinstance(message, LinkUp | LinkDown):
             return
-        if isinstance(message, Termed):
+        if type(message) in _TERMED:  # A tenth of the cost of isinstance with a union of thirteen.
+            message = cast(Termed, message)
             if message.term < state.term:
                 if not isinstance(message, TermIs):
                     state.send(fx, sender, TermIs(state.term))
