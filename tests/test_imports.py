@@ -36,7 +36,8 @@ CORE_LAYERS: tuple[frozenset[str], ...] = (
 ALLOWED: dict[str, tuple[str, ...]] = {
     "nodeproc.core": ("nodeproc.core",),
     "nodeproc.wire": ("nodeproc.core", "nodeproc.errors"),
-    "nodeproc.session": ("nodeproc.core", "nodeproc.wire", "nodeproc.errors"),
+    "nodeproc.nodestream": ("nodeproc.core", "nodeproc.wire", "nodeproc.errors"),
+    "nodeproc.session": ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.errors"),
     "nodeproc": ("nodeproc",),
     "lab": (),
     "lab.bootstrap": (),
@@ -54,7 +55,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 lab.run and lab.check never meet but in a run directory; the chat never knows the lab.
 """
 
-PURE = ("nodeproc.core", "nodeproc.wire", "nodeproc.session", "lab.run.links")
+PURE = ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.session", "lab.run.links")
 
 
 class Import(NamedTuple):
@@ -169,7 +170,7 @@ MACHINE_WORDS = re.compile(
     r"|\b[Ii]ssue #?\d"  # numbers of a tracker that the reader does not have
 )
 TEXT_SUFFIXES = frozenset({".py", ".md", ".yml", ".toml", ".txt", ".ini", ".cfg", ".sh", ""})
-NOT_OURS = frozenset({".git", ".venv", "results", "data", "build", "dist"})
+NOT_OURS = frozenset({".git", ".venv", ".hypothesis", ".benchmarks", "results", "data", "build", "dist"})
 
 
 def machine_words(text: str) -> list[str]:

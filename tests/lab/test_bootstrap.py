@@ -261,7 +261,7 @@ def test_requirements_are_exact_and_name_no_index(name: str) -> None:
     assert _loose_lines((PROJECT / name).read_text()) == []
 
 
-@pytest.mark.parametrize("line", ["--find-links /wheels", "-i https://example.org/simple", "msgspec>=0.22", "msgspec"])
+@pytest.mark.parametrize("line", ["-f wheels", "-i https://example.org/simple", "msgspec>=0.22", "msgspec"])
 def test_a_loose_or_hosted_requirement_is_found(line: str) -> None:
     assert _loose_lines(f"# a comment\nmsgspec==0.22.0  # via x\n{line}\n") == [line]
 
