@@ -1,0 +1,376 @@
+"""Connections of clients: their lines in, acknowledgements and delivered messages out. Rule: S1 to S7.
+
+Every memory here is bounded by not reading: a client whose answers pile up, and every submitting client once the node has
+taken in more than it could pass on and deliver, is not read until that is better. A subscriber that does not keep up gets
+its messages from the disk, where they lie anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, cast
+
+from nodeproc.config import Limits
+from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
+from nodeproc.core.messages import Batch, NodeId, Record, Refuse, SeqNo, Submit, Term
+from nodeproc.errors import FrameError
+from nodeproc.transport import send_at_once
+from nodeproc.wire import (
+    Ack,
+    Chat,
+    ClientLine,
+    Hello,
+    LeaderLine,
+    LineDecoder,
+    NodeLine,
+    Problem,
+    Reject,
+    Status,
+    StatusRequest,
+    Subscribe,
+    Welcome,
+    decode_client_line,
+    encode_line,
+)
+
+SESSION: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+LARGEST: Final = 2**53 - 1
+"""Of client ids, n and seq_no: what every JSON reader keeps exact."""
+CHUNK_BYTES: Final = 256 << 10
+"""Read from the disk for a subscriber at once."""
+STUCK_S: Final = 1.0
+"""Nothing delivered for so long: what was taken in may be lost on its way, and clients must be heard again."""
+LINGER_S: Final = 5.0
+"""For a closed connection to take the line that says why."""
+
+
+class Backend(Protocol):
+    """What client connections ask of their node."""
+
+    def submit(self, message: Submit) -> None: ...
+
+    def delivered_session(self, session: str) -> tuple[int, SeqNo] | None: ...
+
+    def route(self) -> tuple[NodeId, Term]: ...
+
+    def delivered_seq(self) -> SeqNo: ...
+
+    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]: ...
+
+    def status(self) -> Status: ...
+
+    def report(self, event: Event) -> None: ...
+
+
+class Clients:
+    """All clients of a node."""
+
+    def __init__(self, node_id: NodeId, backend: Backend, limits: Limits) -> None:
+        self.node_id, self.backend, self.limits = node_id, backend, limits
+        self.connections: dict[ClientConnection, None] = {}
+        self.sessions: dict[str, ClientConnection] = {}
+        self.subscribers: dict[ClientConnection, None] = {}
+        self.intake_bytes = 0
+        """Taken from clients and not yet delivered here (S7)."""
+        self._held: dict[ClientConnection, None] = {}
+        self._deliveries = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def accept(self) -> ClientConnection:
+        """The protocol for a connection that opened like a client's."""
+        return ClientConnection(self)
+
+    # ---- what the node tells ------------------------------------------------------------------------
+
+    def delivered(self, records: Sequence[Record]) -> None:
+        """Push the messages to subscribers and acknowledge those of our clients. Rule: S4, S6."""
+        batches = [(record.header, record) for record in records if isinstance(record.header, Batch)]
+        if not batches:
+            return
+        self._deliveries += 1
+        if self.subscribers:
+            bodies = [record.body for _, record in batches]
+            for subscriber in list(self.subscribers):
+                subscriber.push(batches[0][0].first, batches[-1][0].last, bodies)
+        reached: dict[ClientConnection, tuple[int, SeqNo]] = {}
+        for header, _ in batches:
+            for session, last_n, seq_no in header.sessions:
+                connection = self.sessions.get(session)
+                if connection is not None:
+                    reached[connection] = (last_n, seq_no)
+        for connection, (last_n, seq_no) in reached.items():
+            connection.acknowledge(last_n, seq_no)
+        if self._held and self.intake_bytes * 2 <= self.limits.intake_window_bytes:
+            self._let_go()
+
+    def refused(self, refusals: Sequence[Refuse]) -> None:
+        """Tell our clients what was not ordered. Rule: S2, S3, F3."""
+        for refusal in refusals:
+            connection = self.sessions.get(refusal.session)
+            if connection is not None:
+                connection.refused(refusal)
+
+    def route_changed(self, leader: NodeId, term: Term) -> None:
+        """What was taken and is not delivered comes again (S5)."""
+        self.forget_intake()
+        line = encode_line(LeaderLine(leader, term))
+        for connection in self.sessions.values():
+            connection.transport.write(line)
+
+    def close(self) -> None:
+        for connection in list(self.connections):
+            connection.transport.close()
+
+    # ---- how much is taken in -----------------------------------------------------------------------
+
+    def take_in(self, connection: ClientConnection, size: int) -> None:
+        """A client's submission goes to the core; past the window the client is not read. Rule: S7."""
+        self.intake_bytes += size
+        if self.intake_bytes > self.limits.intake_window_bytes:
+            self._held[connection] = None
+            connection.hold(True)
+            self._watch()
+
+    def forget_intake(self) -> None:
+        for connection in self.sessions.values():
+            connection.intake.clear()
+        self.intake_bytes = 0
+        self._let_go()
+
+    def left(self, connection: ClientConnection) -> None:
+        self.connections.pop(connection, None)
+        self.subscribers.pop(connection, None)
+        self._held.pop(connection, None)
+        self.intake_bytes -= sum(size for _, size in connection.intake)
+        connection.intake.clear()
+        if self.sessions.get(connection.session) is connection:
+            del self.sessions[connection.session]
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, {}
+        for connection in held:
+            connection.hold(False)
+
+    def _watch(self) -> None:
+        """While clients are held, see that deliveries go on."""
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(STUCK_S, self._look_again, self._deliveries)
+
+    def _look_again(self, deliveries: int) -> None:
+        self._timer = None
+        if self._held and self._deliveries == deliveries:
+            self.forget_intake()
+        elif self._held:
+            self._watch()
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients, self._backend, self._limits = clients, clients.backend, clients.limits
+        self._decoder = LineDecoder(clients.limits.max_line_bytes)
+        self.transport: asyncio.Transport
+        self.session = ""
+        self._client_id = 0
+        self._born: SeqNo = 0
+        self._acked: tuple[int, SeqNo] = (0, 0)
+        self.intake: deque[tuple[int, int]] = deque()
+        """(last n, bytes) of what was submitted and is not acknowledged."""
+        self._closing = False
+        self._choked = self._held = self._paused = False
+        self._next: SeqNo = 0
+        """Next seq_no for the subscriber; 0: none is subscribed."""
+        self._behind = False
+        """Its next messages come from the disk."""
+
+    # ---- asyncio ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self.transport.set_write_buffer_limits(high=self._limits.subscriber_buffer_bytes)
+        send_at_once(self.transport)
+        count, allowed = len(self._clients.connections) + 1, self._limits.max_clients
+        self._clients.connections[self] = None
+        if count > allowed:
+            self._fail(f"{count} clients, allowed {allowed}")
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for line in self._decoder.feed(data):
+                if self._closing:
+                    return
+                self._on_line(decode_client_line(line), len(line))
+        except FrameError as error:
+            self._fail(str(error))
+
+    def eof_received(self) -> bool:
+        """A client that only closed its sending half (`nc` at the end of its input) still gets its answers."""
+        return bool(self.intake or self._next) and not self._closing
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closing = True
+        self._clients.left(self)
+        if self.session:
+            self._backend.report(ClientLeft(self._client_id, self.session))
+
+    def pause_writing(self) -> None:
+        self._choked = True
+        self._set_reading()
+
+    def resume_writing(self) -> None:
+        self._choked = False
+        self._set_reading()
+        if self._behind:
+            self._pump()
+
+    # ---- what the client says -----------------------------------------------------------------------
+
+    def _on_line(self, line: ClientLine, size: int) -> None:
+        match line:
+            case Chat():
+                self._on_chat(line, size)
+            case Hello():
+                self._on_hello(line)
+            case Subscribe():
+                self._on_subscribe(line)
+            case StatusRequest():
+                self._say(self._backend.status())
+
+    def _on_hello(self, hello: Hello) -> None:
+        session = hello.session or secrets.token_hex(8)
+        if self.session:
+            raise FrameError("HELLO twice on one connection")
+        if not SESSION.fullmatch(session):
+            raise FrameError(f"session {session[:80]!r}, allowed 1 to 64 of A-Z a-z 0-9 _ . : -")
+        for name, number in (("client_id", hello.client_id), ("born", hello.born or 0)):
+            if not 0 <= number <= LARGEST:
+                raise FrameError(f"{name} {number}, allowed 0..{LARGEST}")
+        older = self._clients.sessions.get(session)
+        if older is not None:
+            older.supersede()
+        delivered_seq = self._backend.delivered_seq()
+        self.session, self._client_id = session, hello.client_id
+        self._born = delivered_seq if hello.born is None else hello.born
+        self._acked = self._backend.delivered_session(session) or (0, 0)
+        self._clients.sessions[session] = self
+        leader, term = self._backend.route()
+        acked_n, acked_seq = self._acked
+        self._say(Welcome(self._clients.node_id, session, self._born, acked_n, delivered_seq, leader, term, acked_seq))
+        self._backend.report(ClientConnected(hello.client_id, session))
+
+    def _on_chat(self, chat: Chat, size: int) -> None:
+        """Pass the messages on, unless all of them are delivered already. Rule: S1, S2, S4."""
+        if not self.session:
+            raise FrameError("CHAT before HELLO")
+        last_n = chat.first + len(chat.payloads) - 1
+        if chat.first < 1 or not chat.payloads or last_n > LARGEST:
+            raise FrameError(
+                f"CHAT of {len(chat.payloads)} messages from n={chat.first}, allowed one or more from 1 on"
+            )
+        if reason := self._too_large(chat, size):
+            self._say(Reject(self.session, chat.first, reason, False))
+        elif last_n <= self._acked[0]:
+            self._say(Ack(self.session, *self._acked))
+        else:
+            self.intake.append((last_n, size))
+            self._clients.take_in(self, size)
+            self._backend.submit(Submit(self.session, self._client_id, self._born, chat.first, chat.payloads))
+
+    def _too_large(self, chat: Chat, size: int) -> str:
+        allowed = self._limits.max_line_messages
+        if len(chat.payloads) > allowed:
+            return f"CHAT of {len(chat.payloads)} messages, allowed {allowed}"
+        allowed = self._limits.max_payload_bytes
+        if size > allowed:  # Else no message in the line can be.
+            for payload in chat.payloads:
+                if len(payload) * 4 > allowed and (found := len(payload.encode())) > allowed:
+                    return f"message of {found} bytes, allowed {allowed}"
+        return ""
+
+    def _on_subscribe(self, subscribe: Subscribe) -> None:
+        if self._next:
+            raise FrameError("SUBSCRIBE twice on one connection")
+        if not 1 <= subscribe.start <= LARGEST:
+            raise FrameError(f"SUBSCRIBE from {subscribe.start}, allowed 1..{LARGEST}")
+        self._next, self._behind = subscribe.start, True
+        self._clients.subscribers[self] = None
+        self._pump()
+
+    # ---- what the node says -------------------------------------------------------------------------
+
+    def acknowledge(self, last_n: int, seq_no: SeqNo) -> None:
+        """All up to last_n is delivered here. Rule: S4."""
+        self._acked = (last_n, seq_no)
+        intake = self.intake
+        while intake and intake[0][0] <= last_n:
+            self._clients.intake_bytes -= intake.popleft()[1]
+        self._say(Ack(self.session, last_n, seq_no))
+
+    def refused(self, refusal: Refuse) -> None:
+        """The client sends again from what the node expects, so what it sent is not on its way any more."""
+        self._clients.intake_bytes -= sum(size for _, size in self.intake)
+        self.intake.clear()
+        retry = refusal.reason in ("gap", "no_leader", "no_quorum")
+        self._say(Reject(refusal.session, refusal.first, refusal.reason, retry, refusal.expected))
+
+    def push(self, first: SeqNo, last: SeqNo, bodies: Sequence[memoryview]) -> None:
+        """Send a subscriber what was just delivered, or leave it to the disk. Rule: S6."""
+        if self._behind or last < self._next:
+            return
+        if self._choked or first != self._next:
+            self._behind = True
+            self._pump()
+        else:
+            self.transport.writelines(bodies)
+            self._next = last + 1
+
+    def supersede(self) -> None:
+        """The same session was opened on another connection."""
+        self._fail("this session was opened on another connection")
+        self._clients.left(self)
+
+    def hold(self, held: bool) -> None:
+        """Stop or go on reading because of what the node has taken in (S7)."""
+        self._held = held
+        self._set_reading()
+
+    def _pump(self) -> None:
+        """One chunk from the disk to the subscriber; the next one after the others had their turn. Rule: S6."""
+        if not self._behind or self._choked or self._closing:
+            return
+        lines, last = self._backend.read_lines(self._next, CHUNK_BYTES)
+        if not lines:
+            self._behind = False
+            return
+        self.transport.write(lines)
+        self._next = last + 1
+        asyncio.get_running_loop().call_soon(self._pump)
+
+    def _say(self, line: NodeLine) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(encode_line(line))
+
+    def _fail(self, reason: str) -> None:
+        """One clear line, then the end; other clients don't notice. Rule: S7."""
+        if self._closing:
+            return
+        self._say(Problem(reason))
+        self._closing = True
+        self._backend.report(BadInput(f"client {self._client_id}" if self.session else "a client", reason))
+        self.transport.close()
+        asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+
+    def _set_reading(self) -> None:
+        paused = self._choked or self._held
+        if paused != self._paused and not self.transport.is_closing():
+            self._paused = paused
+            if paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()

@@ -1,0 +1,107 @@
+"""The one listening port: a connection's first byte tells a node from a client."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final, cast
+
+from nodeproc.errors import ConfigError
+from nodeproc.wire import PREAMBLE
+
+UNDECIDED_MAX: Final = 256
+"""Connections that have not sent a byte yet; more are dropped at once."""
+UNDECIDED_TIMEOUT_S: Final = 60.0
+BACKLOG: Final = 1024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. A port whose old connections are still fading away (TIME_WAIT) can be taken at once.
+
+    Raises:
+        ConfigError: the port is in use or the address is not this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+    return sock
+
+
+class Entrance:
+    """Hands every connection to the protocol that its first byte asks for.
+
+    Args:
+        for_node, for_client: make the protocol of one connection.
+    """
+
+    def __init__(self, for_node: Callable[[], asyncio.Protocol], for_client: Callable[[], asyncio.Protocol]) -> None:
+        self.for_node, self.for_client = for_node, for_client
+        self._undecided: set[Undecided] = set()
+        self._server: asyncio.Server | None = None
+
+    async def open(self, sock: socket.socket) -> None:
+        self._server = await asyncio.get_running_loop().create_server(lambda: Undecided(self), sock=sock)
+
+    def close(self) -> None:
+        """Refuse connections from now on."""
+        if self._server is not None:
+            self._server.close()
+        for each in list(self._undecided):
+            each.drop()
+
+    def came(self, each: Undecided) -> bool:
+        if len(self._undecided) >= UNDECIDED_MAX:
+            return False
+        self._undecided.add(each)
+        return True
+
+    def left(self, each: Undecided) -> None:
+        self._undecided.discard(each)
+
+
+class Undecided(asyncio.Protocol):
+    """A connection that has not sent its first byte."""
+
+    def __init__(self, entrance: Entrance) -> None:
+        self._entrance = entrance
+        self._timer: asyncio.TimerHandle | None = None
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        if self._entrance.came(self):
+            self._timer = asyncio.get_running_loop().call_later(UNDECIDED_TIMEOUT_S, self.drop)
+        else:
+            self.drop()
+
+    def data_received(self, data: bytes) -> None:
+        self._leave()
+        entrance = self._entrance
+        protocol = entrance.for_node() if data[0] == PREAMBLE[0] else entrance.for_client()
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        protocol.data_received(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._leave()
+
+    def drop(self) -> None:
+        self.transport.abort()
+
+    def _leave(self) -> None:
+        self._entrance.left(self)
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,385 @@
+"""Links between nodes: one TCP connection in each direction between any two.
+
+A node dials every peer, for ever, and sends its frames on the connection that it dialled; it receives on those that it
+accepted. So a link has one owner who opens it again, and what the core is told about it (LinkUp, LinkDown) stands
+in one order with the frames that came before and after.
+
+A dead process is known by its refusing port: whenever a link is lost, and also when the peer's own connection to us
+closes, the peer is dialled at once, and only if that fails the core is told LinkDown. Failover starts there (F2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
+from typing import Any, Final, TypeAlias, cast
+
+from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused
+from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
+from nodeproc.errors import FrameError, LinkRefused
+from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
+from nodeproc.wire import (
+    MAX_BODY,
+    MAX_HEADER,
+    PREAMBLE,
+    FrameDecoder,
+    PeerChallenge,
+    PeerHello,
+    PeerProof,
+    PeerRefusal,
+    encode_frame,
+)
+
+Address: TypeAlias = tuple[str, int]
+"""(host, port)"""
+
+HANDSHAKE_TIMEOUT_S: Final = 2.0
+UNPROVEN_HEADER_BYTES: Final = 4096
+"""Longest frame before the proof; such frames have no body."""
+PAUSE_FIRST_S: Final = 0.02
+PAUSE_MAX_S: Final = 0.25
+SHORT_LIFE_S: Final = 1.0
+"""A link that lived less long counts as a failed attempt from the second time on: no storm of new links."""
+
+
+class Links:
+    """All links of a node.
+
+    Args:
+        credentials: what the node says of itself now; asked anew for every link.
+        addresses: where to dial each peer.
+        take: gets every input for the core, in order.
+        report: gets every event.
+        buffer_max_bytes: waiting to be sent to one peer; past it that link is reset, so no peer can fill our memory.
+    """
+
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials],
+        addresses: Mapping[NodeId, Address],
+        take: Callable[[NodeId, Input], None],
+        report: Callable[[Event], None],
+        rng: Random,
+        buffer_max_bytes: int,
+    ) -> None:
+        self.credentials, self.take, self.report = credentials, take, report
+        self._refusals: dict[NodeId, str] = {}
+        self._accepted: dict[NodeId, Accepted] = {}
+        self._unproven: set[Accepted] = set()
+        self._dialled = {
+            peer: Outgoing(self, peer, addresses[peer], rng, buffer_max_bytes) for peer in sorted(addresses)
+        }
+        self.frames_in = 0
+        self.bytes_in = self.bytes_out = 0
+
+    def start(self) -> None:
+        """Begin to dial."""
+        for outgoing in self._dialled.values():
+            outgoing.start()
+
+    def accept(self) -> Accepted:
+        """The protocol for a connection that opened like a node's."""
+        return Accepted(self)
+
+    def send(self, peer: NodeId, buffers: Sequence[bytes]) -> None:
+        """Send whole frames; lost where there is no link."""
+        self._dialled[peer].send(buffers)
+
+    async def close(self) -> None:
+        """Stop dialling and drop every link."""
+        await asyncio.gather(*(outgoing.close() for outgoing in self._dialled.values()))
+        for accepted in [*self._accepted.values(), *self._unproven]:
+            accepted.drop()
+
+    # ---- what connections tell ----------------------------------------------------------------------
+
+    def arrived(self, accepted: Accepted) -> None:
+        self._unproven.add(accepted)
+
+    def proven(self, accepted: Accepted, who: Proven) -> None:
+        """A peer's connection to us is open; it replaces an older one, which the peer must have lost."""
+        self._unproven.discard(accepted)
+        older = self._accepted.get(who.peer)
+        self._accepted[who.peer] = accepted
+        if older is not None:
+            older.drop()
+        self._refusals.pop(who.peer, None)
+        self._dialled[who.peer].hurry()
+        self.take(who.peer, LinkUp(who.identity, who.rebuilding, False))
+
+    def gone(self, accepted: Accepted, peer: NodeId | None) -> None:
+        self._unproven.discard(accepted)
+        if peer is not None and self._accepted.get(peer) is accepted:
+            del self._accepted[peer]
+            self._dialled[peer].doubt()
+
+    def refused(self, peer: NodeId, direction: str, reason: str) -> None:
+        """Report it once until it changes; a refused peer tries again and again."""
+        key = peer if peer in self._dialled else 0
+        if self._refusals.get(key) != f"{direction} {reason}":
+            self._refusals[key] = f"{direction} {reason}"
+            self.report(PeerRefused(peer, "to" if direction == "to" else "from", reason))
+
+
+# ---- the connection that we dialled: frames go out ------------------------------------------------
+
+
+class Dialled(asyncio.Protocol):
+    """One connection to a peer. `met` tells who is there once both have proven themselves, `lost` why it ended."""
+
+    def __init__(self, handshake: Dialling) -> None:
+        loop = asyncio.get_running_loop()
+        self._handshake = handshake
+        self._decoder = FrameDecoder(UNPROVEN_HEADER_BYTES, 0)
+        self.transport: asyncio.Transport
+        self.met: asyncio.Future[Proven] = loop.create_future()
+        self.lost: asyncio.Future[str] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        send_at_once(self.transport)
+        self.transport.write(PREAMBLE + b"".join(encode_frame(self._handshake.hello)))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                if isinstance(message, PeerChallenge) and not self.met.done():
+                    proof, who = self._handshake.on_challenge(message)
+                    self.transport.writelines(encode_frame(proof))
+                    self.met.set_result(who)
+                elif isinstance(message, PeerRefusal):
+                    raise LinkRefused(f"it says: {message.reason[:200]}")
+                else:
+                    raise LinkRefused(f"it sent {type(message).__name__} on a link that is ours to send on")
+        except (FrameError, LinkRefused) as error:
+            self._end(error)
+
+    def eof_received(self) -> bool:
+        self.transport.abort()  # Not close(): what waits in the buffer has nobody to go to.
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(error or ConnectionResetError("closed by the peer"))
+        self.lost.set_result(describe(error) if error else "closed by the peer")
+
+    def _end(self, error: Exception) -> None:
+        if not self.met.done():
+            self.met.set_exception(error)
+            self.met.exception()  # Retrieved: nobody may be waiting any more.
+        self.transport.abort()
+
+
+class Outgoing:
+    """Our sending half of the link to one peer: dialled, lost, dialled again, for ever."""
+
+    def __init__(self, links: Links, peer: NodeId, address: Address, rng: Random, buffer_max_bytes: int) -> None:
+        self._links, self._peer, self._address = links, peer, address
+        self._rng, self._buffer_max_bytes = rng, buffer_max_bytes
+        self._connection: Dialled | None = None
+        self._hurry = asyncio.Event()
+        self._up = False
+        """The core was told LinkUp and no LinkDown since."""
+        self._complained = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._spawn(self._keep())
+
+    def send(self, buffers: Sequence[bytes]) -> None:
+        """Send whole frames on the open connection; without one they are lost."""
+        connection = self._connection
+        if connection is None or connection.transport.is_closing():
+            return
+        connection.transport.writelines(buffers)
+        self._links.bytes_out += sum(map(len, buffers))
+        waiting = connection.transport.get_write_buffer_size()
+        if waiting > self._buffer_max_bytes:
+            self._links.report(
+                BadInput(f"link to node_{self._peer}", f"{waiting} bytes unsent, allowed {self._buffer_max_bytes}")
+            )
+            connection.transport.abort()
+
+    def hurry(self) -> None:
+        """The peer lives: don't wait with the next attempt."""
+        self._hurry.set()
+
+    def doubt(self) -> None:
+        """The peer's own connection closed: see at once whether it still listens."""
+        if self._connection is not None:
+            self._spawn(self._verify(self._connection))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._connection is not None:
+            self._connection.transport.abort()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _keep(self) -> None:
+        """Dial at once after a loss, then in growing steps."""
+        failures = 0
+        while True:
+            connection = await self._dial()
+            if connection is not None:
+                opened = time.monotonic()
+                reason = await connection.lost
+                self._connection = None
+                short = time.monotonic() - opened < SHORT_LIFE_S
+                failures = failures + 1 if short else 0
+                if failures < 2:
+                    continue
+                self._tell_down(reason)
+            failures += 1
+            self._hurry.clear()
+            pause = min(PAUSE_FIRST_S * 2 ** min(failures - 1, 10), PAUSE_MAX_S) * (0.5 + self._rng.random())
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), pause)
+
+    async def _dial(self) -> Dialled | None:
+        """One attempt. None: it failed and whom that concerns was told."""
+        loop = asyncio.get_running_loop()
+        handshake = Dialling(self._links.credentials(), self._peer, secrets.token_hex(NONCE_BYTES))
+        connection: Dialled | None = None
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                _, connection = await loop.create_connection(lambda: Dialled(handshake), *self._address)
+                who = await connection.met
+        except LinkRefused as error:
+            self._links.refused(self._peer, "to", str(error))
+            self._tell_down(str(error))
+        except TimeoutError:
+            self._tell_down(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s")
+        except (OSError, FrameError) as error:
+            self._tell_down(describe(error))
+        else:
+            self._tell_up(connection, who)
+            return connection
+        finally:
+            if connection is not None and connection is not self._connection:
+                connection.transport.abort()
+        return None
+
+    def _tell_up(self, connection: Dialled, who: Proven) -> None:
+        self._connection = connection
+        self._up, self._complained = True, False
+        self._links.report(PeerConnected(self._peer))
+        self._links.take(self._peer, LinkUp(who.identity, who.rebuilding, True))
+
+    def _tell_down(self, reason: str) -> None:
+        if not self._complained:
+            self._complained = True
+            self._links.report(PeerLost(self._peer, reason))
+        if self._up:
+            self._up = False
+            self._links.take(self._peer, LinkDown())
+
+    async def _verify(self, connection: Dialled) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                probe, _ = await loop.create_connection(asyncio.Protocol, *self._address)
+            probe.abort()
+        except OSError:
+            connection.transport.abort()  # _keep dials once more, is refused too, and says so.
+
+
+# ---- the connection that we accepted: frames come in ----------------------------------------------
+
+
+class Accepted(asyncio.Protocol):
+    """One connection from a peer."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self._handshake = Accepting(links.credentials(), secrets.token_hex(NONCE_BYTES))
+        self._decoder = FrameDecoder(UNPROVEN_HEADER_BYTES, 0)
+        self._greeting = b""
+        self._peer: NodeId | None = None
+        """Proven to be this one."""
+        self._claimed: NodeId = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        send_at_once(self.transport)
+        self._links.arrived(self)
+        self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self.drop)
+
+    def data_received(self, data: bytes) -> None:
+        self._links.bytes_in += len(data)
+        try:
+            if len(self._greeting) < len(PREAMBLE):
+                data = self._take_greeting(data)
+            self._take_frames(self._decoder.feed(data))
+        except LinkRefused as error:
+            self._refuse(str(error))
+        except FrameError as error:
+            if self._peer is None:
+                self._refuse(str(error))
+            else:
+                self._links.report(BadInput(f"link from node_{self._peer}", str(error)))
+                self.transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._links.gone(self, self._peer)
+
+    def drop(self) -> None:
+        self.transport.abort()
+
+    def _take_greeting(self, data: bytes) -> bytes:
+        """Drop the preamble; what is behind it is frames."""
+        greeting = self._greeting + data
+        self._greeting = greeting[: len(PREAMBLE)]
+        if not PREAMBLE.startswith(self._greeting):
+            raise FrameError(f"a connection that opens with {self._greeting!r}, allowed {PREAMBLE!r}")
+        return greeting[len(PREAMBLE) :]
+
+    def _take_frames(self, messages: Iterable[Any]) -> None:
+        links, peer = self._links, self._peer
+        for message in messages:
+            if peer is not None and not isinstance(message, PeerHello | PeerChallenge | PeerProof | PeerRefusal):
+                links.frames_in += 1
+                links.take(peer, cast(PeerMessage, message))
+            elif peer is None and isinstance(message, PeerHello):
+                self._claimed = message.node
+                self.transport.writelines(encode_frame(self._handshake.on_hello(message)))
+            elif peer is None and isinstance(message, PeerProof):
+                who = self._handshake.on_proof(message)
+                peer = self._peer = who.peer
+                self._decoder.max_header, self._decoder.max_body = MAX_HEADER, MAX_BODY
+                if self._timer is not None:
+                    self._timer.cancel()
+                links.proven(self, who)
+            else:
+                raise FrameError(f"{type(message).__name__} out of turn")
+
+    def _refuse(self, reason: str) -> None:
+        """Say why, and close."""
+        self._links.refused(self._claimed, "from", reason)
+        self.transport.writelines(encode_frame(PeerRefusal(reason)))
+        self.transport.close()
+
+
+def send_at_once(transport: asyncio.Transport) -> None:
+    """Small frames must not wait for the acknowledgement of the one before (Nagle)."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def describe(error: BaseException) -> str:
+    """What the operating system says, without address and number."""
+    return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
