@@ -1,7 +1,7 @@
 """The few file operations that storage is built on, with a real form here and a simulated one in nodeproc.simfiles.
 
-Files are appended to and read at an offset; nothing is overwritten in place. A name or a length is durable only when the
-folder or the file was synced after it changed. Names are relative to the data directory, with forward slashes.
+Files are appended to and read at an offset; nothing is overwritten in place. A name or a length is durable only when
+the folder or the file was synced after it changed. Names are relative to the data directory, with forward slashes.
 Everything here raises OSError as the system does; storage turns it into its own errors.
 """
 

@@ -80,7 +80,20 @@ class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"
     seq_no: SeqNo
 
 
-EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed
+class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
+    """The first entry of each WAL file: whose it is and which file it continues. Rule: K2, M4."""
+
+    number: int
+    """1, 2, 3, …; the file's name."""
+    previous_bytes: int
+    """Length of the file before it; 0 for the first."""
+    node: NodeId
+    identity: str
+    rebuilding: bool
+    """When the file was opened."""
+
+
+EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed | Opening
 _decode_entry_header: Callable[[bytes | memoryview], EntryHeader] = msgspec.json.Decoder(EntryHeader).decode
 
 
