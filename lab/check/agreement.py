@@ -67,18 +67,28 @@ def check_agreement(files: list[NodeFile], missing: list[int]) -> Agreement:
 
 def differing_line(file: NodeFile, other: NodeFile) -> int:
     """Number of the first line in which two files differ; 0 when the shorter is a prefix of the longer."""
-    line = 1
+    at = 0
     with file.path.open("rb", buffering=0) as a, other.path.open("rb", buffering=0) as b:
         while True:
             left, right = a.read(CHUNK_BYTES), b.read(CHUNK_BYTES)
             if left != right:
                 shared = _common_prefix(left, right)
-                if shared < min(len(left), len(right)):
-                    return line + left.count(b"\n", 0, shared)
-                return 0
+                if shared == min(len(left), len(right)):
+                    return 0
+                return 1 + _newlines_before(file, at + shared)
             if not left:
                 return 0
-            line += left.count(b"\n")
+            at += len(left)
+
+
+def _newlines_before(file: NodeFile, offset: int) -> int:
+    count = 0
+    with file.path.open("rb", buffering=0) as opened:
+        while offset:
+            block = opened.read(min(CHUNK_BYTES, offset))
+            count += block.count(b"\n")
+            offset -= len(block)
+    return count
 
 
 def _common_prefix(left: bytes, right: bytes) -> int:

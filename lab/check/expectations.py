@@ -42,8 +42,8 @@ class Facts(NamedTuple):
     """All message logs have the same bytes, so that one of them speaks for all."""
     last_seqs: dict[int, int]
     """Node -> last seq_no in its log; a node without one is missing."""
-    term_starts: list[tuple[int, int]]
-    """(term, first seq_no of it) as they stand in the log."""
+    term_starts: list[tuple[int, int]] | None
+    """(term, first seq_no of it) as they stand in the log; None: not known."""
     contiguous: bool
     """A2 holds."""
     messages: Outcomes
@@ -126,6 +126,8 @@ def _last_seq(expectation: LastSeq, nodes: list[int], facts: Facts) -> _Found:
 
 
 def _numbering(expectation: NumberingContinues, facts: Facts) -> _Found:
+    if facts.term_starts is None:
+        return _Found(None, "the log was not read through")
     terms = len(facts.term_starts)
     places = ", ".join(f"term {term} from seq_no {seq_no}" for term, seq_no in facts.term_starts)
     if not terms:
@@ -193,6 +195,8 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _acknowledged(expectation: Acknowledged, messages: Outcomes) -> _Found:
+    if not messages.sent:
+        return _Found(None, "the history tells of no message")
     text = f"{messages.acknowledged} of {messages.sent} acknowledged"
     for count, what in (
         (messages.rejected, "rejected"),

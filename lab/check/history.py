@@ -54,6 +54,7 @@ class Piece(NamedTuple):
     offset: int
     """Bytes of the file before it."""
     data: bytes
+    newlines: int
 
 
 def read_pieces(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[Piece]:
@@ -65,19 +66,20 @@ def read_pieces(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[Pi
             data = rest + block if rest else block
             end = data.rfind(b"\n") + 1
             if end:
-                piece = Piece(first_line, offset, data if end == len(data) else data[:end])
-                yield piece
-                first_line += piece.data.count(b"\n")
+                whole = data if end == len(data) else data[:end]
+                newlines = whole.count(b"\n")
+                yield Piece(first_line, offset, whole, newlines)
+                first_line += newlines
                 offset += end
             rest = data[end:]
         if rest:
-            yield Piece(first_line, offset, rest)
+            yield Piece(first_line, offset, rest, 0)
 
 
 def line_at(path: Path, number: int) -> bytes:
     """Line `number` without its newline; empty behind the end of the file."""
     for piece in read_pieces(path):
-        if number < piece.first_line + piece.data.count(b"\n") + (not piece.data.endswith(b"\n")):
+        if number < piece.first_line + max(piece.newlines, 1):
             return piece.data.split(b"\n")[number - piece.first_line]
     return b""
 
@@ -105,13 +107,13 @@ class Chunk(NamedTuple):
         return next((at + 1 for at in range(start, len(lines)) if lines[at].seq_no >= seq_no), len(lines))
 
 
-def decode_log_lines(data: bytes) -> list[LogLine]:
-    """One LogLine per line, NOT_A_MESSAGE for what is none."""
+def decode_log_lines(data: bytes, count: int) -> list[LogLine]:
+    """One LogLine for each of `count` lines, NOT_A_MESSAGE for what is none."""
     try:
         lines = _decoder.decode_lines(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         lines = []
-    if len(lines) == data.count(b"\n"):
+    if len(lines) == count:
         return lines
     return [_decode_one(line) for line in data.removesuffix(b"\n").split(b"\n")]
 
@@ -133,7 +135,7 @@ class MessageLog:
         self.path, self.name = path, name
         self.line_count = 0
         self.torn = 0
-        self._first_lines, self._offsets, self._first_seqs = array("q"), array("q"), array("q")
+        self._first_lines, self._first_seqs, self._offsets = array("q"), array("q"), array("q", [0])
         self._kept: dict[int, Chunk] = {}
 
     def place(self, line: int) -> str:
@@ -144,13 +146,13 @@ class MessageLog:
         if not self.path.is_file():
             return
         for piece in read_pieces(self.path):
-            if not piece.data.endswith(b"\n"):
+            if not piece.newlines:
                 self.torn = piece.first_line
                 return
             chunk = _decode_chunk(piece)
-            number = len(self._offsets)
+            number = len(self._first_lines)
             self._first_lines.append(piece.first_line)
-            self._offsets.append(piece.offset)
+            self._offsets.append(piece.offset + len(piece.data))
             self._first_seqs.append(chunk.lines[0].seq_no)
             self._kept[number] = chunk
             self._kept.pop(number - KEPT_CHUNKS, None)
@@ -164,12 +166,20 @@ class MessageLog:
             return None
         chunk = self._kept.get(number)
         if chunk is None:
-            piece = next(read_pieces(self.path, self._offsets[number], self._first_lines[number]))
-            chunk = _decode_chunk(piece)
-            # Old chunks are asked for in runs; keep the newest of them in the slot below all numbers.
-            self._kept = {kept: chunk for kept, chunk in self._kept.items() if kept > len(self._offsets) - KEPT_CHUNKS}
-            self._kept[number] = chunk
+            chunk = self._read_again(number)
         return chunk.find(seq_no)
+
+    def _read_again(self, number: int) -> Chunk:
+        """A chunk that was forgotten; it is kept in place of the one that was read again before it."""
+        newest = len(self._first_lines) - KEPT_CHUNKS
+        self._kept = {kept: chunk for kept, chunk in self._kept.items() if kept >= newest}
+        start, end = self._offsets[number], self._offsets[number + 1]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            data = file.read(end - start)
+        chunk = _decode_chunk(Piece(self._first_lines[number], start, data, data.count(b"\n")))
+        self._kept[number] = chunk
+        return chunk
 
     def start_of(self, line: int) -> tuple[int, int]:
         """(line number, byte offset) of the nearest remembered line start at or before this line."""
@@ -178,7 +188,7 @@ class MessageLog:
 
 
 def _decode_chunk(piece: Piece) -> Chunk:
-    lines = decode_log_lines(piece.data)
+    lines = decode_log_lines(piece.data, piece.newlines)
     first = lines[0].seq_no
     contiguous = [line.seq_no for line in lines] == list(range(first, first + len(lines)))
     return Chunk(piece.first_line, lines, contiguous)
@@ -196,8 +206,7 @@ def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
             rows = _row_decoder.decode_lines(piece.data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             rows = []
-        lines = piece.data.count(b"\n")
-        if len(rows) != lines:
+        if len(rows) != piece.newlines or not rows:
             raise RunFileError(_first_bad_row(path.name, piece))
         for number, row in enumerate(rows, piece.first_line):
             if row.t < latest:
@@ -239,7 +248,7 @@ def read_events(path: Path) -> Iterator[tuple[int, EventLine]]:
             events = _event_decoder.decode_lines(piece.data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             events = []
-        if len(events) == piece.data.count(b"\n"):
+        if len(events) == piece.newlines:
             yield from enumerate(events, piece.first_line)
             continue
         for number, line in enumerate(piece.data.split(b"\n"), piece.first_line):

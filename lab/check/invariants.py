@@ -124,7 +124,7 @@ def _last_seq(file: NodeFile) -> int:
             opened.seek(max(file.size - size, 0))
             lines = opened.read().split(b"\n")[:-1]
             if len(lines) > 1 or size >= file.size:
-                return decode_log_lines(lines[-1] + b"\n")[0].seq_no if lines else 0
+                return decode_log_lines(lines[-1] + b"\n", 1)[0].seq_no if lines else 0
             size *= 4
 
 
@@ -137,14 +137,14 @@ class _Walked(NamedTuple):
     checks: list[Check]
     """A2 to A6, A8, A9."""
     messages: Outcomes
-    term_starts: list[tuple[int, int]]
+    term_starts: list[tuple[int, int]] | None
 
 
 def _walk(run: RunDir, papers: _Papers, agreement: Agreement, files: list[NodeFile]) -> _Walked:
     log = _reference_log(run, agreement)
     if not run.history.is_file():
         return _without_history(agreement, log, f"no {run.history.name}")
-    replay = Replay(log, run.history.name)
+    replay = Replay(log, run.history)
     recovery = _recovery(run, papers)
     try:
         for place, row in read_history(run.history):
@@ -198,7 +198,7 @@ def _without_history(agreement: Agreement, log: MessageLog, reason: str) -> _Wal
     else:
         numbers = contiguity.unknown("no message in any node's log")
     others = [Findings(name, title).unknown(reason) for name, title in TITLES.items()]
-    return _Walked([numbers, *others], Outcomes(in_log=log.line_count), [])
+    return _Walked([numbers, *others], Outcomes(in_log=log.line_count), None)
 
 
 # ---- what surrounds the invariants ------------------------------------------------------------------

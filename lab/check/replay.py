@@ -1,9 +1,10 @@
 """A2 to A6: one walk over the message log and the clients' history, side by side.
 
-The history is read in its order of time. An acknowledgement of seq_no s moves the log forward to s, so that every
-message which the log has up to there must have been sent in a row of the history above. So only what is under way is
-held: messages sent and not yet met in the log, and a few numbers per session. In an honest log the n of a
-session ascend without gaps: one counter per session proves that no msg_id stands twice.
+The history is read in its order of time. An acknowledgement of seq_no s moves the log forward to s: every message that
+stands up to there must have been sent in a row of the history above, else it was ordered before a message that had
+been acknowledged when it was sent (A6), or nobody sent it (A3). So only what is under way is held: messages sent and
+not yet met in the log, and a few numbers per session. In an honest log the n of a session ascend without gaps: one
+counter per session proves that no msg_id stands twice.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import assert_never
+from pathlib import Path
+from typing import NamedTuple, assert_never
 
-from lab.check.history import NOT_A_MESSAGE, Chunk, LogLine, MessageLog
+from lab.check.history import NOT_A_MESSAGE, Chunk, LogLine, MessageLog, line_at, read_history
 from lab.check.verdict import Check, Findings, Outcomes, quote
-from lab.plan.workload import payload
+from lab.plan.workload import payloads
 from lab.rows import Acked, Failed, HistoryRow, Invoke, Phase, Shown, Unknown
 from nodeproc.core.messages import SeqNo
 
 END_OF_LOG: SeqNo = sys.maxsize
 LATE_MAX = 1000
 """Sent ranges kept after the log has passed them: only a broken log asks for them."""
+EARLY_MAX = 10_000
+"""Messages of the log kept until the history tells that they were sent: only a broken log has any."""
 
 
 @dataclass(slots=True)
@@ -34,25 +38,32 @@ class Sent:
     row: Invoke
     place: int
     """Line of history.jsonl."""
-    floor: SeqNo
-    """The highest seq_no acknowledged before they were sent. Rule: A6."""
-    floor_place: int
-    """Line of history.jsonl with that acknowledgement."""
+    after_ack: bool
+    """Something was acknowledged before they were sent, so that A6 says something about them."""
 
     def payloads(self, first: int, count: int) -> list[str]:
         """What messages first, first + 1, … hold."""
         row = self.row
         if row.gen is None:
             return list(row.payloads[first - row.n : first - row.n + count])
-        seed, client, size = row.gen.seed, row.client, row.gen.size
-        return [payload(seed, client, n, size) for n in range(first, first + count)]
+        return payloads(row.gen.seed, row.client, first, count, row.gen.size)
+
+
+class Early(NamedTuple):
+    """A message met in the log before the history tells that it was sent."""
+
+    number: int
+    """Line of the log."""
+    line: LogLine
+    ack: Acked | None
+    """What had been acknowledged by then, at or above the message; None: the history had ended."""
+    ack_place: int
 
 
 @dataclass(slots=True)
 class Session:
     """What is known of one session at this point of the walk."""
 
-    client: int
     invoked: int = 0
     """Messages 1..invoked were sent."""
     acked: int = 0
@@ -64,8 +75,9 @@ class Session:
     """Not yet met in the log, ascending."""
     late: deque[Sent] = field(default_factory=lambda: deque(maxlen=LATE_MAX))
     """Passed over by the log."""
-    holes: list[tuple[int, int]] = field(default_factory=list)
-    """Ranges of n that the log passed over."""
+    early: dict[int, Early] = field(default_factory=dict)
+    holes: list[tuple[int, int, int]] = field(default_factory=list)
+    """(first, last, line of the log behind it) of what the log passed over."""
 
     def find(self, n: int) -> Sent | None:
         """The sent range that n is in."""
@@ -78,23 +90,27 @@ class Session:
 
     def fill_hole(self, n: int) -> bool:
         """Take n out of the holes; False where it was in none."""
-        for at, (first, last) in enumerate(self.holes):
+        for at, (first, last, line) in enumerate(self.holes):
             if first <= n <= last:
-                self.holes[at : at + 1] = [part for part in ((first, n - 1), (n + 1, last)) if part[0] <= part[1]]
+                parts = ((first, n - 1, line), (n + 1, last, line))
+                self.holes[at : at + 1] = [part for part in parts if part[0] <= part[1]]
                 return True
         return False
 
-    def first_lost(self) -> int:
-        """The lowest acknowledged n that the log does not have; 0 when it has all."""
-        lost = [first for first, _ in self.holes if first <= self.acked]
+    def first_lost(self) -> tuple[int, int] | None:
+        """The lowest acknowledged n that the log does not have, with the line of the log behind its place.
+
+        None when it has all; the line is 0 where the log ended before.
+        """
+        lost = [(first, line) for first, _, line in self.holes if first <= self.acked]
         if self.acked > self.logged:
-            lost.append(self.logged + 1)
-        return min(lost, default=0)
+            lost.append((self.logged + 1, 0))
+        return min(lost, default=None)
 
     def in_log(self, first: int, last: int) -> int:
         """How many of the messages first..last the log has. Asked at the end of the walk."""
         count = max(0, min(last, self.logged) - first + 1)
-        for low, high in self.holes:
+        for low, high, _ in self.holes:
             count -= max(0, min(last, high) - max(first, low) + 1)
         return count
 
@@ -104,11 +120,12 @@ class Replay:
 
     Args:
         log: the reference log, not read yet.
-        history_name: how places in the history are shown.
+        history: the file that the rows come from; read again only to tell of what was lost.
     """
 
-    def __init__(self, log: MessageLog, history_name: str) -> None:
-        self.log, self.history_name = log, history_name
+    def __init__(self, log: MessageLog, history: Path) -> None:
+        self.log, self.history_name = log, history.name
+        self._history = history
         self.contiguity = Findings("A2", "contiguity")
         self.integrity = Findings("A3", "integrity")
         self.durability = Findings("A4", "durability")
@@ -125,9 +142,10 @@ class Replay:
         self._chunk: Chunk | None = next(self._chunks, None)
         self._at = 0
         self._seq_no, self._term = 0, 0
-        self._now = 0
-        self._floor, self._floor_place = 0, 0
-        self._next_floor, self._next_floor_place = 0, 0
+        self._first_ack_t = 0
+        self._ack: Acked | None = None
+        self._ack_place = 0
+        self._early_count = 0
 
     # ---- the history -----------------------------------------------------------------------------
 
@@ -137,10 +155,6 @@ class Replay:
         Args:
             place: its line number.
         """
-        if row.t > self._now:
-            # Only what was acknowledged strictly before counts as before (A6).
-            self._floor, self._floor_place = self._next_floor, self._next_floor_place
-            self._now = row.t
         match row:
             case Invoke():
                 self._on_invoke(place, row)
@@ -160,23 +174,29 @@ class Replay:
     def _session(self, name: str) -> Session:
         session = self.sessions.get(name)
         if session is None:
-            session = self.sessions[name] = Session(client=0)
+            session = self.sessions[name] = Session()
         return session
 
     def _on_invoke(self, place: int, row: Invoke) -> None:
         session = self._session(row.session)
-        session.client = row.client
         last = row.n + row.count - 1
         session.invoked = max(session.invoked, last)
-        session.sent.append(Sent(row.n, last, row, place, self._floor, self._floor_place))
+        sent = Sent(row.n, last, row, place, self.acks > 0 and row.t > self._first_ack_t)
+        session.sent.append(sent)
+        if session.early:
+            for n in range(row.n, last + 1):
+                early = session.early.pop(n, None)
+                if early is not None:
+                    self._judge_early(early, sent, n)
 
     def _on_acked(self, place: int, row: Acked) -> None:
+        if not self.acks:
+            self._first_ack_t = row.t
         self.acks += 1
         session = self._session(row.session)
         session.acked = max(session.acked, row.n)
-        if row.seq_no > self._next_floor:
-            self._next_floor, self._next_floor_place = row.seq_no, place
         if row.seq_no > self._seq_no:
+            self._ack, self._ack_place = row, place
             self._advance(row.seq_no)
         msg_id = f"{row.session}-{row.n}"
         line = self.log.find(row.seq_no)
@@ -242,13 +262,14 @@ class Replay:
 
     def _take_run(self, chunk: Chunk, lines: list[LogLine], at: int, end: int) -> int:
         """Judge the longest run of one session's messages from `at` on; returns the index behind it."""
-        name, _, number = lines[at].msg_id.rpartition("-")
+        name, n = _split(lines[at].msg_id)
+        if not n:
+            self._not_a_message(chunk.first_line + at, lines[at])
+            return at + 1
         session = self.sessions.get(name)
-        # int() takes more than canonical numbers do, " 1" and "1_0" among them.
-        n = int(number) if number.isascii() and number.isdigit() and number[0] != "0" else 0
-        sent = session.find(n) if session is not None and n else None
+        sent = session.find(n) if session is not None else None
         if session is None or sent is None:
-            self._never_sent(chunk, at)
+            self._take_early(chunk.first_line + at, lines[at], name, n)
             return at + 1
         at_most = min(end, at + sent.last - n + 1)
         prefix = f"{name}-"
@@ -261,45 +282,73 @@ class Replay:
 
     def _judge_run(self, chunk: Chunk, at: int, behind: int, name: str, session: Session, sent: Sent, n: int) -> None:
         run = chunk.lines[at:behind]
-        self.payloads_judged += len(run)
-        if [line.payload for line in run] != sent.payloads(n, len(run)) or any(
-            line.sender_id != session.client for line in run
-        ):
-            self._wrong_content(chunk, at, run, sent, n)
-        if sent.floor:
+        number = chunk.first_line + at
+        self._judge_content(number, run, sent, n)
+        if sent.after_ack:
             self.real_time_pairs += len(run)
-            if run[0].seq_no <= sent.floor:
-                self._too_early(chunk.first_line + at, run[0], sent)
         last = n + len(run) - 1
         if n == session.logged + 1:
             session.logged = last
         else:
-            self._out_of_order(chunk, at, run, session, n)
-        if session.rejected:
-            for first_bad, last_bad in session.rejected:
-                if first_bad <= last and n <= last_bad:
-                    self._rejected_in_log(self.log.place(chunk.first_line + at), name, max(n, first_bad))
+            self._out_of_order(number, run, session, n)
+        for first_bad, last_bad in session.rejected:
+            if first_bad <= last and n <= last_bad:
+                bad = max(n, first_bad)
+                self._rejected_in_log(self.log.place(number + bad - n), name, bad)
+
+    def _judge_content(self, number: int, run: list[LogLine], sent: Sent, n: int) -> None:
+        self.payloads_judged += len(run)
+        as_sent = [line.payload for line in run] == sent.payloads(n, len(run))
+        if not as_sent or [line.sender_id for line in run].count(sent.row.client) != len(run):
+            self._wrong_content(number, run, sent, n)
+
+    def _take_early(self, number: int, line: LogLine, name: str, n: int) -> None:
+        """The history has not told so far that this message was sent."""
+        if self._early_count >= EARLY_MAX:
+            self._never_sent(number, line)
+            return
+        session = self._session(name)
+        if n == session.logged + 1:
+            session.logged = n
+        else:
+            self._out_of_order(number, [line], session, n)
+        if n > session.invoked and n not in session.early:
+            self._early_count += 1
+            session.early[n] = Early(number, line, self._ack, self._ack_place)
+
+    def _judge_early(self, early: Early, sent: Sent, n: int) -> None:
+        """It was sent after all, but an acknowledgement had moved the log beyond it before."""
+        self._early_count -= 1
+        self._judge_content(early.number, [early.line], sent, n)
+        if early.ack is None or sent.row.t <= early.ack.t:
+            return
+        place, line = self.log.place(early.number), early.line
+        self.real_time.add(
+            place,
+            f"message {line.msg_id} has seq_no {line.seq_no}, though seq_no {early.ack.seq_no} had been acknowledged "
+            "before it was sent",
+            quote(place, _show(line)),
+            quote(f"{self.history_name}:{early.ack_place}", f"seq_no {early.ack.seq_no} acknowledged t={early.ack.t}"),
+            quote(f"{self.history_name}:{sent.place}", f"{line.msg_id} sent t={sent.row.t}"),
+        )
 
     # ---- what can be wrong with a message ---------------------------------------------------------
 
-    def _never_sent(self, chunk: Chunk, at: int) -> None:
-        number, line = chunk.first_line + at, chunk.lines[at]
-        place = self.log.place(number)
+    def _not_a_message(self, number: int, line: LogLine) -> None:
         if line is NOT_A_MESSAGE:
-            self.integrity.add(place, "not a line of a message log")
-            return
-        self.integrity.add(
-            place,
-            f"message {line.msg_id!r} was not sent by any client before it was acknowledged, or never",
-            quote(place, _show(line)),
-        )
+            self.integrity.add(self.log.place(number), "not a line of a message log")
+        else:
+            self._never_sent(number, line)
 
-    def _wrong_content(self, chunk: Chunk, at: int, run: list[LogLine], sent: Sent, n: int) -> None:
-        for offset, (line, text) in enumerate(zip(run, sent.payloads(n, len(run)), strict=True)):
+    def _never_sent(self, number: int, line: LogLine) -> None:
+        place = self.log.place(number)
+        self.integrity.add(place, f"message {line.msg_id!r} was not sent by any client", quote(place, _show(line)))
+
+    def _wrong_content(self, number: int, run: list[LogLine], sent: Sent, n: int) -> None:
+        for at, (line, text) in enumerate(zip(run, sent.payloads(n, len(run)), strict=True), number):
             if line.payload == text and line.sender_id == sent.row.client:
                 continue
-            number = chunk.first_line + at + offset
-            place = self.log.place(number)
+            place = self.log.place(at)
             self.integrity.add(
                 place,
                 f"message {line.msg_id} does not hold what its client sent",
@@ -307,24 +356,12 @@ class Replay:
                 quote(f"{self.history_name}:{sent.place}", f"sent by client {sent.row.client}: {text!r}"),
             )
 
-    def _too_early(self, number: int, line: LogLine, sent: Sent) -> None:
-        place = self.log.place(number)
-        self.real_time.add(
-            place,
-            f"message {line.msg_id} has seq_no {line.seq_no}, though seq_no {sent.floor} had been acknowledged "
-            "before it was sent",
-            quote(place, _show(line)),
-            quote(f"{self.history_name}:{sent.floor_place}", f"seq_no {sent.floor} acknowledged"),
-            quote(f"{self.history_name}:{sent.place}", f"{line.msg_id} sent at t={sent.row.t}"),
-        )
-
-    def _out_of_order(self, chunk: Chunk, at: int, run: list[LogLine], session: Session, n: int) -> None:
+    def _out_of_order(self, number: int, run: list[LogLine], session: Session, n: int) -> None:
         """The run does not go on where the session's last one ended."""
-        number = chunk.first_line + at
         place = self.log.place(number)
         shown = quote(place, _show(run[0]))
         if n > session.logged:
-            session.holes.append((session.logged + 1, n - 1))
+            session.holes.append((session.logged + 1, n - 1, number))
             wanted = session.logged + 1
             session.logged = n + len(run) - 1
             self.sender_order.add(place, f"message {run[0].msg_id} where n={wanted} of its session is due", shown)
@@ -342,16 +379,31 @@ class Replay:
 
     def finish(self) -> None:
         """Take what the log still has, and look for what it lacks."""
+        self._ack = None
         self._advance(END_OF_LOG)
         if self.log.torn:
             self.contiguity.add(self.log.place(self.log.torn), "the last line has no end")
+        early = [each for session in self.sessions.values() for each in session.early.values()]
+        for each in sorted(early, key=lambda each: each.number):
+            self._never_sent(each.number, each.line)
         for name, session in self.sessions.items():
             lost = session.first_lost()
-            if lost:
-                self.durability.add(
-                    self.log.place(self.log.line_count),
-                    f"message {name}-{lost} was acknowledged (up to n={session.acked}) and is not in {self.log.name}",
-                )
+            if lost is not None:
+                self._lost(name, *lost)
+
+    def _lost(self, session: str, n: int, line: int) -> None:
+        """An acknowledged message is not in the log; the history is searched for who said so."""
+        place, row = next(
+            (place, row)
+            for place, row in read_history(self._history)
+            if isinstance(row, Acked) and row.session == session and row.n >= n
+        )
+        line = line or self.log.line_count
+        shown = [quote(f"{self.history_name}:{place}", f"ok up to {session}-{row.n} seq_no={row.seq_no} t={row.t}")]
+        if line:
+            shown.append(quote(self.log.place(line), line_at(self.log.path, line)))
+        message = f"message {session}-{n} was acknowledged and is not in {self.log.name}"
+        self.durability.add(f"{self.history_name}:{place}", message, *shown)
 
     def outcomes(self) -> Outcomes:
         """What became of everything that was sent. After finish()."""
@@ -405,6 +457,15 @@ class Replay:
             detail = "no message was sent after another's acknowledgement"
             return self.real_time.unknown(detail, decisive=False)
         return self.real_time.passed(f"{self.real_time_pairs} messages sent after an acknowledgement")
+
+
+def _split(msg_id: str) -> tuple[str, int]:
+    """(session, n) of a msg_id; n is 0 where it is none."""
+    session, _, number = msg_id.rpartition("-")
+    # int() takes more than canonical numbers do, " 1" and "1_0" among them.
+    if session and number.isascii() and number.isdigit() and number[0] != "0" and len(number) < 19:
+        return session, int(number)
+    return msg_id, 0
 
 
 def _show(line: LogLine) -> str:

@@ -1,7 +1,7 @@
 """Honest runs made by hand, small to doctor and large to measure.
 
-build_run() writes a run directory as three nodes, a load and one subscriber would leave it: the leader, node 3, is killed in the
-middle and node 2 takes over. doctor_lines() and its neighbours spoil files of a finished run.
+build_run() writes a run directory as three nodes, a load and one subscriber would leave it: the leader, node 3, is
+killed in the middle and node 2 takes over. doctor_lines() and its neighbours spoil files of a finished run.
 """
 
 from __future__ import annotations

@@ -1,0 +1,527 @@
+"""Every invariant passes an honest run and rejects doctored ones, with the file and line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lab.check.invariants import check
+from lab.check.verdict import Check, Verdict, decode_verdict, encode_verdict
+from lab.rows import Acked, Convergence, Failed, Invoke, NodeExit, NodeUse, Shown, Unknown, encode_row
+from lab.rundir import RunDir
+from tests.lab.synthetic import MS, NODES, T_START, build_run, doctor_all_logs, doctor_lines, doctor_meta
+
+Lines = list[bytes]
+LOG_1 = "nodes/node_1/logs/node_1_messages.jsonl"
+LOG_2 = "nodes/node_2/logs/node_2_messages.jsonl"
+EVENTS_2 = "nodes/node_2/events.jsonl"
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("honest")
+    build_run(path)
+    return path
+
+
+@pytest.fixture
+def run(honest: Path, tmp_path: Path) -> RunDir:
+    return RunDir(Path(shutil.copytree(honest, tmp_path / "run")))
+
+
+def found(verdict: Verdict, name: str) -> Check:
+    return next(each for each in verdict.checks if each.name == name)
+
+
+def judged(run: RunDir, name: str) -> Check:
+    return found(check(run, None), name)
+
+
+def assert_fails(run: RunDir, name: str, place: str, message: str = "") -> None:
+    verdict = check(run, None)
+    answer = found(verdict, name)
+    assert answer.result == "FAIL", answer
+    assert answer.first is not None
+    assert answer.first.place == place, answer.first
+    assert message in answer.first.message, answer.first
+    assert verdict.outcome == "broken"
+    assert verdict.exit_code == 1
+
+
+def replace(index: int, old: bytes, new: bytes) -> Callable[[Lines], None]:
+    def change(lines: Lines) -> None:
+        assert old in lines[index], lines[index]
+        lines[index] = lines[index].replace(old, new)
+
+    return change
+
+
+def delete(index: int) -> Callable[[Lines], None]:
+    return lambda lines: lines.__delitem__(index)
+
+
+def swap(index: int) -> Callable[[Lines], None]:
+    def change(lines: Lines) -> None:
+        lines[index], lines[index + 1] = lines[index + 1], lines[index]
+
+    return change
+
+
+def duplicate(index: int) -> Callable[[Lines], None]:
+    return lambda lines: lines.insert(index, lines[index])
+
+
+def renumber(lines: Lines) -> None:
+    """Make seq_no run 1, 2, 3, … again, as a careful forger would."""
+    for number, line in enumerate(lines, 1):
+        row = msgspec.json.decode(line)
+        lines[number - 1] = msgspec.json.encode({**row, "seq_no": number}) + b"\n"
+
+
+# ---- the honest run ------------------------------------------------------------------------------
+
+
+def test_an_honest_run_passes_every_invariant(run: RunDir) -> None:
+    verdict = check(run, None)
+    assert {each.name: each.result for each in verdict.checks} == dict.fromkeys(
+        ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "A9", "node_health", "faults", "run"], "PASS"
+    )
+    assert verdict.outcome == "pass"
+    assert verdict.messages.sent == verdict.messages.acknowledged == verdict.messages.in_log == 200
+
+
+def test_a_verdict_survives_its_file(run: RunDir) -> None:
+    verdict = check(run, None)
+    assert decode_verdict(encode_verdict(verdict)) == verdict
+
+
+def test_a_long_run_is_judged_over_several_chunks(tmp_path: Path) -> None:
+    run = build_run(tmp_path, batches=600, batch=30)
+    assert check(run, None).outcome == "pass"
+    doctor_all_logs(run, delete(15_000))
+    assert_fails(run, "A2", f"{LOG_1}:15001", "seq_no 15002 where 15001 is due")
+    assert_fails(run, "A4", "history.jsonl:1502", "session103-")
+
+
+# ---- one node's log doctored ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (delete(16), 17),
+        (swap(16), 17),
+        (replace(16, b'"payload":"', b'"payload":"X'), 17),
+        (duplicate(16), 18),
+        (delete(0), 1),
+        (replace(199, b"103:", b"104:"), 200),
+    ],
+    ids=["deleted", "swapped", "changed", "duplicated", "first deleted", "last changed"],
+)
+def test_one_spoilt_line_in_one_log_breaks_agreement(
+    run: RunDir, node: int, change: Callable[[Lines], None], line: int
+) -> None:
+    if line == 200:
+        change = replace(199, b'"payload":"', b'"payload":"X')
+    doctor_lines(run.message_log(node), change)
+    assert_fails(run, "A1", f"nodes/node_{node}/logs/node_{node}_messages.jsonl:{line}")
+    answer = judged(run, "A1")
+    assert answer.first is not None
+    assert len(answer.first.lines) == 3
+    assert answer.first.lines[0].place == answer.first.place
+
+
+def test_a_log_that_lacks_its_last_line_is_a_prefix_but_has_not_recovered(run: RunDir) -> None:
+    doctor_lines(run.message_log(2), delete(199))
+    assert judged(run, "A1").result == "PASS"
+    assert_fails(run, "A9", f"{LOG_2}:199", "differ in length")
+
+
+def test_the_log_of_a_deviating_node_is_judged_for_contiguity_too(run: RunDir) -> None:
+    doctor_lines(run.message_log(2), delete(16))
+    assert_fails(run, "A2", f"{LOG_2}:17", "seq_no 18 where 17 is due")
+
+
+def test_two_logs_that_differ_name_a_line_of_both(run: RunDir) -> None:
+    shutil.rmtree(run.node_dir(3))
+    doctor_lines(run.message_log(1), replace(4, b'"payload":"', b'"payload":"X'))
+    answer = judged(run, "A1")
+    assert answer.result == "FAIL"
+    assert answer.first is not None
+    assert {quoted.place for quoted in answer.first.lines} == {f"{LOG_1}:5", f"{LOG_2}:5"}
+
+
+# ---- all logs doctored ---------------------------------------------------------------------------
+
+
+def test_a_deleted_acknowledged_message_breaks_durability(run: RunDir) -> None:
+    doctor_all_logs(run, delete(16))
+    assert_fails(run, "A2", f"{LOG_1}:17", "seq_no 18 where 17 is due")
+    assert_fails(run, "A5", f"{LOG_1}:17")
+    assert_fails(run, "A4", "history.jsonl:11", "message session101-7 was acknowledged")
+
+
+def test_the_last_acknowledged_message_may_not_be_missing(run: RunDir) -> None:
+    doctor_all_logs(run, delete(199))
+    assert judged(run, "A2").result == "PASS"
+    assert_fails(run, "A4", "history.jsonl:119", "acknowledged as seq_no 200")
+
+
+def test_renumbering_does_not_hide_a_deleted_message(run: RunDir) -> None:
+    doctor_all_logs(run, delete(16))
+    doctor_all_logs(run, renumber)
+    assert judged(run, "A2").result == "PASS"
+    assert_fails(run, "A4", "history.jsonl:11", "acknowledged as seq_no 20")
+
+
+def test_emptied_logs_break_durability(run: RunDir) -> None:
+    doctor_all_logs(run, lambda lines: lines.clear())
+    assert judged(run, "A2").result == "UNKNOWN"
+    assert_fails(run, "A4", "history.jsonl:2", "there is no line")
+
+
+def test_swapped_lines_break_contiguity_and_sender_order(run: RunDir) -> None:
+    doctor_all_logs(run, swap(16))
+    assert_fails(run, "A2", f"{LOG_1}:17", "seq_no 18 where 17 is due")
+    assert_fails(run, "A5", f"{LOG_1}:17", "session101-8 where n=7")
+    assert judged(run, "A4").result == "PASS"
+
+
+def test_a_falling_term_breaks_contiguity(run: RunDir) -> None:
+    doctor_all_logs(run, replace(150, b'"term":2', b'"term":1'))
+    assert_fails(run, "A2", f"{LOG_1}:151", "term 1 behind term 2")
+
+
+def test_a_log_that_does_not_start_at_1_breaks_contiguity(run: RunDir) -> None:
+    doctor_all_logs(run, delete(0))
+    assert_fails(run, "A2", f"{LOG_1}:1", "seq_no 2 where 1 is due")
+
+
+def test_a_torn_last_line_breaks_contiguity(run: RunDir) -> None:
+    for node in NODES:
+        path = run.message_log(node)
+        path.write_bytes(path.read_bytes()[:-10])
+    assert_fails(run, "A2", f"{LOG_1}:200", "no end")
+
+
+def test_a_line_that_is_no_message_breaks_integrity(run: RunDir) -> None:
+    doctor_all_logs(run, replace(16, b'"payload"', b'"text"'))
+    assert_fails(run, "A3", f"{LOG_1}:17", "not a line of a message log")
+    assert_fails(run, "A2", f"{LOG_1}:17", "not a line of a message log")
+
+
+def test_an_extra_field_breaks_integrity(run: RunDir) -> None:
+    doctor_all_logs(run, replace(16, b'{"seq_no"', b'{"extra":1,"seq_no"'))
+    assert_fails(run, "A3", f"{LOG_1}:17")
+
+
+def test_a_changed_payload_breaks_integrity(run: RunDir) -> None:
+    doctor_all_logs(run, replace(16, b'"payload":"101', b'"payload":"102'))
+    assert_fails(run, "A3", f"{LOG_1}:17", "does not hold what its client sent")
+
+
+def test_a_changed_sender_breaks_integrity(run: RunDir) -> None:
+    doctor_all_logs(run, replace(16, b'"sender_id":101', b'"sender_id":102'))
+    assert_fails(run, "A3", f"{LOG_1}:17", "does not hold what its client sent")
+
+
+@pytest.mark.parametrize("msg_id", [b"session101-71", b"stranger-1", b"nonsense", b"session101-07", b"session101-0"])
+def test_a_message_that_nobody_sent_breaks_integrity(run: RunDir, msg_id: bytes) -> None:
+    doctor_all_logs(run, replace(16, b'"session101-7"', b'"' + msg_id + b'"'))
+    assert_fails(run, "A3", f"{LOG_1}:17")
+
+
+def test_a_message_in_the_log_before_it_was_sent_breaks_real_time(run: RunDir) -> None:
+    def send_later(lines: Lines) -> None:
+        moved = msgspec.json.decode(lines.pop(0), type=Invoke, strict=False)
+        lines.insert(2, encode_row(msgspec.structs.replace(moved, t=T_START + MS)))
+
+    doctor_lines(run.history, send_later)
+    assert judged(run, "A3").result == "PASS"
+    assert_fails(run, "A6", f"{LOG_1}:1", "seq_no 5 had been acknowledged before it was sent")
+
+
+def test_a_msg_id_twice_breaks_integrity(run: RunDir) -> None:
+    doctor_all_logs(run, duplicate(199))
+    doctor_all_logs(run, renumber)
+    assert_fails(run, "A3", f"{LOG_1}:201", "for the second time")
+
+
+def test_a_rejected_message_in_the_log_breaks_integrity(run: RunDir) -> None:
+    add_row(run, Failed(T_START + 300 * MS, "session101", 7, 1, "too large"))
+    assert_fails(run, "A3", "history.jsonl:122", "reported as rejected")
+
+
+def test_a_message_rejected_before_the_log_has_it_breaks_integrity(run: RunDir) -> None:
+    doctor_lines(run.history, lambda lines: lines.insert(1, encode_row(Failed(T_START, "session101", 3, 1, "no"))))
+    assert_fails(run, "A3", f"{LOG_1}:3", "session101-3 was reported as rejected")
+
+
+def test_a_session_that_starts_with_its_second_message_breaks_sender_order(run: RunDir) -> None:
+    doctor_all_logs(run, delete(0))
+    assert_fails(run, "A5", f"{LOG_1}:1", "session101-2 where n=1")
+
+
+def test_two_messages_of_a_session_in_exchanged_places_break_sender_order(run: RunDir) -> None:
+    doctor_all_logs(run, swap(16))
+    doctor_all_logs(run, renumber)
+    assert judged(run, "A2").result == "PASS"
+    assert_fails(run, "A5", f"{LOG_1}:17", "session101-8 where n=7")
+
+
+def test_order_against_real_time_is_found(run: RunDir) -> None:
+    def exchange(lines: Lines) -> None:
+        # Batch 4 (client 101) and batch 5 (client 102) change places; the second was sent after the first's ack.
+        lines[15:25] = lines[20:25] + lines[15:20]
+
+    doctor_all_logs(run, exchange)
+    doctor_all_logs(run, renumber)
+    assert judged(run, "A5").result == "PASS"
+    assert_fails(run, "A6", f"{LOG_1}:16", "had been acknowledged before it was sent")
+
+
+# ---- the history doctored ------------------------------------------------------------------------
+
+
+def add_row(run: RunDir, *rows: Acked | Failed | Invoke | Shown | Unknown) -> None:
+    with run.history.open("ab") as file:
+        file.write(b"".join(map(encode_row, rows)))
+
+
+def test_an_acknowledgement_of_another_place_breaks_durability(run: RunDir) -> None:
+    doctor_lines(run.history, replace(10, b'"seq_no":20', b'"seq_no":19'))
+    assert_fails(run, "A4", "history.jsonl:11", "acknowledged as seq_no 19")
+
+
+def test_an_acknowledgement_behind_the_log_breaks_durability(run: RunDir) -> None:
+    late = T_START + 300 * MS
+    add_row(
+        run,
+        Invoke(late, 101, "session101", 71, 1, late, payloads=("more",)),
+        Acked(late + 1, "session101", 71, 201),
+    )
+    assert_fails(run, "A4", "history.jsonl:123", "there is no line with that seq_no")
+
+
+def test_unknown_outcomes_are_resolved_from_the_log(run: RunDir) -> None:
+    late = T_START + 300 * MS
+    doctor_lines(run.history, delete(118))
+    add_row(
+        run,
+        Invoke(late, 101, "fresh", 1, 3, late, payloads=("a", "b", "c")),
+        Unknown(late + 1, "fresh", 1, 3),
+        Unknown(late + 2, "session101", 66, 5),
+    )
+    messages = check(run, None).messages
+    assert (messages.unknown_in_log, messages.unknown_not_in_log, messages.unresolved) == (5, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"crc":', b'"crc":1', "other bytes"),
+        (b'"first":16', b'"first":17', "was shown line 17 where 16 is due"),
+        (b'"last":20', b'"last":15', "backwards"),
+    ],
+    ids=["other bytes", "gap", "backwards"],
+)
+def test_a_subscriber_that_was_shown_something_else_is_found(run: RunDir, old: bytes, new: bytes, message: str) -> None:
+    doctor_lines(run.history, replace(11, old, new))
+    assert_fails(run, "A8", "history.jsonl:12", message)
+
+
+def test_a_subscriber_that_missed_a_piece_is_found(run: RunDir) -> None:
+    doctor_lines(run.history, delete(11))
+    assert_fails(run, "A8", "history.jsonl:14", "was shown line 21 where 16 is due")
+
+
+def test_a_subscriber_may_begin_in_the_middle(run: RunDir) -> None:
+    def forget(lines: Lines) -> None:
+        del lines[2], lines[4]
+
+    doctor_lines(run.history, forget)
+    assert judged(run, "A8").result == "PASS"
+
+
+def test_a_subscriber_that_was_shown_more_than_the_log_has_is_found(run: RunDir) -> None:
+    add_row(run, Shown(T_START + 300 * MS, 900, 201, 202, 5))
+    assert_fails(run, "A8", "history.jsonl:122", "ends at 200")
+
+
+def test_a_history_out_of_time_leaves_its_invariants_unknown(run: RunDir) -> None:
+    doctor_lines(run.history, swap(11))
+    verdict = check(run, None)
+    assert [each.name for each in verdict.checks if each.result == "UNKNOWN"] == ["A3", "A4", "A5", "A6", "A8", "A9"]
+    assert found(verdict, "A3").detail.startswith("history.jsonl:13: t=")
+    assert verdict.exit_code == 2
+
+
+def test_a_history_that_is_no_history_leaves_its_invariants_unknown(run: RunDir) -> None:
+    doctor_lines(run.history, replace(4, b'"op":"ok"', b'"op":"oh"'))
+    assert judged(run, "A4").detail.startswith("history.jsonl:5: not a row of the history")
+
+
+# ---- events --------------------------------------------------------------------------------------
+
+
+def test_two_leaders_of_one_term_are_found(run: RunDir) -> None:
+    doctor_lines(run.events(2), replace(3, b'"became_leader","term":2', b'"became_leader","term":1'))
+    assert_fails(run, "A7", f"{EVENTS_2}:4", "term 1 has two leaders, node 3 and node 2")
+
+
+def test_a_node_that_follows_another_leader_of_the_term_is_found(run: RunDir) -> None:
+    doctor_lines(run.events(1), replace(3, b'"leader":2', b'"leader":3'))
+    assert_fails(run, "A7", f"{EVENTS_2}:4", "term 2 has two leaders")
+
+
+def test_a_term_that_falls_over_a_restart_is_found(run: RunDir) -> None:
+    doctor_lines(run.events(3), replace(2, b'"term":1', b'"term":0'))
+    assert_fails(run, "A7", "nodes/node_3/events.jsonl:3", "shows term 0 after term 1")
+
+
+def test_a_torn_line_of_events_is_passed_over(run: RunDir) -> None:
+    doctor_lines(run.events(3), lambda lines: lines.insert(2, b'{"t_ns":5,"node":3,"ev\n'))
+    assert judged(run, "A7").result == "PASS"
+
+
+# ---- recovery ------------------------------------------------------------------------------------
+
+
+def test_no_acknowledgement_after_the_heal_is_found(run: RunDir) -> None:
+    def silence(lines: Lines) -> None:
+        lines[:] = [line for at, line in enumerate(lines) if at < 60 or b'"op":"ok"' not in line]
+
+    doctor_lines(run.history, silence)
+    add_row(run, Unknown(T_START + 6_000 * MS, "session102", 70, 1))
+    doctor_meta(run, t_end=T_START + 6_000 * MS)
+    assert_fails(run, "A9", "history.jsonl:102", "messages waited")
+
+
+def test_a_wait_without_a_majority_is_no_breach(run: RunDir) -> None:
+    late = T_START + 300 * MS
+    add_row(
+        run,
+        Invoke(late, 101, "session101", 71, 1, late, payloads=("more",)),
+        Unknown(late + 20_000 * MS, "session101", 71, 1),
+    )
+    doctor_meta(run, t_end=late + 20_000 * MS)
+    assert judged(run, "A9").result == "FAIL"
+    with run.faults.open("ab") as file:
+        for node, t in ((1, late - 2 * MS), (2, late - MS)):
+            row = {"fault": "kill", "target": node, "role": "follower", "t": t, "t_done": t, "evidence": {}}
+            file.write(msgspec.json.encode({**row, "effect": True, "step": 2}) + b"\n")
+    assert judged(run, "A9").result == "PASS"
+
+
+def test_a_run_that_did_not_converge_is_found(run: RunDir) -> None:
+    doctor_meta(run, convergence=Convergence(15.0, False, 15.0, {1: 200, 2: 200, 3: 100}))
+    assert_fails(run, "A9", "meta.json:1", "node 3: 100")
+
+
+def test_a_run_without_a_message_after_its_fault_leaves_recovery_unknown(run: RunDir) -> None:
+    doctor_lines(run.history, lambda lines: lines.__delitem__(slice(60, 120)))
+    doctor_all_logs(run, lambda lines: lines.__delitem__(slice(100, 200)))
+    run.scenario.write_text(run.scenario.read_text().replace("over_terms: 2", "over_terms: 1"))
+    assert judged(run, "A9").result == "UNKNOWN"
+    assert check(run, None).exit_code == 2
+
+
+# ---- nothing to judge ----------------------------------------------------------------------------
+
+
+def test_no_acknowledgement_at_all_leaves_durability_unknown(run: RunDir) -> None:
+    doctor_lines(run.history, lambda lines: lines.__setitem__(slice(None), [x for x in lines if b'"ok"' not in x]))
+    verdict = check(run, None)
+    assert found(verdict, "A4").result == found(verdict, "A6").result == found(verdict, "A9").result == "UNKNOWN"
+    assert verdict.exit_code == 2
+
+
+def test_a_kill_that_hit_nobody_leaves_the_run_undecided(run: RunDir) -> None:
+    doctor_lines(run.faults, replace(0, b'"effect":true', b'"effect":false'))
+    verdict = check(run, None)
+    assert found(verdict, "faults").result == "UNKNOWN"
+    assert found(verdict, "faults").detail.startswith("faults.jsonl:1: kill of node 3 had no effect")
+    assert verdict.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "unknown"),
+    [
+        ("history.jsonl", {"A3", "A4", "A5", "A6", "A8", "A9"}),
+        ("faults.jsonl", {"A9", "node_health", "faults", "run"}),
+        ("meta.json", {"A9", "node_health", "faults", "run"}),
+        (LOG_2, {"A1"}),
+        (EVENTS_2, {"A7"}),
+    ],
+)
+def test_a_missing_file_leaves_what_needs_it_unknown(run: RunDir, missing: str, unknown: set[str]) -> None:
+    (run.path / missing).unlink()
+    verdict = check(run, None)
+    assert {each.name for each in verdict.checks if each.result == "UNKNOWN"} == unknown
+    assert not [each for each in verdict.checks if each.result == "FAIL"]
+    assert verdict.exit_code == 2
+
+
+def test_without_any_node_directory_nothing_passes_by_accident(run: RunDir) -> None:
+    shutil.rmtree(run.nodes)
+    results = {each.name: each.result for each in check(run, None).checks}
+    assert [name for name in ("A1", "A2", "A3", "A5", "A6", "A7", "A8") if results[name] != "UNKNOWN"] == []
+    assert results["A4"] == "FAIL"
+
+
+def test_no_subscriber_is_decisive_only_where_one_was_asked_for(run: RunDir) -> None:
+    doctor_lines(run.history, lambda lines: lines.__setitem__(slice(None), [x for x in lines if b"shown" not in x]))
+    assert check(run, None).exit_code == 2
+    run.scenario.write_text(run.scenario.read_text() + "subscribers: 0\n")
+    verdict = check(run, None)
+    assert found(verdict, "A8").result == "UNKNOWN"
+    assert verdict.exit_code == 0
+
+
+# ---- health of nodes and of the harness ----------------------------------------------------------
+
+
+def test_a_node_that_ended_by_itself_is_named(run: RunDir) -> None:
+    doctor_meta(run, nodes={1: NodeUse(1, 0.1, 1, (NodeExit(T_START, 70, False),))})
+    assert_fails(run, "node_health", "meta.json:1", "node 1 ended by itself with code 70")
+
+
+def test_a_node_that_fails_while_it_stops_is_named(run: RunDir) -> None:
+    doctor_meta(run, nodes={1: NodeUse(1, 0.1, 1, (NodeExit(T_START, 4, True),))})
+    assert_fails(run, "node_health", "meta.json:1", "node 1, asked to stop, ended with code 4")
+
+
+def test_a_killed_node_is_healthy(run: RunDir) -> None:
+    doctor_meta(run, nodes={1: NodeUse(1, 0.1, 1, (NodeExit(T_START, -9, True),))})
+    assert judged(run, "node_health").result == "PASS"
+
+
+def test_a_traceback_in_a_node_log_is_named(run: RunDir) -> None:
+    with run.node_log(2).open("a") as file:
+        file.write('Traceback (most recent call last):\n  File "x.py", line 1\nAssertionError: (1, 2)\n')
+    assert_fails(run, "node_health", "nodes/node_2/node.log:2", "traceback")
+    answer = judged(run, "node_health")
+    assert answer.first is not None
+    assert answer.first.lines[0].text == "AssertionError: (1, 2)"
+
+
+def test_a_failure_that_a_node_reports_is_named(run: RunDir) -> None:
+    with run.events(2).open("a") as file:
+        file.write('{"t_ns":9,"node":2,"event":"failed","reason":"write failed"}\n')
+    assert_fails(run, "node_health", f"{EVENTS_2}:5", "node 2 reports a failure")
+
+
+def test_a_run_that_was_not_carried_out_is_undecided(run: RunDir) -> None:
+    doctor_meta(run, problem="node 2 did not answer within 10 s")
+    assert judged(run, "run").detail == "node 2 did not answer within 10 s"
+    assert check(run, None).exit_code == 2
+
+
+def test_asked_faults_without_a_row_leave_the_run_undecided(run: RunDir) -> None:
+    doctor_lines(run.faults, delete(0))
+    assert judged(run, "run").result == "UNKNOWN"
