@@ -1,8 +1,8 @@
 """Connections of clients: their lines in, acknowledgements and delivered messages out. Rule: S1 to S7.
 
-Every memory here is bounded by not reading: a client whose answers pile up, and every submitting client once the node has
-taken in more than it could pass on and deliver, is not read until that is better. A subscriber that does not keep up gets
-its messages from the disk, where they lie anyway.
+Every memory here is bounded by not reading: a client whose answers pile up, and every submitting client once the node
+has taken in more than it could pass on and deliver, is not read until that is better. A subscriber that does not keep
+up gets its messages from the disk, where they lie anyway.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
 from nodeproc.config import Limits
@@ -136,17 +136,15 @@ class Clients:
             self._watch()
 
     def forget_intake(self) -> None:
-        for connection in self.sessions.values():
-            connection.intake.clear()
-        self.intake_bytes = 0
+        for connection in list(self.sessions.values()):
+            connection.forget_intake()
         self._let_go()
 
     def left(self, connection: ClientConnection) -> None:
         self.connections.pop(connection, None)
         self.subscribers.pop(connection, None)
         self._held.pop(connection, None)
-        self.intake_bytes -= sum(size for _, size in connection.intake)
-        connection.intake.clear()
+        connection.forget_intake()
         if self.sessions.get(connection.session) is connection:
             del self.sessions[connection.session]
 
@@ -182,7 +180,7 @@ class ClientConnection(asyncio.Protocol):
         self._acked: tuple[int, SeqNo] = (0, 0)
         self.intake: deque[tuple[int, int]] = deque()
         """(last n, bytes) of what was submitted and is not acknowledged."""
-        self._closing = False
+        self._closing = self._half_closed = False
         self._choked = self._held = self._paused = False
         self._next: SeqNo = 0
         """Next seq_no for the subscriber; 0: none is subscribed."""
@@ -211,7 +209,8 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client that only closed its sending half (`nc` at the end of its input) still gets its answers."""
-        return bool(self.intake or self._next) and not self._closing
+        self._half_closed = bool(self.intake or self._next) and not self._closing
+        return self._half_closed
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
@@ -311,13 +310,19 @@ class ClientConnection(asyncio.Protocol):
         while intake and intake[0][0] <= last_n:
             self._clients.intake_bytes -= intake.popleft()[1]
         self._say(Ack(self.session, last_n, seq_no))
+        self._end_half_closed()
 
     def refused(self, refusal: Refuse) -> None:
         """The client sends again from what the node expects, so what it sent is not on its way any more."""
-        self._clients.intake_bytes -= sum(size for _, size in self.intake)
-        self.intake.clear()
         retry = refusal.reason in ("gap", "no_leader", "no_quorum")
         self._say(Reject(refusal.session, refusal.first, refusal.reason, retry, refusal.expected))
+        self.forget_intake()
+
+    def forget_intake(self) -> None:
+        """What was submitted is not on its way any more; a client that has closed its half can't send it again."""
+        self._clients.intake_bytes -= sum(size for _, size in self.intake)
+        self.intake.clear()
+        self._end_half_closed()
 
     def push(self, first: SeqNo, last: SeqNo, bodies: Sequence[memoryview]) -> None:
         """Send a subscriber what was just delivered, or leave it to the disk. Rule: S6."""
@@ -351,6 +356,10 @@ class ClientConnection(asyncio.Protocol):
         self.transport.write(lines)
         self._next = last + 1
         asyncio.get_running_loop().call_soon(self._pump)
+
+    def _end_half_closed(self) -> None:
+        if self._half_closed and not self.intake and not self._next:
+            self.transport.close()
 
     def _say(self, line: NodeLine) -> None:
         if not self.transport.is_closing():

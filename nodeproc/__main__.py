@@ -1,0 +1,187 @@
+"""Run one node: python -m nodeproc --config configs/node1.yml
+
+Exit codes:
+    0   stopped by SIGTERM or SIGINT
+    2   configuration: the file, a flag, the port or the data directory can't be used
+    3   corruption: durable data is not what was written; nothing was changed
+    4   a write or fdatasync failed; a restart goes on once the disk works again
+    70  internal error, with its traceback on stderr
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from nodeproc.config import NodeConfig, load
+from nodeproc.core.node import Node
+from nodeproc.entrance import listen
+from nodeproc.errors import ChatError, ConfigError, CorruptionError, WriteFailed
+from nodeproc.eventlog import RANK, Console, EventLog
+from nodeproc.files import RealFiles
+from nodeproc.runtime import EXIT_CONFIG, EXIT_CORRUPTION, EXIT_INTERNAL, EXIT_WRITE_FAILED, Runtime
+from nodeproc.storage import Storage
+from nodeproc.wire import Sealer
+
+PR_SET_PDEATHSIG: Final = 1
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long the loop may keep the interpreter from the fdatasync thread; the default of 5 ms would be its latency."""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m nodeproc", description="Run one node of the chat.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the node's YAML file")
+    parser.add_argument("--data-dir", metavar="DIR", help="instead of the file's data_dir")
+    parser.add_argument("--rebuild", action="store_true", help="the disk was lost: take everything from the others")
+    parser.add_argument("--quiet", action="store_true", help="don't print delivered messages")
+    parser.add_argument("--log-level", choices=list(RANK), help="instead of the file's log_level")
+    parser.add_argument("--events", metavar="FILE", help="instead of events.jsonl in the data directory")
+    parser.add_argument(
+        "--die-with-parent", action="store_true", help="end when the process that started this one ends"
+    )
+    parser.add_argument("--lifeline", type=int, metavar="FD", help="end when this inherited pipe is closed")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parent = os.getppid()
+    options = parse_arguments(arguments)
+    if options.die_with_parent:
+        die_with_parent(parent)
+    try:
+        config = configured(options)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        return run_in_loop(serve(config, options))
+    except ConfigError as error:
+        return complain(error, EXIT_CONFIG)
+    except CorruptionError as error:
+        return complain(error, EXIT_CORRUPTION)
+    except WriteFailed as error:
+        return complain(error, EXIT_WRITE_FAILED)
+    except KeyboardInterrupt:
+        return 0  # Between the start and the signal handlers.
+    except Exception:
+        traceback.print_exc()
+        return EXIT_INTERNAL
+
+
+def configured(options: argparse.Namespace) -> NodeConfig:
+    """The file's settings, changed by the flags."""
+    config = load(options.config)
+    if options.data_dir:
+        config = msgspec.structs.replace(config, data_dir=options.data_dir)
+    if options.log_level:
+        config = msgspec.structs.replace(config, log_level=options.log_level)
+    return config
+
+
+def complain(error: ChatError, code: int) -> int:
+    print(f"nodeproc: {error}", file=sys.stderr)
+    return code
+
+
+async def serve(config: NodeConfig, options: argparse.Namespace) -> int:
+    """Take port and data directory, recover, run."""
+    sock = listen(config.host, config.port)
+    log: EventLog | None = None
+    try:
+        storage, recovered, events = open_storage(config, options.rebuild)
+        log = open_log(config, options)
+        log.emit(events)
+        rng = random.Random()
+        node = Node.recover(config.core(), recovered, time.monotonic(), rng, Sealer(time.time))
+        runtime = Runtime(config, node, storage, log, sock, random.Random(rng.getrandbits(64)))
+        watch_for_the_end(runtime, options.lifeline)
+        return await runtime.run()
+    finally:
+        sock.close()
+        if log is not None:
+            log.close()
+
+
+def open_storage(config: NodeConfig, rebuild: bool) -> tuple[Storage, Any, list[Any]]:
+    """Recover the data directory.
+
+    Raises:
+        ConfigError: the directory can't be made or written.
+    """
+    try:
+        Path(config.data_dir).mkdir(parents=True, exist_ok=True)
+        files = RealFiles(Path(config.data_dir))
+    except OSError as error:
+        raise ConfigError(f"data_dir {config.data_dir}: {error.strerror}") from None
+    return Storage.open(
+        files,
+        config.node_id,
+        durability=config.durability,
+        segment_bytes=config.limits.segment_bytes,
+        max_sessions=config.limits.max_sessions,
+        rebuild=rebuild,
+    )
+
+
+def open_log(config: NodeConfig, options: argparse.Namespace) -> EventLog:
+    path = Path(options.events) if options.events else Path(config.data_dir) / "events.jsonl"
+    try:
+        return EventLog(
+            config.node_id,
+            level=config.log_level,
+            events=path,
+            console=Console(),
+            show_delivered=not options.quiet,
+        )
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def watch_for_the_end(runtime: Runtime, lifeline: int | None) -> None:
+    """SIGTERM and SIGINT stop the node cleanly, and so does the end of the pipe that the harness holds."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, runtime.stop, number.name)
+    if lifeline is not None:
+
+        def at_lifeline() -> None:
+            with contextlib.suppress(BlockingIOError):
+                if not os.read(lifeline, 1024):
+                    loop.remove_reader(lifeline)
+                    runtime.stop("the process at the other end of the lifeline is gone")
+
+        os.set_blocking(lifeline, False)
+        loop.add_reader(lifeline, at_lifeline)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL from the kernel when the thread that started us ends (Linux); elsewhere the lifeline has to do."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # It ended before we could ask.
+        os._exit(EXIT_INTERNAL)
+
+
+def run_in_loop(work: Coroutine[Any, Any, int]) -> int:
+    """On uvloop where it is there, else on asyncio's loop."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        from asyncio import new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

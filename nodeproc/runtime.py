@@ -1,0 +1,358 @@
+"""The loop around the core: collect what came in, step, write, send, deliver.
+
+Connections put their inputs into an inbox and ask for a turn; all inputs of one pass of the event loop share it. A turn
+takes them through the core and then does, once for all of them, what the core asks for, in the order of
+nodeproc.core.effects. So a busy node writes, sends and syncs per turn, not per message.
+
+Nothing in a turn waits for the disk: fdatasync runs in a thread (nodeproc.syncing), and what the core promised on its
+condition leaves in the turn that follows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import socket
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from nodeproc.clients import Clients
+from nodeproc.config import NodeConfig
+from nodeproc.core.effects import Effects, Fetch
+from nodeproc.core.events import BadInput, Event, Failed, Listening, Stopping
+from nodeproc.core.messages import START, Envelope, Input, NodeId, PeerMessage, SeqNo, Submit, Term
+from nodeproc.core.node import Node
+from nodeproc.entrance import Entrance
+from nodeproc.errors import CorruptionError, WriteFailed
+from nodeproc.eventlog import EventLog
+from nodeproc.handshake import Credentials
+from nodeproc.storage import Storage
+from nodeproc.syncing import Syncing
+from nodeproc.transport import Links
+from nodeproc.wire import PeerStatus, Status, encode_frame
+
+EXIT_CLEAN: Final = 0
+EXIT_CONFIG: Final = 2
+EXIT_CORRUPTION: Final = 3
+EXIT_WRITE_FAILED: Final = 4
+EXIT_INTERNAL: Final = 70
+
+TIMER_GRAIN_S: Final = 0.001
+"""Timers of the event loop count milliseconds."""
+
+
+class Runtime:
+    """One running node. Made inside its event loop.
+
+    Args:
+        node: recovered, not started.
+        log: gets every event.
+        sock: listening.
+        rng: for the jitter of dialling.
+    """
+
+    def __init__(
+        self, config: NodeConfig, node: Node, storage: Storage, log: EventLog, sock: socket.socket, rng: random.Random
+    ) -> None:
+        self._config, self._node, self._storage, self._log, self._sock = config, node, storage, log, sock
+        self._loop = asyncio.get_running_loop()
+        self._inbox: list[Envelope] = []
+        self._durable_ticket = 0
+        self._synced_ticket = 0
+        self._fetches: list[Fetch] = []
+        self._turn_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._route = node.route
+        self._stopped: asyncio.Future[int] = self._loop.create_future()
+        self._started_at = time.monotonic()
+        self._turns = 0
+        self._checkpointer = ThreadPoolExecutor(1, "checkpoint")
+        self._checkpointing = False
+        self.links = Links(
+            self._credentials,
+            {peer.id: (peer.host, peer.port) for peer in config.peers},
+            self.take,
+            self.report,
+            rng,
+            config.limits.link_buffer_bytes,
+        )
+        self.clients = Clients(config.node_id, self, config.limits)
+        self._entrance = Entrance(self.links.accept, self.clients.accept)
+        self._waits_for_disk = config.durability == "fsync"
+        self._syncing = Syncing(storage.sync, self._on_durable, self._on_error)
+
+    # ---- life ---------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until stop() or a failure.
+
+        Returns:
+            The exit code: see nodeproc.__main__.
+        """
+        self._loop.set_exception_handler(self._on_unhandled)
+        await self._entrance.open(self._sock)
+        host, port = self._sock.getsockname()[:2]
+        self.report(Listening(host, port))
+        self._perform(self._node.start(time.monotonic()))
+        self._log.flush()
+        self._arm()
+        self.links.start()
+        code = await self._stopped
+        # First of all: peers that dial again because their links are gone must find a closed door.
+        self._entrance.close()
+        self._sock.close()
+        await self.links.close()
+        self.clients.close()
+        self._close_storage(clean=code == EXIT_CLEAN)
+        return code
+
+    def stop(self, reason: str) -> None:
+        """End cleanly; returns at once."""
+        if not self._stopped.done():
+            self.report(Stopping(reason))
+            self._stopped.set_result(EXIT_CLEAN)
+
+    def _fail(self, code: int, reason: str) -> None:
+        if not self._stopped.done():
+            self.report(Failed(reason))
+            self._stopped.set_result(code)
+
+    def _close_storage(self, clean: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._syncing.close()
+        self._checkpointer.shutdown()
+        try:
+            self._storage.close(self._node.snapshot() if clean else None)
+        except WriteFailed as error:
+            self.report(Failed(str(error)))
+        self._log.flush()
+
+    # ---- inputs -------------------------------------------------------------------------------------
+
+    def take(self, sender: NodeId, message: Input) -> None:
+        """Queue one input for the next turn."""
+        self._inbox.append(Envelope(sender, message))
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def report(self, event: Event) -> None:
+        """An event of the outside."""
+        self._log.emit((event,))
+        self._ask_for_turn()
+
+    def _ask_for_turn(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _on_durable(self, ticket: int) -> None:
+        self._durable_ticket = ticket
+        self._turn_due = True
+        self._turn()
+
+    # ---- the turn -----------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """All that came in, through the core; then everything it asks for."""
+        if self._stopped.done() or not self._turn_due:
+            return
+        self._turn_due = False
+        try:
+            self._step(time.monotonic())
+        except Exception as error:
+            self._on_error(error)
+        self._log.flush()
+
+    def _step(self, now: float) -> None:
+        node, fx = self._node, Effects()
+        self._turns += 1
+        if self._durable_ticket > self._synced_ticket:
+            self._synced_ticket = self._durable_ticket
+            fx.merge(node.persisted(self._durable_ticket, now))
+        inbox, self._inbox = self._inbox, []
+        for envelope in inbox:
+            fx.merge(node.step(envelope, now))
+        if node.next_deadline() <= now:
+            fx.merge(node.tick(now))
+        fetches, self._fetches = self._fetches, []
+        self._perform(fx)
+        for fetch in fetches:
+            self._serve(fetch, now)
+        route = node.route
+        if route != self._route:
+            self._route = route
+            self.clients.route_changed(route[0], route[1])
+        if node.next_deadline() <= now:
+            self._ask_for_turn()
+        self._arm()
+
+    def _serve(self, fetch: Fetch, now: float) -> None:
+        """Read what a follower lacks; one read for each peer and turn, so that the others' frames are not held up."""
+        records = self._storage.read_records(fetch.after, fetch.max_bytes)
+        self._perform(self._node.fetched(fetch.peer, fetch.token, records, now))
+
+    def _perform(self, fx: Effects) -> None:
+        """The duties, in their order."""
+        if fx.halt:
+            self._log.emit(fx.emit)
+            raise CorruptionError(fx.halt)
+        if fx.persist:
+            self._storage.write(fx.persist)
+            if self._waits_for_disk:
+                self._syncing.wrote(self._node.written)
+            else:
+                self._durable_ticket = self._node.written
+                self._ask_for_turn()
+        if fx.emit:
+            self._log.emit(fx.emit)
+        if fx.send:
+            self._send(fx.send)
+        if fx.deliver:
+            self._storage.deliver(fx.deliver)
+            self.clients.delivered(fx.deliver)
+            self._log.delivered([record.body for record in fx.deliver])
+            self._checkpoint_if_due()
+        if fx.reply:
+            self.clients.refused(fx.reply)
+        if fx.fetch:
+            self._fetches += fx.fetch
+            self._ask_for_turn()
+
+    def _send(self, messages: list[tuple[NodeId, PeerMessage]]) -> None:
+        """Each peer's frames in one write; a message for several peers is encoded once."""
+        buffers: dict[NodeId, list[bytes]] = {}
+        last: PeerMessage | None = None
+        frame: list[bytes] = []
+        for peer, message in messages:
+            if message is not last:
+                last, frame = message, encode_frame(message)
+            queued = buffers.get(peer)
+            if queued is None:
+                buffers[peer] = list(frame)
+            else:
+                queued += frame
+        for peer, queued in buffers.items():
+            self.links.send(peer, queued)
+
+    def _arm(self) -> None:
+        """See that a turn comes when the core wants one; a timer that is early enough is left as it is."""
+        when = self._node.next_deadline()
+        if when >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = max(when - time.monotonic(), 0.0)
+        self._timer_at = when
+        self._timer = self._loop.call_later(math.ceil(delay / TIMER_GRAIN_S) * TIMER_GRAIN_S, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        self._turn_due = True
+        self._turn()
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    def _checkpoint_if_due(self) -> None:
+        if self._checkpointing or not self._storage.checkpoint_due():
+            return
+        self._checkpointing = True
+        work = self._loop.run_in_executor(self._checkpointer, self._storage.checkpoint, self._node.snapshot())
+        work.add_done_callback(self._on_checkpoint)
+
+    def _on_checkpoint(self, work: asyncio.Future[Event]) -> None:
+        self._checkpointing = False
+        if work.cancelled():
+            return
+        error = work.exception()
+        if error is not None:
+            self._on_error(error)
+        else:
+            self.report(work.result())
+
+    # ---- failures -----------------------------------------------------------------------------------
+
+    def _on_error(self, error: BaseException) -> None:
+        """Nothing is done after it: what the core was told and what happened may differ."""
+        if isinstance(error, WriteFailed):
+            self._fail(EXIT_WRITE_FAILED, str(error))
+        elif isinstance(error, CorruptionError):
+            self._fail(EXIT_CORRUPTION, str(error))
+        else:
+            traceback.print_exception(error, file=sys.stderr)
+            self._fail(EXIT_INTERNAL, f"internal error: {type(error).__name__}: {error}")
+
+    def _on_unhandled(self, loop: asyncio.AbstractEventLoop, what: dict[str, Any]) -> None:
+        """What a callback of a connection raised: the world's errors end the connection, ours end the node."""
+        error = what.get("exception")
+        if isinstance(error, OSError):
+            self.report(BadInput("a connection", str(error)))
+        elif error is not None:
+            self._on_error(error)
+        else:
+            print(what.get("message"), file=sys.stderr)
+
+    # ---- what clients and links ask -----------------------------------------------------------------
+
+    def submit(self, message: Submit) -> None:
+        self.take(self._config.node_id, message)
+
+    def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
+        return self._node.delivered_session(session)
+
+    def route(self) -> tuple[NodeId, Term]:
+        return self._node.route[:2]
+
+    def delivered_seq(self) -> SeqNo:
+        return self._node.state.delivered_seq
+
+    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
+        return self._storage.read_lines(start, max_bytes)
+
+    def status(self) -> Status:
+        """What this node knows now."""
+        node, state = self._node, self._node.state
+        progress = node.progress()
+        peers = []
+        for peer in state.peers:
+            live, durable = progress.get(peer, (False, START))
+            peers.append(PeerStatus(peer, peer in state.links, live, durable.seq_no))
+        return Status(
+            node=self._config.node_id,
+            role=node.role_name,
+            term=state.term,
+            leader=state.leader_id,
+            last_seq=state.log.position.seq_no,
+            commit_seq=state.commit_seq,
+            delivered_seq=state.delivered_seq,
+            rebuilding=state.rebuilding,
+            uptime_s=round(time.monotonic() - self._started_at, 3),
+            pid=os.getpid(),
+            peers=tuple(peers),
+            counters=self._counters(),
+        )
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            "turns": self._turns,
+            "syncs": self._syncing.count,
+            "frames_in": self.links.frames_in,
+            "peer_bytes_in": self.links.bytes_in,
+            "peer_bytes_out": self.links.bytes_out,
+            "clients": len(self.clients.connections),
+            "subscribers": len(self.clients.subscribers),
+            "intake_bytes": self.clients.intake_bytes,
+        }
+
+    def _credentials(self) -> Credentials:
+        config, state = self._config, self._node.state
+        return Credentials(
+            config.node_id, config.members, config.cluster_id, config.secret, state.identity, state.rebuilding
+        )
