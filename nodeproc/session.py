@@ -189,6 +189,11 @@ class Session:
         return self._last - self._settled
 
     @property
+    def last_n(self) -> int:
+        """The last n given out; the next message gets the one behind it."""
+        return self._numbered
+
+    @property
     def place(self) -> SeqNo:
         """Next seq_no to be shown; 0 where nothing is subscribed or not known yet."""
         return self._place if self._subscribed else 0
