@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from lab.plan.workload import payload as workload_payload
+
 # ---- history.jsonl -------------------------------------------------------------------------------
 
 
@@ -23,8 +25,6 @@ class Gen(Struct, frozen=True, gc=False):
 
     def payload(self, client: int, n: int) -> str:
         """The payload of message n of this client."""
-        from lab.plan.workload import payload as workload_payload
-
         return workload_payload(self.seed, client, n, self.size)
 
 

@@ -6,12 +6,21 @@ stamps points to the newest run of that scenario, and results/latest to the newe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lab.rows import FaultRow, HistoryRow, Meta, decode_fault_row, decode_history_row, decode_meta, encode_meta
+from lab.rows import (
+    FaultRow,
+    HistoryRow,
+    Meta,
+    decode_fault_row,
+    decode_history_row,
+    decode_meta,
+    encode_meta,
+    encode_row,
+)
 
 LATEST = "latest"
 
@@ -149,6 +158,10 @@ class RunDir:
 
     def read_faults(self) -> list[FaultRow]:
         return [decode_fault_row(line) for line in _lines(self.faults)]
+
+    def write_faults(self, rows: Iterable[FaultRow]) -> None:
+        """Write faults.jsonl anew."""
+        self.faults.write_bytes(b"".join(map(encode_row, rows)))
 
     def read_meta(self) -> Meta:
         return decode_meta(self.meta.read_bytes())

