@@ -1,0 +1,173 @@
+"""Figures from a run directory: honest arithmetic, the edges of percentiles, phases of a failover."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.check.metrics import Histogram, encode_metrics, measure
+from lab.rows import Acked, FaultRow, Gen, Invoke, Unknown, encode_row
+from lab.rundir import RunDir
+from tests.lab.synthetic import MS, T_START, build_run, doctor_lines, doctor_meta
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return build_run(tmp_path)
+
+
+def exact(values: list[int], share: float) -> int:
+    """The smallest value with at least that share of all at or below it."""
+    ordered = sorted(values)
+    return next(value for at, value in enumerate(ordered, 1) if at >= share * len(ordered))
+
+
+@given(st.lists(st.integers(0, 10**11), min_size=1, max_size=300))
+def test_percentiles_are_within_a_thousandth_of_the_exact_ones(values: list[int]) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.add(value)
+    shares = (0.5, 0.9, 0.99, 0.999, 1.0)
+    for share, found in zip(shares, histogram.percentiles(shares), strict=True):
+        wanted = exact(values, share)
+        assert found <= wanted
+        assert wanted - found <= wanted / 1000
+    assert histogram.largest == max(values)
+
+
+def test_a_histogram_does_not_grow_with_what_is_added() -> None:
+    histogram = Histogram()
+    rng = random.Random(1)
+    for _ in range(100_000):
+        histogram.add(int(rng.expovariate(1e-6)))
+    assert histogram.count == 100_000
+    assert len(histogram._counts) < 25_000
+
+
+def test_merged_histograms_are_as_one() -> None:
+    left, right, whole = Histogram(), Histogram(), Histogram()
+    for value in range(0, 10**6, 997):
+        (left if value % 2 else right).add(value, 3)
+        whole.add(value, 3)
+    left.merge(right)
+    assert left.latency() == whole.latency()
+
+
+def test_an_empty_histogram_has_no_latency() -> None:
+    assert Histogram().latency() is None
+
+
+def test_a_negative_latency_counts_as_none() -> None:
+    histogram = Histogram()
+    histogram.add(-5)
+    assert histogram.percentiles((1.0,)) == [0]
+
+
+def test_load_and_latency_of_a_run(run: RunDir) -> None:
+    load = measure(run).load
+    assert (load.sent, load.acknowledged, load.rejected, load.unknown) == (200, 200, 0, 0)
+    assert load.duration_s == pytest.approx(0.1395)
+    assert load.throughput_per_s == pytest.approx(200 / 0.1395)
+    assert load.payload_bytes == 200 * 100
+    assert load.longest_gap_s == pytest.approx(0.101)
+    assert load.longest_gap_at_s == pytest.approx(0.0195)
+    assert load.latency is not None
+    assert load.latency.count == 200
+    assert load.latency.max_ms == 0.5
+    assert load.latency.p50_ms == pytest.approx(0.5, rel=1e-3)
+
+
+def test_latency_counts_from_when_a_message_should_have_been_sent(run: RunDir) -> None:
+    t = T_START
+    run.history.write_bytes(
+        encode_row(Invoke(t, 101, "s", 1, 4, t - 8 * MS, every=2 * MS, gen=Gen(1, 10)))
+        + encode_row(Acked(t + MS, "s", 3, 3))
+        + encode_row(Acked(t + 2 * MS, "s", 4, 4))
+    )
+    latency = measure(run).load.latency
+    assert latency is not None
+    # Due 8, 6, 4 and 2 ms before t; acknowledged 1, 1, 1 and 2 ms after it.
+    assert (latency.count, latency.max_ms) == (4, 9.0)
+    assert latency.p50_ms == pytest.approx(5, rel=1e-3)
+
+
+def test_the_load_alone_is_measured_where_named_clients_send_too(run: RunDir) -> None:
+    early, late = T_START - 50 * MS, T_START + 400 * MS
+    row = encode_row(Invoke(early, 9999, "named", 1, 1, early, payloads=("hello",)))
+    run.history.write_bytes(row + run.history.read_bytes() + encode_row(Acked(late, "named", 1, 201)))
+    load = measure(run).load
+    assert (load.sent, load.acknowledged) == (201, 201)
+    assert load.duration_s == pytest.approx(0.1395)
+    assert load.throughput_per_s == pytest.approx(200 / 0.1395)
+
+
+def test_the_phases_of_a_failover(run: RunDir) -> None:
+    (failover,) = measure(run).failovers
+    assert (failover.node, failover.fault, failover.leader) == (3, "kill", 2)
+    assert failover.at_s == pytest.approx(0.02)
+    assert (failover.suspected_ms, failover.leader_ms, failover.acknowledged_ms) == (20, 40, 100.5)
+
+
+def test_a_failover_that_never_ended_has_no_last_phase(run: RunDir) -> None:
+    doctor_lines(run.history, lambda lines: lines.__delitem__(slice(60, 120)))
+    doctor_lines(run.events(2), lambda lines: lines.__delitem__(3))
+    (failover,) = measure(run).failovers
+    assert (failover.suspected_ms, failover.leader_ms, failover.acknowledged_ms) == (20, None, None)
+
+
+def test_the_parts_of_a_run_add_up_to_it(run: RunDir) -> None:
+    segments = measure(run).segments
+    assert [each.name for each in segments] == ["before kill node 3", "during kill node 3", "after kill node 3"]
+    assert [each.acknowledged for each in segments] == [100, 5, 95]
+    assert [each.start_s for each in segments] == pytest.approx([0, 0.02, 0.1205])
+    assert sum(each.duration_s for each in segments) == pytest.approx(0.1395)
+
+
+def test_faults_of_one_step_are_one_part(run: RunDir) -> None:
+    t = T_START + 130 * MS
+    with run.faults.open("ab") as file:
+        for node in (1, 2):
+            file.write(encode_row(FaultRow("stop", node, "follower", t, t + MS, {}, True, 5)))
+    names = [each.name for each in measure(run).segments]
+    assert names[-2:] == ["during stop node 1, stop node 2", "after stop node 1, stop node 2"]
+
+
+def test_a_fault_without_effect_and_the_labs_own_healing_make_no_part(run: RunDir) -> None:
+    doctor_lines(run.faults, lambda lines: lines.__setitem__(0, lines[0].replace(b"true", b"false")))
+    metrics = measure(run)
+    assert (metrics.segments, metrics.failovers) == ((), ())
+
+
+def test_cost_of_the_nodes(run: RunDir) -> None:
+    metrics = measure(run)
+    assert [(cost.node, cost.starts, cost.rss_peak_bytes) for cost in metrics.nodes] == [
+        (1, 1, 50 << 20),
+        (2, 1, 50 << 20),
+        (3, 2, 50 << 20),
+    ]
+    assert metrics.cpu_us_per_message == pytest.approx(1.5e6 / 200)
+
+
+def test_a_run_in_which_nothing_was_sent_has_figures_too(run: RunDir) -> None:
+    run.history.write_bytes(b"")
+    metrics = measure(run)
+    assert metrics.load.latency is None
+    assert metrics.load.throughput_per_s == 0
+    assert metrics.cpu_us_per_message is None
+    assert encode_metrics(metrics)
+
+
+def test_what_the_clients_gave_up_is_counted(run: RunDir) -> None:
+    with run.history.open("ab") as file:
+        file.write(encode_row(Unknown(T_START + 900 * MS, "session101", 71, 4)))
+    assert measure(run).load.unknown == 4
+
+
+def test_no_convergence_has_no_time(run: RunDir) -> None:
+    assert measure(run).converged_s == 0.01
+    doctor_meta(run, convergence=None)
+    assert measure(run).converged_s is None
