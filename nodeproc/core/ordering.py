@@ -213,22 +213,22 @@ def on_durable(state: NodeState, ticket: int, fx: Effects) -> None:
     if isinstance(state.role, Leader):
         advance_commit(state, state.role, fx)
     elif isinstance(state.role, Follower) and state.leader_id != NOBODY:
-        if state.durable.term == state.term:
-            state.send(fx, state.leader_id, Appended(state.term, state.durable))
+        state.send(fx, state.leader_id, Appended(state.term, state.durable))
         follow_commit(state, state.role, fx)
 
 
 def count_answer(state: NodeState, leader: Leader, progress: Progress, position: Position, fx: Effects) -> None:
     """A follower told, in our term, what is durable there. Rule: C1, P1.
 
-    A position of an older term says nothing about our log: only one whose last mark is ours is our prefix.
+    A position of an older term says nothing about our log: only one whose last mark is ours is our prefix. It still
+    makes room for more, else a follower that lacks much of older terms would be served up to the limit and no further.
     """
-    if position.term != state.term or position <= progress.matched:
-        return
-    progress.matched = position
     inflight = progress.inflight
     while inflight and inflight[0][0] <= position:
         progress.inflight_bytes -= inflight.popleft()[1]
+    if position.term != state.term or position <= progress.matched:
+        return
+    progress.matched = position
     advance_commit(state, leader, fx)
 
 
