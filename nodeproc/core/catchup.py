@@ -53,6 +53,8 @@ def catch_up_deadline(state: NodeState, follower: Follower) -> float:
 
 def on_catch_up(state: NodeState, leader: Leader, sender: NodeId, msg: CatchUp, fx: Effects) -> None:
     """Find the fork, say it, and begin to send what lies behind. Rule: R1."""
+    if sender not in state.links:
+        return  # Nothing could be sent; it asks again when our link to it opens.
     progress = leader.progress[sender]
     fork = state.log.fork(msg.marks, msg.last_seq)
     progress.synced, progress.live, progress.fetch = True, False, 0

@@ -9,6 +9,7 @@ from nodeproc.core.events import JoinAnswered, NodeReadmitted, StrangerRefused
 from nodeproc.core.failure import hears_leader, on_sign_of_restart, suspect
 from nodeproc.core.messages import (
     NOBODY,
+    START,
     Heartbeat,
     Join,
     JoinAck,
@@ -25,18 +26,25 @@ from nodeproc.core.state import Follower, Leader, NodeState, Progress
 def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effects) -> None:
     """Both ends have proven themselves: see who it is and what it must be told. Rule: M1, M4, R1."""
     state.presented[peer] = msg.identity
-    if not admit(state, peer, msg.identity, msg.rebuilding, fx):
+    admitted = admit(state, peer, msg.identity, msg.rebuilding, fx)
+    role = state.role
+    if isinstance(role, Leader):
+        unsync(role.progress[peer])
+        if peer in state.learners or not admitted:
+            role.progress[peer].matched = START  # What it had acknowledged is gone with its disk.
+    if not admitted:
+        if msg.outgoing or peer in state.links:
+            state.shut.add(peer)
         state.links.discard(peer)
         return
+    state.shut.discard(peer)
     if msg.outgoing:
         state.links.add(peer)
         if not state.joined:
             state.send(fx, peer, Join(state.log.position))
         if state.starved and len(state.links) + 1 >= state.majority:
             state.poll_at = now
-    role = state.role
     if isinstance(role, Leader):
-        unsync(role.progress[peer])
         state.send(fx, peer, Heartbeat(state.term, state.commit_seq, role.progress[peer].sent))
     elif isinstance(role, Follower) and peer == state.leader_id:
         state.route_epoch += 1  # What was passed on over the old link may be lost.
@@ -46,6 +54,7 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
 def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> None:
     """The link is lost and can't be opened again: nothing is sent there, a leader there is suspected. Rule: F2."""
     state.links.discard(peer)
+    state.shut.discard(peer)
     if isinstance(state.role, Leader):
         unsync(state.role.progress[peer])
     elif isinstance(state.role, Follower) and peer == state.leader_id:
@@ -150,9 +159,13 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
         if member == state.node_id:
             if state.rebuilding and not state.readmission and identity == state.identity:
                 state.readmission = state.persist(fx, Readmitted(state.term))
-        elif state.identities.get(member) != identity:
+            continue
+        if state.identities.get(member) != identity:
             state.identities[member] = identity
             state.persist(fx, Met(member, identity))
-            if state.presented.get(member) == identity:
-                state.learners.discard(member)
-                state.strangers.discard(member)
+        if state.presented.get(member) == identity:
+            state.learners.discard(member)
+            state.strangers.discard(member)
+            if member in state.shut:
+                state.shut.discard(member)
+                state.links.add(member)

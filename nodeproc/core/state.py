@@ -188,6 +188,8 @@ class NodeState:
     """Learners that asked us to catch up: (identity, where our log ended then). Rule: M4."""
     strangers: set[NodeId] = field(default_factory=set)
     """Peers that came with another data directory than remembered: nothing of theirs is taken (M4)."""
+    shut: set[NodeId] = field(default_factory=set)
+    """Strangers to which a link is open: used again once the leader vouches for them."""
     joined: bool = False
     """Has led or heard a leader since the start of the process."""
     join_answers: set[NodeId] = field(default_factory=set)
