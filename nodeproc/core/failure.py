@@ -93,7 +93,8 @@ def on_sign_of_restart(state: NodeState, sender: NodeId, what: str, now: float, 
 
 def tick_follower(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
     """Notice a leader that fell silent, and a catch-up or hole that makes no headway. Rule: F2, R1."""
-    if now - follower.heard_at >= state.config.election_timeout:
+    # As in follower_deadline: a difference may round to less than the timeout when that deadline is reached.
+    if now >= follower.heard_at + state.config.election_timeout:
         suspect(state, "not heard", now, fx)
     elif now >= catch_up_deadline(state, follower):
         ask_catch_up(state, follower, now, fx)
