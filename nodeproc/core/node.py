@@ -219,11 +219,12 @@ class Node:
         return {peer: (progress.live, progress.matched) for peer, progress in role.progress.items()}
 
     def snapshot(self) -> Snapshot:
-        """What a checkpoint keeps: the state as of delivered_seq. Rule: K4."""
+        """What a checkpoint keeps: the state as of delivered_seq, and every promise that was written. Rule: K4."""
         state = self.state
+        promised = state.pledge or state  # A pledge under way may stand in a segment that this checkpoint drops.
         return Snapshot(
-            term=state.term,
-            voted_for=state.voted_for,
+            term=promised.term,
+            voted_for=promised.voted_for,
             rebuilding=state.rebuilding,
             identities=dict(state.identities),
             marks=tuple(mark for mark in state.log.marks if mark.position < state.log.base),
