@@ -14,13 +14,14 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import importlib
 import os
 import random
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -175,11 +176,10 @@ def die_with_parent(parent: int) -> None:
 
 def run_in_loop(work: Coroutine[Any, Any, int]) -> int:
     """On uvloop where it is there, else on asyncio's loop."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        from asyncio import new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):
+        factory = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(work)
 
 

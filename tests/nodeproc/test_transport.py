@@ -1,0 +1,307 @@
+"""Links between nodes over real sockets in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import uvloop
+
+from nodeproc import transport
+from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused
+from nodeproc.core.messages import START, Input, Join, LinkDown, LinkUp, NodeId
+from nodeproc.entrance import Entrance, listen
+from nodeproc.errors import ConfigError
+from nodeproc.handshake import Credentials
+from nodeproc.transport import Links
+from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
+
+TIMEOUT_S = 10.0
+
+
+class End:
+    """One node's links, its port and what they told."""
+
+    def __init__(self, number: NodeId, port: int, buffer_max_bytes: int = 1 << 20, **said: Any) -> None:
+        self.node, self.port = number, port
+        self.credentials = replace(Credentials(number, (1, 2), "chat", "s", f"identity-{number}", False), **said)
+        self.inputs: list[tuple[NodeId, Input]] = []
+        self.events: list[Event] = []
+        self._news = asyncio.Event()
+        self._limit = buffer_max_bytes
+        self.links: Links
+        self._entrance: Entrance | None = None
+
+    async def open(self, peer_port: int) -> None:
+        """Listen and dial."""
+        self.links = Links(
+            lambda: self.credentials,
+            {3 - self.node: ("127.0.0.1", peer_port)},
+            self._take,
+            self._report,
+            random.Random(1),
+            self._limit,
+        )
+        self._entrance = Entrance(self.links.accept, asyncio.Protocol)
+        await self._entrance.open(listen("127.0.0.1", self.port))
+        self.links.start()
+
+    async def close(self) -> None:
+        if self._entrance is not None:
+            self._entrance.close()
+            self._entrance = None
+            await self.links.close()
+
+    def _take(self, peer: NodeId, message: Input) -> None:
+        self.inputs.append((peer, message))
+        self._news.set()
+
+    def _report(self, event: Event) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    async def until(self, seen: Callable[[], bool]) -> None:
+        """Wait until something is so; it is looked at with every news."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not seen():
+                self._news.clear()
+                await self._news.wait()
+
+    async def told(self, message: Input) -> None:
+        await self.until(lambda: (3 - self.node, message) in self.inputs)
+
+    async def reported(self, event: Event) -> None:
+        await self.until(lambda: event in self.events)
+
+
+UP_1, UP_2 = LinkUp("identity-1", False, True), LinkUp("identity-2", False, True)
+IN_1, IN_2 = LinkUp("identity-1", False, False), LinkUp("identity-2", False, False)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listened on a moment ago."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+@contextlib.asynccontextmanager
+async def two_ends(first: dict[str, Any] | None = None, second: dict[str, Any] | None = None) -> AsyncIterator[Any]:
+    ports = free_ports(2)
+    one, two = End(1, ports[0], **(first or {})), End(2, ports[1], **(second or {}))
+    try:
+        await two.open(ports[0])
+        await one.open(ports[1])
+        yield one, two
+    finally:
+        await one.close()
+        await two.close()
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
+    """Runs a coroutine on both kinds of loop."""
+
+    def run_it(work: Coroutine[Any, Any, None]) -> None:
+        factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(work)
+
+    return run_it
+
+
+Run = Callable[[Awaitable[None]], None]
+
+
+def test_both_directions_come_up_and_frames_arrive_in_order(run: Run) -> None:
+    async def story() -> None:
+        async with two_ends() as (one, two):
+            await one.told(UP_2)
+            await one.told(IN_2)
+            await two.told(IN_1)
+            frames = [Join(START._replace(seq_no=n)) for n in range(100)]
+            for frame in frames:
+                one.links.send(2, encode_frame(frame))
+            await two.told(frames[-1])
+            assert [message for _, message in two.inputs if isinstance(message, Join)] == frames
+            assert PeerConnected(2) in one.events
+
+    run(story())
+
+
+def test_a_peer_that_is_gone_is_told_once_and_comes_back(run: Run) -> None:
+    async def story() -> None:
+        async with two_ends() as (one, two):
+            await one.told(UP_2)
+            await one.told(IN_2)
+            await two.close()
+            await one.told(LinkDown())
+            await one.until(lambda: any(isinstance(event, PeerLost) and event.peer == 2 for event in one.events[-2:]))
+            one.inputs.clear()
+            await two.open(one.port)
+            await one.told(UP_2)
+            await one.told(IN_2)
+            assert [message for _, message in one.inputs].count(LinkDown()) == 0
+
+    run(story())
+
+
+def test_frames_without_a_link_are_lost_and_nothing_else(run: Run) -> None:
+    async def story() -> None:
+        ports = free_ports(2)
+        one, two = End(1, ports[0]), End(2, ports[1])
+        await one.open(ports[1])
+        await one.until(lambda: any(isinstance(event, PeerLost) for event in one.events))
+        one.links.send(2, encode_frame(Join(START)))
+        await two.open(ports[0])
+        await one.told(UP_2)
+        late = Join(START._replace(seq_no=1))
+        one.links.send(2, encode_frame(late))
+        await two.told(late)
+        assert (1, Join(START)) not in two.inputs
+        await one.close()
+        await two.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"secret": "other"}, "it does not know this cluster's secret"),
+        ({"cluster": "other"}, "it says: cluster 'chat', allowed 'other'"),
+        ({"node": 9, "members": (1, 9)}, "node_9 answers there, not node_2"),
+    ],
+)
+def test_a_peer_of_another_cluster_is_refused_and_reported(run: Run, said: dict[str, Any], reason: str) -> None:
+    async def story() -> None:
+        async with two_ends(None, said) as (one, _):
+            await one.reported(PeerRefused(2, "to", reason))
+            assert not [message for _, message in one.inputs if isinstance(message, LinkUp) and message.outgoing]
+
+    run(story())
+
+
+async def talk(port: int, said: bytes) -> bytes:
+    """What a node answers to these bytes until it closes the connection."""
+    async with asyncio.timeout(TIMEOUT_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        try:
+            return await reader.read()
+        except ConnectionResetError:
+            return b""
+        finally:
+            writer.close()
+
+
+HELLO = encode_frame(PeerHello(1, "chat", 2, "x", False, "0" * 32))[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (PREAMBLE[:1] + b"nonsense", "a connection that opens with"),
+        (PREAMBLE + struct.pack("<III", 5000, 0, 0), "frame lengths 5000 + 0, allowed 1..4096 + 0..0"),
+        (PREAMBLE + struct.pack("<III", 10, 1 << 20, 0), "frame lengths 10 + 1048576"),
+        (PREAMBLE + b"".join(encode_frame(Join(START))), "Join out of turn"),
+        (PREAMBLE + HELLO + HELLO, "PEER_HELLO came twice"),
+    ],
+)
+def test_unproven_connections_get_one_refusal_and_no_memory(run: Run, said: bytes, reason: str) -> None:
+    async def story() -> None:
+        one = End(1, free_ports(1)[0])
+        await one.open(free_ports(1)[0])
+        answers = list(FrameDecoder().feed(await talk(one.port, said)))
+        assert isinstance(answers[-1], PeerRefusal)
+        assert answers[-1].reason.startswith(reason)
+        assert not one.inputs
+        await one.close()
+
+    run(story())
+
+
+def test_an_unproven_connection_that_stays_silent_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "HANDSHAKE_TIMEOUT_S", 0.01)
+
+    async def story() -> None:
+        one = End(1, free_ports(1)[0])
+        await one.open(free_ports(1)[0])
+        assert await talk(one.port, PREAMBLE) == b""
+        await one.close()
+
+    run(story())
+
+
+def test_a_handshake_may_come_byte_by_byte(run: Run) -> None:
+    async def story() -> None:
+        one = End(1, free_ports(1)[0])
+        await one.open(free_ports(1)[0])
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+            for byte in PREAMBLE + HELLO:
+                writer.write(bytes([byte]))
+                await writer.drain()
+            assert b"PEER_CHALLENGE" in await reader.readuntil(b"}")
+            writer.close()
+        await one.close()
+
+    run(story())
+
+
+def test_a_peer_that_reads_nothing_costs_a_bounded_buffer(run: Run) -> None:
+    async def story() -> None:
+        async with two_ends({"buffer_max_bytes": 1 << 20}) as (one, two):
+            await one.told(UP_2)
+            await one.told(IN_2)
+            await two.told(IN_1)
+            two.links._accepted[1].transport.pause_reading()
+            frame = encode_frame(Join(START)) * 1000
+            for _ in range(400):
+                one.links.send(2, frame)
+                await asyncio.sleep(0)
+                if any(isinstance(event, BadInput) for event in one.events):
+                    break
+            await one.until(lambda: [message for _, message in one.inputs].count(UP_2) == 2)
+            bad = [event for event in one.events if isinstance(event, BadInput)]
+            assert bad and bad[0].peer == "link to node_2" and "allowed 1048576" in bad[0].reason
+
+    run(story())
+
+
+def test_a_broken_frame_ends_the_link_and_it_is_opened_again(run: Run) -> None:
+    async def story() -> None:
+        async with two_ends() as (one, two):
+            await one.told(UP_2)
+            await two.told(IN_1)
+            two.inputs.clear()
+            one.links.send(2, [b"\xff" * 12])
+            await two.told(IN_1)
+            assert any(isinstance(event, BadInput) for event in two.events)
+
+    run(story())
+
+
+def test_a_port_in_use_is_one_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"can't listen on 127\.0\.0\.1:{port}: Address already in use"):
+            listen("127.0.0.1", port)
+    with pytest.raises(ConfigError, match=r"can't listen on 192\.0\.2\.1:0: Cannot assign"):
+        listen("192.0.2.1", 0)
+
+
+def test_a_bound_port_that_does_not_listen_can_be_taken() -> None:
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        listen("127.0.0.1", holder.getsockname()[1]).close()
