@@ -1,0 +1,456 @@
+"""Client connections against a node that is played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nodeproc import clients as module
+from nodeproc.clients import ClientConnection, Clients
+from nodeproc.config import Limits
+from nodeproc.core.events import BadInput, Event
+from nodeproc.core.messages import Batch, NodeId, Record, Refuse, RefuseReason, SeqNo, SessionUse, Submit, Term
+from nodeproc.wire import Sealer, Status
+
+HELLO = b'{"type":"HELLO","client_id":101,"session":"s1"}\n'
+
+
+class Wire(asyncio.Transport):
+    """A transport that keeps what is written; full() and empty() play a client that reads slowly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.reading = True
+        self.closed = False
+        self.protocol: ClientConnection
+
+    def write(self, data: Any) -> None:
+        assert not self.closed
+        self.written += bytes(data)
+
+    def writelines(self, list_of_data: Any) -> None:
+        for data in list_of_data:
+            self.write(data)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.reading
+        self.reading = True
+
+    def close(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.protocol.connection_lost(None)
+
+    def says(self, data: bytes) -> list[Any]:
+        """Let the client say something; returns the node's answer, parsed."""
+        before = len(self.written)
+        self.protocol.data_received(data)
+        return [json.loads(line) for line in self.written[before:].splitlines()]
+
+    def lines(self) -> list[Any]:
+        """All that was written since the last call."""
+        written, self.written = self.written, b""
+        return [json.loads(line) for line in written.splitlines()]
+
+
+class Node:
+    """The backend, with a message log of its own."""
+
+    def __init__(self) -> None:
+        self.submitted: list[Submit] = []
+        self.events: list[Event] = []
+        self.records: list[Record] = []
+        self.reads = 0
+
+    def submit(self, message: Submit) -> None:
+        self.submitted.append(message)
+
+    def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
+        known = [use for record in self.records for use in batch_of(record).sessions if use.session == session]
+        return (known[-1].last_n, known[-1].seq_no) if known else None
+
+    def route(self) -> tuple[NodeId, Term]:
+        return (3, 7)
+
+    def delivered_seq(self) -> SeqNo:
+        return batch_of(self.records[-1]).last if self.records else 0
+
+    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
+        self.reads += 1
+        lines = b"".join(bytes(record.body) for record in self.records).splitlines(keepends=True)
+        return b"".join(lines[start - 1 :][:2]), min(start + 1, len(lines))
+
+    def status(self) -> Status:
+        return Status(1, "leader", 7, 1, 5, 4, 3, False, 1.5, 42, (), {})
+
+    def report(self, event: Event) -> None:
+        self.events.append(event)
+
+    def order(self, *submits: Submit) -> Record:
+        """The next delivered batch, one message or more of each submit."""
+        first = seq_no = self.delivered_seq() + 1
+        uses = []
+        for submit in submits:
+            seq_no += len(submit.payloads)
+            uses.append(SessionUse(submit.session, submit.first + len(submit.payloads) - 1, seq_no - 1))
+        self.records.append(Sealer(lambda: 0.0).batch(Batch(7, first, seq_no - 1, tuple(uses)), submits))
+        return self.records[-1]
+
+
+def batch_of(record: Record) -> Batch:
+    assert isinstance(record.header, Batch)
+    return record.header
+
+
+class Hall:
+    """Clients of one played node."""
+
+    def __init__(self, **limits: int) -> None:
+        self.node = Node()
+        self.clients = Clients(1, self.node, Limits(**limits))
+
+    def connect(self, said: bytes = HELLO) -> Wire:
+        wire = Wire()
+        wire.protocol = self.clients.accept()
+        wire.protocol.connection_made(wire)
+        if said:
+            wire.protocol.data_received(said)
+            wire.written = b""
+        return wire
+
+    def deliver(self, *submits: Submit) -> None:
+        self.clients.delivered([self.node.order(*submits)])
+
+
+def in_loop(story: Callable[[], Any]) -> Callable[[], None]:
+    """Run the test inside a loop: timers and call_soon work, nothing is waited for."""
+
+    def run() -> None:
+        async def inside() -> None:
+            await story()
+
+        asyncio.run(inside())
+
+    run.__name__ = story.__name__
+    return run
+
+
+def submit(session: str, first: int, *payloads: str) -> Submit:
+    return Submit(session, 101, 0, first, payloads)
+
+
+def chat(first: int, *payloads: str) -> bytes:
+    return json.dumps({"type": "CHAT", "first": first, "payloads": payloads}).encode() + b"\n"
+
+
+@in_loop
+async def test_hello_is_welcomed_with_all_that_a_client_needs_to_go_on() -> None:
+    hall = Hall()
+    hall.deliver(submit("s1", 1, "a", "b"), submit("other", 1, "c"))
+    [welcome] = hall.connect(b"").says(HELLO)
+    assert welcome == {
+        "type": "WELCOME", "node": 1, "session": "s1", "born": 3, "acknowledged": 2, "last_seq": 3,
+        "leader": 3, "term": 7, "acknowledged_seq": 2,
+    }  # fmt: skip
+
+
+@in_loop
+async def test_a_client_without_a_session_gets_one() -> None:
+    wire = Hall().connect(b"")
+    [welcome] = wire.says(b'{"type":"HELLO","client_id":1}\n')
+    assert len(welcome["session"]) == 16
+
+
+@in_loop
+async def test_messages_go_to_the_core_and_are_acknowledged_when_delivered() -> None:
+    hall = Hall()
+    wire = hall.connect()
+    assert wire.says(chat(1, "a", "b")) == []
+    assert hall.node.submitted == [submit("s1", 1, "a", "b")]
+    hall.deliver(*hall.node.submitted)
+    assert wire.lines() == [{"type": "ACK", "session": "s1", "n": 2, "seq_no": 2}]
+
+
+@in_loop
+async def test_what_one_turn_delivers_is_one_acknowledgement() -> None:
+    hall = Hall()
+    wire = hall.connect()
+    records = [hall.node.order(submit("s1", n, "x"), submit("s2", n, "y")) for n in (1, 2, 3)]
+    hall.clients.delivered(records)
+    assert wire.lines() == [{"type": "ACK", "session": "s1", "n": 3, "seq_no": 5}]
+
+
+@in_loop
+async def test_a_message_delivered_before_is_acknowledged_at_once() -> None:
+    hall = Hall()
+    wire = hall.connect()
+    hall.deliver(submit("s1", 1, "a", "b"))
+    wire.lines()
+    assert wire.says(chat(1, "a")) == [{"type": "ACK", "session": "s1", "n": 2, "seq_no": 2}]
+    assert hall.node.submitted == []
+
+
+@in_loop
+async def test_refusals_reach_their_client() -> None:
+    hall = Hall()
+    wire = hall.connect()
+    cases: list[tuple[RefuseReason, bool]] = [
+        ("gap", True), ("no_leader", True), ("no_quorum", True), ("expired", False), ("invalid", False),
+    ]  # fmt: skip
+    for reason, retry in cases:
+        hall.clients.refused([Refuse("s1", 4, reason, 2), Refuse("nobody", 1, reason, 0)])
+        assert wire.lines() == [
+            {"type": "REJECT", "session": "s1", "first": 4, "reason": reason, "retry": retry, "expected": 2}
+        ]
+
+
+@in_loop
+async def test_a_new_way_to_the_leader_is_told_to_all_that_said_hello() -> None:
+    hall = Hall()
+    greeted, silent = hall.connect(), hall.connect(b"")
+    hall.clients.route_changed(2, 8)
+    assert greeted.lines() == [{"type": "LEADER", "leader": 2, "term": 8}]
+    assert silent.lines() == []
+
+
+@in_loop
+async def test_status_needs_no_hello() -> None:
+    [status] = Hall().connect(b"").says(b'{"type":"STATUS"}\n')
+    assert (status["type"], status["role"], status["pid"]) == ("STATUS_IS", "leader", 42)
+
+
+BAD_LINES = [
+    (b"hello\n", "not a line of the client protocol"),
+    (b"\xff\xfe\n", "not a line of the client protocol"),
+    (b'{"type":"NOPE"}\n', "not a line of the client protocol"),
+    (b'{"type":"HELLO","client_id":1,"extra":2}\n', "not a line of the client protocol"),
+    (chat(1, "a"), "CHAT before HELLO"),
+    (HELLO + HELLO, "HELLO twice"),
+    (b'{"type":"HELLO","client_id":-1}\n', "client_id -1, allowed 0.."),
+    (b'{"type":"HELLO","client_id":1,"born":-1}\n', "born -1, allowed 0.."),
+    (b'{"type":"HELLO","client_id":1,"session":"a b"}\n', "session 'a b', allowed"),
+    (b'{"type":"HELLO","client_id":1,"session":"' + b"a" * 65 + b'"}\n', "session 'aaaa"),
+    (HELLO + chat(0, "a"), "CHAT of 1 messages from n=0"),
+    (HELLO + chat(1), "CHAT of 0 messages from n=1"),
+    (HELLO + chat(2**53, "a"), "CHAT of 1 messages from n=9007199254740992"),
+    (HELLO + b'{"type":"CHAT","first":1,"payloads":["\\ud800"]}\n', "not a line of the client protocol"),
+    (HELLO + b'{"type":"CHAT","first":1,"payloads":["\\udc00x"]}\n', "not a line of the client protocol"),
+    (b'{"type":"SUBSCRIBE","from":0}\n', "SUBSCRIBE from 0, allowed 1.."),
+    (b'{"type":"SUBSCRIBE"}\n' * 2, "SUBSCRIBE twice"),
+    (b"x" * 100_000, "a line of 100057 bytes, allowed 4096"),
+]
+
+
+@pytest.mark.parametrize(("said", "reason"), BAD_LINES)
+def test_what_cannot_be_understood_gets_one_error_and_the_end(said: bytes, reason: str) -> None:
+    async def story() -> None:
+        hall = Hall(max_line_bytes=4096)
+        bystander, wire = hall.connect(HELLO.replace(b"s1", b"s2")), hall.connect(b"")
+        answers = wire.says(said + chat(1, "never taken"))
+        assert answers[-1]["type"] == "ERROR"
+        assert answers[-1]["reason"].startswith(reason)
+        assert wire.closed and not bystander.closed
+        assert hall.node.submitted == []
+        assert any(isinstance(event, BadInput) for event in hall.node.events)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (chat(1, "ok", "é" * 60), "message of 120 bytes, allowed 100"),
+        (chat(1, "x" * 101), "message of 101 bytes, allowed 100"),
+        (chat(1, *["a"] * 9), "CHAT of 9 messages, allowed 8"),
+    ],
+)
+def test_a_message_that_is_too_large_is_rejected_and_the_connection_lives(said: bytes, reason: str) -> None:
+    async def story() -> None:
+        hall = Hall(max_payload_bytes=100, max_line_messages=8)
+        wire = hall.connect()
+        [answer] = wire.says(said)
+        assert (answer["type"], answer["reason"], answer["retry"]) == ("REJECT", reason, False)
+        assert wire.says(chat(1, "é" * 50, "x" * 100)) == []
+        assert len(hall.node.submitted) == 1
+
+    asyncio.run(story())
+
+
+@in_loop
+async def test_lines_may_come_in_pieces() -> None:
+    hall = Hall()
+    wire = hall.connect(b"")
+    for byte in HELLO + chat(1, "a"):
+        wire.protocol.data_received(bytes([byte]))
+    assert hall.node.submitted == [submit("s1", 1, "a")]
+
+
+@in_loop
+async def test_more_clients_than_allowed_are_turned_away() -> None:
+    hall = Hall(max_clients=1)
+    first, second = hall.connect(), hall.connect(b"")
+    assert second.closed and second.lines()[0]["reason"] == "2 clients, allowed 1"
+    first.abort()
+    assert not hall.connect().closed
+
+
+@in_loop
+async def test_a_session_that_is_opened_again_belongs_to_the_newer_connection() -> None:
+    hall = Hall()
+    older = hall.connect()
+    newer = hall.connect()
+    assert older.closed and not newer.closed
+    hall.deliver(submit("s1", 1, "a"))
+    assert [line["type"] for line in newer.lines()] == ["ACK"]
+
+
+@in_loop
+async def test_clients_are_not_read_while_too_much_is_taken_in() -> None:
+    hall = Hall(intake_window_bytes=1024)
+    eager, modest = hall.connect(), hall.connect(HELLO.replace(b"s1", b"s2"))
+    eager.says(chat(1, "x" * 600))
+    assert eager.reading
+    eager.says(chat(2, "x" * 600))
+    assert not eager.reading and modest.reading
+    modest.says(chat(1, "y"))
+    assert not modest.reading
+    hall.deliver(submit("s1", 1, "x"), submit("s1", 2, "x"))
+    assert eager.reading and modest.reading
+    assert 0 < hall.clients.intake_bytes < 100
+    hall.deliver(submit("s2", 1, "y"))
+    assert hall.clients.intake_bytes == 0
+
+
+@in_loop
+async def test_a_new_route_a_refusal_or_a_lost_client_forgets_what_was_taken_in() -> None:
+    hall = Hall(intake_window_bytes=1024)
+    forget: list[Callable[[Wire], None]] = [
+        lambda wire: hall.clients.route_changed(2, 8),
+        lambda wire: hall.clients.refused([Refuse("s1", 1, "gap", 1)]),
+        lambda wire: wire.abort(),
+    ]
+    for what in forget:
+        wire = hall.connect()
+        wire.says(chat(1, "x" * 1200))
+        assert hall.clients.intake_bytes > 1024
+        what(wire)
+        assert hall.clients.intake_bytes == 0
+
+
+@in_loop
+async def test_clients_are_read_again_when_nothing_is_delivered_any_more() -> None:
+    module.STUCK_S, before = 0.001, module.STUCK_S  # type: ignore[misc]
+    try:
+        hall = Hall(intake_window_bytes=1024)
+        wire = hall.connect()
+        wire.says(chat(1, "x" * 1200))
+        assert not wire.reading
+        async with asyncio.timeout(5):
+            while not wire.reading:
+                await asyncio.sleep(0)
+    finally:
+        module.STUCK_S = before  # type: ignore[misc]
+
+
+@in_loop
+async def test_a_client_that_does_not_read_its_answers_is_not_read_either() -> None:
+    wire = Hall().connect()
+    wire.protocol.pause_writing()
+    assert not wire.reading
+    wire.protocol.resume_writing()
+    assert wire.reading
+
+
+async def settled() -> None:
+    """Let everything that was asked for soon happen."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def shown(wire: Wire) -> list[SeqNo]:
+    return [line["seq_no"] for line in wire.lines()]
+
+
+@in_loop
+async def test_a_subscriber_gets_the_past_from_the_disk_and_then_the_present() -> None:
+    hall = Hall()
+    for n in range(1, 6):
+        hall.deliver(submit("s9", n, "m"))
+    wire = hall.connect(b"")
+    wire.says(b'{"type":"SUBSCRIBE","from":2}\n')
+    await settled()
+    assert shown(wire) == [2, 3, 4, 5]
+    reads = hall.node.reads
+    hall.deliver(submit("s9", 6, "m"), submit("s9", 7, "m"))
+    assert shown(wire) == [6, 7]
+    assert hall.node.reads == reads
+
+
+@in_loop
+async def test_a_subscriber_that_does_not_keep_up_is_served_from_the_disk() -> None:
+    hall = Hall()
+    wire = hall.connect(b'{"type":"SUBSCRIBE"}\n')
+    await settled()
+    wire.protocol.pause_writing()
+    for n in range(1, 8):
+        hall.deliver(submit("s9", n, "m"))
+    await settled()
+    assert wire.written == b""
+    wire.protocol.resume_writing()
+    await settled()
+    hall.deliver(submit("s9", 8, "m"))
+    assert shown(wire) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@in_loop
+async def test_a_delivery_between_two_chunks_neither_skips_nor_repeats() -> None:
+    hall = Hall()
+    for n in range(1, 4):
+        hall.deliver(submit("s9", n, "m"))
+    wire = hall.connect(b'{"type":"SUBSCRIBE"}\n')
+    wire.protocol.data_received(b"")
+    hall.deliver(submit("s9", 4, "m"))
+    await settled()
+    hall.deliver(submit("s9", 5, "m"))
+    assert shown(wire) == [3, 4, 5]  # 1 and 2 went out with SUBSCRIBE itself.
+
+
+@in_loop
+async def test_a_subscription_may_start_in_the_future_even_inside_a_batch() -> None:
+    hall = Hall()
+    wire = hall.connect(b'{"type":"SUBSCRIBE","from":3}\n')
+    await settled()
+    hall.deliver(submit("s9", 1, "m"))
+    hall.deliver(submit("s9", 2, "m", "m", "m"))
+    await settled()
+    assert shown(wire) == [3, 4]
+
+
+@in_loop
+async def test_a_client_that_closed_its_half_still_gets_its_acknowledgement() -> None:
+    hall = Hall()
+    wire = hall.connect()
+    wire.says(chat(1, "last words"))
+    assert wire.protocol.eof_received()
+    hall.deliver(submit("s1", 1, "last words"))
+    assert wire.lines()[0]["type"] == "ACK"
+    assert wire.closed
+    assert not hall.connect().protocol.eof_received()
