@@ -271,12 +271,7 @@ class Replay:
         if session is None or sent is None:
             self._take_early(chunk.first_line + at, lines[at], name, n)
             return at + 1
-        at_most = min(end, at + sent.last - n + 1)
-        prefix = f"{name}-"
-        behind, expected = at + 1, n + 1
-        while behind < at_most and lines[behind].msg_id == f"{prefix}{expected}":
-            behind += 1
-            expected += 1
+        behind = _end_of_run(lines, at, min(end, at + sent.last - n + 1), name, n)
         self._judge_run(chunk, at, behind, name, session, sent, n)
         return behind
 
@@ -466,6 +461,21 @@ def _split(msg_id: str) -> tuple[str, int]:
     if session and number.isascii() and number.isdigit() and number[0] != "0" and len(number) < 19:
         return session, int(number)
     return msg_id, 0
+
+
+def _end_of_run(lines: list[LogLine], at: int, at_most: int, session: str, n: int) -> int:
+    """Index behind the messages n, n + 1, … of a session that stand one behind the other from `at` on."""
+    last_id = f"{session}-{n + at_most - at - 1}"
+    if lines[at_most - 1].msg_id == last_id:
+        # Mostly a client's messages stand together as they were sent.
+        expected = [f"{session}-{number}" for number in range(n, n + at_most - at)]
+        if [line.msg_id for line in lines[at:at_most]] == expected:
+            return at_most
+    behind, number = at + 1, n + 1
+    while behind < at_most and lines[behind].msg_id == f"{session}-{number}":
+        behind += 1
+        number += 1
+    return behind
 
 
 def _show(line: LogLine) -> str:

@@ -57,8 +57,9 @@ def payloads(seed: int, client: int, first: int, count: int, size: int) -> list[
     filler, offset = _filler(seed, size), client * 104_729
     texts = []
     for n in range(first, first + count):
+        head = f"{client}:{n} "
         start = (n * 7919 + offset) % _FILLER_SPREAD
-        texts.append(f"{client}:{n} {filler[start : start + size]}"[:size])
+        texts.append((head + filler[start : start + size - len(head)])[:size])
     return texts
 
 
