@@ -1,30 +1,88 @@
-"""What a node keeps on its disk: the write-ahead log, the message log made from it, and checkpoints. Rules: K1 to K5."""
+"""What a node keeps on its disk: write-ahead log, message log, checkpoints. Rules: K1 to K5.
+
+    logs/node_<id>_messages.jsonl   delivered messages, the same bytes on every node
+    wal/NNNNNNNNNNNN.wal            the log's records and the node's promises, in order (nodeproc.wal)
+    wal/checkpoint                  what is known of the log behind the oldest WAL file (nodeproc.checkpoint)
+    wal/archive.headers, .index     the records of dropped WAL files without their bodies (nodeproc.archive)
+
+Truncation is an entry of the WAL; files are only ever cut at recovery (nodeproc.recovery). write, deliver and the reads
+belong to one thread. sync and checkpoint may run in others, also at the same time; none of them holds a lock that the
+first thread needs while it waits for the disk.
+
+Durability "os" leaves it to the system when entries reach the disk: a power loss may then take what was acknowledged,
+and a WAL file that lost its end while the next one kept its beginning is refused as corrupt.
+"""
 
 from __future__ import annotations
 
+import secrets
+import threading
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-from nodeproc.core.effects import PersistOp
-from nodeproc.core.events import Event
-from nodeproc.core.messages import NodeId, Position, Record, SeqNo
+from nodeproc import checkpoint, recovery, wal, wire
+from nodeproc.checkpoint import Checkpoint
+from nodeproc.core.effects import PersistOp, Truncate
+from nodeproc.core.events import CheckpointWritten, Event
+from nodeproc.core.messages import Mark, NodeId, Position, Record, SeqNo
 from nodeproc.core.recovered import Recovered, Snapshot
-from nodeproc.files import Files
+from nodeproc.errors import ConfigError, WriteFailed
+from nodeproc.files import Buffer, Files
+from nodeproc.recovery import Found, Survey
+from nodeproc.wal import Place, Promises, Segment
 
 Durability: TypeAlias = Literal["fsync", "os"]
 
 SEGMENT_BYTES = 16 << 20
+CURSORS_MAX = 1024
+"""Readers of the message log whose place is remembered; another one is found again by counting lines in a batch."""
 
 
 def random_identity() -> str:
-    """A fresh identity of a data directory. Rule: M4."""
-    raise NotImplementedError
+    """A fresh identity of a data directory: 128 random bits. Rule: M4."""
+    return secrets.token_hex(16)
+
+
+class _Plan(NamedTuple):
+    """What a checkpoint will say and do, fixed at one moment.
+
+    archived: the first places, which are dropped with their segments.
+    delivered, lines_bytes: position and end in the message log of the last delivered batch.
+    first_segment: the oldest that stays.
+    """
+
+    promises: Promises
+    archived: list[Place]
+    segments: dict[int, Segment]
+    delivered: Position
+    lines_bytes: int
+    first_segment: int
 
 
 class Storage:
-    """One node's disk. write, deliver and the reads belong to one thread; sync and checkpoint may run in others."""
+    """One node's disk. Made by Storage.open."""
 
-    delivered_seq: SeqNo
+    def __init__(self, files: Files, found: Found, durability: Durability, segment_bytes: int) -> None:
+        known = found.checkpoint
+        self.delivered_seq: SeqNo = found.lines.delivered_seq
+        self._files = files
+        self._durability, self._segment_bytes = durability, segment_bytes
+        self._node_id, self._identity = known.node, known.identity
+        self._lines, self._lines_size = found.lines_file, found.lines_bytes
+        self._archive = found.archive
+        self._cursors: dict[SeqNo, int] = {}
+        self._noted = found.replay.noted
+        self._failed = ""
+        self._lock = threading.Lock()
+        """Guards all below; held for moments only."""
+        self._index, self._promises = found.replay.index, found.replay.promises
+        self._segments = {segment.number: segment for segment in found.segments}
+        self._active = found.segments[-1]
+        self._unsettled: Segment | None = None
+        """The active segment while it has not got its own name."""
+        self._finished_segment = len(found.segments) > 1
+        self._sync_lock = threading.Lock()
+        self._checkpoint_lock = threading.Lock()
 
     @classmethod
     def open(
@@ -47,10 +105,32 @@ class Storage:
 
         Raises:
             CorruptionError: what is there is not what was written; nothing was changed.
-            ConfigError: `rebuild` of a directory that holds a full member's data, or another node's data.
-            WriteFailed: repairing or making it failed.
+            ConfigError: `rebuild` of a directory that holds a member's data, or another node's data.
+            WriteFailed: reading, repairing or making it failed.
         """
-        raise NotImplementedError
+        survey = Survey(files, node_id)
+        try:
+            if survey.empty():
+                survey.close()
+                recovery.make(files, node_id, new_identity(), rebuild)
+                survey = Survey(files, node_id)
+            found = survey.run()
+            if rebuild and not found.replay.promises.rebuilding:
+                where = files.where(".")
+                raise ConfigError(
+                    f"--rebuild: data directory {where} holds a member's data; move it away, then start again"
+                )
+            recovered = found.recovered(max_sessions)
+            events = recovery.repair(files, found)
+        except OSError as error:
+            survey.close()
+            raise _write_failed(files.where("."), error) from error
+        except BaseException:
+            survey.close()
+            raise
+        return cls(files, found, durability, segment_bytes), recovered, events
+
+    # ---- writing -----------------------------------------------------------------------------------
 
     def write(self, ops: Sequence[PersistOp]) -> None:
         """Append the operations to the WAL, in order; durable only after sync().
@@ -58,15 +138,87 @@ class Storage:
         Raises:
             WriteFailed: the node must stop. Rule: K5.
         """
-        raise NotImplementedError
+        self._check()
+        if not ops:
+            return
+        with self._lock:
+            try:
+                if self._active.size >= self._segment_bytes and self._unsettled is None:
+                    self._begin_segment()
+                self._append(ops)
+            except OSError as error:
+                raise self._give_up(wal.segment_name(self._active.number), error) from error
+
+    def _append(self, ops: Sequence[PersistOp]) -> None:
+        active, index = self._active, self._index
+        number, at = active.number, active.size
+        buffers: list[Buffer] = []
+        if self.delivered_seq > self._noted:
+            self._noted = self.delivered_seq
+            note = wire.encode_entry(wire.Committed(self._noted))
+            buffers.append(note)
+            at += len(note)
+        for op in ops:
+            if isinstance(op, Record):
+                raw = op.raw
+                assert op.header.position > index.end, (op.header, index.end)
+                index.append(op.header, number, at, op.body_at, len(raw))
+            else:
+                raw = wire.encode_op(op)
+                if isinstance(op, Truncate):
+                    index.truncate(op.keep)
+                else:
+                    self._promises.take(op)
+            buffers.append(raw)
+            at += len(raw)
+        active.file.append(buffers)
+        active.size = at
+
+    def _begin_segment(self) -> None:
+        """Go on in a new file. It gets its own name when sync() has made the one before it durable."""
+        before = self._active
+        number = before.number + 1
+        rebuilding = self._promises.rebuilding
+        opening = wire.encode_entry(wire.Opening(number, before.size, self._node_id, self._identity, rebuilding))
+        file = self._files.open(wal.segment_name(number) + wal.NEXT, create=True)
+        file.append([opening])
+        self._active = self._segments[number] = Segment(number, file, len(opening), 0)
+        self._finished_segment = True
+        if self._durability == "fsync":
+            self._unsettled = self._active
+        else:
+            self._settle(number)
+
+    def _settle(self, number: int) -> None:
+        name = wal.segment_name(number)
+        self._files.rename(name + wal.NEXT, name)
 
     def sync(self) -> None:
-        """Make all that was written before the call durable. May run in another thread.
+        """Make all that was written before the call durable. May run in another thread. Nothing to do for "os".
 
         Raises:
             WriteFailed: the node must stop. Rule: K5.
         """
-        raise NotImplementedError
+        self._check()
+        if self._durability == "fsync":
+            self._sync()
+
+    def _sync(self) -> None:
+        with self._sync_lock:
+            with self._lock:
+                unsettled = self._unsettled
+                behind = [(each, each.size) for each in self._segments.values() if each.synced < each.size]
+            try:
+                for segment, size in behind:
+                    segment.file.sync()
+                    segment.synced = size
+                if unsettled is not None:
+                    self._settle(unsettled.number)
+                    self._files.sync_folder(wal.FOLDER)
+                    with self._lock:
+                        self._unsettled = None
+            except OSError as error:
+                raise self._give_up(wal.FOLDER, error) from error
 
     def deliver(self, records: Sequence[Record]) -> None:
         """Append the bodies of the next delivered records to the message log. Rule: D1.
@@ -74,7 +226,27 @@ class Storage:
         Raises:
             WriteFailed: the node must stop. Rule: K5.
         """
-        raise NotImplementedError
+        self._check()
+        bodies: list[Buffer] = []
+        size, last = 0, self.delivered_seq
+        for record in records:
+            header = record.header
+            if isinstance(header, Mark):
+                continue
+            assert header.first == last + 1, (header, last)
+            bodies.append(record.body)
+            size += len(record.raw) - record.body_at
+            last = header.last
+        if not bodies:
+            return
+        try:
+            self._lines.append(bodies)
+        except OSError as error:
+            raise self._give_up(recovery.lines_name(self._node_id), error) from error
+        self._lines_size += size
+        self.delivered_seq = last
+
+    # ---- reading -----------------------------------------------------------------------------------
 
     def read_records(self, after: Position, max_bytes: int) -> list[Record]:
         """Consecutive records behind a position, up to max_bytes but at least one if there is any. Rule: R1, P1.
@@ -82,28 +254,174 @@ class Storage:
         Raises:
             CorruptionError: they are not what was written.
         """
-        raise NotImplementedError
+        with self._lock:
+            try:
+                if after < self._index.base:
+                    return self._archive.read(after, max_bytes)
+                records: list[Record] = []
+                for run in wal.runs(self._index.some_behind(after, max_bytes)):
+                    where = self._files.where(wal.segment_name(run[0].segment))
+                    records += wal.read_run(self._segments[run[0].segment], where, run)
+                return records
+            except OSError as error:
+                raise self._give_up(wal.FOLDER, error) from error
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
-        """Delivered lines from seq_no `start` on, whole ones, and the last seq_no in them; (b"", start - 1) for none."""
-        raise NotImplementedError
+        """Delivered lines from seq_no `start` on and the last seq_no in them; (b"", start - 1) where there is none.
+
+        Whole lines: as many as fit into max_bytes, but at least one.
+        """
+        if start > self.delivered_seq:
+            return b"", start - 1
+        try:
+            at = self._cursors.pop(start, None) or self._line_offset(start)
+            data, end = b"", 0
+            while not end:
+                assert at + len(data) < self._lines_size, (start, at, self._lines_size)
+                size = max(max_bytes, 2 * len(data), 1)
+                data = self._lines.pread(min(size, self._lines_size - at), at)
+                end = data.rfind(b"\n") + 1
+        except OSError as error:
+            raise self._give_up(recovery.lines_name(self._node_id), error) from error
+        last = start + data.count(b"\n") - 1
+        if last < self.delivered_seq:
+            if len(self._cursors) >= CURSORS_MAX:
+                del self._cursors[next(iter(self._cursors))]
+            self._cursors[last + 1] = at + end
+        return data[:end], last
+
+    def _line_offset(self, seq_no: SeqNo) -> int:
+        """Where a delivered message stands in the message log: found by its batch, then by counting lines."""
+        with self._lock:
+            place = self._index.holding(seq_no)
+            if place is not None:
+                first, lines_at, size = place.first, place.lines_at, place.size - place.body_at
+            else:
+                row = self._archive.holding(seq_no)
+                assert row is not None, (seq_no, self.delivered_seq)
+                first, lines_at, size = row.first, row.lines_at, row.body_bytes
+        if seq_no == first:
+            return lines_at
+        body = self._lines.pread(size, lines_at)
+        return lines_at + size - len(body.split(b"\n", seq_no - first)[-1])
+
+    # ---- checkpoints -------------------------------------------------------------------------------
 
     def checkpoint_due(self) -> bool:
         """A WAL segment was finished since the last checkpoint."""
-        raise NotImplementedError
+        return self._finished_segment
 
     def checkpoint(self, snapshot: Snapshot) -> Event:
-        """Keep the snapshot, extend the archive and drop what is not needed behind it. May run in another thread. Rule: K4.
+        """Keep the snapshot, extend the archive, drop WAL segments. May run in another thread. Rule: K4.
+
+        Its term, vote, identities and rebuilding are not used: what was written to the WAL by now is newer.
+
+        Args:
+            snapshot: made after all that it knows was handed to write() and deliver().
 
         Raises:
             WriteFailed: the node must stop. Rule: K5.
         """
-        raise NotImplementedError
+        self._check()
+        with self._checkpoint_lock:
+            plan = self._plan(snapshot)
+            self._sync()
+            try:
+                self._lines.sync()
+                kept = self._keep(plan, snapshot)
+                with self._lock:
+                    self._archive.end = kept.archive
+                    self._index.drop(len(plan.archived))
+                    dropped = [each for each in self._segments.values() if each.number < plan.first_segment]
+                    for segment in dropped:
+                        del self._segments[segment.number]
+                        segment.file.close()
+                for segment in dropped:
+                    self._files.unlink(wal.segment_name(segment.number))
+            except OSError as error:
+                raise self._give_up(checkpoint.NAME, error) from error
+        return CheckpointWritten(snapshot.delivered_seq, len(dropped))
+
+    def _plan(self, snapshot: Snapshot) -> _Plan:
+        """Choose what is dropped: segments whose records are all delivered. What it says is synced before it counts."""
+        with self._lock:
+            self._finished_segment = False
+            index, now = self._index, self._promises
+            promises = Promises(now.term, now.voted_for, now.rebuilding, dict(now.identities))
+            count = index.delivered(snapshot.delivered_seq)
+            delivered = index.places[count - 1].position if count else index.base
+            assert delivered.seq_no == snapshot.delivered_seq <= self.delivered_seq, (delivered, snapshot.delivered_seq)
+            lines_bytes = index.lines_end(count)
+            settled = self._active.number - (1 if self._unsettled is not None else 0)
+            first = min(index.places[count].segment if count < len(index.places) else settled, settled)
+            archived = index.places[: min(count, index.before_segment(first))]
+            return _Plan(promises, archived, dict(self._segments), delivered, lines_bytes, first)
+
+    def _keep(self, plan: _Plan, snapshot: Snapshot) -> Checkpoint:
+        """Extend the archive and write the checkpoint, durably."""
+        promises = plan.promises
+        kept = Checkpoint(
+            node=self._node_id,
+            identity=self._identity,
+            rebuilding=promises.rebuilding,
+            term=promises.term,
+            voted_for=promises.voted_for,
+            identities=promises.identities,
+            marks=tuple(mark for mark in snapshot.marks if mark.position < plan.delivered),
+            delivered=plan.delivered,
+            sessions=snapshot.sessions,
+            horizon=snapshot.horizon,
+            lines_bytes=plan.lines_bytes,
+            lines_crc=checkpoint.lines_crc(self._lines, plan.lines_bytes),
+            archive=self._archive.extend(plan.archived, plan.segments),
+            first_segment=plan.first_segment,
+        )
+        checkpoint.write(self._files, kept)
+        return kept
+
+    # ---- the end -----------------------------------------------------------------------------------
 
     def synced_offsets(self) -> dict[str, int]:
         """File name -> bytes known to be durable, for every WAL segment."""
-        raise NotImplementedError
+        with self._lock:
+            return {wal.segment_name(each.number): each.synced for each in self._segments.values()}
 
     def close(self, snapshot: Snapshot | None = None) -> None:
-        """Make everything durable, with a last checkpoint where a snapshot is given, and close all files."""
-        raise NotImplementedError
+        """Make everything durable, with a last checkpoint where a snapshot is given, and close all files.
+
+        After a failure it only closes.
+
+        Raises:
+            WriteFailed: what was written may not be durable. Rule: K5.
+        """
+        try:
+            if not self._failed:
+                if snapshot is not None:
+                    self.checkpoint(snapshot)
+                self._sync()
+                self._lines.sync()
+        except OSError as error:
+            raise self._give_up(recovery.lines_name(self._node_id), error) from error
+        finally:
+            self._failed = self._failed or f"{self._files.where('.')}: storage is closed"
+            archive = self._archive
+            for file in (self._lines, archive.headers, archive.index, *(each.file for each in self._segments.values())):
+                file.close()
+            self._files.close()
+
+    def _check(self) -> None:
+        if self._failed:
+            raise WriteFailed(self._failed)
+
+    def _give_up(self, name: str, error: OSError) -> WriteFailed:
+        """Refuse all further use: what a failed write or fdatasync left is unknown. Rule: K5."""
+        failed = _write_failed(self._files.where(name), error)
+        self._failed = self._failed or str(failed)
+        return failed
+
+
+def _write_failed(where: str, error: OSError) -> WriteFailed:
+    reason = error.strerror or str(error)
+    return WriteFailed(
+        f"{where}: {reason}: the node stops, nothing durable is lost; start it again when that is mended"
+    )

@@ -1,0 +1,95 @@
+"""The checkpoint file: what is known of the log behind the oldest WAL segment. Rule: K4.
+
+    8 bytes LCCHKPT1 | u32 length | u32 CRC-32 | JSON
+
+It is written aside, synced and renamed, so it is always whole: a broken one is damage.
+"""
+
+from __future__ import annotations
+
+import struct
+from zlib import crc32
+
+import msgspec
+from msgspec import Struct
+
+from nodeproc.archive import ArchiveEnd
+from nodeproc.core.messages import NOBODY, START, Mark, NodeId, Position, SeqNo, Term
+from nodeproc.files import File, Files
+from nodeproc.wal import FOLDER, damaged
+
+NAME = f"{FOLDER}/checkpoint"
+ASIDE = f"{FOLDER}/checkpoint.new"
+
+_MAGIC = b"LCCHKPT1"
+_PREFIX = struct.Struct("<8sII")
+_TAIL_BYTES = 4096
+
+
+class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
+    """State as of `delivered`, and what was promised when it was made.
+
+    lines_bytes, lines_crc: of the message log up to `delivered`: its length and the CRC of its last 4096 bytes.
+    first_segment: the oldest WAL segment that is still needed.
+    """
+
+    node: NodeId
+    identity: str
+    rebuilding: bool
+    term: Term = 0
+    voted_for: NodeId = NOBODY
+    identities: dict[NodeId, str] = {}
+    marks: tuple[Mark, ...] = ()
+    delivered: Position = START
+    sessions: dict[str, tuple[int, SeqNo]] = {}
+    horizon: SeqNo = 0
+    lines_bytes: int = 0
+    lines_crc: int = 0
+    archive: ArchiveEnd = ArchiveEnd()
+    first_segment: int = 1
+
+
+_decode = msgspec.json.Decoder(Checkpoint).decode
+
+
+def lines_crc(lines: File, end: int) -> int:
+    """CRC of the last bytes of the message log before `end`: tells whether it is the file that the checkpoint knew."""
+    start = max(0, end - _TAIL_BYTES)
+    return crc32(lines.pread(end - start, start))
+
+
+def read(files: Files) -> Checkpoint | None:
+    """The checkpoint, None where there is none.
+
+    Raises:
+        CorruptionError: it is damaged.
+    """
+    try:
+        file = files.open(NAME)
+    except FileNotFoundError:
+        return None
+    try:
+        data = file.pread(file.size(), 0)
+    finally:
+        file.close()
+    body = data[_PREFIX.size :]
+    if len(data) < _PREFIX.size or _PREFIX.unpack_from(data) != (_MAGIC, len(body), crc32(body)):
+        raise damaged(files.where(NAME), 0, "the checkpoint's length or CRC is wrong")
+    try:
+        return _decode(body)
+    except msgspec.MsgspecError as error:
+        raise damaged(files.where(NAME), _PREFIX.size, f"not a checkpoint: {error}") from None
+
+
+def write(files: Files, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint in one step, durably."""
+    body = msgspec.json.encode(checkpoint)
+    file = files.open(ASIDE, create=True)
+    try:
+        file.truncate(0)
+        file.append([_PREFIX.pack(_MAGIC, len(body), crc32(body)), body])
+        file.sync()
+    finally:
+        file.close()
+    files.rename(ASIDE, NAME)
+    files.sync_folder(FOLDER)

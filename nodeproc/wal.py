@@ -1,0 +1,270 @@
+"""The write-ahead log's files: names, what is in them, and the index of the records that they hold.
+
+A WAL file (segment) starts with an Opening and goes on with entries as nodeproc.wire lays them out. A new segment is
+called NNNNNNNNNNNN.wal.next until the one before it is durable to its end; only then it gets its own name, and only
+then anything in it can be promised. So a segment with its own name proves the one before it complete, and a torn tail
+can only be in the last of them.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nodeproc import wire
+from nodeproc.core.effects import Met, Promise, Readmitted
+from nodeproc.core.messages import NOBODY, START, Batch, Mark, NodeId, Position, Record, SeqNo, Term
+from nodeproc.errors import CorruptionError, FrameError
+from nodeproc.files import File
+
+FOLDER = "wal"
+NEXT = ".next"
+REBUILD_ADVICE = "to get this node's data from the others, move its data directory away and start it with --rebuild"
+
+_SEGMENT_NAME = re.compile(r"(\d{12})\.wal")
+_ENTRY_START = b'{"kind":"'
+
+
+def segment_name(number: int) -> str:
+    return f"{FOLDER}/{number:012}.wal"
+
+
+def segment_numbers(names: Sequence[str], suffix: str = "") -> list[int]:
+    """The numbers of the segments among the WAL folder's names, ascending."""
+    matches = (_SEGMENT_NAME.fullmatch(name.removesuffix(suffix)) for name in names if name.endswith(suffix))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def damaged(where: str, at: int, what: str) -> CorruptionError:
+    """The error for durable data that is not what was written."""
+    return CorruptionError(f"{where}: offset {at}: {what}; nothing was changed; {REBUILD_ADVICE}")
+
+
+@dataclass(eq=False, slots=True)
+class Segment:
+    """An open WAL file. size: bytes written; synced: bytes known to be durable."""
+
+    number: int
+    file: File
+    size: int
+    synced: int
+
+
+class Scan(NamedTuple):
+    """What a segment holds: its intact entries, Opening included, and where they end."""
+
+    number: int
+    where: str
+    data: bytes
+    entries: list[wire.Entry]
+    end: int
+
+    @property
+    def opening(self) -> wire.Opening | None:
+        """None where the segment ends before it."""
+        first = self.entries[0].header if self.entries else None
+        assert first is None or isinstance(first, wire.Opening), first
+        return first
+
+
+def scan(number: int, where: str, data: bytes) -> Scan:
+    """Read a segment up to its first incomplete or broken entry. Rule: K2.
+
+    Args:
+        where: the file's name for messages.
+
+    Raises:
+        CorruptionError: an intact entry lies behind a broken one, or an Opening is missing or not this file's.
+    """
+    entries: list[wire.Entry] = []
+    at, found = 0, ""
+    while at < len(data):
+        try:
+            entry = wire.decode_entry(data, at)
+        except wire.Broken as error:
+            entry, found = None, str(error)
+        if entry is None:
+            break
+        opens = isinstance(entry.header, wire.Opening)
+        if opens != (at == 0) or (isinstance(entry.header, wire.Opening) and entry.header.number != number):
+            raise damaged(
+                where, at, f"found {entry.header}, allowed: the opening of segment {number}, once, at offset 0"
+            )
+        entries.append(entry)
+        at = entry.end
+    behind = _intact_behind(data, at)
+    if behind is not None:
+        raise damaged(where, at, f"{found or 'entry too long'}, but an intact entry follows at offset {behind}")
+    return Scan(number, where, data, entries, at)
+
+
+def _intact_behind(data: bytes, broken: int) -> int | None:
+    """Offset of the first intact entry behind a broken one; the bytes that every header starts with give them away."""
+    found = data.find(_ENTRY_START, broken + 1 + wire.PREFIX.size)
+    while found >= 0:
+        at = found - wire.PREFIX.size
+        try:
+            if wire.decode_entry(data, at) is not None:
+                return at
+        except wire.Broken:
+            pass
+        found = data.find(_ENTRY_START, found + 1)
+    return None
+
+
+@dataclass(slots=True)
+class Promises:
+    """What the local entries of the log amount to. Rule: E3, E4, E6, M4."""
+
+    term: Term = 0
+    voted_for: NodeId = NOBODY
+    rebuilding: bool = False
+    identities: dict[NodeId, str] = field(default_factory=dict)
+
+    def take(self, op: Promise | Met | Readmitted) -> None:
+        """Apply one entry; a promise older than what is known changes nothing."""
+        if isinstance(op, Met):
+            self.identities[op.peer] = op.identity
+        elif isinstance(op, Readmitted):
+            self.rebuilding = False
+        elif op.term > self.term or (op.term == self.term and op.voted_for != NOBODY):
+            self.term, self.voted_for = op.term, op.voted_for
+
+
+class Place(NamedTuple):
+    """Where a record stands."""
+
+    position: Position
+    first: SeqNo
+    """Of its messages; for a mark the seq_no that comes next."""
+    segment: int
+    at: int
+    """Offset in the segment."""
+    body_at: int
+    """Offset of the body from `at`."""
+    size: int
+    lines_at: int
+    """Offset in the message log at which its body stands once it is delivered."""
+
+
+def _position(place: Place) -> Position:
+    return place.position
+
+
+def _seq_no(place: Place) -> SeqNo:
+    return place.position.seq_no
+
+
+def _segment(place: Place) -> int:
+    return place.segment
+
+
+@dataclass(slots=True)
+class Index:
+    """Every record of the log that is in a WAL file and not truncated, in order.
+
+    Invariant: places[0] follows `base`, each place follows the one before it, in position and in lines_at.
+    """
+
+    base: Position = START
+    """The last record that is in no WAL file any more."""
+    base_lines: int = 0
+    """Bytes of the message log up to `base`."""
+    places: list[Place] = field(default_factory=list)
+
+    @property
+    def end(self) -> Position:
+        return self.places[-1].position if self.places else self.base
+
+    def append(self, header: Mark | Batch, segment: int, at: int, body_at: int, size: int) -> None:
+        """The log's next record stands there."""
+        places = self.places
+        if places:
+            last = places[-1]
+            lines_at = last.lines_at + last.size - last.body_at
+        else:
+            lines_at = self.base_lines
+        first = header.first if isinstance(header, Batch) else header.after + 1
+        places.append(Place(header.position, first, segment, at, body_at, size, lines_at))
+
+    def truncate(self, keep: Position) -> None:
+        """Drop every record whose position is above `keep`. Rule: R2."""
+        del self.places[bisect_right(self.places, keep, key=_position) :]
+
+    def some_behind(self, after: Position, max_bytes: int) -> list[Place]:
+        """Consecutive places behind a position, up to max_bytes but at least one if there is any."""
+        places = self.places
+        start = end = bisect_right(places, after, key=_position)
+        size = 0
+        while end < len(places) and (end == start or size + places[end].size <= max_bytes):
+            size += places[end].size
+            end += 1
+        return places[start:end]
+
+    def up_to(self, position: Position) -> int:
+        """How many places are not behind a position."""
+        return bisect_right(self.places, position, key=_position)
+
+    def before_segment(self, number: int) -> int:
+        """How many places stand in older segments than this one."""
+        return bisect_left(self.places, number, key=_segment)
+
+    def holding(self, seq_no: SeqNo) -> Place | None:
+        """The batch with this message; None where it is older or newer than what is here."""
+        number = bisect_left(self.places, seq_no, key=_seq_no)
+        if number == len(self.places) or self.places[number].first > seq_no:
+            return None
+        return self.places[number]
+
+    def delivered(self, seq_no: SeqNo) -> int:
+        """How many of the places are delivered when `seq_no`, the end of a batch or of `base`, is: none behind it."""
+        number = bisect_right(self.places, seq_no, key=_seq_no)
+        while number and self.places[number - 1].size == self.places[number - 1].body_at:
+            number -= 1  # Marks at the same seq_no stand behind the last delivered batch.
+        return number
+
+    def lines_end(self, count: int) -> int:
+        """Bytes of the message log up to the first `count` places."""
+        if count == 0:
+            return self.base_lines
+        last = self.places[count - 1]
+        return last.lines_at + last.size - last.body_at
+
+    def drop(self, count: int) -> None:
+        """The first `count` places are in no WAL file any more."""
+        if count:
+            self.base_lines = self.lines_end(count)
+            self.base = self.places[count - 1].position
+            del self.places[:count]
+
+
+def read_run(segment: Segment, where: str, run: Sequence[Place]) -> list[Record]:
+    """Records that stand one behind the other in one segment.
+
+    Raises:
+        CorruptionError: they are not what was written.
+    """
+    at = run[0].at
+    data = segment.file.pread(run[-1].at + run[-1].size - at, at)
+    try:
+        records = list(wire.decode_records(data))
+    except FrameError as error:
+        raise damaged(where, at, f"records {run[0].position}..{run[-1].position}: {error}") from None
+    if [record.position for record in records] != [place.position for place in run]:
+        raise damaged(where, at, f"found other records than {run[0].position}..{run[-1].position}")
+    return records
+
+
+def runs(places: Sequence[Place]) -> list[list[Place]]:
+    """The places in groups that one read can take."""
+    groups: list[list[Place]] = []
+    for place in places:
+        last = groups[-1][-1] if groups else None
+        if last is not None and (last.segment, last.at + last.size) == (place.segment, place.at):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
