@@ -1,0 +1,188 @@
+"""python -m nodeproc: exit codes, signals, and three real processes that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nodeproc.nodes import PROJECT, Cluster, Line, run_node, until
+
+GOOD = {"node_id": 1, "port": 0, "data_dir": "d"}
+
+
+def finished(tmp_path: Path, config: str, *flags: str) -> tuple[int, str]:
+    """Exit code and stderr of a node that ends by itself."""
+    (tmp_path / "n.yml").write_text(config)
+    done = subprocess.run(
+        [sys.executable, "-m", "nodeproc", "--config", str(tmp_path / "n.yml"), *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_misspelt_key_is_one_clear_error_and_exit_code_2(tmp_path: Path) -> None:
+    code, stderr = finished(tmp_path, "node_id: 1\nport: 0\ndata_dri: d\n")
+    assert code == 2
+    assert "n.yml:3:1: data_dri: unknown key (did you mean data_dir?)" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, stderr = finished(tmp_path, json.dumps({**GOOD, "port": port}))
+    assert (code, stderr) == (2, f"nodeproc: can't listen on 127.0.0.1:{port}: Address already in use\n")
+
+
+def test_a_data_directory_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "d").write_text("a file")
+    code, stderr = finished(tmp_path, json.dumps(GOOD))
+    assert (code, stderr) == (2, "nodeproc: data_dir d: File exists\n")
+
+
+def test_a_missing_file_is_exit_code_2(tmp_path: Path) -> None:
+    process = run_node("--config", str(tmp_path / "none.yml"), stderr=subprocess.PIPE)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr.decode()) == (
+        2,
+        f"nodeproc: {tmp_path / 'none.yml'}: No such file or directory\n",
+    )
+
+
+def test_a_damaged_disk_is_exit_code_3_and_nothing_is_changed(tmp_path: Path) -> None:
+    with Cluster(tmp_path, 1) as cluster:
+        cluster.start()
+        for n in range(1, 4):
+            chat(cluster, 1, n)
+        assert cluster.stop(1) == 0
+        [damaged] = sorted((tmp_path / "node_1" / "wal").glob("*.wal"))[:1]
+        content = bytearray(damaged.read_bytes())
+        content[20] ^= 1
+        damaged.write_bytes(content)
+        (tmp_path / "node_1" / "wal" / "checkpoint").unlink()
+        cluster.start()
+        assert cluster.processes[1].wait(30) == 3
+        assert damaged.read_bytes() == content
+        assert damaged.name in (tmp_path / "1.log").read_text().splitlines()[-1]
+
+
+def test_the_end_of_the_lifeline_ends_the_node(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    with Cluster(tmp_path, 1) as cluster:
+        config = str(cluster.config(1))
+        process = cluster.processes[1] = run_node("--config", config, "--lifeline", str(ours), pass_fds=(ours,))
+        until(lambda: cluster.status(1) is not None)
+        os.close(theirs)
+        assert process.wait(30) == 0
+    os.close(ours)
+
+
+def test_a_killed_parent_takes_its_node_along(tmp_path: Path) -> None:
+    parent = (
+        "import subprocess, sys, time\n"
+        "node = subprocess.Popen([sys.executable, '-m', 'nodeproc', *sys.argv[1:]])\n"
+        "print(node.pid, flush=True)\n"
+        "node.wait()\n"
+    )
+    with Cluster(tmp_path, 1) as cluster:
+        flags = ["--config", str(cluster.config(1)), "--die-with-parent"]
+        process = subprocess.Popen([sys.executable, "-c", parent, *flags], cwd=PROJECT, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        node = int(process.stdout.readline())
+        until(lambda: cluster.status(1) is not None)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        until(lambda: not Path(f"/proc/{node}").exists() or "Z" in Path(f"/proc/{node}/stat").read_text())
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_terminal_looks_as_in_the_guide(tmp_path: Path, quiet: bool) -> None:
+    with Cluster(tmp_path, 1) as cluster:
+        cluster.start(flags=["--quiet"] if quiet else [])
+        chat(cluster, 1, 1, "Hello from node 1!")
+        assert cluster.stop(1) == 0
+    log = (tmp_path / "1.log").read_text()
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.search(rf"^{stamp} - node\.1 - INFO - Became LEADER for term 1$", log, re.M)
+    assert ("\n[seq=1] node_9999: Hello from node 1!\n" in log) != quiet
+    events = [event["event"] for event in cluster.events(1)]
+    assert {"starting", "listening", "became_leader", "stopping"} <= set(events)
+
+
+def chat(cluster: Cluster, node: int, n: int, payload: str = "", session: str = "s") -> int:
+    """Send message n until it is acknowledged, as a client would. Returns its seq_no."""
+    until(lambda: cluster.status(node) is not None)
+    with Line(cluster.port(node)) as line:
+        line.say({"type": "HELLO", "client_id": 9999, "session": session, "born": 0})
+        welcome = line.hear_type("WELCOME")
+        message: dict[str, Any] = {"type": "CHAT", "first": n, "payloads": [payload or f"message {n}"]}
+        leader = welcome["leader"]
+        while True:
+            if leader:
+                line.say(message)
+            heard = line.hear()
+            if heard["type"] == "ACK" and heard["n"] >= n:
+                return int(heard["seq_no"])
+            leader = heard["leader"] if heard["type"] == "LEADER" else int(heard.get("retry", False))
+
+
+def test_three_processes_elect_order_survive_kills_and_agree(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        assert cluster.leader() == 3
+        assert [chat(cluster, 1 + n % 3, n) for n in range(1, 6)] == [1, 2, 3, 4, 5]
+        cluster.kill(3)
+        assert chat(cluster, 1, 6) == 6
+        assert cluster.leader() == 2
+        cluster.start(3)
+        until(lambda: len(cluster.log_lines(3).splitlines()) == 6)
+        assert cluster.leader() == 2
+        assert chat(cluster, 3, 7) == 7
+        for node in (1, 2, 3):
+            cluster.kill(node)
+        cluster.start()
+        assert chat(cluster, 2, 8) == 8
+        until(lambda: len({cluster.log_lines(node) for node in (1, 2, 3)}) == 1)
+        lines = [json.loads(line) for line in cluster.log_lines(1).splitlines()]
+        assert [line["seq_no"] for line in lines] == list(range(1, 9))
+        assert [line["payload"] for line in lines] == [f"message {n}" for n in range(1, 9)]
+        assert [cluster.stop(node) for node in (1, 2, 3)] == [0, 0, 0]
+
+
+def test_a_killed_leader_is_noticed_by_its_closed_port_and_not_by_silence(tmp_path: Path) -> None:
+    settings = {"heartbeat_interval_ms": 10_000, "election_timeout_ms": 20_000, "answer_timeout_ms": 500}
+    with Cluster(tmp_path, **settings) as cluster:
+        cluster.start()
+        assert cluster.leader() == 3
+        cluster.kill(3)
+        assert chat(cluster, 1, 1) == 1
+        assert [event["reason"] for event in cluster.events(2) if event["event"] == "leader_timeout"] == [
+            "the link is lost"
+        ]
+
+
+def test_a_node_with_another_secret_stays_outside(tmp_path: Path) -> None:
+    with Cluster(tmp_path, secret="right") as cluster:
+        cluster.start(1, 2)
+        config = cluster.config(3)
+        config.write_text(config.read_text().replace("right", "wrong"))
+        cluster.processes[3] = run_node("--config", str(config), "--quiet")
+        until(lambda: (cluster.status(2) or {}).get("leader") == 2)
+        assert chat(cluster, 1, 1) == 1
+        assert cluster.log_lines(3) == b""
+        reasons = {event["reason"] for event in cluster.events(3) if event["event"] == "peer_refused"}
+        assert reasons == {"it does not know this cluster's secret"}
