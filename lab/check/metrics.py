@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Struct
 
 from lab.check.history import read_events, read_history, read_pieces
-from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Unknown
+from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Sample, Unknown
 from lab.rundir import RunDir
 
 NS_PER_S = 1_000_000_000
 _LEADER_HITS = ("kill", "stop", "pause")
+CPU_MESSAGES_MIN = 10_000
+"""Below it the nodes' heartbeats and status answers would outweigh the messages."""
 _BUCKET_BITS = 11
 """Significant bits of a bucketed latency: 2**-10 is the largest relative width of a bucket."""
 
@@ -89,8 +91,9 @@ class NodeCost(Struct, frozen=True):
     node: int
     starts: int
     cpu_s: float
-    cpu_percent: float
-    """Of one core, over the whole run."""
+    """From the start of its processes to their end, the run's preparation included."""
+    cpu_percent: float | None
+    """Of one core, between the samples; None: fewer than two were taken."""
     rss_peak_bytes: int
 
 
@@ -108,7 +111,9 @@ class Metrics(Struct, frozen=True):
     segments: tuple[Segment, ...]
     nodes: tuple[NodeCost, ...]
     cpu_us_per_message: float | None
-    """CPU of all nodes over acknowledged messages, microseconds."""
+    """CPU of all nodes between the samples around the load, over its acknowledged messages, microseconds.
+
+    None: fewer than CPU_MESSAGES_MIN messages, or no samples."""
     converged_s: float | None
     """After the heal; None: it did not."""
 
@@ -355,8 +360,6 @@ def measure(run: RunDir) -> Metrics:
     walk = _Walk(hits, run.history.is_file() and _has_load(run))
     if run.history.is_file():
         _follow(run, walk)
-    acked = walk.acked
-    cpu_s = sum(use.cpu_s for use in meta.nodes.values())
     return Metrics(
         scenario=meta.scenario,
         links=meta.links,
@@ -367,7 +370,7 @@ def measure(run: RunDir) -> Metrics:
         failovers=tuple(_failover(hit, meta) for hit in hits if hit.leader_fault is not None),
         segments=_segments(walk, meta) if hits else (),
         nodes=_costs(meta),
-        cpu_us_per_message=cpu_s * 1e6 / acked if acked else None,
+        cpu_us_per_message=_cpu_per_message(walk, meta),
         converged_s=meta.convergence.took_s if meta.convergence is not None and meta.convergence.reached else None,
     )
 
@@ -449,9 +452,36 @@ def _segment(part: _Part, meta: Meta) -> Segment:
     )
 
 
+def _sampled_cpu(meta: Meta, since: int, until: int) -> dict[int, tuple[float, float]]:
+    """Node -> (CPU seconds, seconds) between the samples that enclose since..until; nodes without two are missing."""
+    used: dict[int, tuple[float, float]] = {}
+    before: dict[int, Sample] = {}
+    for sample in sorted(meta.samples, key=lambda sample: sample.t):
+        last = before.get(sample.node)
+        before[sample.node] = sample
+        if last is None or sample.t < since or last.t > until:
+            continue
+        # A value that fell is a new process: all of it came since the last sample.
+        cpu_s = sample.cpu_s - last.cpu_s if sample.cpu_s >= last.cpu_s else sample.cpu_s
+        total, span = used.get(sample.node, (0.0, 0.0))
+        used[sample.node] = (total + cpu_s, span + (sample.t - last.t) / NS_PER_S)
+    return used
+
+
+def _cpu_per_message(walk: _Walk, meta: Meta) -> float | None:
+    if walk.load_acked < CPU_MESSAGES_MIN:
+        return None
+    used = _sampled_cpu(meta, walk.first_sent, walk.last_acked)
+    if not used:
+        return None
+    return sum(cpu_s for cpu_s, _ in used.values()) * 1e6 / walk.load_acked
+
+
 def _costs(meta: Meta) -> tuple[NodeCost, ...]:
-    span = max(meta.t_end - meta.t_start, 1) / NS_PER_S
-    return tuple(
-        NodeCost(node, use.starts, use.cpu_s, 100 * use.cpu_s / span, use.rss_peak_bytes)
-        for node, use in sorted(meta.nodes.items())
-    )
+    used = _sampled_cpu(meta, meta.t_start, meta.t_end)
+    costs = []
+    for node, use in sorted(meta.nodes.items()):
+        cpu_s, span = used.get(node, (0.0, 0.0))
+        percent = 100 * cpu_s / span if span else None
+        costs.append(NodeCost(node, use.starts, use.cpu_s, percent, use.rss_peak_bytes))
+    return tuple(costs)

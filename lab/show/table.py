@@ -17,8 +17,8 @@ CLOSING: dict[Outcome, str] = {
     "undecided": "UNKNOWN: not everything could be judged",
 }
 _NONE = "-"
-_WIDEST = 72
-"""Characters of a table's last column; longer texts go on in the next line."""
+_WIDEST = 60
+"""Characters of a column of text; longer ones go on in the next line."""
 
 
 def render(run: RunDir, verdict: Verdict, metrics: Metrics | None) -> str:
@@ -38,7 +38,7 @@ def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], right_from: in
     if not rows:
         return ""
     align = ["left" if not right_from or at < right_from else "right" for at in range(len(headers))]
-    widths = None if right_from else [*[None] * (len(headers) - 1), _WIDEST]
+    widths = None if right_from else _WIDEST
     return str(
         tabulate(rows, headers=headers, tablefmt="simple", colalign=align, disable_numparse=True, maxcolwidths=widths)
     )
@@ -63,8 +63,8 @@ def _violations(checks: Sequence[Check]) -> str:
 
 
 def _expectations(expectations: Sequence[ExpectationResult]) -> str:
-    rows = [(expected.text, expectation_word(expected), expected.found) for expected in expectations]
-    return _table(rows, ("expected", "result", "found"))
+    rows = [(expectation_word(expected), expected.text, expected.found) for expected in expectations]
+    return _table(rows, ("result", "expected", "found"))
 
 
 def expectation_word(expected: ExpectationResult) -> str:
@@ -83,7 +83,7 @@ def _load(metrics: Metrics, verdict: Verdict) -> str:
         ("rejected", f"{load.rejected:,} messages"),
         ("unknown", f"{unknown:,} messages, of which {messages.unknown_in_log:,} are in the log"),
         ("throughput", f"{load.throughput_per_s:,.0f} messages/s over {load.duration_s:.3f} s ({metrics.links})"),
-        ("payload", f"{load.payload_bytes / 1e6:,.3f} MB"),
+        ("payload", f"{load.payload_bytes:,} bytes"),
         ("latency", _latency(load.latency)),
         (
             "longest gap",
@@ -102,10 +102,10 @@ def _latency(latency: Latency | None) -> str:
         return _NONE
     values = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.p999_ms, latency.max_ms)
     names = ("p50", "p90", "p99", "p99.9", "max")
-    return ", ".join(f"{name} {value:,.2f} ms" for name, value in zip(names, values, strict=True))
+    return "ms: " + ", ".join(f"{name} {value:,.2f}" for name, value in zip(names, values, strict=True))
 
 
-def _ms(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.1f}"
 
 
@@ -114,10 +114,10 @@ def _failovers(failovers: Sequence[Failover]) -> str:
         (
             f"{failover.fault} node {failover.node}",
             f"{failover.at_s:.3f}",
-            _ms(failover.suspected_ms),
-            _ms(failover.leader_ms),
+            _number(failover.suspected_ms),
+            _number(failover.leader_ms),
             f"node {failover.leader}" if failover.leader else _NONE,
-            _ms(failover.acknowledged_ms),
+            _number(failover.acknowledged_ms),
         )
         for failover in failovers
     ]
@@ -136,9 +136,9 @@ def _segments(metrics: Metrics) -> str:
                 f"{segment.duration_s:.3f}",
                 f"{segment.acknowledged:,}",
                 f"{segment.throughput_per_s:,.0f}",
-                _ms(latency.p50_ms if latency else None),
-                _ms(latency.p99_ms if latency else None),
-                _ms(latency.max_ms if latency else None),
+                _number(latency.p50_ms if latency else None),
+                _number(latency.p99_ms if latency else None),
+                _number(latency.max_ms if latency else None),
             )
         )
     headers = ("part of the run", "from s", "for s", "acks", "acks/s", "p50 ms", "p99 ms", "max ms")
@@ -151,7 +151,7 @@ def _nodes(metrics: Metrics) -> str:
             f"node {cost.node}",
             str(cost.starts),
             f"{cost.cpu_s:.2f}",
-            f"{cost.cpu_percent:.1f}",
+            _number(cost.cpu_percent),
             f"{cost.rss_peak_bytes / (1 << 20):,.1f}",
         )
         for cost in metrics.nodes

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.check.metrics import Histogram, encode_metrics, measure
-from lab.rows import Acked, FaultRow, Gen, Invoke, Unknown, encode_row
+from lab.rows import Acked, FaultRow, Gen, Invoke, Sample, Unknown, encode_row
 from lab.rundir import RunDir
 from tests.lab.synthetic import MS, T_START, build_run, doctor_lines, doctor_meta
 
@@ -149,7 +149,24 @@ def test_cost_of_the_nodes(run: RunDir) -> None:
         (2, 1, 50 << 20),
         (3, 2, 50 << 20),
     ]
-    assert metrics.cpu_us_per_message == pytest.approx(1.5e6 / 200)
+    assert [cost.cpu_s for cost in metrics.nodes] == [0.5, 0.5, 0.5]
+    assert [cost.cpu_percent for cost in metrics.nodes] == [None, None, None]
+    assert metrics.cpu_us_per_message is None
+
+
+def test_the_nodes_use_of_a_core_comes_from_samples_and_outlives_a_restart(run: RunDir) -> None:
+    at = [(0, 10.0), (50, 10.02), (100, 0.01), (150, 0.03)]
+    doctor_meta(run, samples=tuple(Sample(T_START + t * MS, 3, cpu_s, 1) for t, cpu_s in at))
+    percents = [cost.cpu_percent for cost in measure(run).nodes]
+    assert percents == [None, None, pytest.approx(100 * 0.05 / 0.15)]
+
+
+def test_cpu_per_message_counts_the_samples_around_the_load(tmp_path: Path) -> None:
+    run = build_run(tmp_path, batches=20, batch=1000)
+    at = [(-2000, 0.0), (-1000, 5.0), (500, 5.2), (1000, 9.0)]
+    samples = [Sample(T_START + t * MS, node, cpu_s, 1) for t, cpu_s in at for node in (1, 2)]
+    doctor_meta(run, samples=tuple(samples))
+    assert measure(run).cpu_us_per_message == pytest.approx(2 * 0.2 * 1e6 / 20_000)
 
 
 def test_a_run_in_which_nothing_was_sent_has_figures_too(run: RunDir) -> None:

@@ -101,7 +101,7 @@ def test_the_summary_of_an_honest_run(run: RunDir) -> None:
     for part in (
         "A9           recovery",
         "1,434 messages/s over 0.140 s (direct)",
-        "p50 0.50 ms, p90 0.50 ms, p99 0.50 ms, p99.9 0.50 ms, max 0.50 ms",
+        "ms: p50 0.50, p90 0.50, p99 0.50, p99.9 0.50, max 0.50",
         "101.0 ms without an acknowledgement, at 0.019 s",
         "during kill node 3",
         "peak memory MiB",
