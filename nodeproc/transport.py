@@ -165,7 +165,8 @@ class Dialled(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(error or ConnectionResetError("closed by the peer"))
-        self.lost.set_result(describe(error) if error else "closed by the peer")
+        if not self.lost.done():  # Cancelled, with its waiter, where this node is stopping.
+            self.lost.set_result(describe(error) if error else "closed by the peer")
 
     def _end(self, error: Exception) -> None:
         if not self.met.done():

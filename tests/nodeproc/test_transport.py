@@ -155,6 +155,19 @@ def test_a_peer_that_is_gone_is_told_once_and_comes_back(run: Run) -> None:
     run(story())
 
 
+def test_a_node_that_stops_while_linked_leaves_no_error_behind(run: Run) -> None:
+    problems: list[dict[str, Any]] = []
+
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+        async with two_ends() as (one, two):
+            await one.told(UP_2)
+            await two.told(UP_1)
+
+    run(story())
+    assert problems == []
+
+
 def test_frames_without_a_link_are_lost_and_nothing_else(run: Run) -> None:
     async def story() -> None:
         ports = free_ports(2)
