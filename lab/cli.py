@@ -244,8 +244,11 @@ def run_once(scenario: Scenario, seed: int, out: Path) -> Result:
 
 def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exception) -> Result:
     """The world's errors have a sentence of their own; anything else is ours and shown in full."""
-    if not isinstance(error, OSError):
-        traceback.print_exception(error)
+    from lab.run.children import RunFailed
+
+    if isinstance(error, OSError | RunFailed):
+        return Result(name, seed, directory, HARNESS, problem=str(error))
+    traceback.print_exception(error)
     return Result(name, seed, directory, HARNESS, problem=f"{type(error).__name__}: {error}")
 
 

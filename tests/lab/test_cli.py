@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lab import cli
-from lab.check.metrics import Metrics
+from lab.check.metrics import Load, Metrics
 from lab.check.verdict import Check, ExpectationResult, Outcomes, Verdict, decide
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir
@@ -70,7 +70,8 @@ class FakeLab:
         return verdict_of(outcome)
 
     def measure(self, run: RunDir) -> Metrics:
-        return Metrics.__new__(Metrics)
+        load = Load(0, 0, 0, 0, 0.0, 0.0, 0, 0.0, 0.0, None)
+        return Metrics("quiet", "direct", "fsync", 3, 1.0, load, (), (), (), None, None)
 
 
 @pytest.fixture
@@ -79,7 +80,6 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeLab]:
     monkeypatch.setattr("lab.run.live.run", fake.run)
     monkeypatch.setattr("lab.check.invariants.check", fake.check)
     monkeypatch.setattr("lab.check.metrics.measure", fake.measure)
-    monkeypatch.setattr("lab.check.metrics.encode_metrics", lambda metrics: b"{}\n")
     monkeypatch.setattr("lab.show.table.render", lambda *_: "the table")
     monkeypatch.setattr("lab.show.junit.render", lambda *_: "<testsuites/>")
     monkeypatch.chdir(tmp_path)
@@ -221,10 +221,7 @@ def test_the_table_is_shown(lab: FakeLab, capsys: pytest.CaptureFixture[str]) ->
     assert "seed 5, out/quiet/" in shown
 
 
-def test_json_is_alone_on_standard_output(
-    lab: FakeLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("lab.check.metrics.measure", lambda _: None)
+def test_json_is_alone_on_standard_output(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
     lab.outcomes = ["missed", OSError("disk")]
     assert run("quiet.yml", "--repeat", "2", "--json", "--seed", "1", "--out", "out") == 70
     captured = capsys.readouterr()
@@ -283,7 +280,7 @@ def test_help_loads_neither_the_runner_nor_the_checks() -> None:
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = ('lab.run', 'lab.check', 'nodeproc', 'msgspec', 'yaml')\n"
-        "sys.exit(','.join(name for name in sys.modules if name.startswith(heavy)))"
+        "sys.exit(','.join(name for name in sys.modules if name.startswith(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
