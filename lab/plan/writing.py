@@ -81,6 +81,8 @@ def _without_defaults(value: Struct, inside: dict[str, Any], short: str, keep: s
         default = field.default if field.default_factory is NODEFAULT else field.default_factory()
         if field.required or getattr(value, field.name) != default:
             left[field.encode_name] = inside[field.encode_name]
+    if short and not left:
+        return inside[next(each.encode_name for each in structs.fields(value) if each.name == short)]
     short_key = next((each.encode_name for each in structs.fields(value) if each.name == short), keep)
     return left[short_key] if list(left) == [short_key] else left
 

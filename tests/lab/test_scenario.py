@@ -224,6 +224,12 @@ def test_the_yaml_examples_of_the_reference_are_valid() -> None:
         load("docs/scenarios.md", text=example)
 
 
+def test_a_short_field_is_shown_even_when_it_is_the_default() -> None:
+    scenario = read("steps: [{heal: all}]\nexpectations: [{acknowledged: 1}, {numbering_continues: 2}]")
+    shown = [show_step(scenario.steps[0]), *map(show_expectation, scenario.expectations)]
+    assert shown == ["heal: all", "acknowledged: 1", "numbering_continues: 2"]
+
+
 def test_a_defaulted_step_is_shown_short() -> None:
     steps = read(
         "steps: [{kill: leader}, {wait: new_leader}, {wait: {for: caught_up, on: 3}}, {expect: {leader: 2}}]"
