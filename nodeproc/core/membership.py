@@ -16,9 +16,10 @@ from nodeproc.core.messages import (
     LinkUp,
     Members,
     NodeId,
+    VoteRequest,
 )
 from nodeproc.core.ordering import majority_position
-from nodeproc.core.state import Follower, Leader, NodeState, Progress
+from nodeproc.core.state import Candidate, Follower, Leader, NodeState, Progress
 
 # ---- links ------------------------------------------------------------------------------------------
 
@@ -49,6 +50,8 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
     elif isinstance(role, Follower) and peer == state.leader_id:
         state.route_epoch += 1  # What was passed on over the old link may be lost.
         ask_catch_up(state, role, now, fx)
+    elif isinstance(role, Candidate) and msg.outgoing:
+        state.send(fx, peer, VoteRequest(state.term, state.log.position))  # The one before may be lost. Rule: E3.
 
 
 def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> None:
