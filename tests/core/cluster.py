@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from nodeproc.core.effects import Effects, Met, PersistOp, Promise, Readmitted, Truncate
@@ -100,6 +100,7 @@ class Cluster:
         size: 1 to 9.
         seed: of everything random.
         priorities: node id -> priority, the id unless given.
+        limits: other settings of CoreConfig, by field name, for all nodes.
         through_wire: encode and decode every frame.
     """
 
@@ -110,6 +111,7 @@ class Cluster:
         *,
         priorities: dict[NodeId, int] | None = None,
         max_sessions: int = 1000,
+        limits: dict[str, int] | None = None,
         through_wire: bool = False,
         start: bool = True,
     ) -> None:
@@ -118,11 +120,14 @@ class Cluster:
         self.ids = tuple(range(1, size + 1))
         self.priorities = priorities or {}
         self.max_sessions = max_sessions
+        self.limits = limits or {}
         self.through_wire = through_wire
         self.members = {i: Member(Disk(f"disk-{i}")) for i in self.ids}
         self.queues: dict[tuple[NodeId, NodeId], deque[PeerMessage]] = {
             (a, b): deque() for a in self.ids for b in self.ids if a != b
         }
+        self.up: set[tuple[NodeId, NodeId]] = set()
+        """Directed links that are open."""
         self.cut: set[tuple[NodeId, NodeId]] = set()
         """Directed links whose frames vanish."""
         self.sealer = Sealer(lambda: 1_700_000_000.0 + self.now)
@@ -134,7 +139,9 @@ class Cluster:
     # ---- processes ----------------------------------------------------------------------------------
 
     def config(self, node_id: NodeId) -> CoreConfig:
-        return CoreConfig(node_id, self.priorities.get(node_id, node_id), self.ids, max_sessions=self.max_sessions)
+        priority = self.priorities.get(node_id, node_id)
+        config = CoreConfig(node_id, priority, self.ids, max_sessions=self.max_sessions)
+        return replace(config, **self.limits)  # type: ignore[arg-type]
 
     def start(self, node_id: NodeId) -> None:
         member = self.members[node_id]
@@ -156,6 +163,7 @@ class Cluster:
         for (a, b), queue in self.queues.items():
             if node_id in (a, b):
                 queue.clear()
+        self.up = {pair for pair in self.up if node_id not in pair}
         if noticed:
             for other in self.running():
                 self.step(other, node_id, LinkDown())
@@ -167,8 +175,15 @@ class Cluster:
     def link(self, a: NodeId, b: NodeId) -> None:
         """Open the directed link a -> b; what was on its way over the old one is lost."""
         self.queues[a, b].clear()
+        self.up.add((a, b))
         self.step(a, b, LinkUp(self.members[b].disk.identity, self._rebuilding(b), True))
         self.step(b, a, LinkUp(self.members[a].disk.identity, self._rebuilding(a), False))
+
+    def unlink(self, a: NodeId, b: NodeId) -> None:
+        """Lose the directed link a -> b, and what is on its way over it, until it is opened again."""
+        self.queues[a, b].clear()
+        self.up.discard((a, b))
+        self.step(a, b, LinkDown())
 
     def _rebuilding(self, node_id: NodeId) -> bool:
         node = self.members[node_id].node
@@ -214,7 +229,7 @@ class Cluster:
         member.disk.ops += fx.persist
         member.events += fx.emit
         for peer, message in fx.send:
-            if (node_id, peer) not in self.cut and self.members[peer].node is not None:
+            if (node_id, peer) in self.up and (node_id, peer) not in self.cut:
                 self.queues[node_id, peer].append(self._cross(message))
         member.disk.delivered += fx.deliver
         member.refused += fx.reply

@@ -12,9 +12,12 @@ from random import Random
 from nodeproc.core.effects import Effects
 from nodeproc.core.election import become_candidate
 from nodeproc.core.events import BecameLeader
-from nodeproc.core.messages import Batch, Line, LinkDown, NodeId, Record
+from nodeproc.core.messages import Batch, Line, NodeId, Record
 from nodeproc.wire import decode_node_line
 from tests.core.cluster import Cluster
+
+TIGHT = {"inflight_max_bytes": 900, "fetch_max_bytes": 300, "buffer_max_bytes": 700, "batch_max_messages": 4}
+"""Limits at which a few messages are much: followers are served from disk, buffers run full."""
 
 
 @dataclass
@@ -35,7 +38,9 @@ class Walk:
         self.moves = moves
         size = self.rng.choice([1, 2, 3, 3, 3, 3, 3, 3, 4, 5])
         limit = self.rng.choice([2, 1000])
-        self.cluster = Cluster(size, seed, max_sessions=limit, through_wire=self.rng.random() < 0.2)
+        limits = self.rng.choice([{}, {}, TIGHT])
+        through_wire = self.rng.random() < 0.2
+        self.cluster = Cluster(size, seed, max_sessions=limit, limits=limits, through_wire=through_wire)
         self.cluster.on_perform = self.observe
         self.leaders: dict[int, NodeId] = {}
         self.log: list[bytes] = []
@@ -67,6 +72,7 @@ class Walk:
         """Called with the effects of every step, before they are performed."""
         assert not fx.halt, fx.halt
         state = self.cluster.node(node_id).state
+        assert not [peer for peer, _ in fx.send if peer in state.strangers], "M4: a stranger is sent something"
         assert state.term >= self.terms[node_id], "A7: a term fell"
         self.terms[node_id] = state.term
         for event in fx.emit:
@@ -179,8 +185,7 @@ class Walk:
 
     def do_down(self) -> None:
         if pair := self._pair():
-            self.cluster.queues[pair].clear()
-            self.cluster.step(pair[0], pair[1], LinkDown())
+            self.cluster.unlink(*pair)
 
     def do_cut(self) -> None:
         if pair := self._pair():
