@@ -1,0 +1,1 @@
+"""Measurements: run with `pytest tests/bench`; nothing in here asserts a time."""
