@@ -275,15 +275,15 @@ class Storage:
             return b"", start - 1
         try:
             at = self._cursors.pop(start, None) or self._line_offset(start)
-            data, end = b"", 0
-            while not end:
+            data = self._lines.pread(min(max_bytes, self._lines_size - at), at)
+            end = data.rfind(b"\n") + 1
+            while not end:  # A line longer than max_bytes.
                 assert at + len(data) < self._lines_size, (start, at, self._lines_size)
-                size = max(max_bytes, 2 * len(data), 1)
-                data = self._lines.pread(min(size, self._lines_size - at), at)
-                end = data.rfind(b"\n") + 1
+                data = self._lines.pread(min(2 * len(data) + 4096, self._lines_size - at), at)
+                end = data.find(b"\n") + 1
         except OSError as error:
             raise self._give_up(recovery.lines_name(self._node_id), error) from error
-        last = start + data.count(b"\n") - 1
+        last = start + data.count(b"\n", 0, end) - 1
         if last < self.delivered_seq:
             if len(self._cursors) >= CURSORS_MAX:
                 del self._cursors[next(iter(self._cursors))]
