@@ -235,9 +235,6 @@ class NamedClients:
         """Messages of all of them without an outcome."""
         return sum(each.chat.session.unsettled for each in self._clients.values())
 
-    def outcomes(self) -> Counter[str]:
-        return sum((each.outcomes for each in self._clients.values()), Counter())
-
     async def close(self) -> None:
         await asyncio.gather(*(each.chat.close() for each in self._clients.values()))
 

@@ -537,10 +537,13 @@ class LiveRun:
 
 
 async def _all(parts: list[Coroutine[Any, Any, Any]]) -> None:
-    """All at the same time; the first error ends the others."""
-    async with asyncio.TaskGroup() as group:
-        for part in parts:
-            group.create_task(part)
+    """All at the same time; the first error ends the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(part)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 def _show(view: ClusterView) -> str:
