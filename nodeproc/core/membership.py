@@ -43,6 +43,8 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
         state.links.add(peer)
         if not state.joined:
             state.send(fx, peer, Join(state.log.position))
+        if peer in state.unanswered:
+            answer_join(state, peer, now, fx)
         if state.starved and len(state.links) + 1 >= state.majority:
             state.poll_at = now
     if isinstance(role, Leader):
@@ -77,8 +79,17 @@ def unsync(progress: Progress) -> None:
 
 
 def on_join(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
-    """A peer has started: tell it term and leader. Rule: M1, F2."""
+    """A peer has started: tell it term and leader, as soon as there is a link to it. Rule: M1, F2."""
     on_sign_of_restart(state, sender, "JOIN", now, fx)
+    if sender in state.links:
+        answer_join(state, sender, now, fx)
+    else:
+        state.unanswered.add(sender)
+
+
+def answer_join(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
+    """JOIN_ACK with what is known now. Rule: M1."""
+    state.unanswered.discard(sender)
     if isinstance(state.role, Leader):
         leader = state.node_id
     else:

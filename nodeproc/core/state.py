@@ -193,6 +193,8 @@ class NodeState:
     joined: bool = False
     """Has led or heard a leader since the start of the process."""
     join_answers: set[NodeId] = field(default_factory=set)
+    unanswered: set[NodeId] = field(default_factory=set)
+    """Peers whose JOIN came before there was a link to them (M1)."""
     # election
     poll: Poll | None = None
     deferral: Deferral | None = None

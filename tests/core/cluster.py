@@ -143,7 +143,7 @@ class Cluster:
         config = CoreConfig(node_id, priority, self.ids, max_sessions=self.max_sessions)
         return replace(config, **self.limits)  # type: ignore[arg-type]
 
-    def start(self, node_id: NodeId) -> None:
+    def start(self, node_id: NodeId, *, link: bool = True) -> None:
         member = self.members[node_id]
         assert member.node is None
         recovered = member.disk.recovered(self.max_sessions)
@@ -151,7 +151,7 @@ class Cluster:
         member.node = Node.recover(self.config(node_id), recovered, self.now, rng, self.sealer)
         self.perform(node_id, member.node.start(self.now))
         for other in self.ids:
-            if other != node_id and self.members[other].node is not None:
+            if link and other != node_id and self.members[other].node is not None:
                 self.link(node_id, other)
                 self.link(other, node_id)
 
