@@ -1,0 +1,424 @@
+"""What recovery makes of a cut, a changed or a missing file. Rules: K2, K3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nodeproc import wal, wire
+from nodeproc.core.events import Loaded, MessageLogRepaired, TornTailDropped
+from nodeproc.core.messages import START, Position
+from nodeproc.errors import CorruptionError
+from nodeproc.simfiles import SimFiles
+from tests.nodeproc.disks import (
+    CHECKPOINT,
+    FIRST,
+    LINES,
+    SECOND,
+    Meaning,
+    Scribe,
+    a_short_life,
+    all_lines,
+    everything,
+    opened,
+)
+
+HEADERS, INDEX = "wal/archive.headers", "wal/archive.index"
+
+
+def refused(files: SimFiles, *words: str) -> None:
+    """Recovery refuses the directory with a text that holds these words, and changes nothing."""
+    before = files.contents()
+    with pytest.raises(CorruptionError) as caught:
+        opened(files)
+    for word in (*words, "offset ", "nothing was changed", "--rebuild"):
+        assert word in str(caught.value)
+    assert files.contents() == before
+
+
+def entry_ends(data: bytes) -> list[int]:
+    return [entry.end for entry in wal.scan(1, FIRST, data).entries]
+
+
+def meaning_until(scribe: Scribe, data: bytes, cut: int) -> Meaning:
+    """What a first WAL file cut there amounts to; notes of delivery are entries, but no operations."""
+    whole = [entry for entry in wal.scan(1, FIRST, data).entries if entry.end <= cut]
+    return Meaning.of(scribe.ops[: sum(not isinstance(entry.header, wire.Opening | wire.Committed) for entry in whole)])
+
+
+# ---- K2: the WAL --------------------------------------------------------------------------------------
+
+
+def test_a_wal_cut_at_any_byte_recovers_its_longest_whole_prefix() -> None:
+    files, scribe = a_short_life()
+    data = files.contents()[FIRST]
+    ends = entry_ends(data)
+    for cut in range(ends[0], len(data)):
+        torn = files.copy()
+        torn.put(FIRST, data[:cut])
+        storage, recovered, events = opened(torn)
+        expected = meaning_until(scribe, data, cut)
+        assert recovered == expected.recovered(4), cut
+        assert torn.contents()[LINES] == expected.lines(4), cut
+        lost = cut - max(end for end in ends if end <= cut)
+        dropped = [event for event in events if isinstance(event, TornTailDropped)]
+        assert dropped == ([TornTailDropped(FIRST, lost)] if lost else [])
+        assert everything(storage) == expected.log
+        assert opened(torn)[1:] == (recovered, [Loaded(recovered.delivered_seq)])
+
+
+def test_a_wal_cut_inside_its_first_entry_is_refused() -> None:
+    files, _ = a_short_life()
+    data = files.contents()[FIRST]
+    for cut in range(entry_ends(data)[0]):
+        torn = files.copy()
+        torn.put(FIRST, data[:cut])
+        refused(torn, FIRST, "first entry")
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+def test_a_wal_changed_at_any_byte_is_refused_or_loses_its_last_entry_only(flip: int) -> None:
+    files, scribe = a_short_life()
+    data = files.contents()[FIRST]
+    last_entry = entry_ends(data)[-2]
+    without_last = Meaning.of(scribe.ops[:-1]).recovered(4)
+    for at in range(len(data)):
+        damaged = files.copy()
+        damaged.put(FIRST, data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :])
+        if at < last_entry:
+            refused(damaged, FIRST)
+        else:
+            _, recovered, events = opened(damaged)
+            assert recovered == without_last, at
+            assert events[0] == TornTailDropped(FIRST, len(data) - last_entry)
+
+
+def test_any_change_in_a_segment_that_another_one_continues_is_refused() -> None:
+    files, _ = a_short_life(segment_bytes=700)
+    first, second = files.contents()[FIRST], files.contents()[SECOND]
+    assert wal.segment_numbers(files.names("wal")) == [1, 2, 3]
+    for at in range(len(first)):
+        damaged = files.copy()
+        damaged.put(FIRST, first[:at] + bytes([first[at] ^ 0x20]) + first[at + 1 :])
+        refused(damaged, FIRST)
+        damaged.put(FIRST, first[:at])
+        refused(damaged, FIRST)
+    opening = wal.scan(2, SECOND, second).entries[0].end
+    for at in range(opening):
+        damaged = files.copy()
+        damaged.put(SECOND, second[:at] + bytes([second[at] ^ 0x20]) + second[at + 1 :])
+        refused(damaged, SECOND)
+
+
+@pytest.mark.parametrize("tail", [bytes(12), bytes(5000), b"\xff" * 40, b'{"kind":"mark"' * 50, b"\x01"])
+def test_zeros_or_noise_behind_the_last_entry_are_a_torn_tail(tail: bytes) -> None:
+    files, scribe = a_short_life()
+    files.put(FIRST, files.contents()[FIRST] + tail)
+    _, recovered, events = opened(files)
+    assert recovered == scribe.meaning.recovered(4)
+    assert events == [TornTailDropped(FIRST, len(tail)), Loaded(4)]
+    assert opened(files)[2] == [Loaded(4)]
+
+
+def test_an_entry_behind_noise_is_refused() -> None:
+    files, scribe = a_short_life()
+    data = files.contents()[FIRST]
+    files.put(FIRST, data + b"noise" + scribe.batch("x").raw)
+    refused(files, FIRST, f"offset {len(data)}", f"intact entry follows at offset {len(data) + 5}")
+
+
+def test_a_record_out_of_place_is_refused() -> None:
+    files, scribe = a_short_life()
+    data = files.contents()[FIRST]
+    scribe.batch("left out")
+    files.put(FIRST, data + scribe.batch("behind it").raw)
+    refused(files, FIRST, f"offset {len(data)}", "does not follow")
+
+
+def test_a_note_of_delivery_beyond_the_log_is_refused() -> None:
+    files, _ = a_short_life()
+    files.put(FIRST, files.contents()[FIRST] + wire.encode_entry(wire.Committed(99)))
+    refused(files, FIRST, "99 was delivered")
+
+
+def test_a_missing_segment_is_refused() -> None:
+    files, _ = a_short_life(segment_bytes=300)
+    numbers = wal.segment_numbers(files.names("wal"))
+    assert len(numbers) > 3
+    for number in numbers[:-1]:
+        damaged = files.copy()
+        damaged.remove(wal.segment_name(number))
+        refused(damaged, "wal")
+
+
+def test_a_segment_of_another_node_is_refused() -> None:
+    files, _ = a_short_life()
+    size = len(files.contents()[FIRST])
+    files.put(SECOND, wire.encode_entry(wire.Opening(2, size, 1, "another identity", False)))
+    refused(files, SECOND, "another identity")
+
+
+def test_a_segment_under_the_wrong_name_is_refused() -> None:
+    files, _ = a_short_life(segment_bytes=700)
+    files.put(FIRST, files.contents()[SECOND])
+    refused(files, FIRST, "allowed: the opening of segment 1")
+
+
+def test_a_begun_segment_goes_with_the_torn_tail_before_it() -> None:
+    files, scribe = a_short_life()
+    data = files.contents()[FIRST]
+    files.put(FIRST, data[:-3])
+    begun = wire.encode_entry(wire.Opening(2, len(data), 1, "the-first-one", False)) + scribe.batch("x").raw
+    files.put(SECOND + wal.NEXT, begun)
+    _, recovered, events = opened(files)
+    assert recovered == Meaning.of(scribe.ops[:-2]).recovered(4)
+    assert events[0] == TornTailDropped(SECOND + wal.NEXT, len(begun))
+    assert files.names("wal") == ["000000000001.wal", "archive.headers", "archive.index"]
+
+
+def test_a_begun_segment_is_dropped_when_the_one_before_it_ends_early_between_two_entries() -> None:
+    files, scribe = a_short_life()
+    data = files.contents()[FIRST]
+    files.put(FIRST, data[: entry_ends(data)[-2]])
+    files.put(SECOND + wal.NEXT, wire.encode_entry(wire.Opening(2, len(data), 1, "the-first-one", False)))
+    assert opened(files)[1] == Meaning.of(scribe.ops[:-1]).recovered(4)
+    assert SECOND not in files.contents()
+
+
+def test_a_begun_segment_counts_when_the_one_before_it_is_whole() -> None:
+    files, scribe = a_short_life()
+    size = len(files.contents()[FIRST])
+    opening = wire.encode_entry(wire.Opening(2, size, 1, "the-first-one", False))
+    files.put(SECOND + wal.NEXT, opening + scribe.batch("eight").raw)
+    storage, recovered, _ = opened(files)
+    assert recovered == scribe.meaning.recovered(4)
+    assert SECOND in files.contents()
+    storage.write([scribe.batch("nine")])
+    assert opened(files)[1] == scribe.meaning.recovered(4)
+
+
+# ---- K3: the message log ------------------------------------------------------------------------------
+
+
+def test_a_message_log_cut_at_any_byte_is_written_again() -> None:
+    files, scribe = a_short_life()
+    lines = files.contents()[LINES]
+    for cut in range(len(lines)):
+        torn = files.copy()
+        torn.put(LINES, lines[:cut])
+        _, recovered, events = opened(torn)
+        assert recovered == scribe.meaning.recovered(4)
+        assert torn.contents()[LINES] == lines
+        assert events == [MessageLogRepaired(lines[:cut].count(b"\n"), 4), Loaded(4)]
+
+
+def test_a_message_log_changed_at_any_byte_is_written_again() -> None:
+    files, scribe = a_short_life()
+    lines = files.contents()[LINES]
+    for at in range(len(lines)):
+        damaged = files.copy()
+        damaged.put(LINES, lines[:at] + bytes([lines[at] ^ 1]) + lines[at + 1 :])
+        storage, recovered, events = opened(damaged)
+        assert recovered == scribe.meaning.recovered(4)
+        assert all_lines(storage) == damaged.contents()[LINES] == lines
+        assert events[0] == MessageLogRepaired(lines[:at].count(b"\n"), 4)
+
+
+def test_a_deleted_message_log_is_made_again_from_the_wal() -> None:
+    files, scribe = a_short_life()
+    lines = files.contents()[LINES]
+    files.remove(LINES)
+    _, recovered, events = opened(files)
+    assert recovered == scribe.meaning.recovered(4)
+    assert files.contents()[LINES] == lines
+    assert events == [MessageLogRepaired(0, 4), Loaded(4)]
+
+
+def test_lines_that_the_wal_knows_are_delivered_without_a_note() -> None:
+    files, scribe = a_short_life()
+    lines = files.contents()[LINES]
+    more = scribe.meaning.lines(6)[len(lines) :]
+    files.put(LINES, lines + more)
+    assert opened(files)[1] == scribe.meaning.recovered(6)
+
+
+def test_one_line_of_a_batch_proves_all_of_it_delivered() -> None:
+    files, scribe = a_short_life()
+    lines, whole = files.contents()[LINES], scribe.meaning.lines(6)
+    for cut in range(len(lines) + 1, len(whole)):
+        torn = files.copy()
+        torn.put(LINES, whole[:cut])
+        recovered = opened(torn)[1]
+        delivered = 6 if b"\n" in whole[len(lines) : cut] else 4
+        assert recovered == scribe.meaning.recovered(delivered)
+        assert torn.contents()[LINES] == scribe.meaning.lines(delivered)
+
+
+def test_lines_that_the_wal_does_not_know_are_cut() -> None:
+    files, scribe = a_short_life()
+    lines = files.contents()[LINES]
+    files.put(LINES, lines + b'{"seq_no":5,"term":1,"sender_id":9,"msg_id":"s-5"}\n')
+    _, recovered, events = opened(files)
+    assert recovered == scribe.meaning.recovered(4)
+    assert files.contents()[LINES] == lines
+    assert events == [MessageLogRepaired(4, 4), Loaded(4)]
+
+
+# ---- checkpoint and archive ---------------------------------------------------------------------------
+
+
+def with_a_checkpoint() -> tuple[SimFiles, Scribe]:
+    """Segments dropped, everything delivered up to 20, two more messages behind the checkpoint."""
+    files, scribe = SimFiles(), Scribe()
+    storage, _, _ = opened(files, 600)
+    storage.write([scribe.mark(1)])
+    for number in range(10):
+        record = scribe.batch(f"message {number}", "y" * 50)
+        storage.write([record])
+        storage.sync()
+        storage.deliver([record])
+    storage.checkpoint(scribe.meaning.snapshot(20))
+    record = scribe.batch("behind", "the checkpoint")
+    storage.write([record])
+    storage.sync()
+    storage.deliver([record])
+    assert FIRST not in files.contents()
+    return files, scribe
+
+
+def test_lines_behind_the_checkpoint_are_mended_and_those_before_it_are_not_read() -> None:
+    files, scribe = with_a_checkpoint()
+    whole = files.contents()[LINES]
+    trusted = len(scribe.meaning.lines(20))
+    for cut in range(trusted, len(whole)):
+        torn = files.copy()
+        torn.put(LINES, whole[:cut])
+        recovered = opened(torn)[1]
+        delivered = 22 if b"\n" in whole[trusted:cut] else 20
+        assert recovered == scribe.meaning.recovered(delivered)
+        assert torn.contents()[LINES] == scribe.meaning.lines(delivered)
+
+
+def test_a_message_log_shorter_than_the_checkpoint_is_refused() -> None:
+    files, scribe = with_a_checkpoint()
+    whole = files.contents()[LINES]
+    trusted = len(scribe.meaning.lines(20))
+    for cut in range(0, trusted, 7):
+        torn = files.copy()
+        torn.put(LINES, whole[:cut])
+        refused(torn, LINES, f"offset {cut}", f"{trusted} bytes of it are needed")
+    files.remove(LINES)
+    refused(files, LINES, "is missing")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: b"".join(lines[1:]),
+        lambda lines: b"".join([lines[0], *lines]),
+        lambda lines: b"".join(lines[:19]) + lines[18] + b"".join(lines[20:]),
+    ],
+    ids=["a line deleted", "a line doubled", "the last trusted line replaced"],
+)
+def test_a_message_log_with_shifted_lines_is_refused(change: Callable[[list[bytes]], bytes]) -> None:
+    files, _ = with_a_checkpoint()
+    files.put(LINES, change(files.contents()[LINES].splitlines(keepends=True)))
+    refused(files, LINES)
+
+
+def test_a_checkpoint_changed_at_any_byte_is_refused() -> None:
+    files, _ = with_a_checkpoint()
+    data = files.contents()[CHECKPOINT]
+    for at in range(len(data)):
+        damaged = files.copy()
+        damaged.put(CHECKPOINT, data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        refused(damaged, CHECKPOINT)
+        damaged.put(CHECKPOINT, data[:at])
+        refused(damaged, CHECKPOINT)
+
+
+def test_a_missing_checkpoint_is_refused_when_segments_were_dropped() -> None:
+    files, _ = with_a_checkpoint()
+    files.remove(CHECKPOINT)
+    refused(files, "the start without a checkpoint needs 1")
+
+
+def test_a_missing_checkpoint_costs_nothing_when_no_segment_was_dropped() -> None:
+    files, scribe = a_short_life()
+    storage, _, _ = opened(files)
+    storage.close(scribe.meaning.snapshot(4))
+    files.remove(CHECKPOINT)
+    assert opened(files)[1] == scribe.meaning.recovered(4)
+
+
+def test_a_checkpoint_without_segments_is_refused() -> None:
+    files, _ = with_a_checkpoint()
+    for name in files.names("wal"):
+        if name.endswith(".wal"):
+            files.remove(f"wal/{name}")
+    refused(files, "no WAL file")
+
+
+def test_a_wal_that_ends_before_the_checkpoint_is_refused() -> None:
+    files, scribe = a_short_life()
+    storage, _, _ = opened(files)
+    storage.deliver(scribe.meaning.log[-3:])
+    storage.close(scribe.meaning.snapshot(7))
+    data = files.contents()[FIRST]
+    files.put(FIRST, data[: entry_ends(data)[-3]])
+    refused(files, FIRST, "the checkpoint knows")
+
+
+def test_leftovers_of_a_checkpoint_are_cleared_away() -> None:
+    files, scribe = with_a_checkpoint()
+    clean = files.contents()
+    files.put(FIRST, b"left behind")
+    files.put("wal/checkpoint.new", b"half")
+    files.put(HEADERS, clean[HEADERS] + b"more")
+    files.put(INDEX, clean[INDEX] + b"more")
+    storage, recovered, _ = opened(files)
+    assert recovered == scribe.meaning.recovered(22)
+    assert files.contents() == clean
+    assert everything(storage) == scribe.meaning.log
+
+
+@pytest.mark.parametrize("name", [HEADERS, INDEX])
+def test_an_archive_too_short_is_refused(name: str) -> None:
+    files, _ = with_a_checkpoint()
+    size = len(files.contents()[name])
+    files.put(name, files.contents()[name][:-1])
+    refused(files, name, f"offset {size - 1}")
+    files.remove(name)
+    refused(files, name)
+
+
+@pytest.mark.parametrize("name", [HEADERS, INDEX, LINES])
+def test_a_change_in_what_the_archive_serves_is_found_when_it_is_read(name: str) -> None:
+    files, scribe = with_a_checkpoint()
+    data = files.contents()[name]
+    served = [record.position for record in opened(files)[0].read_records(START, 1 << 30)]
+    assert len(served) > 5
+    end = len(scribe.meaning.lines(served[-1].seq_no)) if name == LINES else len(data)
+    for at in range(0, end, 3):
+        damaged = files.copy()
+        storage, _, _ = opened(damaged)
+        damaged_file = damaged.contents()[name]
+        file = damaged.open(name)
+        file.truncate(0)
+        file.append([damaged_file[:at] + bytes([damaged_file[at] ^ 8]) + damaged_file[at + 1 :]])
+        with pytest.raises(CorruptionError, match=name):
+            storage.read_records(START, 1 << 30)
+
+
+def test_a_change_in_a_live_record_is_found_when_it_is_read() -> None:
+    files, scribe = a_short_life()
+    storage, _, _ = opened(files)
+    data = files.contents()[FIRST]
+    at = data.index(b"drei")
+    file = files.open(FIRST)
+    file.truncate(0)
+    file.append([data[:at] + b"Drei" + data[at + 4 :]])
+    with pytest.raises(CorruptionError, match=FIRST):
+        everything(storage)
+    assert storage.read_records(Position(1, 4), 1) == scribe.meaning.log[3:4]
