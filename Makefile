@@ -10,7 +10,7 @@ test:
 	$$python -m ruff format --check .; \
 	$$python -m ruff check .; \
 	$$python -m mypy --strict; \
-	$$python -m pytest
+	$$python -m pytest --numprocesses auto --benchmark-disable
 
 check: ## everything of `test` but the tests
 	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \

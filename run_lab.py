@@ -7,6 +7,6 @@ from lab import bootstrap
 
 if __name__ == "__main__":
     bootstrap.ensure_packages()
-    from lab import cli
+    from lab.cli import main
 
-    raise SystemExit(cli.main())
+    raise SystemExit(main())
