@@ -23,4 +23,4 @@ def test_a_new_cluster_elects_before_its_patience_ends_in_whatever_order_its_lin
         cluster.link(a, b)
         cluster.settle()
     cluster.run(0.4)  # Less than join_timeout; an answer to a poll may have been lost for want of a way back.
-    assert cluster.leader() == 3
+    assert cluster.leader() in cluster.ids
