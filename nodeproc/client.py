@@ -10,6 +10,7 @@ at a time: the first address that answers; when its connection is lost, or it le
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import secrets
 import socket
@@ -300,7 +301,7 @@ class ChatClient:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(lambda: _Connection(self), *address)
         except OSError as error:  # TimeoutError is one
-            self.last_error = f"{place}: {error.strerror or str(error) or 'no answer'}"
+            self.last_error = f"{place}: {why_not_connected(error)}"
             self._turn()
             return False
         session, since = self.session, loop.time()
@@ -394,6 +395,13 @@ class ChatClient:
         self._turn()
 
 
+def why_not_connected(error: OSError) -> str:
+    """The system's words; asyncio's own repeat the address instead."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
+
+
 def new_token() -> str:
     """A session token that nobody else has."""
     return secrets.token_hex(8)
@@ -413,8 +421,12 @@ async def status(host: str, port: int, timeout_s: float = 1.0) -> Status:
                 answer: Any = decode_node_line(await reader.readuntil(b"\n"))
             finally:
                 writer.close()
-    except (OSError, FrameError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-        raise Unreachable(f"{host}:{port}: {error or f'no answer within {timeout_s:g} s'}") from None
+    except TimeoutError:
+        raise Unreachable(f"{host}:{port}: no answer within {timeout_s:g} s") from None
+    except OSError as error:
+        raise Unreachable(f"{host}:{port}: {why_not_connected(error)}") from None
+    except (FrameError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        raise Unreachable(f"{host}:{port}: {error}") from None
     if not isinstance(answer, Status):
         raise Unreachable(f"{host}:{port}: answered STATUS with {answer}")
     return answer
