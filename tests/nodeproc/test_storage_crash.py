@@ -22,6 +22,7 @@ class Life:
 
     written: operations whose write() returned. handed: those that a write() was called with.
     synced: how many of `written` a sync() that returned had covered.
+    noted: delivered when write() was last called, so the WAL says it. sure: delivered, and durably known to be.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -32,7 +33,7 @@ class Life:
         self.handed: list[PersistOp] = []
         self.synced = 0
         self.delivered = 0
-        self.checkpointed = 0
+        self.noted = self.sure = 0
         self.storage: Storage | None = None
 
     def work(self, steps: int) -> None:
@@ -66,12 +67,11 @@ class Life:
     def hand(self, storage: Storage, ops: list[PersistOp]) -> None:
         self.handed = self.written + ops
         storage.write(ops)
-        self.written = self.handed
+        self.written, self.noted = self.handed, self.delivered
 
     def sync(self, storage: Storage) -> None:
-        covered = len(self.written)
         storage.sync()
-        self.synced = covered
+        self.synced, self.sure = len(self.written), max(self.sure, self.noted)
 
     def deliver(self, storage: Storage) -> None:
         """The next batches, durable here or not: a leader may deliver what a majority of others has."""
@@ -90,15 +90,13 @@ class Life:
 
     def checkpoint(self, storage: Storage) -> None:
         snapshot = self.scribe.meaning.snapshot(self.delivered)
-        covered = len(self.written)
         storage.checkpoint(snapshot)
-        self.synced, self.checkpointed = covered, snapshot.delivered_seq
+        self.synced, self.sure = len(self.written), snapshot.delivered_seq
 
     def restart(self, storage: Storage) -> None:
         """Stop cleanly and start again."""
-        covered = len(self.written)
         storage.close(self.scribe.meaning.snapshot(self.delivered) if self.rng.random() < 0.5 else None)
-        self.synced, self.checkpointed = covered, self.delivered
+        self.synced, self.sure = len(self.written), self.delivered
         self.storage, recovered, _ = opened(self.files, SEGMENT_BYTES)
         assert recovered == self.scribe.meaning.recovered(self.delivered)
 
@@ -119,6 +117,7 @@ class Life:
         assert files.contents()[LINES] == all_lines(self.storage) == meaning.lines(recovered.delivered_seq)
         self.written = self.handed = self.handed[: found[0]]
         self.synced, self.delivered = found[0], recovered.delivered_seq
+        self.noted = self.sure = self.delivered
         self.scribe.ops, self.scribe.meaning = list(self.written), meaning
 
 
@@ -138,7 +137,7 @@ def test_what_sync_covered_survives_every_power_loss(seed: int, crashes: list[in
     life = Life(Random(seed))
     for operations in crashes:
         crash_on_the_way(life, operations, steps=60)
-        life.come_back(life.files.crash(life.rng), life.synced, life.checkpointed)
+        life.come_back(life.files.crash(life.rng), life.synced, life.sure)
 
 
 @settings(max_examples=100, deadline=None)
@@ -164,7 +163,7 @@ def test_a_power_loss_during_recovery_changes_nothing_about_it(seed: int, first:
         except PowerLost:
             life.files = life.files.crash(life.rng)
         life.files.crash_at = None
-    life.come_back(life.files, life.synced, life.checkpointed)
+    life.come_back(life.files, life.synced, life.sure)
 
 
 def test_a_power_loss_at_every_operation_of_a_first_start_leaves_a_directory_that_starts() -> None:
