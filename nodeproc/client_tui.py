@@ -280,6 +280,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for port in options.port:
         if not 0 < port < 65536:
             parser.error(f"--port {port}: allowed 1..65535")
+    if not 0 <= options.client_id < 2**53:
+        parser.error(f"--client-id {options.client_id}: allowed 0..{2**53 - 1}")
     if options.start is not None and options.start < 1:
         parser.error(f"--from {options.start}: allowed 1 and above")
     if not 0 < options.deadline < 1e9:

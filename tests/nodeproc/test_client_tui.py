@@ -1,0 +1,379 @@
+"""The chat in a pipe and at a terminal, as a process of its own against fake nodes in this one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nodeproc.client_tui import parse, printable, split_messages
+from nodeproc.wire import Chat, Hello
+from tests.nodeproc.fakenode import FakeCluster
+
+ROOT = Path(__file__).resolve().parents[2]
+pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
+termios = pytest.importorskip("termios")
+
+
+def run(story: Callable[[FakeCluster], Awaitable[None]], nodes: int = 1) -> None:
+    """Run one story with its cluster, within a minute."""
+
+    async def timed() -> None:
+        cluster = FakeCluster()
+        await cluster.start(nodes)
+        try:
+            async with asyncio.timeout(60):
+                await story(cluster)
+        finally:
+            await cluster.stop()
+
+    asyncio.run(timed())
+
+
+def command(cluster: FakeCluster, *flags: str) -> list[str]:
+    ports = [flag for node in cluster.nodes for flag in ("--port", str(node.port))]
+    return [sys.executable, "-m", "nodeproc.client_tui", *ports, *flags]
+
+
+@asynccontextmanager
+async def piped(cluster: FakeCluster, *flags: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command(cluster, *flags), cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+# ---- in a pipe ----------------------------------------------------------------------------------
+
+
+def test_each_line_of_a_pipe_is_sent_and_shown_as_delivered() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with piped(cluster) as process:
+            out, err = await process.communicate("Hello from node 1!\n\nzwei äöü\r\nlast without newline".encode())
+        assert out.decode() == (
+            "[seq=1] node_9999: Hello from node 1!\n"
+            "[seq=2] node_9999: zwei äöü\n"
+            "[seq=3] node_9999: last without newline\n"
+        )
+        assert err.decode() == "-- node 1, leader node 3, term 1\n"
+        assert process.returncode == 0
+
+    run(story)
+
+
+def test_the_client_id_and_from_flags_choose_sender_and_start() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.order(7, "other", Chat(1, ("a", "b", "c")))
+        async with piped(cluster, "--client-id", "101", "--from", "2", "--quiet") as process:
+            out, err = await process.communicate(b"d\n")
+        assert out.decode() == "[seq=2] node_7: b\n[seq=3] node_7: c\n[seq=4] node_101: d\n"
+        assert (err, process.returncode) == (b"", 0)
+        async with piped(cluster, "--from", "1") as process:
+            out, _ = await process.communicate(b"")
+        assert len(out.splitlines()) == 4 and process.returncode == 0
+
+    run(story)
+
+
+def test_many_lines_arrive_in_order() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        lines = [f"message {i}" for i in range(5000)]
+        async with piped(cluster) as process:
+            out, _ = await process.communicate("\n".join(lines).encode())
+        assert cluster.payloads() == lines
+        assert out.decode().splitlines() == [f"[seq={i + 1}] node_9999: {line}" for i, line in enumerate(lines)]
+
+    run(story)
+
+
+def test_a_message_that_is_rejected_makes_the_exit_code_1_and_the_others_are_sent() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with piped(cluster) as process:
+            out, err = await process.communicate(b"a\n" + b"x" * 70_000 + b"\nb\n")
+        assert out.decode() == "[seq=1] node_9999: a\n[seq=2] node_9999: b\n"
+        assert "! rejected: message of 70000 bytes, allowed 65536: xxx" in err.decode()
+        assert process.returncode == 1
+
+    run(story)
+
+
+def test_a_message_without_an_answer_makes_the_exit_code_1() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.leader = 0
+        async with piped(cluster, "--deadline", "0.3") as process:
+            _, err = await process.communicate(b"a\n")
+        assert "! unknown: no answer within 0.3 s: a" in err.decode()
+        assert process.returncode == 1
+
+    run(story)
+
+
+def test_a_pipe_without_a_node_ends_with_a_clear_line() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        await cluster.stop()
+        async with piped(cluster, "--deadline", "0.3") as process:
+            out, err = await process.communicate(b"a\n")
+        assert "-- not connected: 127.0.0.1:" in err.decode() and "refused" in err.decode()
+        assert "Traceback" not in err.decode()
+        assert (out, process.returncode) == (b"", 1)
+
+    run(story)
+
+
+def test_a_pipe_moves_to_the_next_node_and_repeats_nothing() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        first, second = cluster.nodes
+        first.hold_acks = True
+        async with piped(cluster) as process:
+            assert process.stdin is not None
+            process.stdin.write(b"one\ntwo\n")
+            await process.stdin.drain()
+            await first.saw(lambda: len(cluster.messages) == 2)
+            await first.stop()
+            out, err = await process.communicate(b"three\n")
+        assert cluster.payloads() == ["one", "two", "three"]
+        assert [line.split(": ")[1] for line in out.decode().splitlines()] == ["one", "two", "three"]
+        assert "-- node 2, leader node 3" in err.decode()
+        assert process.returncode == 0
+        assert isinstance(second.lines[0], Hello)
+
+    run(story, nodes=2)
+
+
+def test_an_expired_session_is_told_and_the_chat_goes_on_in_a_new_one() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        node = cluster.nodes[0]
+        async with piped(cluster) as process:
+            assert process.stdin is not None and process.stderr is not None
+            process.stdin.write(b"one\n")
+            await node.saw(lambda: len(cluster.messages) == 1)
+            cluster.expired.update(cluster.sessions)
+            process.stdin.write(b"two\n")
+            while b"! unknown: session expired: two" not in await process.stderr.readline():
+                pass
+            await node.saw(lambda: len({line.session for line in node.lines if isinstance(line, Hello)}) == 2)
+            out, _ = await process.communicate(b"three\n")
+        assert out.decode() == "[seq=1] node_9999: one\n[seq=2] node_9999: three\n"
+        assert process.returncode == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_pipe_leaves_at_once_without_a_traceback(number: signal.Signals) -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with piped(cluster) as process:
+            assert process.stdin is not None and process.stderr is not None
+            process.stdin.write(b"one\n")
+            await cluster.nodes[0].saw(lambda: len(cluster.messages) == 1)
+            process.send_signal(number)
+            await process.wait()
+            err = await process.stderr.read()
+        assert b"Traceback" not in err
+        assert process.returncode == 130
+
+    run(story)
+
+
+def test_a_reader_that_goes_away_ends_the_chat_without_a_traceback() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.order(7, "other", Chat(1, ("a",)))
+        reading, writing = os.pipe()
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *command(cluster, "--from", "1"), cwd=ROOT, stdin=pipe, stdout=writing, stderr=pipe
+        )
+        os.close(writing)
+        os.close(reading)
+        assert process.stderr is not None
+        err = await process.stderr.read()
+        assert await process.wait() == 130
+        assert b"Traceback" not in err and b"BrokenPipe" not in err
+
+    run(story)
+
+
+# ---- at a terminal ------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A process at a pseudo-terminal, and all it has written there."""
+
+    def __init__(self, master: int, process: asyncio.subprocess.Process) -> None:
+        self.master, self.process = master, process
+        self.text = ""
+        self._changed = asyncio.Event()
+        asyncio.get_running_loop().add_reader(master, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self.master, 1 << 16)
+        except OSError:  # The process has closed its end.
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self.master)
+        self.text += data.decode(errors="replace")
+        # Where is the cursor? A terminal answers that; without the answer there is no state line.
+        for _ in range(data.count(b"\x1b[6n")):
+            self.type("\x1b[1;1R")
+        self._changed.set()
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    async def shows(self, text: str) -> None:
+        """Wait until the text was written."""
+        try:
+            async with asyncio.timeout(20):
+                while text not in self.text:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise AssertionError(f"{text!r} is not in {self.text!r}") from None
+
+
+@asynccontextmanager
+async def at_terminal(cluster: FakeCluster, *flags: str) -> AsyncIterator[Terminal]:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(master, (40, 120))
+    environment = {**os.environ, "TERM": "xterm"}
+    process = await asyncio.create_subprocess_exec(
+        *command(cluster, *flags), cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    terminal = Terminal(master, process)
+    try:
+        yield terminal
+    finally:
+        asyncio.get_running_loop().remove_reader(master)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(master)
+
+
+def test_a_terminal_shows_prompt_messages_and_state_line() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with at_terminal(cluster, "--client-id", "101") as terminal:
+            await terminal.shows("node 1 | leader node 3 | term 1 | last seq_no 0")
+            assert "\x1b[0m>" in terminal.text
+            terminal.type("Hello from node 1!\r")
+            await terminal.shows("[seq=1] node_101: Hello from node 1!")
+            cluster.order(7, "other", Chat(1, ("while you type",)))
+            await terminal.shows("[seq=2] node_7: while you type")
+            cluster.change_leader(2)
+            await terminal.shows("-- node 1, leader node 2, term 2")
+            await terminal.shows("leader node 2 | term 2 | last seq_no 2")
+            terminal.type("\x03")
+            assert await terminal.process.wait() == 0
+            assert "Traceback" not in terminal.text
+
+    run(story)
+
+
+def test_a_terminal_reconnects_by_itself_to_the_same_node() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        node = cluster.nodes[0]
+        async with at_terminal(cluster) as terminal:
+            await terminal.shows("-- node 1, leader")
+            await node.stop()
+            await terminal.shows("not connected")
+            terminal.type("typed while it was down\r")
+            await node.start()
+            await terminal.shows("[seq=1] node_9999: typed while it was down")
+            terminal.type("\x04")
+            assert await terminal.process.wait() == 0
+
+    run(story)
+
+
+def test_ctrl_d_waits_for_acknowledgements_and_ctrl_c_does_not() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.nodes[0].hold_acks = True
+        async with at_terminal(cluster) as terminal:
+            await terminal.shows("-- node 1, leader")
+            terminal.type("hello\r")
+            await terminal.shows("[seq=1] node_9999: hello")
+            terminal.type("\x04")
+            await terminal.shows("-- waiting for 1 acknowledgements, Ctrl+C leaves")
+            terminal.process.send_signal(signal.SIGINT)
+            assert await terminal.process.wait() == 0
+            await terminal.shows("! unknown: client closed: hello")
+            assert "Traceback" not in terminal.text
+
+    run(story)
+
+
+def test_a_terminated_chat_gives_the_terminal_back() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with at_terminal(cluster) as terminal:
+            await terminal.shows("last seq_no")
+            assert not termios.tcgetattr(terminal.master)[3] & termios.ICANON
+            terminal.process.terminate()
+            assert await terminal.process.wait() == 0
+            assert termios.tcgetattr(terminal.master)[3] & termios.ICANON
+
+    run(story)
+
+
+# ---- pieces -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ü 漢字 🎉", "plain ü 漢字 🎉"),
+        ("tab\tstays", "tab\tstays"),
+        ("two\nlines", "two\\nlines"),
+        ("\x1b[2Jclear", "\\x1b[2Jclear"),
+        ("\x9b31m", "\\x9b31m"),
+        ("a\u202eb", "a\\u202eb"),
+        ("\x00\x7f", "\\x00\\x7f"),
+    ],
+)
+def test_nothing_in_a_message_commands_the_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_input_is_split_at_newlines_only_and_broken_utf8_is_replaced() -> None:
+    assert split_messages(b"a\r\n\n  \nb\x0bc\xff\nd") == ["a", "b\x0bc\ufffd", "d"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--port", "0"], "--port 0: allowed 1..65535"),
+        (["--port", "x"], "invalid int value: 'x'"),
+        (["--from", "0"], "--from 0: allowed 1 and above"),
+        (["--deadline", "nan"], "--deadline nan: allowed above 0"),
+        (["--deadline", "0"], "--deadline 0: allowed above 0"),
+        (["--client-id", "-1"], "--client-id -1: allowed 0..9007199254740991"),
+        (["--colour"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_wrong_flags_are_refused_with_exit_code_2(
+    flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(flags)
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_defaults_fit_the_first_node_of_the_tour() -> None:
+    options = parse([])
+    assert (options.host, options.port, options.client_id, options.start) == ("127.0.0.1", [5001], 9999, None)
+    assert parse(["--port", "5002", "--port", "5003"]).port == [5002, 5003]
