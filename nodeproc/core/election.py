@@ -94,6 +94,14 @@ def start_poll(state: NodeState, now: float, fx: Effects) -> None:
         end_poll(state, state.poll, now, fx)
 
 
+def ask_again(state: NodeState, peer: NodeId, fx: Effects) -> None:
+    """A link to or from a peer opened during our poll: until now question or answer had no way. Rule: E1."""
+    poll = state.poll
+    if poll is not None and peer in state.links and peer not in poll.supports and peer not in poll.oks:
+        poll.awaiting.add(peer)
+        state.send(fx, peer, Election(state.term + 1, state.log.position, state.config.priority, poll.number))
+
+
 def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx: Effects) -> None:
     """Answer a poll; take part in the search if we outrank the asker. Rule: E1, F2."""
     on_sign_of_restart(state, sender, "ELECTION", now, fx)
@@ -108,6 +116,10 @@ def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx:
         if isinstance(state.role, Follower) and state.poll is None and state.deferral is None:
             if state.leader_id != NOBODY:
                 return  # A leader was announced and has election_timeout to be heard.
+            if not state.joined and not state.links.issuperset(state.peers):
+                # Just started, and the way to a peer, perhaps the highest of all, may be opening at this moment.
+                state.poll_at = min(state.poll_at, now + state.config.answer_timeout)
+                return
             start_poll(state, now, fx)
     else:
         state.send(fx, sender, Support(msg.poll))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nodeproc.core.catchup import ask_catch_up, follow
 from nodeproc.core.effects import Effects, Met, Readmitted
-from nodeproc.core.election import become_candidate, on_poll_unreachable
+from nodeproc.core.election import ask_again, become_candidate, on_poll_unreachable
 from nodeproc.core.events import JoinAnswered, NodeReadmitted, StrangerRefused
 from nodeproc.core.failure import hears_leader, on_sign_of_restart, suspect
 from nodeproc.core.messages import (
@@ -47,6 +47,7 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
             answer_join(state, peer, now, fx)
         if state.starved and len(state.links) + 1 >= state.majority:
             state.poll_at = now
+    ask_again(state, peer, fx)
     if isinstance(role, Leader):
         state.send(fx, peer, Heartbeat(state.term, state.commit_seq, role.progress[peer].sent))
     elif isinstance(role, Follower) and peer == state.leader_id:

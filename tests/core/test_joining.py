@@ -11,7 +11,7 @@ from tests.core.cluster import Cluster
 PAIRS = [(a, b) for a in (1, 2, 3) for b in (1, 2, 3) if a != b]
 
 
-@pytest.mark.parametrize("order", [order for at, order in enumerate(permutations(PAIRS)) if at % 24 == 0])
+@pytest.mark.parametrize("order", [order for at, order in enumerate(permutations(PAIRS)) if at % 6 == 0])
 def test_a_new_cluster_elects_before_its_patience_ends_in_whatever_order_its_links_open(
     order: list[tuple[int, int]],
 ) -> None:
@@ -22,5 +22,5 @@ def test_a_new_cluster_elects_before_its_patience_ends_in_whatever_order_its_lin
     for a, b in order:
         cluster.link(a, b)
         cluster.settle()
-    cluster.run(0.4)  # Less than join_timeout; an answer to a poll may have been lost for want of a way back.
-    assert cluster.leader() in cluster.ids
+    cluster.run(0.4)  # Less than join_timeout.
+    assert cluster.leader() == 3
