@@ -4,6 +4,9 @@ Connections put their inputs into an inbox and ask for a turn; all inputs of one
 takes them through the core and then does, once for all of them, what the core asks for, in the order of
 nodeproc.core.effects. So a busy node writes, sends and syncs per turn, not per message.
 
+The core's clock does not count the time in which the process stood still (stopped, starved, stuck in a write): that the
+others were not heard then says nothing about them. What they sent meanwhile is read before the core judges.
+
 Nothing in a turn waits for the disk: fdatasync runs in a thread (nodeproc.syncing), and what the core promised on its
 condition leaves in the turn that follows it.
 """
@@ -44,6 +47,10 @@ EXIT_INTERNAL: Final = 70
 
 TIMER_GRAIN_S: Final = 0.001
 """Timers of the event loop count milliseconds."""
+LATE_S: Final = 0.02
+"""A timer that is later than this means that the process stood still."""
+TURN_MESSAGES: Final = 8192
+"""Taken from clients in one turn: some 10 ms of the leader's work."""
 
 
 class Runtime:
@@ -65,7 +72,8 @@ class Runtime:
         self._durable_ticket = 0
         self._synced_ticket = 0
         self._fetches: list[Fetch] = []
-        self._turn_due = False
+        self._turn_due = self._looking = False
+        self._longest_turn_s = self._stood_still_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._route = node.route
@@ -99,7 +107,7 @@ class Runtime:
         await self._entrance.open(self._sock)
         host, port = self._sock.getsockname()[:2]
         self.report(Listening(host, port))
-        self._perform(self._node.start(time.monotonic()))
+        self._perform(self._node.start(self._now()))
         self._log.flush()
         self._arm()
         self.links.start()
@@ -162,14 +170,35 @@ class Runtime:
 
     def _turn(self) -> None:
         """All that came in, through the core; then everything it asks for."""
-        if self._stopped.done() or not self._turn_due:
+        if self._stopped.done() or not self._turn_due or self._looking:
             return
+        late = self._now() - self._timer_at
+        if late > LATE_S:
+            self._stood_still_s += late
+            # Two rounds of the loop's queue, for the sockets are read between them.
+            self._looking = True
+            self._loop.call_soon(self._loop.call_soon, self._turn_after_look)
+        else:
+            self._run_turn()
+
+    def _turn_after_look(self) -> None:
+        self._looking = False
+        if not self._stopped.done():
+            self._run_turn()
+
+    def _run_turn(self) -> None:
+        began = self._now()
         self._turn_due = False
         try:
-            self._step(time.monotonic())
+            self._step(began)
         except Exception as error:
             self._on_error(error)
         self._log.flush()
+        self._longest_turn_s = max(self._longest_turn_s, self._now() - began)
+
+    def _now(self) -> float:
+        """The core's clock: time.monotonic() less the standstills."""
+        return time.monotonic() - self._stood_still_s
 
     def _step(self, now: float) -> None:
         node, fx = self._node, Effects()
@@ -177,8 +206,7 @@ class Runtime:
         if self._durable_ticket > self._synced_ticket:
             self._synced_ticket = self._durable_ticket
             fx.merge(node.persisted(self._durable_ticket, now))
-        inbox, self._inbox = self._inbox, []
-        for envelope in inbox:
+        for envelope in self._next_inputs():
             fx.merge(node.step(envelope, now))
         if node.next_deadline() <= now:
             fx.merge(node.tick(now))
@@ -193,6 +221,19 @@ class Runtime:
         if node.next_deadline() <= now:
             self._ask_for_turn()
         self._arm()
+
+    def _next_inputs(self) -> list[Envelope]:
+        """The inbox, as far as one turn may go: heartbeats and the disk must not wait for a flood of messages."""
+        inbox, self._inbox = self._inbox, []
+        messages = 0
+        for at, envelope in enumerate(inbox, 1):
+            if type(envelope.message) is Submit:
+                messages += len(envelope.message.payloads)
+                if messages >= TURN_MESSAGES and at < len(inbox):
+                    self._inbox = inbox[at:]
+                    self._ask_for_turn()
+                    return inbox[:at]
+        return inbox
 
     def _serve(self, fetch: Fetch, now: float) -> None:
         """Read what a follower lacks; one read for each peer and turn, so that the others' frames are not held up."""
@@ -243,18 +284,22 @@ class Runtime:
             self.links.send(peer, queued)
 
     def _arm(self) -> None:
-        """See that a turn comes when the core wants one; a timer that is early enough is left as it is."""
-        when = self._node.next_deadline()
-        if when >= self._timer_at:
-            return
+        """See that a turn comes when the core wants one; a timer that is early enough is left as it is.
+
+        It comes every heartbeat_interval at least: a standstill is noticed by late timers.
+        """
+        now = self._now()
+        when = min(self._node.next_deadline(), now + self._config.heartbeat_interval_ms / 1000)
         if self._timer is not None:
+            if when >= self._timer_at:
+                return
             self._timer.cancel()
-        delay = max(when - time.monotonic(), 0.0)
         self._timer_at = when
-        self._timer = self._loop.call_later(math.ceil(delay / TIMER_GRAIN_S) * TIMER_GRAIN_S, self._on_timer)
+        delay = math.ceil(max(when - now, 0.0) / TIMER_GRAIN_S) * TIMER_GRAIN_S
+        self._timer = self._loop.call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer, self._timer_at = None, math.inf
+        self._timer = None
         self._turn_due = True
         self._turn()
 
@@ -342,6 +387,8 @@ class Runtime:
     def _counters(self) -> dict[str, int]:
         return {
             "turns": self._turns,
+            "longest_turn_us": round(self._longest_turn_s * 1e6),
+            "stood_still_us": round(self._stood_still_s * 1e6),
             "syncs": self._syncing.count,
             "frames_in": self.links.frames_in,
             "peer_bytes_in": self.links.bytes_in,
