@@ -103,12 +103,12 @@ class Child:
 
 
 def last_line(log: Path) -> str:
-    """The last line that a process wrote to its log, for error messages."""
+    """The last line that a process wrote to its log, for error messages; indented ones only explain it."""
     try:
-        lines = log.read_text("utf-8", "replace").strip().splitlines()
+        lines = log.read_text("utf-8", "replace").splitlines()
     except OSError as error:
         return f"(no log: {error.strerror})"
-    return lines[-1] if lines else "(it said nothing)"
+    return next((line for line in reversed(lines) if line[:1].strip()), "(it said nothing)")
 
 
 # ---- in the child --------------------------------------------------------------------------------

@@ -187,6 +187,7 @@ class LiveRun:
     async def _sample_regularly(self) -> None:
         while True:
             self._cluster.look()
+            self._history.flush()
             await asyncio.sleep(SAMPLE_EVERY_S)
 
     # ---- the steps -------------------------------------------------------------------------------
@@ -422,7 +423,7 @@ class LiveRun:
             self._load.halt()
         self._step_text = "healing"
         self._tell("healing and waiting until all nodes are the same")
-        await self._cluster.heal_links(-1) if self._scenario.proxied else None
+        await self._cluster.heal_links(-1)
         await self._heal_nodes(-1)
         self._facts.t_healed = time.monotonic_ns()
         self._phase("healed")

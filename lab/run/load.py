@@ -255,6 +255,9 @@ class Worker:
             await self._open_loop(zero)
         await asyncio.gather(*(each.client.drained() for each in self._clients))
         await asyncio.gather(*(each.client.close() for each in self._clients))
+        self._flush()
+
+    def _flush(self) -> None:
         assert self._history is not None
         self._history.flush()
 
@@ -306,6 +309,7 @@ class Worker:
             if (counts.sent, counts.pending) != told:
                 told = (counts.sent, counts.pending)
                 self._tell(finished=False)
+                self._flush()
             await asyncio.wait((run,), timeout=TALLY_EVERY_S)
         run.result()
         self._tell(finished=True)

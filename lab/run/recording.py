@@ -13,27 +13,25 @@ from lab.rows import Acked, Failed, HistoryRow, Unknown, encode_row
 from nodeproc.session import Outcome
 
 FLUSH_BYTES = 64 << 10
-FLUSH_AFTER_NS = 200_000_000
 MERGE_CHUNK = 1 << 20
 
 
 class HistoryWriter:
     """One part of the history; rows must come in the order of their t.
 
-    Rows are gathered for a moment: what is not written yet is lost with the process, and the run with it.
+    Rows are gathered until somebody flushes, now and then: what is not written is lost with the process.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
         self._rows: list[bytes] = []
         self._size = 0
-        self._flushed_at = time.monotonic_ns()
 
     def write(self, row: HistoryRow) -> None:
         line = encode_row(row)
         self._rows.append(line)
         self._size += len(line)
-        if self._size >= FLUSH_BYTES or row.t - self._flushed_at >= FLUSH_AFTER_NS:
+        if self._size >= FLUSH_BYTES:
             self.flush()
 
     def outcome(self, session: str, outcome: Outcome) -> None:
@@ -52,7 +50,6 @@ class HistoryWriter:
             self._file.write(b"".join(self._rows))
             self._rows.clear()
             self._size = 0
-        self._flushed_at = time.monotonic_ns()
 
     def close(self) -> None:
         self.flush()

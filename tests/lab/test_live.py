@@ -1,0 +1,235 @@
+"""Live runs with real nodes: what they leave, and that they leave no process, however they end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from lab.check.invariants import check
+from lab.check.metrics import measure
+from lab.plan import scenario as plan
+from lab.plan.scenario import Scenario
+from lab.rows import Invoke, Phase
+from lab.run import live
+from lab.run.children import PROJECT_ROOT, RunFailed, child_environment
+from lab.run.cluster import node_settings
+from lab.run.observation import EventCount, file_sizes
+from lab.rundir import RunDir
+from nodeproc import config as nodeconfig
+from nodeproc.errors import ConfigError
+
+SEED = 7
+GONE_WITHIN_S = 10.0
+"""A test that waits so long for processes to go has failed; they go in well under a second."""
+
+
+def scenario(body: str) -> Scenario:
+    """A scenario from the YAML of everything but its name and description."""
+    return plan.load("test.yml", text=f"name: test\ndescription: A test.\n{body}")
+
+
+def run_in(directory: Path, planned: Scenario) -> tuple[RunDir, list[str]]:
+    """Run it; returns where, and the progress lines."""
+    run = RunDir.create(directory, planned.name, "stamp")
+    told: list[str] = []
+    live.run(planned, run, seed=SEED, progress=told.append)
+    return run, told
+
+
+def nodes_left() -> list[int]:
+    """Child processes of this test, which must all be gone after a run."""
+    return [process.pid for process in psutil.Process().children(recursive=True)]
+
+
+def test_the_leader_is_killed_under_load_and_the_run_passes(tmp_path: Path) -> None:
+    run, told = run_in(tmp_path, plan.load(PROJECT_ROOT / "scenarios" / "leader_failure.yml"))
+    assert nodes_left() == []
+    meta, faults = run.read_meta(), run.read_faults()
+    kill = faults[0]
+    assert (kill.fault, kill.role, kill.effect, kill.evidence["exit"]) == ("kill", "leader", True, -signal.SIGKILL)
+    assert [row.fault for row in faults[1:]] == ["start"] and faults[1].step == -1
+    assert meta.convergence is not None and meta.convergence.reached and meta.problem == ""
+    assert sorted(meta.nodes) == run.node_ids() == [1, 2, 3]
+    assert all(use.cpu_s > 0 and use.rss_peak_bytes > 1 << 20 for use in meta.nodes.values())
+    assert all(end.expected for use in meta.nodes.values() for end in use.exits)
+    assert len({run.message_log(node).read_bytes() for node in run.node_ids()}) == 1
+    times = [row.t for row in run.read_history()]
+    assert times == sorted(times) and not list(run.path.glob("*.part"))
+    assert plan.load(run.scenario).seed == SEED
+    assert any("kill the leader under load" in line for line in told)
+    assert check(run, measure(run)).exit_code == 0
+
+
+def test_every_kind_of_step_leaves_its_rows(tmp_path: Path) -> None:
+    run, _ = run_in(
+        tmp_path,
+        scenario("""
+load: {clients: 2, in_flight: 4}
+steps:
+  - link: {from: 3, to: 1, frames: [APPEND], delay: 5ms}
+  - load: start
+  - wait: {for: acknowledged, count: 50}
+  - heal: links
+  - load: stop
+  - pause: 1
+  - resume: paused
+  - restart: {target: 2, how: kill}
+  - wait: leader
+  - send: {client: 7, messages: 2, wait: false}
+  - wait: idle
+  - stop: [1, 2]
+  - heal: all
+  - wait: {for: caught_up, on: all}
+  - expect: [{caught_up: all}, {leader: 2}]
+"""),
+    )
+    faults = [(row.fault, row.target, row.effect) for row in run.read_faults() if row.step >= 0]
+    assert faults == [
+        ("link", 1, True),
+        ("heal", 0, True),
+        ("pause", 1, True),
+        ("resume", 1, True),
+        ("kill", 2, True),
+        ("start", 2, True),
+        ("stop", 1, True),
+        ("stop", 2, True),
+        ("start", 1, True),
+        ("start", 2, True),
+    ]
+    meta = run.read_meta()
+    assert meta.links == "proxied" and meta.proxy["3-1"]["delayed"] > 0 and meta.proxy["3-2"]["delayed"] == 0
+    assert [each.met for each in meta.expectations if each.text.startswith("caught_up")] == [True]
+    assert [each.met for each in meta.expectations if each.text.startswith("leader")] == [False]
+    assert sum(row.count for row in run.read_history() if isinstance(row, Invoke) and row.client == 7) == 2
+    assert nodes_left() == []
+
+
+def test_a_missed_step_ends_the_steps_and_not_the_run(tmp_path: Path) -> None:
+    run, told = run_in(
+        tmp_path,
+        scenario("""
+steps:
+  - kill: [1, 2]
+  - wait: {for: new_leader, within: 300ms}
+  - send: {client: 1, messages: [never]}
+"""),
+    )
+    meta = run.read_meta()
+    assert [(each.step, each.met) for each in meta.expectations] == [(1, False)]
+    assert "1 down, 2 down" in meta.expectations[0].found
+    assert meta.convergence is not None and meta.convergence.reached
+    assert [row.target for row in run.read_faults() if row.step == -1] == [1, 2]
+    assert not any(isinstance(row, Invoke) for row in run.read_history())
+    assert any(line.startswith("missed: wait") for line in told)
+    assert any(isinstance(row, Phase) and row.phase == "converged" for row in run.read_history())
+
+
+def test_a_fault_that_hits_nobody_says_so(tmp_path: Path) -> None:
+    run, _ = run_in(tmp_path, scenario("steps: [{kill: 1}, {kill: 1}, {resume: 2}, {start: 3}]"))
+    rows = [(row.fault, row.effect) for row in run.read_faults() if row.step >= 0]
+    assert rows == [("kill", True), ("kill", False), ("resume", False), ("start", False)]
+
+
+def test_nodes_that_can_not_start_fail_the_run_with_their_words(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "test", "stamp")
+    with pytest.raises(RunFailed, match=r"node \d ended with exit code 2: .*limits\.nonsense"):
+        live.run(
+            scenario("cluster: {limits: {nonsense: 1}}\nsteps: [sleep: 1s]"), run, seed=SEED, progress=lambda _: None
+        )
+    assert "limits.nonsense" in run.read_meta().problem
+    assert nodes_left() == []
+
+
+# ---- a harness that is interrupted ---------------------------------------------------------------
+
+HARNESS = """
+import sys
+from pathlib import Path
+from lab.plan import scenario
+from lab.run import live
+from lab.rundir import RunDir
+
+text = '''name: test
+description: A test.
+load: {clients: 3, rate: 1000}
+steps: [load: start, wait: {for: acknowledged, count: 10}, pause: 1, sleep: 10m]
+'''
+planned, run = scenario.load("test.yml", text=text), RunDir(Path(sys.argv[1]))
+live.run(planned, run, seed=7, progress=lambda line: print(line, flush=True))
+"""
+
+
+@contextmanager
+def harness_in_the_middle(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
+    """A harness process with a load on and a paused node, and all the processes below it."""
+    harness = subprocess.Popen(
+        [sys.executable, "-c", HARNESS, str(directory)], stdout=subprocess.PIPE, env=child_environment()
+    )
+    assert harness.stdout is not None
+    try:
+        while b"sleep: 600s" not in (line := harness.stdout.readline()):
+            assert line, "the harness ended before its last step"
+        below = psutil.Process(harness.pid).children(recursive=True)
+        assert len(below) == 4  # three nodes, one load worker
+        yield harness, below
+    finally:
+        harness.kill()
+        harness.communicate()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_process_and_says_that_it_was(tmp_path: Path, how: signal.Signals) -> None:
+    with harness_in_the_middle(tmp_path) as (harness, below):
+        harness.send_signal(how)
+        _, left = psutil.wait_procs(below, timeout=GONE_WITHIN_S)
+        assert left == []
+        assert harness.wait(GONE_WITHIN_S) != 0
+    assert RunDir(tmp_path).read_meta().problem == "interrupted"
+    assert any(isinstance(row, Invoke) for row in RunDir(tmp_path).read_history())
+
+
+def test_a_killed_harness_leaves_no_process(tmp_path: Path) -> None:
+    with harness_in_the_middle(tmp_path) as (harness, below):
+        harness.kill()
+        _, left = psutil.wait_procs(below, timeout=GONE_WITHIN_S)
+        assert left == []
+
+
+# ---- configuration and events --------------------------------------------------------------------
+
+
+def test_the_settings_that_the_lab_writes_are_those_that_a_node_reads(tmp_path: Path) -> None:
+    cluster = scenario("""
+cluster: {nodes: 3, priorities: {2: 9}, heartbeat_interval: 50ms, durability: os, limits: {max_clients: 5}}
+steps: [sleep: 1s]
+""").cluster
+    settings = node_settings(cluster, 2, 5002, {1: 5001, 3: 5003}, "data", "cluster", "secret")
+    read = nodeconfig.load("node_2.yml", text=yaml.safe_dump(settings))
+    assert (read.node_id, read.port, read.priority, read.heartbeat_interval_ms) == (2, 5002, 9, 50)
+    assert [(peer.id, peer.port) for peer in read.peers] == [(1, 5001), (3, 5003)]
+    assert (read.durability, read.limits.max_clients, read.secret) == ("os", 5, "secret")
+    with pytest.raises(ConfigError):
+        nodeconfig.load("node_2.yml", text=yaml.safe_dump(settings | {"misspelt": 1}))
+
+
+def test_events_are_counted_from_a_moment_on_and_only_whole_lines(tmp_path: Path) -> None:
+    events, missing = tmp_path / "events.jsonl", tmp_path / "not yet"
+    wanted = b'{"t_ns":1,"node":1,"event":"buffered","seq_no":7}\n'
+    events.write_bytes(wanted)
+    count = EventCount(file_sizes([events, missing]), "buffered", {"seq_no": 7})
+    assert count.update() == 0
+    with events.open("ab") as file:
+        file.write(wanted + wanted.replace(b"7", b"8") + b'{"torn' + wanted + wanted[:-1])
+    assert count.update() == 1
+    with events.open("ab") as file:
+        file.write(b"\n")
+    missing.write_bytes(wanted)
+    assert count.update() == 3
