@@ -129,7 +129,7 @@ class Document:
         """The value at `place`, which must exist, as one Struct. Raises as convert."""
         data = self.value(place)
         try:
-            return msgspec.convert(data, wanted, dec_hook=dec_hook)
+            return msgspec.convert(data, wanted, dec_hook=dec_hook, str_keys=True)
         except msgspec.ValidationError as error:
             raise self._explained(str(error), wanted, place) from None
 
