@@ -130,6 +130,8 @@ class Cluster:
         """Directed links that are open."""
         self.cut: set[tuple[NodeId, NodeId]] = set()
         """Directed links whose frames vanish."""
+        self.hung: set[NodeId] = set()
+        """Nodes whose fdatasync does not return."""
         self.sealer = Sealer(lambda: 1_700_000_000.0 + self.now)
         self.on_perform: Callable[[NodeId, Effects], None] = lambda node_id, fx: None
         if start:
@@ -215,7 +217,7 @@ class Cluster:
     def sync(self, node_id: NodeId) -> None:
         """One fdatasync of all that was written."""
         member = self.members[node_id]
-        if member.node is not None:
+        if member.node is not None and node_id not in self.hung:
             member.disk.durable = len(member.disk.ops)
             self.perform(node_id, member.node.persisted(member.node.written, self.now))
 
@@ -263,7 +265,7 @@ class Cluster:
                 moved = self.deliver(*pair) is not None or moved
             for i in self.running():
                 member = self.members[i]
-                if member.disk.durable < len(member.disk.ops):
+                if member.disk.durable < len(member.disk.ops) and i not in self.hung:
                     self.sync(i)
                     moved = True
                 if member.node is not None and member.node.next_deadline() <= self.now:

@@ -32,6 +32,7 @@ from nodeproc.core.messages import (
 )
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig
+from nodeproc.core.state import Follower, Leader
 from nodeproc.wire import Sealer
 from tests.core.cluster import Disk
 
@@ -40,7 +41,7 @@ SEALER = Sealer(lambda: 1_700_000_000.0)
 
 
 def stretch(term: Term, after: SeqNo, *sizes: int, leader: NodeId = 1, session: str = "h") -> list[Record]:
-    """A term's mark behind seq_no `after` and its batches, of so many messages each; message n of `session` is seq_no n."""
+    """A term's mark behind seq_no `after` and its batches of so many messages; message n of `session` has seq_no n."""
     records = [SEALER.mark(Mark(term, leader, after))]
     for size in sizes:
         first, after = after + 1, after + size
@@ -181,9 +182,20 @@ class Single:
 
     def request(self) -> int:
         """Number of the CATCH_UP that waits for its answer."""
-        role = self.state.role
-        assert hasattr(role, "request") and role.request, role
-        return int(role.request)
+        assert self.following.request, self.following
+        return self.following.request
+
+    @property
+    def following(self) -> Follower:
+        """The data of its role as follower."""
+        assert isinstance(self.state.role, Follower), self.node.role_name
+        return self.state.role
+
+    @property
+    def leading(self) -> Leader:
+        """The data of its role as leader."""
+        assert isinstance(self.state.role, Leader), self.node.role_name
+        return self.state.role
 
 
 def sent(fx: Effects, kind: type[T], to: NodeId = 0) -> list[T]:

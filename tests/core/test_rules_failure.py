@@ -1,0 +1,259 @@
+"""Rules F1 to F3 of docs/protocol.md: heartbeats, suspicion, and the leader that leads nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from nodeproc.core.events import LeaderTimeout, QuorumLost
+from nodeproc.core.messages import (
+    START,
+    Append,
+    Appended,
+    CatchUp,
+    Commit,
+    Coordinator,
+    Election,
+    Heartbeat,
+    HeartbeatAck,
+    Input,
+    Join,
+    JoinAck,
+    LinkDown,
+    LinkUp,
+    Members,
+    Position,
+    Resume,
+    Submit,
+    Support,
+    TermIs,
+    Vote,
+    VoteRequest,
+)
+from tests.core.single import Single, appends, events, peers_sent, sent, stretch
+
+TERM = 4
+
+
+def following(leader: int = 1) -> Single:
+    """Node 2, hears node 1 as leader of TERM since this moment."""
+    single = Single(log=stretch(TERM, 0, 2))
+    single.follow(leader, TERM)
+    return single
+
+
+def leading(members: tuple[int, ...] = (1, 2, 3)) -> Single:
+    single = Single(members=members)
+    single.lead()
+    return single
+
+
+# ---- F1 heartbeats --------------------------------------------------------------------------------
+
+
+def test_the_leader_sends_a_heartbeat_to_every_peer_each_heartbeat_interval() -> None:
+    """Rule: F1."""
+    single = leading()
+    single.caught_up(1)
+    single.submit("s", 1, "a")
+    single.give(1, Appended(1, single.state.log.position))
+    fx = single.wait(0.1001)
+    assert sent(fx, Heartbeat, to=1) == [Heartbeat(1, 1, Position(1, 1))]
+    assert sent(fx, Heartbeat, to=3) == [Heartbeat(1, 1, START)], "nothing was sent to node 3 yet"
+
+
+def test_the_interval_of_heartbeats_is_the_configured_one() -> None:
+    """Rule: F1."""
+    single = Single(heartbeat_interval=0.25, election_timeout=100.0)
+    single.lead()
+    assert len(sent(single.wait(2.55), Heartbeat, to=1)) == 10
+
+
+def test_a_follower_answers_every_heartbeat_with_what_is_durable_and_not_with_what_is_written() -> None:
+    """Rule: F1."""
+    single = following()
+    single.auto_sync = False
+    single.give(1, appends(TERM, Position(TERM, 2), stretch(TERM, 2, 1)[1:])[0])
+    beat = Heartbeat(TERM, 0, Position(TERM, 3))
+    for _ in range(2):
+        assert sent(single.give(1, beat), HeartbeatAck, to=1) == [HeartbeatAck(TERM, Position(TERM, 2))]
+    single.sync()
+    assert sent(single.give(1, beat), HeartbeatAck, to=1) == [HeartbeatAck(TERM, Position(TERM, 3))]
+
+
+# ---- F2 suspicion -----------------------------------------------------------------------------------
+
+
+def test_a_follower_suspects_a_leader_that_is_silent_for_election_timeout() -> None:
+    """Rule: F2."""
+    single = following()
+    assert not events(single.wait(0.49), LeaderTimeout)
+    assert events(single.wait(0.02), LeaderTimeout) == [LeaderTimeout(1, "not heard")]
+    assert single.state.leader_id == 0
+
+
+def test_heartbeat_append_and_resume_are_what_a_leader_is_heard_by() -> None:
+    """Rule: F2."""
+    frames: list[Input] = [
+        Heartbeat(TERM, 0, Position(TERM, 2)),
+        appends(TERM, Position(TERM, 2), stretch(TERM, 2, 1)[1:])[0],
+        Resume(TERM, Position(TERM, 2), 1),
+    ]
+    for frame in frames:
+        single = following()
+        single.wait(0.4)
+        single.give(1, frame)
+        assert not events(single.wait(0.4), LeaderTimeout), frame
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Commit(TERM, 2),
+        Coordinator(TERM),
+        JoinAck(TERM, 1),
+        Members(TERM, {1: "disk-1"}),
+        CatchUp(TERM, (), 0, 1),
+        HeartbeatAck(TERM, START),
+        Submit("s", 101, 0, 1, ("a",)),
+        TermIs(TERM),
+        Heartbeat(TERM - 1, 0, START),
+    ],
+    ids=lambda frame: type(frame).__name__,
+)
+def test_a_leader_is_not_heard_by_other_frames_nor_by_those_of_an_older_term(frame: Input) -> None:
+    """Rule: F2."""
+    single = following()
+    single.wait(0.4)
+    single.give(1, frame)
+    assert events(single.wait(0.2), LeaderTimeout)
+
+
+def test_a_leader_that_was_only_announced_is_not_heard_yet() -> None:
+    """Rule: F2, E1."""
+    single = Single()
+    single.give(1, Coordinator(TERM))
+    assert sent(single.give(3, JoinAck(TERM, 1)), Vote) == []
+    assert single.state.leader_id == 1
+    fx = single.give(3, VoteRequest(TERM + 1, START))
+    assert sent(fx, Vote, to=3), "E4 protects a leader that is heard, not one that is announced"
+
+
+def test_a_lost_link_makes_the_follower_suspect_at_once_and_ask_around() -> None:
+    """Rule: F2, E1."""
+    single = following()
+    fx = single.give(1, LinkDown())
+    assert events(fx, LeaderTimeout) == [LeaderTimeout(1, "the link is lost")]
+    assert peers_sent(fx, Election) == [3]
+
+
+def test_a_lost_link_to_another_peer_is_no_reason_to_suspect() -> None:
+    """Rule: F2."""
+    assert not events(following().give(3, LinkDown()), LeaderTimeout)
+
+
+@pytest.mark.parametrize(
+    "frame", [Join(START), Election(9, START, 1, 1), VoteRequest(9, START)], ids=lambda frame: type(frame).__name__
+)
+def test_join_election_and_vote_request_of_the_leader_itself_tell_that_it_leads_no_more(frame: Input) -> None:
+    """Rule: F2."""
+    assert events(following().give(1, frame), LeaderTimeout)
+    assert not events(following().give(3, frame), LeaderTimeout), "from another peer they tell nothing"
+
+
+# ---- F3 no quorum -----------------------------------------------------------------------------------
+
+
+def test_a_leader_without_answers_steps_down_after_election_timeout() -> None:
+    """Rule: F3."""
+    single = leading()
+    assert not events(single.wait(0.45), QuorumLost)
+    assert events(single.wait(0.2), QuorumLost) == [QuorumLost(1)]
+    assert (single.node.role_name, single.state.term) == ("follower", 1)
+
+
+@pytest.mark.parametrize("kind", [HeartbeatAck, Appended])
+def test_heartbeat_ack_and_appended_keep_a_leader(kind: type[HeartbeatAck] | type[Appended]) -> None:
+    """Rule: F3."""
+    single = leading()
+    for _ in range(10):
+        single.give(1, kind(1, START))
+        single.wait(0.2)
+    assert single.node.role_name == "leader"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        HeartbeatAck(0, START),
+        Appended(0, START),
+        CatchUp(1, (), 0, 5),
+        Join(START),
+        Election(2, START, 1, 1),
+        Support(1),
+        Vote(1),
+        Submit("s", 101, 0, 1, ("a",)),
+        LinkUp("disk-1", False, True),
+    ],
+    ids=lambda frame: type(frame).__name__,
+)
+def test_other_frames_and_answers_of_an_older_term_keep_no_leader(frame: Input) -> None:
+    """Rule: F3."""
+    single = leading()
+    for _ in range(6):
+        single.give(1, frame)
+        single.wait(0.1)
+    assert single.node.role_name == "follower"
+
+
+def test_of_five_two_must_answer() -> None:
+    """Rule: F3."""
+    for answering, role in [((1,), "follower"), ((1, 3), "leader")]:
+        single = leading((1, 2, 3, 4, 5))
+        for _ in range(6):
+            for peer in answering:
+                single.give(peer, HeartbeatAck(1, START))
+            single.wait(0.1)
+        assert single.node.role_name == role, answering
+
+
+def test_a_leader_of_one_needs_no_answer() -> None:
+    """Rule: F3, E5."""
+    single = Single(1, (1,))
+    single.wait(5.0)
+    assert single.node.role_name == "leader"
+    assert [r.position.seq_no for r in single.submit("s", 1, "a").deliver if r.body] == [1]
+
+
+def test_a_leader_that_stepped_down_tells_its_clients_that_it_has_no_quorum_until_it_finds_a_leader() -> None:
+    """Rule: F3."""
+    single = leading()
+    before = single.node.route
+    single.wait(0.65)
+    assert single.node.route[0] == 0
+    assert single.node.route != before
+    assert [refusal.reason for refusal in single.submit("s", 1, "a").reply] == ["no_quorum"]
+    single.follow(3, 2)
+    single.unlink(3)
+    assert [refusal.reason for refusal in single.submit("s", 1, "a").reply] == ["no_leader"]
+
+
+def test_a_leader_that_stepped_down_never_delivers_what_it_could_not_commit() -> None:
+    """Rule: F3, C1."""
+    single = leading()
+    single.caught_up(1)
+    single.submit("s", 1, "a")
+    single.wait(0.65)
+    fx = single.give(1, Appended(1, Position(1, 1)))
+    assert not fx.deliver
+    assert single.state.commit_seq == 0
+
+
+def test_a_leader_may_hear_peers_that_do_not_hear_it_and_steps_down_all_the_same() -> None:
+    """Rule: F3."""
+    single = leading()
+    for poll in range(8):
+        for peer in (1, 3):
+            single.give(peer, Election(2, START, peer, poll))
+        single.wait(0.1)
+    assert single.node.role_name == "follower"
+    assert not sent(single.all, Append)

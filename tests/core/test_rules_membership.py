@@ -1,0 +1,342 @@
+"""Rules M1 to M4 of docs/protocol.md, each sentence that lives in the core."""
+
+from __future__ import annotations
+
+import pytest
+
+from nodeproc.core.effects import Met, Readmitted
+from nodeproc.core.events import ElectionStarted, NodeReadmitted, StrangerRefused
+from nodeproc.core.messages import (
+    START,
+    Abstain,
+    Append,
+    Appended,
+    Coordinator,
+    Election,
+    Heartbeat,
+    HeartbeatAck,
+    Join,
+    JoinAck,
+    LinkUp,
+    Members,
+    Position,
+    Support,
+    Vote,
+    VoteRequest,
+)
+from tests.core.cluster import Cluster
+from tests.core.single import Single, events, peers_sent, sent, stretch, written
+
+# ---- M1 joining -----------------------------------------------------------------------------------
+
+
+def test_a_starting_node_announces_itself_with_its_position_to_each_peer_whose_link_opens() -> None:
+    """Rule: M1."""
+    single = Single(log=stretch(4, 0, 3), links=False)
+    assert sent(single.give(1, LinkUp("disk-1", False, True)), Join, to=1) == [Join(Position(4, 3))]
+    assert sent(single.give(3, LinkUp("disk-3", False, True)), Join, to=3) == [Join(Position(4, 3))]
+    assert not sent(single.give(3, LinkUp("disk-3", False, False)), Join), "over an incoming link nothing can be sent"
+
+
+def test_a_node_that_has_heard_a_leader_announces_itself_no_more() -> None:
+    """Rule: M1."""
+    single = Single()
+    single.follow(1, 1)
+    single.unlink(3)
+    assert not sent(single.link(3), Join)
+
+
+def test_a_leader_answers_join_with_itself() -> None:
+    """Rule: M1."""
+    single = Single()
+    single.lead()
+    assert sent(single.give(3, Join(START)), JoinAck, to=3) == [JoinAck(single.state.term, 2)]
+
+
+def test_a_follower_answers_join_with_the_leader_that_it_hears() -> None:
+    """Rule: M1."""
+    single = Single()
+    single.follow(1, 7)
+    assert sent(single.give(3, Join(START)), JoinAck, to=3) == [JoinAck(7, 1)]
+
+
+def test_a_node_answers_join_with_nobody_for_a_leader_that_it_does_not_hear() -> None:
+    """Rule: M1."""
+    announced_only = Single()
+    announced_only.give(1, Coordinator(7))
+    assert sent(announced_only.give(3, Join(START)), JoinAck) == [JoinAck(7, 0)]
+    assert sent(Single(term=5).give(3, Join(START)), JoinAck) == [JoinAck(5, 0)]
+
+
+def test_a_starting_node_follows_the_leader_that_a_peer_names() -> None:
+    """Rule: M1."""
+    single = Single()
+    single.give(3, JoinAck(7, 1))
+    assert single.node.route[:2] == (1, 7)
+
+
+def test_a_node_that_every_peer_answered_without_a_leader_polls_at_once() -> None:
+    """Rule: M1, E1."""
+    single = Single()
+    assert not sent(single.give(1, JoinAck(0, 0)), Election)
+    assert peers_sent(single.give(3, JoinAck(0, 0)), Election) == [1, 3]
+
+
+def test_a_node_waits_for_silent_peers_as_long_as_join_timeout() -> None:
+    """Rule: M1."""
+    single = Single(join_timeout=2.0)
+    assert not sent(single.wait(1.9), Election)
+    assert sent(single.wait(0.2), Election)
+
+
+# ---- M2 no return by rank -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through_wire", [False, True])
+def test_a_restarted_node_of_the_highest_priority_follows_the_leader_that_lives(through_wire: bool) -> None:
+    """Rule: M2, M1."""
+    cluster = Cluster(3, through_wire=through_wire)
+    cluster.run(3)
+    assert cluster.leader() == 3
+    cluster.kill(3)
+    cluster.run(3)
+    assert cluster.leader() == 2
+    term = cluster.node(2).state.term
+    cluster.start(3)
+    cluster.run(5)
+    assert cluster.leader() == 2
+    assert cluster.node(3).route[:2] == (2, term)
+
+
+def test_a_restarted_node_with_a_longer_log_of_its_own_follows_the_leader_that_lives() -> None:
+    """Rule: M2, R2."""
+    cluster = Cluster(3)
+    cluster.run(3)
+    cluster.cut |= {(3, 1), (3, 2)}
+    cluster.submit(3, "s", 1, "only node 3 has this")
+    cluster.settle()
+    cluster.kill(3)
+    cluster.cut.clear()
+    cluster.run(3)
+    cluster.start(3)
+    cluster.run(3)
+    assert cluster.leader() == 2
+    assert set(cluster.positions().values()) == {Position(2, 0)}
+
+
+# ---- M3 proof -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_sent_to_a_peer_before_both_ends_have_proven_themselves() -> None:
+    """The handshake is the transport's; LinkUp tells that it succeeded. Rule: M3."""
+    single = Single(links=False)
+    single.give(1, LinkUp("disk-1", False, True))
+    single.wait(5.0)
+    single.give(3, Election(9, START, 3, 1))
+    assert {peer for peer, _ in single.all.send} == {1}
+
+
+# ---- M4 identity ----------------------------------------------------------------------------------
+
+
+def test_the_identity_first_met_for_a_member_is_remembered_on_disk() -> None:
+    """Rule: M4."""
+    single = Single(links=False)
+    assert written(single.give(1, LinkUp("blue", False, True)), Met) == [Met(1, "blue")]
+    assert not written(single.give(1, LinkUp("blue", False, True)), Met), "once is enough"
+
+
+def test_another_identity_under_a_known_id_is_refused_and_nothing_of_it_is_taken() -> None:
+    """Rule: M4."""
+    single = Single()
+    fx = single.link(3, "another")
+    assert events(fx, StrangerRefused)[0] == StrangerRefused(3, "disk-3", "another")
+    for frame in (VoteRequest(9, START), Election(9, START, 3, 1), Heartbeat(9, 0, START), Join(START)):
+        assert not single.give(3, frame).send
+    assert single.state.term == 0
+    assert 3 not in peers_sent(single.wait(3.0), Election)
+
+
+def test_a_wiped_node_is_refused_after_a_restart_of_the_others_too() -> None:
+    """Rule: M4."""
+    cluster = Cluster(3)
+    cluster.run(3)
+    for i in cluster.ids:
+        cluster.kill(i)
+    cluster.wipe(1, rebuild=False)
+    for i in cluster.ids:
+        cluster.start(i)
+    cluster.run(3)
+    assert cluster.node(1).route[0] == 0
+    assert 1 in cluster.node(2).state.strangers
+    assert 1 in cluster.node(3).state.strangers
+
+
+def test_a_leader_sends_nothing_more_to_a_peer_that_comes_back_as_a_stranger() -> None:
+    """Rule: M4."""
+    single = Single()
+    single.lead()
+    single.caught_up(1)
+    single.caught_up(3)
+    single.give(3, LinkUp("another", False, False))
+    assert peers_sent(single.submit("s", 1, "a"), Append) == [1]
+    assert single.node.progress()[3] == (False, START)
+
+
+def test_a_node_under_rebuild_abstains_in_polls_and_gives_no_vote() -> None:
+    """Rule: M4."""
+    single = Single(rebuilding=True)
+    assert sent(single.give(1, Election(1, START, 1, 77)), Abstain) == [Abstain(77)]
+    fx = single.give(1, VoteRequest(5, START))
+    assert not sent(fx, Vote)
+    assert (single.state.term, single.state.voted_for) == (5, 0), (
+        "a higher term is taken over where the vote is refused"
+    )
+
+
+def test_a_node_under_rebuild_never_stands() -> None:
+    """Rule: M4."""
+    single = Single(rebuilding=True)
+    poll = single.poll()
+    for peer in (1, 3):
+        single.give(peer, Support(poll))
+    assert (single.node.role_name, single.state.term) == ("follower", 0)
+
+
+def test_an_abstention_and_a_vote_of_a_node_under_rebuild_count_for_nobody() -> None:
+    """Rule: M4, E5."""
+    single = Single(members=(1, 2, 3))
+    single.link(3, "new", rebuilding=True)
+    poll = single.poll()
+    single.give(3, Abstain(poll))
+    single.give(1, Support(poll))
+    assert single.node.role_name == "candidate"
+    single.give(3, Vote(single.state.term))
+    assert single.node.role_name == "candidate"
+    single.give(1, Vote(single.state.term))
+    assert single.node.role_name == "leader"
+
+
+def test_what_a_node_under_rebuild_acknowledges_is_not_counted() -> None:
+    """Rule: M4, C1."""
+    single = Single()
+    single.lead()
+    single.link(3, "new", rebuilding=True)
+    single.caught_up(3)
+    single.submit("s", 1, "a")
+    single.give(3, Appended(single.state.term, single.state.log.position))
+    assert single.state.commit_seq == 0
+    single.caught_up(1)
+    assert single.state.commit_seq == 1
+
+
+def test_the_answers_of_a_node_under_rebuild_do_not_keep_a_leader() -> None:
+    """Rule: M4, F3."""
+    single = Single()
+    single.lead()
+    single.link(3, "new", rebuilding=True)
+    for _ in range(6):
+        single.wait(0.1)
+        single.give(3, HeartbeatAck(single.state.term, START))
+    assert single.node.role_name == "follower"
+
+
+def test_what_the_lost_disk_had_acknowledged_is_forgotten() -> None:
+    """Rule: M4, C1."""
+    single = Single()
+    single.lead()
+    single.caught_up(3)
+    assert single.node.progress()[3] == (True, single.state.log.position)
+    single.link(3, "new", rebuilding=True)
+    assert single.node.progress()[3] == (False, START)
+
+
+def test_a_rebuilt_node_is_no_member_before_a_later_record_is_durable_on_a_majority_without_it() -> None:
+    """Rule: M4."""
+    single = Single(members=(1, 2, 3))
+    single.lead()
+    single.link(3, "new", rebuilding=True)
+    single.caught_up(3)
+    single.submit("s", 1, "after the joining")
+    single.give(3, Appended(single.state.term, single.state.log.position))
+    single.wait(0.15)
+    assert 3 in single.state.learners, "nobody but itself and the leader has the record"
+    single.caught_up(1)
+    fx = single.wait(0.1)
+    assert written(fx, Met) == [Met(3, "new")]
+    assert sent(fx, Members, to=1)[0].identities[3] == "new"
+    assert events(fx, NodeReadmitted)
+    assert sent(single.wait(0.1), Members, to=3)[0].identities[3] == "new"
+
+
+def test_a_rebuilt_node_in_an_idle_cluster_is_readmitted_in_a_new_term() -> None:
+    """Rule: M4."""
+    cluster = Cluster(3)
+    cluster.run(3)
+    cluster.submit(1, "s", 1, "a")
+    cluster.run(1)
+    term = cluster.node(cluster.leader()).state.term
+    cluster.kill(1)
+    cluster.wipe(1, rebuild=True)
+    cluster.start(1)
+    cluster.run(5)
+    assert not cluster.node(1).state.rebuilding
+    assert cluster.node(cluster.leader()).state.term == term + 1
+    assert cluster.payloads(1) == ["a"]
+    cluster.kill(2)
+    cluster.submit(3, "s", 2, "b")
+    cluster.run(2)
+    assert cluster.payloads(1) == ["a", "b"], "it counts again"
+
+
+def test_a_rebuilt_node_votes_only_when_its_readmission_is_durable() -> None:
+    """Rule: M4."""
+    single = Single(rebuilding=True, sync=False)
+    single.give(1, Heartbeat(0, 0, START))
+    fx = single.give(1, Members(0, {2: "disk-2"}))
+    assert written(fx, Readmitted) == [Readmitted(0)]
+    assert single.state.rebuilding
+    single.sync()
+    assert not single.state.rebuilding
+
+
+def test_a_node_under_rebuild_that_the_leader_names_by_its_old_identity_goes_on_rebuilding() -> None:
+    """Rule: M4."""
+    single = Single(rebuilding=True)
+    assert not written(single.give(1, Members(0, {2: "the lost disk"})), Readmitted)
+    assert single.state.rebuilding
+
+
+def test_a_stranger_that_the_leader_names_is_heard_and_sent_to_again() -> None:
+    """Rule: M4."""
+    single = Single()
+    single.follow(1, 4)
+    single.link(3, "new")
+    single.give(1, Members(4, {1: "disk-1", 2: "disk-2", 3: "new"}))
+    assert sent(single.give(3, Join(START)), JoinAck, to=3) == [JoinAck(4, 1)]
+
+
+@pytest.mark.xfail(strict=True, reason="identities travel from the leader only, which such a node refuses to hear")
+def test_a_node_that_was_away_during_a_rebuild_follows_the_rebuilt_leader() -> None:
+    """Rule: M4."""
+    cluster = Cluster(5)
+    cluster.run(3)
+    for i in (1, 5):
+        cluster.kill(i)
+    cluster.run(3)
+    cluster.wipe(5, rebuild=True)
+    cluster.start(5)
+    cluster.run(5)
+    cluster.kill(4)
+    cluster.run(5)
+    assert cluster.leader() == 5
+    cluster.start(1)
+    cluster.run(5)
+    assert cluster.node(1).route[0] == 5
+
+
+def test_a_poll_is_started_by_nobody_who_hears_a_leader() -> None:
+    """Rule: M2, E1."""
+    single = Single(node_id=3)
+    single.follow(1, 4)
+    assert not events(single.give(2, Election(5, START, 2, 1)), ElectionStarted)
