@@ -8,7 +8,7 @@ start: look-ups bisect the rows on the disk. Only checkpoints extend both files;
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -139,32 +139,31 @@ class Archive:
     def holding(self, seq_no: SeqNo) -> Row | None:
         """The batch with this message; None where it is newer than the archive."""
         number = self._bisect(lambda row: row.position.seq_no >= seq_no)
-        return self._rows(number, 1)[0] if number < self.end.records else None
+        return self._row(number) if number < self.end.records else None
 
     def _bisect(self, reached: Callable[[Row], bool]) -> int:
         """Number of the first row that satisfies a condition which, once true, stays true."""
         low, high = 0, self.end.records
         while low < high:
             middle = (low + high) // 2
-            if reached(self._rows(middle, 1)[0]):
+            if reached(self._row(middle)):
                 high = middle
             else:
                 low = middle + 1
         return low
 
-    def _rows(self, start: int, count: int) -> list[Row]:
+    def _rows(self, start: int, count: int) -> Iterator[Row]:
+        """Rows from one read, decoded as they are asked for."""
         data = self.index.pread(count * ROW_BYTES, start * ROW_BYTES)
-        rows = []
-        for number in range(count):
-            at = number * ROW_BYTES
-            if (
-                len(data) < at + ROW_BYTES
-                or crc32(data[at : at + ROW.size]) != CHECK.unpack_from(data, at + ROW.size)[0]
-            ):
+        for at in range(0, count * ROW_BYTES, ROW_BYTES):
+            row = data[at : at + ROW.size]
+            if len(data) < at + ROW_BYTES or crc32(row) != CHECK.unpack_from(data, at + ROW.size)[0]:
                 raise damaged(self.where(INDEX), start * ROW_BYTES + at, "row CRC mismatch")
-            term, seq_no, *rest = ROW.unpack_from(data, at)
-            rows.append(Row(Position(term, seq_no), *rest))
-        return rows
+            term, seq_no, *rest = ROW.unpack(row)
+            yield Row(Position(term, seq_no), *rest)
+
+    def _row(self, number: int) -> Row:
+        return next(self._rows(number, 1))
 
     def _records(self, rows: Sequence[Row]) -> list[Record]:
         """Put headers and bodies together again: both are contiguous."""
