@@ -1,0 +1,381 @@
+"""The turn: real cores, storage in memory and real sockets, all in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import uvloop
+
+from nodeproc import runtime as module
+from nodeproc.config import Limits, NodeConfig, PeerAddress
+from nodeproc.core.effects import Effects
+from nodeproc.core.node import Node
+from nodeproc.entrance import listen
+from nodeproc.eventlog import EventLog
+from nodeproc.runtime import Runtime
+from nodeproc.simfiles import SimFiles
+from nodeproc.storage import Storage
+from nodeproc.wire import Sealer
+
+TIMEOUT_S = 20.0
+
+
+class Member:
+    """One running node; `files` outlives it."""
+
+    def __init__(self, config: NodeConfig, root: Path, files: SimFiles | None = None) -> None:
+        self.config, self.root = config, root
+        self.files = files or SimFiles()
+        self.node: Node
+        self.runtime: Runtime
+        self.exit: asyncio.Task[int]
+
+    def start(self) -> None:
+        config = self.config
+        self.storage, recovered, _ = Storage.open(
+            self.files, config.node_id, durability=config.durability, segment_bytes=config.limits.segment_bytes
+        )
+        self.root.mkdir(exist_ok=True)
+        events = self.root / f"events_{config.node_id}.jsonl"
+        log = EventLog(config.node_id, level="DEBUG", events=events, console=None, show_delivered=False)
+        rng = random.Random(config.node_id)
+        self.node = Node.recover(config.core(), recovered, time.monotonic(), rng, Sealer(time.time))
+        sock = listen(config.host, config.port)
+        self.port = sock.getsockname()[1]
+        self.runtime = Runtime(config, self.node, self.storage, log, sock, rng)
+        self.exit = asyncio.ensure_future(self.runtime.run())
+
+    async def stop(self) -> int:
+        self.runtime.stop("test")
+        return await self.exit
+
+    def events(self) -> list[str]:
+        rows = (self.root / f"events_{self.config.node_id}.jsonl").read_bytes().splitlines()
+        return [json.loads(row)["event"] for row in rows]
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        name = f"logs/node_{self.config.node_id}_messages.jsonl"
+        return [json.loads(line) for line in self.files.contents()[name].splitlines()]
+
+
+class Chatter:
+    """A client of JSON lines."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, port: int, session: str = "s") -> Chatter:
+        """Connected, greeted and told a leader."""
+        chatter = cls(*await asyncio.open_connection("127.0.0.1", port))
+        chatter.say({"type": "HELLO", "client_id": 101, "session": session, "born": 0})
+        heard = await chatter.hear()
+        while not heard.get("leader"):
+            heard = await chatter.hear()
+        return chatter
+
+    def say(self, *lines: dict[str, Any]) -> None:
+        self._writer.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+
+    async def hear(self) -> dict[str, Any]:
+        line = await self._reader.readline()
+        if not line:
+            raise ConnectionError("closed")
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    async def chat(self, first: int, *payloads: str) -> int:
+        """Send until acknowledged. Returns the seq_no of the last."""
+        message = {"type": "CHAT", "first": first, "payloads": payloads}
+        self.say(message)
+        while True:
+            heard = await self.hear()
+            if heard["type"] == "ACK" and heard["n"] >= first + len(payloads) - 1:
+                return int(heard["seq_no"])
+            if heard["type"] == "LEADER" and heard["leader"]:
+                self.say(message)
+
+    async def status(self) -> dict[str, Any]:
+        self.say({"type": "STATUS"})
+        heard = await self.hear()
+        while heard["type"] != "STATUS_IS":
+            heard = await self.hear()
+        return heard
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def single(**changed: Any) -> NodeConfig:
+    return NodeConfig(node_id=1, port=0, data_dir="unused", **changed)
+
+
+@contextlib.asynccontextmanager
+async def running(root: Path, config: NodeConfig | None = None) -> AsyncIterator[Member]:
+    member = Member(config or single(), root)
+    member.start()
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            yield member
+    finally:
+        await member.stop()
+
+
+@contextlib.asynccontextmanager
+async def cluster(root: Path, count: int = 3, **changed: Any) -> AsyncIterator[list[Member]]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    members = []
+    for node in range(1, count + 1):
+        peers = tuple(PeerAddress(peer, ports[peer - 1]) for peer in range(1, count + 1) if peer != node)
+        config = NodeConfig(node_id=node, port=ports[node - 1], data_dir="unused", peers=peers, **changed)
+        members.append(Member(config, root))
+    try:
+        for member in members:
+            member.start()
+        async with asyncio.timeout(TIMEOUT_S):
+            yield members
+    finally:
+        for member in members:
+            await member.stop()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    """Let the loop go round until something is so; the caller's timeout ends it."""
+    while not seen():
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("durability", ["fsync", "os"])
+def test_a_message_is_ordered_delivered_and_acknowledged(tmp_path: Path, durability: str) -> None:
+    async def story() -> None:
+        async with running(tmp_path, single(durability=durability)) as member:
+            client = await Chatter.open(member.port)
+            assert await client.chat(1, "a", "b") == 2
+            assert await client.chat(3, "c") == 3
+            assert [line["payload"] for line in member.log_lines()] == ["a", "b", "c"]
+            status = await client.status()
+            assert (status["role"], status["term"], status["leader"]) == ("leader", 1, 1)
+            assert (status["last_seq"], status["commit_seq"], status["delivered_seq"]) == (3, 3, 3)
+            assert status["counters"]["clients"] == 1
+            client.close()
+
+    run(story())
+
+
+def test_the_same_on_asyncios_own_loop(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+            assert await client.chat(1, "a") == 1
+            client.close()
+
+    asyncio.run(story())
+
+
+def test_three_nodes_deliver_the_same_bytes(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with cluster(tmp_path) as members:
+            clients = [await Chatter.open(member.port, f"s{member.config.node_id}") for member in members]
+            sent = [client.chat(1, *(f"m{n}" for n in range(200))) for client in clients]
+            await asyncio.gather(*sent)
+            await until(lambda: len({member.storage.delivered_seq for member in members}) == 1)
+            logs = [member.log_lines() for member in members]
+            assert len(logs[0]) == 600
+            assert logs[0] == logs[1] == logs[2]
+            assert [node.node.role_name for node in members] == ["follower", "follower", "leader"]
+            for client in clients:
+                client.close()
+
+    run(story())
+
+
+def test_a_stopped_leader_is_replaced_and_comes_back_as_follower(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with cluster(tmp_path) as members:
+            client = await Chatter.open(members[0].port)
+            assert await client.chat(1, "before") == 1
+            assert members[2].node.role_name == "leader"
+            assert await members[2].stop() == 0
+            assert await client.chat(2, "after") == 2
+            assert members[1].node.role_name == "leader"
+            members[2].start()
+            assert await client.chat(3, "all three") == 3
+            await until(lambda: members[2].storage.delivered_seq == 3)
+            assert [line["seq_no"] for line in members[2].log_lines()] == [1, 2, 3]
+            assert (members[1].node.role_name, members[2].node.role_name) == ("leader", "follower")
+            client.close()
+
+    run(story())
+
+
+def test_a_subscriber_sees_the_past_and_the_present(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client, watcher = await Chatter.open(member.port), await Chatter.open(member.port, "w")
+            await client.chat(1, *(f"m{n}" for n in range(10)))
+            watcher.say({"type": "SUBSCRIBE", "from": 3})
+            assert [(await watcher.hear())["seq_no"] for _ in range(8)] == [3, 4, 5, 6, 7, 8, 9, 10]
+            await client.chat(11, "live")
+            assert (await watcher.hear())["payload"] == "live"
+            client.close()
+            watcher.close()
+
+    run(story())
+
+
+def test_a_standstill_costs_no_leader_its_office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        ahead = 0.0
+
+        @classmethod
+        def monotonic(cls) -> float:
+            return time.monotonic() + cls.ahead
+
+    monkeypatch.setattr(module, "time", Clock)
+
+    async def story() -> None:
+        async with cluster(tmp_path) as members:
+            client = await Chatter.open(members[0].port)
+            await client.chat(1, "before")
+            Clock.ahead = 60.0  # As if all three had been stopped for a minute: far beyond every timeout.
+            heartbeats = members[0].events().count("heartbeat_received")
+            await until(lambda: members[0].events().count("heartbeat_received") >= heartbeats + 3)
+            await client.chat(2, "after")
+            assert {member.node.state.term for member in members} == {1}
+            assert members[2].node.role_name == "leader"
+            assert (await client.status())["counters"]["stood_still_us"] > 59_000_000
+            client.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize("operation", ["append", "sync"])
+def test_a_disk_that_fails_stops_the_node_with_code_4(tmp_path: Path, operation: str) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+            await client.chat(1, "kept")
+
+            def fail(what: str, name: str) -> None:
+                if what == operation and name.startswith("wal/"):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+
+            member.files.on_operation = fail
+            client.say({"type": "CHAT", "first": 2, "payloads": ["lost"]})
+            assert await member.exit == 4
+            with pytest.raises(ConnectionError):
+                while True:
+                    assert (await client.hear())["type"] != "ACK"
+            assert member.events()[-1] == "failed"
+            member.files.on_operation = None
+            member.files = member.files.copy()
+            member.start()
+            assert [line["payload"] for line in member.log_lines()] == ["kept"]
+
+    run(story())
+
+
+def test_a_broken_invariant_stops_the_node_with_code_70(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+
+            def broken(*_: object) -> Effects:
+                raise AssertionError("impossible")
+
+            monkeypatch.setattr(member.node, "step", broken)
+            client.say({"type": "CHAT", "first": 1, "payloads": ["x"]})
+            assert await member.exit == 70
+
+    run(story())
+    assert "AssertionError: impossible" in capsys.readouterr().err
+
+
+def test_diverged_logs_stop_the_node_with_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+            monkeypatch.setattr(member.node, "step", lambda *_: Effects(halt="diverged"))
+            client.say({"type": "CHAT", "first": 1, "payloads": ["x"]})
+            assert await member.exit == 3
+            assert member.events()[-1] == "failed"
+
+    run(story())
+
+
+def test_checkpoints_are_written_while_messages_flow_and_a_restart_goes_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        config = single(limits=Limits(segment_bytes=4096))
+        async with running(tmp_path, config) as member:
+            client = await Chatter.open(member.port)
+            for n in range(0, 200, 10):
+                await client.chat(n + 1, *["x" * 100] * 10)
+            await until(lambda: "checkpoint_written" in member.events())
+            await member.stop()
+            member.start()
+            client = await Chatter.open(member.port)
+            assert await client.chat(201, "x") == 201
+            assert len(member.log_lines()) == 201
+            client.close()
+
+    run(story())
+
+
+def test_a_flood_is_taken_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TURN_MESSAGES", 5)
+
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+            turns = (await client.status())["counters"]["turns"]
+            client.say(*({"type": "CHAT", "first": n, "payloads": ["x"]} for n in range(1, 100)))
+            assert await client.chat(100, "x") == 100
+            assert (await client.status())["counters"]["turns"] >= turns + 20
+            client.close()
+
+    run(story())
+
+
+def test_a_follower_far_behind_is_served_from_the_leaders_disk(tmp_path: Path) -> None:
+    async def story() -> None:
+        limits = Limits(segment_bytes=4096, fetch_max_bytes=1024, inflight_max_bytes=4096)
+        async with cluster(tmp_path, limits=limits) as members:
+            client = await Chatter.open(members[0].port)
+            await client.chat(1, "first")
+            await members[0].stop()
+            client.close()
+            client = await Chatter.open(members[1].port)
+            for n in range(2, 200, 9):
+                await client.chat(n, *["x" * 100] * 9)
+            members[0].start()
+            await until(lambda: members[0].storage.delivered_seq == members[1].storage.delivered_seq == 199)
+            assert members[0].log_lines() == members[1].log_lines()
+            client.close()
+
+    run(story())
+
+
+def test_the_configuration_reaches_the_core() -> None:
+    config = msgspec.structs.replace(single(), priority=7, heartbeat_interval_ms=800, election_timeout_ms=2500)
+    assert (config.core().priority, config.core().heartbeat_interval, config.core().election_timeout) == (7, 0.8, 2.5)
