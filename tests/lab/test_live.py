@@ -160,7 +160,7 @@ from lab.rundir import RunDir
 text = '''name: test
 description: A test.
 load: {clients: 3, rate: 1000}
-steps: [load: start, wait: {for: acknowledged, count: 10}, pause: 1, sleep: 10m]
+steps: [link: {delay: 1ms}, load: start, wait: {for: acknowledged, count: 10}, pause: 1, sleep: 10m]
 '''
 planned, run = scenario.load("test.yml", text=text), RunDir(Path(sys.argv[1]))
 live.run(planned, run, seed=7, progress=lambda line: print(line, flush=True))
@@ -169,7 +169,7 @@ live.run(planned, run, seed=7, progress=lambda line: print(line, flush=True))
 
 @contextmanager
 def harness_in_the_middle(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
-    """A harness process with a load on and a paused node, and all the processes below it."""
+    """A harness process with a treated network, a load on and a paused node, and all the processes below it."""
     harness = subprocess.Popen(
         [sys.executable, "-c", HARNESS, str(directory)], stdout=subprocess.PIPE, env=child_environment()
     )
@@ -178,7 +178,7 @@ def harness_in_the_middle(directory: Path) -> Iterator[tuple[subprocess.Popen[by
         while b"sleep: 600s" not in (line := harness.stdout.readline()):
             assert line, "the harness ended before its last step"
         below = psutil.Process(harness.pid).children(recursive=True)
-        assert len(below) == 4  # three nodes, one load worker
+        assert len(below) == 5  # three nodes, the proxy, one load worker
         yield harness, below
     finally:
         harness.kill()
