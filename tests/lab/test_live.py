@@ -68,10 +68,7 @@ def test_the_leader_is_killed_under_load_and_the_run_passes(tmp_path: Path) -> N
     assert check(run, measure(run)).exit_code == 0
 
 
-def test_every_kind_of_step_leaves_its_rows(tmp_path: Path) -> None:
-    run, _ = run_in(
-        tmp_path,
-        scenario("""
+EVERY_KIND_OF_STEP = """
 load: {clients: 2, in_flight: 4}
 steps:
   - link: {from: 3, to: 1, frames: [APPEND], delay: 5ms}
@@ -89,7 +86,13 @@ steps:
   - heal: all
   - wait: {for: caught_up, on: all}
   - expect: [{caught_up: all}, {leader: 2}]
-"""),
+"""
+
+
+def test_every_kind_of_step_leaves_its_rows(tmp_path: Path) -> None:
+    run, _ = run_in(
+        tmp_path,
+        scenario(EVERY_KIND_OF_STEP),
     )
     faults = [(row.fault, row.target, row.effect) for row in run.read_faults() if row.step >= 0]
     assert faults == [
