@@ -38,6 +38,8 @@ PIPE_WINDOW: Final = 50_000
 LAST_SHOWN_S: Final = 5.0
 """At the end of a pipe: how long its client waits for one more message to be shown, once all are acknowledged."""
 
+NOT_CONNECTED: Final = "-- not connected"
+
 _decode_line = msgspec.json.Decoder(Line).decode
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -146,8 +148,8 @@ class Chat:
         if session.welcomed:
             leader = f"leader node {session.leader}" if session.leader != NOBODY else "no leader"
             text = f"-- node {session.node}, {leader}, term {session.term}"
-        elif self.client.last_error:
-            text = f"-- not connected: {self.client.last_error}"
+        elif self.client.last_error and not self._told.startswith(NOT_CONNECTED):
+            text = f"{NOT_CONNECTED}: {self.client.last_error}"
         else:
             return
         if text != self._told and not self._quiet and not self._closing:

@@ -83,7 +83,7 @@ class SessionSettings:
     deadline: float = 30.0
     retry_interval: float = 1.0
     retry_pause: float = 0.02
-    patience: float = 3.0
+    patience: float = 2.0
     keepalive: float = 2.0
     window_messages: int = 16_384
     window_bytes: int = 2 << 20

@@ -261,6 +261,18 @@ def test_an_iterating_subscriber_gets_every_run_and_ends_with_the_client() -> No
     run(story)
 
 
+def test_a_client_moves_to_another_node_when_told_and_its_session_goes_on() -> None:
+    async def story() -> None:
+        async with cluster_of() as cluster, client_of(cluster) as client:
+            await client.send("one")
+            client.move(addresses(cluster.nodes[2:]))
+            assert await client.send("two") == Outcome("ok", 2, 2, 2)
+            assert client.session.node == 3
+            assert cluster.nodes[2].lines[0] == Hello(101, client.session.token, 0)
+
+    run(story)
+
+
 def test_a_slow_reader_makes_the_client_stop_reading_and_loses_nothing() -> None:
     async def story() -> None:
         async with cluster_of(1) as cluster:

@@ -132,6 +132,16 @@ def test_a_pipe_without_a_node_ends_with_a_clear_line() -> None:
     run(story)
 
 
+def test_a_lost_cluster_is_told_once_and_not_at_every_attempt() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        await cluster.stop()
+        async with piped(cluster, "--deadline", "0.5") as process:
+            _, err = await process.communicate(b"a\n")
+        assert err.count(b"-- not connected") == 1
+
+    run(story, nodes=3)
+
+
 def test_a_pipe_moves_to_the_next_node_and_repeats_nothing() -> None:
     async def story(cluster: FakeCluster) -> None:
         first, second = cluster.nodes
