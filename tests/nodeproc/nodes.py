@@ -86,7 +86,10 @@ class Cluster:
         return path.read_bytes() if path.exists() else b""
 
     def events(self, node: int) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.root / f"node_{node}" / "events.jsonl").read_bytes().splitlines()]
+        """All whole rows of the node's events.jsonl; none where there is no file yet."""
+        path = self.root / f"node_{node}" / "events.jsonl"
+        rows = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(row) for row in rows if row.endswith(b"\n")]
 
     def status(self, node: int) -> dict[str, Any] | None:
         """STATUS_IS, None where nobody answers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -186,3 +187,24 @@ def test_a_node_with_another_secret_stays_outside(tmp_path: Path) -> None:
         assert cluster.log_lines(3) == b""
         reasons = {event["reason"] for event in cluster.events(3) if event["event"] == "peer_refused"}
         assert reasons == {"it does not know this cluster's secret"}
+
+
+def test_a_lost_disk_is_refused_until_it_is_declared_with_rebuild(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        assert [chat(cluster, 1, n) for n in (1, 2)] == [1, 2]
+        cluster.kill(1)
+        shutil.rmtree(tmp_path / "node_1")
+        cluster.start(1)
+        until(lambda: "stranger_refused" in {event["event"] for event in cluster.events(3)})
+        assert cluster.log_lines(1) == b""
+        cluster.stop(1)
+        shutil.rmtree(tmp_path / "node_1")
+        cluster.start(1, flags=["--quiet", "--rebuild"])
+        until(lambda: "node_readmitted" in {event["event"] for event in cluster.events(1)})
+        assert chat(cluster, 1, 3) == 3
+        until(lambda: cluster.log_lines(1) == cluster.log_lines(3))
+        assert cluster.stop(1) == 0
+        cluster.start(1, flags=["--quiet", "--rebuild"])
+        assert cluster.processes[1].wait(30) == 2
+        assert "holds a member's data" in (tmp_path / "1.log").read_text().splitlines()[-1]
