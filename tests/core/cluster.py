@@ -132,6 +132,8 @@ class Cluster:
         """Directed links whose frames vanish."""
         self.hung: set[NodeId] = set()
         """Nodes whose fdatasync does not return."""
+        self.paused: set[NodeId] = set()
+        """Processes that are stopped: they take nothing and notice nothing; what was sent to them waits."""
         self.sealer = Sealer(lambda: 1_700_000_000.0 + self.now)
         self.on_perform: Callable[[NodeId, Effects], None] = lambda node_id, fx: None
         if start:
@@ -194,6 +196,9 @@ class Cluster:
     def running(self) -> list[NodeId]:
         return [i for i in self.ids if self.members[i].node is not None]
 
+    def awake(self) -> list[NodeId]:
+        return [i for i in self.running() if i not in self.paused]
+
     def node(self, node_id: NodeId) -> Node:
         node = self.members[node_id].node
         assert node is not None, node_id
@@ -211,7 +216,7 @@ class Cluster:
 
     def tick(self, node_id: NodeId) -> None:
         node = self.members[node_id].node
-        if node is not None:
+        if node is not None and node_id not in self.paused:
             self.perform(node_id, node.tick(self.now))
 
     def sync(self, node_id: NodeId) -> None:
@@ -247,9 +252,9 @@ class Cluster:
         return decoded  # type: ignore[return-value]
 
     def deliver(self, sender: NodeId, receiver: NodeId) -> PeerMessage | None:
-        """Hand the oldest frame of a link over; None when there is none."""
+        """Hand the oldest frame of a link over; None when there is none or the receiver does not take it."""
         queue = self.queues[sender, receiver]
-        if not queue:
+        if not queue or receiver in self.paused:
             return None
         message = queue.popleft()
         self.step(receiver, sender, message)
@@ -263,7 +268,7 @@ class Cluster:
             moved = False
             for pair in self.queues:
                 moved = self.deliver(*pair) is not None or moved
-            for i in self.running():
+            for i in self.awake():
                 member = self.members[i]
                 if member.disk.durable < len(member.disk.ops) and i not in self.hung:
                     self.sync(i)
@@ -280,7 +285,7 @@ class Cluster:
         end = self.now + seconds
         self.settle()
         while True:
-            due = min((self.node(i).next_deadline() for i in self.running()), default=end)
+            due = min((self.node(i).next_deadline() for i in self.awake()), default=end)
             if due > end:
                 break
             self.now = max(self.now, due)
