@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from nodeproc.archive import ArchiveEnd
-from nodeproc.core.messages import NOBODY, START, Mark, NodeId, Position, SeqNo, Term
+from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, SeqNo, Term
 from nodeproc.files import File, Files
 from nodeproc.wal import FOLDER, damaged
 
@@ -38,7 +38,7 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
     rebuilding: bool
     term: Term = 0
     voted_for: NodeId = NOBODY
-    identities: dict[NodeId, str] = {}
+    identities: dict[NodeId, Known] = {}
     marks: tuple[Mark, ...] = ()
     delivered: Position = START
     sessions: dict[str, tuple[int, SeqNo]] = {}

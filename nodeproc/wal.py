@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from nodeproc import wire
 from nodeproc.core.effects import Met, Promise, Readmitted
-from nodeproc.core.messages import NOBODY, START, Batch, Mark, NodeId, Position, Record, SeqNo, Term
+from nodeproc.core.messages import NOBODY, START, Batch, Known, Mark, NodeId, Position, Record, SeqNo, Term
 from nodeproc.errors import CorruptionError, FrameError
 from nodeproc.files import File
 
@@ -122,12 +122,12 @@ class Promises:
     term: Term = 0
     voted_for: NodeId = NOBODY
     rebuilding: bool = False
-    identities: dict[NodeId, str] = field(default_factory=dict)
+    identities: dict[NodeId, Known] = field(default_factory=dict)
 
     def take(self, op: Promise | Met | Readmitted) -> None:
         """Apply one entry; a promise older than what is known changes nothing."""
         if isinstance(op, Met):
-            self.identities[op.peer] = op.identity
+            self.identities[op.peer] = op.known
         elif isinstance(op, Readmitted):
             self.rebuilding = False
         elif op.term > self.term or (op.term == self.term and op.voted_for != NOBODY):

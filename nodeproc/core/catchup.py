@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from nodeproc.core.effects import Effects, Fetch, Truncate
 from nodeproc.core.events import CatchUpRequested, CatchUpServed, CaughtUp, NewCoordinator, Resumed
-from nodeproc.core.messages import NOBODY, Append, CatchUp, Members, NodeId, Position, Record, Resume
+from nodeproc.core.messages import NOBODY, Append, CatchUp, NodeId, Position, Record, Resume
 from nodeproc.core.ordering import count_answer, follow_commit, send_records
 from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress, become_follower
 
@@ -58,13 +58,14 @@ def on_catch_up(state: NodeState, leader: Leader, sender: NodeId, msg: CatchUp, 
     progress = leader.progress[sender]
     fork = state.log.fork(msg.marks, msg.last_seq)
     progress.synced, progress.live, progress.fetch = True, False, 0
+    progress.caught_up = False
     progress.sent = fork
     progress.inflight.clear()
     progress.inflight_bytes = 0
     if sender in state.learners and state.rebuilds.get(sender, ("",))[0] != state.presented[sender]:
         state.rebuilds[sender] = (state.presented[sender], state.log.position)
     state.send(fx, sender, Resume(state.term, fork, msg.request))
-    state.send(fx, sender, Members(state.term, dict(state.identities)))
+    state.send_members(fx, sender)
     fx.emit.append(CatchUpServed(sender, fork.seq_no))
     pump(state, sender, progress, fx)
 
@@ -75,7 +76,9 @@ def pump(state: NodeState, peer: NodeId, progress: Progress, fx: Effects) -> Non
     while progress.synced and not progress.live and not progress.fetch and progress.inflight_bytes * 2 < limit:
         if progress.sent == state.log.position:
             progress.live = True
-            fx.emit.append(CaughtUp(peer, progress.sent.seq_no))
+            if not progress.caught_up:  # One that only had to wait for room (P1) is no news.
+                progress.caught_up = True
+                fx.emit.append(CaughtUp(peer, progress.sent.seq_no))
             return
         records = state.log.records_after(progress.sent, state.config.fetch_max_bytes)
         if records is None:

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from msgspec import Struct
 
 from nodeproc.core.events import Event
-from nodeproc.core.messages import NodeId, PeerMessage, Position, Record, Refuse, Term
+from nodeproc.core.messages import Known, NodeId, PeerMessage, Position, Record, Refuse, Term
 
 
 class Promise(Struct, frozen=True, gc=False, tag_field="kind", tag="promise"):
@@ -41,7 +41,7 @@ class Met(Struct, frozen=True, gc=False, tag_field="kind", tag="met"):
     """The identity of a member's data directory, to be remembered. Rule: M4."""
 
     peer: NodeId
-    identity: str
+    known: Known
 
 
 class Readmitted(Struct, frozen=True, gc=False, tag_field="kind", tag="readmitted"):

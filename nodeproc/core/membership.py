@@ -13,6 +13,7 @@ from nodeproc.core.messages import (
     Heartbeat,
     Join,
     JoinAck,
+    Known,
     LinkUp,
     Members,
     NodeId,
@@ -41,6 +42,7 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
     state.shut.discard(peer)
     if msg.outgoing:
         state.links.add(peer)
+        state.send_members(fx, peer)
         if not state.joined:
             state.send(fx, peer, Join(state.log.position))
         if peer in state.unanswered:
@@ -122,14 +124,19 @@ def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: E
         state.learners.add(peer)
         return True
     if known is None:
-        state.identities[peer] = identity
-        state.persist(fx, Met(peer, identity))
-    elif known != identity:
+        remember(state, peer, Known(identity), fx)
+    elif known.identity != identity:
         state.strangers.add(peer)
-        fx.emit.append(StrangerRefused(peer, known, identity))
+        fx.emit.append(StrangerRefused(peer, known.identity, identity))
         return False
     state.learners.discard(peer)
     return True
+
+
+def remember(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:
+    """Know a member by this data directory from now on, durably. Rule: M4."""
+    state.identities[member] = known
+    state.persist(fx, Met(member, known))
 
 
 def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
@@ -144,7 +151,7 @@ def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> 
     for peer, progress in leader.progress.items():
         if not progress.told_members:
             progress.told_members = True
-            state.send(fx, peer, Members(state.term, dict(state.identities)))
+            state.send_members(fx, peer)
         if peer not in state.learners or peer not in state.rebuilds or reached is None:
             continue
         if reached > state.rebuilds[peer][1] and progress.matched >= reached:
@@ -156,29 +163,28 @@ def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> 
 
 def _readmit(state: NodeState, leader: Leader, peer: NodeId, fx: Effects) -> None:
     """Remember the peer's new data directory; tell the others first, the peer itself with the next heartbeat."""
-    identity = state.presented[peer]
-    state.identities[peer] = identity
-    state.persist(fx, Met(peer, identity))
+    before = state.identities.get(peer)
+    change = before.change + 1 if before is not None and before.term == state.term else 1
+    remember(state, peer, Known(state.presented[peer], state.term, change), fx)
     state.learners.discard(peer)
     fx.emit.append(NodeReadmitted(peer, state.term))
     for other, progress in leader.progress.items():
         progress.told_members = other != peer
         if other != peer:
-            state.send(fx, other, Members(state.term, dict(state.identities)))
+            state.send_members(fx, other)
     del state.rebuilds[peer]
 
 
 def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
-    """Take over the leader's list of identities; our own name in it ends our rebuild. Rule: M4."""
-    for member, identity in sorted(msg.identities.items()):
+    """Take over what is newer than what we know; our own data directory among it ends our rebuild. Rule: M4."""
+    for member, known in sorted(msg.identities.items()):
         if member == state.node_id:
-            if state.rebuilding and not state.readmission and identity == state.identity:
+            if state.rebuilding and not state.readmission and known.identity == state.identity:
                 state.readmission = state.persist(fx, Readmitted(state.term))
             continue
-        if state.identities.get(member) != identity:
-            state.identities[member] = identity
-            state.persist(fx, Met(member, identity))
-        if state.presented.get(member) == identity:
+        if known.newer_than(state.identities.get(member)):
+            remember(state, member, known, fx)
+        if state.presented.get(member) == state.identities[member].identity:
             state.learners.discard(member)
             state.strangers.discard(member)
             if member in state.shut:

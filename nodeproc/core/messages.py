@@ -35,6 +35,19 @@ Rank: TypeAlias = tuple[Position, int, NodeId]
 """(position, priority, id): the Bully order. The freshest log wins, then priority, then id."""
 
 
+class Known(NamedTuple):
+    """The data directory of a member, and since when it is this one. Rule: M4."""
+
+    identity: str
+    term: Term = 0
+    """In which it was made a member again; 0: it is the one that was met first."""
+    change: int = 0
+    """Which of that term's changes; (term, change) tells the newer of two."""
+
+    def newer_than(self, other: Known | None) -> bool:
+        return other is None or self[1:] > other[1:]
+
+
 class SessionUse(NamedTuple):
     """The last message of one session in one batch."""
 
@@ -122,10 +135,12 @@ class JoinAck(Struct, frozen=True, tag_field="type", tag="JOIN_ACK"):
 
 
 class Members(Struct, frozen=True, tag_field="type", tag="MEMBERS"):
-    """The leader's list of data-directory identities, node id -> identity. Rule: M4."""
+    """Which data directories the sender knows the members by; the newer knowledge wins. Rule: M4.
 
-    term: Term
-    identities: dict[NodeId, str]
+    Under no term: a leader made these changes durable before anybody heard of them, and any member may pass them on.
+    """
+
+    identities: dict[NodeId, Known]
 
 
 # ---- failure detection --------------------------------------------------------------------------

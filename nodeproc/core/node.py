@@ -55,7 +55,6 @@ BACKLOG_MAX = 20_000
 
 Termed: TypeAlias = (
     JoinAck
-    | Members
     | Heartbeat
     | HeartbeatAck
     | LeaderAnswer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nodeproc.core.messages import NOBODY, START, Mark, NodeId, Position, Record, SeqNo, Term
+from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Record, SeqNo, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Recovered:
     rebuilding: bool = False
     term: Term = 0
     voted_for: NodeId = NOBODY
-    identities: dict[NodeId, str] = field(default_factory=dict)
+    identities: dict[NodeId, Known] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     position: Position = START
     delivered_seq: SeqNo = 0
@@ -63,7 +63,7 @@ class Snapshot:
     term: Term
     voted_for: NodeId
     rebuilding: bool
-    identities: dict[NodeId, str]
+    identities: dict[NodeId, Known]
     marks: tuple[Mark, ...]
     delivered_seq: SeqNo
     sessions: dict[str, tuple[int, SeqNo]]

@@ -18,7 +18,9 @@ from nodeproc.core.messages import (
     START,
     Batch,
     Envelope,
+    Known,
     Mark,
+    Members,
     NodeId,
     PeerMessage,
     Position,
@@ -105,6 +107,8 @@ class Progress:
     """RESUME was sent on the present link: records may follow it."""
     live: bool = False
     """Everything in the log was sent: new records go at once."""
+    caught_up: bool = False
+    """Was sent all there was, once since its CATCH_UP."""
     sent: Position = START
     matched: Position = START
     """Durable there, told in this term."""
@@ -156,7 +160,7 @@ class NodeState:
     voted_for: NodeId
     identity: str
     rebuilding: bool
-    identities: dict[NodeId, str]
+    identities: dict[NodeId, Known]
     log: Log
     sessions: Sessions
     # what is durable of the log, and what is on its way
@@ -253,6 +257,11 @@ class NodeState:
         """To one peer, if there is a link; frames without one are lost like any other."""
         if peer in self.links:
             fx.send.append((peer, message))
+
+    def send_members(self, fx: Effects, peer: NodeId) -> None:
+        """Pass on which data directories have changed, if any ever has. Rule: M4."""
+        if any(known.term for known in self.identities.values()):
+            self.send(fx, peer, Members(dict(self.identities)))
 
     def broadcast(self, fx: Effects, message: PeerMessage) -> int:
         """To every peer with a link; returns how many."""

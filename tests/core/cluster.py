@@ -65,7 +65,7 @@ class Disk:
             if isinstance(op, Promise):
                 out.term, out.voted_for = op.term, op.voted_for
             elif isinstance(op, Met):
-                out.identities[op.peer] = op.identity
+                out.identities[op.peer] = op.known
             elif isinstance(op, Readmitted):
                 out.rebuilding = False
         records = self.log()

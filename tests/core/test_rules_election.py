@@ -20,7 +20,6 @@ from nodeproc.core.messages import (
     HeartbeatAck,
     JoinAck,
     Leader,
-    Members,
     Ok,
     Position,
     Record,
@@ -472,7 +471,6 @@ def test_who_hears_of_a_coordinator_asks_it_for_what_it_lacks() -> None:
 
 TERMED = [
     JoinAck(7, 0),
-    Members(7, {}),
     Heartbeat(7, 0, START),
     HeartbeatAck(7, START),
     Leader(7, 3, 1),

@@ -17,6 +17,7 @@ from nodeproc.core.messages import (
     HeartbeatAck,
     Join,
     JoinAck,
+    Known,
     LinkUp,
     Members,
     Position,
@@ -142,7 +143,7 @@ def test_nothing_is_sent_to_a_peer_before_both_ends_have_proven_themselves() -> 
 def test_the_identity_first_met_for_a_member_is_remembered_on_disk() -> None:
     """Rule: M4."""
     single = Single(links=False)
-    assert written(single.give(1, LinkUp("blue", False, True)), Met) == [Met(1, "blue")]
+    assert written(single.give(1, LinkUp("blue", False, True)), Met) == [Met(1, Known("blue"))]
     assert not written(single.give(1, LinkUp("blue", False, True)), Met), "once is enough"
 
 
@@ -263,10 +264,10 @@ def test_a_rebuilt_node_is_no_member_before_a_later_record_is_durable_on_a_major
     assert 3 in single.state.learners, "nobody but itself and the leader has the record"
     single.caught_up(1)
     fx = single.wait(0.1)
-    assert written(fx, Met) == [Met(3, "new")]
-    assert sent(fx, Members, to=1)[0].identities[3] == "new"
+    assert written(fx, Met) == [Met(3, Known("new", single.state.term, 1))]
+    assert sent(fx, Members, to=1)[0].identities[3].identity == "new"
     assert events(fx, NodeReadmitted)
-    assert sent(single.wait(0.1), Members, to=3)[0].identities[3] == "new"
+    assert sent(single.wait(0.1), Members, to=3)[0].identities[3].identity == "new"
 
 
 def test_a_rebuilt_node_in_an_idle_cluster_is_readmitted_in_a_new_term() -> None:
@@ -293,7 +294,7 @@ def test_a_rebuilt_node_votes_only_when_its_readmission_is_durable() -> None:
     """Rule: M4."""
     single = Single(rebuilding=True, sync=False)
     single.give(1, Heartbeat(0, 0, START))
-    fx = single.give(1, Members(0, {2: "disk-2"}))
+    fx = single.give(1, Members({2: Known("disk-2", 3, 1)}))
     assert written(fx, Readmitted) == [Readmitted(0)]
     assert single.state.rebuilding
     single.sync()
@@ -303,7 +304,7 @@ def test_a_rebuilt_node_votes_only_when_its_readmission_is_durable() -> None:
 def test_a_node_under_rebuild_that_the_leader_names_by_its_old_identity_goes_on_rebuilding() -> None:
     """Rule: M4."""
     single = Single(rebuilding=True)
-    assert not written(single.give(1, Members(0, {2: "the lost disk"})), Readmitted)
+    assert not written(single.give(1, Members({2: Known("the lost disk", 3, 1)})), Readmitted)
     assert single.state.rebuilding
 
 
@@ -312,11 +313,10 @@ def test_a_stranger_that_the_leader_names_is_heard_and_sent_to_again() -> None:
     single = Single()
     single.follow(1, 4)
     single.link(3, "new")
-    single.give(1, Members(4, {1: "disk-1", 2: "disk-2", 3: "new"}))
+    single.give(1, Members({1: Known("disk-1"), 2: Known("disk-2"), 3: Known("new", 4, 1)}))
     assert sent(single.give(3, Join(START)), JoinAck, to=3) == [JoinAck(4, 1)]
 
 
-@pytest.mark.xfail(strict=True, reason="identities travel from the leader only, which such a node refuses to hear")
 def test_a_node_that_was_away_during_a_rebuild_follows_the_rebuilt_leader() -> None:
     """Rule: M4."""
     cluster = Cluster(5)
@@ -333,6 +333,15 @@ def test_a_node_that_was_away_during_a_rebuild_follows_the_rebuilt_leader() -> N
     cluster.start(1)
     cluster.run(5)
     assert cluster.node(1).route[0] == 5
+
+
+def test_older_knowledge_of_a_members_data_directory_changes_nothing() -> None:
+    """Rule: M4."""
+    single = Single()
+    single.give(1, Members({3: Known("newer", 4, 2)}))
+    for older in (Known("older", 4, 1), Known("oldest"), Known("another", 4, 2)):
+        assert not written(single.give(1, Members({3: older})), Met)
+    assert single.state.identities[3].identity == "newer"
 
 
 def test_a_poll_is_started_by_nobody_who_hears_a_leader() -> None:

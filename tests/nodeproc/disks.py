@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from nodeproc.core.effects import Met, PersistOp, Promise, Readmitted, Truncate
 from nodeproc.core.events import Event
-from nodeproc.core.messages import START, Batch, Mark, Position, Record, SessionUse, Submit
+from nodeproc.core.messages import START, Batch, Known, Mark, Position, Record, SessionUse, Submit
 from nodeproc.core.recovered import Recovered, Snapshot
 from nodeproc.core.sessions import Sessions
 from nodeproc.simfiles import SimFiles
@@ -27,7 +27,7 @@ class Meaning:
     term: int = 0
     voted_for: int = 0
     rebuilding: bool = False
-    identities: dict[int, str] = field(default_factory=dict)
+    identities: dict[int, Known] = field(default_factory=dict)
     log: list[Record] = field(default_factory=list)
 
     @classmethod
@@ -45,7 +45,7 @@ class Meaning:
         elif isinstance(op, Promise):
             self.term, self.voted_for = op.term, op.voted_for
         elif isinstance(op, Met):
-            self.identities[op.peer] = op.identity
+            self.identities[op.peer] = op.known
         elif isinstance(op, Readmitted):
             self.rebuilding = False
 
@@ -159,7 +159,7 @@ def a_short_life(segment_bytes: int = 1 << 20) -> tuple[SimFiles, Scribe]:
     """A disk with promises, two terms, a truncation and notes of delivery up to seq_no 4; 7 is the last message."""
     files, scribe = SimFiles(), Scribe()
     storage, _, _ = opened(files, segment_bytes)
-    storage.write([scribe.add(Met(2, "its-identity")), scribe.add(Promise(1, 1))])
+    storage.write([scribe.add(Met(2, Known("its-identity"))), scribe.add(Promise(1, 1))])
     storage.write([scribe.mark(1)])
     for payloads in (("one",), ("two", "drei ü", "four")):
         record = scribe.batch(*payloads)

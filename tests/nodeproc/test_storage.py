@@ -12,7 +12,7 @@ import pytest
 
 from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
 from nodeproc.core.events import CheckpointWritten, Loaded
-from nodeproc.core.messages import START, Position
+from nodeproc.core.messages import START, Known, Position
 from nodeproc.core.recovered import Recovered
 from nodeproc.errors import ConfigError, CorruptionError, WriteFailed
 from nodeproc.files import RealFiles
@@ -283,7 +283,7 @@ def test_a_segment_with_records_not_delivered_stays() -> None:
 def test_promises_written_after_the_snapshot_outlive_their_segment() -> None:
     files, storage, scribe = a_long_life(3)
     snapshot = scribe.meaning.snapshot(6)
-    storage.write([scribe.add(Promise(7, 2)), scribe.add(Met(3, "late")), scribe.mark(7)])
+    storage.write([scribe.add(Promise(7, 2)), scribe.add(Met(3, Known("late", 7, 1))), scribe.mark(7)])
     write_and_deliver(storage, scribe, 30)
     storage.checkpoint(snapshot)
     storage.checkpoint(scribe.meaning.snapshot(66))

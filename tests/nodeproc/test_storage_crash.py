@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeproc.core.effects import Met, PersistOp, Promise, Truncate
-from nodeproc.core.messages import Batch
+from nodeproc.core.messages import Batch, Known
 from nodeproc.errors import CorruptionError
 from nodeproc.simfiles import PowerLost, SimFiles
 from nodeproc.storage import Storage
@@ -57,7 +57,9 @@ class Life:
                 term = max(meaning.term, meaning.end.term) + 1
                 ops += [scribe.add(Promise(term, rng.randint(0, 3))), scribe.mark(term)]
             elif kind < 0.2:
-                ops.append(scribe.add(Met(rng.randint(2, 4), f"identity {rng.randint(1, 9)}")))
+                ops.append(
+                    scribe.add(Met(rng.randint(2, 4), Known(f"identity {rng.randint(1, 9)}", rng.randint(0, 9))))
+                )
             else:
                 ops.append(
                     scribe.batch(*["x" * rng.randint(0, 90)] * rng.randint(1, 3), session=f"s{rng.randint(1, 3)}")

@@ -28,6 +28,7 @@ from nodeproc.core.messages import (
     HeartbeatAck,
     Join,
     JoinAck,
+    Known,
     Leader,
     Line,
     Mark,
@@ -55,7 +56,7 @@ BATCH = SEALER.batch(Batch(2, 7, 9, (SessionUse("5f0c", 4, 8), SessionUse("77", 
 FRAMES: list[wire.FrameMessage] = [
     Join(Position(3, 7)),
     JoinAck(3, 2),
-    Members(3, {1: "one", 2: "two"}),
+    Members({1: Known("one"), 2: Known("two", 4, 1)}),
     Heartbeat(3, 7, Position(3, 9)),
     HeartbeatAck(3, Position(3, 8)),
     Election(4, Position(3, 8), 2, 77),
@@ -94,7 +95,7 @@ NODE_LINES: list[wire.NodeLine] = [
     wire.Problem("too long"),
     wire.Status(1, "leader", 4, 1, 9, 9, 8, False, 1.5, 77, (wire.PeerStatus(2, True, True, 9),), {"turns": 3}),
 ]
-LOCAL_OPS: list[LocalOp] = [Promise(3, 2), Truncate(Position(2, 6)), Met(2, "two"), Readmitted(3)]
+LOCAL_OPS: list[LocalOp] = [Promise(3, 2), Truncate(Position(2, 6)), Met(2, Known("two", 4, 1)), Readmitted(3)]
 ENTRIES = [MARK.raw, BATCH.raw, *map(wire.encode_op, LOCAL_OPS)]
 ENTRIES += [wire.encode_entry(wire.Committed(7)), wire.encode_entry(wire.Opening(1, 0, 1, "one", False))]
 
