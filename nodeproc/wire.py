@@ -18,45 +18,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_args
 from zlib import crc32
 
 import msgspec
 from msgspec import Struct
 
 from nodeproc.core.effects import LocalOp, Met, Promise, Readmitted, Truncate
-from nodeproc.core.messages import (
-    Abstain,
-    Append,
-    Appended,
-    Batch,
-    CatchUp,
-    Commit,
-    Coordinator,
-    Election,
-    Heartbeat,
-    HeartbeatAck,
-    Join,
-    JoinAck,
-    Leader,
-    Line,
-    Mark,
-    Members,
-    NodeId,
-    Ok,
-    PeerMessage,
-    Position,
-    Record,
-    Refuse,
-    Resume,
-    SeqNo,
-    Submit,
-    Support,
-    Term,
-    TermIs,
-    Vote,
-    VoteRequest,
-)
+from nodeproc.core.messages import Append, Batch, Line, Mark, NodeId, PeerMessage, Position, Record, SeqNo, Submit, Term
 from nodeproc.errors import FrameError
 
 PREAMBLE = b"\x93LC1"
@@ -245,32 +214,11 @@ class _AppendHeader(Struct, frozen=True, tag_field="type", tag="APPEND"):
 Handshake: TypeAlias = PeerHello | PeerChallenge | PeerProof | PeerRefusal
 FrameMessage: TypeAlias = PeerMessage | Handshake
 
+_HEADERS: Any = _AppendHeader
+for _message in get_args(FrameMessage):
+    _HEADERS |= _message if _message is not Append else _AppendHeader
 _decode_frame_header: Callable[[bytes | memoryview], _AppendHeader | FrameMessage] = msgspec.json.Decoder(
-    _AppendHeader
-    | Join
-    | JoinAck
-    | Members
-    | Heartbeat
-    | HeartbeatAck
-    | Election
-    | Leader
-    | Ok
-    | Support
-    | Abstain
-    | VoteRequest
-    | Vote
-    | Coordinator
-    | TermIs
-    | CatchUp
-    | Resume
-    | Appended
-    | Commit
-    | Submit
-    | Refuse
-    | PeerHello
-    | PeerChallenge
-    | PeerProof
-    | PeerRefusal
+    _HEADERS
 ).decode
 
 
