@@ -55,6 +55,15 @@ class Disk:
                 records = [record for record in records if record.position <= op.keep]
         return records
 
+    def holds(self, record: Record) -> bool:
+        """Whether the record is durable here, and not dropped again."""
+        for op in reversed(self.ops[: self.durable]):
+            if isinstance(op, Record) and op.raw == record.raw:
+                return True
+            if isinstance(op, Truncate) and op.keep < record.position:
+                return False
+        return False
+
     def crash(self, keep_unsynced: int) -> None:
         self.ops = self.ops[: self.durable + keep_unsynced]
         self.durable = len(self.ops)

@@ -330,7 +330,8 @@ class Transcript:
             whom = f" of {state.leader_id}" if member.node.role_name == "follower" and state.leader_id else ""
             durable = "" if state.durable == state.log.position else f", durable {_plain(tuple(state.durable))}"
             self.lines.append(
-                f"{i}  {member.node.role_name}{whom} in term {state.term}, log {_plain(tuple(state.log.position))}{durable}, "
+                f"{i}  {member.node.role_name}{whom} in term {state.term}, "
+                f"log {_plain(tuple(state.log.position))}{durable}, "
                 f"committed {state.commit_seq}, delivered {state.delivered_seq}"
             )
 

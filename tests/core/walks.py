@@ -1,7 +1,10 @@
 """Random walks over the real core: frames reordered, lost, duplicated; links reset; crashes that lose unsynced tails.
 
-A walk checks after every move what must always hold (docs/protocol.md, A1 to A7), and at its end heals everything and
-checks that the cluster works again (A9). A violation raises AssertionError; the seed brings it back.
+A walk checks with every step of every node what must always hold (docs/protocol.md, A1 to A7) and what the rules hold
+it by: one vote a term (E4), the same record and the same one before it wherever a position is the same (R4), nothing
+delivered that a majority's disks don't have (C1), nothing dropped that was acknowledged and committed (R2). At its end
+it heals everything and checks that the cluster works again (A9). A violation raises AssertionError; the seed brings it
+back.
 """
 
 from __future__ import annotations
@@ -9,12 +12,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from nodeproc.core.effects import Effects
+from nodeproc.core.effects import Effects, Truncate
 from nodeproc.core.election import become_candidate
 from nodeproc.core.events import BecameLeader
-from nodeproc.core.messages import Batch, Line, NodeId, Record
+from nodeproc.core.messages import (
+    START,
+    Appended,
+    Batch,
+    HeartbeatAck,
+    Line,
+    NodeId,
+    Position,
+    Record,
+    Vote,
+    VoteRequest,
+)
 from nodeproc.wire import decode_node_line
-from tests.core.cluster import Cluster
+from tests.core.cluster import Cluster, Disk
 
 TIGHT = {"inflight_max_bytes": 900, "fetch_max_bytes": 300, "buffer_max_bytes": 700, "batch_max_messages": 4}
 """Limits at which a few messages are much: followers are served from disk, buffers run full."""
@@ -47,6 +61,17 @@ class Walk:
         """The one agreed order: bytes of each delivered batch."""
         self.delivered: dict[NodeId, int] = dict.fromkeys(self.cluster.ids, 0)
         self.terms: dict[NodeId, int] = dict.fromkeys(self.cluster.ids, 0)
+        self.votes: dict[tuple[str, int], NodeId] = {}
+        """(identity, term) -> for whom a vote was shown."""
+        self.records: dict[Position, tuple[Position, bytes]] = {}
+        """Position -> the one before it and the record's bytes, in every log that ever was."""
+        self.ends: dict[NodeId, Position] = {}
+        """Where each running node's log ends, as written."""
+        self.counted: dict[NodeId, Position] = dict.fromkeys(self.cluster.ids, START)
+        """Up to where each node's log was acknowledged so that its leader may count it (C1)."""
+        self.committed_in: dict[bytes, int] = {}
+        """Batch -> the term in which it was delivered first."""
+        self.wiped = False
         self.clients = [WalkClient(f"s{k}") for k in range(3)]
         self.burst = self.rng.choice([3, 10, 30])
         self.weights = {
@@ -75,6 +100,8 @@ class Walk:
         assert not [peer for peer, _ in fx.send if peer in state.strangers], "M4: a stranger is sent something"
         assert state.term >= self.terms[node_id], "A7: a term fell"
         self.terms[node_id] = state.term
+        self.check_votes(node_id, fx)
+        self.check_writes(node_id, fx)
         for event in fx.emit:
             if isinstance(event, BecameLeader):
                 assert self.leaders.setdefault(event.term, node_id) == node_id, f"A7: two leaders in {event.term}"
@@ -84,10 +111,50 @@ class Walk:
             at = self.delivered[node_id]
             if at == len(self.log):
                 self.log.append(record.raw)
+                self.committed_in[record.raw] = state.term
+                self.check_majority(record)
                 self.acknowledge(record)
             assert self.log[at] == record.raw, f"A1: node {node_id} delivers something else at batch {at}"
             self.delivered[node_id] = at + 1
         assert state.delivered_seq <= state.durable.seq_no or not fx.deliver, "delivered before durable"
+
+    def check_votes(self, node_id: NodeId, fx: Effects) -> None:
+        """A vote that anybody sees is the only one of its node in that term. Rule: E4."""
+        identity = self.cluster.members[node_id].disk.identity
+        for receiver, message in fx.send:
+            if isinstance(message, Vote | VoteRequest):
+                candidate = receiver if isinstance(message, Vote) else node_id
+                before = self.votes.setdefault((identity, message.term), candidate)
+                assert before == candidate, f"E4: node {node_id} votes for {before} and {candidate} in {message.term}"
+
+    def check_writes(self, node_id: NodeId, fx: Effects) -> None:
+        """Equal positions mean equal logs up to there, and nothing committed is dropped. Rule: R4, R2."""
+        disk = self.cluster.members[node_id].disk
+        for at, op in enumerate(fx.persist):
+            if isinstance(op, Truncate):
+                log = Disk("", disk.ops + fx.persist[:at]).log()
+                for record in log:
+                    term = self.committed_in.get(record.raw)
+                    if op.keep < record.position <= self.counted[node_id] and term is not None:
+                        assert term > self.terms[node_id], f"R2: node {node_id} drops {record.position}, committed"
+                self.ends[node_id] = max((r.position for r in log if r.position <= op.keep), default=START)
+                self.counted[node_id] = min(self.counted[node_id], self.ends[node_id])
+            elif isinstance(op, Record):
+                if node_id not in self.ends:
+                    self.ends[node_id] = max((r.position for r in disk.log()), default=START)
+                now = (self.ends[node_id], op.raw)
+                assert self.records.setdefault(op.position, now) == now, f"R4: two logs differ below {op.position}"
+                self.ends[node_id] = op.position
+        for _, message in fx.send:
+            if isinstance(message, Appended | HeartbeatAck) and message.position.term == message.term:
+                self.counted[node_id] = max(self.counted[node_id], message.position)
+
+    def check_majority(self, record: Record) -> None:
+        """What is delivered anywhere is on the disks of a majority. A wiped disk is none that it was on. Rule: C1."""
+        if self.wiped:
+            return
+        have = sum(member.disk.holds(record) for member in self.cluster.members.values())
+        assert have > len(self.cluster.ids) // 2, f"C1: {record.position} is delivered, and durable on {have} disks"
 
     def acknowledge(self, record: Record) -> None:
         """The first delivery anywhere: from now on these messages must never be lost, doubled or moved."""
@@ -211,9 +278,14 @@ class Walk:
         i = self.rng.choice(cluster.running())
         state = cluster.node(i).state
         if state.pledge is None and not state.rebuilding:
+            state.failures = min(state.failures, 2)  # Nobody asked first: what it loses tells nothing of slow disks.
             fx = Effects()
             become_candidate(state, cluster.now, fx)
             cluster.perform(i, fx)
+
+    def kill(self, node_id: NodeId, keep_unsynced: int = 0, *, noticed: bool = True) -> None:
+        self.cluster.kill(node_id, keep_unsynced, noticed=noticed)
+        self.ends.pop(node_id, None)
 
     def do_crash(self) -> None:
         cluster = self.cluster
@@ -223,7 +295,7 @@ class Walk:
         elif cluster.running():
             i = self.rng.choice(cluster.running())
             lag = len(cluster.members[i].disk.ops) - cluster.members[i].disk.durable
-            cluster.kill(i, self.rng.randint(0, lag), noticed=self.rng.random() < 0.8)
+            self.kill(i, self.rng.randint(0, lag), noticed=self.rng.random() < 0.8)
 
     def do_wipe(self) -> None:
         """Lose a whole disk; only where a majority of disks is left that knows everything."""
@@ -232,7 +304,9 @@ class Walk:
         if len(cluster.ids) < 3 or rebuilding or len(cluster.running()) < len(cluster.ids):
             return
         i = self.rng.choice(cluster.ids)
-        cluster.kill(i)
+        self.kill(i)
+        self.wiped = True
+        self.counted[i] = START
         cluster.wipe(i, rebuild=True)
         self.delivered[i] = self.terms[i] = 0
         cluster.start(i)
