@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nodeproc.core.effects import Truncate
-from nodeproc.core.events import Buffered, CatchUpRequested, CaughtUp, DeliveredFromBuffer
+from nodeproc.core.events import Buffered, CatchUpRequested, CaughtUp, Delivered, DeliveredFromBuffer
 from nodeproc.core.messages import (
     START,
     Append,
@@ -245,6 +245,18 @@ def test_a_batch_has_a_limit_and_the_next_takes_the_rest() -> None:
     assert [(b.first, b.last) for b in batches] == [(1, 2), (3, 4), (5, 5)]
 
 
+@pytest.mark.parametrize(("size", "batches"), [(40, [2, 2, 1]), (100, [1, 1, 1, 1, 1])])
+def test_a_batch_has_a_limit_in_bytes_and_no_submission_is_split(size: int, batches: list[int]) -> None:
+    """Rule: R3."""
+    cluster = Cluster(1, limits={"batch_max_bytes": 80})
+    cluster.run(1)
+    for n in range(1, 6):
+        cluster.submit(1, "s", n, "x" * size)
+    cluster.settle()
+    headers = [r.header for r in cluster.members[1].disk.delivered if isinstance(r.header, Batch)]
+    assert [h.last - h.first + 1 for h in headers] == batches
+
+
 def test_append_says_what_comes_before_it_and_what_is_committed() -> None:
     """Rule: R3, C2."""
     single = leader()
@@ -309,6 +321,26 @@ def test_the_buffer_is_bounded() -> None:
     assert 1 <= len(role.buffer) < 10
     assert role.buffered_bytes == sum(len(r.raw) for r in role.buffer.values())
     assert role.buffered_bytes <= 1000
+
+
+def test_what_is_buffered_already_takes_no_more_room_when_it_comes_again() -> None:
+    """Rule: R4."""
+    single = follower()
+    record = appends(1, START, AT_TWO)[2]
+    single.give(1, record)
+    single.give(1, record)
+    assert single.following.buffered_bytes == len(record.records[0].raw)
+
+
+def test_more_frames_above_a_hole_do_not_make_it_younger() -> None:
+    """Rule: R4, R1."""
+    single = follower()
+    frames = appends(1, START, stretch(1, 0, *[1] * 5))[2:]
+    asked = []
+    for frame in frames:
+        single.give(1, frame)
+        asked += events(single.wait(0.1), CatchUpRequested)
+    assert asked
 
 
 def test_a_duplicate_is_answered_with_the_durable_position_and_not_stored_again() -> None:
@@ -467,6 +499,14 @@ def test_a_follower_does_not_use_commit_seq_before_it_has_the_leaders_mark() -> 
     assert fx.deliver
 
 
+def test_a_leader_that_knows_less_than_was_delivered_here_takes_nothing_back() -> None:
+    """Rule: C2, C1."""
+    single = Single(log=AT_TWO, delivered=2)
+    single.follow(1, 1)
+    single.give(1, Commit(1, 1))
+    assert (single.state.commit_seq, single.state.delivered_seq) == (2, 2)
+
+
 def test_a_follower_never_uses_commit_seq_beyond_its_durable_log() -> None:
     """Rule: C2."""
     single = follower(sync=False)
@@ -489,6 +529,7 @@ def test_messages_are_delivered_in_order_each_once_with_the_bytes_that_the_leade
     single.give(1, Commit(1, 2))
     single.give(1, Heartbeat(1, 1, Position(1, 2)))
     assert b"".join(r.body for r in single.all.deliver) == b"".join(r.body for r in AT_TWO)
+    assert events(single.all, Delivered) == [Delivered(1, 1), Delivered(2, 2)]
 
 
 def test_a_node_delivers_what_it_had_delivered_before_its_restart_not_again() -> None:
@@ -539,6 +580,21 @@ def test_what_is_in_flight_to_a_stopped_follower_has_a_limit() -> None:
     assert single.state.commit_seq == 99, "the others go on"
     assert not single.node.progress()[3][0]
     assert len(single.leading.progress[3].inflight) < 20
+
+
+def test_an_answer_makes_room_for_what_it_covers_and_no_more_and_never_takes_back() -> None:
+    """Rule: P1, C1."""
+    single = leader()
+    sizes = []
+    for n in range(1, 4):
+        (append,) = sent(single.submit("s", n, "x" * n), Append, to=3)
+        sizes.append(len(append.records[0].raw))
+    progress = single.leading.progress[3]
+    assert progress.inflight_bytes == sum(sizes)
+    single.give(3, Appended(1, Position(1, 2)))
+    assert progress.inflight_bytes == sizes[2]
+    single.give(3, HeartbeatAck(1, Position(1, 1)))
+    assert (progress.inflight_bytes, progress.matched) == (sizes[2], Position(1, 2))
 
 
 def test_past_the_limit_a_follower_is_served_from_disk_at_the_pace_of_its_answers() -> None:

@@ -148,6 +148,19 @@ def test_a_truncation_rolls_the_table_back() -> None:
     assert single.state.sessions.expected("h", 0) == 1
 
 
+def test_a_follower_that_becomes_leader_knows_the_sessions_of_what_it_has_not_delivered_yet() -> None:
+    """Rule: S3, S2."""
+    single = Single(term=1)
+    single.follow(1, 1)
+    for append in appends(1, START, stretch(1, 0, 2)):
+        single.give(1, append)
+    single.unlink(1)
+    single.link(1)
+    single.lead()
+    assert not single.submit("h", 1, "m1", "m2").persist
+    assert single.submit("h", 4, "m4").reply == [Refuse("h", 4, "gap", 3)]
+
+
 def test_a_leader_that_loses_its_term_forgets_messages_that_it_had_not_put_into_a_batch() -> None:
     """Rule: S3, S5."""
     cluster = Cluster(3)
