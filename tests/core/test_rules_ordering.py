@@ -139,6 +139,7 @@ def test_a_peer_that_has_not_asked_is_sent_no_records() -> None:
     assert peers_sent(single.submit("s", 1, "a"), Append) == [1]
     single.give(1, LinkUp("disk-1", False, True))
     assert peers_sent(single.submit("s", 2, "b"), Append) == []
+    assert not sent(single.give(1, HeartbeatAck(1, Position(1, 1))), Append), "an answer is no question"
 
 
 # ---- R2 truncation ----------------------------------------------------------------------------------
@@ -614,6 +615,15 @@ def test_past_the_limit_a_follower_is_served_from_disk_at_the_pace_of_its_answer
         elif appended := sent(fx, Append, to=3):
             fx = single.give(3, Appended(1, appended[-1].records[-1].position))
     assert single.node.progress()[3] == (True, Position(1, 99))
+
+
+def test_an_answer_that_comes_during_a_fetch_asks_for_no_second_one() -> None:
+    """Rule: P1."""
+    single = Single(log=AT_TWO, delivered=2)
+    single.lead()
+    (fetch,) = single.give(1, CatchUp(2, (), 0, 5)).fetch
+    assert not single.give(1, HeartbeatAck(2, START)).fetch
+    assert sent(single.node.fetched(1, fetch.token, AT_TWO, single.now), Append, to=1)
 
 
 def test_the_answer_to_a_fetch_that_is_no_longer_wanted_is_dropped() -> None:

@@ -27,6 +27,7 @@ from nodeproc.core.messages import (
     Vote,
     VoteRequest,
 )
+from nodeproc.core.state import Follower, Leader, NodeState
 from nodeproc.wire import decode_node_line
 from tests.core.cluster import Cluster, Disk
 
@@ -102,6 +103,7 @@ class Walk:
         self.terms[node_id] = state.term
         self.check_votes(node_id, fx)
         self.check_writes(node_id, fx)
+        self.check_accounts(state)
         for event in fx.emit:
             if isinstance(event, BecameLeader):
                 assert self.leaders.setdefault(event.term, node_id) == node_id, f"A7: two leaders in {event.term}"
@@ -148,6 +150,16 @@ class Walk:
         for _, message in fx.send:
             if isinstance(message, Appended | HeartbeatAck) and message.position.term == message.term:
                 self.counted[node_id] = max(self.counted[node_id], message.position)
+
+    def check_accounts(self, state: NodeState) -> None:
+        """What is counted along agrees with what it counts. Rule: P1, R4."""
+        role = state.role
+        if isinstance(role, Leader):
+            for peer, progress in role.progress.items():
+                assert progress.inflight_bytes == sum(size for _, size in progress.inflight), (peer, progress)
+                assert not progress.live or progress.sent == state.log.position, (peer, progress)
+        elif isinstance(role, Follower):
+            assert role.buffered_bytes == sum(len(record.raw) for record in role.buffer.values()), role
 
     def check_majority(self, record: Record) -> None:
         """What is delivered anywhere is on the disks of a majority. A wiped disk is none that it was on. Rule: C1."""
