@@ -40,6 +40,9 @@ MAX_BODY = 32 << 20
 _encode = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
 
+MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: the last two for bad UTF-8 and for deep nesting."""
+
 # ---- entries -------------------------------------------------------------------------------------
 
 
@@ -111,7 +114,7 @@ def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | Non
         raise Broken(f"entry CRC mismatch at {at}")
     try:
         header = _decode_entry_header(view[head_at:body_at])
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise Broken(f"entry header at {at}: {error}") from None
     return Entry(header, at, body_at, end)
 
@@ -235,7 +238,7 @@ def encode_frame(message: FrameMessage) -> list[bytes]:
 def _decode_frame(head: bytes | memoryview, body: bytes) -> FrameMessage:
     try:
         message = _decode_frame_header(head)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise FrameError(f"frame header: {error}") from None
     if isinstance(message, _AppendHeader):
         if not body:
@@ -425,7 +428,7 @@ def encode_line(line: ClientLine | NodeLine) -> bytes:
 def _decode_line(decode: Callable[[bytes], _LineT], line: bytes) -> _LineT:
     try:
         return decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise FrameError(f"not a line of the client protocol: {error}") from None
 
 

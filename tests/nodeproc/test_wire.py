@@ -53,6 +53,12 @@ SUBMITS = [Submit("5f0c", 101, 0, 3, ("Hello", 'quotes " and \\ and \n')), Submi
 MARK = SEALER.mark(Mark(2, 1, 6))
 BATCH = SEALER.batch(Batch(2, 7, 9, (SessionUse("5f0c", 4, 8), SessionUse("77", 1, 9))), SUBMITS)
 
+UNREADABLE = [
+    b'{"x":' + b"[" * 2000 + b"]" * 2000 + b',"kind":"mark","type":"STATUS"}',
+    b'{"kind":"opening","type":"PEER_REFUSAL","reason":"\xff","identity":"\xff"}',
+]
+"""msgspec does not call these a MsgspecError."""
+
 FRAMES: list[wire.FrameMessage] = [
     Join(Position(3, 7)),
     JoinAck(3, 2),
@@ -169,6 +175,18 @@ def test_a_body_cut_inside_a_record_is_refused() -> None:
         if cut != len(MARK.raw):
             with pytest.raises(FrameError):
                 wire.decode_records(body[:cut])
+
+
+@pytest.mark.parametrize("header", UNREADABLE, ids=["deep nesting", "bad UTF-8"])
+def test_unreadable_json_is_malformed_like_any_other(header: bytes) -> None:
+    prefix = wire.PREFIX.pack(len(header), 0, crc32(header))
+    with pytest.raises(wire.Broken):
+        wire.decode_entry(prefix + header, 0)
+    with pytest.raises(FrameError):
+        list(wire.FrameDecoder().feed(prefix + header))
+    for decode in (wire.decode_client_line, wire.decode_node_line):
+        with pytest.raises(FrameError):
+            decode(header)
 
 
 # ---- the leader's bytes ---------------------------------------------------------------------------------
