@@ -117,8 +117,7 @@ class Runtime:
         self._sock.close()
         await self.links.close()
         self.clients.close()
-        self._close_storage(clean=code == EXIT_CLEAN)
-        return code
+        return self._close_storage(code)
 
     def stop(self, reason: str) -> None:
         """End cleanly; returns at once."""
@@ -131,16 +130,19 @@ class Runtime:
             self.report(Failed(reason))
             self._stopped.set_result(code)
 
-    def _close_storage(self, clean: bool) -> None:
+    def _close_storage(self, code: int) -> int:
+        """Returns the exit code: the end is not clean either when only the last write fails. Rule: K5."""
         if self._timer is not None:
             self._timer.cancel()
         self._syncing.close()
         self._checkpointer.shutdown()
         try:
-            self._storage.close(self._node.snapshot() if clean else None)
+            self._storage.close(self._node.snapshot() if code == EXIT_CLEAN else None)
         except WriteFailed as error:
             self.report(Failed(str(error)))
+            code = code or EXIT_WRITE_FAILED
         self._log.flush()
+        return code
 
     # ---- inputs -------------------------------------------------------------------------------------
 

@@ -294,6 +294,24 @@ def test_a_disk_that_fails_stops_the_node_with_code_4(tmp_path: Path, operation:
     run(story())
 
 
+def test_a_disk_that_fails_at_the_end_is_no_clean_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+            await client.chat(1, "kept")
+
+            def fail(what: str, name: str) -> None:
+                if what == "sync":
+                    raise OSError(errno.EIO, "Input/output error")
+
+            member.files.on_operation = fail
+            member.runtime.stop("test")
+            assert await member.exit == 4
+            assert member.events()[-1] == "failed"
+
+    run(story())
+
+
 def test_a_broken_invariant_stops_the_node_with_code_70(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
