@@ -10,10 +10,10 @@ from typing import Final, cast
 from nodeproc.errors import ConfigError
 from nodeproc.wire import PREAMBLE
 
-UNDECIDED_MAX: Final = 256
-"""Connections that have not sent a byte yet; more are dropped at once."""
 UNDECIDED_TIMEOUT_S: Final = 60.0
 BACKLOG: Final = 1024
+UNDECIDED_MAX: Final = BACKLOG
+"""Connections that have not sent a byte yet: what may come in one pass of the loop. For one more the oldest goes."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,11 +49,12 @@ class Entrance:
 
     def __init__(self, for_node: Callable[[], asyncio.Protocol], for_client: Callable[[], asyncio.Protocol]) -> None:
         self.for_node, self.for_client = for_node, for_client
-        self._undecided: set[Undecided] = set()
+        self._undecided: dict[Undecided, None] = {}
         self._server: asyncio.Server | None = None
 
     async def open(self, sock: socket.socket) -> None:
-        self._server = await asyncio.get_running_loop().create_server(lambda: Undecided(self), sock=sock)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Undecided(self), sock=sock, backlog=BACKLOG)
 
     def close(self) -> None:
         """Refuse connections from now on."""
@@ -62,14 +63,16 @@ class Entrance:
         for each in list(self._undecided):
             each.drop()
 
-    def came(self, each: Undecided) -> bool:
+    def came(self, each: Undecided) -> None:
+        """Silent connections must not lock out the one that is about to speak."""
         if len(self._undecided) >= UNDECIDED_MAX:
-            return False
-        self._undecided.add(each)
-        return True
+            oldest = next(iter(self._undecided))
+            self.left(oldest)
+            oldest.drop()
+        self._undecided[each] = None
 
     def left(self, each: Undecided) -> None:
-        self._undecided.discard(each)
+        self._undecided.pop(each, None)
 
 
 class Undecided(asyncio.Protocol):
@@ -82,10 +85,8 @@ class Undecided(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if self._entrance.came(self):
-            self._timer = asyncio.get_running_loop().call_later(UNDECIDED_TIMEOUT_S, self.drop)
-        else:
-            self.drop()
+        self._timer = asyncio.get_running_loop().call_later(UNDECIDED_TIMEOUT_S, self.drop)
+        self._entrance.came(self)
 
     def data_received(self, data: bytes) -> None:
         self._leave()
