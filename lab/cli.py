@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # The reader of our output has gone (`| head`): what is buffered must go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:  # Ours. Python would end with 1, which here means that an invariant is broken.
+        traceback.print_exc()
+        return HARNESS
     return code
 
 

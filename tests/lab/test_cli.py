@@ -115,6 +115,14 @@ def test_a_failure_of_the_lab_is_70(lab: FakeLab, error: Exception, capsys: pyte
     assert str(error) in capsys.readouterr().err
 
 
+def test_a_failure_outside_of_a_run_is_70_and_no_broken_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(paths: object) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr(cli, "load_all", fail)
+    assert cli.main(["validate", "quiet.yml"]) == 70
+
+
 def test_a_checker_that_fails_is_70_and_no_pass(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Verdict:
         raise ZeroDivisionError
