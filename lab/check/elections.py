@@ -37,6 +37,8 @@ class Elections:
         self._run = run
         self._findings = Findings("A7", "one leader a term")
         self._leaders: dict[int, _Claim] = {}
+        self._silent: list[int] = []
+        """Nodes whose file has no line that can be read."""
         self.events = 0
 
     def check(self, nodes: list[int]) -> Check:
@@ -45,7 +47,7 @@ class Elections:
         for node in nodes:
             if node not in missing:
                 self._read(node)
-        if missing:
+        if missing := [*missing, *self._silent]:
             return self._findings.unknown("no events of " + ", ".join(f"node {node}" for node in missing))
         if not self._leaders:
             return self._findings.unknown("no event names a leader")
@@ -54,6 +56,7 @@ class Elections:
 
     def _read(self, node: int) -> None:
         shown, shown_line = 0, 0
+        before = self.events
         for line, event in read_events(self._run.events(node)):
             self.events += 1
             if event.event in LEADS:
@@ -64,6 +67,8 @@ class Elections:
                 if event.term < shown:
                     self._fell(node, line, event, shown, shown_line)
                 shown, shown_line = event.term, line
+        if self.events == before:
+            self._silent.append(node)
 
     def _claim(self, claim: _Claim, event: EventLine) -> None:
         known = self._leaders.setdefault(event.term, claim)

@@ -467,6 +467,13 @@ def test_a_missing_file_leaves_what_needs_it_unknown(run: RunDir, missing: str, 
     assert verdict.exit_code == 2
 
 
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\x00\n", b"{}\n"])
+def test_a_node_without_any_readable_event_leaves_a7_unknown(run: RunDir, content: bytes) -> None:
+    run.events(1).write_bytes(content)
+    assert judged(run, "A7").result == "UNKNOWN"
+    assert judged(run, "A7").detail == "no events of node 1"
+
+
 def test_without_any_node_directory_nothing_passes_by_accident(run: RunDir) -> None:
     shutil.rmtree(run.nodes)
     results = {each.name: each.result for each in check(run, None).checks}
