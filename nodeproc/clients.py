@@ -148,6 +148,15 @@ class Clients:
         if self.sessions.get(connection.session) is connection:
             del self.sessions[connection.session]
 
+    def make_room(self) -> bool:
+        """End the oldest subscriber that has closed its sending half: it may be gone altogether, TCP does not tell."""
+        for connection in self.connections:
+            if connection.only_listens:
+                self.left(connection)
+                connection.transport.abort()
+                return True
+        return False
+
     def _let_go(self) -> None:
         held, self._held = self._held, {}
         for connection in held:
@@ -195,7 +204,7 @@ class ClientConnection(asyncio.Protocol):
         send_at_once(self.transport)
         count, allowed = len(self._clients.connections) + 1, self._limits.max_clients
         self._clients.connections[self] = None
-        if count > allowed:
+        if count > allowed and not self._clients.make_room():
             self._fail(f"{count} clients, allowed {allowed}")
 
     def data_received(self, data: bytes) -> None:
@@ -227,6 +236,11 @@ class ClientConnection(asyncio.Protocol):
         self._set_reading()
         if self._behind:
             self._pump()
+
+    @property
+    def only_listens(self) -> bool:
+        """It has closed its sending half, and only what others send is still to be told to it."""
+        return self._half_closed and not self.intake
 
     # ---- what the client says -----------------------------------------------------------------------
 

@@ -454,3 +454,15 @@ async def test_a_client_that_closed_its_half_still_gets_its_acknowledgement() ->
     assert wire.lines()[0]["type"] == "ACK"
     assert wire.closed
     assert not hall.connect().protocol.eof_received()
+
+
+@in_loop
+async def test_subscribers_that_may_be_gone_make_room_for_new_clients() -> None:
+    hall = Hall(max_clients=2)
+    gone = hall.connect(b'{"type":"SUBSCRIBE"}\n')
+    waiting = hall.connect(HELLO + chat(1, "m"))
+    assert gone.protocol.eof_received() and waiting.protocol.eof_received()
+    [welcome] = hall.connect(b"").says(b'{"type":"HELLO","client_id":1}\n')
+    assert welcome["type"] == "WELCOME"
+    assert gone.closed and not waiting.closed
+    assert hall.connect(b"").lines() == [{"type": "ERROR", "reason": "3 clients, allowed 2"}]
