@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nodeproc.core.events import LeaderTimeout, QuorumLost
+from nodeproc.core.events import HeartbeatReceived, HeartbeatSent, LeaderTimeout, QuorumLost
 from nodeproc.core.messages import (
     START,
     Append,
@@ -67,6 +67,24 @@ def test_the_interval_of_heartbeats_is_the_configured_one() -> None:
     single = Single(heartbeat_interval=0.25, election_timeout=100.0)
     single.lead()
     assert len(sent(single.wait(2.55), Heartbeat, to=1)) == 10
+
+
+def test_a_heartbeat_that_is_a_little_late_does_not_shift_the_rhythm_and_a_long_pause_brings_no_burst() -> None:
+    """Rule: F1."""
+    single = Single(election_timeout=100.0)
+    single.lead()
+    due = single.node.next_deadline()
+    single.now = due + 0.03
+    assert len(sent(single.node.tick(single.now), Heartbeat, to=1)) == 1
+    assert single.node.next_deadline() == pytest.approx(due + 0.1)
+    single.now += 7.0
+    assert len(sent(single.wait(0.05), Heartbeat, to=1)) == 1
+
+
+def test_heartbeats_are_reported_on_both_sides() -> None:
+    """Rule: F1."""
+    assert events(leading().wait(0.1001), HeartbeatSent) == [HeartbeatSent(2, 1)]
+    assert events(following().give(1, Heartbeat(TERM, 0, START)), HeartbeatReceived) == [HeartbeatReceived(1, TERM)]
 
 
 def test_a_follower_answers_every_heartbeat_with_what_is_durable_and_not_with_what_is_written() -> None:
@@ -137,6 +155,13 @@ def test_a_leader_that_was_only_announced_is_not_heard_yet() -> None:
     assert single.state.leader_id == 1
     fx = single.give(3, VoteRequest(TERM + 1, START))
     assert sent(fx, Vote, to=3), "E4 protects a leader that is heard, not one that is announced"
+
+
+def test_a_leader_silent_for_election_timeout_is_not_heard_even_before_the_tick_that_says_so() -> None:
+    """Rule: F2, E4."""
+    single = following()
+    single.now += 0.51
+    assert sent(single.give(3, VoteRequest(TERM + 1, Position(9, 9))), Vote, to=3)
 
 
 def test_a_lost_link_makes_the_follower_suspect_at_once_and_ask_around() -> None:

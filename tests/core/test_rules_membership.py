@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nodeproc.core.effects import Met, Readmitted
-from nodeproc.core.events import ElectionStarted, NodeReadmitted, StrangerRefused
+from nodeproc.core.events import ElectionStarted, JoinAnswered, NodeReadmitted, StrangerRefused
 from nodeproc.core.messages import (
     START,
     Abstain,
@@ -51,7 +51,9 @@ def test_a_leader_answers_join_with_itself() -> None:
     """Rule: M1."""
     single = Single()
     single.lead()
-    assert sent(single.give(3, Join(START)), JoinAck, to=3) == [JoinAck(single.state.term, 2)]
+    fx = single.give(3, Join(START))
+    assert sent(fx, JoinAck, to=3) == [JoinAck(single.state.term, 2)]
+    assert events(fx, JoinAnswered) == [JoinAnswered(3, 2, single.state.term)]
 
 
 def test_a_follower_answers_join_with_the_leader_that_it_hears() -> None:
@@ -158,6 +160,25 @@ def test_another_identity_under_a_known_id_is_refused_and_nothing_of_it_is_taken
     assert 3 not in peers_sent(single.wait(3.0), Election)
 
 
+def test_a_stranger_that_comes_back_with_the_known_identity_is_a_member_as_before() -> None:
+    """Rule: M4."""
+    single = Single()
+    single.link(3, "another")
+    single.link(3)
+    assert sent(single.give(3, Join(START)), JoinAck, to=3)
+
+
+def test_a_peer_whose_rebuild_is_over_when_its_link_opens_is_a_member() -> None:
+    """Rule: M4."""
+    single = Single()
+    single.link(3, rebuilding=True)
+    single.link(3)
+    poll = single.poll()
+    single.give(1, Abstain(poll))
+    single.give(3, Support(poll))
+    assert single.node.role_name == "candidate"
+
+
 def test_a_wiped_node_is_refused_after_a_restart_of_the_others_too() -> None:
     """Rule: M4."""
     cluster = Cluster(3)
@@ -252,6 +273,18 @@ def test_what_the_lost_disk_had_acknowledged_is_forgotten() -> None:
     assert single.node.progress()[3] == (False, START)
 
 
+def test_a_peer_that_only_was_away_keeps_what_it_acknowledged() -> None:
+    """Rule: M4, C1."""
+    single = Single()
+    single.lead()
+    single.caught_up(3)
+    position = single.state.log.position
+    assert single.unlink(3).send == []
+    assert 3 not in peers_sent(single.submit("s", 1, "a"), Append)
+    single.link(3)
+    assert single.node.progress()[3] == (False, position)
+
+
 def test_a_rebuilt_node_is_no_member_before_a_later_record_is_durable_on_a_majority_without_it() -> None:
     """Rule: M4."""
     single = Single(members=(1, 2, 3))
@@ -267,6 +300,7 @@ def test_a_rebuilt_node_is_no_member_before_a_later_record_is_durable_on_a_major
     assert written(fx, Met) == [Met(3, Known("new", single.state.term, 1))]
     assert sent(fx, Members, to=1)[0].identities[3].identity == "new"
     assert events(fx, NodeReadmitted)
+    assert 3 not in single.state.learners
     assert sent(single.wait(0.1), Members, to=3)[0].identities[3].identity == "new"
 
 
