@@ -90,6 +90,8 @@ class Reader:
         times = self._document.convert_at((*place, "times"), int)
         if times < 1:
             self._wrong((*place, "times"), times, "1 or more")
+        if not self._list((*place, "steps"), "steps"):
+            self._wrong((*place, "steps"), [], "at least one step")
         return Repeat(times=times, steps=self.steps((*place, "steps")))
 
     def _send(self, place: Place) -> Send:

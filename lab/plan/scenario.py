@@ -6,6 +6,7 @@ the same format.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,15 @@ from lab.plan.reading import Reader
 from lab.plan.step import Link, LoadSwitch, Repeat, StepAny, UntilAcknowledged, UntilLoadDone, Wait
 from lab.plan.words import Duration, Target, decode_word
 from lab.plan.writing import plain, plain_expectations, plain_steps
+from nodeproc.config import Limits
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Document, Place, parse
 
 MAX_NODES = 9
+MAX_STEPS = 10_000
+"""Written out. More is a slip of the pen: nobody waits for so many."""
+MAX_SEED = 2**31 - 1
+MAX_PRIORITY = 2**31 - 1
 
 
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,6 +124,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     bounds: Bounds = Bounds()
     seed: int | None = None
 
+    @property
+    def step_count(self) -> int:
+        """How many unrolled() yields."""
+        return _count(self.steps)
+
     def unrolled(self) -> Iterator[StepAny]:
         """The steps as they are done, `repeat` written out; a step's index is its place here."""
         return _unrolled(self.steps)
@@ -126,6 +137,10 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     def proxied(self) -> bool:
         """Frames between nodes must pass the lab's proxy."""
         return any(isinstance(step, Link) for step in self.unrolled())
+
+
+def _count(steps: tuple[StepAny, ...]) -> int:
+    return sum(step.times * _count(step.steps) if isinstance(step, Repeat) else 1 for step in steps)
 
 
 def _unrolled(steps: tuple[StepAny, ...]) -> Iterator[StepAny]:
@@ -178,6 +193,10 @@ def load(path: Path | str, *, text: str | None = None) -> Scenario:
         bounds=outline.bounds,
         seed=outline.seed,
     )
+    if not 1 <= scenario.step_count <= MAX_STEPS:
+        raise document.error(
+            ("steps",), f"{scenario.step_count} steps with repeats written out, allowed 1..{MAX_STEPS}"
+        )
     _check_load_use(document, scenario)
     return scenario
 
@@ -206,12 +225,16 @@ _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 def _check_outline(document: Document, outline: _Outline) -> None:
     if not _NAME.fullmatch(outline.name):
         raise document.error(("name",), f"found {outline.name!r}, allowed small letters and digits joined by _")
+    if outline.name == "latest":
+        raise document.error(("name",), "latest is the link to the newest run; another name is needed")
     if not outline.description.strip():
         raise document.error(("description",), "is empty; say in a sentence what the scenario shows")
     if not outline.steps:
         raise document.error(("steps",), "no step, at least one is needed")
     if outline.subscribers < 0:
         raise document.error(("subscribers",), f"found {outline.subscribers}, allowed 0 or more")
+    if outline.seed is not None and not 0 <= outline.seed <= MAX_SEED:
+        raise document.error(("seed",), f"found {outline.seed}, allowed 0..{MAX_SEED}")
     for bound in ("recovery", "convergence"):
         if getattr(outline.bounds, bound) <= 0:
             raise document.error(("bounds", bound), "must be above 0")
@@ -224,20 +247,22 @@ def _check_cluster(document: Document, cluster: Cluster) -> None:
         for index, node in enumerate(cluster.start):
             if node not in cluster.ids:
                 raise document.error(("cluster", "start", index), f"found {node}, allowed 1..{cluster.nodes}")
-    for node in cluster.priorities:
+    for node, priority in cluster.priorities.items():
         if node not in cluster.ids:
             raise document.error(
                 ("cluster", "priorities", str(node)), f"no node {node}, allowed 1..{cluster.nodes}", at_key=True
             )
+        if not 0 <= priority <= MAX_PRIORITY:
+            raise document.error(("cluster", "priorities", str(node)), f"found {priority}, allowed 0..{MAX_PRIORITY}")
+    if cluster.limits:
+        document.convert_at(("cluster", "limits"), Limits)
     for name in structs.fields(cluster):
         value = getattr(cluster, name.name)
         if isinstance(value, Duration) and value <= 0:
             raise document.error(("cluster", name.encode_name), "must be above 0")
-    if cluster.election_timeout <= cluster.heartbeat_interval:
-        raise document.error(
-            ("cluster", "election_timeout"),
-            f"found {cluster.election_timeout}, allowed above heartbeat_interval ({cluster.heartbeat_interval})",
-        )
+    if cluster.election_timeout < 2 * cluster.heartbeat_interval:
+        allowed = f"twice heartbeat_interval ({cluster.heartbeat_interval}) or more"
+        raise document.error(("cluster", "election_timeout"), f"found {cluster.election_timeout}, allowed {allowed}")
 
 
 def _check_load(document: Document, reader: Reader, load: Load) -> None:
@@ -260,8 +285,8 @@ def _check_load(document: Document, reader: Reader, load: Load) -> None:
             raise document.error(("load", name), f"found {value}, allowed {least} or more")
     for name in ("rate", "duration", "deadline"):
         value = getattr(load, name)
-        if value is not None and value <= 0:
-            raise document.error(("load", name), "must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise document.error(("load", name), "must be above 0, and finite")
 
 
 def _check_load_use(document: Document, scenario: Scenario) -> None:

@@ -152,8 +152,38 @@ REFUSED = {
     "timeouts that contradict": (
         "steps: [{kill: 1}]\ncluster: {election_timeout: 50ms}",
         "4:29: cluster.election_timeout",
-        "above heartbeat_interval (100ms)",
+        "twice heartbeat_interval (100ms) or more",
     ),
+    "a timeout that no node takes": (
+        "steps: [{kill: 1}]\ncluster: {heartbeat_interval: 300ms}",
+        "4:10: cluster.election_timeout",
+        "twice heartbeat_interval (300ms) or more",
+    ),
+    "a limit that no node knows": (
+        "steps: [{kill: 1}]\ncluster: {limits: {max_client: 5}}",
+        "4:20: cluster.limits.max_client",
+        "did you mean max_clients?",
+    ),
+    "a limit out of bounds": (
+        "steps: [{kill: 1}]\ncluster: {limits: {batch_max_messages: 0}}",
+        "4:40: cluster.limits.batch_max_messages",
+        ">= 1",
+    ),
+    "a priority that no node takes": (
+        "steps: [{kill: 1}]\ncluster: {priorities: {1: -1}}",
+        "4:27: cluster.priorities",
+        "found -1",
+    ),
+    "a seed that --seed would not take": ("steps: [{kill: 1}]\nseed: 2147483648", "4:7: seed", "0..2147483647"),
+    "a negative seed": ("steps: [{kill: 1}]\nseed: -1", "4:7: seed", "0..2147483647"),
+    "a repeat without end": (
+        "steps:\n  - repeat: {times: 1000000000, steps: [{repeat: {times: 10, steps: [{kill: 1}]}}]}",
+        "4:3: steps",
+        "10000000000 steps",
+    ),
+    "a repeat of nothing": ("steps:\n  - repeat: {times: 2, steps: []}", "4:31: steps[0].repeat.steps", "at least one"),
+    "an infinite rate": ("steps: [{load: start}]\nload: {rate: .inf}", "4:14: load.rate", "finite"),
+    "a rate that is no number": ("steps: [{load: start}]\nload: {rate: .nan}", "4:14: load.rate", "finite"),
     "a load step without load": ("steps:\n  - load: start", "4:5: steps[0]", "needs a load"),
     "a load that never starts": ("steps: [{kill: 1}]\nload: {rate: 5}", "4:7: load", "never started"),
     "open and closed loop at once": (
@@ -179,6 +209,11 @@ def test_refused_with_its_place_and_what_is_allowed(text: str, place: str, words
     found = complaint(text)
     assert found.startswith(f"story.yml:{place}"), found
     assert words in found
+
+
+def test_no_scenario_is_named_like_the_link_to_the_newest_run() -> None:
+    with pytest.raises(ConfigError, match=r"story\.yml:1:7: name: latest is the link"):
+        load("story.yml", text="name: latest\ndescription: d\nsteps: [{kill: 1}]")
 
 
 def test_an_error_shows_the_source_line() -> None:
