@@ -76,6 +76,7 @@ class Runtime:
         self._longest_turn_s = self._stood_still_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._stepped_at = -math.inf
         self._route = node.route
         self._stopped: asyncio.Future[int] = self._loop.create_future()
         self._started_at = time.monotonic()
@@ -174,7 +175,8 @@ class Runtime:
         """All that came in, through the core; then everything it asks for."""
         if self._stopped.done() or not self._turn_due or self._looking:
             return
-        late = self._now() - self._timer_at
+        # What the core was told stays so: its clock must not fall behind its last step.
+        late = self._now() - max(self._timer_at, self._stepped_at)
         if late > LATE_S:
             self._stood_still_s += late
             # Two rounds of the loop's queue, for the sockets are read between them.
@@ -204,6 +206,7 @@ class Runtime:
 
     def _step(self, now: float) -> None:
         node, fx = self._node, Effects()
+        self._stepped_at = now
         self._turns += 1
         if self._durable_ticket > self._synced_ticket:
             self._synced_ticket = self._durable_ticket

@@ -20,6 +20,7 @@ import uvloop
 from nodeproc import runtime as module
 from nodeproc.config import Limits, NodeConfig, PeerAddress
 from nodeproc.core.effects import Effects
+from nodeproc.core.messages import Envelope, Submit
 from nodeproc.core.node import Node
 from nodeproc.entrance import listen
 from nodeproc.eventlog import EventLog
@@ -264,6 +265,39 @@ def test_a_standstill_costs_no_leader_its_office(tmp_path: Path, monkeypatch: py
             assert members[2].node.role_name == "leader"
             assert (await client.status())["counters"]["stood_still_us"] > 59_000_000
             client.close()
+
+    run(story())
+
+
+def test_the_cores_clock_never_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = time.monotonic()
+
+        @classmethod
+        def monotonic(cls) -> float:
+            return cls.now
+
+    monkeypatch.setattr(module, "time", Clock)
+
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            await until(lambda: member.node.role_name == "leader")
+            seen: list[float] = []
+            take = member.node.step
+
+            def step(envelope: Envelope, now: float) -> Effects:
+                seen.append(now)
+                return take(envelope, now)
+
+            monkeypatch.setattr(member.node, "step", step)
+            submit = Submit("s", 101, 0, 2, ("x",))  # Refused: the turn asks for nothing else.
+            Clock.now = member.node.next_deadline() + 0.015
+            for _ in range(3):  # Late by little, then by more; the loop's timer has not come yet.
+                count = len(seen)
+                member.runtime.submit(submit)
+                await until(lambda: len(seen) > count)  # noqa: B023
+                Clock.now += 0.015
+            assert seen == sorted(seen)
 
     run(story())
 
