@@ -10,12 +10,12 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from lab.rows import HistoryRow
+from lab.rows import HistoryRow, Invoke, Shown
 from nodeproc.core.messages import SeqNo
 
 CHUNK_BYTES = 1 << 19
@@ -28,7 +28,7 @@ KEPT_CHUNKS = 4
 class LogLine(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One line of a message log, every field demanded and no other allowed."""
 
-    seq_no: SeqNo
+    seq_no: Annotated[SeqNo, Meta(le=2**63 - 1)]
     term: int
     sender_id: int
     msg_id: str
@@ -198,7 +198,7 @@ def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
     """(line number, row) of history.jsonl, in its order.
 
     Raises:
-        RunFileError: a line is no row, or its time is before the line's above.
+        RunFileError: a line is no row, contradicts itself, or its time is before the line's above.
     """
     latest = 0
     for piece in read_pieces(path):
@@ -211,8 +211,17 @@ def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
         for number, row in enumerate(rows, piece.first_line):
             if row.t < latest:
                 raise RunFileError(f"{path.name}:{number}: t={row.t} is before t={latest} of the line above")
+            if not _is_sound(row):
+                raise RunFileError(f"{path.name}:{number}: a row that contradicts itself: {row}"[:400])
             latest = row.t
             yield number, row
+
+
+def _is_sound(row: HistoryRow) -> bool:
+    """Numbers start at 1, and as many payloads are there as the row counts."""
+    if isinstance(row, Invoke):
+        return row.n >= 1 and row.count >= 1 and (row.gen is not None or len(row.payloads) == row.count)
+    return not isinstance(row, Shown) or row.first >= 1
 
 
 def _first_bad_row(name: str, piece: Piece) -> str:

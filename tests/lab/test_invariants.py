@@ -19,6 +19,8 @@ Lines = list[bytes]
 LOG_1 = "nodes/node_1/logs/node_1_messages.jsonl"
 LOG_2 = "nodes/node_2/logs/node_2_messages.jsonl"
 EVENTS_2 = "nodes/node_2/events.jsonl"
+BEHIND_ALL = 1 << 60
+"""A time behind the last row of every history."""
 
 
 @pytest.fixture(scope="module")
@@ -472,6 +474,29 @@ def test_a_node_without_any_readable_event_leaves_a7_unknown(run: RunDir, conten
     run.events(1).write_bytes(content)
     assert judged(run, "A7").result == "UNKNOWN"
     assert judged(run, "A7").detail == "no events of node 1"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Invoke(BEHIND_ALL, 101, "s", 1, 3, BEHIND_ALL, payloads=("one",)),
+        Invoke(BEHIND_ALL, 101, "s", 1, 0, BEHIND_ALL),
+        Invoke(BEHIND_ALL, 101, "s", 0, 1, BEHIND_ALL, payloads=("one",)),
+        Shown(BEHIND_ALL, 900_001, 0, 5, 0),
+        Shown(BEHIND_ALL, 900_001, -4, 5, 0),
+    ],
+    ids=["payloads missing", "of nothing", "numbered 0", "line 0", "line -4"],
+)
+def test_a_row_that_contradicts_itself_leaves_what_needs_the_history_unknown(run: RunDir, row: Invoke | Shown) -> None:
+    doctor_lines(run.history, lambda lines: lines.append(encode_row(row)))
+    assert judged(run, "A3").result == "UNKNOWN"
+    assert "contradicts itself" in judged(run, "A3").detail
+
+
+def test_a_seq_no_beyond_all_numbers_is_found(run: RunDir) -> None:
+    for node in (1, 2, 3):
+        doctor_lines(run.message_log(node), replace(0, b'"seq_no":1,', b'"seq_no":%d,' % 2**63))
+    assert_fails(run, "A2", "nodes/node_1/logs/node_1_messages.jsonl:1", "not a line of a message log")
 
 
 def test_without_any_node_directory_nothing_passes_by_accident(run: RunDir) -> None:
