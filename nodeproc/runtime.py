@@ -135,9 +135,12 @@ class Runtime:
         """Returns the exit code: the end is not clean either when only the last write fails. Rule: K5."""
         if self._timer is not None:
             self._timer.cancel()
-        self._syncing.close()
+        failure = self._syncing.close()
         self._checkpointer.shutdown()
         try:
+            if isinstance(failure, WriteFailed) and code == EXIT_CLEAN:
+                code = EXIT_WRITE_FAILED
+                self.report(Failed(str(failure)))
             self._storage.close(self._node.snapshot() if code == EXIT_CLEAN else None)
         except WriteFailed as error:
             self.report(Failed(str(error)))

@@ -26,6 +26,7 @@ class Syncing:
         self._written = 0
         self._busy = False
         self.count = 0
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="fdatasync", daemon=True)
         self._thread.start()
 
@@ -35,11 +36,12 @@ class Syncing:
         if not self._busy:
             self._begin()
 
-    def close(self) -> None:
-        """Wait for the fdatasync under way; no callback comes any more."""
+    def close(self) -> BaseException | None:
+        """Wait for the fdatasync under way; no callback comes any more. Returns what `sync` raised, if it did."""
         self._busy = True
         self._tickets.put(None)
         self._thread.join()
+        return self._failure
 
     def _begin(self) -> None:
         self._busy = True
@@ -50,6 +52,7 @@ class Syncing:
             try:
                 self._sync()
             except BaseException as error:
+                self._failure = error
                 self._call_in_loop(self._on_failed, error)
                 return
             self._call_in_loop(self._on_synced, ticket)

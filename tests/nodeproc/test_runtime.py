@@ -8,6 +8,7 @@ import errno
 import json
 import random
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -340,6 +341,30 @@ def test_a_disk_that_fails_at_the_end_is_no_clean_end(tmp_path: Path) -> None:
 
             member.files.on_operation = fail
             member.runtime.stop("test")
+            assert await member.exit == 4
+            assert member.events()[-1] == "failed"
+
+    run(story())
+
+
+def test_a_sync_that_fails_behind_the_stop_is_no_clean_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+            await client.chat(1, "kept")
+            began, stopped = threading.Event(), threading.Event()
+
+            def fail(what: str, name: str) -> None:
+                if what == "sync":
+                    began.set()
+                    stopped.wait(TIMEOUT_S)
+                    raise OSError(errno.EIO, "Input/output error")
+
+            member.files.on_operation = fail
+            client.say({"type": "CHAT", "first": 2, "payloads": ["lost"]})
+            await until(began.is_set)
+            member.runtime.stop("test")
+            stopped.set()
             assert await member.exit == 4
             assert member.events()[-1] == "failed"
 
