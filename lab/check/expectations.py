@@ -121,8 +121,9 @@ def _last_seq(expectation: LastSeq, nodes: list[int], facts: Facts) -> _Found:
     if targets is None:
         return _NO_TARGET
     found = ", ".join(f"node {node}: {facts.last_seqs.get(node, 'no log')}" for node in targets)
-    met = all(node in facts.last_seqs and meets(expectation, facts.last_seqs[node]) for node in targets)
-    return _Found(met, found)
+    if not all(meets(expectation, facts.last_seqs[node]) for node in targets if node in facts.last_seqs):
+        return _Found(False, found)
+    return _Found(True if all(node in facts.last_seqs for node in targets) else None, found)
 
 
 def _numbering(expectation: NumberingContinues, facts: Facts) -> _Found:
@@ -246,6 +247,8 @@ def _event_seen(run: RunDir, nodes: list[int], expectation: EventSeen) -> _Found
             for event in _events_named(run, node, expectation.event)
             if all(_as_text(event.get(key)) == _as_text(value) for key, value in expectation.where.items())
         )
+    if missing := [node for node in targets if not run.events(node).is_file()]:
+        return _Found(None, "no events of " + ", ".join(f"node {node}" for node in missing))
     total = sum(counts.values())
     most = expectation.at_most
     met = total >= expectation.at_least and (most is None or total <= most)

@@ -159,9 +159,21 @@ def test_a_scenario_that_cannot_be_read_leaves_the_run_undecided(run: RunDir) ->
     assert verdict.exit_code == 2
 
 
-def test_a_node_without_a_log_has_no_last_seq_no(run: RunDir) -> None:
+def test_an_empty_log_ends_at_0(run: RunDir) -> None:
     for node in NODES:
         run.message_log(node).write_bytes(b"")
     assert judged(run, "last_seq: 0").met
+
+
+def test_a_node_without_a_log_leaves_its_last_seq_no_undecided(run: RunDir) -> None:
     run.message_log(2).unlink()
-    assert judged(run, "last_seq: 0").met is False
+    assert judged(run, "last_seq: 200").met is None
+    assert "node 2: no log" in judged(run, "last_seq: 200").found
+    assert judged(run, "last_seq: 199").met is False
+
+
+@pytest.mark.parametrize("expectation", ["event: leader_timeout", "event: {is: failed, at_least: 0, at_most: 0}"])
+def test_a_node_without_events_leaves_an_event_undecided(run: RunDir, expectation: str) -> None:
+    run.events(2).unlink()
+    assert judged(run, expectation).met is None
+    assert judged(run, expectation).found == "no events of node 2"
