@@ -43,7 +43,8 @@ LARGEST: Final = 2**53 - 1
 CHUNK_BYTES: Final = 256 << 10
 """Read from the disk for a subscriber at once."""
 STUCK_S: Final = 1.0
-"""Nothing delivered for so long: what was taken in may be lost on its way, and clients must be heard again."""
+"""Nothing delivered for so long, and nothing to deliver: what was taken in may be lost on its way, and clients must be
+heard again. Where the log holds more than is delivered, a majority's disks are slow, and more must not be taken in."""
 LINGER_S: Final = 5.0
 """For a closed connection to take the line that says why."""
 
@@ -58,6 +59,8 @@ class Backend(Protocol):
     def route(self) -> tuple[NodeId, Term]: ...
 
     def delivered_seq(self) -> SeqNo: ...
+
+    def last_seq(self) -> SeqNo: ...
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]: ...
 
@@ -170,7 +173,8 @@ class Clients:
 
     def _look_again(self, deliveries: int) -> None:
         self._timer = None
-        if self._held and self._deliveries == deliveries:
+        stuck = self._deliveries == deliveries
+        if self._held and stuck and self.backend.last_seq() == self.backend.delivered_seq():
             self.forget_intake()
         elif self._held:
             self._watch()

@@ -366,6 +366,9 @@ class Runtime:
     def delivered_seq(self) -> SeqNo:
         return self._node.state.delivered_seq
 
+    def last_seq(self) -> SeqNo:
+        return self._node.state.log.position.seq_no
+
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
         return self._storage.read_lines(start, max_bytes)
 

@@ -79,6 +79,8 @@ class Node:
         self.events: list[Event] = []
         self.records: list[Record] = []
         self.reads = 0
+        self.undelivered = 0
+        """Messages in the log that are not delivered."""
 
     def submit(self, message: Submit) -> None:
         self.submitted.append(message)
@@ -92,6 +94,9 @@ class Node:
 
     def delivered_seq(self) -> SeqNo:
         return batch_of(self.records[-1]).last if self.records else 0
+
+    def last_seq(self) -> SeqNo:
+        return self.delivered_seq() + self.undelivered
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
         self.reads += 1
@@ -363,6 +368,37 @@ async def test_clients_are_read_again_when_nothing_is_delivered_any_more() -> No
         wire = hall.connect()
         wire.says(chat(1, "x" * 1200))
         assert not wire.reading
+        async with asyncio.timeout(5):
+            while not wire.reading:
+                await asyncio.sleep(0)
+    finally:
+        module.STUCK_S = before  # type: ignore[misc]
+
+
+@in_loop
+async def test_clients_are_not_read_again_while_the_log_holds_more_than_the_disks_let_through() -> None:
+    """A majority whose disks hang and whose heartbeats go on must not make this node take in more and more."""
+    module.STUCK_S, before = 0.001, module.STUCK_S  # type: ignore[misc]
+    try:
+        hall = Hall(intake_window_bytes=1024)
+        hall.node.undelivered = 1
+        wire = hall.connect()
+        wire.says(chat(1, "x" * 1200))
+        looks = 0
+        look_again = hall.clients._look_again
+
+        def counted(deliveries: int) -> None:
+            nonlocal looks
+            looks += 1
+            look_again(deliveries)
+
+        hall.clients._look_again = counted  # type: ignore[method-assign]
+        hall.clients._watch()
+        async with asyncio.timeout(5):
+            while looks < 3:
+                await asyncio.sleep(0)
+        assert not wire.reading
+        hall.node.undelivered = 0
         async with asyncio.timeout(5):
             while not wire.reading:
                 await asyncio.sleep(0)
