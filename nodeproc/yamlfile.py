@@ -87,6 +87,8 @@ def parse(path: Path | str, *, text: str | None = None) -> Document:
         return Document(path, text, root, _Values(path, text, loader).of(root))
     except yaml.MarkedYAMLError as error:
         raise _at(path, text, error.problem_mark or error.context_mark, error.problem or "not YAML") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}".replace("\n", " ")) from None
     finally:
@@ -201,6 +203,14 @@ class _Values:
             if isinstance(node, yaml.SequenceNode):
                 return [self.of(item) for item in node.value]
             return self._loader.construct_object(node)
+        except (
+            ValueError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ):  # PyYAML's constructors, on values like `!!int x`
+            found = f"found {node.value[:80]!r}" if isinstance(node, yaml.ScalarNode) else "nested too deeply"
+            raise _at(self._path, self._text, node.start_mark, f"{found}, not a value of its kind") from None
         finally:
             self._open.discard(id(node))
 

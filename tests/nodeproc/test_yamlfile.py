@@ -75,3 +75,14 @@ def test_an_unreadable_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "latin.yml").write_bytes(b"name: \xe9")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 6"):
         yamlfile.load_as(tmp_path / "latin.yml", House)
+
+
+@pytest.mark.parametrize("value", ["!!int abc", "!!float abc", "!!bool abc", "!!timestamp abc", "9" * 5000])
+def test_a_value_that_is_not_of_its_kind_is_one_complaint_with_its_place(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^f\.yml:2:7: found '"):
+        yamlfile.parse("f.yml", text=f"other: 1\nname: {value}\n")
+
+
+def test_a_file_that_nests_too_deeply_is_one_complaint() -> None:
+    with pytest.raises(ConfigError, match=r"^f\.yml.*nested too deeply"):
+        yamlfile.parse("f.yml", text="name: " + "[" * 5000 + "]" * 5000 + "\n")
