@@ -16,7 +16,7 @@ from nodeproc.core.messages import (
     Resume,
 )
 from nodeproc.core.ordering import follow_commit
-from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, become_follower
+from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Progress, become_follower
 
 # ---- questions ------------------------------------------------------------------------------------
 
@@ -133,10 +133,15 @@ def send_heartbeats(state: NodeState, leader: Leader, fx: Effects) -> None:
     reached = 0
     for peer, progress in leader.progress.items():
         if peer in state.links:
-            state.send(fx, peer, Heartbeat(state.term, state.commit_seq, progress.sent))
+            state.send(fx, peer, heartbeat(state, progress))
             reached += 1
     if reached:
         fx.emit.append(HeartbeatSent(reached, state.term))
+
+
+def heartbeat(state: NodeState, progress: Progress) -> Heartbeat:
+    """What this peer should have by now: what was sent to it, or all, if it has to ask first. Rule: F1, R1."""
+    return Heartbeat(state.term, state.commit_seq, progress.sent if progress.synced else state.log.position)
 
 
 def lose_candidacy(state: NodeState, candidate: Candidate, now: float, fx: Effects) -> None:

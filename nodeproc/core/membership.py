@@ -6,11 +6,10 @@ from nodeproc.core.catchup import ask_catch_up, follow
 from nodeproc.core.effects import Effects, Met, Readmitted
 from nodeproc.core.election import ask_again, become_candidate, on_poll_unreachable
 from nodeproc.core.events import JoinAnswered, NodeReadmitted, StrangerRefused
-from nodeproc.core.failure import hears_leader, on_sign_of_restart, suspect
+from nodeproc.core.failure import hears_leader, heartbeat, on_sign_of_restart, suspect
 from nodeproc.core.messages import (
     NOBODY,
     START,
-    Heartbeat,
     Join,
     JoinAck,
     Known,
@@ -51,7 +50,7 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
             state.poll_at = now
     ask_again(state, peer, fx)
     if isinstance(role, Leader):
-        state.send(fx, peer, Heartbeat(state.term, state.commit_seq, role.progress[peer].sent))
+        state.send(fx, peer, heartbeat(state, role.progress[peer]))
     elif isinstance(role, Follower) and peer == state.leader_id:
         state.route_epoch += 1  # What was passed on over the old link may be lost.
         ask_catch_up(state, role, now, fx)

@@ -59,7 +59,7 @@ def test_the_leader_sends_a_heartbeat_to_every_peer_each_heartbeat_interval() ->
     single.give(1, Appended(1, single.state.log.position))
     fx = single.wait(0.1001)
     assert sent(fx, Heartbeat, to=1) == [Heartbeat(1, 1, Position(1, 1))]
-    assert sent(fx, Heartbeat, to=3) == [Heartbeat(1, 1, START)], "nothing was sent to node 3 yet"
+    assert sent(fx, Heartbeat, to=3) == [Heartbeat(1, 1, Position(1, 1))], "what node 3 has to ask for"
 
 
 def test_the_interval_of_heartbeats_is_the_configured_one() -> None:

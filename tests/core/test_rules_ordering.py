@@ -94,6 +94,16 @@ def test_a_hole_behind_which_nothing_comes_is_told_by_the_heartbeat() -> None:
     assert sent(single.wait(0.21), CatchUp, to=1)
 
 
+def test_a_follower_that_believes_to_be_served_while_the_leader_waits_for_its_question_asks_again() -> None:
+    """The leader saw a new link and the follower did not. Rule: R1, F1."""
+    cluster = Cluster(3)
+    cluster.run(3)
+    cluster.step(3, 1, LinkUp("disk-1", False, True))
+    cluster.submit(3, "s", 1, "a")
+    cluster.run(0.5)
+    assert cluster.payloads(1) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("marks", "last_seq", "fork"),
     [

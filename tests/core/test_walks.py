@@ -23,6 +23,17 @@ def test_the_protocol_holds_on_random_walks(first: int) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(59, id="a candidate whose requests were lost with their link waited half a minute"),
+        pytest.param(12371, id="a follower and its leader each waited for the other after a stranger was vouched for"),
+    ],
+)
+def test_a_walk_that_once_found_a_bug(seed: int) -> None:
+    Walk(seed).run()
+
+
 @pytest.mark.parametrize("name", BREAKAGES)
 def test_the_walks_notice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     BREAKAGES[name](monkeypatch)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from nodeproc.core.effects import Effects, Truncate
+from nodeproc.core.effects import Effects, Met, Truncate
 from nodeproc.core.election import become_candidate
 from nodeproc.core.events import BecameLeader
 from nodeproc.core.messages import (
@@ -310,10 +310,15 @@ class Walk:
             self.kill(i, self.rng.randint(0, lag), noticed=self.rng.random() < 0.8)
 
     def do_wipe(self) -> None:
-        """Lose a whole disk; only where a majority of disks is left that knows everything."""
+        """Lose a whole disk; only where a majority of disks is left that knows everything.
+
+        That a node has become a member again must be known to all before the next disk is lost: else those who know
+        of it may be the very ones that go (a known weakness of M4).
+        """
         cluster = self.cluster
-        rebuilding = [i for i in cluster.ids if cluster._rebuilding(i)]
-        if len(cluster.ids) < 3 or rebuilding or len(cluster.running()) < len(cluster.ids):
+        if len(cluster.ids) < 3 or len(cluster.running()) < len(cluster.ids):
+            return
+        if any(cluster._rebuilding(i) for i in cluster.ids) or not self.all_know_each_other():
             return
         i = self.rng.choice(cluster.ids)
         self.kill(i)
@@ -322,6 +327,15 @@ class Walk:
         cluster.wipe(i, rebuild=True)
         self.delivered[i] = self.terms[i] = 0
         cluster.start(i)
+
+    def all_know_each_other(self) -> bool:
+        """Every disk remembers, durably, the present identity of every member."""
+        for i, member in self.cluster.members.items():
+            known = {op.peer: op.known.identity for op in member.disk.ops[: member.disk.durable] if isinstance(op, Met)}
+            for peer in self.cluster.ids:
+                if peer != i and known.get(peer) != self.cluster.members[peer].disk.identity:
+                    return False
+        return True
 
     # ---- liveness -------------------------------------------------------------------------------
 
