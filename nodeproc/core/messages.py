@@ -152,8 +152,10 @@ class Heartbeat(Struct, frozen=True, tag_field="type", tag="HEARTBEAT"):
     term: Term
     commit_seq: SeqNo
     sent: Position
-    """End of what was sent to this peer before, or of the log while the leader waits for its CATCH_UP: a follower that is
-    below it and has asked for nothing has a hole (R1, R4)."""
+    """End of what was sent to this peer before, or of the log while the leader waits for its CATCH_UP.
+
+    A follower that is below it and has asked for nothing has a hole (R1, R4).
+    """
 
 
 class HeartbeatAck(Struct, frozen=True, tag_field="type", tag="HEARTBEAT_ACK"):
