@@ -18,7 +18,7 @@ from lab.check.metrics import measure
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import Invoke, Phase
-from lab.run import live
+from lab.run import cluster, live
 from lab.run.children import PROJECT_ROOT, RunFailed, child_environment
 from lab.run.cluster import node_settings
 from lab.run.observation import EventCount, file_sizes
@@ -141,13 +141,15 @@ def test_a_fault_that_hits_nobody_says_so(tmp_path: Path) -> None:
     assert rows == [("kill", True), ("kill", False), ("resume", False), ("start", False)]
 
 
-def test_nodes_that_can_not_start_fail_the_run_with_their_words(tmp_path: Path) -> None:
+def test_nodes_that_can_not_start_fail_the_run_with_their_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = cluster.node_settings
+    monkeypatch.setattr(cluster, "node_settings", lambda *plan: settings(*plan) | {"nonsense": 1})
     run = RunDir.create(tmp_path, "test", "stamp")
-    with pytest.raises(RunFailed, match=r"node \d ended with exit code 2: .*limits\.nonsense"):
-        live.run(
-            scenario("cluster: {limits: {nonsense: 1}}\nsteps: [sleep: 1s]"), run, seed=SEED, progress=lambda _: None
-        )
-    assert "limits.nonsense" in run.read_meta().problem
+    with pytest.raises(RunFailed, match=r"node \d ended with exit code 2: .*nonsense"):
+        live.run(scenario("steps: [sleep: 1s]"), run, seed=SEED, progress=lambda _: None)
+    assert "nonsense" in run.read_meta().problem
     assert nodes_left() == []
 
 
