@@ -226,10 +226,11 @@ def _events_named(run: RunDir, node: int, *names: str) -> Iterator[dict[str, Any
         for line in piece.data.split(b"\n"):
             if any(mark in line for mark in marks):
                 try:
-                    yield json.loads(line)
+                    event = json.loads(line)
                 except ValueError:
-                    # A torn line of a killed node.
-                    continue
+                    continue  # A torn line of a killed node.
+                if isinstance(event, dict) and "event" in event and "t_ns" in event:
+                    yield event
 
 
 def _as_text(value: object) -> str:

@@ -247,7 +247,7 @@ class Replay:
         if (
             chunk.contiguous
             and first.seq_no == self._seq_no + 1
-            and terms[0] >= self._term
+            and terms[0] >= max(self._term, 1)
             and terms.count(terms[0]) == len(terms)
         ):
             if terms[0] > self._term:
@@ -502,8 +502,8 @@ def judge_numbers(
             continue
         if line.seq_no != seq_no + 1:
             findings.add(place, f"seq_no {line.seq_no} where {seq_no + 1} is due", shown)
-        if line.term < term:
-            findings.add(place, f"term {line.term} behind term {term}", shown)
+        if line.term < max(term, 1):
+            findings.add(place, f"term {line.term} behind term {max(term, 1)}", shown)
         seq_no, term = line.seq_no, max(term, line.term)
     return seq_no, term
 

@@ -177,3 +177,10 @@ def test_a_node_without_events_leaves_an_event_undecided(run: RunDir, expectatio
     run.events(2).unlink()
     assert judged(run, expectation).met is None
     assert judged(run, expectation).found == "no events of node 2"
+
+
+def test_lines_that_are_no_events_are_passed_over(run: RunDir) -> None:
+    before = judged(run, "event: leader_timeout").found
+    with run.events(2).open("ab") as file:
+        file.write(b'["event":"leader_timeout"]\n["x", {"event":"leader_timeout"}]\n{"event":"leader_timeout"}\n')
+    assert judged(run, "event: leader_timeout").found == before

@@ -199,6 +199,12 @@ def test_a_falling_term_breaks_contiguity(run: RunDir) -> None:
     assert_fails(run, "A2", f"{LOG_1}:151", "term 1 behind term 2")
 
 
+def test_a_message_of_term_0_breaks_contiguity(run: RunDir) -> None:
+    """Term 0 is "nothing yet": nobody orders in it."""
+    doctor_all_logs(run, replace(0, b'"term":1', b'"term":0'))
+    assert_fails(run, "A2", f"{LOG_1}:1", "term 0 behind term 1")
+
+
 def test_a_log_that_does_not_start_at_1_breaks_contiguity(run: RunDir) -> None:
     doctor_all_logs(run, delete(0))
     assert_fails(run, "A2", f"{LOG_1}:1", "seq_no 2 where 1 is due")
