@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from nodeproc.core.effects import Promise
-from nodeproc.core.events import BecameLeader, CatchUpRequested, ElectionDeferred, ElectionStarted, VoteRefused
+from nodeproc.core.events import (
+    BecameLeader,
+    BecomingCoordinator,
+    CatchUpRequested,
+    CoordinatorReceived,
+    ElectionDeferred,
+    ElectionStarted,
+    VoteRefused,
+)
 from nodeproc.core.messages import (
     START,
     Append,
@@ -138,6 +146,26 @@ def test_a_poll_does_not_wait_for_a_peer_whose_link_is_lost() -> None:
     answer(single, n1=(Support,))
     single.unlink(3)
     assert single.node.role_name == "candidate"
+
+
+def test_a_lost_link_ends_no_poll_that_others_have_still_to_answer() -> None:
+    """Rule: E1."""
+    single = Single(members=FIVE)
+    answer(single, n1=(Support,), n3=(Support,))
+    single.unlink(4)
+    assert single.state.poll is not None
+    assert single.node.role_name == "follower"
+
+
+def test_neither_a_poll_nor_a_deferral_ends_before_its_time() -> None:
+    """Rule: E1, E2."""
+    single = Single(coordinator_timeout=0.4)
+    answer(single, n1=(Support,))
+    single.node.tick(single.now + 0.1)
+    assert single.state.poll is not None
+    answer(single, n3=(Ok, True))
+    single.node.tick(single.now + 0.3)
+    assert single.state.deferral is not None
 
 
 def test_a_poll_ends_after_answer_timeout() -> None:
@@ -438,6 +466,7 @@ def test_a_new_leader_appends_its_mark_and_announces_itself_to_all() -> None:
     (mark,) = [op for op in fx.persist if isinstance(op, Record)]
     assert mark.position == Position(5, 3)
     assert peers_sent(fx, Coordinator) == [1, 3]
+    assert events(fx, BecomingCoordinator) == [BecomingCoordinator(5)]
     assert events(fx, BecameLeader) == [BecameLeader(5, 3)]
     assert single.state.log.position == Position(5, 3), "a mark takes no seq_no"
 
@@ -463,6 +492,7 @@ def test_a_new_leader_takes_messages_at_once() -> None:
 def test_who_hears_of_a_coordinator_asks_it_for_what_it_lacks() -> None:
     """Rule: E5, R1."""
     fx = Single().give(3, Coordinator(1))
+    assert events(fx, CoordinatorReceived) == [CoordinatorReceived(3, 1)]
     assert events(fx, CatchUpRequested)
     assert sent(fx, CatchUp, to=3)
 
