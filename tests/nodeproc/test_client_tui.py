@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import sys
@@ -259,9 +260,15 @@ async def at_terminal(cluster: FakeCluster, *flags: str) -> AsyncIterator[Termin
     master, slave = pty.openpty()
     termios.tcsetwinsize(master, (40, 120))
     environment = {**os.environ, "TERM": "xterm"}
+
+    def take_terminal() -> None:
+        # While a message is printed above the prompt the terminal is in its normal mode, and Ctrl+C is a signal to
+        # whoever has it as controlling terminal; without one that key would be lost.
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     process = await asyncio.create_subprocess_exec(
         *command(cluster, *flags), cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, env=environment,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(slave)
     terminal = Terminal(master, process)
