@@ -137,7 +137,7 @@ class JoinAck(Struct, frozen=True, tag_field="type", tag="JOIN_ACK"):
 class Members(Struct, frozen=True, tag_field="type", tag="MEMBERS"):
     """Which data directories the sender knows the members by; the newer knowledge wins. Rule: M4.
 
-    Under no term: a leader made these changes durable before anybody heard of them, and any member may pass them on.
+    Under no term: only a leader makes such a change, and any member may pass it on.
     """
 
     identities: dict[NodeId, Known]
