@@ -90,10 +90,6 @@ class Load(Struct, frozen=True, forbid_unknown_fields=True):
     deadline: Duration = Duration(30)
     workers: int = 0
 
-    @property
-    def open_loop(self) -> bool:
-        return self.rate is not None
-
 
 class Bounds(Struct, frozen=True, forbid_unknown_fields=True):
     """What rule A9 promises of this scenario, stated before the run.

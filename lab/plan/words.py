@@ -71,8 +71,3 @@ Target: TypeAlias = TargetWord | NodeId | tuple[TargetWord | NodeId, ...]
 def target_parts(target: Target) -> tuple[TargetWord | NodeId, ...]:
     """The words and ids of a target, one by one."""
     return target if isinstance(target, tuple) else (target,)
-
-
-def show_target(target: Target) -> str:
-    """For progress lines: `leader`, `node 3`, `nodes 1, 2`."""
-    return ", ".join(f"node {part}" if isinstance(part, int) else part for part in target_parts(target))
