@@ -25,22 +25,31 @@ class PowerLost(BaseException):
 class _Inode:
     """A file's content apart from its names.
 
-    floor: the shortest it was since the last sync; below that the durable bytes are still the file's.
+    synced: bytes at the start that a power loss leaves as they are.
+    before_cut: what was durable before the file was cut below it; None once the cut is durable too.
     """
 
     data: bytearray = field(default_factory=bytearray)
-    durable: bytes = b""
-    floor: int = 0
+    synced: int = 0
+    before_cut: bytes | None = None
 
-    def sync(self) -> None:
-        self.durable = bytes(self.data)
-        self.floor = len(self.data)
+    def sync(self, size: int) -> None:
+        """The first `size` bytes are durable now."""
+        self.synced = min(size, len(self.data))
+        self.before_cut = None
+
+    def truncate(self, size: int) -> None:
+        if size < self.synced:
+            if self.before_cut is None:
+                self.before_cut = bytes(self.data[: self.synced])
+            self.synced = size
+        del self.data[size:]
 
     def left_by_crash(self, rng: Random) -> bytes:
         """What a power loss leaves: never less than what was synced and not cut since."""
-        if self.floor < len(self.durable) and rng.random() < 0.5:
-            return self.durable  # The cut was not durable.
-        kept = rng.randint(self.floor, len(self.data))
+        if self.before_cut is not None and rng.random() < 0.5:
+            return self.before_cut  # The cut was not durable.
+        kept = rng.randint(self.synced, len(self.data))
         missing = len(self.data) - kept
         left = bytes(self.data[:kept])
         if missing and rng.random() < 0.4:
@@ -78,14 +87,16 @@ class SimFile:
         return len(self._inode.data)
 
     def sync(self) -> None:
-        self._files.about_to("sync", self._name)
-        self._inode.sync()
+        files, inode = self._files, self._inode
+        files.about_to("sync", self._name)
+        if files.under_way is None:
+            inode.sync(len(inode.data))
+        else:
+            files.under_way.append((inode, len(inode.data)))
 
     def truncate(self, size: int) -> None:
         self._files.about_to("truncate", self._name)
-        inode = self._inode
-        del inode.data[size:]
-        inode.floor = min(inode.floor, size)
+        self._inode.truncate(size)
 
     def close(self) -> None:
         pass
@@ -110,6 +121,8 @@ class SimFiles:
         """Raise PowerLost instead of the operation of this number."""
         self.on_operation: Callable[[str, str], None] | None = None
         """Called with operation and name before each; raises OSError to make it fail."""
+        self.under_way: list[tuple[_Inode, int]] | None = None
+        """Where it is a list, fdatasync only begins: each file and how much of it is durable after settle()."""
         self._names: dict[str, _Inode] = {}
         self._durable: dict[str, _Inode] = {}
         self._unsynced: list[tuple[str, dict[str, _Inode]]] = []
@@ -154,6 +167,11 @@ class SimFiles:
     def close(self) -> None:
         pass
 
+    def settle(self, begun: list[tuple[_Inode, int]]) -> None:
+        """The fdatasyncs that had begun have returned."""
+        for inode, size in begun:
+            inode.sync(max(size, inode.synced))
+
     # ---- faults --------------------------------------------------------------------------------------
 
     def crash(self, rng: Random) -> SimFiles:
@@ -189,7 +207,7 @@ class SimFiles:
 
     def put(self, name: str, data: bytes) -> None:
         """Replace a file's content, durably: damage, or a file put back."""
-        self._names[name] = self._durable[name] = _Inode(bytearray(data), bytes(data), len(data))
+        self._names[name] = self._durable[name] = _Inode(bytearray(data), len(data))
 
     def remove(self, name: str) -> None:
         """Lose a file, durably."""

@@ -193,6 +193,11 @@ class Storage:
         name = wal.segment_name(number)
         self._files.rename(name + wal.NEXT, name)
 
+    @property
+    def settling(self) -> bool:
+        """The next sync() also gives a new WAL file its name."""
+        return self._unsettled is not None
+
     def sync(self) -> None:
         """Make all that was written before the call durable. May run in another thread. Nothing to do for "os".
 
