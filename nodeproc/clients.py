@@ -106,7 +106,7 @@ class Clients:
                 if connection is not None:
                     reached[connection] = (last_n, seq_no)
         for connection, (last_n, seq_no) in reached.items():
-            connection.acknowledge(last_n, seq_no)
+            connection.acknowledge(last_n, seq_no)  # hit: S4 a client's messages are acknowledged
         if self._held and self.intake_bytes * 2 <= self.limits.intake_window_bytes:
             self._let_go()
 
@@ -135,7 +135,7 @@ class Clients:
         self.intake_bytes += size
         if self.intake_bytes > self.limits.intake_window_bytes:
             self._held[connection] = None
-            connection.hold(True)
+            connection.hold(True)  # hit: S7 a client is not read as the intake window is full
             self._watch()
 
     def forget_intake(self) -> None:
@@ -175,7 +175,7 @@ class Clients:
         self._timer = None
         stuck = self._deliveries == deliveries
         if self._held and stuck and self.backend.last_seq() == self.backend.delivered_seq():
-            self.forget_intake()
+            self.forget_intake()  # hit: S7 what was taken in and got lost is forgotten
         elif self._held:
             self._watch()
 
@@ -232,7 +232,7 @@ class ClientConnection(asyncio.Protocol):
             self._backend.report(ClientLeft(self._client_id, self.session))
 
     def pause_writing(self) -> None:
-        self._choked = True
+        self._choked = True  # hit: S7 a client is not read as its answers pile up
         self._set_reading()
 
     def resume_writing(self) -> None:
@@ -270,12 +270,12 @@ class ClientConnection(asyncio.Protocol):
                 raise FrameError(f"{name} {number}, allowed 0..{LARGEST}")
         older = self._clients.sessions.get(session)
         if older is not None:
-            older.supersede()
+            older.supersede()  # hit: S1 a session is opened on another connection
         delivered_seq = self._backend.delivered_seq()
         self.session, self._client_id = session, hello.client_id
         self._born = delivered_seq if hello.born is None else hello.born
         self._acked = self._backend.delivered_session(session) or (0, 0)
-        self._clients.sessions[session] = self
+        self._clients.sessions[session] = self  # hit: S1 a session is opened
         leader, term = self._backend.route()
         acked_n, acked_seq = self._acked
         self._say(Welcome(self._clients.node_id, session, self._born, acked_n, delivered_seq, leader, term, acked_seq))
@@ -293,7 +293,7 @@ class ClientConnection(asyncio.Protocol):
         if reason := self._too_large(chat, size):
             self._say(Reject(self.session, chat.first, reason, False))
         elif last_n <= self._acked[0]:
-            self._say(Ack(self.session, *self._acked))
+            self._say(Ack(self.session, *self._acked))  # hit: S4 delivered messages sent again are acknowledged at once
         else:
             self.intake.append((last_n, size))
             self._clients.take_in(self, size)
@@ -347,7 +347,7 @@ class ClientConnection(asyncio.Protocol):
         if self._behind or last < self._next:
             return
         if self._choked or first != self._next:
-            self._behind = True
+            self._behind = True  # hit: S6 a subscriber is served from disk
             self._pump()
         else:
             self.transport.writelines(bodies)

@@ -281,6 +281,7 @@ class Survey:
     def _check_complete(self, before: Scan, opening: wire.Opening) -> None:
         if not before.end == len(before.data) == opening.previous_bytes:
             what = f"broken here, but WAL file {opening.number} goes on behind its {opening.previous_bytes} bytes"
+            # hit: K2 a broken record before a later segment is refused
             raise damaged(before.where, min(before.end, opening.previous_bytes), what)
 
     def _begun(self, last: Scan) -> tuple[tuple[Scan, Segment] | None, tuple[str, int] | None]:
@@ -294,7 +295,7 @@ class Survey:
         found, segment = self._scan(name, numbers[0])
         opening = found.opening
         if opening is None or not last.end == len(last.data) == opening.previous_bytes:
-            segment.file.close()
+            segment.file.close()  # hit: K2 a begun segment behind an incomplete one does not count
             return None, (name, len(found.data))
         return (found, segment), None
 
@@ -331,6 +332,7 @@ class Survey:
         if index.end < known.delivered or index.lines_end(index.up_to(known.delivered)) != known.lines_bytes:
             raise damaged(last.where, last.end, f"the WAL ends at {index.end}, the checkpoint knows {known.delivered}")
         if replay.noted > index.end.seq_no:
+            # hit: K2 a WAL that lost what was delivered is refused
             raise damaged(last.where, last.end, f"the WAL ends at {index.end}, but seq_no {replay.noted} was delivered")
         return replay
 
@@ -381,7 +383,7 @@ def repair(files: Files, found: Found) -> list[Event]:
         files.sync_folder(wal.FOLDER)
         events += [TornTailDropped(files.where(name), size)] if size else []
     if scanned.end < len(scanned.data):
-        last.file.truncate(scanned.end)
+        last.file.truncate(scanned.end)  # hit: K2 a torn tail is dropped
         events.append(TornTailDropped(scanned.where, len(scanned.data) - scanned.end))
     for segment in found.segments:
         segment.file.sync()
@@ -390,7 +392,7 @@ def repair(files: Files, found: Found) -> list[Event]:
         files.rename(name + wal.NEXT, name)
     found.archive.cut_back()
     for name in found.stale:
-        files.unlink(name)
+        files.unlink(name)  # hit: K4 what a checkpoint cut short has left is removed
     files.sync_folder(wal.FOLDER)
     events += _repair_lines(files, found)
     events.append(Loaded(found.lines.delivered_seq))
@@ -402,9 +404,9 @@ def _repair_lines(files: Files, found: Found) -> list[Event]:
     kept = found.checkpoint.lines_bytes + lines.kept_bytes
     damaged_tail = file.size() > kept
     if damaged_tail:
-        file.truncate(kept)
+        file.truncate(kept)  # hit: K3 the message log is cut to what the WAL proves
     if lines.missing:
-        file.append(lines.missing)
+        file.append(lines.missing)  # hit: K3 delivered lines are written again
     file.sync()
     files.sync_folder(LINES_FOLDER)
     return [MessageLogRepaired(lines.kept_seq, lines.delivered_seq)] if damaged_tail or lines.missing else []

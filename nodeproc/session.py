@@ -259,7 +259,7 @@ class Session:
         """The connection is gone; what was sent on it may or may not have arrived."""
         self._connected = self._welcomed = False
         self.node = self.leader = NOBODY
-        self._move_cursor(self._base)
+        self._move_cursor(self._base)  # hit: S5 a lost connection has all sent again
 
     def received(self, line: NodeLine | Shown, now: float) -> None:
         """Take what NodeStream made of a node's bytes.
@@ -293,13 +293,14 @@ class Session:
         """Time passed: deadlines, repetitions, keepalive."""
         while self._due and self._due[0][0] <= now:
             _, n = self._due.popleft()
+            # hit: S5 a deadline makes the outcome unknown
             self._settle("unknown", min(n, self._last), reason=f"no answer within {self.settings.deadline:g} s")
         if not self._welcomed:
             return
         if self._rewind_at <= now:
             self._rewind(self._rewind_to, now)
         elif self._retry_due() <= now:
-            self._rewind(self._base, now)
+            self._rewind(self._base, now)  # hit: S5 want of progress has all sent again
         if self._keepalive_due() <= now:
             self._to_say.append(StatusRequest())
             self._asked = True
@@ -400,7 +401,7 @@ class Session:
         if leader != NOBODY:
             self._waiting_since = self._retry_from = self._rewind_ok_at = now
             self._pause = self.settings.retry_pause
-            self._move_cursor(self._base)
+            self._move_cursor(self._base)  # hit: S5 another leader has all sent again
 
     def _on_acknowledged(self, n: int, seq_no: SeqNo, now: float) -> None:
         """All up to n are delivered. Cumulative. Rule: S4."""
@@ -428,13 +429,15 @@ class Session:
         if not line.retry:
             if line.reason == "expired":
                 # Earlier copies may have been ordered before the table forgot the session (S3).
+                # hit: S3 a client's session has expired
                 self._end("session expired", self._base, certain_above=self._sent)
             elif line.first >= self._base:
                 # The leader takes nothing above line.first without it (S2), but an earlier copy may have reached it
                 # over another way.
-                certain = line.first > self._repeated
+                certain = line.first > self._repeated  # hit: S5 a rejection ends a client's session
                 self._end(line.reason, line.first, certain_above=line.first - 1 if certain else self._sent)
         elif self._cursor > self._base:
+            # hit: S2 a client is asked to send again
             self._rewind_to = min(max(line.expected, self._base), self._cursor)
             # A burst of refusals, one for each line on its way, must not repeat the window once for each.
             wait = 0.0 if line.expected else self._pause
@@ -447,6 +450,7 @@ class Session:
         if not self._place or shown.first > self._place:
             raise FrameError(f"messages from seq_no={shown.first} on, allowed from {self._place or 'nowhere'} on")
         if shown.last >= self._place:
+            # hit: S6 a subscriber is shown messages
             self._shown.append(shown if shown.first == self._place else cut_run(shown, self._place))
             self._place = shown.last + 1
             self.last_seq = max(self.last_seq, shown.last)
@@ -490,6 +494,7 @@ class Session:
         if first <= self._last:
             doubtful = min(certain_above, self._last)
             if first <= doubtful:
+                # hit: S5 the end of a session leaves outcomes unknown
                 self._outcomes.append(Outcome("unknown", first, doubtful, reason=reason))
             if max(first, doubtful + 1) <= self._last:
                 self._outcomes.append(Outcome("rejected", max(first, doubtful + 1), self._last, reason=reason))

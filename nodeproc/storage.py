@@ -117,6 +117,7 @@ class Storage:
             found = survey.run()
             if rebuild and not found.replay.promises.rebuilding:
                 where = files.where(".")
+                # hit: M4 a rebuild over a member's data is refused
                 raise ConfigError(
                     f"--rebuild: data directory {where} holds a member's data; move it away, then start again"
                 )
@@ -147,6 +148,7 @@ class Storage:
                     self._begin_segment()
                 self._append(ops)
             except OSError as error:
+                # hit: K5 a write to the WAL fails
                 raise self._give_up(wal.segment_name(self._active.number), error) from error
 
     def _append(self, ops: Sequence[PersistOp]) -> None:
@@ -223,7 +225,7 @@ class Storage:
                     with self._lock:
                         self._unsettled = None
             except OSError as error:
-                raise self._give_up(wal.FOLDER, error) from error
+                raise self._give_up(wal.FOLDER, error) from error  # hit: K5 a sync fails
 
     def deliver(self, records: Sequence[Record]) -> None:
         """Append the bodies of the next delivered records to the message log. Rule: D1.
@@ -247,6 +249,7 @@ class Storage:
         try:
             self._lines.append(bodies)
         except OSError as error:
+            # hit: K5 a write to the message log fails
             raise self._give_up(recovery.lines_name(self._node_id), error) from error
         self._lines_size += size
         self.delivered_seq = last
@@ -262,7 +265,7 @@ class Storage:
         with self._lock:
             try:
                 if after < self._index.base:
-                    return self._archive.read(after, max_bytes)
+                    return self._archive.read(after, max_bytes)  # hit: K4 the archive serves older records
                 records: list[Record] = []
                 for run in wal.runs(self._index.some_behind(after, max_bytes)):
                     where = self._files.where(wal.segment_name(run[0].segment))
@@ -333,7 +336,7 @@ class Storage:
             self._sync()
             try:
                 self._lines.sync()
-                kept = self._keep(plan, snapshot)
+                kept = self._keep(plan, snapshot)  # hit: K4 a checkpoint is written
                 with self._lock:
                     self._archive.end = kept.archive
                     self._index.drop(len(plan.archived))
@@ -342,7 +345,7 @@ class Storage:
                         del self._segments[segment.number]
                         segment.file.close()
                 for segment in dropped:
-                    self._files.unlink(wal.segment_name(segment.number))
+                    self._files.unlink(wal.segment_name(segment.number))  # hit: K4 a WAL segment is dropped
             except OSError as error:
                 raise self._give_up(checkpoint.NAME, error) from error
         return CheckpointWritten(snapshot.delivered_seq, len(dropped))

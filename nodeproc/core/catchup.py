@@ -82,7 +82,7 @@ def pump(state: NodeState, peer: NodeId, progress: Progress, fx: Effects) -> Non
             return
         records = state.log.records_after(progress.sent, state.config.fetch_max_bytes)
         if records is None:
-            progress.fetch = state.fresh_number()
+            progress.fetch = state.fresh_number()  # hit: P1 a follower is served from disk
             fx.fetch.append(Fetch(peer, progress.sent, state.config.fetch_max_bytes, progress.fetch))
             return
         _send_next(state, peer, progress, records, fx)
@@ -118,23 +118,24 @@ def on_answer(state: NodeState, leader: Leader, sender: NodeId, position: Positi
 def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) -> None:
     """Drop what the leader does not have; its records follow. Rule: R2."""
     if follower.request == 0 or msg.request != follower.request:
-        return
+        return  # hit: R2 a stale RESUME is ignored
     dropped = 0
     if state.log.position.term != state.term:
         if msg.fork < state.log.base or msg.fork.seq_no < state.commit_seq:
+            # hit: R2 a fork below what is committed stops the node
             fx.halt = (
                 f"term {state.term}: node_{state.leader_id} shares our log up to {tuple(msg.fork)} only, "
                 f"but seq_no {state.commit_seq} was committed here: the message logs have diverged, nothing was changed"
             )
             return
         if msg.fork < state.log.position:
-            dropped = state.log.truncate(msg.fork)
-            state.sessions.rebuild(state.log.tail)
+            dropped = state.log.truncate(msg.fork)  # hit: R2 RESUME drops records
+            state.sessions.rebuild(state.log.tail)  # hit: S3 a truncation rolls the sessions back
             # What an fdatasync under way covers may be what was just dropped: only one begun from here on counts.
             state.unsynced.clear()
             state.unsynced.append((state.persist(fx, Truncate(msg.fork)), state.log.position))
             state.durable = min(state.durable, state.log.position)
-    follower.request = 0
+    follower.request = 0  # hit: R2 RESUME is obeyed
     follower.buffer.clear()
     follower.buffered_bytes = 0
     follower.hole_since = FOREVER

@@ -58,10 +58,10 @@ def tick_leaderless(state: NodeState, now: float, fx: Effects) -> None:
     """There is no leader: start, end or repeat the poll when its time has come. Rule: E1, E2."""
     if state.poll is not None:
         if now >= state.poll.until:
-            end_poll(state, state.poll, now, fx)
+            end_poll(state, state.poll, now, fx)  # hit: E1 a poll ends by its time
     elif state.deferral is not None:
         if now >= state.deferral.until:
-            state.spent.update(state.deferral.to)
+            state.spent.update(state.deferral.to)  # hit: E2 a wait in vain spends the OKs
             state.deferral = None
             start_poll(state, now, fx)
     elif now >= state.poll_at:
@@ -82,7 +82,7 @@ def start_poll(state: NodeState, now: float, fx: Effects) -> None:
     reachable = {peer for peer in state.peers if peer in state.links}
     if len(reachable) + 1 < state.majority:
         # Nobody could be elected: asked again as soon as a link opens (membership.on_link_up).
-        state.starved = True
+        state.starved = True  # hit: E1 no majority can be asked
         state.poll_at = now + state.jittered(state.config.election_timeout)
         return
     state.starved = False
@@ -98,7 +98,7 @@ def ask_again(state: NodeState, peer: NodeId, fx: Effects) -> None:
     """A link to or from a peer opened during our poll: until now question or answer had no way. Rule: E1."""
     poll = state.poll
     if poll is not None and peer in state.links and peer not in poll.supports and peer not in poll.oks:
-        poll.awaiting.add(peer)
+        poll.awaiting.add(peer)  # hit: E1 a peer is asked again as its link opens
         state.send(fx, peer, Election(state.term + 1, state.log.position, state.config.priority, poll.number))
 
 
@@ -108,9 +108,10 @@ def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx:
     if isinstance(state.role, Leader):
         state.send(fx, sender, LeaderAnswer(state.term, state.node_id, msg.poll))
     elif hears_leader(state, now):
+        # hit: E1 a follower answers a poll with its leader
         state.send(fx, sender, LeaderAnswer(state.term, state.leader_id, msg.poll))
     elif state.rebuilding:
-        state.send(fx, sender, Abstain(msg.poll))
+        state.send(fx, sender, Abstain(msg.poll))  # hit: M4 a node being rebuilt abstains
     elif state.rank > (msg.position, msg.priority, sender):
         state.send(fx, sender, Ok(msg.poll, msg.position >= state.log.position))
         if isinstance(state.role, Follower) and state.poll is None and state.deferral is None:
@@ -118,9 +119,10 @@ def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx:
                 return  # A leader was announced and has election_timeout to be heard.
             if not state.joined and not state.links.issuperset(state.peers):
                 # Just started, and the way to a peer, perhaps the highest of all, may be opening at this moment.
+                # hit: E1 OK of one just started puts its own poll off
                 state.poll_at = min(state.poll_at, now + state.config.answer_timeout)
                 return
-            start_poll(state, now, fx)
+            start_poll(state, now, fx)  # hit: E1 OK is followed by a poll of its own
     else:
         state.send(fx, sender, Support(msg.poll))
 
@@ -158,18 +160,19 @@ def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
     waited_for = tuple(peer for peer in sorted(poll.oks) if peer not in state.spent)
     supporters = poll.supports | {peer for peer, could_vote in poll.oks.items() if could_vote and peer in state.spent}
     if waited_for:
-        until = now + state.config.coordinator_timeout * (1 + state.rng.random() / 2)
+        until = now + state.config.coordinator_timeout * (1 + state.rng.random() / 2)  # hit: E2 an OK defers a poll
         state.deferral = Deferral(until, waited_for)
         fx.emit.append(ElectionDeferred(state.term + 1, waited_for[-1]))
     elif len(supporters - state.learners) + 1 >= state.majority and not state.rebuilding:
-        become_candidate(state, now, fx)
+        become_candidate(state, now, fx)  # hit: E3 SUPPORT of a majority makes a candidate
         return
     else:
+        # hit: E3 a poll ends without a majority
         fx.emit.append(ElectionFailed(state.term + 1, f"{len(supporters) + 1} of {state.majority} would follow"))
         state.poll_at = now + state.jittered(state.config.answer_timeout)
     if poll.told in state.links and poll.told != state.suspected:
         # The one that we suspect ourselves comes back by its heartbeat, if it can reach us.
-        follow(state, poll.told, now, fx)
+        follow(state, poll.told, now, fx)  # hit: E3 the leader that a poll was told of is tried
 
 
 # ---- candidacy, vote ----------------------------------------------------------------------------
@@ -179,6 +182,7 @@ def become_candidate(state: NodeState, now: float, fx: Effects) -> None:
     """Vote for ourselves in the next term; votes are asked for once that is durable. Rule: E3."""
     patience = state.config.election_timeout * (1 + state.rng.random()) * 2 ** min(state.failures, MAX_DOUBLINGS)
     if isinstance(state.role, Leader):
+        # hit: M4 an idle leader opens a new term for a rebuilt node
         become_follower(state, now, fx, "renewing the term")
     state.role = Candidate(now + patience)
     state.leader_id = NOBODY
@@ -202,9 +206,9 @@ def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: flo
     """
     on_sign_of_restart(state, sender, "VOTE_REQUEST", now, fx)
     if hears_leader(state, now) or (isinstance(state.role, Leader) and has_quorum(state, state.role, now)):
-        return
+        return  # hit: E4 a vote request is ignored where a leader is heard
     if msg.term < state.term:
-        state.send(fx, sender, TermIs(state.term))
+        state.send(fx, sender, TermIs(state.term))  # hit: E4 a vote request of an older term is answered
         return
     behind = msg.position < state.log.position
     could = not behind and not state.rebuilding
@@ -213,9 +217,9 @@ def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: flo
         state.pledge_term(fx, msg.term, sender if could else NOBODY, Envelope(sender, msg))
     elif not could:
         reason = "its log is behind ours" if behind else "this node is being rebuilt"
-        fx.emit.append(VoteRefused(msg.term, sender, reason))
+        fx.emit.append(VoteRefused(msg.term, sender, reason))  # hit: E4 a vote is refused for the position or a rebuild
     elif state.voted_for == sender:
-        fx.emit.append(VoteGranted(state.term, sender))
+        fx.emit.append(VoteGranted(state.term, sender))  # hit: E4 a durable vote is sent
         state.send(fx, sender, Vote(state.term))
         state.poll = state.deferral = None
         state.poll_at = now + state.config.election_timeout * (1 + state.rng.random())
@@ -238,7 +242,7 @@ def count_votes(state: NodeState, candidate: Candidate, now: float, fx: Effects)
 
 def become_leader(state: NodeState, now: float, fx: Effects) -> None:
     """Open the term with its mark, tell everybody, begin to take messages. Rule: E5."""
-    fx.emit.append(BecomingCoordinator(state.term))
+    fx.emit.append(BecomingCoordinator(state.term))  # hit: E5 a majority of votes makes a leader
     leader = Leader(
         heartbeat_at=now + state.config.heartbeat_interval,
         progress={peer: Progress(answered_at=now) for peer in state.peers},

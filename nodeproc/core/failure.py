@@ -59,7 +59,7 @@ def hear(
         state.failures = 0
         state.suspected = NOBODY
         if state.spent:
-            state.spent.clear()
+            state.spent.clear()  # hit: E2 a leader is heard and spent OKs are good again
     if not isinstance(msg, Resume) and msg.commit_seq > follower.leader_commit:
         follower.leader_commit = msg.commit_seq
     return follower
@@ -71,10 +71,10 @@ def on_heartbeat(state: NodeState, sender: NodeId, msg: Heartbeat, now: float, f
     fx.emit.append(HeartbeatReceived(sender, state.term))
     follow_commit(state, follower, fx)
     if msg.sent > state.log.position and not follower.request and follower.hole_since == FOREVER:
-        follower.hole_since = now
+        follower.hole_since = now  # hit: R1 a heartbeat shows a hole
     elif msg.sent <= state.log.position and not follower.buffer:
         follower.hole_since = FOREVER
-    state.send(fx, sender, HeartbeatAck(state.term, state.durable))
+    state.send(fx, sender, HeartbeatAck(state.term, state.durable))  # hit: F1 a heartbeat is answered
 
 
 def suspect(state: NodeState, reason: str, now: float, fx: Effects) -> None:
@@ -88,16 +88,16 @@ def suspect(state: NodeState, reason: str, now: float, fx: Effects) -> None:
 def on_sign_of_restart(state: NodeState, sender: NodeId, what: str, now: float, fx: Effects) -> None:
     """JOIN, ELECTION or VOTE_REQUEST: if it comes from our leader, that leads no more. Rule: F2."""
     if sender == state.leader_id and isinstance(state.role, Follower):
-        suspect(state, f"it sent {what}", now, fx)
+        suspect(state, f"it sent {what}", now, fx)  # hit: F2 a leader is suspected for a sign of its restart
 
 
 def tick_follower(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
     """Notice a leader that fell silent, and a catch-up or hole that makes no headway. Rule: F2, R1."""
     # As in follower_deadline: a difference may round to less than the timeout when that deadline is reached.
     if now >= follower.heard_at + state.config.election_timeout:
-        suspect(state, "not heard", now, fx)
+        suspect(state, "not heard", now, fx)  # hit: F2 a leader is suspected for its silence
     elif now >= catch_up_deadline(state, follower):
-        ask_catch_up(state, follower, now, fx)
+        ask_catch_up(state, follower, now, fx)  # hit: R1 a hole or an answer that stays away is asked for again
 
 
 def follower_deadline(state: NodeState, follower: Follower) -> float:
@@ -117,7 +117,7 @@ def on_heartbeat_ack(state: NodeState, sender: NodeId, msg: HeartbeatAck | Appen
 def tick_leader(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
     """Step down without answers from a majority, else send the heartbeat that is due. Rule: F1, F3."""
     if not has_quorum(state, leader, now):
-        fx.emit.append(QuorumLost(state.term))
+        fx.emit.append(QuorumLost(state.term))  # hit: F3 a leader without a quorum steps down
         become_follower(state, now, fx, "no quorum")
         state.no_quorum = True
         return
@@ -146,6 +146,6 @@ def heartbeat(state: NodeState, progress: Progress) -> Heartbeat:
 
 def lose_candidacy(state: NodeState, candidate: Candidate, now: float, fx: Effects) -> None:
     """The votes stayed away: ask around again, with more patience next time. Rule: E3."""
-    state.failures += 1
+    state.failures += 1  # hit: E3 a candidate does not win in time
     become_follower(state, now, fx, f"{len(candidate.votes)} votes of {state.majority} in time")
     state.poll_at = now + state.jittered(state.config.answer_timeout)

@@ -52,7 +52,7 @@ class Log:
         del self.tail[kept:]
         self.position = self.tail[-1].header.position if self.tail else self.base
         while self.marks and self.marks[-1].position > self.position:
-            self.marks.pop()
+            self.marks.pop()  # hit: R2 a truncation drops a mark
         return dropped
 
     def delivered_up_to(self, commit_seq: SeqNo) -> list[Record]:

@@ -45,7 +45,7 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
         if not state.joined:
             state.send(fx, peer, Join(state.log.position))
         if peer in state.unanswered:
-            answer_join(state, peer, now, fx)
+            answer_join(state, peer, now, fx)  # hit: M1 a JOIN is answered late as its link opens
         if state.starved and len(state.links) + 1 >= state.majority:
             state.poll_at = now
     ask_again(state, peer, fx)
@@ -53,7 +53,7 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
         state.send(fx, peer, heartbeat(state, role.progress[peer]))
     elif isinstance(role, Follower) and peer == state.leader_id:
         state.route_epoch += 1  # What was passed on over the old link may be lost.
-        ask_catch_up(state, role, now, fx)
+        ask_catch_up(state, role, now, fx)  # hit: R1 a new link to the leader asks again
     elif isinstance(role, Candidate) and msg.outgoing:
         state.send(fx, peer, VoteRequest(state.term, state.log.position))  # The one before may be lost. Rule: E3.
 
@@ -65,7 +65,7 @@ def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> Non
     if isinstance(state.role, Leader):
         unsync(state.role.progress[peer])
     elif isinstance(state.role, Follower) and peer == state.leader_id:
-        suspect(state, "the link is lost", now, fx)
+        suspect(state, "the link is lost", now, fx)  # hit: F2 a leader is suspected for its lost link
     on_poll_unreachable(state, peer, now, fx)
 
 
@@ -107,9 +107,9 @@ def on_join_ack(state: NodeState, sender: NodeId, msg: JoinAck, now: float, fx: 
         return
     if msg.leader not in (NOBODY, state.node_id):
         if msg.leader in state.links:
-            follow(state, msg.leader, now, fx)
+            follow(state, msg.leader, now, fx)  # hit: M2 a restarted node follows the leader that lives
     elif not state.joined and state.join_answers.issuperset(state.peers):
-        state.poll_at = now
+        state.poll_at = now  # hit: M1 all have answered and none knows a leader
 
 
 # ---- identities -------------------------------------------------------------------------------------
@@ -120,12 +120,12 @@ def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: E
     known = state.identities.get(peer)
     state.strangers.discard(peer)
     if rebuilding:
-        state.learners.add(peer)
+        state.learners.add(peer)  # hit: M4 a declared rebuild is admitted without vote
         return True
     if known is None:
         remember(state, peer, Known(identity), fx)
     elif known.identity != identity:
-        state.strangers.add(peer)
+        state.strangers.add(peer)  # hit: M4 a stranger is refused
         fx.emit.append(StrangerRefused(peer, known.identity, identity))
         return False
     state.learners.discard(peer)
@@ -154,7 +154,7 @@ def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> 
         if peer not in state.learners or peer not in state.rebuilds or reached is None:
             continue
         if reached > state.rebuilds[peer][1] and progress.matched >= reached:
-            _readmit(state, leader, peer, fx)
+            _readmit(state, leader, peer, fx)  # hit: M4 a rebuilt node is readmitted
         elif reached == state.log.position == progress.matched and progress.live and peer in state.links:
             become_candidate(state, now, fx)
             return
@@ -179,7 +179,7 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
     for member, known in sorted(msg.identities.items()):
         if member == state.node_id:
             if state.rebuilding and not state.readmission and known.identity == state.identity:
-                state.readmission = state.persist(fx, Readmitted(state.term))
+                state.readmission = state.persist(fx, Readmitted(state.term))  # hit: M4 MEMBERS ends our own rebuild
             continue
         if known.newer_than(state.identities.get(member)):
             remember(state, member, known, fx)
@@ -188,4 +188,4 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
             state.strangers.discard(member)
             if member in state.shut:
                 state.shut.discard(member)
-                state.links.add(member)
+                state.links.add(member)  # hit: M4 a shut link is used again

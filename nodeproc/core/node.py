@@ -240,17 +240,18 @@ class Node:
         sender, message = envelope
         if state.pledge is not None:
             if len(self._backlog) < BACKLOG_MAX or isinstance(message, LinkUp | LinkDown):
-                self._backlog.append(envelope)
+                self._backlog.append(envelope)  # hit: E6 a frame waits behind a pledge
             return
         if sender in state.strangers and not isinstance(message, LinkUp | LinkDown):
-            return
+            return  # hit: M4 a frame of a stranger is dropped
         if type(message) in _TERMED:  # A tenth of the cost of isinstance with a union of thirteen.
             message = cast(Termed, message)
             if message.term < state.term:
                 if not isinstance(message, TermIs):
-                    state.send(fx, sender, TermIs(state.term))
+                    state.send(fx, sender, TermIs(state.term))  # hit: E6 a frame of an older term is answered
                 return
             if message.term > state.term:
+                # hit: E6 a frame of a higher term makes it durable first
                 state.pledge_term(fx, message.term, NOBODY, envelope)
                 return
         self._dispatch(sender, message, now, fx)

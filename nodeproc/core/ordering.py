@@ -34,6 +34,7 @@ def on_submit(state: NodeState, sender: NodeId, msg: Submit, fx: Effects) -> Non
     elif sender == state.node_id and state.leader_id in state.links:
         fx.send.append((state.leader_id, msg))
     else:
+        # hit: S2 messages are refused for want of a leader
         refuse(state, sender, msg, "no_quorum" if state.no_quorum else "no_leader", 0, fx)
 
 
@@ -53,17 +54,19 @@ def take(state: NodeState, leader: Leader, sender: NodeId, msg: Submit, fx: Effe
     """
     expected = state.sessions.expected(msg.session, msg.born)
     if expected is None:
-        fx.emit.append(SessionExpired(msg.session, msg.client_id))
+        fx.emit.append(SessionExpired(msg.session, msg.client_id))  # hit: S3 an expired session is refused
         refuse(state, sender, msg, "expired", 0, fx)
         return
     if msg.first > expected:
-        refuse(state, sender, msg, "gap", expected, fx)
+        refuse(state, sender, msg, "gap", expected, fx)  # hit: S2 a gap is refused
         return
     known = expected - msg.first
     count = len(msg.payloads) - known
     if count <= 0:
+        # hit: S2 a duplicate is dropped
         return  # All of it was ordered before: acknowledged when it is delivered.
     if known:
+        # hit: S2 what is known of a submission is trimmed
         msg = Submit(msg.session, msg.client_id, msg.born, expected, msg.payloads[known:])
     leader.waiting.append(msg)
     leader.waiting_count += count
@@ -80,6 +83,7 @@ def order(state: NodeState, leader: Leader, fx: Effects) -> None:
     while start < len(waiting):
         end, count = _cut(state, waiting, start)
         submits = waiting[start:end]
+        # hit: R3 messages are ordered
         append_as_leader(state, leader, state.seal.batch(_header(state, submits, count), submits), fx)
         start = end
 
@@ -92,7 +96,7 @@ def _cut(state: NodeState, waiting: list[Submit], start: int) -> tuple[int, int]
         count += len(payloads)
         size += sum(map(len, payloads))
         if at > start and (count > state.config.batch_max_messages or size > state.config.batch_max_bytes):
-            return at, count - len(payloads)
+            return at, count - len(payloads)  # hit: R3 a batch is cut at its limit
     return len(waiting), count
 
 
@@ -121,6 +125,7 @@ def append_as_leader(state: NodeState, leader: Leader, record: Record, fx: Effec
             if progress.inflight_bytes < state.config.inflight_max_bytes:
                 send_records(state, peer, progress, message, fx)
             else:
+                # hit: P1 a follower reaches its limit of bytes under way
                 progress.live = False  # P1: served from behind, once it has acknowledged some.
     leader.commit_untold = False
 
@@ -164,7 +169,7 @@ def on_append(state: NodeState, follower: Follower, leader: NodeId, msg: Append,
         previous = record.position
     _take_from_buffer(state, follower, now, fx)
     if duplicate:
-        state.send(fx, leader, Appended(state.term, state.durable))
+        state.send(fx, leader, Appended(state.term, state.durable))  # hit: R4 a duplicate record is answered
 
 
 def _keep_above_hole(
@@ -175,8 +180,9 @@ def _keep_above_hole(
     if follower.hole_since == FOREVER:
         follower.hole_since = now
     if previous in follower.buffer or follower.buffered_bytes + len(record.raw) > state.config.buffer_max_bytes:
+        # hit: R4 the buffer is full or holds that record
         return  # Bounded: what does not fit comes again with the CATCH_UP that a lasting hole asks for.
-    follower.buffer[previous] = record
+    follower.buffer[previous] = record  # hit: R4 a record above a hole is buffered
     follower.buffered_bytes += len(record.raw)
     fx.emit.append(Buffered(seq_no, state.log.position.seq_no + 1))
 
@@ -186,7 +192,7 @@ def _take_from_buffer(state: NodeState, follower: Follower, now: float, fx: Effe
         return
     while (record := follower.buffer.pop(state.log.position, None)) is not None:
         follower.buffered_bytes -= len(record.raw)
-        store(state, record, fx)
+        store(state, record, fx)  # hit: R4 a hole is filled from the buffer
         follower.hole_since = now
         fx.emit.append(DeliveredFromBuffer(state.log.position.seq_no))
     stale = [previous for previous in follower.buffer if previous < state.log.position]
@@ -209,10 +215,12 @@ def on_durable(state: NodeState, ticket: int, fx: Effects) -> None:
         return
     deliver(state, fx)
     if state.pledge is not None:
+        # hit: R5 what becomes durable during a pledge is not told
         return  # A node with a pledge under way is moving on: nothing more is counted or told in the old term.
     if isinstance(state.role, Leader):
         advance_commit(state, state.role, fx)
     elif isinstance(state.role, Follower) and state.leader_id != NOBODY:
+        # hit: R5 a follower acknowledges what is durable
         state.send(fx, state.leader_id, Appended(state.term, state.durable))
         follow_commit(state, state.role, fx)
 
@@ -227,7 +235,7 @@ def count_answer(state: NodeState, leader: Leader, progress: Progress, position:
     while inflight and inflight[0][0] <= position:
         progress.inflight_bytes -= inflight.popleft()[1]
     if position.term != state.term or position <= progress.matched:
-        return
+        return  # hit: C1 an answer of an older log or of nothing new is not counted
     progress.matched = position
     advance_commit(state, leader, fx)
 
@@ -251,21 +259,21 @@ def advance_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
     """Commit what a majority holds; messages of earlier terms are committed by this term's mark. Rule: C1."""
     reached = majority_position(state, leader)
     if reached is not None and reached.seq_no > state.commit_seq:
-        leader.commit_untold = True
+        leader.commit_untold = True  # hit: C1 a majority commits
         commit(state, reached.seq_no, fx)
 
 
 def tell_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
     """Send commit_seq by itself, as no APPEND has carried it. Rule: C2."""
     leader.commit_untold = False
-    message = Commit(state.term, state.commit_seq)
+    message = Commit(state.term, state.commit_seq)  # hit: C2 COMMIT goes out by itself
     fx.send += [(peer, message) for peer, progress in leader.progress.items() if progress.synced]
 
 
 def follow_commit(state: NodeState, follower: Follower, fx: Effects) -> None:
     """Use the leader's commit_seq as far as our own log is durable and known to be its prefix. Rule: C2."""
     if state.log.position.term != state.term:
-        return
+        return  # hit: C2 commit_seq is held back without the mark of this term
     reached = min(follower.leader_commit, state.durable.seq_no)
     if reached > state.commit_seq:
         commit(state, reached, fx)
@@ -295,5 +303,5 @@ def deliver(state: NodeState, fx: Effects) -> None:
             assert record.header.first == state.delivered_seq + 1, (record.header, state.delivered_seq)
             state.delivered_seq = record.header.last
             state.sessions.delivered(record.header)
-    fx.deliver += records
+    fx.deliver += records  # hit: D1 messages are delivered
     fx.emit.append(Delivered(first, state.delivered_seq))

@@ -61,5 +61,5 @@ class Sessions:
             if ahead.get(session) == (last_n, seq_no):
                 del ahead[session]
         while len(table) > self.limit:
-            oldest = next(iter(table))
+            oldest = next(iter(table))  # hit: S3 the session least recently used is dropped
             self.horizon = max(self.horizon, table.pop(oldest)[1])

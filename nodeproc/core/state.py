@@ -275,7 +275,7 @@ def become_follower(state: NodeState, now: float, fx: Effects, reason: str) -> N
     if not isinstance(state.role, Follower):
         fx.emit.append(BecameFollower(state.term, reason))
     if isinstance(state.role, Leader):
-        state.sessions.rebuild(state.log.tail)
+        state.sessions.rebuild(state.log.tail)  # hit: S3 a lost leadership rolls the sessions back
     state.role = Follower(heard_at=now)
     state.leader_id = NOBODY
     state.route_epoch += 1
