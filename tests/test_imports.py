@@ -47,6 +47,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.run": ("lab.run", "lab.plan", "lab.rundir", "lab.rows", "nodeproc"),
     "lab.check": ("lab.check", "lab.plan", "lab.rundir", "lab.rows", "nodeproc"),
     "lab.show": ("lab.show", "lab.check", "lab.rundir", "lab.rows"),
+    "lab.search": (
+        "lab.search",
+        "lab.sim",
+        "lab.plan",
+        "lab.rundir",
+        "lab.rows",
+        "lab.run",
+        "lab.check",
+        "lab.selftest",
+        "nodeproc",
+    ),
     "lab.cli": ("lab", "nodeproc"),
     "run_lab": ("lab",),
 }
