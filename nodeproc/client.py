@@ -57,7 +57,7 @@ class _Connection(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        session, now = self._client.session, time.monotonic()
+        session, now = self._client.session, self._client._clock()
         try:
             for line in self._stream.feed(data):
                 session.received(line, now)
@@ -89,7 +89,7 @@ class _Connection(asyncio.Protocol):
         if on != self.reading and not self.transport.is_closing():
             self.reading = on
             if on:
-                self._client.session.excuse(time.monotonic())
+                self._client.session.excuse(self._client._clock())
                 self.transport.resume_reading()
             else:
                 self.transport.pause_reading()
@@ -104,6 +104,8 @@ class ChatClient:
         on_outcome: called with every Outcome, a range of messages each, in no particular order between ranges.
         on_change: called when the connection, the leader or the term changed.
         rng: for the jitter of the back-off.
+        clock: monotonic seconds.
+        tokens: makes a session's token that nobody else has.
     """
 
     def __init__(
@@ -116,10 +118,13 @@ class ChatClient:
         on_outcome: Callable[[Outcome], None] | None = None,
         on_change: Callable[[], None] | None = None,
         rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        tokens: Callable[[], str] | None = None,
     ) -> None:
         assert addresses, "no address"
         self.addresses = list(addresses)
-        self.session = Session(client_id, session or new_token(), settings)
+        self._clock, self._tokens = clock, tokens or new_token
+        self.session = Session(client_id, session or self._tokens(), settings)
         self.last_error = ""
         """Why the latest connection, or attempt at one, failed."""
         self._on_outcome = on_outcome
@@ -194,7 +199,7 @@ class ChatClient:
         self._turn()  # The outcomes that the old one has still to tell.
         old = self.session
         assert old.ended and not old.unsettled, (old.ended, old.unsettled)
-        self.session = Session(old.client_id, new_token(), old.settings)
+        self.session = Session(old.client_id, self._tokens(), old.settings)
         if old.place:
             self.session.subscribe(old.place)
         if self._connection is not None:
@@ -211,7 +216,7 @@ class ChatClient:
         Raises:
             ValueError: see Session.submit.
         """
-        first = self.session.submit(payloads, time.monotonic())
+        first = self.session.submit(payloads, self._clock())
         self._turn_soon()
         return first
 
@@ -306,7 +311,7 @@ class ChatClient:
             return False
         session, since = self.session, loop.time()
         self._connection = connection
-        session.connected(time.monotonic())
+        session.connected(self._clock())
         self._turn()
         try:
             self.last_error = f"{place}: {await connection.lost}"
@@ -333,7 +338,7 @@ class ChatClient:
     def _turn(self) -> None:
         """Do the duties that the session's docstring lists."""
         self._turn_due = False
-        session, connection, now = self.session, self._connection, time.monotonic()
+        session, connection, now = self.session, self._connection, self._clock()
         if connection is not None and not connection.reading:
             session.excuse(now)
         session.tick(now)

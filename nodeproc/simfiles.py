@@ -172,6 +172,11 @@ class SimFiles:
         for inode, size in begun:
             inode.sync(max(size, inode.synced))
 
+    def sync_all(self) -> None:
+        """Whatever was written to any file is durable; names are not."""
+        for inode in self._names.values():
+            inode.sync(len(inode.data))
+
     # ---- faults --------------------------------------------------------------------------------------
 
     def crash(self, rng: Random) -> SimFiles:

@@ -19,7 +19,7 @@ from lab.plan.workload import ClientPlan, client_plans, numbered_message, share
 from lab.rows import Invoke, Shown
 from lab.run.children import Child
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally
-from lab.run.recording import HistoryWriter
+from lab.run.world import REAL, History, World
 from lab.rundir import RunDir
 from nodeproc import nodestream
 from nodeproc.client import Address, ChatClient
@@ -169,18 +169,18 @@ class LoadWorkers:
 class NamedClient:
     """A client of `send` steps; it keeps its session from step to step."""
 
-    def __init__(self, client: int, addresses: Sequence[Address], history: HistoryWriter) -> None:
+    def __init__(self, client: int, addresses: Sequence[Address], history: History, world: World) -> None:
         self.client = client
-        self._history = history
+        self._history, self._world = history, world
         self.outcomes: Counter[str] = Counter()
-        self.chat = ChatClient(addresses, client, on_outcome=self._on_outcome)
+        self.chat = world.chat(addresses, client, on_outcome=self._on_outcome)
         self.chat.start()
 
     def send(self, payloads: tuple[str, ...]) -> None:
         """Hand the messages over, one behind the other, without waiting."""
         if self.chat.session.ended and not self.chat.session.unsettled:
             self.chat.renew()
-        now, session = time.monotonic_ns(), self.chat.session
+        now, session = self._world.now_ns(), self.chat.session
         # The row goes first: an acknowledgement must not be older than what it answers.
         row = Invoke(now, self.client, session.token, session.last_n + 1, len(payloads), now, payloads=payloads)
         self._history.write(row)
@@ -195,8 +195,8 @@ class NamedClient:
 class NamedClients:
     """All clients that `send` steps name."""
 
-    def __init__(self, history: HistoryWriter) -> None:
-        self._history = history
+    def __init__(self, history: History, world: World = REAL) -> None:
+        self._history, self._world = history, world
         self._clients: dict[int, NamedClient] = {}
         self._via: dict[int, NodeId] = {}
         self._numbered: Counter[int] = Counter()
@@ -209,7 +209,7 @@ class NamedClients:
             await client.chat.close()
             client = None
         if client is None:
-            client = self._clients[sender.client] = NamedClient(sender.client, order, self._history)
+            client = self._clients[sender.client] = NamedClient(sender.client, order, self._history, self._world)
         elif sender.via is not None and client.chat.session.node != sender.via:
             client.chat.move(order)
         client.send(self._messages(sender))
@@ -242,13 +242,13 @@ class NamedClients:
 class Subscribers:
     """Clients that are shown everything from the first message on."""
 
-    def __init__(self, count: int, addresses: Addresses, history: HistoryWriter) -> None:
+    def __init__(self, count: int, addresses: Addresses, history: History, world: World = REAL) -> None:
         nodes = sorted(addresses)
         self._chats = []
         for index in range(count):
             at = index % len(nodes)
             order = [addresses[node] for node in nodes[at:] + nodes[:at]]
-            self._chats.append(_follow(FIRST_SUBSCRIBER + index, order, history))
+            self._chats.append(_follow(FIRST_SUBSCRIBER + index, order, history, world))
 
     async def until_shown(self, last: SeqNo) -> bool:
         """Wait a while until all were shown everything up to `last`; False if that took too long."""
@@ -267,11 +267,11 @@ async def _until_shown(chat: ChatClient, last: SeqNo) -> None:
     await chat.until(lambda: chat.session.place > last)
 
 
-def _follow(client: int, addresses: Sequence[Address], history: HistoryWriter) -> ChatClient:
+def _follow(client: int, addresses: Sequence[Address], history: History, world: World) -> ChatClient:
     def on_shown(shown: nodestream.Shown) -> None:
-        history.write(Shown(time.monotonic_ns(), client, shown.first, shown.last, crc32(shown.lines)))
+        history.write(Shown(world.now_ns(), client, shown.first, shown.last, crc32(shown.lines)))
 
-    chat = ChatClient(addresses, client)
+    chat = world.chat(addresses, client)
     chat.start()
     chat.follow(1, on_shown)
     return chat

@@ -20,11 +20,11 @@ import yaml
 from lab.plan.faults import ClusterView, NodeView
 from lab.plan.scenario import Cluster as ClusterPlan
 from lab.plan.scenario import Scenario
-from lab.plan.step import Link
+from lab.plan.step import Link, UntilEvent
 from lab.rows import FaultRow, NodeUse, Sample, encode_row
 from lab.run.children import Child, RunFailed
 from lab.run.links import Rule
-from lab.run.observation import StatusLine
+from lab.run.observation import EventCount, StatusLine, file_sizes
 from lab.run.processes import HeldPort, Lifeline, NodeProcess
 from lab.run.proxy import Count, Evidence, LinkEvidence, Open, Opened, Pair, Treat
 from lab.rundir import RunDir
@@ -93,6 +93,10 @@ class Cluster:
         self.nodes: dict[NodeId, NodeProcess] = {}
         self.statuses: dict[NodeId, Status] = {}
         """The latest answers; a node that did not answer the latest question is missing."""
+        self.proxy: dict[str, Any] = {}
+        """What became of every link's frames, once the run is over; empty for direct links."""
+        self._events_before: dict[Any, int] = {}
+        """Bytes of each event file at the latest mark_events()."""
         self.killed: tuple[NodeId, ...] = ()
         """What the latest kill or stop put down, less what was started since."""
 
@@ -134,6 +138,7 @@ class Cluster:
         """SIGTERM everything that runs, and let go of what was held."""
         await self._end_all([node for node in self.nodes.values() if node.running], signal.SIGTERM)
         if self._proxy is not None:
+            self.proxy = await self._proxy_evidence()
             await self._proxy.close()
         self.drop()
 
@@ -189,6 +194,17 @@ class Cluster:
         if not process.running:
             return "down"
         return self.statuses[node].role if node in self.statuses else "unknown"
+
+    # ---- events --------------------------------------------------------------------------------------
+
+    def mark_events(self) -> None:
+        """Events are counted from here on."""
+        self._events_before = file_sizes(self._run.events(node) for node in self.nodes)
+
+    def count_events(self, nodes: Sequence[NodeId], until: UntilEvent) -> Callable[[], int]:
+        """Counts these nodes' events of one kind since the latest mark_events()."""
+        paths = {path: self._events_before.get(path, 0) for path in (self._run.events(node) for node in nodes)}
+        return EventCount(paths, until.event, until.where).update
 
     # ---- nodes -----------------------------------------------------------------------------------
 
@@ -288,7 +304,7 @@ class Cluster:
         now = time.monotonic_ns()
         self._record(FaultRow("heal", 0, "", began, now, {"links": len(treated)}, True, step))
 
-    async def proxy_evidence(self) -> dict[str, Any]:
+    async def _proxy_evidence(self) -> dict[str, Any]:
         """What became of every link's frames, for meta.json; empty for direct links."""
         if self._proxy is None:
             return {}

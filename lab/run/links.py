@@ -28,6 +28,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     every: each every-th such frame is held back until `behind` later ones have overtaken it, or `at_most` has
         passed; 0: none. One at a time: while a frame is held back, no other is.
     loss: share of such frames that vanish, 0..1.
+    duplicate: share of such frames that arrive twice, 0..1; such a frame is not held back for others to overtake it.
     """
 
     frames: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     behind: int = 1
     at_most: float = 0.1
     loss: float = 0.0
+    duplicate: float = 0.0
 
     def names(self, frame: str) -> bool:
         """Whether frames of this type are treated at all."""
@@ -60,7 +62,13 @@ class HoldBack(NamedTuple):
     at_most: float
 
 
-Decision: TypeAlias = Drop | DeliverAfter | HoldBack
+class Duplicate(NamedTuple):
+    """The frame arrives so many seconds later, in order, and again right behind itself."""
+
+    seconds: float
+
+
+Decision: TypeAlias = Drop | DeliverAfter | HoldBack | Duplicate
 AT_ONCE = DeliverAfter(0.0)
 
 
@@ -72,11 +80,16 @@ def decide(rule: Rule, number: int, rng: random.Random) -> Decision:
     """
     if rule.loss and rng.random() < rule.loss:
         return Drop()
+    if rule.duplicate and rng.random() < rule.duplicate:
+        return Duplicate(_delay(rule, rng))
     if rule.every and number % rule.every == 0:
         return HoldBack(rule.behind, rule.at_most)
-    if rule.delay or rule.jitter:
-        return DeliverAfter(rule.delay + rng.random() * rule.jitter)
-    return AT_ONCE
+    return DeliverAfter(_delay(rule, rng))
+
+
+def _delay(rule: Rule, rng: random.Random) -> float:
+    """How long a frame is held, in order."""
+    return rule.delay + rng.random() * rule.jitter if rule.delay or rule.jitter else 0.0
 
 
 @dataclass(slots=True)
@@ -88,6 +101,7 @@ class LinkCounts:
     overtaken: int = 0
     """Frames that really left behind a later one."""
     lost: int = 0
+    duplicated: int = 0
 
 
 class _Entry(NamedTuple, Generic[Cargo]):
@@ -110,7 +124,7 @@ class Link(Generic[Cargo]):
     """One directed link and the frames that are on their way over it.
 
     Args:
-        rng: for jitter and loss; seeded by the run.
+        rng: for jitter, loss and duplicates; seeded by the run.
     """
 
     rng: random.Random
@@ -133,20 +147,30 @@ class Link(Generic[Cargo]):
             self._queue = [entry._replace(due=now) for entry in entries]
             self._free_at = now
 
-    def enter(self, frame: str, cargo: Cargo, now: float) -> None:
+    def enter(self, frame: str, cargo: Cargo, now: float) -> int:
         """A frame of this type comes to the link's near end.
 
         Args:
             now: monotonic seconds, never falling.
+
+        Returns:
+            how many times it is on its way now: 0, 1 or 2.
         """
         self.counts.entered += 1
         if self.rule is None or not self.rule.names(frame):
             self._push(cargo, now)
-            return
+            return 1
         self._named += 1
         match decide(self.rule, self._named, self.rng):
             case Drop():
                 self.counts.lost += 1
+                return 0
+            case Duplicate(seconds):
+                self.counts.duplicated += 1
+                self.counts.delayed += seconds > 0
+                self._push(cargo, now + seconds)
+                self._overtake(cargo, now + seconds)
+                return 2
             case HoldBack(behind, at_most) if self._held is None:
                 self._held = _Held(cargo, now + at_most, behind)
             case HoldBack():
@@ -154,6 +178,7 @@ class Link(Generic[Cargo]):
             case DeliverAfter(seconds):
                 self.counts.delayed += seconds > 0
                 self._overtake(cargo, now + seconds)
+        return 1
 
     def leave(self, now: float) -> list[Cargo]:
         """The frames that arrive at the far end by now, in their order of arrival."""

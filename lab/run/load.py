@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +25,7 @@ from lab.plan.workload import ClientPlan, payloads
 from lab.rows import Gen, Invoke
 from lab.run.children import orders, run_child, say
 from lab.run.recording import HistoryWriter
+from lab.run.world import REAL, History, World
 from nodeproc.client import Address, ChatClient
 from nodeproc.core.messages import NodeId
 from nodeproc.session import Outcome, SessionSettings
@@ -121,8 +121,8 @@ class Counts:
 class LoadClient:
     """One client of the load, its plan and its rows."""
 
-    def __init__(self, plan: ClientPlan, order: Prepare, history: HistoryWriter, counts: Counts) -> None:
-        self.plan = plan
+    def __init__(self, plan: ClientPlan, order: Prepare, history: History, counts: Counts, world: World) -> None:
+        self.plan, self._world = plan, world
         self.sent = 0
         """Messages of the plan handed out so far, over all sessions."""
         self._n = 0
@@ -133,7 +133,7 @@ class LoadClient:
         self._zero: float | None = None
         """Of a closed loop that is on."""
         self.all_sent = asyncio.Event()
-        self.client = ChatClient(
+        self.client = world.chat(
             [order.addresses[node] for node in plan.addresses],
             plan.client,
             settings=SessionSettings(deadline=order.deadline),
@@ -173,7 +173,7 @@ class LoadClient:
             return
         n, plan = self._n + 1, self.plan
         texts = payloads(plan.seed, plan.client, n, count, plan.size)
-        now = time.monotonic_ns()
+        now = self._world.now_ns()
         intended, every = now, 0
         if plan.interval_s:
             intended = int((zero + plan.due_s(self.sent + 1)) * 1e9)
@@ -213,12 +213,23 @@ class LoadClient:
 
 
 class Worker:
-    """Obeys orders; one load at a time."""
+    """Obeys orders; one load at a time.
 
-    def __init__(self) -> None:
+    Args:
+        say: gets every answer.
+        open_history: makes the part that the worker appends to.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[Answer], None],
+        open_history: Callable[[str], History] = lambda path: HistoryWriter(Path(path)),
+        world: World = REAL,
+    ) -> None:
+        self._say, self._open_history, self._world = say, open_history, world
         self._counts = Counts()
         self._clients: list[LoadClient] = []
-        self._history: HistoryWriter | None = None
+        self._history: History | None = None
         self._duration: float | None = None
         self._halted = asyncio.Event()
         self._run: asyncio.Task[None] | None = None
@@ -241,14 +252,14 @@ class Worker:
         self._run = None
         self._halted.clear()
         self._duration = order.duration
-        history = self._history = self._history or HistoryWriter(Path(order.history))
-        self._clients = [LoadClient(plan, order, history, self._counts) for plan in order.plans]
+        history = self._history = self._history or self._open_history(order.history)
+        self._clients = [LoadClient(plan, order, history, self._counts, self._world) for plan in order.plans]
         connected = await asyncio.gather(*(_connect(each.client) for each in self._clients))
-        say(msgspec.json.encode(Ready(sum(connected))))
+        self._say(Ready(sum(connected)))
 
     async def _load(self, zero: float) -> None:
         """Send by plan until halted or done, then wait for the last outcomes and leave."""
-        await _sleep_until(zero)
+        await self._sleep_until(zero)
         if self._clients[0].plan.in_flight:
             await self._closed_loop(zero)
         else:
@@ -266,11 +277,11 @@ class Worker:
         clients, duration = self._clients, math.inf if self._duration is None else self._duration
         tick = tick_s(sum(1 / each.plan.interval_s for each in clients))
         while not self._halted.is_set():
-            elapsed = time.monotonic() - zero
+            elapsed = self._world.now() - zero
             next_due = self._send_due(clients, min(elapsed, duration), zero)
             if elapsed >= duration or next_due == math.inf:
                 break
-            await _pause(self._halted, max(zero + next_due - time.monotonic(), tick))
+            await _pause(self._halted, max(zero + next_due - self._world.now(), tick))
 
     def _send_due(self, clients: Sequence[LoadClient], elapsed: float, zero: float) -> float:
         """Returns when the next message is due, seconds after zero; inf when none is left."""
@@ -292,7 +303,7 @@ class Worker:
             each.keep_in_flight(zero)
         ends: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(self._halted.wait()),
-            asyncio.ensure_future(_sleep_until(until)),
+            asyncio.ensure_future(self._sleep_until(until)),
             asyncio.gather(*(each.all_sent.wait() for each in self._clients)),
         ]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -300,6 +311,12 @@ class Worker:
             end.cancel()
         for each in self._clients:
             each.finish()
+
+    async def _sleep_until(self, when: float) -> None:
+        """when: monotonic seconds; inf: for ever."""
+        if when == math.inf:
+            await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(max(0.0, when - self._world.now()))
 
     async def _tell_regularly(self, run: asyncio.Task[None]) -> None:
         """Say how far it is, until this load is over."""
@@ -316,8 +333,8 @@ class Worker:
 
     def _tell(self, finished: bool) -> None:
         counts = self._counts
-        tally = Tally(counts.sent, counts.ok, counts.rejected, counts.unknown, time.process_time(), finished)
-        say(msgspec.json.encode(tally))
+        tally = Tally(counts.sent, counts.ok, counts.rejected, counts.unknown, self._world.cpu_s(), finished)
+        self._say(tally)
 
 
 async def _connect(client: ChatClient) -> bool:
@@ -329,13 +346,6 @@ async def _connect(client: ChatClient) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def _sleep_until(when: float) -> None:
-    """when: monotonic seconds; inf: for ever."""
-    if when == math.inf:
-        await asyncio.get_running_loop().create_future()
-    await asyncio.sleep(max(0.0, when - time.monotonic()))
 
 
 async def _pause(halted: asyncio.Event, seconds: float) -> None:
@@ -359,7 +369,7 @@ def _die_of_errors(task: asyncio.Task[None]) -> None:
 
 async def main() -> None:
     """Obey standard input until it ends."""
-    worker = Worker()
+    worker = Worker(lambda answer: say(msgspec.json.encode(answer)))
     decode = msgspec.json.Decoder(Order).decode
     async for line in orders():
         await worker.obey(decode(line))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +22,8 @@ class HistoryWriter:
     Rows are gathered until somebody flushes, now and then: what is not written is lost with the process.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._now_ns = now_ns
         self._file = path.open("ab", buffering=0)
         self._rows: list[bytes] = []
         self._size = 0
@@ -36,7 +37,7 @@ class HistoryWriter:
 
     def outcome(self, session: str, outcome: Outcome) -> None:
         """What became of some of a session's messages, as of now."""
-        now, count = time.monotonic_ns(), outcome.last - outcome.first + 1
+        now, count = self._now_ns(), outcome.last - outcome.first + 1
         match outcome.kind:
             case "ok":
                 self.write(Acked(now, session, outcome.last, outcome.seq_no))

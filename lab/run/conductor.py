@@ -1,0 +1,553 @@
+"""The course of a run, the same on real processes and in virtual time: from the first step to all that is kept of it.
+
+The order of things: start the nodes; do the steps; stop the load, heal everything, wait until all nodes have delivered
+the same; stop the nodes; keep the papers. A step that misses its time ends the steps and not the run: it is healed and
+judged all the same. A Stage is what the run is played on: lab.run.live has one, lab.sim.stage another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, assert_never
+
+from lab.plan.faults import ClusterView, NoSuchTarget, choose, judge
+from lab.plan.scenario import Scenario
+from lab.plan.step import (
+    FAULT_STEPS,
+    Expect,
+    FullRestart,
+    Heal,
+    Kill,
+    Link,
+    LoadSwitch,
+    Pause,
+    Repeat,
+    Restart,
+    Resume,
+    Send,
+    Sleep,
+    Start,
+    StepAny,
+    Stop,
+    UntilAcknowledged,
+    UntilAny,
+    UntilCaughtUp,
+    UntilDelivered,
+    UntilEvent,
+    UntilIdle,
+    UntilLeader,
+    UntilLoadDone,
+    UntilNewLeader,
+    Wait,
+)
+from lab.plan.words import Target
+from lab.plan.writing import show_expectation, show_step
+from lab.rows import Convergence, Expectation, Phase
+from lab.run.children import RunFailed
+from lab.run.clients import Addresses, NamedClients, Subscribers
+from lab.run.cluster import target_rng
+from lab.run.load import Tally
+from lab.run.world import History, World
+from nodeproc.core.messages import NodeId
+from nodeproc.wire import Status
+
+Progress: TypeAlias = Callable[[str], None]
+
+LOOK_EVERY_S = 0.02
+"""Between two looks at the nodes' STATUS while something is waited for."""
+SAMPLE_EVERY_S = 0.5
+TELL_EVERY_S = 2.0
+FIRST_LEADER_PATIENCE_S = 20.0
+SETTLE_SLACK_S = 5.0
+"""On top of the clients' deadline, until all outcomes must be told."""
+NAMED_DEADLINE_S = 30.0
+
+
+class StepMissed(Exception):
+    """A step did not come true in its time; the text says what was found instead."""
+
+
+@dataclass(slots=True)
+class Facts:
+    """What meta.json is made of, as it comes to be known."""
+
+    t_start: int = 0
+    t_end: int = 0
+    t_healed: int = 0
+    convergence: Convergence | None = None
+    expectations: list[Expectation] = field(default_factory=list)
+    problem: str = ""
+
+
+class Nodes(Protocol):
+    """The cluster, as a run sees and treats it; each fault leaves its row. See lab.run.cluster.Cluster."""
+
+    nodes: Any
+    """Node id -> what has `node`, `running` and `paused`."""
+    statuses: dict[NodeId, Status]
+
+    @property
+    def addresses(self) -> Addresses: ...
+
+    async def open(self, seed: int) -> None: ...
+
+    async def launch(self, targets: Sequence[NodeId]) -> dict[NodeId, float]: ...
+
+    async def view(self) -> ClusterView: ...
+
+    def look(self) -> None: ...
+
+    async def start(self, targets: Sequence[NodeId], step: int) -> None: ...
+
+    async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None: ...
+
+    async def pause(self, targets: Sequence[NodeId], step: int) -> None: ...
+
+    async def resume(self, targets: Sequence[NodeId], step: int) -> None: ...
+
+    async def treat(self, link: Link, sources: Sequence[NodeId], targets: Sequence[NodeId], step: int) -> None: ...
+
+    async def heal_links(self, step: int) -> None: ...
+
+    def mark_events(self) -> None:
+        """Events are counted from here on."""
+
+    def count_events(self, nodes: Sequence[NodeId], until: UntilEvent) -> Callable[[], int]:
+        """Counts these nodes' events of one kind since the latest mark_events()."""
+
+    async def close(self) -> None: ...
+
+    def drop(self) -> None: ...
+
+
+class RunningLoad(Protocol):
+    """The load of a run. See lab.run.clients.LoadWorkers."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def total(self) -> Tally: ...
+
+    async def spawn(self) -> None: ...
+
+    async def start(self, via: tuple[NodeId, ...], addresses: Addresses) -> None: ...
+
+    def halt(self) -> None: ...
+
+    async def settled(self) -> None: ...
+
+    def check(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+@dataclass
+class Stage:
+    """What a run is played on."""
+
+    world: World
+    history: History
+    cluster: Nodes
+    load: RunningLoad | None
+
+
+class Conductor:
+    """One run. carry_out() does it; the methods below stand in the order in which it uses them."""
+
+    def __init__(self, scenario: Scenario, stage: Stage, seed: int, progress: Progress) -> None:
+        self._scenario, self._seed, self._progress = scenario, seed, progress
+        self._world, self._history, self._cluster, self._load = stage.world, stage.history, stage.cluster, stage.load
+        self._rng = target_rng(seed)
+        self.facts = Facts()
+        self._named = NamedClients(self._history, self._world)
+        self._subscribers: Subscribers | None = None
+        self._told_at = self._world.now()
+        self._step_text = ""
+        self._term_before = 0
+        """The highest term that any node showed before the latest fault step began."""
+
+    async def carry_out(self) -> None:
+        """The whole run. See the module's docstring."""
+        sampler = asyncio.create_task(self._sample_regularly())
+        try:
+            await self._open()
+            await self._do_steps()
+            await self._finish()
+        except asyncio.CancelledError:
+            self.facts.problem = "interrupted"
+            raise
+        except BaseException as error:
+            self.facts.problem = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            sampler.cancel()
+            self._drop()
+            self.facts.t_end = self._world.now_ns()
+
+    # ---- the beginning ---------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        """Nodes started and agreed on a leader, subscribers connected, load workers ready to be told what to do."""
+        self._tell("starting the nodes")
+        await self._cluster.open(self._seed)
+        started = self._scenario.cluster.started_ids
+        warming = [self._cluster.launch(started)] + ([self._load.spawn()] if self._load is not None else [])
+        await _all(warming)
+        if 2 * len(started) > self._scenario.cluster.nodes:
+            await self._first_leader()
+        self._subscribers = Subscribers(self._scenario.subscribers, self._cluster.addresses, self._history, self._world)
+        self._mark_fault(await self._cluster.view())
+        self.facts.t_start = self._world.now_ns()
+
+    async def _first_leader(self) -> None:
+        """All started nodes agree on a leader, or the run is not worth a step."""
+        began = self._world.now()
+        while (view := await self._cluster.view()).agreed_leader() is None:
+            if self._world.now() - began > FIRST_LEADER_PATIENCE_S:
+                raise RunFailed(f"no leader within {FIRST_LEADER_PATIENCE_S:g} s of the start: {_show(view)}")
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _sample_regularly(self) -> None:
+        while True:
+            self._cluster.look()
+            self._history.flush()
+            await asyncio.sleep(SAMPLE_EVERY_S)
+
+    # ---- the steps -------------------------------------------------------------------------------
+
+    async def _do_steps(self) -> None:
+        """One after the other, until one is missed."""
+        steps = list(self._scenario.unrolled())
+        for index, step in enumerate(steps):
+            self._step_text = f"step {index + 1} of {len(steps)}, {show_step(step)}"
+            self._tell(self._step_text)
+            self._phase("step", show_step(step))
+            try:
+                await self._do(step, index)
+            except (StepMissed, NoSuchTarget) as missed:
+                self._note(index, show_step(step), met=False, found=str(missed))
+                self._tell(f"missed: {show_step(step)}: {missed}")
+                return
+            self._check_alive()
+
+    async def _do(self, step: StepAny, index: int) -> None:
+        if isinstance(step, FAULT_STEPS):
+            view = await self._cluster.view()
+            self._mark_fault(view)
+            await self._do_fault(step, index, view)
+            return
+        match step:
+            case Send():
+                await self._send(step, index)
+            case LoadSwitch():
+                await self._switch_load(step)
+            case Wait():
+                await self._wait(step.until, index, show_step(step))
+            case Expect():
+                await self._expect(step, index)
+            case Sleep():
+                await asyncio.sleep(step.time)
+            case Repeat():
+                raise AssertionError("unrolled() writes repeats out")
+            case _:
+                raise AssertionError(step)
+
+    def _mark_fault(self, view: ClusterView) -> None:
+        """Remember what `new_leader` and `event` are compared with."""
+        self._term_before = max(self._term_before, view.highest_term)
+        self._cluster.mark_events()
+
+    async def _do_fault(
+        self,
+        step: Start | Stop | Kill | Pause | Resume | Restart | FullRestart | Link | Heal,
+        index: int,
+        view: ClusterView,
+    ) -> None:
+        cluster = self._cluster
+        match step:
+            case Start():
+                await cluster.start(choose(step.target, view, self._rng), index)
+            case Stop() | Kill():
+                await cluster.end(choose(step.target, view, self._rng), step.word, index)
+            case Pause():
+                await cluster.pause(choose(step.target, view, self._rng), index)
+            case Resume():
+                await cluster.resume(choose(step.target, view, self._rng), index)
+            case Restart():
+                for node in choose(step.target, view, self._rng):
+                    await self._restart((node,), (node,), step, index)
+            case FullRestart():
+                running = tuple(node for node in view.ids if view.nodes[node].running)
+                await self._restart(running, view.ids, step, index)
+            case Link():
+                sources, targets = (choose(each, view, self._rng) for each in (step.source, step.to))
+                await cluster.treat(step, sources, targets, index)
+            case Heal():
+                await cluster.heal_links(index)
+                if step.what == "all":
+                    await self._heal_nodes(index)
+            case _:
+                assert_never(step)
+
+    async def _restart(
+        self, down: tuple[NodeId, ...], up: tuple[NodeId, ...], step: Restart | FullRestart, index: int
+    ) -> None:
+        await self._cluster.end(down, step.how, index)
+        await asyncio.sleep(step.down)
+        await self._cluster.start(up, index)
+
+    async def _heal_nodes(self, index: int) -> None:
+        """Wake what is paused, start what is down."""
+        nodes = self._cluster.nodes.values()
+        if paused := [each.node for each in nodes if each.paused]:
+            await self._cluster.resume(paused, index)
+        if down := [each.node for each in nodes if not each.running]:
+            await self._cluster.start(down, index)
+
+    # ---- steps of clients ------------------------------------------------------------------------
+
+    async def _send(self, step: Send, index: int) -> None:
+        clients = [await self._named.send(sender, self._cluster.addresses) for sender in step.clients]
+        if not step.wait:
+            return
+        refused = sum(each.outcomes["rejected"] + each.outcomes["unknown"] for each in clients)
+        try:
+            async with asyncio.timeout(step.within):
+                await asyncio.gather(*(each.chat.drained() for each in clients))
+        except TimeoutError:
+            left = sum(each.chat.session.unsettled for each in clients)
+            raise StepMissed(f"{left} messages without an acknowledgement after {step.within}") from None
+        refused = sum(each.outcomes["rejected"] + each.outcomes["unknown"] for each in clients) - refused
+        if refused:
+            raise StepMissed(f"{refused} messages were not acknowledged")
+        self._note(index, show_step(step), met=True, found="all acknowledged")
+
+    async def _switch_load(self, step: LoadSwitch) -> None:
+        assert self._load is not None and self._scenario.load is not None
+        if step.do == "start":
+            if not self._load.finished:
+                raise StepMissed("the load runs already")
+            via = choose(self._scenario.load.via, await self._cluster.view(), self._rng)
+            await self._load.start(via, self._cluster.addresses)
+            self._phase("load_started")
+        else:
+            await self._stop_load()
+
+    async def _stop_load(self) -> None:
+        """Send nothing new, and wait for what is under way: at most until its deadline makes it unknown."""
+        load, planned = self._load, self._scenario.load
+        if load is None or planned is None or load.finished:
+            return
+        load.halt()
+        try:
+            async with asyncio.timeout(planned.deadline + SETTLE_SLACK_S):
+                await load.settled()
+        except TimeoutError:
+            raise RunFailed(f"the load has {load.total.pending} messages without any outcome") from None
+        self._phase("load_stopped")
+
+    # ---- waiting ---------------------------------------------------------------------------------
+
+    async def _wait(self, until: UntilAny, index: int, text: str) -> None:
+        """Look again and again until it is so.
+
+        Raises:
+            StepMissed: it is not, within its time.
+        """
+        began = self._world.now()
+        try:
+            async with asyncio.timeout(until.within):
+                condition = await self._condition(until)
+                while not await condition():
+                    self._tell_sometimes()
+                    self._check_alive()
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except TimeoutError:
+            raise StepMissed(f"not within {until.within}: {await self._show_all()}") from None
+        self._note(index, text, met=True, found=f"after {self._world.now() - began:.2f} s")
+
+    async def _condition(self, until: UntilAny) -> Callable[[], Awaitable[bool]]:
+        """What is waited for, compared with how things stand now."""
+        match until:
+            case UntilLeader():
+                return lambda: self._agreed(above=0)
+            case UntilNewLeader():
+                return lambda: self._agreed(above=self._term_before)
+            case UntilCaughtUp():
+                wanted = (await self._cluster.view()).committed
+                return lambda: self._delivered(until.on, wanted)
+            case UntilDelivered():
+                return lambda: self._delivered(until.on, until.count)
+            case UntilAcknowledged():
+                assert self._load is not None
+                return self._acknowledged_above(self._load.total.acknowledged + until.count)
+            case UntilLoadDone():
+                return self._load_is_done
+            case UntilIdle():
+                return self._is_idle
+            case UntilEvent():
+                return await self._event_condition(until)
+            case _:
+                assert_never(until)
+
+    async def _agreed(self, above: int) -> bool:
+        agreed = (await self._cluster.view()).agreed_leader()
+        return agreed is not None and agreed[1] > above
+
+    async def _delivered(self, on: Target, count: int) -> bool:
+        view = await self._cluster.view()
+        try:
+            nodes = choose(on, view, self._rng)
+        except NoSuchTarget:
+            return False
+        return all(view.nodes[node].up and view.nodes[node].delivered_seq >= count for node in nodes)
+
+    def _acknowledged_above(self, wanted: int) -> Callable[[], Awaitable[bool]]:
+        async def condition() -> bool:
+            assert self._load is not None
+            return self._load.total.acknowledged >= wanted
+
+        return condition
+
+    async def _load_is_done(self) -> bool:
+        assert self._load is not None
+        return self._load.finished
+
+    async def _is_idle(self) -> bool:
+        if self._named.waiting or (self._load is not None and self._load.total.pending):
+            return False
+        view = await self._cluster.view()
+        delivered = {view.nodes[node].delivered_seq for node in view.up}
+        answered = all(node in self._cluster.statuses for node in view.up)
+        return answered and len(delivered) == 1 and delivered == {view.committed}
+
+    async def _event_condition(self, until: UntilEvent) -> Callable[[], Awaitable[bool]]:
+        nodes = choose(until.on, await self._cluster.view(), self._rng)
+        counted = self._cluster.count_events(nodes, until)
+
+        async def condition() -> bool:
+            return counted() >= until.count
+
+        return condition
+
+    async def _expect(self, step: Expect, index: int) -> None:
+        """Look once; a miss is noted and the run goes on."""
+        view = await self._cluster.view()
+        for each in step.that:
+            finding = judge(each, view, self._rng)
+            self._note(index, show_expectation(each), finding.met, finding.found)
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        """Stop the load, heal, let everything settle, converge, and stop the nodes."""
+        if self._load is not None and not self._load.finished:
+            self._load.halt()
+        self._step_text = "healing"
+        self._tell("healing and waiting until all nodes are the same")
+        await self._cluster.heal_links(-1)
+        await self._heal_nodes(-1)
+        self.facts.t_healed = self._world.now_ns()
+        self._phase("healed")
+        await self._stop_load()
+        await self._settle_named()
+        convergence = self.facts.convergence = await self._converge()
+        self._phase("converged" if convergence.reached else "diverged")
+        if self._subscribers is not None:
+            await self._subscribers.until_shown(max(convergence.delivered.values(), default=0))
+            await self._subscribers.close()
+        await self._named.close()
+        if self._load is not None:
+            await self._load.close()
+        await self._cluster.close()
+
+    async def _settle_named(self) -> None:
+        """What `send` steps did not wait for gets its outcome now."""
+        began = self._world.now()
+        while self._named.waiting and self._world.now() - began < NAMED_DEADLINE_S + SETTLE_SLACK_S:
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _converge(self) -> Convergence:
+        """Wait until all nodes have delivered the same, and nothing is left to be delivered. Rule: A9."""
+        bound, began = float(self._scenario.bounds.convergence), self._world.now()
+        while True:
+            view = await self._cluster.view()
+            delivered = {node: answer.delivered_seq for node, answer in sorted(self._cluster.statuses.items())}
+            took = self._world.now() - began
+            reached = self._is_converged(view)
+            if reached or took > bound:
+                return Convergence(bound, reached, round(took, 4), delivered)
+            self._tell_sometimes()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _is_converged(self, view: ClusterView) -> bool:
+        answers = self._cluster.statuses
+        if len(answers) < len(view.nodes) or view.agreed_leader() is None:
+            return False
+        last = answers[view.leader].last_seq
+        return all(each.delivered_seq == each.commit_seq == last for each in answers.values())
+
+    def _drop(self) -> None:
+        """Whatever is left of a run that did not come to its end goes at once."""
+        self._cluster.drop()
+        if self._load is not None:
+            self._load.kill()
+
+    # ---- notes -----------------------------------------------------------------------------------
+
+    def _note(self, step: int, text: str, met: bool, found: str) -> None:
+        self.facts.expectations.append(Expectation(step, text, met, found, self._world.now_ns()))
+
+    def _phase(self, phase: str, detail: str = "") -> None:
+        self._history.write(Phase(self._world.now_ns(), phase, detail))
+
+    def _tell(self, text: str) -> None:
+        self._told_at = self._world.now()
+        self._progress(text)
+
+    def _tell_sometimes(self) -> None:
+        if self._world.now() - self._told_at >= TELL_EVERY_S:
+            total = self._load.total if self._load is not None else None
+            numbers = f": {total.acknowledged} acknowledged, {total.pending} waiting" if total is not None else ""
+            self._tell(f"{self._step_text}{numbers}")
+
+    def _check_alive(self) -> None:
+        """The lab's own processes are still there; a node that fell over is the judges' affair."""
+        if self._load is not None:
+            self._load.check()
+
+    async def _show_all(self) -> str:
+        """How things stand, for a step that was missed."""
+        total = self._load.total if self._load is not None else None
+        load = f"; load: {total.acknowledged} acknowledged, {total.pending} waiting" if total is not None else ""
+        return _show(await self._cluster.view()) + load
+
+
+async def _all(parts: list[Coroutine[Any, Any, Any]]) -> None:
+    """All at the same time; the first error ends the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(part)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+def _show(view: ClusterView) -> str:
+    """Every node in a few words: `1 follower of 3 term 2 delivered 40/41`."""
+    shown = []
+    for node in view.ids:
+        state = view.nodes[node]
+        if not state.running or state.paused:
+            shown.append(f"{node} {'paused' if state.paused else 'down'}")
+        elif not state.role:
+            shown.append(f"{node} silent")
+        else:
+            place = f"term {state.term} delivered {state.delivered_seq}/{state.commit_seq}"
+            shown.append(f"{node} {state.role} of {state.leader} {place}")
+    return ", ".join(shown)

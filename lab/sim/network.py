@@ -1,0 +1,259 @@
+"""The network of a simulated host: directed links between nodes that carry whole frames, and client connections.
+
+A link treats its frames by the same lab.run.links as the live proxy does; without a rule a frame takes a small random
+time and stays in order, as on TCP. What is on its way when a link breaks is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lab.run.links import NEVER, LinkCounts, Rule
+from lab.run.links import Link as TreatedLink
+from lab.sim.loop import VirtualLoop
+from nodeproc.core.messages import Envelope, LinkDown, LinkUp, NodeId, PeerMessage
+
+if TYPE_CHECKING:
+    from lab.sim.node import SimNode
+
+LEAST_DELAY_S, MOST_DELAY_S = 0.00005, 0.0006
+"""A frame's time between two processes of one host."""
+DIAL_EVERY_S = 0.05
+"""Between two attempts of a node to open a link."""
+HIGH_BYTES = 256 << 10
+"""Written by one end of a client connection and not yet read by the other: more stops the writer."""
+
+
+class Way:
+    """One directed link from `source` to `to`."""
+
+    def __init__(self, network: Network, source: NodeId, to: NodeId) -> None:
+        self._network, self.source, self.to = network, source, to
+        self._loop = network.loop
+        self._rng = random.Random(f"{network.seed} way {source} {to}")
+        self.up = False
+        self._epoch = 0
+        """Counts connections; frames of an older one are lost."""
+        self._free_at = 0.0
+        self._treated: TreatedLink[tuple[int, PeerMessage]] = TreatedLink(
+            random.Random(f"{network.seed} {source} {to}")
+        )
+        self._woken_at = NEVER
+
+    @property
+    def rule(self) -> Rule | None:
+        return self._treated.rule
+
+    @property
+    def counts(self) -> LinkCounts:
+        return self._treated.counts
+
+    @property
+    def silent(self) -> bool:
+        """Nothing at all gets through: a connection can't be opened either."""
+        rule = self._treated.rule
+        return rule is not None and rule.loss >= 1.0 and not rule.frames
+
+    def treat(self, rule: Rule | None) -> None:
+        self._treated.set_rule(rule, self._loop.now)
+        self._wake()
+
+    # ---- connections -------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect, if both ends are there; both are told."""
+        nodes = self._network.nodes
+        near, far = nodes[self.source], nodes[self.to]
+        if not (near.running and far.running):
+            return
+        self._epoch += 1
+        self._treated.clear()
+        self.up, self._free_at = True, 0.0
+        near.take(Envelope(self.to, LinkUp(far.identity, far.rebuilding, True)))
+        far.take(Envelope(self.source, LinkUp(near.identity, near.rebuilding, False)))
+
+    def dial(self) -> None:
+        """Try to connect now, and again until it works or this end is gone."""
+        network = self._network
+        near, far = network.nodes[self.source], network.nodes[self.to]
+        if self.up or not near.running:
+            return
+        back = network.ways[self.to, self.source]
+        if far.running and not far.paused and not near.paused and not self.silent and not back.silent:
+            self.open()
+        else:
+            self._loop.post(self._loop.now + DIAL_EVERY_S * (0.5 + self._rng.random()), self.dial)
+
+    def lose(self, *, gone: bool) -> None:
+        """The connection breaks. gone: it can't be opened again at once, and its near end is told so."""
+        if not self.up:
+            return
+        self.up = False
+        self._epoch += 1
+        self._treated.clear()
+        near = self._network.nodes[self.source]
+        back = self._network.ways[self.to, self.source]
+        if near.running:
+            if gone or self.silent or back.silent:
+                near.take(Envelope(self.to, LinkDown()))
+            self._loop.post(self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S), self.dial)
+
+    # ---- frames ------------------------------------------------------------------------------------
+
+    def send(self, message: PeerMessage) -> None:
+        if not self.up:
+            return
+        now, network = self._loop.now, self._network
+        if network.trace is not None:
+            network.trace(now, self.source, self.to, message)
+        if self._treated.rule is not None:
+            self._treated.enter(str(type(message).__struct_config__.tag), (self._epoch, message), now)
+            self._wake()
+            return
+        due = now + LEAST_DELAY_S + self._rng.random() * (MOST_DELAY_S - LEAST_DELAY_S)
+        self._free_at = due = max(due, self._free_at)
+        self._loop.post(due, self._arrive, self._epoch, message)
+
+    def _arrive(self, epoch: int, message: PeerMessage) -> None:
+        if epoch == self._epoch:
+            self._network.frames += 1
+            self._network.nodes[self.to].take(Envelope(self.source, message))
+
+    def _wake(self) -> None:
+        due = self._treated.next_due()
+        if due < self._woken_at:
+            self._woken_at = due
+            self._loop.post(due + LEAST_DELAY_S, self._leave)
+
+    def _leave(self) -> None:
+        self._woken_at = NEVER
+        for epoch, message in self._treated.leave(self._loop.now):
+            self._arrive(epoch, message)
+        self._wake()
+
+
+class Network:
+    """All ways between all nodes, and the doors that clients knock at (port = node id)."""
+
+    def __init__(self, loop: VirtualLoop, seed: int, ids: Sequence[NodeId]) -> None:
+        self.loop, self.seed = loop, seed
+        self.nodes: dict[NodeId, SimNode] = {}
+        self.ways = {(a, b): Way(self, a, b) for a in ids for b in ids if a != b}
+        self.frames = 0
+        self.trace: Callable[[float, NodeId, NodeId, PeerMessage], None] | None = None
+        """Called with every frame that is sent."""
+        self._rng = random.Random(f"{seed} clients")
+        loop.dialer = self._dial
+
+    def started(self, node: NodeId) -> None:
+        """A process is there: it dials its peers, and they notice."""
+        for (a, b), way in self.ways.items():
+            if node in (a, b) and not way.up:
+                self.loop.post(self.loop.now + self._rng.uniform(LEAST_DELAY_S, 2 * MOST_DELAY_S), way.dial)
+
+    def ended(self, node: NodeId) -> None:
+        """A process is gone: its links break."""
+        for (a, b), way in self.ways.items():
+            if node in (a, b):
+                way.lose(gone=True)
+
+    async def _dial(self, factory: Callable[[], asyncio.BaseProtocol], port: int) -> tuple[Any, Any]:
+        await asyncio.sleep(self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S))
+        node = self.nodes[port]
+        if not node.running:
+            raise ConnectionRefusedError(111, "Connection refused")
+        while node.paused:  # The kernel accepts; the process will hear of it when it goes on.
+            await asyncio.sleep(DIAL_EVERY_S)
+            if not node.running:
+                raise ConnectionResetError(104, "Connection reset by peer")
+        return node.connect(factory(), self)
+
+
+class SimTransport(asyncio.Transport):
+    """One end of a client's connection. Bytes arrive whole, in order, after a small random time."""
+
+    def __init__(self, loop: VirtualLoop, rng: random.Random, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self._loop, self._rng, self.protocol = loop, rng, protocol
+        self.far: SimTransport
+        self.gate: Callable[[], bool] = lambda: True
+        """False while this end's process is stopped: what arrives waits."""
+        self._closing = self._lost = False
+        self._reading, self._choked = True, False
+        self._unread: list[bytes] = []
+        self._on_way = 0
+        self._free_at = 0.0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closing or not data:
+            return
+        self._on_way += len(data)
+        due = self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S)
+        self._free_at = due = max(due, self._free_at)
+        self._loop.post(due, self.far._arrive, bytes(data))
+        if self._on_way > HIGH_BYTES and not self._choked:
+            self._choked = True
+            self._loop.call_soon(self._pause)
+
+    def _pause(self) -> None:
+        if self._choked and not self._lost:
+            self.protocol.pause_writing()
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+        self._loop.call_soon(self.pump)
+
+    def _arrive(self, data: bytes) -> None:
+        if not self._lost:
+            self._unread.append(data)
+            self.pump()
+
+    def pump(self) -> None:
+        """Hand what has arrived to the protocol, if it reads and its process runs."""
+        while self._unread and self._reading and not self._lost and self.gate():
+            data = self._unread.pop(0)
+            self.far.taken(len(data))
+            self.protocol.data_received(data)
+
+    def taken(self, size: int) -> None:
+        self._on_way -= size
+        if self._choked and self._on_way * 2 < HIGH_BYTES:
+            self._choked = False
+            if not self._lost and not self._closing:
+                self._loop.call_soon(self.protocol.resume_writing)
+
+    def close(self) -> None:
+        """What was written still arrives, then both ends are told."""
+        if not self._closing:
+            self._closing = True
+            self._loop.post(max(self._free_at, self._loop.now) + LEAST_DELAY_S, self.end)
+
+    def abort(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._loop.call_soon(self.end)
+
+    def end(self) -> None:
+        """The connection is gone for both ends."""
+        for each in (self, self.far):
+            if not each._lost:
+                each._lost = each._closing = True
+                self._loop.call_soon(each.protocol.connection_lost, None)

@@ -1,0 +1,377 @@
+"""A simulated node process: the product's core, storage and client connections, with virtual time around them.
+
+It does what nodeproc.runtime does: gathers inputs, takes them through the core in turns, performs the effects in
+their order of duty, and syncs as a group: one fdatasync at a time, which covers what was written before it began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lab.sim.loop import VirtualLoop
+from lab.sim.network import Network, SimTransport
+from nodeproc.clients import Clients
+from nodeproc.config import NodeConfig
+from nodeproc.core.effects import Effects, Fetch
+from nodeproc.core.events import Event, Failed, Listening, Stopping
+from nodeproc.core.messages import START, Envelope, NodeId, Record, SeqNo, Submit, Term
+from nodeproc.core.node import Node
+from nodeproc.errors import ChatError, CorruptionError, WriteFailed
+from nodeproc.runtime import EXIT_CLEAN, EXIT_CORRUPTION, EXIT_WRITE_FAILED
+from nodeproc.simfiles import PowerLost, SimFiles
+from nodeproc.storage import Storage
+from nodeproc.wire import PeerStatus, Sealer, Status
+
+EPOCH = 1_700_000_000.0
+"""The wall clock at virtual time 0, seconds."""
+TURN_S = 0.00002
+"""From an input to the turn that takes it."""
+SYNC_LEAST_S, SYNC_MOST_S = 0.0002, 0.002
+KILLED = -9
+
+
+class SimNode:
+    """One node of the cluster over all its lives.
+
+    Args:
+        on_event: called with every event: (node, event).
+        on_delivered: called with every delivered record: (node, records).
+        on_end: called when the process ends: (node, exit code, asked for).
+    """
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        network: Network,
+        config: NodeConfig,
+        seed: int,
+        on_event: Callable[[NodeId, Event], None],
+        on_delivered: Callable[[NodeId, Sequence[Record]], None],
+        on_end: Callable[[NodeId, int, bool], None],
+    ) -> None:
+        self._loop, self._network, self.config = loop, network, config
+        self.node_id = config.node_id
+        self._rng = random.Random(f"{seed} node {self.node_id}")
+        self._on_event, self._on_delivered, self._on_end = on_event, on_delivered, on_end
+        self.files = SimFiles(random.Random(f"{seed} disk {self.node_id}"))
+        self.running = self.paused = False
+        self.starts = 0
+        self._life = 0
+        """Counts processes; what was posted for an older one is void."""
+        self.drift, self.wall_offset = 0.0, 0.0
+        self._clock_base = self._clock_at = loop.now
+        self.slow_sync = 0.0
+        self.core: Node
+        self.storage: Storage
+        self.clients: Clients
+
+    # ---- clocks ------------------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """The core's clock: it runs too fast or slow by `drift`, and stands while the process is stopped."""
+        if self.paused:
+            return self._clock_base
+        return self._clock_base + (self._loop.now - self._clock_at) * (1.0 + self.drift)
+
+    def set_drift(self, drift: float) -> None:
+        self._clock_base, self._clock_at = self.clock(), self._loop.now
+        self.drift = drift
+
+    def _wall(self) -> float:
+        return EPOCH + self._loop.now + self.wall_offset
+
+    # ---- life --------------------------------------------------------------------------------------
+
+    def start(self, rebuild: bool = False) -> bool:
+        """A new process on the same disk. False: it refused to start (its event says why)."""
+        assert not self.running
+        self._life += 1
+        self.starts += 1
+        limits = self.config.limits
+        self.files.under_way = None
+        try:
+            self.storage, recovered, events = Storage.open(
+                self.files,
+                self.node_id,
+                durability="fsync",
+                segment_bytes=limits.segment_bytes,
+                max_sessions=limits.max_sessions,
+                rebuild=rebuild,
+                new_identity=lambda: f"{self._rng.getrandbits(128):032x}",
+            )
+        except PowerLost:
+            self.files = self.files.crash(self._rng)
+            return False
+        except ChatError as error:
+            self._emit([Failed(str(error))])
+            self._on_end(self.node_id, EXIT_CORRUPTION if isinstance(error, CorruptionError) else 4, False)
+            return False
+        self.identity = recovered.identity
+        self._clock_base, self._clock_at = self.clock(), self._loop.now
+        self.running, self.paused = True, False
+        self._inbox: list[Envelope] = []
+        self._fetches: list[Fetch] = []
+        self._durable = self._told_durable = 0
+        self._syncing = self._turn_due = False
+        self._timer_at = float("inf")
+        self._connections: dict[SimTransport, None] = {}
+        core_rng = random.Random(self._rng.getrandbits(64))
+        self.core = Node.recover(self.config.core(), recovered, self.clock(), core_rng, Sealer(self._wall))
+        self._route = self.core.route
+        self.clients = Clients(self.node_id, self, limits)
+        self._guarded(self._begin, [*events, Listening(self.config.host, self.node_id)])
+        if self.running:
+            self._network.started(self.node_id)
+        return self.running
+
+    def _begin(self, events: Sequence[Event]) -> None:
+        self._emit(events)
+        self._perform(self.core.start(self.clock()))
+        self._arm()
+
+    def kill(self) -> None:
+        """SIGKILL: what was written stays in the system's cache."""
+        self._end(KILLED, asked=True)
+
+    def lose_power(self) -> None:
+        """The machine stops: what was not synced is lost, in part or whole."""
+        self.files.crash_at = None
+        self.files = self.files.crash(self._rng)
+        self._end(KILLED, asked=True)
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        if self.paused:
+            self.resume()
+        self._guarded(self._stop)
+
+    def _stop(self) -> None:
+        self._emit([Stopping("SIGTERM")])
+        self.files.under_way = None
+        self.storage.close(self.core.snapshot())
+        self._end(EXIT_CLEAN, asked=True)
+
+    def pause(self) -> None:
+        self._clock_base, self._clock_at = self.clock(), self._loop.now
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+        self._clock_at = self._loop.now
+        self._timer_at = float("inf")
+        for transport in list(self._connections):
+            transport.pump()
+        self._ask_for_turn()
+
+    def _end(self, code: int, asked: bool) -> None:
+        if not self.running:
+            return
+        self.running = self.paused = False
+        self._life += 1
+        self._network.ended(self.node_id)
+        for transport in list(self._connections):
+            transport.end()
+        self._on_end(self.node_id, code, asked)
+
+    def _guarded(self, action: Callable[..., None], *args: Any) -> None:
+        """Run code of the node; what ends a process ends it here."""
+        try:
+            action(*args)
+        except PowerLost:
+            self.lose_power()
+        except WriteFailed as error:
+            self._emit([Failed(str(error))])
+            self._end(EXIT_WRITE_FAILED, asked=False)
+        except CorruptionError as error:
+            self._emit([Failed(str(error))])
+            self._end(EXIT_CORRUPTION, asked=False)
+
+    # ---- clients -----------------------------------------------------------------------------------
+
+    def connect(self, protocol: asyncio.BaseProtocol, network: Network) -> tuple[SimTransport, asyncio.BaseProtocol]:
+        """A client's connection; returns the client's end."""
+        assert isinstance(protocol, asyncio.Protocol)
+        ours = self.clients.accept()
+        rng = random.Random(self._rng.getrandbits(64))
+        near, far = SimTransport(self._loop, rng, protocol), SimTransport(self._loop, rng, ours)
+        near.far, far.far = far, near
+        life = self._life
+        far.gate = lambda: self.running and not self.paused and self._life == life
+        self._connections = {each: None for each in self._connections if not each._lost}
+        self._connections[far] = None
+        ours.connection_made(far)
+        protocol.connection_made(near)
+        return near, protocol
+
+    # ---- turns -------------------------------------------------------------------------------------
+
+    def take(self, envelope: Envelope) -> None:
+        """Queue one input for the next turn; a stopped process takes it when it goes on."""
+        if self.running:
+            self._inbox.append(envelope)
+            self._ask_for_turn()
+
+    def _ask_for_turn(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.post(self._loop.now + TURN_S, self._turn, self._life)
+
+    def _turn(self, life: int) -> None:
+        if life != self._life:
+            return
+        self._turn_due = False
+        if not self.paused:
+            self._guarded(self._step)
+
+    def _step(self) -> None:
+        """As Runtime._step."""
+        core, now, fx = self.core, self.clock(), Effects()
+        if self._durable > self._told_durable:
+            self._told_durable = self._durable
+            fx.merge(core.persisted(self._durable, now))
+        inbox, self._inbox = self._inbox, []
+        for envelope in inbox:
+            fx.merge(core.step(envelope, now))
+        if core.next_deadline() <= now:
+            fx.merge(core.tick(now))
+        fetches, self._fetches = self._fetches, []
+        self._perform(fx)
+        for fetch in fetches:
+            records = self.storage.read_records(fetch.after, fetch.max_bytes)
+            self._perform(core.fetched(fetch.peer, fetch.token, records, now))
+        route = core.route
+        if route != self._route:
+            self._route = route
+            self.clients.route_changed(route[0], route[1])
+        if core.next_deadline() <= now:
+            self._ask_for_turn()
+        self._arm()
+
+    def _perform(self, fx: Effects) -> None:
+        """The duties, in their order."""
+        if fx.halt:
+            self._emit(fx.emit)
+            raise CorruptionError(fx.halt)
+        if fx.persist:
+            self.storage.write(fx.persist)
+            self._sync_soon()
+        if fx.emit:
+            self._emit(fx.emit)
+        for peer, message in fx.send:
+            self._network.ways[self.node_id, peer].send(message)
+        if fx.deliver:
+            self.storage.deliver(fx.deliver)
+            self._on_delivered(self.node_id, fx.deliver)
+            self.clients.delivered(fx.deliver)
+            if self.storage.checkpoint_due():
+                self._checkpoint()
+        if fx.reply:
+            self.clients.refused(fx.reply)
+        if fx.fetch:
+            self._fetches += fx.fetch
+            self._ask_for_turn()
+
+    def _arm(self) -> None:
+        """A turn no later than the core's deadline."""
+        wait = max(self.core.next_deadline() - self.clock(), 0.0) / (1.0 + self.drift)
+        when = self._loop.now + wait + TURN_S
+        if when < self._timer_at:
+            self._timer_at = when
+            self._loop.post(when, self._on_timer, self._life, when)
+
+    def _on_timer(self, life: int, when: float) -> None:
+        if life == self._life and when == self._timer_at:
+            self._timer_at = float("inf")
+            self._turn_due = True
+            self._turn(life)
+
+    # ---- the disk ----------------------------------------------------------------------------------
+
+    def _sync_soon(self) -> None:
+        if self._syncing:
+            return
+        self._syncing = True
+        ticket = self.core.written
+        begun: list[Any] = []
+        if not self.storage.settling:  # Else the new file's name must not be durable before what it stands behind.
+            self.files.under_way = begun
+        try:
+            self.storage.sync()
+        finally:
+            self.files.under_way = None
+        took = SYNC_LEAST_S + self._rng.random() * (SYNC_MOST_S - SYNC_LEAST_S) + self.slow_sync
+        self._loop.post(self._loop.now + took, self._synced, self._life, ticket, begun)
+
+    def _synced(self, life: int, ticket: int, begun: list[Any]) -> None:
+        if life != self._life:
+            return
+        self.files.settle(begun)
+        self._syncing = False
+        self._durable = ticket
+        if self.core.written > ticket:
+            self._guarded(self._sync_soon)
+        if self.running:
+            self._ask_for_turn()
+
+    def _checkpoint(self) -> None:
+        """At once, where the product has a thread for it; what an fdatasync under way covers is synced by it too."""
+        self.files.sync_all()
+        self._emit([self.storage.checkpoint(self.core.snapshot())])
+
+    # ---- what clients ask (nodeproc.clients.Backend) -----------------------------------------------
+
+    def submit(self, message: Submit) -> None:
+        self.take(Envelope(self.node_id, message))
+
+    def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
+        return self.core.delivered_session(session)
+
+    def route(self) -> tuple[NodeId, Term]:
+        return self.core.route[:2]
+
+    def delivered_seq(self) -> SeqNo:
+        return self.core.state.delivered_seq
+
+    def last_seq(self) -> SeqNo:
+        return self.core.state.log.position.seq_no
+
+    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
+        return self.storage.read_lines(start, max_bytes)
+
+    def report(self, event: Event) -> None:
+        if self.running:
+            self._emit([event])
+
+    def status(self) -> Status:
+        """As Runtime.status, without what belongs to a real process."""
+        core, state = self.core, self.core.state
+        progress = core.progress()
+        peers = tuple(
+            PeerStatus(peer, peer in state.links, *(live := progress.get(peer, (False, START)))[:1], live[1].seq_no)
+            for peer in state.peers
+        )
+        return Status(
+            self.node_id,
+            core.role_name,
+            state.term,
+            state.leader_id,
+            state.log.position.seq_no,
+            state.commit_seq,
+            state.delivered_seq,
+            state.rebuilding,
+            round(self._loop.now, 3),
+            self.node_id,
+            peers,
+            {},
+        )
+
+    @property
+    def rebuilding(self) -> bool:
+        return self.core.state.rebuilding
+
+    def _emit(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._on_event(self.node_id, event)
