@@ -84,7 +84,7 @@ class FakeNode:
 
     deaf: reads and answers nothing, like a stopped process.
     drop_chats: how many of the next CHAT lines are lost on their way to the leader.
-    hold_acks: deliver, but don't acknowledge.
+    hold_acks: deliver, but don't acknowledge, not in WELCOME either.
     """
 
     def __init__(self, cluster: FakeCluster, node_id: int) -> None:
@@ -186,7 +186,7 @@ class FakeConnection(asyncio.Protocol):
             self.transport.close()
         elif isinstance(line, Hello):
             self.hello = line
-            last_n, seq_no = cluster.sessions.get(line.session, (0, 0))
+            last_n, seq_no = (0, 0) if node.hold_acks else cluster.sessions.get(line.session, (0, 0))
             last = len(cluster.messages)
             born = last if line.born is None else line.born
             self.say(Welcome(node.node_id, line.session, born, last_n, last, cluster.leader, cluster.term, seq_no))
