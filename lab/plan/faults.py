@@ -12,6 +12,7 @@ from typing import NamedTuple, assert_never
 from msgspec import Struct
 
 from lab.plan.expectation import CaughtUp, LastSeq, LeaderIs, MomentExpectation, RoleIs
+from lab.plan.step import Partition
 from lab.plan.words import Target, TargetWord, target_parts
 from nodeproc.core.messages import NOBODY, NodeId, SeqNo, Term
 
@@ -124,6 +125,40 @@ def _meant(word: TargetWord, view: ClusterView, rng: random.Random) -> tuple[Nod
             return tuple(node for node in view.ids if not view.nodes[node].running)
         case _:
             assert_never(word)
+
+
+def partition_pairs(step: Partition, view: ClusterView, rng: random.Random) -> tuple[tuple[NodeId, NodeId], ...]:
+    """The directed links (from, to) that a partition cuts now, ascending.
+
+    Args:
+        rng: the run's; draws the halves.
+
+    Raises:
+        NoSuchTarget: nobody is the node that it is about.
+    """
+    ids = view.ids
+    match step.kind:
+        case "isolate":
+            alone = choose(step.node, view, rng)
+            cut = {(a, b) for a in alone for b in ids}
+        case "halves":
+            cut = _between_halves(ids, len(ids) // 2 + 1, rng)
+        case "bridge":
+            bridge = choose(step.node, view, rng)
+            banks = tuple(node for node in ids if node not in bridge)
+            cut = _between_halves(banks, (len(banks) + 1) // 2, rng)
+        case "ring":
+            order = {node: place for place, node in enumerate(ids)}
+            cut = {(a, b) for a in ids for b in ids if (order[a] - order[b]) % len(ids) not in (1, len(ids) - 1)}
+        case _:
+            assert_never(step.kind)
+    return tuple(sorted({pair for a, b in cut if a != b for pair in ((a, b), (b, a))}))
+
+
+def _between_halves(nodes: tuple[NodeId, ...], first: int, rng: random.Random) -> set[tuple[NodeId, NodeId]]:
+    """Pairs of a random half of so many nodes and the rest."""
+    half = set(rng.sample(nodes, first))
+    return {(a, b) for a in half for b in nodes if b not in half}
 
 
 def _with_role(view: ClusterView, role: str) -> tuple[NodeId, ...]:

@@ -113,6 +113,7 @@ class Link(Step, frozen=True, rename={"source": "from"}):
 
     frames: frame types ("APPEND") that it applies to; empty: all.
     delay: each such frame is held this long, and up to `jitter` longer, in order.
+    loss, duplicate: shares, 0..1, of such frames that vanish or arrive twice.
     A scenario with such a step runs all its links through the proxy.
     """
 
@@ -123,14 +124,109 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     reorder: Reorder | None = None
     delay: Duration = Duration(0)
     jitter: Duration = Duration(0)
+    loss: float = 0.0
+    duplicate: float = 0.0
+
+
+class Cut(Step, frozen=True, rename={"source": "from"}):
+    """Frames on the directed links from `source` to `to` vanish silently from now on; connections stay open.
+
+    frames: frame types that it applies to; empty: all.
+    both: in the other direction too.
+    """
+
+    word = "cut"
+    source: Target = "all"
+    to: Target = "all"
+    frames: tuple[str, ...] = ()
+    both: bool = False
+
+
+class Partition(Step, frozen=True):
+    """Cut links, all frames, so that not everybody hears everybody. lab.plan.faults.partition_pairs has the links.
+
+    isolate: `node` hears nobody and nobody hears it. halves: two random halves, a majority and the rest. bridge: two
+    halves that both hear `node`, and it them, but not each other. ring: each node hears only its two neighbours by id.
+    """
+
+    word = "partition"
+    short = "kind"
+    kind: Literal["isolate", "halves", "bridge", "ring"]
+    node: Target = "leader"
+
+
+class Reset(Step, frozen=True, rename={"source": "from"}):
+    """The connections between these nodes break, in both directions, and are opened again by the nodes."""
+
+    word = "reset"
+    source: Target = "all"
+    to: Target = "all"
 
 
 class Heal(Step, frozen=True):
-    """links: all links are straight again. all: besides, what is paused is resumed and what is down is started."""
+    """Faults are over.
+
+    links: all links are straight again. disks: no disk is slow, full or failing. clocks: none drifts; what was jumped
+    stays. all: all of these; besides, what is paused is resumed and what is down is started.
+    """
 
     word = "heal"
     short = "what"
-    what: Literal["links", "all"] = "all"
+    what: Literal["links", "disks", "clocks", "all"] = "all"
+
+
+# ---- machines, disks and clocks: in virtual time only --------------------------------------------
+
+
+class PowerLoss(Step, frozen=True):
+    """The machine of these nodes loses its power: the process dies and what was not synced is lost, in part or whole.
+
+    mid_write: in the middle of one of its next disk operations.
+    """
+
+    word = "power_loss"
+    short = "target"
+    target: Target
+    mid_write: bool = False
+
+
+class Disk(Step, frozen=True):
+    """The disks of these nodes go bad in exactly one of four ways.
+
+    slow: each fdatasync takes that much longer.
+    full: nothing more can be written.
+    failing: fdatasync (sync) or writes (append) fail.
+    rot: one byte of synced data changes, in the log (wal) or in messages.jsonl (messages), while the node is down; a
+        node that runs is killed first.
+    """
+
+    word = "disk"
+    on: Target
+    slow: Duration = Duration(0)
+    full: bool = False
+    failing: Literal["", "sync", "append"] = ""
+    rot: Literal["", "wal", "messages"] = ""
+
+
+class Clock(Step, frozen=True):
+    """The clocks of these nodes go wrong.
+
+    drift: share by which they run fast (0.05) or slow (-0.05) from now on, -0.5..0.5.
+    jump: the wall clock is set forward by so much, once; what measures time spans does not notice.
+    """
+
+    word = "clock"
+    on: Target
+    drift: float = 0.0
+    jump: Duration = Duration(0)
+
+
+class Rebuild(Step, frozen=True):
+    """The node loses its disk and starts again, empty, with --rebuild. Done when it answers."""
+
+    word = "rebuild"
+    short = "target"
+    target: Target
 
 
 # ---- clients ------------------------------------------------------------------------------------
@@ -280,7 +376,14 @@ StepAny: TypeAlias = (
     | Restart
     | FullRestart
     | Link
+    | Cut
+    | Partition
+    | Reset
     | Heal
+    | PowerLoss
+    | Disk
+    | Clock
+    | Rebuild
     | Send
     | LoadSwitch
     | Wait
@@ -300,7 +403,14 @@ STEPS: dict[str, type[Step]] = {
         Restart,
         FullRestart,
         Link,
+        Cut,
+        Partition,
+        Reset,
         Heal,
+        PowerLoss,
+        Disk,
+        Clock,
+        Rebuild,
         Send,
         LoadSwitch,
         Wait,
@@ -309,8 +419,29 @@ STEPS: dict[str, type[Step]] = {
         Repeat,
     )
 }
-FAULT_STEPS = (Start, Stop, Kill, Pause, Resume, Restart, FullRestart, Link, Heal)
+FAULT_STEPS = (
+    Start,
+    Stop,
+    Kill,
+    Pause,
+    Resume,
+    Restart,
+    FullRestart,
+    Link,
+    Cut,
+    Partition,
+    Reset,
+    Heal,
+    PowerLoss,
+    Disk,
+    Clock,
+    Rebuild,
+)
 """Steps that do something to nodes or links; each leaves rows in faults.jsonl."""
+LINK_STEPS = (Link, Cut, Partition)
+"""Steps that need the lab's proxy between real nodes."""
+SIM_ONLY_STEPS = (Reset, PowerLoss, Disk, Clock, Rebuild)
+"""Steps that only a simulation can do."""
 
 UNTILS: dict[str, type[Until]] = {
     str(each.__struct_config__.tag): each

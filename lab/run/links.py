@@ -84,7 +84,8 @@ def decide(rule: Rule, number: int, rng: random.Random) -> Decision:
         return Duplicate(_delay(rule, rng))
     if rule.every and number % rule.every == 0:
         return HoldBack(rule.behind, rule.at_most)
-    return DeliverAfter(_delay(rule, rng))
+    seconds = _delay(rule, rng)
+    return DeliverAfter(seconds) if seconds else AT_ONCE
 
 
 def _delay(rule: Rule, rng: random.Random) -> float:
