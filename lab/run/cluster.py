@@ -37,6 +37,24 @@ JOIN_TIMEOUT_MS = 10_000.0
 """Nodes that are started together wait so long for each other at the cluster's birth, so that a busy machine, which
 starts one of them late, elects the same first leader as an idle one."""
 
+LINK_EFFECTS = ("delayed", "overtaken", "lost", "duplicated")
+"""What a rule can do to a frame: the evidence of a link row, and that it had an effect."""
+
+
+def rule_of(link: Link) -> Rule:
+    """What a `link` step asks of each of its links."""
+    rule = Rule(
+        frames=link.frames,
+        delay=float(link.delay),
+        jitter=float(link.jitter),
+        loss=link.loss,
+        duplicate=link.duplicate,
+    )
+    reorder = link.reorder
+    if reorder is None:
+        return rule
+    return msgspec.structs.replace(rule, every=reorder.every, behind=reorder.behind, at_most=float(reorder.at_most))
+
 
 def node_settings(
     plan: ClusterPlan, node: NodeId, port: int, peers: dict[NodeId, int], data_dir: str, cluster_id: str, secret: str
@@ -274,22 +292,17 @@ class Cluster:
 
     # ---- links -----------------------------------------------------------------------------------
 
-    async def treat(self, link: Link, sources: Sequence[NodeId], targets: Sequence[NodeId], step: int) -> None:
-        """Put a rule on the links between these nodes. Its row is written when it is over, with its evidence."""
-        pairs = tuple((source, to) for source in sources for to in targets if source != to)
-        reorder = link.reorder
-        rule = Rule(frames=link.frames, delay=float(link.delay), jitter=float(link.jitter))
-        if reorder is not None:
-            rule = msgspec.structs.replace(
-                rule, every=reorder.every, behind=reorder.behind, at_most=float(reorder.at_most)
-            )
+    async def treat(self, link: Link, pairs: Sequence[Pair], step: int) -> None:
+        """Put a rule on these links, whatever ends it names. Its row is written when it is over, with its evidence."""
+        rule = rule_of(link)
         began = time.monotonic_ns()
-        before = await self._tell_proxy(Treat(pairs, rule))
+        before = await self._tell_proxy(Treat(tuple(pairs), rule))
         self._settle(before, [pair for pair in pairs if pair in self._treated])
         number = next(self._numbers)
-        evidence = {"pairs": pairs, "rule": msgspec.to_builtins(rule), "delayed": 0, "overtaken": 0, "lost": 0}
-        role = self._role(targets[0]) if len(targets) == 1 else ""
-        target = targets[0] if len(targets) == 1 else 0
+        evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
+        targets = {to for _, to in pairs}
+        target = min(targets) if len(targets) == 1 else 0
+        role = self._role(target) if target else ""
         row = FaultRow("link", target, role, began, time.monotonic_ns(), evidence, False, step)
         self._open_rows[number] = row
         for pair in pairs:
@@ -322,12 +335,12 @@ class Cluster:
         for pair in over:
             number, before = self._treated.pop(pair)
             evidence = self._open_rows[number].evidence
-            for name in ("delayed", "overtaken", "lost"):
+            for name in LINK_EFFECTS:
                 evidence[name] += getattr(now[pair], name) - getattr(before, name)
         left = {number for number, _ in self._treated.values()}
         for number in sorted(set(self._open_rows) - left):
             row = self._open_rows.pop(number)
-            hits = sum(row.evidence[name] for name in ("delayed", "overtaken", "lost"))
+            hits = sum(row.evidence[name] for name in LINK_EFFECTS)
             self._record(msgspec.structs.replace(row, effect=hits > 0))
 
     def _record(self, row: FaultRow) -> None:

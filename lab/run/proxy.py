@@ -12,6 +12,7 @@ it never outlives the harness.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import socket
 import time
@@ -71,6 +72,7 @@ class LinkEvidence(Struct, frozen=True):
     delayed: int
     overtaken: int
     lost: int
+    duplicated: int
 
 
 class Evidence(Struct, frozen=True):
@@ -208,8 +210,7 @@ class _Near(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
         for kind, frame in self._cutter.feed(data):
-            self._held_bytes += len(frame)
-            self._pair.link.enter(kind, frame, now)
+            self._held_bytes += len(frame) * self._pair.link.enter(kind, frame, now)
         self.pump()
 
     def eof_received(self) -> bool:
@@ -293,8 +294,7 @@ class ProxiedPair:
             self._near.pump()
 
     def evidence(self) -> LinkEvidence:
-        counts = self.link.counts
-        return LinkEvidence(self.sender, self.receiver, counts.entered, counts.delayed, counts.overtaken, counts.lost)
+        return LinkEvidence(self.sender, self.receiver, **dataclasses.asdict(self.link.counts))
 
 
 def _no_delay(transport: asyncio.Transport) -> None:
