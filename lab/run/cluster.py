@@ -308,6 +308,13 @@ class Cluster:
         for pair in pairs:
             self._treated[pair] = (number, before[pair])
 
+    async def hurt(self, step: object, targets: Sequence[NodeId], index: int) -> None:
+        """Nothing that a real process can be made to suffer."""
+        raise RunFailed(f"{step}: only with --sim")
+
+    async def mend(self, what: str, step: int) -> None:
+        """Disks and clocks are as they were: nothing could be done to them."""
+
     async def heal_links(self, step: int) -> None:
         """Make all links straight; nothing to do where they are."""
         began, treated = time.monotonic_ns(), list(self._treated)

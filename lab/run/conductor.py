@@ -12,18 +12,25 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, assert_never
 
-from lab.plan.faults import ClusterView, NoSuchTarget, choose, judge
+from lab.plan.faults import ClusterView, NoSuchTarget, choose, judge, partition_pairs
 from lab.plan.scenario import Scenario
 from lab.plan.step import (
     FAULT_STEPS,
+    Clock,
+    Cut,
+    Disk,
     Expect,
     FullRestart,
     Heal,
     Kill,
     Link,
     LoadSwitch,
+    Partition,
     Pause,
+    PowerLoss,
+    Rebuild,
     Repeat,
+    Reset,
     Restart,
     Resume,
     Send,
@@ -54,6 +61,12 @@ from nodeproc.core.messages import NodeId
 from nodeproc.wire import Status
 
 Progress: TypeAlias = Callable[[str], None]
+Pair: TypeAlias = tuple[NodeId, NodeId]
+"""A directed link: (from, to)."""
+SimOnlyStep: TypeAlias = Reset | PowerLoss | Disk | Clock | Rebuild
+FaultStep: TypeAlias = (
+    Start | Stop | Kill | Pause | Resume | Restart | FullRestart | Link | Cut | Partition | Heal | SimOnlyStep
+)
 
 LOOK_EVERY_S = 0.02
 """Between two looks at the nodes' STATUS while something is waited for."""
@@ -107,7 +120,13 @@ class Nodes(Protocol):
 
     async def resume(self, targets: Sequence[NodeId], step: int) -> None: ...
 
-    async def treat(self, link: Link, sources: Sequence[NodeId], targets: Sequence[NodeId], step: int) -> None: ...
+    async def treat(self, link: Link, pairs: Sequence[Pair], step: int) -> None: ...
+
+    async def hurt(self, step: SimOnlyStep, targets: Sequence[NodeId], index: int) -> None:
+        """A fault that only a simulation has."""
+
+    async def mend(self, what: str, step: int) -> None:
+        """disks, clocks or all of them."""
 
     async def heal_links(self, step: int) -> None: ...
 
@@ -264,7 +283,7 @@ class Conductor:
 
     async def _do_fault(
         self,
-        step: Start | Stop | Kill | Pause | Resume | Restart | FullRestart | Link | Heal,
+        step: FaultStep,
         index: int,
         view: ClusterView,
     ) -> None:
@@ -285,14 +304,34 @@ class Conductor:
                 running = tuple(node for node in view.ids if view.nodes[node].running)
                 await self._restart(running, view.ids, step, index)
             case Link():
-                sources, targets = (choose(each, view, self._rng) for each in (step.source, step.to))
-                await cluster.treat(step, sources, targets, index)
+                await cluster.treat(step, self._pairs(step, view), index)
+            case Cut():
+                pairs = self._pairs(step, view)
+                if step.both:
+                    pairs = tuple(sorted({*pairs, *((to, source) for source, to in pairs)}))
+                await cluster.treat(Link(frames=step.frames, loss=1.0), pairs, index)
+            case Partition():
+                await cluster.treat(Link(loss=1.0), partition_pairs(step, view, self._rng), index)
             case Heal():
-                await cluster.heal_links(index)
+                if step.what in ("links", "all"):
+                    await cluster.heal_links(index)
+                if step.what != "links":
+                    await cluster.mend(step.what, index)
                 if step.what == "all":
                     await self._heal_nodes(index)
+            case Reset():
+                await cluster.hurt(step, [node for pair in self._pairs(step, view) for node in pair], index)
+            case PowerLoss() | Rebuild():
+                await cluster.hurt(step, choose(step.target, view, self._rng), index)
+            case Disk() | Clock():
+                await cluster.hurt(step, choose(step.on, view, self._rng), index)
             case _:
                 assert_never(step)
+
+    def _pairs(self, step: Link | Cut | Reset, view: ClusterView) -> tuple[Pair, ...]:
+        """The directed links that a step is about."""
+        sources, targets = (choose(each, view, self._rng) for each in (step.source, step.to))
+        return tuple((source, to) for source in sources for to in targets if source != to)
 
     async def _restart(
         self, down: tuple[NodeId, ...], up: tuple[NodeId, ...], step: Restart | FullRestart, index: int
@@ -451,6 +490,7 @@ class Conductor:
         self._step_text = "healing"
         self._tell("healing and waiting until all nodes are the same")
         await self._cluster.heal_links(-1)
+        await self._cluster.mend("all", -1)
         await self._heal_nodes(-1)
         self.facts.t_healed = self._world.now_ns()
         self._phase("healed")

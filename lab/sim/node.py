@@ -7,6 +7,7 @@ their order of duty, and syncs as a group: one fdatasync at a time, which covers
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,6 +68,10 @@ class SimNode:
         self.core: Node
         self.storage: Storage
         self.clients: Clients
+
+    @property
+    def node(self) -> NodeId:
+        return self.node_id
 
     # ---- clocks ------------------------------------------------------------------------------------
 
@@ -141,6 +146,19 @@ class SimNode:
         self.files.crash_at = None
         self.files = self.files.crash(self._rng)
         self._end(KILLED, asked=True)
+
+    def lose_disk(self) -> None:
+        """An empty data directory takes the place of this one."""
+        self.files = SimFiles(random.Random(self._rng.getrandbits(64)))
+
+    def fail(self, operation: str) -> None:
+        """From now on this operation fails on the WAL and the message log."""
+
+        def refuse(what: str, name: str) -> None:
+            if what == operation:
+                raise OSError(errno.EIO, "Input/output error", name)
+
+        self.files.on_operation = refuse
 
     def stop(self) -> None:
         """SIGTERM."""

@@ -1,0 +1,172 @@
+"""A scenario in virtual time: the same steps, the same product code, the same run directory; all of it from one seed.
+
+simulator.run(scenario, run, seed=7, progress=print)      leaves a run directory, as lab.run.live does
+simulator.simulate(scenario, seed)                        looks at the invariants only, and leaves nothing
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import structs
+
+from lab.plan import scenario as plan
+from lab.plan.scenario import Scenario
+from lab.rows import Meta, encode_row
+from lab.run.children import RunFailed
+from lab.run.cluster import resolved
+from lab.run.conductor import Conductor, Progress, Stage
+from lab.run.live import host, versions
+from lab.rundir import RunDir
+from lab.sim.loop import Deadlock, VirtualLoop
+from lab.sim.stage import SimCluster, SimHistory, SimLoad, SimWorld
+from lab.sim.watch import Violation, Watch
+from nodeproc import recovery
+
+STARTED_UTC = "2000-01-01T00:00:00.000+00:00"
+"""Every simulation begins then."""
+
+_encode_event = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a simulation came to.
+
+    invariant, text: the first that did not hold and what was seen; "" when all did.
+    missed: expectations and waits of the scenario that were not met: (step, what was found).
+    virtual_s: time that passed in it.
+    faults: kind -> how often one hit. events: kind -> how often it was reported.
+    """
+
+    invariant: str = ""
+    text: str = ""
+    missed: list[tuple[str, str]] = field(default_factory=list)
+    virtual_s: float = 0.0
+    frames: int = 0
+    elections: int = 0
+    messages: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
+
+
+class Simulation:
+    """One run in virtual time."""
+
+    def __init__(self, scenario: Scenario, seed: int, progress: Progress, *, keep: bool) -> None:
+        self.scenario, self.seed = scenario, seed
+        self.loop = VirtualLoop()  # type: ignore[abstract]  # What nothing here asks of a loop is left out.
+        self.watch = Watch(scenario.cluster.ids)
+        self.world = SimWorld(self.loop, seed)
+        self.history = SimHistory(self.world, self.watch, keep)
+        self.cluster = SimCluster(scenario, seed, self.loop, self.watch, keep)
+        self.load = None if scenario.load is None else SimLoad(scenario.load, seed, self.world, self.history)
+        stage = Stage(self.world, self.history, self.cluster, self.load)
+        self.conductor = Conductor(scenario, stage, seed, progress)
+
+    def carry_out(self) -> Outcome:
+        """The whole of it; what it breaks is in the outcome.
+
+        Raises:
+            RunFailed: the scenario could not be carried out.
+        """
+        outcome = Outcome()
+        started_at = self.loop.now
+        try:
+            try:
+                self.loop.run(self.conductor.carry_out())
+                self._judge_end()
+            except Deadlock as error:
+                raise Violation("A9", str(error)) from None
+            except RunFailed as error:
+                raise Violation("A9", str(error)) from None
+        except Violation as broken:
+            outcome.invariant, outcome.text = broken.invariant, broken.text
+        except AssertionError as broken:
+            outcome.invariant, outcome.text = "assert", _where(broken)
+        found = self.conductor.facts.expectations
+        outcome.missed = [(each.text, each.found) for each in found if not each.met]
+        outcome.virtual_s = self.loop.now - started_at
+        outcome.frames, outcome.messages = self.cluster.network.frames, self.watch.sent
+        outcome.elections = self.watch.elections
+        outcome.faults, outcome.events = self.cluster.injected, self.cluster.seen
+        return outcome
+
+    def _judge_end(self) -> None:
+        convergence = self.conductor.facts.convergence
+        if convergence is None or not convergence.reached:
+            found = "no convergence" if convergence is None else f"delivered {convergence.delivered}"
+            raise Violation("A9", f"the nodes did not become the same in time: {found}")
+        logs = {}
+        for node, each in self.cluster.nodes.items():
+            logs[node] = each.files.contents()[recovery.lines_name(node)]
+        self.watch.at_end(logs)
+
+    # ---- the run directory ---------------------------------------------------------------------------
+
+    def write(self, run: RunDir) -> None:
+        """Everything that a live run leaves, from memory."""
+        run.scenario.write_text(plan.encode(structs.replace(self.scenario, seed=self.seed)), "utf-8")
+        run.history.write_bytes(b"".join(map(encode_row, self.history.rows)))
+        run.write_faults(sorted(self.cluster.faults, key=lambda row: row.t))
+        events: dict[int, list[bytes]] = {node: [] for node in self.cluster.nodes}
+        for t, node, event in self.cluster.events:
+            events[node].append(b'{"t_ns":%d,"node":%d,' % (t, node) + _encode_event(event)[1:] + b"\n")
+        for node, each in self.cluster.nodes.items():
+            for name, data in each.files.contents().items():
+                path = run.node_dir(node) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            run.node_dir(node).mkdir(parents=True, exist_ok=True)
+            run.events(node).write_bytes(b"".join(events[node]))
+        run.write_meta(self._meta())
+
+    def _meta(self) -> Meta:
+        facts = self.conductor.facts
+        total = None if self.load is None else self.load.total
+        return Meta(
+            scenario=self.scenario.name,
+            kind="sim",
+            links="direct",
+            seed=self.seed,
+            started_utc=STARTED_UTC,
+            versions=versions(),
+            interpreter=f"{platform.python_implementation()} {platform.python_version()}",
+            host=host(),
+            cluster=resolved(self.scenario.cluster),
+            t_start=facts.t_start,
+            t_end=facts.t_end,
+            t_healed=facts.t_healed,
+            recovery_bound_s=float(self.scenario.bounds.recovery),
+            convergence=facts.convergence,
+            nodes=self.cluster.use(),
+            samples=(),
+            expectations=tuple(facts.expectations),
+            load={} if total is None else {"workers": 0, **structs.asdict(total)},
+            proxy={},
+            problem=facts.problem,
+        )
+
+
+def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress) -> Outcome:
+    """Simulate a scenario and leave everything about it in the run directory; what it broke, the judges find there."""
+    simulation = Simulation(scenario, seed, progress, keep=True)
+    outcome = simulation.carry_out()
+    simulation.write(run)
+    return outcome
+
+
+def simulate(scenario: Scenario, seed: int) -> Outcome:
+    """Simulate a scenario for its outcome alone."""
+    return Simulation(scenario, seed, lambda text: None, keep=False).carry_out()
+
+
+def _where(error: BaseException) -> str:
+    """The function that an assertion stands in, and what it says."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_qualname}" if trace is not None else "?"
+    return f"{place}: {error}"

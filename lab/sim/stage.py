@@ -1,0 +1,474 @@
+"""The simulated counterpart of lab.run's cluster, load and history: what a Conductor plays a scenario on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from lab.plan.faults import ClusterView, NodeView
+from lab.plan.scenario import Load, Scenario
+from lab.plan.step import Clock, Disk, Link, PowerLoss, Rebuild, Reset, UntilEvent
+from lab.plan.workload import client_plans
+from lab.rows import Acked, Failed, FaultRow, HistoryRow, NodeExit, NodeUse, Unknown
+from lab.run.clients import START_DELAY_S, Addresses
+from lab.run.cluster import LINK_EFFECTS, node_settings, rule_of
+from lab.run.conductor import Pair, SimOnlyStep
+from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
+from lab.run.observation import as_text
+from lab.run.world import World
+from lab.sim.damage import rot
+from lab.sim.loop import VirtualLoop
+from lab.sim.network import Network
+from lab.sim.node import SimNode
+from lab.sim.watch import Violation, Watch
+from nodeproc.client import Address, ChatClient
+from nodeproc.config import NodeConfig
+from nodeproc.core.events import Event
+from nodeproc.core.messages import NodeId
+from nodeproc.eventlog import RANK
+from nodeproc.session import Outcome, SessionSettings
+from nodeproc.wire import Status
+
+BOOT_LEAST_S, BOOT_MOST_S = 0.05, 0.15
+"""From the start of a process to its first answer."""
+MID_WRITE_OPERATIONS = 12
+"""A power loss in the middle of a write comes within so many disk operations."""
+
+
+class SimWorld(World):
+    """Time is the loop's; everything random follows from the seed."""
+
+    def __init__(self, loop: VirtualLoop, seed: int) -> None:
+        self._loop = loop
+        self._rng = random.Random(f"{seed} world")
+
+    def now(self) -> float:
+        return self._loop.now
+
+    def now_ns(self) -> int:
+        return round(self._loop.now * 1e9)
+
+    def cpu_s(self) -> float:
+        return 0.0
+
+    def chat(
+        self,
+        addresses: Sequence[Address],
+        client: int,
+        *,
+        settings: SessionSettings | None = None,
+        on_outcome: Callable[[Outcome], None] | None = None,
+    ) -> ChatClient:
+        return ChatClient(
+            addresses,
+            client,
+            settings=settings,
+            on_outcome=on_outcome,
+            rng=random.Random(self._rng.getrandbits(64)),
+            clock=self.now,
+            tokens=lambda: f"{self._rng.getrandbits(64):016x}",
+        )
+
+
+class SimHistory:
+    """Rows for the watch, and kept where somebody wants to read them."""
+
+    def __init__(self, world: World, watch: Watch, keep: bool) -> None:
+        self._world, self._watch, self._keep = world, watch, keep
+        self.rows: list[HistoryRow] = []
+
+    def write(self, row: HistoryRow) -> None:
+        if self._keep:
+            self.rows.append(row)
+        self._watch.on_row(row)
+
+    def outcome(self, session: str, outcome: Outcome) -> None:
+        """As HistoryWriter.outcome."""
+        now, count = self._world.now_ns(), outcome.last - outcome.first + 1
+        match outcome.kind:
+            case "ok":
+                self.write(Acked(now, session, outcome.last, outcome.seq_no))
+            case "rejected":
+                self.write(Failed(now, session, outcome.first, count, outcome.reason))
+            case "unknown":
+                self.write(Unknown(now, session, outcome.first, count))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class SimLoad:
+    """As LoadWorkers, with one worker inside the simulation."""
+
+    def __init__(self, load: Load, seed: int, world: World, history: SimHistory) -> None:
+        self._load, self._seed = load, seed
+        self._worker = Worker(self._hear, lambda path: history, world)
+        self._world = world
+        self._tally = Tally(finished=True)
+        self._news = asyncio.Event()
+        self._ready = False
+
+    def _hear(self, answer: Answer) -> None:
+        if isinstance(answer, Ready):
+            self._ready = True
+        else:
+            self._tally = answer
+        self._news.set()
+
+    async def spawn(self) -> None:
+        pass
+
+    async def start(self, via: tuple[NodeId, ...], addresses: Addresses) -> None:
+        self._ready = False
+        self._tally = msgspec.structs.replace(self._tally, finished=False)
+        plans = client_plans(self._load, via, self._seed)
+        duration = None if self._load.duration is None else float(self._load.duration)
+        await self._worker.obey(Prepare("", addresses, plans, duration, float(self._load.deadline)))
+        await self._until(lambda: self._ready)
+        await self._worker.obey(Go(self._world.now() + START_DELAY_S))
+
+    def halt(self) -> None:
+        asyncio.get_running_loop().create_task(self._worker.obey(Halt()))
+
+    async def settled(self) -> None:
+        await self._until(lambda: self.finished)
+
+    @property
+    def finished(self) -> bool:
+        return self._tally.finished
+
+    @property
+    def total(self) -> Tally:
+        return self._tally
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._news.clear()
+            await self._news.wait()
+
+    def check(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+
+class SimCluster:
+    """The nodes of a simulated run, and what is done to them. As lab.run.cluster.Cluster.
+
+    Args:
+        keep: events and fault rows are kept for a run directory.
+    """
+
+    def __init__(self, scenario: Scenario, seed: int, loop: VirtualLoop, watch: Watch, keep: bool) -> None:
+        plan = scenario.cluster
+        self._plan, self._loop, self._watch, self._keep = plan, loop, watch, keep
+        self._rng = random.Random(f"{seed} faults")
+        self.network = Network(loop, seed, plan.ids)
+        self._rank = RANK[plan.log_level]
+        self.events: list[tuple[int, NodeId, Event]] = []
+        """(t ns, node, event) of the scenario's log level, in order."""
+        self._marked = 0
+        self.seen: dict[str, int] = {}
+        """Event kind -> how often it was reported."""
+        self.faults: list[FaultRow] = []
+        self.injected: dict[str, int] = {}
+        """Fault kind -> how often it hit."""
+        self._open: dict[Pair, int] = {}
+        """Treated link -> number of its row in `faults`."""
+        self._before: dict[Pair, tuple[int, ...]] = {}
+        self._exits: dict[NodeId, list[NodeExit]] = {node: [] for node in plan.ids}
+        self._asked: set[NodeId] = set()
+        """Nodes whose end was brought about by a fault of their disk."""
+        self.killed: tuple[NodeId, ...] = ()
+        self.statuses: dict[NodeId, Status] = {}
+        self.nodes: dict[NodeId, SimNode] = {}
+        for node in plan.ids:
+            ports = {peer: peer for peer in plan.ids if peer != node}
+            settings = node_settings(plan, node, node, ports, f"node_{node}", "sim", "sim")
+            config = msgspec.convert(settings, NodeConfig)
+            self.nodes[node] = SimNode(
+                loop, self.network, config, seed, self._on_event, watch.on_delivered, self._on_end
+            )
+        self.network.nodes = self.nodes
+
+    @property
+    def addresses(self) -> Addresses:
+        return {node: ("sim", node) for node in self.nodes}
+
+    def now_ns(self) -> int:
+        return round(self._loop.now * 1e9)
+
+    # ---- what nodes report -------------------------------------------------------------------------
+
+    def _on_event(self, node: NodeId, event: Event) -> None:
+        kind = str(event.__struct_config__.tag)
+        self.seen[kind] = self.seen.get(kind, 0) + 1
+        if RANK[event.level] >= self._rank:
+            self.events.append((self.now_ns(), node, event))
+        self._watch.on_event(node, event)
+
+    def _on_end(self, node: NodeId, code: int, asked: bool) -> None:
+        expected = asked or node in self._asked
+        self._exits[node].append(NodeExit(self.now_ns(), code, expected))
+        if not expected:
+            raise Violation("A10", f"node {node} ended by itself with code {code}")
+
+    def mark_events(self) -> None:
+        self._marked = len(self.events)
+
+    def count_events(self, nodes: Sequence[NodeId], until: UntilEvent) -> Callable[[], int]:
+        at, count = self._marked, 0
+        wanted = {key: as_text(value) for key, value in until.where.items()}
+
+        def counted() -> int:
+            nonlocal at, count
+            for _, node, event in self.events[at:]:
+                if node in nodes and event.__struct_config__.tag == until.event:
+                    fields = {"node": node, **msgspec.structs.asdict(event)}
+                    count += all(as_text(fields.get(key)) == value for key, value in wanted.items())
+            at = len(self.events)
+            return count
+
+        return counted
+
+    def use(self) -> dict[NodeId, NodeUse]:
+        return {
+            node: NodeUse(each.starts, 0.0, 0, tuple(self._exits[node])) for node, each in sorted(self.nodes.items())
+        }
+
+    # ---- looking -----------------------------------------------------------------------------------
+
+    async def open(self, seed: int) -> None:
+        pass
+
+    def look(self) -> None:
+        pass
+
+    async def view(self) -> ClusterView:
+        views = {}
+        self.statuses = {}
+        for node, each in self.nodes.items():
+            if each.running and not each.paused:
+                status = self.statuses[node] = each.status()
+                views[node] = NodeView(
+                    True, False, status.role, status.term, status.leader, status.commit_seq, status.delivered_seq
+                )
+            else:
+                views[node] = NodeView(each.running, each.paused)
+        return ClusterView(views, self.killed)
+
+    def _role(self, node: NodeId) -> str:
+        each = self.nodes[node]
+        if not each.running:
+            return "down"
+        return "unknown" if each.paused else each.core.role_name
+
+    # ---- nodes -------------------------------------------------------------------------------------
+
+    async def launch(self, targets: Sequence[NodeId]) -> dict[NodeId, float]:
+        """Start those that are down; returns how long each took. One that refuses to start stays down."""
+        took = {}
+        for node in targets:
+            if not self.nodes[node].running:
+                took[node] = self._rng.uniform(BOOT_LEAST_S, BOOT_MOST_S)
+                self._loop.post(self._loop.now + took[node], self._boot, node)
+        await asyncio.sleep(max(took.values(), default=0.0) + 0.001)
+        self.killed = tuple(node for node in self.killed if node not in took)
+        return took
+
+    def _boot(self, node: NodeId, rebuild: bool = False) -> None:
+        each = self.nodes[node]
+        if not each.running and each.start(rebuild):
+            self._watch.recovered(node, each.storage.delivered_seq)
+
+    async def start(self, targets: Sequence[NodeId], step: int) -> None:
+        roles = {node: self._role(node) for node in targets}
+        began = self.now_ns()
+        took = await self.launch(targets)
+        for node in targets:
+            hit = node in took and self.nodes[node].running
+            evidence: dict[str, Any] = {"ready_s": round(took[node], 4)} if node in took else {"found": "ran already"}
+            self._record("start", node, roles[node], began, evidence, hit, step)
+
+    async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None:
+        began, ended = self.now_ns(), []
+        for node in targets:
+            each, role = self.nodes[node], self._role(node)
+            hit = each.running
+            if hit:
+                ended.append(node)
+                if fault == "kill":
+                    each.kill()
+                else:
+                    each.stop()
+            evidence = {"signal": "SIGKILL" if fault == "kill" else "SIGTERM"} if hit else {"found": "did not run"}
+            self._record(fault, node, role, began, evidence, hit, step)
+        self.killed = tuple(ended)
+        await asyncio.sleep(0.001)
+
+    async def pause(self, targets: Sequence[NodeId], step: int) -> None:
+        for node in targets:
+            each, role = self.nodes[node], self._role(node)
+            hit = each.running and not each.paused
+            if hit:
+                each.pause()
+            evidence = {"state": "stopped"} if each.paused else {"found": "did not run"}
+            self._record("pause", node, role, self.now_ns(), evidence, hit, step)
+
+    async def resume(self, targets: Sequence[NodeId], step: int) -> None:
+        for node in targets:
+            each, role = self.nodes[node], self._role(node)
+            hit = each.running and each.paused
+            if hit:
+                each.resume()
+            evidence = {"state": "running"} if hit else {"found": "was not paused"}
+            self._record("resume", node, role, self.now_ns(), evidence, hit, step)
+        await asyncio.sleep(0.001)
+
+    # ---- links -------------------------------------------------------------------------------------
+
+    async def treat(self, link: Link, pairs: Sequence[Pair], step: int) -> None:
+        self._settle([pair for pair in pairs if pair in self._open])
+        rule = rule_of(link)
+        evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
+        targets = {to for _, to in pairs}
+        target = min(targets) if len(targets) == 1 else 0
+        self._record("link", target, self._role(target) if target else "", self.now_ns(), evidence, False, step)
+        for pair in pairs:
+            way = self.network.ways[pair]
+            way.treat(rule)
+            self._open[pair] = len(self.faults) - 1
+            self._before[pair] = tuple(getattr(way.counts, name) for name in LINK_EFFECTS)
+
+    def _settle(self, pairs: Sequence[Pair]) -> None:
+        """The rules of these links are over: their rows get the evidence."""
+        for pair in pairs:
+            number, before = self._open.pop(pair), self._before.pop(pair)
+            row, counts = self.faults[number], self.network.ways[pair].counts
+            for name, old in zip(LINK_EFFECTS, before, strict=True):
+                row.evidence[name] += getattr(counts, name) - old
+            if any(row.evidence[name] for name in LINK_EFFECTS) and not row.effect:
+                self.faults[number] = msgspec.structs.replace(row, effect=True)
+                self._count("link")
+
+    async def heal_links(self, step: int) -> None:
+        treated = list(self._open)
+        if not treated:
+            return
+        self._settle(treated)
+        for pair in treated:
+            self.network.ways[pair].treat(None)
+        self._record("heal", 0, "", self.now_ns(), {"links": len(treated)}, True, step)
+
+    # ---- what only a simulation can do -------------------------------------------------------------
+
+    async def hurt(self, step: SimOnlyStep, targets: Sequence[NodeId], index: int) -> None:
+        nodes = sorted(set(targets))
+        match step:
+            case Reset():
+                for (source, to), way in self.network.ways.items():
+                    if source in nodes and to in nodes:
+                        way.lose(gone=False)
+                self._record("reset", 0, "", self.now_ns(), {"nodes": nodes}, True, index)
+            case PowerLoss():
+                for node in nodes:
+                    self._lose_power(node, step, index)
+            case Disk():
+                for node in nodes:
+                    self._hurt_disk(node, step, index)
+            case Clock():
+                for node in nodes:
+                    each = self.nodes[node]
+                    each.set_drift(step.drift)
+                    each.wall_offset += float(step.jump)
+                    evidence = {"drift": step.drift, "jump_s": float(step.jump)}
+                    self._record("clock", node, self._role(node), self.now_ns(), evidence, True, index)
+            case Rebuild():
+                await self._rebuild(nodes, index)
+        await asyncio.sleep(0.001)
+
+    def _lose_power(self, node: NodeId, step: PowerLoss, index: int) -> None:
+        each, role = self.nodes[node], self._role(node)
+        evidence = {"mid_write": step.mid_write}
+        self._record("kill", node, role, self.now_ns(), {"power": "lost", **evidence}, each.running, index)
+        self._count("power_loss" + (" in a write" if step.mid_write else ""))
+        if step.mid_write and each.running and not each.paused:
+            each.files.crash_at = each.files.operations + self._rng.randint(1, MID_WRITE_OPERATIONS)
+        elif each.running:
+            each.lose_power()
+        self.killed = (node,)
+
+    def _hurt_disk(self, node: NodeId, step: Disk, index: int) -> None:
+        each, role = self.nodes[node], self._role(node)
+        evidence: dict[str, Any] = {}
+        hit = True
+        if step.slow:
+            each.slow_sync, evidence = float(step.slow), {"slow_s": float(step.slow)}
+        elif step.full:
+            each.files.capacity, evidence = each.files.used(), {"capacity": each.files.used()}
+            self._asked.add(node)
+        elif step.failing:
+            each.fail(step.failing)
+            evidence = {"failing": step.failing}
+            self._asked.add(node)
+        else:
+            each.kill()
+            self._asked.add(node)
+            found = rot(each.files, step.rot, node, self._rng)
+            hit, evidence = found is not None, {"rot": found or "nothing to rot"}
+        self._record("disk", node, role, self.now_ns(), evidence, hit, index)
+
+    async def _rebuild(self, nodes: Sequence[NodeId], index: int) -> None:
+        for node in nodes:
+            each, role = self.nodes[node], self._role(node)
+            each.kill()
+            each.lose_disk()
+            self._asked.discard(node)
+            self._watch.forget(node)
+            self._record("kill", node, role, self.now_ns(), {"disk": "lost"}, True, index)
+            self._count("rebuild")
+            await asyncio.sleep(self._rng.uniform(BOOT_LEAST_S, BOOT_MOST_S))
+            self._boot(node, rebuild=True)
+            self._record("start", node, "down", self.now_ns(), {"rebuild": True}, each.running, index)
+
+    async def mend(self, what: str, step: int) -> None:
+        for node, each in self.nodes.items():
+            if what in ("clocks", "all"):
+                each.set_drift(0.0)
+            if what in ("disks", "all"):
+                each.slow_sync, each.files.capacity, each.files.on_operation = 0.0, None, None
+                each.files.crash_at = None
+                if each.running:
+                    self._asked.discard(node)
+
+    # ---- rows --------------------------------------------------------------------------------------
+
+    def _record(
+        self, fault: str, target: NodeId, role: str, t: int, evidence: dict[str, Any], effect: bool, step: int
+    ) -> None:
+        self.faults.append(FaultRow(fault, target, role, t, self.now_ns(), evidence, effect, step))
+        if effect and step >= 0 and fault != "heal":
+            self._count(fault)
+
+    def _count(self, fault: str) -> None:
+        self.injected[fault] = self.injected.get(fault, 0) + 1
+
+    async def close(self) -> None:
+        """SIGTERM everything that runs."""
+        for each in self.nodes.values():
+            if each.running:
+                each.stop()
+
+    def drop(self) -> None:
+        pass
