@@ -128,6 +128,7 @@ def _parser() -> tuple[_Parser, frozenset[str]]:
     check.set_defaults(do=_do_check)
     validate = commands.add_parser("validate", help="look for mistakes in scenario files without running them")
     validate.add_argument("scenarios", metavar="FILE", nargs="+", type=Path, help="scenario file")
+    validate.add_argument("--sim", action="store_true", help="also refuse what makes no sense in virtual time")
     validate.set_defaults(do=_do_validate)
     listing = commands.add_parser("list", help="show name and description of scenarios")
     listing.add_argument("scenarios", metavar="FILE", nargs="*", type=Path, help="(all in scenarios/)")
@@ -159,7 +160,13 @@ def _whole_number(text: str, least: int, allowed: str) -> int:
 def _do_validate(options: argparse.Namespace) -> int:
     loaded, code = load_all(options.scenarios)
     for path, scenario in loaded:
-        print(f"{path}: ok, {scenario.name}: {len(list(scenario.unrolled()))} steps")
+        refused = scenario.sim_refusals() if options.sim else []
+        for reason in refused:
+            print(f"{path}: {reason}", file=sys.stderr)
+        if refused:
+            code = USAGE
+        else:
+            print(f"{path}: ok, {scenario.name}: {scenario.step_count} steps")
     return code
 
 
@@ -194,6 +201,10 @@ def load_all(paths: Sequence[Path]) -> tuple[list[tuple[Path, Scenario]], int]:
 
 def _do_run(options: argparse.Namespace) -> int:
     loaded, code = load_all(options.scenarios)
+    for _, scenario in loaded:
+        if scenario.sim_only:
+            print(f"{scenario.name}: {scenario.sim_only}: only with --sim", file=sys.stderr)
+            code = USAGE
     if code != PASS:
         return code
     results: list[Result] = []

@@ -22,7 +22,24 @@ from lab.plan.expectation import (
     MomentExpectation,
     RunExpectation,
 )
-from lab.plan.step import STEPS, UNTILS, Expect, Link, Repeat, Send, Sender, Step, StepAny, Until, UntilAny, Wait
+from lab.plan.step import (
+    STEPS,
+    UNTILS,
+    Clock,
+    Cut,
+    Disk,
+    Expect,
+    Link,
+    Partition,
+    Repeat,
+    Send,
+    Sender,
+    Step,
+    StepAny,
+    Until,
+    UntilAny,
+    Wait,
+)
 from lab.plan.words import TARGET_WORDS, Target, decode_word
 from nodeproc.core import events, messages
 from nodeproc.core.messages import NodeId
@@ -41,6 +58,10 @@ _LEVELS: tuple[str, ...] = get_args(events.Level)
 
 FRAME_TYPES: tuple[str, ...] = tuple(str(each.__struct_config__.tag) for each in get_args(messages.PeerMessage))
 """What a frame between nodes can be."""
+
+_PARTITION_NODES = {"isolate": 2, "halves": 2, "bridge": 3, "ring": 4}
+"""Kind of partition -> with fewer nodes it cuts nothing."""
+MOST_DRIFT = 0.5
 
 
 class Reader:
@@ -81,9 +102,28 @@ class Reader:
         if kind is Send:
             return self._send(place)
         step = cast(StepAny, self._struct(place, kind, kind.short))
-        if isinstance(step, Link):
-            self._check_link(place, step)
+        self._check_fault(place, step)
         return step
+
+    def _check_fault(self, place: Place, step: StepAny) -> None:
+        match step:
+            case Link():
+                self._check_frames(place, step.frames)
+                self._check_link(place, step)
+            case Cut():
+                self._check_frames(place, step.frames)
+            case Partition():
+                self._check_partition(place, step)
+            case Disk():
+                if sum(map(bool, (step.slow, step.full, step.failing, step.rot))) != 1:
+                    self._fail(place, "give exactly one of slow, full, failing and rot (heal undoes the first three)")
+            case Clock():
+                if not -MOST_DRIFT <= step.drift <= MOST_DRIFT:
+                    self._wrong((*place, "drift"), step.drift, f"-{MOST_DRIFT}..{MOST_DRIFT}")
+                if not step.drift and not step.jump:
+                    self._fail(place, "does nothing; give drift or jump (heal ends a drift)")
+            case _:
+                pass
 
     def _repeat(self, place: Place) -> Repeat:
         self._keys(place, ("times", "steps"))
@@ -138,13 +178,25 @@ class Reader:
             self._wrong((*place, "messages"), sender.messages, "a list of texts, or how many, 1 or more")
 
     def _check_link(self, place: Place, step: Link) -> None:
-        if step.reorder is None and not step.delay and not step.jitter:
-            self._fail(place, "does nothing; give reorder, delay or jitter (heal undoes a rule)")
-        for index, frame in enumerate(step.frames):
-            if frame not in FRAME_TYPES:
-                self._wrong((*place, "frames", index), frame, ", ".join(FRAME_TYPES))
+        for name in ("loss", "duplicate"):
+            if not 0 <= getattr(step, name) <= 1:
+                self._wrong((*place, name), getattr(step, name), "0..1")
+        if step.reorder is None and not (step.delay or step.jitter or step.loss or step.duplicate):
+            self._fail(place, "does nothing; give reorder, delay, jitter, loss or duplicate (heal undoes a rule)")
         if step.reorder is not None and (step.reorder.every < 1 or step.reorder.behind < 1 or not step.reorder.at_most):
             self._fail((*place, "reorder"), "every and behind must be 1 or more and at_most above 0")
+
+    def _check_frames(self, place: Place, frames: Sequence[str]) -> None:
+        for index, frame in enumerate(frames):
+            if frame not in FRAME_TYPES:
+                self._wrong((*place, "frames", index), frame, ", ".join(FRAME_TYPES))
+
+    def _check_partition(self, place: Place, step: Partition) -> None:
+        least = _PARTITION_NODES[step.kind]
+        if len(self._ids) < least:
+            self._fail(place, f"{step.kind} cuts nothing in a cluster of {len(self._ids)}, {least} nodes are needed")
+        if step.kind in ("halves", "ring") and step.node != "leader":
+            self._fail((*place, "node"), f"{step.kind} is about no node; node is for isolate and bridge")
 
     # ---- waiting --------------------------------------------------------------------------------
 

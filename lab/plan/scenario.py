@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,18 +18,31 @@ from msgspec import Struct, structs
 
 from lab.plan.expectation import RunExpectation, Throughput, Unavailable
 from lab.plan.reading import Reader
-from lab.plan.step import Link, LoadSwitch, Repeat, StepAny, UntilAcknowledged, UntilLoadDone, Wait
+from lab.plan.step import (
+    LINK_STEPS,
+    SIM_ONLY_STEPS,
+    LoadSwitch,
+    Repeat,
+    Send,
+    StepAny,
+    UntilAcknowledged,
+    UntilLoadDone,
+    Wait,
+)
 from lab.plan.words import Duration, Target, decode_word
 from lab.plan.writing import plain, plain_expectations, plain_steps
 from nodeproc.config import Limits
 from nodeproc.core.messages import NodeId
-from nodeproc.yamlfile import Document, Place, parse
+from nodeproc.yamlfile import Document, Place, parse, show_place
 
 MAX_NODES = 9
 MAX_STEPS = 10_000
 """Written out. More is a slip of the pen: nobody waits for so many."""
 MAX_SEED = 2**31 - 1
 MAX_PRIORITY = 2**31 - 1
+MAX_SIM_MESSAGES = 200_000
+MAX_SIM_IN_FLIGHT = 2_000
+"""Of one client."""
 
 
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +104,13 @@ class Load(Struct, frozen=True, forbid_unknown_fields=True):
     deadline: Duration = Duration(30)
     workers: int = 0
 
+    @property
+    def planned(self) -> int:
+        """Messages from a start on, as far as the file says; 0 where only a stop ends it."""
+        if self.count is not None:
+            return self.count
+        return math.ceil(min((self.rate or 0.0) * (self.duration or 0.0), sys.maxsize))
+
 
 class Bounds(Struct, frozen=True, forbid_unknown_fields=True):
     """What rule A9 promises of this scenario, stated before the run.
@@ -132,7 +153,44 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def proxied(self) -> bool:
         """Frames between nodes must pass the lab's proxy."""
-        return any(isinstance(step, Link) for step in self.unrolled())
+        return any(isinstance(step, LINK_STEPS) for step in self.unrolled())
+
+    @property
+    def sim_only(self) -> str:
+        """Place and word of the first step that only a simulation can do, `steps[2].disk`; "": there is none."""
+        for place, step in _placed(self.steps, ("steps",)):
+            if isinstance(step, SIM_ONLY_STEPS):
+                return show_place((*place, step.word))
+        return ""
+
+    def sim_refusals(self) -> list[str]:
+        """What makes no sense in virtual time, each with its place; empty: the scenario can be simulated."""
+        refused = [
+            f"expectations[{index}].{each.word}: measures the machine, which has no speed in virtual time"
+            for index, each in enumerate(self.expectations)
+            if isinstance(each, Throughput)
+        ]
+        total = self._planned_messages()
+        if total > MAX_SIM_MESSAGES:
+            at = "load" if self.load is not None else "steps"
+            refused.append(f"{at}: {total} are too many messages for a simulation, allowed {MAX_SIM_MESSAGES}")
+        in_flight = 0 if self.load is None else self.load.in_flight or 0
+        if in_flight > MAX_SIM_IN_FLIGHT:
+            refused.append(
+                f"load.in_flight: {in_flight} are too many messages for a simulation, allowed {MAX_SIM_IN_FLIGHT}"
+            )
+        return refused
+
+    def _planned_messages(self) -> int:
+        """Of all clients together, as far as the file says."""
+        total = 0
+        for step in self.unrolled():
+            if isinstance(step, LoadSwitch) and step.do == "start" and self.load is not None:
+                total += self.load.planned
+            elif isinstance(step, Send):
+                counts = (each.messages for each in step.clients)
+                total += sum(each if isinstance(each, int) else len(each) for each in counts)
+        return total
 
 
 def _count(steps: tuple[StepAny, ...]) -> int:

@@ -274,6 +274,27 @@ def test_validate_names_the_place_of_a_mistake(lab: FakeLab, capsys: pytest.Capt
     assert "wrong.yml:5:1" in captured.err
 
 
+def test_validate_for_a_simulation_names_what_makes_no_sense_there(
+    lab: FakeLab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("fast.yml").write_text(
+        "name: fast\ndescription: d\nsteps: [{load: start}]\nload: {rate: 5}\nexpectations: [{throughput: 5}]\n"
+    )
+    assert run("validate", "quiet.yml", "fast.yml") == 0
+    assert run("validate", "--sim", "quiet.yml", "fast.yml") == 64
+    captured = capsys.readouterr()
+    assert captured.out.count("quiet.yml: ok") == 2
+    assert captured.out.count("fast.yml: ok") == 1
+    assert captured.err.startswith("fast.yml: expectations[0].throughput: measures the machine")
+
+
+def test_a_live_run_refuses_what_only_a_simulation_can_do(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("dark.yml").write_text("name: dark\ndescription: d\nsteps: [{kill: 1}, {power_loss: 2}]\n")
+    assert run("quiet.yml", "dark.yml", "--out", "out") == 64
+    assert capsys.readouterr().err == "dark: steps[1].power_loss: only with --sim\n"
+    assert not lab.runs and not Path("out").exists()
+
+
 def test_list_shows_every_scenario_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     shown = capsys.readouterr().out

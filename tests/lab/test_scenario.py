@@ -21,10 +21,32 @@ from lab.plan.expectation import (
     Order,
     RoleIs,
 )
-from lab.plan.faults import ClusterView, NodeView, NoSuchTarget, choose, judge
+from lab.plan.faults import ClusterView, NodeView, NoSuchTarget, choose, judge, partition_pairs
 from lab.plan.reading import EVENTS
 from lab.plan.scenario import Load, Scenario, encode, load
-from lab.plan.step import STEPS, UNTILS, Kill, Repeat, Send, Sender, Sleep, UntilCaughtUp, UntilNewLeader, Wait
+from lab.plan.step import (
+    FAULT_STEPS,
+    STEPS,
+    UNTILS,
+    Clock,
+    Cut,
+    Disk,
+    Heal,
+    Kill,
+    Link,
+    Partition,
+    PowerLoss,
+    Rebuild,
+    Repeat,
+    Reset,
+    Send,
+    Sender,
+    Sleep,
+    Step,
+    UntilCaughtUp,
+    UntilNewLeader,
+    Wait,
+)
 from lab.plan.words import TARGET_WORDS, Duration, Target
 from lab.plan.writing import show_expectation, show_step
 from nodeproc.errors import ConfigError
@@ -88,7 +110,74 @@ def test_repeat_is_unrolled_and_may_nest() -> None:
     assert isinstance(scenario.steps[0], Repeat)
 
 
-def test_only_a_link_step_needs_the_proxy() -> None:
+FAULTS = {
+    "link: {loss: 0.2, duplicate: 1}": Link(loss=0.2, duplicate=1.0),
+    "cut: {}": Cut(),
+    "cut: {from: leader, to: [1, 2], frames: [APPEND], both: true}": Cut("leader", (1, 2), ("APPEND",), True),
+    "partition: halves": Partition("halves"),
+    "partition: {kind: isolate, node: follower}": Partition("isolate", "follower"),
+    "partition: {kind: bridge, node: 2}": Partition("bridge", 2),
+    "partition: ring": Partition("ring"),
+    "reset: {from: 1, to: followers}": Reset(1, "followers"),
+    "heal: disks": Heal("disks"),
+    "heal: clocks": Heal("clocks"),
+    "power_loss: leader": PowerLoss("leader"),
+    "power_loss: {target: 2, mid_write: true}": PowerLoss(2, True),
+    "disk: {on: 1, slow: 20ms}": Disk(1, slow=Duration(0.02)),
+    "disk: {on: all, full: true}": Disk("all", full=True),
+    "disk: {on: leader, failing: sync}": Disk("leader", failing="sync"),
+    "disk: {on: [1, 2], rot: messages}": Disk((1, 2), rot="messages"),
+    "clock: {on: 1, drift: -0.05}": Clock(1, -0.05),
+    "clock: {on: 1, jump: 90s}": Clock(1, jump=Duration(90)),
+    "rebuild: follower": Rebuild("follower"),
+}
+
+
+@pytest.mark.parametrize(("text", "step"), FAULTS.items(), ids=FAULTS.keys())
+def test_a_fault_is_read_shown_and_written_back(text: str, step: Step) -> None:
+    scenario = read(f"cluster: {{nodes: 4}}\nsteps:\n  - {text}")
+    assert scenario.steps == (step,)
+    assert isinstance(step, FAULT_STEPS)
+    assert load("scenario.yml", text=encode(scenario)) == scenario
+    assert read(f"cluster: {{nodes: 4}}\nsteps:\n  - {show_step(scenario.steps[0])}") == scenario
+
+
+def test_the_first_step_that_only_a_simulation_can_do_is_named() -> None:
+    assert read("steps: [{kill: leader}, {partition: halves}, {cut: {}}]").sim_only == ""
+    text = "steps: [{kill: 1}, {repeat: {times: 2, steps: [{kill: 2}, {rebuild: 2}]}}, {power_loss: 1}]"
+    assert read(text).sim_only == "steps[1].repeat.steps[1].rebuild"
+
+
+START = "steps: [{load: start}]\n"
+NO_SIMULATION = {
+    "a throughput": (
+        START + "load: {rate: 5}\nexpectations: [{acknowledged: 1}, {throughput: 5}]",
+        "expectations[1].throughput: measures the machine",
+    ),
+    "a high count": (START + "load: {rate: 5, count: 200001}", "load: 200001 are too many messages"),
+    "a long load": (START + "load: {rate: 20000, duration: 11s}", "load: 220000 are too many messages"),
+    "an immense load": (START + "load: {rate: 1.0e+308, duration: 60m}", "are too many messages"),
+    "two loads": ("steps: [{repeat: {times: 2, steps: [{load: start}]}}]\nload: {rate: 1, count: 150000}", "300000"),
+    "too much in flight": (START + "load: {in_flight: 2001}", "load.in_flight: 2001 are too many"),
+    "a large send": ("steps: [{send: {client: 1, messages: 300000}}]", "steps: 300000 are too many messages"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), NO_SIMULATION.values(), ids=NO_SIMULATION.keys())
+def test_what_makes_no_sense_in_virtual_time_is_refused(text: str, words: str) -> None:
+    (reason,) = read(text).sim_refusals()
+    assert words in reason
+
+
+def test_a_moderate_load_can_be_simulated() -> None:
+    assert read(START + "load: {rate: 5000, duration: 40s}\nexpectations: [{unavailable: 1s}]").sim_refusals() == []
+    assert read(START + "load: {in_flight: 2000, clients: 9}").sim_refusals() == []
+
+
+def test_only_steps_on_links_need_the_proxy() -> None:
+    assert read("steps: [{cut: {from: 1}}]").proxied
+    assert read("steps: [{partition: halves}]").proxied
+    assert not read("steps: [{reset: {}}]").proxied
     assert not read("steps: [{kill: leader}]").proxied
     assert read("steps: [{repeat: {times: 1, steps: [{link: {from: 1, to: 2, delay: 5ms}}]}}]").proxied
 
@@ -128,6 +217,40 @@ REFUSED = {
     "a send of nothing": ("steps:\n  - send: {client: 1, messages: []}", "4:33: steps[0].send.messages", "found []"),
     "a link that does nothing": ("steps:\n  - link: {from: 1, to: 2}", "4:11: steps[0].link", "does nothing"),
     "an unknown frame": ("steps:\n  - link: {frames: [APEND], delay: 5ms}", "4:21: steps[0].link.frames[0]", "APPEND"),
+    "a share above 1": ("steps:\n  - link: {loss: 1.5}", "4:18: steps[0].link.loss: found 1.5", "0..1"),
+    "a share that is no number": ("steps:\n  - link: {duplicate: .nan}", "4:23: steps[0].link.duplicate", "0..1"),
+    "a cut of unknown frames": ("steps:\n  - cut: {frames: [APEND]}", "4:20: steps[0].cut.frames[0]", "APPEND"),
+    "a cut to nobody": ("steps:\n  - cut: {to: 7}", "4:15: steps[0].cut.to", "1..3"),
+    "a partition of no kind": ("steps:\n  - partition: thirds", "4:16: steps[0].partition", "thirds"),
+    "a ring of three": ("steps:\n  - partition: ring", "4:16: steps[0].partition: ring cuts nothing", "4 nodes"),
+    "halves of a node": (
+        "steps:\n  - partition: {kind: halves, node: 1}",
+        "4:37: steps[0].partition.node: halves is about no node",
+        "isolate and bridge",
+    ),
+    "a power loss of no node": ("steps:\n  - power_loss: {mid_write: true}", "4:17: steps[0].power_loss", "target"),
+    "a disk that is well": ("steps:\n  - disk: {on: 1}", "4:11: steps[0].disk: give exactly one of slow", "rot"),
+    "a disk that is full and fails": (
+        "steps:\n  - disk: {on: 1, full: true, failing: sync}",
+        "4:11: steps[0].disk",
+        "exactly one",
+    ),
+    "a disk that fails strangely": (
+        "steps:\n  - disk: {on: 1, failing: read}",
+        "4:28: steps[0].disk.failing",
+        "append",
+    ),
+    "a disk of nobody": ("steps:\n  - disk: {full: true}", "4:11: steps[0].disk", "on"),
+    "a disk for short": ("steps:\n  - disk: 1", "4:11: steps[0].disk: found 1", "keys on, slow, full, failing, rot"),
+    "a clock that is right": ("steps:\n  - clock: {on: 1}", "4:12: steps[0].clock: does nothing", "drift or jump"),
+    "a clock that runs wild": (
+        "steps:\n  - clock: {on: 1, drift: 0.6}",
+        "4:27: steps[0].clock.drift: found 0.6",
+        "-0.5..0.5",
+    ),
+    "a clock that jumps back": ("steps:\n  - clock: {on: 1, jump: -5s}", "4:26: steps[0].clock.jump", "500ms"),
+    "a rebuild of nobody": ("steps:\n  - rebuild: 9", "4:14: steps[0].rebuild: found 9", "1..3"),
+    "a healing of what can't be hurt": ("steps:\n  - heal: nodes", "4:11: steps[0].heal", "clocks"),
     "an error inside repeat": (
         "steps:\n  - repeat: {times: 2, steps: [{kill: 9}]}",
         "4:39: steps[0].repeat.steps[0].kill",
@@ -335,6 +458,48 @@ def test_a_follower_is_drawn_with_the_seed() -> None:
     drawn = {choose("follower", HEALTHY, random.Random(seed)) for seed in range(50)}
     assert drawn == {(1,), (2,)}
     assert choose("follower", HEALTHY, random.Random(7)) == choose("follower", HEALTHY, random.Random(7))
+
+
+FIVE = ClusterView({1: node("follower"), 2: node("follower"), 3: node("leader"), 4: DOWN, 5: node("follower")})
+
+
+def heard(step: Partition, seed: int = 1) -> dict[int, set[int]]:
+    """Node -> nodes of FIVE that it still hears, itself left out."""
+    cut = partition_pairs(step, FIVE, random.Random(seed))
+    assert list(cut) == sorted(set(cut))
+    assert all(source != to for source, to in cut)
+    return {to: {source for source in FIVE.ids if source != to and (source, to) not in cut} for to in FIVE.ids}
+
+
+def test_an_isolated_node_hears_nobody_and_nobody_hears_it() -> None:
+    assert heard(Partition("isolate")) == {1: {2, 4, 5}, 2: {1, 4, 5}, 3: set(), 4: {1, 2, 5}, 5: {1, 2, 4}}
+    assert heard(Partition("isolate", (1, 2))) == {1: set(), 2: set(), 3: {4, 5}, 4: {3, 5}, 5: {3, 4}}
+    with pytest.raises(NoSuchTarget):
+        heard(Partition("isolate", "paused"))
+
+
+def test_in_a_ring_each_node_hears_its_two_neighbours() -> None:
+    assert heard(Partition("ring")) == {1: {2, 5}, 2: {1, 3}, 3: {2, 4}, 4: {3, 5}, 5: {1, 4}}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_halves_are_a_majority_and_the_rest(seed: int) -> None:
+    sides = {frozenset(known | {each}) for each, known in heard(Partition("halves"), seed).items()}
+    assert sorted(map(len, sides)) == [2, 3]
+    assert heard(Partition("halves"), seed) == heard(Partition("halves"), seed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_bridge_hears_both_banks_which_do_not_hear_each_other(seed: int) -> None:
+    known = heard(Partition("bridge", 3), seed)
+    assert known.pop(3) == {1, 2, 4, 5}
+    banks = {frozenset(others - {3} | {each}) for each, others in known.items()}
+    assert sorted(map(len, banks)) == [2, 2]
+    assert all(3 in others for others in known.values())
+
+
+def test_halves_are_drawn_with_the_seed() -> None:
+    assert len({partition_pairs(Partition("halves"), FIVE, random.Random(seed)) for seed in range(60)}) == 10
 
 
 def test_of_two_that_say_they_lead_the_higher_term_is_the_leader() -> None:
