@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.run.links import AT_ONCE, NEVER, DeliverAfter, Drop, HoldBack, Link, Rule, decide
+from lab.run.links import AT_ONCE, NEVER, DeliverAfter, Drop, Duplicate, HoldBack, Link, Rule, decide
 
 
 def link(rule: Rule | None = None) -> Link[int]:
@@ -96,6 +96,32 @@ def test_lost_frames_are_counted_and_never_arrive() -> None:
     assert holed.leave(100.0) == [] and holed.counts.lost == 1
 
 
+def test_a_frame_that_is_duplicated_arrives_twice_in_its_place() -> None:
+    doubled = link(Rule(frames=("APPEND",), duplicate=1.0, delay=0.5))
+    assert [doubled.enter(frame, n, 0.0) for n, frame in enumerate(("HEARTBEAT", "APPEND", "APPEND"))] == [1, 2, 2]
+    assert doubled.leave(0.49) == [0]
+    assert doubled.leave(0.5) == [1, 1, 2, 2]
+    assert (doubled.counts.entered, doubled.counts.duplicated, doubled.counts.delayed) == (3, 2, 2)
+
+
+def test_a_duplicate_overtakes_the_frame_held_back_whole() -> None:
+    mixed = link(Rule(every=1, behind=1, at_most=9))
+    mixed.enter("APPEND", 1, 0.0)
+    mixed.set_rule(Rule(duplicate=1.0), 0.0)
+    mixed.enter("APPEND", 2, 0.0)
+    assert mixed.leave(0.0) == [2, 2, 1]
+    assert mixed.counts.overtaken == 1
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))
+def test_what_enters_is_lost_or_leaves_once_or_twice(loss: float, duplicate: float, seed: int) -> None:
+    shaky: Link[int] = Link(random.Random(seed), Rule(loss=loss, duplicate=duplicate, jitter=0.2, every=3))
+    sent = [shaky.enter("APPEND", number, number / 100) for number in range(50)]
+    left = shaky.leave(100.0)
+    assert [left.count(number) for number in range(50)] == sent
+    assert len(left) == 50 - shaky.counts.lost + shaky.counts.duplicated
+
+
 def test_a_broken_connection_takes_its_frames_along() -> None:
     slow = link(Rule(delay=1))
     slow.enter("APPEND", 1, 0.0)
@@ -111,6 +137,8 @@ def test_a_broken_connection_takes_its_frames_along() -> None:
         (Rule(every=3, behind=2, at_most=1), 3, HoldBack(2, 1)),
         (Rule(every=3), 4, AT_ONCE),
         (Rule(loss=1), 1, Drop()),
+        (Rule(loss=1, duplicate=1), 1, Drop()),
+        (Rule(duplicate=1, delay=0.2, every=1), 1, Duplicate(0.2)),
     ],
 )
 def test_a_decision_follows_from_rule_and_number(rule: Rule, number: int, wanted: object) -> None:
