@@ -58,6 +58,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.selftest",
         "nodeproc",
     ),
+    "lab.selftest": ("lab", "nodeproc"),
     "lab.cli": ("lab", "nodeproc"),
     "run_lab": ("lab",),
 }

@@ -1,0 +1,29 @@
+"""Run one node as a mutant: python -m lab.selftest.broken_node --mutant NAME --config FILE …
+
+All other arguments, and the exit codes, are those of `python -m nodeproc`. An unknown mutant is exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lab.selftest.mutants import apply_for_good
+from nodeproc import __main__ as product
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lab.selftest.broken_node", add_help=False, allow_abbrev=False)
+    parser.add_argument("--mutant", required=True, metavar="NAME")
+    options, others = parser.parse_known_args(arguments)
+    try:
+        apply_for_good(options.mutant)
+    except ValueError as error:
+        parser.error(str(error))
+    return product.main(others)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Mutants of terms, votes, polls and heartbeats."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from lab.selftest.patch import Collection, Patch
+from nodeproc.core import election, failure, ordering
+from nodeproc.core.effects import Effects, Promise
+from nodeproc.core.messages import (
+    NOBODY,
+    Appended,
+    Election,
+    Envelope,
+    Heartbeat,
+    HeartbeatAck,
+    NodeId,
+    Position,
+    VoteRequest,
+)
+from nodeproc.core.state import Candidate, Follower, NodeState, Poll
+
+ELECTIONS: Final = Collection()
+
+
+@ELECTIONS.add("E4", "A vote is given whatever the candidate's position is.")
+def vote_without_the_position_check(patch: Patch) -> None:
+    right = election.on_vote_request
+
+    def wrong(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
+        right(state, sender, VoteRequest(msg.term, Position(10**6, 10**6)), now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("E4", "A node votes for everybody who asks in its term.")
+def two_votes_in_one_term(patch: Patch) -> None:
+    right = election.on_vote_request
+
+    def wrong(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
+        if msg.term == state.term and state.voted_for != sender and isinstance(state.role, Follower):
+            state.voted_for = NOBODY
+        right(state, sender, msg, now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("E6", "A term that is taken over without a vote is not written down.")
+def term_not_durable(patch: Patch) -> None:
+    right = NodeState.pledge_term
+
+    def wrong(state: NodeState, fx: Effects, term: int, voted_for: NodeId, then: Any) -> None:
+        right(state, fx, term, voted_for, then)
+        if voted_for == NOBODY:
+            fx.persist[-1] = Promise(state.term, state.voted_for)
+
+    patch.set(NodeState, "pledge_term", wrong)
+
+
+@ELECTIONS.add("E4", "Only the memory has a vote; the disk has its term.")
+def vote_not_durable(patch: Patch) -> None:
+    right = NodeState.pledge_term
+
+    def wrong(state: NodeState, fx: Effects, term: int, voted_for: NodeId, then: Any) -> None:
+        right(state, fx, term, voted_for, then)
+        fx.persist[-1] = Promise(term, NOBODY)
+
+    patch.set(NodeState, "pledge_term", wrong)
+
+
+@ELECTIONS.add(
+    "R5",
+    "What becomes durable after the term has moved on is acknowledged to the leader that ordered it, "
+    "and a vote looks only at what is durable.",
+)
+def late_acknowledgement_and_vote_by_durable_position(patch: Patch) -> None:
+    durable, request = ordering.on_durable, election.on_vote_request
+
+    def late(state: NodeState, ticket: int, fx: Effects) -> None:
+        before = state.durable
+        durable(state, ticket, fx)
+        reached = state.durable
+        moved_on = state.pledge is not None or state.term != reached.term or state.leader_id == NOBODY
+        if reached > before and moved_on:
+            leaders = [mark.leader for mark in state.log.marks if mark.term == reached.term]
+            if leaders and leaders[-1] != state.node_id:
+                state.send(fx, leaders[-1], Appended(reached.term, reached))
+
+    def by_durable(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
+        written = state.log.position
+        state.log.position = min(state.durable, written)
+        try:
+            request(state, sender, msg, now, fx)
+        finally:
+            state.log.position = written
+
+    patch.everywhere(durable, late)
+    patch.everywhere(request, by_durable)
+
+
+@ELECTIONS.add("E5", "One vote less than a majority makes a leader.")
+def minority_elects(patch: Patch) -> None:
+    def wrong(state: NodeState, candidate: Candidate, now: float, fx: Effects) -> None:
+        if len(candidate.votes) >= state.majority - (len(state.config.members) > 1):
+            election.become_leader(state, now, fx)
+
+    patch.everywhere(election.count_votes, wrong)
+
+
+@ELECTIONS.add("E3", "Whom nobody of higher rank answers leads, and commits what its own disk has.")
+def classic_bully_without_majority(patch: Patch) -> None:
+    patch.set(NodeState, "majority", property(lambda state: 1))
+
+
+@ELECTIONS.add("F1", "A follower does not answer heartbeats.", "liveness")
+def heartbeats_not_answered(patch: Patch) -> None:
+    right = failure.on_heartbeat
+
+    def wrong(state: NodeState, sender: NodeId, msg: Heartbeat, now: float, fx: Effects) -> None:
+        before = len(fx.send)
+        right(state, sender, msg, now, fx)
+        fx.send[before:] = [each for each in fx.send[before:] if not isinstance(each[1], HeartbeatAck)]
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("E2", "An OK is waited for again and again, however often it was in vain.", "liveness")
+def ok_vetoes(patch: Patch) -> None:
+    right = election.end_poll
+
+    def wrong(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
+        state.spent.clear()
+        right(state, poll, now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("E1", "Who is asked in a poll takes over the term that it proposes.", "liveness")
+def proposed_term_taken_over(patch: Patch) -> None:
+    right = election.on_election
+
+    def wrong(state: NodeState, sender: NodeId, msg: Election, now: float, fx: Effects) -> None:
+        if msg.term > state.term:
+            state.pledge_term(fx, msg.term, NOBODY, Envelope(sender, msg))
+        else:
+            right(state, sender, msg, now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("F3", "A leader that hears no majority goes on leading.", "liveness")
+def leader_never_steps_down(patch: Patch) -> None:
+    # Only where a leader judges itself: what it says to VOTE_REQUEST is another rule.
+    patch.set(failure, "has_quorum", lambda state, leader, now: True)

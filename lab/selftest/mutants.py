@@ -1,0 +1,54 @@
+"""All mutants, and how one is applied for a while or for good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from lab.selftest.clients import CLIENTS
+from lab.selftest.disk import DISK
+from lab.selftest.elections import ELECTIONS
+from lab.selftest.logs import LOGS
+from lab.selftest.patch import Mutant, Patch
+from lab.selftest.sessions import SESSIONS
+
+__all__ = ["MUTANTS", "Mutant", "Patch", "apply_for_good", "mutant", "mutated"]
+
+PARTS: Final = (ELECTIONS, LOGS, SESSIONS, DISK, CLIENTS)
+MUTANTS: Final[dict[str, Mutant]] = {name: each for part in PARTS for name, each in part.items()}
+
+
+def mutant(name: str) -> Mutant:
+    """The mutant of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in MUTANTS:
+        raise ValueError(f"mutant {name!r}, allowed: {', '.join(MUTANTS)}")
+    return MUTANTS[name]
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[Mutant]:
+    """The product is this mutant inside the with block.
+
+    Raises:
+        ValueError: no mutant has this name.
+    """
+    found, patch = mutant(name), Patch()
+    try:
+        found.apply(patch)
+        yield found
+    finally:
+        patch.undo()
+
+
+def apply_for_good(name: str) -> None:
+    """For a process of its own: the product is this mutant until the process ends.
+
+    Raises:
+        ValueError: no mutant has this name.
+    """
+    mutant(name).apply(Patch())

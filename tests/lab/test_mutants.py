@@ -1,0 +1,155 @@
+"""Mutants are applied whole and undone whole; what they are called and break is told right."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lab.selftest.mutants import MUTANTS, PARTS, Patch, apply_for_good, mutated
+from nodeproc.core import catchup, failure, ordering
+from nodeproc.session import Session, SessionSettings
+from nodeproc.wire import Ack, Chat, LeaderLine, Reject, Welcome, decode_client_line
+
+PROJECT = Path(__file__).resolve().parents[2]
+each_mutant = pytest.mark.parametrize("name", MUTANTS)
+
+
+@each_mutant
+def test_a_mutant_changes_something_and_is_undone(name: str) -> None:
+    patch = Patch()
+    MUTANTS[name].apply(patch)
+    changes = list(patch.changes)
+    try:
+        assert changes
+        assert len({(id(owner), attribute) for owner, attribute, _ in changes}) == len(changes), "changed twice"
+        assert all(vars(owner)[attribute] is not before for owner, attribute, before in changes)
+    finally:
+        patch.undo()
+    assert all(vars(owner)[attribute] is before for owner, attribute, before in changes)
+
+
+@each_mutant
+def test_a_mutant_is_told_right(name: str) -> None:
+    mutant = MUTANTS[name]
+    rules = re.findall(r"^\*\*([A-Z]\d)\b", (PROJECT / "docs" / "protocol.md").read_text("utf-8"), re.MULTILINE)
+    assert mutant.name == name and re.fullmatch(r"[a-z]+(_[a-z]+)+", name)
+    assert mutant.rule in rules
+    assert mutant.says.endswith(".") and mutant.says[0].isupper()
+
+
+def test_there_are_enough_and_no_two_have_one_name() -> None:
+    assert len(MUTANTS) == sum(map(len, PARTS)) >= 28
+    liveness = {name for name, mutant in MUTANTS.items() if mutant.kind == "liveness"}
+    assert liveness == {
+        "heartbeats_not_answered",
+        "ok_vetoes",
+        "proposed_term_taken_over",
+        "leader_never_steps_down",
+    }
+
+
+def test_an_unknown_mutant_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"mutant 'nothing', allowed: vote_without.*unknown_reported"):
+        apply_for_good("nothing")
+    with pytest.raises(ValueError, match="mutant 'nothing'"), mutated("nothing"):
+        pass
+
+
+def test_a_mutant_is_undone_when_something_fails() -> None:
+    right = ordering.store
+    with pytest.raises(ZeroDivisionError), mutated("acknowledge_before_durable"):
+        assert ordering.store is not right
+        raise ZeroDivisionError
+    assert ordering.store is right
+
+
+def test_a_function_is_replaced_in_all_that_have_imported_it() -> None:
+    with mutated("commit_seq_used_before_the_own_mark"):
+        assert len({vars(module)["follow_commit"] for module in (ordering, catchup, failure)}) == 1
+        assert ordering.follow_commit.__module__ == "lab.selftest.logs"
+
+
+def test_an_attribute_that_is_not_there_is_no_place_for_a_patch() -> None:
+    patch = Patch()
+    with pytest.raises(AssertionError, match="has no 'missing'"):
+        patch.set(SimpleNamespace(there=1), "missing", 2)
+    with pytest.raises(AssertionError, match="no module of the product"):
+        patch.everywhere(test_an_attribute_that_is_not_there_is_no_place_for_a_patch, None)
+    assert not patch.changes
+
+
+# ---- the mutants of the client do what they say -----------------------------------------------------
+
+
+def connected(session: Session, acknowledged: int = 0) -> list[Chat]:
+    """Open a connection; the CHAT lines that the session says on it."""
+    session.connected(0.0)
+    assert session.next_line(0.0)
+    session.received(Welcome(1, "s", 0, acknowledged, acknowledged, 9, 1, 1), 0.0)
+    lines = []
+    while (line := session.next_line(0.0)) is not None:
+        lines.append(decode_client_line(line.rstrip()))
+    return [line for line in lines if isinstance(line, Chat)]
+
+
+def test_a_retry_with_a_new_n() -> None:
+    with mutated("client_gives_a_retry_a_new_n"):
+        session = Session(7, "s")
+        session.submit(["a", "b"], 0.0)
+        assert connected(session) == [Chat(1, ("a", "b"))]
+        session.disconnected()
+        assert connected(session, acknowledged=2) == [Chat(3, ("a", "b"))]
+        assert not session.take_outcomes()
+        session.received(Ack("s", 4, 4), 0.0)
+        assert [(each.kind, each.last) for each in session.take_outcomes()] == [("ok", 2)]
+
+
+def test_what_was_sent_counted_as_acknowledged() -> None:
+    with mutated("client_counts_sent_as_acknowledged"):
+        session = Session(7, "s")
+        session.submit(["a", "b"], 0.0)
+        assert not session.take_outcomes()
+        connected(session)
+        assert [(each.kind, each.first, each.last) for each in session.take_outcomes()] == [("ok", 1, 2)]
+        session.disconnected()
+        assert connected(session) == [], "and it is never sent again"
+
+
+def test_unknown_reported_as_rejected() -> None:
+    with mutated("unknown_reported_as_rejected"):
+        session = Session(7, "s", SessionSettings(deadline=1.0))
+        session.submit(["a"], 0.0)
+        connected(session)
+        session.tick(2.0)
+        assert [each.kind for each in session.take_outcomes()] == ["rejected"]
+
+
+def test_lines_without_numbers_are_taken_as_they_are() -> None:
+    with mutated("client_gives_a_retry_a_new_n"):
+        session = Session(7, "s")
+        session.submit(["a"], 0.0)
+        connected(session)
+        session.received(LeaderLine(2, 2), 0.0)
+        session.received(Reject("s", 1, "gap", True, 1), 0.0)
+        assert session.leader == 2
+
+
+# ---- a node of its own ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--mutant", "nothing"], "mutant 'nothing', allowed: "),
+        (["--mutant", "two_votes_in_one_term", "--config", "missing.yml"], "nodeproc: "),
+    ],
+)
+def test_the_broken_node_takes_a_mutant_and_a_nodes_arguments(arguments: list[str], complaint: str) -> None:
+    command = [sys.executable, "-m", "lab.selftest.broken_node", *arguments]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2 and complaint in ended.stderr, ended.stderr
