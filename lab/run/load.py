@@ -37,6 +37,8 @@ MOST_UNSETTLED = 1_000_000
 MOST_AT_ONCE = 8192
 """Messages that one client is handed at once, so that acknowledgements are read in between."""
 
+LEAST_PAUSE_S = 1e-6
+"""A message may be due now and, a rounding error later, not be due yet: time must pass before the next look."""
 EXACT_RATE, FINE_RATE = 1000.0, 10_000.0
 FINE_TICK_S, COARSE_TICK_S = 0.002, 0.005
 
@@ -281,7 +283,7 @@ class Worker:
             next_due = self._send_due(clients, min(elapsed, duration), zero)
             if elapsed >= duration or next_due == math.inf:
                 break
-            await _pause(self._halted, max(zero + next_due - self._world.now(), tick))
+            await _pause(self._halted, max(zero + next_due - self._world.now(), tick, LEAST_PAUSE_S))
 
     def _send_due(self, clients: Sequence[LoadClient], elapsed: float, zero: float) -> float:
         """Returns when the next message is due, seconds after zero; inf when none is left."""

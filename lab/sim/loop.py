@@ -19,6 +19,10 @@ Dialer: TypeAlias = Callable[[Callable[[], asyncio.BaseProtocol], int], Awaitabl
 """(protocol factory, port) -> (transport, protocol); raises OSError where nobody listens."""
 
 
+GRAIN_S = 1e-6
+"""The shortest sleep: one that is lost in rounding would let a loop that waits for its time spin for ever."""
+
+
 class Deadlock(Exception):
     """The program waits for something that can never come."""
 
@@ -59,7 +63,19 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             self._run_until(task)
             return cast(T, task.result())
         finally:
+            self._end_tasks()
             events._set_running_loop(before)
+
+    def _end_tasks(self) -> None:
+        """Cancel what still waits: the run is over, and nobody asks any more how these end."""
+        failure = self.failure
+        for task in asyncio.all_tasks(self):
+            task.cancel()
+        while self._ready:
+            handle = self._ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+        self.failure = failure
 
     def _run_until(self, task: asyncio.Task[Any]) -> None:
         ready, due = self._ready, self._due
@@ -104,7 +120,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        return self.call_at(self.now + max(delay, GRAIN_S), callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -129,8 +145,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return asyncio.Task(coro, loop=self, name=name or "simulated", context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """An error in a callback is a bug, and ends the run."""
-        self.failure = self.failure or context.get("exception") or RuntimeError(context.get("message"))
+        """An error in a callback ends the run; that something was cancelled is none."""
+        error = context.get("exception") or RuntimeError(context.get("message"))
+        if not isinstance(error, asyncio.CancelledError):
+            self.failure = self.failure or error
 
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
         assert self.dialer is not None, "nobody listens in this world"
