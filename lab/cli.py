@@ -11,6 +11,7 @@ needs are imported by that command, so that `--help`, `list` and `validate` star
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -34,6 +35,16 @@ RESULTS = ROOT / "results"
 PASS, BROKEN, UNDECIDED, MISSED, USAGE, HARNESS, INTERRUPTED = 0, 1, 2, 3, 64, 70, 130
 GRAVEST_FIRST = (INTERRUPTED, USAGE, BROKEN, HARNESS, MISSED, UNDECIDED, PASS)
 SEED_MAX = 2**31 - 1
+
+
+ELSEWHERE = {
+    "sim": ("lab.search.search", "simulate random scenarios, one a seed, and look for a broken invariant"),
+    "shrink": ("lab.search.shrink", "make the scenario of a failing seed small"),
+    "explore": ("lab.search.explore", "try every order of events within small bounds"),
+    "selftest": ("lab.selftest.selftest", "break one rule after the other: is each noticed?"),
+    "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
+}
+"""Command -> (the module whose add_arguments() and main() do it, what it is for)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     if given[0] not in commands and given[0] not in ("-h", "--help", "--version"):
         given.insert(0, "run")
-    options = parser.parse_args(given)
+    options = parser.parse_args(given) if given[0] not in ELSEWHERE else _parse_elsewhere(given)
     code = HARNESS
     try:
         code = options.do(options)
@@ -119,6 +130,9 @@ def _parser() -> tuple[_Parser, frozenset[str]]:
     run.add_argument("--repeat", metavar="N", type=_positive, default=1, help="run each N times")
     run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
     run.add_argument("--seed", metavar="S", type=_seed, help="seed of the first run; each repetition adds 1")
+    run.add_argument(
+        "--sim", action="store_true", help="in virtual time, in this process; the same seed, the same bytes"
+    )
     run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="where run directories go (results/)")
     _add_json(run)
     run.set_defaults(do=_do_run)
@@ -133,7 +147,19 @@ def _parser() -> tuple[_Parser, frozenset[str]]:
     listing = commands.add_parser("list", help="show name and description of scenarios")
     listing.add_argument("scenarios", metavar="FILE", nargs="*", type=Path, help="(all in scenarios/)")
     listing.set_defaults(do=_do_list)
+    for name, (_, what) in ELSEWHERE.items():
+        commands.add_parser(name, help=what, add_help=False)
     return parser, frozenset(commands.choices)
+
+
+def _parse_elsewhere(given: list[str]) -> argparse.Namespace:
+    """The options of a command that has a module of its own."""
+    name, what = ELSEWHERE[given[0]]
+    module = importlib.import_module(name)
+    parser = _Parser(prog=f"run_lab.py {given[0]}", description=what)
+    module.add_arguments(parser)
+    parser.set_defaults(do=module.main)
+    return parser.parse_args(given[1:])
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -202,8 +228,11 @@ def load_all(paths: Sequence[Path]) -> tuple[list[tuple[Path, Scenario]], int]:
 def _do_run(options: argparse.Namespace) -> int:
     loaded, code = load_all(options.scenarios)
     for _, scenario in loaded:
-        if scenario.sim_only:
-            print(f"{scenario.name}: {scenario.sim_only}: only with --sim", file=sys.stderr)
+        refusals = scenario.sim_refusals() if options.sim else []
+        if scenario.sim_only and not options.sim:
+            refusals = [f"{scenario.sim_only}: only with --sim"]
+        for reason in refusals:
+            print(f"{scenario.name}: {reason}", file=sys.stderr)
             code = USAGE
     if code != PASS:
         return code
@@ -211,7 +240,7 @@ def _do_run(options: argparse.Namespace) -> int:
     rounds = [(number, scenario) for _, scenario in loaded for number in range(options.repeat)]
     try:
         for number, scenario in rounds:
-            result = run_once(scenario, _seed_of(scenario, options.seed, number), options.out)
+            result = run_once(scenario, _seed_of(scenario, options.seed, number), options.out, sim=options.sim)
             results.append(result)
             _show(result, options.json)
             if options.exitfirst and result.exit_code != PASS:
@@ -237,9 +266,12 @@ def _seed_of(scenario: Scenario, first: int | None, number: int) -> int:
     return random.SystemRandom().randrange(SEED_MAX) if scenario.seed is None else scenario.seed
 
 
-def run_once(scenario: Scenario, seed: int, out: Path) -> Result:
-    """Run a scenario on real processes and judge what it left; a failure of the lab itself is a result too."""
-    from lab.run import live
+def run_once(scenario: Scenario, seed: int, out: Path, *, sim: bool = False) -> Result:
+    """Run a scenario and judge what it left; a failure of the lab itself is a result too.
+
+    Args:
+        sim: in virtual time, not on real processes.
+    """
     from lab.rundir import RunDir, utc_stamp
 
     directory: Path | None = None
@@ -248,12 +280,23 @@ def run_once(scenario: Scenario, seed: int, out: Path) -> Result:
         directory = run.path
         progress = Progress(scenario.name)
         try:
-            live.run(scenario, run, seed=seed, progress=progress)
+            _carry_out(scenario, run, seed, progress, sim)
         finally:
             progress.close()
     except Exception as error:
         return _lab_failed(scenario.name, seed, directory, error)
     return judge(run, scenario.name, seed)
+
+
+def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Progress, sim: bool) -> None:
+    if sim:
+        from lab.sim import simulator
+
+        simulator.run(scenario, run, seed=seed, progress=lambda text: None)
+    else:
+        from lab.run import live
+
+        live.run(scenario, run, seed=seed, progress=progress)
 
 
 def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exception) -> Result:

@@ -46,6 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.rundir": ("lab.rows",),
     "lab.run": ("lab.run", "lab.plan", "lab.rundir", "lab.rows", "nodeproc"),
     "lab.check": ("lab.check", "lab.plan", "lab.rundir", "lab.rows", "nodeproc"),
+    "lab.sim": ("lab.sim", "lab.run", "lab.plan", "lab.rundir", "lab.rows", "nodeproc"),
     "lab.show": ("lab.show", "lab.check", "lab.rundir", "lab.rows"),
     "lab.search": (
         "lab.search",

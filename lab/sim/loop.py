@@ -92,9 +92,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                     self.now = when
                 action(*args)
             else:
-                task.cancel()
-                if not ready:
-                    raise Deadlock("nothing is due, and the run has not come to its end")
+                raise Deadlock("nothing is due, and the run has not come to its end")
 
     # ---- what asyncio asks of a loop -------------------------------------------------------------------
 

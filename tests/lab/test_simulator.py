@@ -1,0 +1,122 @@
+"""The simulator: scenarios pass in it, the same seed gives the same bytes, and each fault has its effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab.cli import judge
+from lab.plan import scenario as plan
+from lab.plan.scenario import Scenario
+from lab.rundir import RunDir
+from lab.sim import simulator
+from lab.sim.loop import Deadlock, VirtualLoop
+
+SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
+QUICK = [path for path in sorted(SCENARIOS.glob("*.yml")) if not plan.load(path).sim_refusals()]
+
+
+def story(steps: str, *, nodes: int = 3, load: str = "null", more: str = "") -> Scenario:
+    text = f"""
+name: story
+description: A story.
+cluster: {{nodes: {nodes}}}
+load: {load}
+steps:
+{steps}
+{more}
+"""
+    return plan.load("story.yml", text=text)
+
+
+def contents(run: RunDir) -> dict[str, bytes]:
+    return {str(path.relative_to(run.path)): path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def simulate_into(path: Path, scenario: Scenario, seed: int) -> RunDir:
+    run = RunDir.create(path, scenario.name, "run")
+    simulator.run(scenario, run, seed=seed, progress=lambda text: None)
+    return run
+
+
+@pytest.mark.parametrize("path", QUICK, ids=lambda path: path.stem)
+def test_a_scenario_passes_in_virtual_time(path: Path) -> None:
+    for seed in (1, 2):
+        outcome = simulator.simulate(plan.load(path), seed)
+        assert (outcome.invariant, outcome.text, outcome.missed) == ("", "", []), seed
+
+
+def test_the_same_seed_leaves_the_same_bytes_and_the_judges_agree(tmp_path: Path) -> None:
+    scenario = plan.load(SCENARIOS / "repeated_leader_kills.yml")
+    first = simulate_into(tmp_path / "a", scenario, 7)
+    second = simulate_into(tmp_path / "b", scenario, 7)
+    other = simulate_into(tmp_path / "c", scenario, 8)
+    for run in (first, second, other):
+        assert judge(run, scenario.name, None).exit_code == 0
+    assert contents(first) == contents(second)
+    assert contents(first) != contents(other)
+
+
+FAULTS = {
+    "power_loss": "  - power_loss: leader\n  - sleep: 500ms\n  - start: killed",
+    "power_loss in a write": "  - power_loss: {target: 3, mid_write: true}\n  - sleep: 500ms\n  - heal: all",
+    "pause": "  - pause: leader\n  - wait: new_leader\n  - resume: paused",
+    "reset": "  - reset: {from: 1, to: 3}\n  - sleep: 200ms",
+    "clock": "  - clock: {on: 2, drift: 0.2}\n  - clock: {on: 3, jump: 5s}\n  - sleep: 500ms",
+    "rebuild": "  - sleep: 200ms\n  - rebuild: 2\n  - sleep: 2s",
+    "link": "  - link: {loss: 0.2, duplicate: 0.2}\n  - sleep: 1s\n  - heal: links",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_hits_and_is_survived(kind: str) -> None:
+    load = "{clients: 3, rate: 200, duration: 3s}"
+    steps = f"  - load: start\n  - wait: {{for: acknowledged, count: 20}}\n{FAULTS[kind]}\n  - wait: load_done"
+    scenario = story(steps, load=load, more="bounds: {convergence: 60s}")
+    for seed in range(1, 6):
+        outcome = simulator.simulate(scenario, seed)
+        assert (outcome.invariant, outcome.text) == ("", ""), seed
+        assert outcome.faults.get(kind, 0) >= 1, (seed, outcome.faults)
+
+
+@pytest.mark.parametrize(
+    ("disk", "event"),
+    [("{on: 2, full: true}", "failed"), ("{on: 2, failing: sync}", "failed"), ("{on: 2, slow: 300ms}", "delivered")],
+)
+def test_a_disk_that_fails_ends_its_node_and_a_slow_one_does_not(disk: str, event: str) -> None:
+    steps = f"""  - load: start
+  - disk: {disk}
+  - wait: {{for: acknowledged, count: 60}}
+  - heal: all
+  - wait: load_done"""
+    scenario = story(steps, load="{clients: 2, rate: 100, duration: 2s}")
+    for seed in range(1, 4):
+        outcome = simulator.simulate(scenario, seed)
+        assert (outcome.invariant, outcome.text, outcome.missed) == ("", "", []), seed
+        assert outcome.events.get(event, 0) >= 1
+
+
+def test_rot_in_the_log_is_noticed_and_a_rebuild_mends_it() -> None:
+    steps = """  - load: start
+  - wait: {for: acknowledged, count: 100}
+  - disk: {on: 2, rot: wal}
+  - start: 2
+  - wait: {for: event, is: failed, on: 2}
+  - rebuild: 2
+  - wait: {for: caught_up, on: 2}
+  - wait: load_done"""
+    scenario = story(steps, load="{clients: 2, rate: 200, duration: 3s}")
+    for seed in range(1, 6):
+        outcome = simulator.simulate(scenario, seed)
+        assert (outcome.invariant, outcome.text, outcome.missed) == ("", "", []), seed
+
+
+def test_a_loop_in_virtual_time_does_not_wait_and_knows_when_nothing_can_come() -> None:
+    loop = VirtualLoop(5.0)  # type: ignore[abstract]
+
+    async def never() -> None:
+        await loop.create_future()
+
+    with pytest.raises(Deadlock):
+        loop.run(never())
