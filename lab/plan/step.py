@@ -168,11 +168,13 @@ class Heal(Step, frozen=True):
 
     links: all links are straight again. disks: no disk is slow, full or failing. clocks: none drifts; what was jumped
     stays. all: all of these; besides, what is paused is resumed and what is down is started.
+    on: the nodes that `all` wakes and starts.
     """
 
     word = "heal"
     short = "what"
     what: Literal["links", "disks", "clocks", "all"] = "all"
+    on: Target = "all"
 
 
 # ---- machines, disks and clocks: in virtual time only --------------------------------------------
@@ -287,7 +289,10 @@ class UntilNewLeader(Until, frozen=True, tag="new_leader"):
 
 
 class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
-    """These nodes have delivered all that any running node knew to be committed when the wait began."""
+    """These nodes have delivered all that any running node knew to be committed when the wait began.
+
+    One that is being rebuilt is not caught up before it has its vote again.
+    """
 
     on: Target = "running"
 

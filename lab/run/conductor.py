@@ -318,7 +318,7 @@ class Conductor:
                 if step.what != "links":
                     await cluster.mend(step.what, index)
                 if step.what == "all":
-                    await self._heal_nodes(index)
+                    await self._heal_nodes(choose(step.on, view, self._rng), index)
             case Reset():
                 await cluster.hurt(step, [node for pair in self._pairs(step, view) for node in pair], index)
             case PowerLoss() | Rebuild():
@@ -340,9 +340,9 @@ class Conductor:
         await asyncio.sleep(step.down)
         await self._cluster.start(up, index)
 
-    async def _heal_nodes(self, index: int) -> None:
+    async def _heal_nodes(self, targets: Sequence[NodeId], index: int) -> None:
         """Wake what is paused, start what is down."""
-        nodes = self._cluster.nodes.values()
+        nodes = [self._cluster.nodes[node] for node in targets]
         if paused := [each.node for each in nodes if each.paused]:
             await self._cluster.resume(paused, index)
         if down := [each.node for each in nodes if not each.running]:
@@ -419,7 +419,7 @@ class Conductor:
                 return lambda: self._agreed(above=self._term_before)
             case UntilCaughtUp():
                 wanted = (await self._cluster.view()).committed
-                return lambda: self._delivered(until.on, wanted)
+                return lambda: self._caught_up(until.on, wanted)
             case UntilDelivered():
                 return lambda: self._delivered(until.on, until.count)
             case UntilAcknowledged():
@@ -445,6 +445,12 @@ class Conductor:
         except NoSuchTarget:
             return False
         return all(view.nodes[node].up and view.nodes[node].delivered_seq >= count for node in nodes)
+
+    async def _caught_up(self, on: Target, count: int) -> bool:
+        if not await self._delivered(on, count):
+            return False
+        nodes = choose(on, await self._cluster.view(), self._rng)
+        return not any(self._cluster.statuses[node].rebuilding for node in nodes if node in self._cluster.statuses)
 
     def _acknowledged_above(self, wanted: int) -> Callable[[], Awaitable[bool]]:
         async def condition() -> bool:
@@ -491,7 +497,7 @@ class Conductor:
         self._tell("healing and waiting until all nodes are the same")
         await self._cluster.heal_links(-1)
         await self._cluster.mend("all", -1)
-        await self._heal_nodes(-1)
+        await self._heal_nodes(self._scenario.cluster.ids, -1)
         self.facts.t_healed = self._world.now_ns()
         self._phase("healed")
         await self._stop_load()

@@ -1,0 +1,304 @@
+"""Random scenarios: each seed draws its own cluster, load, kinds of faults and how often they come.
+
+Not every seed has every kind of fault: what a seed leaves out lets other things happen more often, and together
+(Groce et al., Swarm Testing, ISSTA 2012). What is drawn breaks no promise that the protocol asks for: a disk is lost
+only after all nodes were whole and the same, one at a time (M4), and at the end a random majority is healed, no more,
+and has to take messages (A9). So everything that a simulation of such a scenario misses is a finding.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, TypeAlias
+
+from lab.plan.scenario import Bounds, Cluster, Load, Scenario
+from lab.plan.step import (
+    Clock,
+    Cut,
+    Disk,
+    FullRestart,
+    Heal,
+    Kill,
+    Link,
+    LoadSwitch,
+    Partition,
+    Pause,
+    PowerLoss,
+    Rebuild,
+    Reorder,
+    Reset,
+    Restart,
+    Resume,
+    Send,
+    Sender,
+    Sleep,
+    Start,
+    StepAny,
+    Stop,
+    UntilCaughtUp,
+    Wait,
+)
+from lab.plan.words import Duration
+from nodeproc.core.messages import NodeId
+
+Steps: TypeAlias = list[StepAny]
+
+SIZES: Final = (3, 5)
+FRAMES: Final = ("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP")
+LIVENESS: Final = "liveness"
+"""Name of the last send: with a majority whole, it must come true."""
+NAMED_CLIENT: Final = 9001
+BOUNDS: Final = Bounds(recovery=Duration(20), convergence=Duration(60))
+CAUGHT_UP: Final = Wait(until=UntilCaughtUp(on="all", within=Duration(30)))
+WHOLE: Final = Heal(what="all")
+QUIET: Final[tuple[StepAny, ...]] = (WHOLE, CAUGHT_UP, Sleep(time=Duration(1)))
+"""All nodes are whole, the same, and have had time to tell each other so."""
+
+
+def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
+    """The scenario of a seed.
+
+    Args:
+        sizes: cluster sizes to choose from.
+    """
+    return _Draw(seed, sizes).scenario()
+
+
+def is_sound(steps: Sequence[StepAny]) -> bool:
+    """Whether disks are lost only where the protocol allows it: all whole and the same right before.
+
+    A part of a drawn scenario that is not sound shows nothing when it fails.
+    """
+    rotten: frozenset[NodeId] = frozenset()
+    for at, step in enumerate(steps):
+        quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
+        if isinstance(step, Disk) and step.rot:
+            if rotten or not quiet:
+                return False
+            rotten = frozenset({_node(step.on)})
+        elif isinstance(step, Rebuild):
+            if not (rotten == {_node(step.target)} if rotten else quiet):
+                return False
+            rotten = frozenset()
+        elif rotten and not isinstance(step, Start | Sleep):
+            return False
+        elif step == CAUGHT_UP and (at == 0 or not isinstance(steps[at - 1], Heal | Rebuild)):
+            return False
+    return not rotten
+
+
+def _node(target: object) -> NodeId:
+    assert isinstance(target, int), f"drawn disk losses name their node, found {target!r}"
+    return target
+
+
+class _Draw:
+    """One seed's choices, in the order in which they are made."""
+
+    def __init__(self, seed: int, sizes: Sequence[int]) -> None:
+        self.seed, self.rng = seed, random.Random(f"{seed} draw")
+        self.nodes = self.rng.choice(list(sizes))
+        self.ids = range(1, self.nodes + 1)
+
+    def scenario(self) -> Scenario:
+        cluster, faults = self._cluster(), self._faults()
+        steps: Steps = [LoadSwitch(do="start"), *faults, *self._ending()]
+        if "max_sessions" in cluster.limits:
+            steps.pop()  # A node that is behind may open sessions that such a small table takes for forgotten ones (S3).
+        return Scenario(
+            name=f"drawn_{self.seed}",
+            description=f"Drawn from seed {self.seed}.",
+            steps=tuple(steps),
+            cluster=cluster,
+            load=self._load(),
+            subscribers=self.rng.choice((0, 1, 1, 2)),
+            bounds=BOUNDS,
+            seed=self.seed,
+        )
+
+    # ---- the cluster and what it has to do -----------------------------------------------------------
+
+    def _cluster(self) -> Cluster:
+        rng = self.rng
+        heartbeat = rng.choice((20, 50, 100)) / 1000
+        election = heartbeat * rng.choice((3, 5, 8))
+        priorities = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self._or(0.5) else {}
+        return Cluster(
+            nodes=self.nodes,
+            priorities=priorities,
+            heartbeat_interval=_time(heartbeat),
+            election_timeout=_time(election),
+            answer_timeout=_time(election * rng.choice((0.2, 0.3, 0.5))),
+            coordinator_timeout=_time(election * rng.choice((0.5, 1.0, 2.0))),
+            limits=self._limits(),
+        )
+
+    def _limits(self) -> dict[str, int]:
+        """Most often none; else some so small that what they bound happens all the time."""
+        tight = {
+            "segment_bytes": (4096, 8192),
+            "batch_max_messages": (1, 3),
+            "inflight_max_bytes": (1024, 2048),
+            "fetch_max_bytes": (1024, 2048),
+            "buffer_max_bytes": (1024, 2048),
+            "max_sessions": (2, 4),
+            "subscriber_buffer_bytes": (1024, 2048),
+        }
+        if self._or(0.4):
+            return {}
+        return {name: self.rng.choice(values) for name, values in tight.items() if self._or(0.4)}
+
+    def _load(self) -> Load:
+        rng = self.rng
+        if self._or(0.5):
+            pace: dict[str, float] = {"rate": rng.choice((10.0, 20.0, 40.0))}
+        else:
+            pace = {"in_flight": rng.choice((1, 4, 16))}
+        return Load(
+            clients=rng.choice((1, 2, 3, 5)),
+            rate=pace.get("rate"),
+            in_flight=int(pace["in_flight"]) if "in_flight" in pace else None,
+            size=rng.choice((1, 10, 100, 1000)),
+            count=rng.choice((60, 200, 400)),
+            deadline=_time(rng.choice((0.3, 2.0, 10.0))),
+        )
+
+    # ---- faults --------------------------------------------------------------------------------------
+
+    def _faults(self) -> Steps:
+        """Some kinds of faults, each with its own weight, one after the other with rests of very different lengths."""
+        rng = self.rng
+        makers = self._makers()
+        some = rng.sample(sorted(makers), rng.randint(2, len(makers)))
+        weights = [rng.choice((1, 1, 3, 10)) for _ in some]
+        steps: Steps = []
+        short = rng.choice((0.02, 0.2, 1.0))
+        for _ in range(rng.randint(4, 16)):
+            steps += makers[rng.choices(some, weights)[0]]()
+            steps.append(Sleep(time=_time(short * math.exp(rng.gauss(0.0, 1.2)))))
+        return steps
+
+    def _makers(self) -> dict[str, Callable[[], Steps]]:
+        return {
+            "kill": lambda: [Kill(target=self._some())],
+            "kill most": lambda: [Kill(target=self._most())],
+            "stop": lambda: [Stop(target=self._some())],
+            "start": lambda: [Start(target="all")],
+            "restart": lambda: [Restart(target=self._some(), how=self._how(), down=self._short())],
+            "full restart": lambda: [FullRestart(how=self._how(), down=self._short())],
+            "pause": lambda: [Pause(target=self._one())],
+            "pause for a while": lambda: self._around(Pause(target=(one := self._one())), Resume(target=one)),
+            "resume": lambda: [Resume(target="all")],
+            "power": lambda: [PowerLoss(target=self._some(), mid_write=self._or(0.5)), Sleep(time=self._short())],
+            "power of all": lambda: [PowerLoss(target="all"), Sleep(time=self._short()), Start(target="all")],
+            "slow disk": lambda: [Disk(on=self._one(), slow=_time(self.rng.choice((0.02, 0.2, 1.0))))],
+            "bad disk": self._bad_disk,
+            "clock": lambda: [Clock(on=self._one(), drift=self.rng.choice((-0.3, -0.1, 0.1, 0.3)))],
+            "clock jump": lambda: [Clock(on=self._one(), jump=_time(self.rng.choice((0.5, 10.0, 3600.0))))],
+            "link": self._link,
+            "cut": self._cut,
+            "partition": self._partition,
+            "reset": lambda: [Reset(source=self._one(), to="all")],
+            "heal links": lambda: [Heal(what="links")],
+            "heal": lambda: [WHOLE],
+            "rebuild": self._rebuild,
+            "rot": self._rot,
+            "new client": self._new_client,
+        }
+
+    def _bad_disk(self) -> Steps:
+        """Its node ends by itself; with the disk healed it comes again."""
+        node = self._one()
+        full = self._or(0.4)
+        broken = Disk(on=node, full=True) if full else Disk(on=node, failing=self.rng.choice(("sync", "append")))
+        return [broken, Sleep(time=self._short()), Heal(what="disks"), Sleep(time=self._short()), Start(target=node)]
+
+    def _link(self) -> Steps:
+        rng = self.rng
+        kind = rng.choice(("loss", "duplicate", "delay", "delay", "reorder"))
+        frames = tuple(sorted(rng.sample(FRAMES, rng.randint(1, 2)))) if self._or(0.5) else ()
+        source, to = self._ends()
+        if kind == "reorder":
+            order = Reorder(every=rng.randint(1, 4), behind=rng.randint(1, 5), at_most=_time(rng.choice((0.1, 1.0))))
+            return [Link(source=source, to=to, frames=frames, reorder=order)]
+        if kind == "delay":
+            delay = rng.choice((0.005, 0.1, 0.5, 1.5))
+            return [Link(source=source, to=to, frames=frames, delay=_time(delay), jitter=_time(delay))]
+        share = rng.choice((0.05, 0.3, 0.8))
+        if kind == "loss":
+            return [Link(source=source, to=to, frames=frames, loss=share)]
+        return [Link(source=source, to=to, frames=frames, duplicate=share)]
+
+    def _cut(self) -> Steps:
+        frames = (self.rng.choice(FRAMES),) if self._or(0.3) else ()
+        source, to = self._ends()
+        return [Cut(source=source, to=to, frames=frames, both=self._or(0.3))]
+
+    def _partition(self) -> Steps:
+        kinds: tuple[Literal["isolate", "halves", "bridge", "ring"], ...] = ("isolate", "isolate", "halves")
+        if self.nodes >= 4:
+            kinds += ("bridge", "ring")
+        kind = self.rng.choice(kinds)
+        return [Partition(kind=kind, node=self._one()) if kind in ("isolate", "bridge") else Partition(kind=kind)]
+
+    def _rebuild(self) -> Steps:
+        return [*QUIET, Rebuild(target=self._one()), CAUGHT_UP]
+
+    def _rot(self) -> Steps:
+        node = self._one()
+        damage = Disk(on=node, rot=self.rng.choice(("wal", "wal", "messages")))
+        return [*QUIET, damage, Start(target=node), Rebuild(target=node), CAUGHT_UP]
+
+    def _new_client(self) -> Steps:
+        """A session that begins late, after a while in which an old one may be forgotten."""
+        sender = Sender(client=NAMED_CLIENT + self.rng.randint(1, 9), messages=self.rng.randint(1, 5), fresh=self._or(0.5))
+        return [Send(clients=(sender,), wait=False)]
+
+    # ---- the end -------------------------------------------------------------------------------------
+
+    def _ending(self) -> Steps:
+        """A majority becomes whole, perhaps without the others, and takes messages."""
+        majority = tuple(sorted(self.rng.sample(self.ids, self.nodes // 2 + 1)))
+        rest = tuple(node for node in self.ids if node not in majority)
+        steps: Steps = [LoadSwitch(do="stop")] if self._or(0.7) else []
+        if self._or(0.6):
+            steps.append(Kill(target=rest))
+        steps.append(Heal(what="all", on=majority))
+        sender = Sender(client=NAMED_CLIENT, messages=2, via=self.rng.choice(majority))
+        return [*steps, Send(clients=(sender,), within=Duration(25), name=LIVENESS)]
+
+    # ---- small choices -------------------------------------------------------------------------------
+
+    def _or(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    def _one(self) -> NodeId:
+        return self.rng.choice(self.ids)
+
+    def _some(self) -> tuple[NodeId, ...]:
+        """One node most often, seldom more."""
+        return tuple(sorted({self._one() for _ in range(self.rng.choice((1, 1, 1, 2)))}))
+
+    def _most(self) -> tuple[NodeId, ...]:
+        return tuple(sorted(self.rng.sample(self.ids, self.rng.randint(self.nodes // 2 + 1, self.nodes))))
+
+    def _ends(self) -> tuple[NodeId | Literal["all"], NodeId | Literal["all"]]:
+        """From one node to one, to all, or from all to one."""
+        source, to = self.rng.sample(self.ids, 2)
+        return self.rng.choice(((source, to), (source, "all"), ("all", to), ("all", "all")))
+
+    def _how(self) -> Literal["stop", "kill"]:
+        return self.rng.choice(("stop", "kill", "kill"))
+
+    def _short(self) -> Duration:
+        return _time(self.rng.choice((0.0, 0.05, 0.3, 1.0)))
+
+    def _around(self, first: StepAny, last: StepAny) -> Steps:
+        return [first, Sleep(time=_time(self.rng.choice((0.05, 0.5, 2.0)))), last]
+
+
+def _time(seconds: float) -> Duration:
+    """To the millisecond, as it is written in a file."""
+    return Duration(round(seconds, 3))
