@@ -109,7 +109,7 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
     """One thing really done to one node, or to the links between nodes."""
 
     fault: str
-    """kill | stop | pause | resume | start | restart | link | heal."""
+    """kill | stop | pause | resume | start | restart | link | reset | heal."""
     target: int
     """Node id; for links the receiving node, 0 for all."""
     role: str

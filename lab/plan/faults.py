@@ -7,6 +7,7 @@ runner and the simulator both make one.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple, assert_never
 
 from msgspec import Struct
@@ -134,31 +135,47 @@ def partition_pairs(step: Partition, view: ClusterView, rng: random.Random) -> t
         rng: the run's; draws the halves.
 
     Raises:
-        NoSuchTarget: nobody is the node that it is about.
+        NoSuchTarget: nobody is the node that it is about, or more nodes are than its side has.
     """
     ids = view.ids
+    most = len(ids) // 2 + 1
     match step.kind:
         case "isolate":
-            alone = choose(step.node, view, rng)
-            cut = {(a, b) for a in alone for b in ids}
+            out = {(a, b) for a in choose(step.node, view, rng) for b in ids}
+            into = {(b, a) for a, b in out}
+            cut = {"out": out, "in": into, "both": out | into}[step.direction]
         case "halves":
-            cut = _between_halves(ids, len(ids) // 2 + 1, rng)
+            cut = _between(rng.sample(ids, most), ids)
+        case "majority" | "minority":
+            size = most if step.kind == "majority" else len(ids) - most
+            cut = _between(_side(step, choose(step.node, view, rng), size, ids, rng), ids)
         case "bridge":
             bridge = choose(step.node, view, rng)
             banks = tuple(node for node in ids if node not in bridge)
-            cut = _between_halves(banks, (len(banks) + 1) // 2, rng)
+            cut = _between(rng.sample(banks, (len(banks) + 1) // 2), banks)
         case "ring":
             order = {node: place for place, node in enumerate(ids)}
             cut = {(a, b) for a in ids for b in ids if (order[a] - order[b]) % len(ids) not in (1, len(ids) - 1)}
+        case "random":
+            links = [(a, b) for a in ids for b in ids if a != b]
+            cut = set(rng.sample(links, rng.randint(1, len(links) - 1)))
         case _:
             assert_never(step.kind)
-    return tuple(sorted({pair for a, b in cut if a != b for pair in ((a, b), (b, a))}))
+    return tuple(sorted((a, b) for a, b in cut if a != b))
 
 
-def _between_halves(nodes: tuple[NodeId, ...], first: int, rng: random.Random) -> set[tuple[NodeId, NodeId]]:
-    """Pairs of a random half of so many nodes and the rest."""
-    half = set(rng.sample(nodes, first))
-    return {(a, b) for a in half for b in nodes if b not in half}
+def _side(
+    step: Partition, nodes: tuple[NodeId, ...], size: int, ids: tuple[NodeId, ...], rng: random.Random
+) -> list[NodeId]:
+    """These nodes and random others, so many together."""
+    if len(nodes) > size:
+        raise NoSuchTarget(f"{len(nodes)} nodes are no part of a {step.kind}, which has {size} of {len(ids)}")
+    return [*nodes, *rng.sample([node for node in ids if node not in nodes], size - len(nodes))]
+
+
+def _between(side: Sequence[NodeId], nodes: tuple[NodeId, ...]) -> set[tuple[NodeId, NodeId]]:
+    """The links between a side and the rest, both directions."""
+    return {pair for a in side for b in nodes if b not in side for pair in ((a, b), (b, a))}
 
 
 def _with_role(view: ClusterView, role: str) -> tuple[NodeId, ...]:

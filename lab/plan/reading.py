@@ -59,8 +59,18 @@ _LEVELS: tuple[str, ...] = get_args(events.Level)
 FRAME_TYPES: tuple[str, ...] = tuple(str(each.__struct_config__.tag) for each in get_args(messages.PeerMessage))
 """What a frame between nodes can be."""
 
-_PARTITION_NODES = {"isolate": 2, "halves": 2, "bridge": 3, "ring": 4}
+_PARTITION_NODES = {
+    "isolate": 2,
+    "halves": 2,
+    "majority": 3,
+    "minority": 3,
+    "bridge": 3,
+    "ring": 4,
+    "random": 2,
+}
 """Kind of partition -> with fewer nodes it cuts nothing."""
+_LINK_RULES = ("reorder", "delay", "jitter", "loss", "duplicate", "corrupt", "bandwidth", "chunk", "refuse")
+"""Fields of `link`, each of which does something."""
 MOST_DRIFT = 0.5
 
 
@@ -178,11 +188,21 @@ class Reader:
             self._wrong((*place, "messages"), sender.messages, "a list of texts, or how many, 1 or more")
 
     def _check_link(self, place: Place, step: Link) -> None:
-        for name in ("loss", "duplicate"):
+        for name in ("loss", "duplicate", "corrupt"):
             if not 0 <= getattr(step, name) <= 1:
                 self._wrong((*place, name), getattr(step, name), "0..1")
-        if step.reorder is None and not (step.delay or step.jitter or step.loss or step.duplicate):
-            self._fail(place, "does nothing; give reorder, delay, jitter, loss or duplicate (heal undoes a rule)")
+        for name, unit in (("bandwidth", "bytes a second"), ("chunk", "bytes")):
+            if getattr(step, name) < 0:
+                self._wrong((*place, name), getattr(step, name), f"0 (no limit) or more {unit}")
+        treats = [name for name in _LINK_RULES if getattr(step, name)]
+        if not treats:
+            self._fail(
+                place, f"does nothing; give {', '.join(_LINK_RULES[:-1])} or {_LINK_RULES[-1]} (heal undoes a rule)"
+            )
+        if step.refuse and (treats != ["refuse"] or step.frames):
+            self._fail((*place, "refuse"), "lets nothing through, so that nothing else may be asked of this link")
+        if step.distribution != "uniform" and not step.jitter:
+            self._fail((*place, "distribution"), "is how jitter is drawn, and there is no jitter")
         if step.reorder is not None and (step.reorder.every < 1 or step.reorder.behind < 1 or not step.reorder.at_most):
             self._fail((*place, "reorder"), "every and behind must be 1 or more and at_most above 0")
 
@@ -195,8 +215,11 @@ class Reader:
         least = _PARTITION_NODES[step.kind]
         if len(self._ids) < least:
             self._fail(place, f"{step.kind} cuts nothing in a cluster of {len(self._ids)}, {least} nodes are needed")
-        if step.kind in ("halves", "ring") and step.node != "leader":
-            self._fail((*place, "node"), f"{step.kind} is about no node; node is for isolate and bridge")
+        if step.kind in ("halves", "ring", "random") and step.node != "leader":
+            allowed = "node is for isolate, majority, minority and bridge"
+            self._fail((*place, "node"), f"{step.kind} is about no node; {allowed}")
+        if step.kind != "isolate" and step.direction != "both":
+            self._fail((*place, "direction"), f"{step.kind} has no direction; direction is for isolate")
 
     # ---- waiting --------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from lab.plan.reading import Reader
 from lab.plan.step import (
     LINK_STEPS,
     SIM_ONLY_STEPS,
+    Link,
     LoadSwitch,
     Repeat,
     Send,
@@ -169,6 +170,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             f"expectations[{index}].{each.word}: measures the machine, which has no speed in virtual time"
             for index, each in enumerate(self.expectations)
             if isinstance(each, Throughput)
+        ]
+        refused += [
+            f"{show_place((*place, 'link', 'chunk'))}: frames are not made of bytes in a simulation, and have no pieces"
+            for place, step in _placed(self.steps, ("steps",))
+            if isinstance(step, Link) and step.chunk
         ]
         total = self._planned_messages()
         if total > MAX_SIM_MESSAGES:

@@ -112,8 +112,12 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     """From now on treat frames on the directed links from `source` to `to` so; a later rule for a link replaces it.
 
     frames: frame types ("APPEND") that it applies to; empty: all.
-    delay: each such frame is held this long, and up to `jitter` longer, in order.
-    loss, duplicate: shares, 0..1, of such frames that vanish or arrive twice.
+    delay: each such frame is held this long, and longer, in order: up to `jitter` (uniform) or by `jitter` on average
+        (exponential), as `distribution` says.
+    loss, duplicate, corrupt: shares, 0..1, of such frames that vanish, arrive twice or arrive with one byte changed.
+    bandwidth: bytes of such frames a second; 0: any number.
+    chunk: such frames arrive in pieces of so many bytes, a millisecond apart; 0: whole.
+    refuse: the connection is reset and none can be opened; alone.
     A scenario with such a step runs all its links through the proxy.
     """
 
@@ -124,8 +128,13 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     reorder: Reorder | None = None
     delay: Duration = Duration(0)
     jitter: Duration = Duration(0)
+    distribution: Literal["uniform", "exponential"] = "uniform"
     loss: float = 0.0
     duplicate: float = 0.0
+    corrupt: float = 0.0
+    bandwidth: int = 0
+    chunk: int = 0
+    refuse: bool = False
 
 
 class Cut(Step, frozen=True, rename={"source": "from"}):
@@ -145,18 +154,21 @@ class Cut(Step, frozen=True, rename={"source": "from"}):
 class Partition(Step, frozen=True):
     """Cut links, all frames, so that not everybody hears everybody. lab.plan.faults.partition_pairs has the links.
 
-    isolate: `node` hears nobody and nobody hears it. halves: two random halves, a majority and the rest. bridge: two
-    halves that both hear `node`, and it them, but not each other. ring: each node hears only its two neighbours by id.
+    isolate: `node` hears nobody and nobody hears it; direction: only one of the two, in or out. halves: two random
+    halves, a majority and the rest. majority, minority: so, `node` being on that side. bridge: two halves that both
+    hear `node`, and it them, but not each other. ring: each node hears only its two neighbours by id. random: some
+    directed links, at least one, not all.
     """
 
     word = "partition"
     short = "kind"
-    kind: Literal["isolate", "halves", "bridge", "ring"]
+    kind: Literal["isolate", "halves", "majority", "minority", "bridge", "ring", "random"]
     node: Target = "leader"
+    direction: Literal["in", "out", "both"] = "both"
 
 
 class Reset(Step, frozen=True, rename={"source": "from"}):
-    """The connections between these nodes break, in both directions, and are opened again by the nodes."""
+    """The connections between these nodes are reset, in both directions; the nodes open them again."""
 
     word = "reset"
     source: Target = "all"
@@ -443,9 +455,9 @@ FAULT_STEPS = (
     Rebuild,
 )
 """Steps that do something to nodes or links; each leaves rows in faults.jsonl."""
-LINK_STEPS = (Link, Cut, Partition)
+LINK_STEPS = (Link, Cut, Partition, Reset)
 """Steps that need the lab's proxy between real nodes."""
-SIM_ONLY_STEPS = (Reset, PowerLoss, Disk, Clock, Rebuild)
+SIM_ONLY_STEPS = (PowerLoss, Disk, Clock, Rebuild)
 """Steps that only a simulation can do."""
 
 UNTILS: dict[str, type[Until]] = {

@@ -23,10 +23,10 @@ from lab.plan.scenario import Scenario
 from lab.plan.step import Link, UntilEvent
 from lab.rows import FaultRow, NodeUse, Sample, encode_row
 from lab.run.children import Child, RunFailed
-from lab.run.links import Rule
+from lab.run.links import LINK_EFFECTS, LinkCounts, Rule
 from lab.run.observation import EventCount, StatusLine, file_sizes
 from lab.run.processes import HeldPort, Lifeline, NodeProcess
-from lab.run.proxy import Count, Evidence, LinkEvidence, Open, Opened, Pair, Treat
+from lab.run.proxy import Break, Broken, Count, Evidence, Open, Opened, Order, Pair, Treat
 from lab.rundir import RunDir
 from nodeproc.client import Address
 from nodeproc.core.messages import NodeId
@@ -37,9 +37,6 @@ JOIN_TIMEOUT_MS = 10_000.0
 """Nodes that are started together wait so long for each other at the cluster's birth, so that a busy machine, which
 starts one of them late, elects the same first leader as an idle one."""
 
-LINK_EFFECTS = ("delayed", "overtaken", "lost", "duplicated")
-"""What a rule can do to a frame: the evidence of a link row, and that it had an effect."""
-
 
 def rule_of(link: Link) -> Rule:
     """What a `link` step asks of each of its links."""
@@ -47,8 +44,13 @@ def rule_of(link: Link) -> Rule:
         frames=link.frames,
         delay=float(link.delay),
         jitter=float(link.jitter),
+        distribution=link.distribution,
         loss=link.loss,
         duplicate=link.duplicate,
+        corrupt=link.corrupt,
+        bandwidth=float(link.bandwidth),
+        chunk=link.chunk,
+        refuse=link.refuse,
     )
     reorder = link.reorder
     if reorder is None:
@@ -102,7 +104,7 @@ class Cluster:
         self._status_lines: dict[NodeId, StatusLine] = {}
         self._lifeline = Lifeline()
         self._proxy: Child | None = None
-        self._treated: dict[Pair, tuple[int, LinkEvidence]] = {}
+        self._treated: dict[Pair, tuple[int, LinkCounts]] = {}
         """Link with a rule -> (number of its row, evidence before the rule)."""
         self._open_rows: dict[int, FaultRow] = {}
         """Of rules that are in force, by number."""
@@ -296,13 +298,11 @@ class Cluster:
         """Put a rule on these links, whatever ends it names. Its row is written when it is over, with its evidence."""
         rule = rule_of(link)
         began = time.monotonic_ns()
-        before = await self._tell_proxy(Treat(tuple(pairs), rule))
+        before = await self._counted(Treat(tuple(pairs), rule))
         self._settle(before, [pair for pair in pairs if pair in self._treated])
         number = next(self._numbers)
         evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
-        targets = {to for _, to in pairs}
-        target = min(targets) if len(targets) == 1 else 0
-        role = self._role(target) if target else ""
+        target, role = self._receiver(pairs)
         row = FaultRow("link", target, role, began, time.monotonic_ns(), evidence, False, step)
         self._open_rows[number] = row
         for pair in pairs:
@@ -315,12 +315,26 @@ class Cluster:
     async def mend(self, what: str, step: int) -> None:
         """Disks and clocks are as they were: nothing could be done to them."""
 
+    async def reset(self, pairs: Sequence[Pair], step: int) -> None:
+        """Break the connections of these links, once."""
+        began = time.monotonic_ns()
+        broken = msgspec.json.decode(await self._ask_proxy(Break(tuple(pairs))), type=Broken).pairs
+        target, role = self._receiver(pairs)
+        evidence = {"pairs": tuple(pairs), "connections": len(broken)}
+        self._record(FaultRow("reset", target, role, began, time.monotonic_ns(), evidence, bool(broken), step))
+
+    def _receiver(self, pairs: Sequence[Pair]) -> tuple[NodeId, str]:
+        """For rows: the one node that these links lead to, and what it is; 0 where they lead to several."""
+        targets = {to for _, to in pairs}
+        target = min(targets) if len(targets) == 1 else 0
+        return target, self._role(target) if target else ""
+
     async def heal_links(self, step: int) -> None:
         """Make all links straight; nothing to do where they are."""
         began, treated = time.monotonic_ns(), list(self._treated)
         if not treated:
             return
-        self._settle(await self._tell_proxy(Treat(tuple(treated), None)), treated)
+        self._settle(await self._counted(Treat(tuple(treated), None)), treated)
         now = time.monotonic_ns()
         self._record(FaultRow("heal", 0, "", began, now, {"links": len(treated)}, True, step))
 
@@ -328,16 +342,20 @@ class Cluster:
         """What became of every link's frames, for meta.json; empty for direct links."""
         if self._proxy is None:
             return {}
-        links = await self._tell_proxy(Count())
-        return {f"{source}-{to}": msgspec.to_builtins(link) for (source, to), link in links.items()}
+        links = await self._counted(Count())
+        return {f"{source}-{to}": msgspec.to_builtins(counts) for (source, to), counts in links.items()}
 
-    async def _tell_proxy(self, order: Treat | Count) -> dict[Pair, LinkEvidence]:
+    async def _counted(self, order: Treat | Count) -> dict[Pair, LinkCounts]:
+        """Give the proxy an order that it answers with the evidence so far."""
+        answer = msgspec.json.decode(await self._ask_proxy(order), type=Evidence)
+        return {(link.sender, link.receiver): link.counts for link in answer.links}
+
+    async def _ask_proxy(self, order: Order) -> bytes:
         if self._proxy is None:
             raise RunFailed("there is no proxy to treat links with")
-        answer = msgspec.json.decode(await self._proxy.ask(msgspec.json.encode(order)), type=Evidence)
-        return {(link.sender, link.receiver): link for link in answer.links}
+        return await self._proxy.ask(msgspec.json.encode(order))
 
-    def _settle(self, now: dict[Pair, LinkEvidence], over: Sequence[Pair]) -> None:
+    def _settle(self, now: dict[Pair, LinkCounts], over: Sequence[Pair]) -> None:
         """The rules of these links are over: add their evidence to their rows, write the rows that are complete."""
         for pair in over:
             number, before = self._treated.pop(pair)

@@ -63,9 +63,9 @@ from nodeproc.wire import Status
 Progress: TypeAlias = Callable[[str], None]
 Pair: TypeAlias = tuple[NodeId, NodeId]
 """A directed link: (from, to)."""
-SimOnlyStep: TypeAlias = Reset | PowerLoss | Disk | Clock | Rebuild
+SimOnlyStep: TypeAlias = PowerLoss | Disk | Clock | Rebuild
 FaultStep: TypeAlias = (
-    Start | Stop | Kill | Pause | Resume | Restart | FullRestart | Link | Cut | Partition | Heal | SimOnlyStep
+    Start | Stop | Kill | Pause | Resume | Restart | FullRestart | Link | Cut | Partition | Reset | Heal | SimOnlyStep
 )
 
 LOOK_EVERY_S = 0.02
@@ -127,6 +127,8 @@ class Nodes(Protocol):
 
     async def mend(self, what: str, step: int) -> None:
         """disks, clocks or all of them."""
+
+    async def reset(self, pairs: Sequence[Pair], step: int) -> None: ...
 
     async def heal_links(self, step: int) -> None: ...
 
@@ -308,7 +310,7 @@ class Conductor:
             case Cut():
                 pairs = self._pairs(step, view)
                 if step.both:
-                    pairs = tuple(sorted({*pairs, *((to, source) for source, to in pairs)}))
+                    pairs = _both_ways(pairs)
                 await cluster.treat(Link(frames=step.frames, loss=1.0), pairs, index)
             case Partition():
                 await cluster.treat(Link(loss=1.0), partition_pairs(step, view, self._rng), index)
@@ -320,7 +322,7 @@ class Conductor:
                 if step.what == "all":
                     await self._heal_nodes(choose(step.on, view, self._rng), index)
             case Reset():
-                await cluster.hurt(step, [node for pair in self._pairs(step, view) for node in pair], index)
+                await cluster.reset(_both_ways(self._pairs(step, view)), index)
             case PowerLoss() | Rebuild():
                 await cluster.hurt(step, choose(step.target, view, self._rng), index)
             case Disk() | Clock():
@@ -572,6 +574,10 @@ class Conductor:
         total = self._load.total if self._load is not None else None
         load = f"; load: {total.acknowledged} acknowledged, {total.pending} waiting" if total is not None else ""
         return _show(await self._cluster.view()) + load
+
+
+def _both_ways(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    return tuple(sorted({*pairs, *((to, source) for source, to in pairs)}))
 
 
 async def _all(parts: list[Coroutine[Any, Any, Any]]) -> None:

@@ -3,7 +3,7 @@
 It listens on one port for each directed pair of nodes. What node 3 sends to node 1 goes through the pair (3, 1): cut
 into whole frames, put on that pair's lab.run.links.Link, and written to node 1 when it leaves the link. Of a
 frame only the lengths and the type in its header are looked at. What a node answers on the connection that the other
-one opened (its half of the handshake) passes straight.
+one opened (its half of the handshake) passes straight, unless nothing at all gets through in its direction.
 
 Control, JSON lines: orders on standard input, one answer each on standard output. End of input ends the process, so
 it never outlives the harness.
@@ -15,6 +15,7 @@ import asyncio
 import dataclasses
 import random
 import socket
+import struct
 import time
 from typing import TypeAlias, cast
 
@@ -22,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from lab.run.children import orders, run_child, say
-from lab.run.links import NEVER, Link, Rule
+from lab.run.links import NEVER, Handling, Link, LinkCounts, Rule
 from nodeproc.core.messages import NodeId
 from nodeproc.wire import MAX_BODY, MAX_HEADER, PREAMBLE, PREFIX
 
@@ -50,11 +51,17 @@ class Treat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag
     rule: Rule | None
 
 
+class Break(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="break"):
+    """Reset the connections of these links, once."""
+
+    pairs: tuple[Pair, ...]
+
+
 class Count(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="count"):
     """Ask for the evidence."""
 
 
-Order: TypeAlias = Open | Treat | Count
+Order: TypeAlias = Open | Treat | Break | Count
 
 
 class Opened(Struct, frozen=True):
@@ -68,17 +75,19 @@ class LinkEvidence(Struct, frozen=True):
 
     sender: NodeId
     receiver: NodeId
-    entered: int
-    delayed: int
-    overtaken: int
-    lost: int
-    duplicated: int
+    counts: LinkCounts
 
 
 class Evidence(Struct, frozen=True):
     """Answer to Treat (as it was before) and to Count."""
 
     links: tuple[LinkEvidence, ...]
+
+
+class Broken(Struct, frozen=True):
+    """Answer to Break: the links that had a connection."""
+
+    pairs: tuple[Pair, ...]
 
 
 # ---- frames --------------------------------------------------------------------------------------
@@ -145,6 +154,23 @@ class FrameCutter:
         return frames
 
 
+LENGTHS_BYTES = PREFIX.size - 4
+"""A frame's first bytes, before the CRC."""
+
+
+def spoil(frame: bytes, rng: random.Random) -> bytes:
+    """A frame with one byte changed. Its lengths stay: a receiver told of a longer frame only waits for the rest."""
+    at = rng.randrange(LENGTHS_BYTES if len(frame) > PREFIX.size else 0, len(frame))
+    return frame[:at] + bytes([frame[at] ^ rng.randrange(1, 256)]) + frame[at + 1 :]
+
+
+def pieces(frame: bytes, size: int) -> list[bytes]:
+    """A frame cut in pieces of so many bytes."""
+    return [frame[at : at + size] for at in range(0, len(frame), size)]
+
+
+BYTES: Handling[bytes] = Handling(len, spoil, pieces)
+
 # ---- connections ---------------------------------------------------------------------------------
 
 
@@ -158,7 +184,7 @@ class _Far(asyncio.Protocol):
         _no_delay(cast(asyncio.Transport, transport))
 
     def data_received(self, data: bytes) -> None:
-        self._near.transport.write(data)
+        self._near.answer(data)
 
     def pause_writing(self) -> None:
         self._near.far_is_full = True
@@ -182,6 +208,8 @@ class _Near(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
         self._broken = False
+        self._used = False
+        """Something was sent on it: it is the pair's connection, and no mere look at whether somebody listens."""
         self._reading = False
         self._held_bytes = 0
         self.far_is_full = False
@@ -190,8 +218,10 @@ class _Near(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         _no_delay(self.transport)
+        if self._pair.refuses():
+            self.break_off(reset=True)
+            return
         self.transport.pause_reading()
-        self._pair.replace(self)
         self._dialling = asyncio.get_running_loop().create_task(self._dial())
 
     async def _dial(self) -> None:
@@ -208,6 +238,12 @@ class _Near(asyncio.Protocol):
         self.pump()
 
     def data_received(self, data: bytes) -> None:
+        if not self._used:
+            self._used = True
+            if self._pair.refuses():
+                self.break_off(reset=True)
+                return
+            self._pair.replace(self)
         now = time.monotonic()
         for kind, frame in self._cutter.feed(data):
             self._held_bytes += len(frame) * self._pair.link.enter(kind, frame, now)
@@ -222,21 +258,33 @@ class _Near(asyncio.Protocol):
         self._ended = True
         self.pump()
 
-    def break_off(self) -> None:
-        """The receiver is gone, or was never there: so is everything on its way to it."""
+    def answer(self, data: bytes) -> None:
+        """The receiver's half of the handshake."""
+        if not self._pair.answers_vanish():
+            self.transport.write(data)
+
+    def break_off(self, *, reset: bool = False) -> None:
+        """The receiver is gone, or was never there: so is everything on its way to it. reset: both ends get a RST."""
         if self._broken:
             return
         self._broken = True
         self._pair.forget(self)
         if self._timer is not None:
             self._timer.cancel()
-        self.transport.abort()
-        if self._far is not None:
-            self._far.abort()
+        for transport in (self.transport, self._far):
+            if transport is not None:
+                if reset:
+                    _no_linger(transport)
+                transport.abort()
 
     def pump(self) -> None:
         """Hand over what arrives now, and come back when the next frame is due."""
         if self._broken or self._far is None:
+            return
+        if not self._used:
+            self._read(not self._ended)
+            if self._ended:
+                self.break_off()
             return
         now, link = time.monotonic(), self._pair.link
         frames = link.leave(now)
@@ -269,12 +317,38 @@ class _Near(asyncio.Protocol):
 
 
 class ProxiedPair:
-    """One directed pair of nodes: its link, which outlives connections, and its newest connection."""
+    """One directed pair of nodes: its link, which outlives connections, and its newest connection.
 
-    def __init__(self, sender: NodeId, receiver: NodeId, address: tuple[str, int], rng: random.Random) -> None:
-        self.sender, self.receiver, self.address = sender, receiver, address
-        self.link: Link[bytes] = Link(rng)
+    Args:
+        pairs: all of them; the one in the other direction is needed.
+    """
+
+    def __init__(self, pair: Pair, address: tuple[str, int], rng: random.Random, pairs: Pairs) -> None:
+        self.sender, self.receiver = pair
+        self.address, self._pairs = address, pairs
+        self.link: Link[bytes] = Link(rng, BYTES)
         self._near: _Near | None = None
+
+    def refuses(self) -> bool:
+        """Whether a connection that opens now is turned away; if so, that counts."""
+        rule = self.link.rule
+        refused = rule is not None and rule.refuse
+        self.link.counts.refused += refused
+        return refused
+
+    def answers_vanish(self) -> bool:
+        """Whether what the receiver says on the sender's connection is lost now; if so, that counts."""
+        back = self._pairs[self.receiver, self.sender].link
+        silent = back.rule is not None and back.rule.silent
+        back.counts.lost += silent
+        return silent
+
+    def reset(self) -> bool:
+        """Break the connection; False: there was none."""
+        if self._near is None:
+            return False
+        self._near.break_off(reset=True)
+        return True
 
     def replace(self, near: _Near) -> None:
         """The sender opened a new connection: the older one is broken off."""
@@ -290,11 +364,23 @@ class ProxiedPair:
 
     def treat(self, rule: Rule | None) -> None:
         self.link.set_rule(rule, time.monotonic())
+        if rule is not None and rule.refuse:
+            self.link.counts.reset += self.reset()
         if self._near is not None:
             self._near.pump()
 
     def evidence(self) -> LinkEvidence:
-        return LinkEvidence(self.sender, self.receiver, **dataclasses.asdict(self.link.counts))
+        return LinkEvidence(self.sender, self.receiver, dataclasses.replace(self.link.counts))
+
+
+Pairs: TypeAlias = dict[Pair, ProxiedPair]
+
+
+def _no_linger(transport: asyncio.Transport) -> None:
+    """Closing sends a RST, and nothing that was still to be sent."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _no_delay(transport: asyncio.Transport) -> None:
@@ -310,9 +396,9 @@ class Proxy:
     """All pairs of one cluster."""
 
     def __init__(self) -> None:
-        self.pairs: dict[Pair, ProxiedPair] = {}
+        self.pairs: Pairs = {}
 
-    async def obey(self, order: Order) -> Opened | Evidence:
+    async def obey(self, order: Order) -> Opened | Evidence | Broken:
         match order:
             case Open():
                 return await self._open(order)
@@ -321,6 +407,8 @@ class Proxy:
                 for pair in order.pairs:
                     self.pairs[pair].treat(order.rule)
                 return evidence
+            case Break():
+                return Broken(tuple(pair for pair in order.pairs if self.pairs[pair].reset()))
             case Count():
                 return self._evidence()
 
@@ -331,7 +419,7 @@ class Proxy:
             for receiver in sorted(order.ports):
                 if sender != receiver:
                     rng = random.Random(f"link {order.seed} {sender} {receiver}")
-                    pair = ProxiedPair(sender, receiver, (order.host, order.ports[receiver]), rng)
+                    pair = ProxiedPair((sender, receiver), (order.host, order.ports[receiver]), rng, self.pairs)
                     self.pairs[sender, receiver] = pair
                     opened.append((sender, receiver, await _listen(order.host, pair)))
         return Opened(tuple(opened))

@@ -1,7 +1,8 @@
 """The network of a simulated host: directed links between nodes that carry whole frames, and client connections.
 
 A link treats its frames by the same lab.run.links as the live proxy does; without a rule a frame takes a small random
-time and stays in order, as on TCP. What is on its way when a link breaks is lost.
+time and stays in order, as on TCP. What is on its way when a link breaks is lost. A frame that was spoilt breaks the
+link where it arrives, as its CRC makes a node do.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.run.links import NEVER, LinkCounts, Rule
+from lab.run.links import NEVER, Handling, LinkCounts, Rule
 from lab.run.links import Link as TreatedLink
 from lab.sim.loop import VirtualLoop
 from nodeproc.core.messages import Envelope, LinkDown, LinkUp, NodeId, PeerMessage
+from nodeproc.wire import encode_frame
 
 if TYPE_CHECKING:
     from lab.sim.node import SimNode
@@ -25,6 +27,25 @@ DIAL_EVERY_S = 0.05
 """Between two attempts of a node to open a link."""
 HIGH_BYTES = 256 << 10
 """Written by one end of a client connection and not yet read by the other: more stops the writer."""
+
+
+class Cargo(NamedTuple):
+    """A frame on a link that has a rule."""
+
+    epoch: int
+    message: PeerMessage
+    spoilt: bool = False
+
+
+def _no_pieces(cargo: Cargo, size: int) -> list[Cargo]:
+    raise AssertionError(f"{cargo} in pieces of {size} bytes: Scenario.sim_refusals() lets no chunk through")
+
+
+FRAMES: Handling[Cargo] = Handling(
+    size=lambda cargo: sum(map(len, encode_frame(cargo.message))),
+    spoil=lambda cargo, rng: cargo._replace(spoilt=True),
+    pieces=_no_pieces,
+)
 
 
 class Way:
@@ -38,9 +59,7 @@ class Way:
         self._epoch = 0
         """Counts connections; frames of an older one are lost."""
         self._free_at = 0.0
-        self._treated: TreatedLink[tuple[int, PeerMessage]] = TreatedLink(
-            random.Random(f"{network.seed} {source} {to}")
-        )
+        self._treated = TreatedLink(random.Random(f"{network.seed} {source} {to}"), FRAMES)
         self._woken_at = NEVER
 
     @property
@@ -52,13 +71,19 @@ class Way:
         return self._treated.counts
 
     @property
-    def silent(self) -> bool:
-        """Nothing at all gets through: a connection can't be opened either."""
-        rule = self._treated.rule
-        return rule is not None and rule.loss >= 1.0 and not rule.frames
+    def shut(self) -> bool:
+        """No connection can be opened: it is refused, or nothing at all gets through in one direction."""
+        back = self._network.ways[self.to, self.source].rule
+        return self.refuses or (self.rule is not None and self.rule.silent) or (back is not None and back.silent)
+
+    @property
+    def refuses(self) -> bool:
+        return self.rule is not None and self.rule.refuse
 
     def treat(self, rule: Rule | None) -> None:
         self._treated.set_rule(rule, self._loop.now)
+        if self.refuses:
+            self.counts.reset += self.lose(gone=False)
         self._wake()
 
     # ---- connections -------------------------------------------------------------------------------
@@ -81,25 +106,29 @@ class Way:
         near, far = network.nodes[self.source], network.nodes[self.to]
         if self.up or not near.running:
             return
-        back = network.ways[self.to, self.source]
-        if far.running and not far.paused and not near.paused and not self.silent and not back.silent:
+        self.counts.refused += self.refuses
+        if far.running and not far.paused and not near.paused and not self.shut:
             self.open()
         else:
             self._loop.post(self._loop.now + DIAL_EVERY_S * (0.5 + self._rng.random()), self.dial)
 
-    def lose(self, *, gone: bool) -> None:
-        """The connection breaks. gone: it can't be opened again at once, and its near end is told so."""
+    def lose(self, *, gone: bool) -> bool:
+        """The connection breaks. gone: it can't be opened again at once, and its near end is told so.
+
+        Returns:
+            whether there was one.
+        """
         if not self.up:
-            return
+            return False
         self.up = False
         self._epoch += 1
         self._treated.clear()
         near = self._network.nodes[self.source]
-        back = self._network.ways[self.to, self.source]
         if near.running:
-            if gone or self.silent or back.silent:
+            if gone or self.shut:
                 near.take(Envelope(self.to, LinkDown()))
             self._loop.post(self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S), self.dial)
+        return True
 
     # ---- frames ------------------------------------------------------------------------------------
 
@@ -110,7 +139,7 @@ class Way:
         if network.trace is not None:
             network.trace(now, self.source, self.to, message)
         if self._treated.rule is not None:
-            self._treated.enter(str(type(message).__struct_config__.tag), (self._epoch, message), now)
+            self._treated.enter(str(type(message).__struct_config__.tag), Cargo(self._epoch, message), now)
             self._wake()
             return
         due = now + LEAST_DELAY_S + self._rng.random() * (MOST_DELAY_S - LEAST_DELAY_S)
@@ -130,8 +159,11 @@ class Way:
 
     def _leave(self) -> None:
         self._woken_at = NEVER
-        for epoch, message in self._treated.leave(self._loop.now):
-            self._arrive(epoch, message)
+        for cargo in self._treated.leave(self._loop.now):
+            if not cargo.spoilt:
+                self._arrive(cargo.epoch, cargo.message)
+            elif cargo.epoch == self._epoch:
+                self.lose(gone=False)
         self._wake()
 
 

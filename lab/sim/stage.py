@@ -11,12 +11,13 @@ import msgspec
 
 from lab.plan.faults import ClusterView, NodeView
 from lab.plan.scenario import Load, Scenario
-from lab.plan.step import Clock, Disk, Link, PowerLoss, Rebuild, Reset, UntilEvent
+from lab.plan.step import Clock, Disk, Link, PowerLoss, Rebuild, UntilEvent
 from lab.plan.workload import client_plans
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, NodeExit, NodeUse, Unknown
 from lab.run.clients import START_DELAY_S, Addresses
-from lab.run.cluster import LINK_EFFECTS, node_settings, rule_of
+from lab.run.cluster import node_settings, rule_of
 from lab.run.conductor import Pair, SimOnlyStep
+from lab.run.links import LINK_EFFECTS
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
 from lab.run.observation import as_text
 from lab.run.world import World
@@ -342,14 +343,13 @@ class SimCluster:
         self._settle([pair for pair in pairs if pair in self._open])
         rule = rule_of(link)
         evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
-        targets = {to for _, to in pairs}
-        target = min(targets) if len(targets) == 1 else 0
-        self._record("link", target, self._role(target) if target else "", self.now_ns(), evidence, False, step)
+        target, role = self._receiver(pairs)
+        self._record("link", target, role, self.now_ns(), evidence, False, step)
         for pair in pairs:
             way = self.network.ways[pair]
-            way.treat(rule)
             self._open[pair] = len(self.faults) - 1
             self._before[pair] = tuple(getattr(way.counts, name) for name in LINK_EFFECTS)
+            way.treat(rule)
 
     def _settle(self, pairs: Sequence[Pair]) -> None:
         """The rules of these links are over: their rows get the evidence."""
@@ -361,6 +361,19 @@ class SimCluster:
             if any(row.evidence[name] for name in LINK_EFFECTS) and not row.effect:
                 self.faults[number] = msgspec.structs.replace(row, effect=True)
                 self._count("link")
+
+    async def reset(self, pairs: Sequence[Pair], step: int) -> None:
+        broken = sum(self.network.ways[pair].lose(gone=False) for pair in pairs)
+        target, role = self._receiver(pairs)
+        evidence = {"pairs": tuple(pairs), "connections": broken}
+        self._record("reset", target, role, self.now_ns(), evidence, broken > 0, step)
+        await asyncio.sleep(0.001)
+
+    def _receiver(self, pairs: Sequence[Pair]) -> tuple[NodeId, str]:
+        """As Cluster._receiver."""
+        targets = {to for _, to in pairs}
+        target = min(targets) if len(targets) == 1 else 0
+        return target, self._role(target) if target else ""
 
     async def heal_links(self, step: int) -> None:
         treated = list(self._open)
@@ -376,11 +389,6 @@ class SimCluster:
     async def hurt(self, step: SimOnlyStep, targets: Sequence[NodeId], index: int) -> None:
         nodes = sorted(set(targets))
         match step:
-            case Reset():
-                for (source, to), way in self.network.ways.items():
-                    if source in nodes and to in nodes:
-                        way.lose(gone=False)
-                self._record("reset", 0, "", self.now_ns(), {"nodes": nodes}, True, index)
             case PowerLoss():
                 for node in nodes:
                     self._lose_power(node, step, index)

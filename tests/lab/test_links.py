@@ -8,11 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.run.links import AT_ONCE, NEVER, DeliverAfter, Drop, Duplicate, HoldBack, Link, Rule, decide
+from lab.run.links import (
+    AT_ONCE,
+    NEVER,
+    PIECE_GAP_S,
+    Corrupt,
+    DeliverAfter,
+    Drop,
+    Duplicate,
+    Handling,
+    HoldBack,
+    Link,
+    Rule,
+    decide,
+)
+
+NUMBERS: Handling[int] = Handling(size=lambda n: 10, spoil=lambda n, rng: -n, pieces=lambda n, size: [n] * (10 // size))
+"""Frames of ten bytes; a spoilt one is negative, and each piece of one looks like the whole."""
 
 
-def link(rule: Rule | None = None) -> Link[int]:
-    return Link(random.Random(1), rule)
+def link(rule: Rule | None = None, seed: int = 1) -> Link[int]:
+    return Link(random.Random(seed), NUMBERS, rule)
 
 
 def test_a_straight_link_hands_frames_over_at_once_and_in_order() -> None:
@@ -37,7 +53,7 @@ def test_a_delay_holds_frames_of_its_types_and_all_behind_them() -> None:
 
 @given(st.lists(st.floats(0, 0.3), max_size=30), st.integers(0, 1000))
 def test_jitter_never_changes_the_order(gaps: list[float], seed: int) -> None:
-    shaky: Link[int] = Link(random.Random(seed), Rule(delay=0.1, jitter=0.5))
+    shaky = link(Rule(delay=0.1, jitter=0.5), seed)
     now, left = 0.0, []
     for number, gap in enumerate(gaps):
         now += gap
@@ -115,11 +131,67 @@ def test_a_duplicate_overtakes_the_frame_held_back_whole() -> None:
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))
 def test_what_enters_is_lost_or_leaves_once_or_twice(loss: float, duplicate: float, seed: int) -> None:
-    shaky: Link[int] = Link(random.Random(seed), Rule(loss=loss, duplicate=duplicate, jitter=0.2, every=3))
+    shaky = link(Rule(loss=loss, duplicate=duplicate, jitter=0.2, every=3), seed)
     sent = [shaky.enter("APPEND", number, number / 100) for number in range(50)]
     left = shaky.leave(100.0)
     assert [left.count(number) for number in range(50)] == sent
     assert len(left) == 50 - shaky.counts.lost + shaky.counts.duplicated
+
+
+def test_a_corrupted_frame_arrives_spoilt_in_its_place() -> None:
+    bad = link(Rule(frames=("APPEND",), corrupt=1.0, every=1, delay=0.5))
+    for number, frame in enumerate(("HEARTBEAT", "APPEND", "APPEND")):
+        bad.enter(frame, number, 0.0)
+    assert bad.leave(0.5) == [0, -1, -2]
+    assert (bad.counts.corrupted, bad.counts.delayed, bad.counts.overtaken) == (2, 2, 0)
+
+
+def test_a_bandwidth_lets_bytes_pass_one_behind_the_other_and_then_delays_them() -> None:
+    narrow = link(Rule(bandwidth=20, delay=1.0))
+    for number in (1, 2):
+        narrow.enter("APPEND", number, 0.0)
+    narrow.enter("APPEND", 3, 5.0)
+    assert [narrow.leave(at) for at in (1.49, 1.5, 1.99, 2.0, 6.49, 6.5)] == [[], [1], [], [2], [], [3]]
+    assert narrow.counts.delayed == 3
+
+
+def test_an_idle_line_saves_no_bandwidth_for_later_and_a_heal_frees_it() -> None:
+    narrow = link(Rule(bandwidth=1))
+    narrow.enter("APPEND", 1, 100.0)
+    assert narrow.next_due() == 110.0
+    narrow.set_rule(None, 101.0)
+    narrow.set_rule(Rule(bandwidth=1), 101.0)
+    narrow.enter("APPEND", 2, 101.0)
+    assert narrow.leave(101.0) == [1] and narrow.next_due() == 111.0
+
+
+def test_a_frame_in_pieces_arrives_bit_by_bit_and_never_mixed_with_the_next() -> None:
+    slow = link(Rule(frames=("APPEND",), chunk=5))
+    slow.enter("APPEND", 1, 0.0)
+    slow.enter("APPEND", 2, 0.0)
+    slow.enter("HEARTBEAT", 3, 0.0)
+    assert slow.leave(0.0) == [1]
+    assert slow.leave(PIECE_GAP_S) == [1, 2]
+    assert slow.leave(1.0) == [2, 3]
+    assert slow.counts.cut == 2
+
+
+def test_a_frame_no_longer_than_a_piece_is_not_counted_as_cut() -> None:
+    whole = link(Rule(chunk=10))
+    whole.enter("APPEND", 1, 0.0)
+    assert whole.leave(0.0) == [1] and whole.counts.cut == 0
+
+
+def test_exponential_jitter_has_the_mean_that_is_asked_for_and_no_upper_bound() -> None:
+    rule, rng = Rule(delay=1.0, jitter=0.1, distribution="exponential"), random.Random(1)
+    delays = [each.seconds for each in (decide(rule, n, rng) for n in range(2000)) if isinstance(each, DeliverAfter)]
+    assert len(delays) == 2000 and min(delays) >= 1.0
+    assert 1.09 < sum(delays) / 2000 < 1.11 and max(delays) > 1.5
+
+
+def test_only_a_rule_that_loses_every_frame_is_silent() -> None:
+    assert Rule(loss=1.0).silent
+    assert not Rule(loss=0.99).silent and not Rule(loss=1.0, frames=("APPEND",)).silent
 
 
 def test_a_broken_connection_takes_its_frames_along() -> None:
@@ -139,6 +211,8 @@ def test_a_broken_connection_takes_its_frames_along() -> None:
         (Rule(loss=1), 1, Drop()),
         (Rule(loss=1, duplicate=1), 1, Drop()),
         (Rule(duplicate=1, delay=0.2, every=1), 1, Duplicate(0.2)),
+        (Rule(corrupt=1, delay=0.2, every=1), 1, Corrupt(0.2)),
+        (Rule(duplicate=1, corrupt=1), 1, Duplicate(0.0)),
     ],
 )
 def test_a_decision_follows_from_rule_and_number(rule: Rule, number: int, wanted: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from pathlib import Path
 
@@ -10,9 +11,24 @@ import msgspec
 import pytest
 
 from lab.run.children import Child, RunFailed
-from lab.run.links import Rule
-from lab.run.proxy import Evidence, FrameCutter, Open, Opened, Proxy, Treat, frame_type
+from lab.run.links import LinkCounts, Rule
+from lab.run.proxy import (
+    LENGTHS_BYTES,
+    Break,
+    Broken,
+    Count,
+    Evidence,
+    FrameCutter,
+    Open,
+    Opened,
+    Proxy,
+    Treat,
+    frame_type,
+    pieces,
+    spoil,
+)
 from nodeproc.core.messages import Append, Commit, Heartbeat, Mark, Position
+from nodeproc.errors import FrameError
 from nodeproc.wire import PREAMBLE, FrameDecoder, Sealer, encode_frame
 from tests.lab.inloop import in_loop
 
@@ -50,6 +66,25 @@ def test_the_type_is_found_wherever_it_stands_in_the_header() -> None:
     assert frame_type(b"not json") == ""
 
 
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_receiver_takes_nothing_of_a_frame_that_was_spoilt(frame: bytes) -> None:
+    spoilt = {spoil(frame, random.Random(seed)) for seed in range(2000)}
+    touched = {at for each in spoilt for at in range(len(frame)) if each[at] != frame[at]}
+    assert touched == set(range(LENGTHS_BYTES, len(frame)))
+    for each in spoilt:
+        assert len(each) == len(frame) and sum(a != b for a, b in zip(each, frame, strict=True)) == 1
+        with pytest.raises(FrameError):
+            list(FrameDecoder().feed(each))
+
+
+def test_the_shortest_frames_are_spoilt_too() -> None:
+    assert spoil(PREAMBLE, random.Random(1)) != PREAMBLE
+
+
+def test_pieces_make_up_the_frame() -> None:
+    assert pieces(b"abcde", 2) == [b"ab", b"cd", b"e"]
+
+
 class Ends:
     """A proxy of nodes 1 and 2 in this process, and what stands on both sides of the pair (1, 2)."""
 
@@ -68,6 +103,20 @@ class Ends:
         opened = await self.proxy.obey(Open("127.0.0.1", {1: 1, 2: port}, seed=7))
         assert isinstance(opened, Opened)
         return next(port for sender, receiver, port in opened.ports if (sender, receiver) == (1, 2))
+
+    async def connect(self, port: int) -> tuple[asyncio.StreamWriter, asyncio.StreamReader, asyncio.StreamReader]:
+        """The sender's connection in use: (its writer, its reader, the receiver's reader behind the preamble)."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(PREAMBLE)
+        far_reader, self.far_writer = await self.arrived.get()
+        assert await far_reader.readexactly(len(PREAMBLE)) == PREAMBLE
+        return writer, reader, far_reader
+
+    async def counts(self) -> LinkCounts:
+        """Of the pair (1, 2)."""
+        evidence = await self.proxy.obey(Count())
+        assert isinstance(evidence, Evidence)
+        return next(link.counts for link in evidence.links if (link.sender, link.receiver) == (1, 2))
 
 
 async def read_frames(reader: asyncio.StreamReader, wanted: int) -> list[str]:
@@ -106,7 +155,7 @@ async def test_a_frame_held_back_is_overtaken_and_counted() -> None:
     assert await read_frames(far_reader, 3) == ["Heartbeat", "Commit", "Append"]
     evidence = await ends.proxy.obey(Treat(((1, 2),), None))
     assert isinstance(evidence, Evidence)
-    assert [link.overtaken for link in evidence.links if link.sender == 1] == [1]
+    assert [link.counts.overtaken for link in evidence.links if link.sender == 1] == [1]
     writer.close()
     far_writer.close()
 
@@ -123,6 +172,92 @@ async def test_healing_lets_delayed_frames_go_at_once() -> None:
     assert await far_reader.readexactly(len(STREAM) - len(PREAMBLE)) == STREAM[len(PREAMBLE) :]
     writer.close()
     far_writer.close()
+
+
+@in_loop
+async def test_a_reset_breaks_both_ends_of_the_connection_and_counts_it_once() -> None:
+    ends = Ends()
+    port = await ends.open()
+    _, reader, far_reader = await ends.connect(port)
+    assert await ends.proxy.obey(Break(((1, 2), (2, 1)))) == Broken(((1, 2),))
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    with pytest.raises(ConnectionResetError):
+        await far_reader.read()
+    assert await ends.proxy.obey(Break(((1, 2),))) == Broken(())
+    writer, _, far_reader = await ends.connect(port)
+    writer.write(FRAMES[0])
+    assert await far_reader.readexactly(len(FRAMES[0])) == FRAMES[0]
+    writer.close()
+    ends.far_writer.close()
+
+
+@in_loop
+async def test_a_refused_link_is_broken_and_none_is_opened_until_it_is_healed() -> None:
+    ends = Ends()
+    port = await ends.open()
+    _, reader, _ = await ends.connect(port)
+    await ends.proxy.obey(Treat(((1, 2),), Rule(refuse=True)))
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            await reader.read()
+            raise ConnectionError
+        reader, turned_away = await asyncio.open_connection("127.0.0.1", port)
+        turned_away.close()
+    counts = await ends.counts()
+    assert (counts.reset, counts.refused) == (1, 2)
+    await ends.proxy.obey(Treat(((1, 2),), None))
+    writer, _, far_reader = await ends.connect(port)
+    writer.write(FRAMES[0])
+    assert await far_reader.readexactly(len(FRAMES[0])) == FRAMES[0]
+    writer.close()
+    ends.far_writer.close()
+
+
+@in_loop
+async def test_a_look_at_the_port_does_not_disturb_the_connection_in_use() -> None:
+    ends = Ends()
+    port = await ends.open()
+    writer, _, far_reader = await ends.connect(port)
+    _, probe = await asyncio.open_connection("127.0.0.1", port)
+    probe_far_reader, probe_far_writer = await ends.arrived.get()
+    probe.close()
+    assert await probe_far_reader.read() == b""
+    probe_far_writer.close()
+    writer.write(FRAMES[0])
+    assert await far_reader.readexactly(len(FRAMES[0])) == FRAMES[0]
+    writer.close()
+    ends.far_writer.close()
+
+
+@in_loop
+async def test_what_the_receiver_answers_vanishes_where_nothing_gets_through_to_the_sender() -> None:
+    ends = Ends()
+    port = await ends.open()
+    writer, reader, _ = await ends.connect(port)
+    await ends.proxy.obey(Treat(((2, 1),), Rule(loss=1.0)))
+    ends.far_writer.write(b"lost")
+    back = ends.proxy.pairs[2, 1].link
+    while not back.counts.lost:
+        await asyncio.sleep(0)
+    await ends.proxy.obey(Treat(((2, 1),), None))
+    ends.far_writer.write(b"heard")
+    assert await reader.readexactly(5) == b"heard"
+    writer.close()
+    ends.far_writer.close()
+
+
+@in_loop
+async def test_frames_in_pieces_come_whole_in_the_end() -> None:
+    ends = Ends()
+    writer, _, far_reader = await ends.connect(await ends.open())
+    await ends.proxy.obey(Treat(((1, 2),), Rule(chunk=7)))
+    writer.write(b"".join(FRAMES))
+    assert await far_reader.readexactly(7) == FRAMES[0][:7]
+    assert await far_reader.readexactly(len(b"".join(FRAMES)) - 7) == b"".join(FRAMES)[7:]
+    assert (await ends.counts()).cut == 3
+    writer.close()
+    ends.far_writer.close()
 
 
 @in_loop

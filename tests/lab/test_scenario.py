@@ -118,6 +118,13 @@ FAULTS = {
     "partition: {kind: isolate, node: follower}": Partition("isolate", "follower"),
     "partition: {kind: bridge, node: 2}": Partition("bridge", 2),
     "partition: ring": Partition("ring"),
+    "partition: {kind: isolate, direction: in}": Partition("isolate", direction="in"),
+    "partition: {kind: minority, node: [1]}": Partition("minority", (1,)),
+    "partition: majority": Partition("majority"),
+    "partition: random": Partition("random"),
+    "link: {to: 1, corrupt: 0.1, bandwidth: 5000, chunk: 7}": Link(to=1, corrupt=0.1, bandwidth=5000, chunk=7),
+    "link: {jitter: 5ms, distribution: exponential}": Link(jitter=Duration(0.005), distribution="exponential"),
+    "link: {from: leader, refuse: true}": Link("leader", refuse=True),
     "reset: {from: 1, to: followers}": Reset(1, "followers"),
     "heal: disks": Heal("disks"),
     "heal: clocks": Heal("clocks"),
@@ -159,6 +166,10 @@ NO_SIMULATION = {
     "an immense load": (START + "load: {rate: 1.0e+308, duration: 60m}", "are too many messages"),
     "two loads": ("steps: [{repeat: {times: 2, steps: [{load: start}]}}]\nload: {rate: 1, count: 150000}", "300000"),
     "too much in flight": (START + "load: {in_flight: 2001}", "load.in_flight: 2001 are too many"),
+    "frames in pieces": (
+        "steps: [{repeat: {times: 1, steps: [{link: {chunk: 5}}]}}]",
+        "steps[0].repeat.steps[0].link.chunk: frames are not made of bytes",
+    ),
     "a large send": ("steps: [{send: {client: 1, messages: 300000}}]", "steps: 300000 are too many messages"),
 }
 
@@ -177,7 +188,7 @@ def test_a_moderate_load_can_be_simulated() -> None:
 def test_only_steps_on_links_need_the_proxy() -> None:
     assert read("steps: [{cut: {from: 1}}]").proxied
     assert read("steps: [{partition: halves}]").proxied
-    assert not read("steps: [{reset: {}}]").proxied
+    assert read("steps: [{reset: {}}]").proxied
     assert not read("steps: [{kill: leader}]").proxied
     assert read("steps: [{repeat: {times: 1, steps: [{link: {from: 1, to: 2, delay: 5ms}}]}}]").proxied
 
@@ -226,7 +237,38 @@ REFUSED = {
     "halves of a node": (
         "steps:\n  - partition: {kind: halves, node: 1}",
         "4:37: steps[0].partition.node: halves is about no node",
-        "isolate and bridge",
+        "isolate, majority, minority and bridge",
+    ),
+    "a direction of halves": (
+        "steps:\n  - partition: {kind: halves, direction: in}",
+        "4:42: steps[0].partition.direction: halves has no direction",
+        "direction is for isolate",
+    ),
+    "a minority of two": (
+        "steps:\n  - partition: minority\ncluster: {nodes: 2}",
+        "4:16: steps[0].partition",
+        "3 nodes",
+    ),
+    "a negative bandwidth": (
+        "steps:\n  - link: {bandwidth: -1}",
+        "4:23: steps[0].link.bandwidth: found -1",
+        "0 (no lim",
+    ),
+    "a negative chunk": ("steps:\n  - link: {chunk: -1}", "4:19: steps[0].link.chunk: found -1", "0 (no limit)"),
+    "a link that refuses and delays": (
+        "steps:\n  - link: {refuse: true, delay: 5ms}",
+        "4:20: steps[0].link.refuse: lets nothing through",
+        "nothing else",
+    ),
+    "a distribution of nothing": (
+        "steps:\n  - link: {delay: 5ms, distribution: exponential}",
+        "4:38: steps[0].link.distribution",
+        "no jitter",
+    ),
+    "an unknown distribution": (
+        "steps:\n  - link: {jitter: 5ms, distribution: normal}",
+        "4:39: steps[0].link.distribution",
+        "normal",
     ),
     "a power loss of no node": ("steps:\n  - power_loss: {mid_write: true}", "4:17: steps[0].power_loss", "target"),
     "a disk that is well": ("steps:\n  - disk: {on: 1}", "4:11: steps[0].disk: give exactly one of slow", "rot"),
@@ -476,6 +518,38 @@ def test_an_isolated_node_hears_nobody_and_nobody_hears_it() -> None:
     assert heard(Partition("isolate", (1, 2))) == {1: set(), 2: set(), 3: {4, 5}, 4: {3, 5}, 5: {3, 4}}
     with pytest.raises(NoSuchTarget):
         heard(Partition("isolate", "paused"))
+
+
+@pytest.mark.parametrize(
+    ("direction", "into", "out"), [("both", set(), set()), ("in", set(), {3}), ("out", {1, 2, 4, 5}, set())]
+)
+def test_an_isolated_node_may_still_be_heard_or_hear(direction: str, into: set[int], out: set[int]) -> None:
+    known = heard(Partition("isolate", direction=direction))  # type: ignore[arg-type]
+    assert known.pop(3) == into
+    assert all(others & {3} == out and len(others - {3}) == 3 for others in known.values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("kind", "size"), [("majority", 3), ("minority", 2)])
+def test_a_node_is_on_the_side_that_is_asked_for(kind: str, size: int, seed: int) -> None:
+    known = heard(Partition(kind), seed)  # type: ignore[arg-type]
+    sides = {frozenset(others | {each}) for each, others in known.items()}
+    assert len(sides) == 2
+    assert len(known[3]) == size - 1
+
+
+def test_several_nodes_are_on_one_side_if_it_has_room() -> None:
+    assert heard(Partition("minority", (1, 4)))[1] == {4}
+    with pytest.raises(NoSuchTarget, match="3 nodes are no part of a minority, which has 2 of 5"):
+        heard(Partition("minority", (1, 2, 4)))
+
+
+def test_random_links_are_some_but_not_all_and_follow_from_the_seed() -> None:
+    cuts = [partition_pairs(Partition("random"), FIVE, random.Random(seed)) for seed in range(200)]
+    assert all(cut == tuple(sorted(set(cut))) and 1 <= len(cut) <= 19 for cut in cuts)
+    assert {len(cut) for cut in cuts} == set(range(1, 20))
+    assert any((a, b) in cut and (b, a) not in cut for cut in cuts for a, b in cut)
+    assert cuts[7] == partition_pairs(Partition("random"), FIVE, random.Random(7))
 
 
 def test_in_a_ring_each_node_hears_its_two_neighbours() -> None:
