@@ -253,7 +253,9 @@ class _Draw:
 
     def _new_client(self) -> Steps:
         """A session that begins late, after a while in which an old one may be forgotten."""
-        sender = Sender(client=NAMED_CLIENT + self.rng.randint(1, 9), messages=self.rng.randint(1, 5), fresh=self._or(0.5))
+        sender = Sender(
+            client=NAMED_CLIENT + self.rng.randint(1, 9), messages=self.rng.randint(1, 5), fresh=self._or(0.5)
+        )
         return [Send(clients=(sender,), wait=False)]
 
     # ---- the end -------------------------------------------------------------------------------------
