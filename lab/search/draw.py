@@ -82,10 +82,10 @@ def is_sound(steps: Sequence[StepAny]) -> bool:
             if not (rotten == {_node(step.target)} if rotten else quiet):
                 return False
             rotten = frozenset()
-        elif rotten and not isinstance(step, Start | Sleep):
-            return False
-        elif step == CAUGHT_UP and (at == 0 or not isinstance(steps[at - 1], Heal | Rebuild)):
-            return False
+        else:
+            lost = bool(rotten) and not isinstance(step, Start | Sleep)
+            if lost or (step == CAUGHT_UP and (at == 0 or not isinstance(steps[at - 1], Heal | Rebuild))):
+                return False
     return not rotten
 
 
@@ -106,7 +106,7 @@ class _Draw:
         cluster, faults = self._cluster(), self._faults()
         steps: Steps = [LoadSwitch(do="start"), *faults, *self._ending()]
         if "max_sessions" in cluster.limits:
-            steps.pop()  # A node that is behind may open sessions that such a small table takes for forgotten ones (S3).
+            steps.pop()  # A node that is behind may open sessions that so small a table takes for forgotten ones (S3).
         return Scenario(
             name=f"drawn_{self.seed}",
             description=f"Drawn from seed {self.seed}.",
