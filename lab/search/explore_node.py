@@ -1,0 +1,526 @@
+"""One node of an explored cluster: the product's core and a small model of its disk, as a value that is never changed.
+
+A step copies the core, lets the copy take one input, performs the effects in their order of duty and finds the number
+of what came out. Nodes that can't be told apart by anything they will ever do have one number: what they hold is
+compared by content, tickets count from what is durable, times from the node's own present. What a node does with an
+input depends on nothing else, so each (node, input) is computed once, however many clusters it occurs in.
+
+The disk is a list of persist operations of which a prefix is durable. One fdatasync is under way whenever something
+is not; it covers what was written before it began.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final, NamedTuple
+
+from nodeproc.core import election
+from nodeproc.core.effects import Effects, PersistOp, Promise, Truncate
+from nodeproc.core.messages import (
+    NOBODY,
+    START,
+    Batch,
+    Envelope,
+    Input,
+    Known,
+    Mark,
+    NodeId,
+    Record,
+    Submit,
+    Term,
+    Vote,
+    VoteRequest,
+)
+from nodeproc.core.node import Node
+from nodeproc.core.recovered import CoreConfig, Recovered
+from nodeproc.core.sessions import Sessions
+from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState
+from nodeproc.wire import Sealer
+
+SESSION: Final = "s"
+NUMBERS_A_LIFE: Final = 1000
+"""Request numbers that one process may draw; the next one's start behind them."""
+UNSEEN: Final = frozenset({"config", "rng", "seal", "route_epoch"})
+"""Fields of the core that never change or that it never looks at itself."""
+
+
+class Violation(Exception):
+    """Something that must always hold does not."""
+
+
+class Steady(Random):
+    """Draws the middle of every range: timers fire in any order anyway."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def random(self) -> float:
+        return 0.5
+
+    def getrandbits(self, k: int, /) -> int:
+        return self._number
+
+
+# ---- values -----------------------------------------------------------------------------------------
+
+
+class Disk(NamedTuple):
+    """What is durable, the operations that are not yet, how many of them an fdatasync covers, and the message log."""
+
+    term: Term = 0
+    voted_for: NodeId = NOBODY
+    log: tuple[Record, ...] = ()
+    pending: tuple[PersistOp, ...] = ()
+    begun: int = 0
+    delivered: tuple[Record, ...] = ()
+    """Batches only."""
+
+    def synced(self, count: int) -> Disk:
+        """The first `count` pending operations are durable."""
+        term, voted_for, log = self.term, self.voted_for, self.log
+        for op in self.pending[:count]:
+            if isinstance(op, Promise):
+                term, voted_for = op.term, op.voted_for
+            elif isinstance(op, Truncate):
+                log = tuple(record for record in log if record.position <= op.keep)
+            else:
+                assert isinstance(op, Record), op
+                log = (*log, op)
+        left = self.pending[count:]
+        return Disk(term, voted_for, log, left, len(left), self.delivered)
+
+    def recovered(self, node_id: NodeId, members: tuple[NodeId, ...]) -> Recovered:
+        sessions = Sessions(1000)
+        for record in self.delivered:
+            assert isinstance(record.header, Batch)
+            sessions.delivered(record.header)
+        base = self.delivered[-1].position if self.delivered else START
+        return Recovered(
+            identity=identity(node_id),
+            term=self.term,
+            voted_for=self.voted_for,
+            identities={peer: Known(identity(peer)) for peer in members if peer != node_id},
+            marks=[record.header for record in self.log if isinstance(record.header, Mark)],
+            position=self.log[-1].position if self.log else START,
+            delivered_seq=base.seq_no,
+            tail=[record for record in self.log if record.position > base],
+            sessions=sessions.table,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A node between two steps.
+
+    node: None while it is down.
+    shown, votes: the highest term that it has ever been in, and for whom it has shown a vote in each.
+    """
+
+    node_id: NodeId
+    node: Node | None
+    disk: Disk
+    lives: int = 1
+    shown: Term = 0
+    votes: tuple[tuple[Term, NodeId], ...] = ()
+
+
+class View(NamedTuple):
+    """What the cluster around it asks of a node again and again."""
+
+    up: bool
+    term: Term
+    leads: bool
+    may_stand: bool
+    follows: bool
+    hears: bool
+    """A VOTE_REQUEST would be ignored, unless it came late."""
+    syncing: bool
+    due: float
+    """When its next timer fires, seconds from now."""
+    durable: frozenset[int]
+    """Numbers of the records in its durable log."""
+    log: int
+    """Number of its log as written."""
+    delivered: int
+    """How many batches."""
+
+
+class Outcome(NamedTuple):
+    """What one input made of a node.
+
+    local: its number. sends: (peer, number of the message), in order. delivered: numbers of records.
+    problem: not empty: what does not hold.
+    """
+
+    local: int
+    sends: tuple[tuple[NodeId, int], ...]
+    delivered: tuple[int, ...]
+    problem: str
+
+
+class Numbers:
+    """Gives equal things one number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        self.things: list[Any] = []
+
+    def of(self, key: Hashable, thing: object) -> int:
+        """The number of the thing with this key; the first thing of a key is the one that is kept."""
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.things)
+            self.things.append(thing)
+        return number
+
+
+def identity(node_id: NodeId) -> str:
+    """Of its data directory."""
+    return f"disk-{node_id}"
+
+
+# ---- copies and contents ----------------------------------------------------------------------------
+
+_FIELDS: dict[type, tuple[str, ...]] = {}
+
+
+def _fields(kind: type) -> tuple[str, ...]:
+    """Of a dataclass that changes; none for anything else."""
+    if kind not in _FIELDS:
+        changes = dataclasses.is_dataclass(kind) and not kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        _FIELDS[kind] = tuple(each.name for each in dataclasses.fields(kind)) if changes else ()
+    return _FIELDS[kind]
+
+
+def copied(value: Any) -> Any:
+    """A copy that shares only what never changes."""
+    kind = type(value)
+    if kind is list or kind is deque:
+        return kind(copied(each) for each in value)
+    if kind is dict:
+        return {key: copied(each) for key, each in value.items()}
+    if kind is set:
+        return value.copy()
+    names = _fields(kind)
+    if not names:
+        return value
+    copy = object.__new__(kind)
+    for name in names:
+        setattr(copy, name, copied(getattr(value, name)))
+    return copy
+
+
+def content(value: Any) -> Hashable:
+    """Hashable, and equal for equal contents."""
+    kind = type(value)
+    if kind is Record:
+        return bytes(value.raw)
+    if kind is list or kind is deque or kind is tuple:
+        return tuple(content(each) for each in value)
+    if kind is dict:
+        return tuple((content(key), content(each)) for key, each in value.items())
+    if kind is set:
+        return frozenset(value)
+    names = _fields(kind)
+    if names:
+        return (kind, *(content(getattr(value, name)) for name in names if name not in UNSEEN))
+    assert isinstance(value, Hashable), value
+    return value
+
+
+def let_pass(state: NodeState, seconds: float) -> None:
+    """The node's present is 0 again after so much time."""
+    state.poll_at -= seconds
+    if state.poll is not None:
+        state.poll.until -= seconds
+    if state.deferral is not None:
+        state.deferral.until -= seconds
+    role = state.role
+    if isinstance(role, Follower):
+        role.heard_at -= seconds
+        role.requested_at -= seconds
+        role.hole_since -= seconds
+    elif isinstance(role, Candidate):
+        role.until -= seconds
+    else:
+        role.heartbeat_at -= seconds
+        for progress in role.progress.values():
+            progress.answered_at -= seconds
+
+
+def round_times(state: NodeState) -> None:
+    """What is long past, is past; sums of floats that mean the same are the same."""
+    oldest = -state.config.election_timeout
+    state.poll_at = round(max(state.poll_at, 0.0), 6)
+    for waiting in (state.poll, state.deferral):
+        if waiting is not None:
+            waiting.until = round(max(waiting.until, 0.0), 6)
+    role = state.role
+    if isinstance(role, Follower):
+        role.heard_at = round(max(role.heard_at, oldest), 6)
+        role.requested_at = round(max(role.requested_at, oldest), 6) if role.request else 0.0
+        role.hole_since = round(max(role.hole_since, oldest), 6)
+    elif isinstance(role, Candidate):
+        role.until = round(max(role.until, 0.0), 6)
+    else:
+        role.heartbeat_at = round(max(role.heartbeat_at, 0.0), 6)
+        for progress in role.progress.values():
+            progress.answered_at = round(max(progress.answered_at, oldest), 6)
+
+
+def forget_times(state: NodeState) -> None:
+    """Where no timer ever fires: leave nothing of what only timers and polls look at."""
+    state.poll_at = FOREVER
+    state.suspected, state.starved, state.failures = NOBODY, False, 0
+    state.spent.clear()
+    state.join_answers.clear()
+    role = state.role
+    if isinstance(role, Follower):
+        role.heard_at = role.requested_at = 0.0
+        role.hole_since = FOREVER
+    elif isinstance(role, Candidate):
+        role.until = FOREVER
+    else:
+        role.heartbeat_at = FOREVER
+        for progress in role.progress.values():
+            progress.answered_at = 0.0
+
+
+def forget_sizes(state: NodeState) -> None:
+    """So few records never reach the limits of P1: leave nothing that only those look at."""
+    if isinstance(state.role, Leader):
+        for progress in state.role.progress.values():
+            progress.inflight.clear()
+            progress.inflight_bytes = 0
+            progress.caught_up = False
+
+
+# ---- steps --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Locals:
+    """All nodes met so far, by number, and what each does with each input.
+
+    Args:
+        size: how many members the cluster has.
+        timers: whether timers can fire; if not, times are no part of what a node is.
+    """
+
+    size: int
+    timers: bool
+    nodes: Numbers = field(default_factory=Numbers)
+    views: list[View] = field(default_factory=list)
+    messages: Numbers = field(default_factory=Numbers)
+    records: Numbers = field(default_factory=Numbers)
+    logs: Numbers = field(default_factory=Numbers)
+    _done: dict[tuple[str, int, NodeId, int], Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.members = tuple(range(1, self.size + 1))
+        self._configs = {each: CoreConfig(each, each, self.members) for each in self.members}
+        self._sealer = Sealer(lambda: 0.0)
+
+    def empty(self, node_id: NodeId) -> int:
+        """A node that was never started, which knows the other members' data directories."""
+        return self._number(Local(node_id, None, Disk(), lives=0))
+
+    def message(self, message: Input) -> int:
+        """Its number."""
+        return self.messages.of(content(message), message)
+
+    def step(self, do: str, local: int, peer: NodeId = NOBODY, message: int = 0) -> Outcome:
+        """What a node does with an input.
+
+        Args:
+            do: take, take_late, sync, stand, fire, submit, kill, lose_power or start.
+            message: of take and take_late its number, of submit the client's n.
+        """
+        key = (do, local, peer, message)
+        found = self._done.get(key)
+        if found is None:
+            found = self._done[key] = self._step(*key)
+        return found
+
+    def _step(self, do: str, local: int, peer: NodeId, message: int) -> Outcome:
+        before: Local = self.nodes.things[local]
+        try:
+            if do == "kill":
+                return self._down(before, before.disk.synced(len(before.disk.pending)))
+            if do == "lose_power":
+                return self._down(before, before.disk._replace(pending=(), begun=0, delivered=()))
+            step = _Step(self, before)
+            if do in ("take", "take_late"):
+                step.take(Envelope(peer, self.messages.things[message]), late=do == "take_late")
+            elif do == "submit":
+                submit = Submit(SESSION, 101, 0, message, (f"m{message}",))
+                step.take(Envelope(before.node_id, submit), late=False)
+            else:
+                actions: dict[str, Callable[[], None]] = {
+                    "sync": step.sync,
+                    "stand": step.stand,
+                    "fire": step.fire,
+                    "start": step.start,
+                }
+                actions[do]()
+            return Outcome(self._number(step.after()), tuple(step.sends), tuple(step.delivered), "")
+        except Violation as error:
+            return Outcome(local, (), (), str(error))
+        except AssertionError as error:
+            return Outcome(local, (), (), f"an assertion of node_{before.node_id}'s core failed: {error}")
+
+    def _down(self, before: Local, disk: Disk) -> Outcome:
+        return Outcome(self._number(dataclasses.replace(before, node=None, disk=disk)), (), (), "")
+
+    def fresh(self, local: Local) -> Node:
+        """A new process on this disk."""
+        node_id = local.node_id
+        rng = Steady(NUMBERS_A_LIFE * local.lives)
+        recovered = local.disk.recovered(node_id, self.members)
+        return Node.recover(self._configs[node_id], recovered, 0.0, rng, self._sealer)
+
+    def _number(self, local: Local) -> int:
+        node = local.node
+        core = None if node is None else (content(node.state), content(node._backlog))
+        key = (local.node_id, core, content(local.disk), local.lives, local.shown, local.votes)
+        number = self.nodes.of(key, local)
+        if number == len(self.views):
+            self.views.append(self._view(local))
+        return number
+
+    def _view(self, local: Local) -> View:
+        disk, node = local.disk, local.node
+        durable = frozenset(self.record(record) for record in disk.log)
+        written = tuple(self.record(record) for record in disk.synced(len(disk.pending)).log)
+        log, delivered = self.logs.of(written, written), len(disk.delivered)
+        if node is None:
+            return View(False, local.shown, False, False, False, False, False, FOREVER, durable, log, delivered)
+        state = node.state
+        follower = isinstance(state.role, Follower)
+        return View(
+            up=True,
+            term=state.term,
+            leads=isinstance(state.role, Leader),
+            may_stand=follower and state.pledge is None,
+            follows=state.leader_id != NOBODY,
+            hears=state.pledge is None and (isinstance(state.role, Leader) or (follower and state.role.heard)),  # type: ignore[union-attr]
+            syncing=disk.begun > 0,
+            due=node.next_deadline(),
+            durable=durable,
+            log=log,
+            delivered=delivered,
+        )
+
+    def record(self, record: Record) -> int:
+        """Its number."""
+        return self.records.of(record.raw, record)
+
+
+class _Step:
+    """A copy of a node that takes one input."""
+
+    def __init__(self, nodes: Locals, before: Local) -> None:
+        self._nodes, self._before = nodes, before
+        self._disk, self._votes = before.disk, dict(before.votes)
+        self._lives = before.lives
+        self.sends: list[tuple[NodeId, int]] = []
+        self.delivered: list[int] = []
+        if before.node is not None:
+            self._node = Node(copied(before.node.state))
+            self._node._backlog = before.node._backlog.copy()
+
+    # ---- inputs ---------------------------------------------------------------------------------------
+
+    def take(self, envelope: Envelope, *, late: bool) -> None:
+        """One frame; late: the node's clock had moved on by an election timeout before it came to it."""
+        now = self._node.state.config.election_timeout if late else 0.0
+        self._turn(self._node.step(envelope, now), now)
+
+    def sync(self) -> None:
+        """The fdatasync under way is done; if there is more to sync the next one begins before the core hears of it."""
+        ticket = self._disk.begun
+        self._disk = self._disk.synced(ticket)
+        self._turn(self._node.persisted(ticket, 0.0), 0.0)
+
+    def stand(self) -> None:
+        """Become a candidate, whatever a poll would say."""
+        fx = Effects()
+        election.become_candidate(self._node.state, 0.0, fx)
+        self._turn(fx, 0.0)
+
+    def fire(self) -> None:
+        """The clock reaches the next timer."""
+        now = max(self._node.next_deadline(), 0.0)
+        self._turn(self._node.tick(now), now)
+
+    def start(self) -> None:
+        self._lives += 1
+        self._node = self._nodes.fresh(dataclasses.replace(self._before, lives=self._lives))
+        self._turn(self._node.start(0.0), 0.0)
+
+    # ---- duties ---------------------------------------------------------------------------------------
+
+    def _turn(self, fx: Effects, now: float) -> None:
+        """A turn of one input: what the leader does at its end, then the duties."""
+        node = self._node
+        while not fx.halt and node.state.pledge is None and node.next_deadline() == 0.0 and self._leads():
+            fx.merge(node.tick(now))
+        self._perform(fx, now)
+        if now:
+            let_pass(node.state, now)
+
+    def _leads(self) -> bool:
+        role = self._node.state.role
+        return isinstance(role, Leader) and (bool(role.waiting) or role.commit_untold)
+
+    def _perform(self, fx: Effects, now: float) -> None:
+        if fx.halt:
+            raise Violation(f"node_{self._before.node_id} stops: {fx.halt}")
+        pending = (*self._disk.pending, *fx.persist)
+        self._disk = self._disk._replace(pending=pending, begun=self._disk.begun or len(pending))
+        for peer, message in fx.send:
+            if isinstance(message, Vote | VoteRequest):
+                self._show_vote(message.term, peer if isinstance(message, Vote) else self._before.node_id)
+            self.sends.append((peer, self._nodes.message(message)))
+        batches = tuple(record for record in fx.deliver if isinstance(record.header, Batch))
+        self._disk = self._disk._replace(delivered=self._disk.delivered + batches)
+        self.delivered += [self._nodes.record(record) for record in batches]
+        for fetch in fx.fetch:
+            written = self._disk.synced(len(pending)).log
+            records = [record for record in written if record.position > fetch.after]
+            self._perform(self._node.fetched(fetch.peer, fetch.token, records, now), now)
+
+    def _show_vote(self, term: Term, candidate: NodeId) -> None:
+        before = self._votes.setdefault(term, candidate)
+        if before != candidate:
+            raise Violation(
+                f"E4: node_{self._before.node_id} votes for node_{before} and for node_{candidate} in term {term}"
+            )
+
+    def after(self) -> Local:
+        """The node once its duties are done."""
+        state, before = self._node.state, self._before
+        if state.term < before.shown:
+            raise Violation(f"A7: node_{before.node_id} was in term {before.shown} and is in term {state.term}")
+        if self._nodes.timers:
+            round_times(state)
+        else:
+            forget_times(state)
+        self._count_tickets_anew(state)
+        forget_sizes(state)
+        # In an older term it votes no more: it would have to go back to it, which is seen above.
+        votes = tuple((term, candidate) for term, candidate in self._votes.items() if term >= state.term)
+        return Local(before.node_id, self._node, self._disk, self._lives, state.term, votes)
+
+    def _count_tickets_anew(self, state: NodeState) -> None:
+        """What is durable has no ticket; the first operation that is not has ticket 1."""
+        durable = state.written - len(self._disk.pending)
+        state.written -= durable
+        state.unsynced = deque((ticket - durable, position) for ticket, position in state.unsynced)
+        if state.pledge is not None:
+            state.pledge.ticket -= durable
