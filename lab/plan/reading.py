@@ -32,6 +32,7 @@ from lab.plan.step import (
     Link,
     Partition,
     Repeat,
+    Reset,
     Send,
     Sender,
     Step,
@@ -39,8 +40,9 @@ from lab.plan.step import (
     Until,
     UntilAny,
     Wait,
+    is_about_clients,
 )
-from lab.plan.words import TARGET_WORDS, Target, decode_word
+from lab.plan.words import TARGET_WORDS, LinkEnd, Target, decode_word
 from nodeproc.core import events, messages
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Document, Place
@@ -71,6 +73,8 @@ _PARTITION_NODES = {
 """Kind of partition -> with fewer nodes it cuts nothing."""
 _LINK_RULES = ("reorder", "delay", "jitter", "loss", "duplicate", "corrupt", "bandwidth", "chunk", "refuse")
 """Fields of `link`, each of which does something."""
+_NODE_LINKS_ONLY = ("reorder", "loss", "duplicate", "corrupt")
+"""Those that TCP does to no connection that lives."""
 MOST_DRIFT = 0.5
 
 
@@ -120,8 +124,12 @@ class Reader:
             case Link():
                 self._check_frames(place, step.frames)
                 self._check_link(place, step)
+                self._check_clients(place, step)
             case Cut():
                 self._check_frames(place, step.frames)
+                self._check_clients(place, step)
+            case Reset():
+                self._check_clients(place, step)
             case Partition():
                 self._check_partition(place, step)
             case Disk():
@@ -205,6 +213,19 @@ class Reader:
             self._fail((*place, "distribution"), "is how jitter is drawn, and there is no jitter")
         if step.reorder is not None and (step.reorder.every < 1 or step.reorder.behind < 1 or not step.reorder.at_most):
             self._fail((*place, "reorder"), "every and behind must be 1 or more and at_most above 0")
+
+    def _check_clients(self, place: Place, step: Link | Cut | Reset) -> None:
+        """What can't be asked of the links of clients."""
+        if step.source == step.to == "clients":
+            self._fail((*place, "to"), "clients have no links with each other; one end must be nodes")
+        if not is_about_clients(step) or isinstance(step, Reset):
+            return
+        if step.frames:
+            self._fail((*place, "frames"), "only links between nodes carry frames, those of clients carry lines")
+        for name in _NODE_LINKS_ONLY if isinstance(step, Link) else ():
+            if getattr(step, name):
+                allowed = ", ".join(each for each in _LINK_RULES if each not in _NODE_LINKS_ONLY)
+                self._fail((*place, name), f"is for links between nodes; allowed for those of clients: {allowed}")
 
     def _check_frames(self, place: Place, frames: Sequence[str]) -> None:
         for index, frame in enumerate(frames):
@@ -309,22 +330,24 @@ class Reader:
         """What the type of a field can't say about the plain value at its place."""
         if field.type == Target:
             self.check_target(place)
+        elif field.type == LinkEnd and self._document.value(place) != "clients":
+            self.check_target(place, "clients, ")
 
-    def check_target(self, place: Place) -> None:
-        """Refuse words and ids that are no target in this cluster."""
+    def check_target(self, place: Place, beside: str = "") -> None:
+        """Refuse words and ids that are no target in this cluster. beside: what else is allowed there."""
         value = self._document.value(place)
         if isinstance(value, list):
             if not value:
-                self._wrong(place, value, self._allowed_targets())
+                self._wrong(place, value, beside + self._allowed_targets())
             for index in range(len(value)):
-                self._check_target_part((*place, index))
+                self._check_target_part((*place, index), "")
         else:
-            self._check_target_part(place)
+            self._check_target_part(place, beside)
 
-    def _check_target_part(self, place: Place) -> None:
+    def _check_target_part(self, place: Place, beside: str) -> None:
         value = self._document.value(place)
         if isinstance(value, bool) or (value not in TARGET_WORDS and value not in self._ids):
-            self._wrong(place, value, self._allowed_targets())
+            self._wrong(place, value, beside + self._allowed_targets())
 
     def _allowed_targets(self) -> str:
         return f"{', '.join(TARGET_WORDS)}, {self._ids[0]}..{self._ids[-1]} or a list of these"

@@ -29,6 +29,7 @@ from lab.plan.step import (
     UntilAcknowledged,
     UntilLoadDone,
     Wait,
+    is_about_clients,
 )
 from lab.plan.words import Duration, Target, decode_word
 from lab.plan.writing import plain, plain_expectations, plain_steps
@@ -157,6 +158,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         return any(isinstance(step, LINK_STEPS) for step in self.unrolled())
 
     @property
+    def proxies_clients(self) -> bool:
+        """So must what clients and nodes say to each other."""
+        return any(is_about_clients(step) for step in self.unrolled())
+
+    @property
     def sim_only(self) -> str:
         """Place and word of the first step that only a simulation can do, `steps[2].disk`; "": there is none."""
         for place, step in _placed(self.steps, ("steps",)):
@@ -175,6 +181,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             f"{show_place((*place, 'link', 'chunk'))}: frames are not made of bytes in a simulation, and have no pieces"
             for place, step in _placed(self.steps, ("steps",))
             if isinstance(step, Link) and step.chunk
+        ]
+        refused += [
+            f"{show_place((*place, step.word))}: links of clients can't be treated in a simulation"
+            for place, step in _placed(self.steps, ("steps",))
+            if is_about_clients(step)
         ]
         total = self._planned_messages()
         if total > MAX_SIM_MESSAGES:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, TypeAlias
 from msgspec import Struct
 
 from lab.plan.expectation import MomentExpectation
-from lab.plan.words import Duration, Target
+from lab.plan.words import Duration, LinkEnd, Target
 from nodeproc.core.messages import SeqNo
 
 
@@ -118,12 +118,13 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     bandwidth: bytes of such frames a second; 0: any number.
     chunk: such frames arrive in pieces of so many bytes, a millisecond apart; 0: whole.
     refuse: the connection is reset and none can be opened; alone.
-    A scenario with such a step runs all its links through the proxy.
+    A scenario with such a step runs all its links through the proxy. Links of clients are TCP with nothing in between:
+    what is on them is delayed, slowed or cut in pieces, or they are refused, and that is all.
     """
 
     word = "link"
-    source: Target = "all"
-    to: Target = "all"
+    source: LinkEnd = "all"
+    to: LinkEnd = "all"
     frames: tuple[str, ...] = ()
     reorder: Reorder | None = None
     delay: Duration = Duration(0)
@@ -142,11 +143,12 @@ class Cut(Step, frozen=True, rename={"source": "from"}):
 
     frames: frame types that it applies to; empty: all.
     both: in the other direction too.
+    What is on a cut link of clients does not vanish but waits for the heal, as TCP has it.
     """
 
     word = "cut"
-    source: Target = "all"
-    to: Target = "all"
+    source: LinkEnd = "all"
+    to: LinkEnd = "all"
     frames: tuple[str, ...] = ()
     both: bool = False
 
@@ -171,8 +173,8 @@ class Reset(Step, frozen=True, rename={"source": "from"}):
     """The connections between these nodes are reset, in both directions; the nodes open them again."""
 
     word = "reset"
-    source: Target = "all"
-    to: Target = "all"
+    source: LinkEnd = "all"
+    to: LinkEnd = "all"
 
 
 class Heal(Step, frozen=True):
@@ -459,6 +461,12 @@ LINK_STEPS = (Link, Cut, Partition, Reset)
 """Steps that need the lab's proxy between real nodes."""
 SIM_ONLY_STEPS = (PowerLoss, Disk, Clock, Rebuild)
 """Steps that only a simulation can do."""
+
+
+def is_about_clients(step: Step) -> bool:
+    """Whether it treats links between clients and nodes."""
+    return isinstance(step, Link | Cut | Reset) and "clients" in (step.source, step.to)
+
 
 UNTILS: dict[str, type[Until]] = {
     str(each.__struct_config__.tag): each

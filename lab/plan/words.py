@@ -68,6 +68,10 @@ Target: TypeAlias = TargetWord | NodeId | tuple[TargetWord | NodeId, ...]
 """Which nodes: a word, a node id, or a list of both. lab.plan.faults.choose says which these are at a moment."""
 
 
+LinkEnd: TypeAlias = Target | Literal["clients"]
+"""One end of links: nodes, or all clients."""
+
+
 def target_parts(target: Target) -> tuple[TargetWord | NodeId, ...]:
     """The words and ids of a target, one by one."""
     return target if isinstance(target, tuple) else (target,)

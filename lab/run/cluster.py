@@ -26,7 +26,7 @@ from lab.run.children import Child, RunFailed
 from lab.run.links import LINK_EFFECTS, LinkCounts, Rule
 from lab.run.observation import EventCount, StatusLine, file_sizes
 from lab.run.processes import HeldPort, Lifeline, NodeProcess
-from lab.run.proxy import Break, Broken, Count, Evidence, Open, Opened, Order, Pair, Treat
+from lab.run.proxy import CLIENTS, Break, Broken, Count, Evidence, Open, Opened, Order, Pair, Treat
 from lab.rundir import RunDir
 from nodeproc.client import Address
 from nodeproc.core.messages import NodeId
@@ -101,6 +101,8 @@ class Cluster:
     def __init__(self, scenario: Scenario, run: RunDir, on_sample: Callable[[Sample], None]) -> None:
         self._scenario, self._run, self._on_sample = scenario, run, on_sample
         self._ports: dict[NodeId, HeldPort] = {}
+        self._client_ports: dict[NodeId, int] = {}
+        """Where the proxy listens for clients, if it is between them and the nodes."""
         self._status_lines: dict[NodeId, StatusLine] = {}
         self._lifeline = Lifeline()
         self._proxy: Child | None = None
@@ -123,7 +125,7 @@ class Cluster:
     @property
     def addresses(self) -> dict[NodeId, Address]:
         """Where clients reach each node."""
-        return {node: (HOST, held.port) for node, held in self._ports.items()}
+        return {node: (HOST, self._client_ports.get(node, held.port)) for node, held in self._ports.items()}
 
     # ---- from nothing to configured, and back ----------------------------------------------------
 
@@ -150,8 +152,9 @@ class Cluster:
         if not self._scenario.proxied:
             return {(source, to): ports[to] for source in ports for to in ports}
         self._proxy = await Child.spawn("proxy", "lab.run.proxy", self._run.proxy_log)
-        answer = await self._proxy.ask(msgspec.json.encode(Open(HOST, ports, seed)))
+        answer = await self._ask_proxy(Open(HOST, ports, seed, self._scenario.proxies_clients))
         opened = msgspec.json.decode(answer, type=Opened)
+        self._client_ports = {to: port for source, to, port in opened.ports if source == CLIENTS}
         return {(source, to): port for source, to, port in opened.ports}
 
     async def close(self) -> None:
@@ -318,10 +321,10 @@ class Cluster:
     async def reset(self, pairs: Sequence[Pair], step: int) -> None:
         """Break the connections of these links, once."""
         began = time.monotonic_ns()
-        broken = msgspec.json.decode(await self._ask_proxy(Break(tuple(pairs))), type=Broken).pairs
+        broken = msgspec.json.decode(await self._ask_proxy(Break(tuple(pairs))), type=Broken).connections
         target, role = self._receiver(pairs)
-        evidence = {"pairs": tuple(pairs), "connections": len(broken)}
-        self._record(FaultRow("reset", target, role, began, time.monotonic_ns(), evidence, bool(broken), step))
+        evidence = {"pairs": tuple(pairs), "connections": broken}
+        self._record(FaultRow("reset", target, role, began, time.monotonic_ns(), evidence, broken > 0, step))
 
     def _receiver(self, pairs: Sequence[Pair]) -> tuple[NodeId, str]:
         """For rows: the one node that these links lead to, and what it is; 0 where they lead to several."""

@@ -48,14 +48,16 @@ from lab.plan.step import (
     UntilLoadDone,
     UntilNewLeader,
     Wait,
+    is_about_clients,
 )
-from lab.plan.words import Target
+from lab.plan.words import Duration, Target
 from lab.plan.writing import show_expectation, show_step
 from lab.rows import Convergence, Expectation, Phase
 from lab.run.children import RunFailed
 from lab.run.clients import Addresses, NamedClients, Subscribers
 from lab.run.cluster import target_rng
 from lab.run.load import Tally
+from lab.run.proxy import CLIENTS
 from lab.run.world import History, World
 from nodeproc.core.messages import NodeId
 from nodeproc.wire import Status
@@ -76,6 +78,8 @@ FIRST_LEADER_PATIENCE_S = 20.0
 SETTLE_SLACK_S = 5.0
 """On top of the clients' deadline, until all outcomes must be told."""
 NAMED_DEADLINE_S = 30.0
+UNTIL_HEALED = Duration(86_400)
+"""No run is so long. What clients and nodes send each other over a cut link is held back, since TCP loses nothing."""
 
 
 class StepMissed(Exception):
@@ -311,7 +315,9 @@ class Conductor:
                 pairs = self._pairs(step, view)
                 if step.both:
                     pairs = _both_ways(pairs)
-                await cluster.treat(Link(frames=step.frames, loss=1.0), pairs, index)
+                clients_wait = Link(delay=UNTIL_HEALED)
+                link = clients_wait if is_about_clients(step) else Link(frames=step.frames, loss=1.0)
+                await cluster.treat(link, pairs, index)
             case Partition():
                 await cluster.treat(Link(loss=1.0), partition_pairs(step, view, self._rng), index)
             case Heal():
@@ -332,7 +338,9 @@ class Conductor:
 
     def _pairs(self, step: Link | Cut | Reset, view: ClusterView) -> tuple[Pair, ...]:
         """The directed links that a step is about."""
-        sources, targets = (choose(each, view, self._rng) for each in (step.source, step.to))
+        sources, targets = (
+            (CLIENTS,) if each == "clients" else choose(each, view, self._rng) for each in (step.source, step.to)
+        )
         return tuple((source, to) for source in sources for to in targets if source != to)
 
     async def _restart(

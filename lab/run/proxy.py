@@ -3,7 +3,8 @@
 It listens on one port for each directed pair of nodes. What node 3 sends to node 1 goes through the pair (3, 1): cut
 into whole frames, put on that pair's lab.run.links.Link, and written to node 1 when it leaves the link. Of a
 frame only the lengths and the type in its header are looked at. What a node answers on the connection that the other
-one opened (its half of the handshake) passes straight, unless nothing at all gets through in its direction.
+one opened (its half of the handshake) passes straight, unless nothing at all gets through in its direction. Clients get
+one port for each node where a scenario treats their links too: lab.run.clientways.
 
 Control, JSON lines: orders on standard input, one answer each on standard output. End of input ends the process, so
 it never outlives the harness.
@@ -13,35 +14,37 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import itertools
 import random
-import socket
-import struct
 import time
+from collections.abc import Callable
 from typing import TypeAlias, cast
 
 import msgspec
 from msgspec import Struct
 
 from lab.run.children import orders, run_child, say
-from lab.run.links import NEVER, Handling, Link, LinkCounts, Rule
-from nodeproc.core.messages import NodeId
-from nodeproc.wire import MAX_BODY, MAX_HEADER, PREAMBLE, PREFIX
+from lab.run.clientways import ClientDoor, ClientWay
+from lab.run.frames import BYTES, FrameCutter
+from lab.run.links import NEVER, Link, LinkCounts, Rule
+from lab.run.tcp import HELD_BYTES, abort, no_delay
+from nodeproc.core.messages import NOBODY, NodeId
 
 Pair: TypeAlias = tuple[NodeId, NodeId]
-"""(sender, receiver)"""
-
-HELD_BYTES = 32 << 20
-"""On their way over one link; past it the sender is not read any more."""
+"""(sender, receiver); CLIENTS stand for all clients."""
+CLIENTS: NodeId = NOBODY
 
 # ---- control -------------------------------------------------------------------------------------
 
 
 class Open(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="open"):
-    """First order: the nodes' own ports."""
+    """First order: the nodes' own ports. clients: links of clients are treated too."""
 
     host: str
     ports: dict[NodeId, int]
     seed: int
+    clients: bool = False
 
 
 class Treat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="treat"):
@@ -65,7 +68,7 @@ Order: TypeAlias = Open | Treat | Break | Count
 
 
 class Opened(Struct, frozen=True):
-    """Answer to Open: (sender, receiver, port) of every pair."""
+    """Answer to Open: (sender, receiver, port) of every pair, that of clients to a node included."""
 
     ports: tuple[tuple[NodeId, NodeId, int], ...]
 
@@ -85,91 +88,10 @@ class Evidence(Struct, frozen=True):
 
 
 class Broken(Struct, frozen=True):
-    """Answer to Break: the links that had a connection."""
+    """Answer to Break: how many connections there were."""
 
-    pairs: tuple[Pair, ...]
+    connections: int
 
-
-# ---- frames --------------------------------------------------------------------------------------
-
-_TYPE_START = b'{"type":"'
-_PREAMBLE_TYPE = "PREAMBLE"
-
-
-class _Typed(Struct):
-    type: str
-
-
-_decode_typed = msgspec.json.Decoder(_Typed).decode
-
-
-def frame_type(head: bytes) -> str:
-    """The type that a frame's JSON header names; "" where it names none."""
-    if head.startswith(_TYPE_START):
-        return head[len(_TYPE_START) : head.index(b'"', len(_TYPE_START))].decode()
-    try:
-        return _decode_typed(head).type
-    except msgspec.MsgspecError:
-        return ""
-
-
-class FrameCutter:
-    """Cuts what one node sends into whole frames, which stay bytes. One per connection.
-
-    Bytes that can't be frames are passed on as they come, as one frame without type each: to refuse them is the
-    receiver's affair.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._opened = False
-        self._strange = False
-
-    def feed(self, data: bytes) -> list[tuple[str, bytes]]:
-        """The frames that are complete now, as (type, bytes)."""
-        buffer = self._buffer
-        buffer += data
-        frames: list[tuple[str, bytes]] = []
-        at = 0
-        if not self._opened and len(buffer) >= len(PREAMBLE):
-            self._opened, self._strange = True, not buffer.startswith(PREAMBLE)
-            at = 0 if self._strange else len(PREAMBLE)
-            frames += [] if self._strange else [(_PREAMBLE_TYPE, PREAMBLE)]
-        while self._opened and not self._strange and len(buffer) >= at + PREFIX.size:
-            head_len, body_len, _ = PREFIX.unpack_from(buffer, at)
-            if not 0 < head_len <= MAX_HEADER or body_len > MAX_BODY:
-                self._strange = True
-                break
-            head_at = at + PREFIX.size
-            end = head_at + head_len + body_len
-            if len(buffer) < end:
-                break
-            with memoryview(buffer) as view:
-                frames.append((frame_type(bytes(view[head_at : head_at + head_len])), bytes(view[at:end])))
-            at = end
-        if self._strange and len(buffer) > at:
-            frames.append(("", bytes(buffer[at:])))
-            at = len(buffer)
-        del buffer[:at]
-        return frames
-
-
-LENGTHS_BYTES = PREFIX.size - 4
-"""A frame's first bytes, before the CRC."""
-
-
-def spoil(frame: bytes, rng: random.Random) -> bytes:
-    """A frame with one byte changed. Its lengths stay: a receiver told of a longer frame only waits for the rest."""
-    at = rng.randrange(LENGTHS_BYTES if len(frame) > PREFIX.size else 0, len(frame))
-    return frame[:at] + bytes([frame[at] ^ rng.randrange(1, 256)]) + frame[at + 1 :]
-
-
-def pieces(frame: bytes, size: int) -> list[bytes]:
-    """A frame cut in pieces of so many bytes."""
-    return [frame[at : at + size] for at in range(0, len(frame), size)]
-
-
-BYTES: Handling[bytes] = Handling(len, spoil, pieces)
 
 # ---- connections ---------------------------------------------------------------------------------
 
@@ -181,7 +103,7 @@ class _Far(asyncio.Protocol):
         self._near = near
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        _no_delay(cast(asyncio.Transport, transport))
+        no_delay(cast(asyncio.Transport, transport))
 
     def data_received(self, data: bytes) -> None:
         self._near.answer(data)
@@ -217,7 +139,7 @@ class _Near(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        _no_delay(self.transport)
+        no_delay(self.transport)
         if self._pair.refuses():
             self.break_off(reset=True)
             return
@@ -271,11 +193,9 @@ class _Near(asyncio.Protocol):
         self._pair.forget(self)
         if self._timer is not None:
             self._timer.cancel()
-        for transport in (self.transport, self._far):
-            if transport is not None:
-                if reset:
-                    _no_linger(transport)
-                transport.abort()
+        abort(self.transport, reset=reset)
+        if self._far is not None:
+            abort(self._far, reset=reset)
 
     def pump(self) -> None:
         """Hand over what arrives now, and come back when the next frame is due."""
@@ -320,35 +240,41 @@ class ProxiedPair:
     """One directed pair of nodes: its link, which outlives connections, and its newest connection.
 
     Args:
-        pairs: all of them; the one in the other direction is needed.
+        address: the receiver's own.
     """
 
-    def __init__(self, pair: Pair, address: tuple[str, int], rng: random.Random, pairs: Pairs) -> None:
-        self.sender, self.receiver = pair
-        self.address, self._pairs = address, pairs
+    back: ProxiedPair
+    """The pair in the other direction."""
+
+    def __init__(self, address: tuple[str, int], rng: random.Random) -> None:
+        self.address = address
         self.link: Link[bytes] = Link(rng, BYTES)
         self._near: _Near | None = None
+
+    @property
+    def counts(self) -> LinkCounts:
+        return self.link.counts
 
     def refuses(self) -> bool:
         """Whether a connection that opens now is turned away; if so, that counts."""
         rule = self.link.rule
         refused = rule is not None and rule.refuse
-        self.link.counts.refused += refused
+        self.counts.refused += refused
         return refused
 
     def answers_vanish(self) -> bool:
         """Whether what the receiver says on the sender's connection is lost now; if so, that counts."""
-        back = self._pairs[self.receiver, self.sender].link
-        silent = back.rule is not None and back.rule.silent
-        back.counts.lost += silent
+        rule = self.back.link.rule
+        silent = rule is not None and rule.silent
+        self.back.counts.lost += silent
         return silent
 
-    def reset(self) -> bool:
-        """Break the connection; False: there was none."""
+    def reset(self) -> int:
+        """Break the connection; returns how many there were, 0 or 1."""
         if self._near is None:
-            return False
+            return 0
         self._near.break_off(reset=True)
-        return True
+        return 1
 
     def replace(self, near: _Near) -> None:
         """The sender opened a new connection: the older one is broken off."""
@@ -365,28 +291,9 @@ class ProxiedPair:
     def treat(self, rule: Rule | None) -> None:
         self.link.set_rule(rule, time.monotonic())
         if rule is not None and rule.refuse:
-            self.link.counts.reset += self.reset()
+            self.counts.reset += self.reset()
         if self._near is not None:
             self._near.pump()
-
-    def evidence(self) -> LinkEvidence:
-        return LinkEvidence(self.sender, self.receiver, dataclasses.replace(self.link.counts))
-
-
-Pairs: TypeAlias = dict[Pair, ProxiedPair]
-
-
-def _no_linger(transport: asyncio.Transport) -> None:
-    """Closing sends a RST, and nothing that was still to be sent."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _no_delay(transport: asyncio.Transport) -> None:
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 # ---- the process ---------------------------------------------------------------------------------
@@ -396,7 +303,7 @@ class Proxy:
     """All pairs of one cluster."""
 
     def __init__(self) -> None:
-        self.pairs: Pairs = {}
+        self.pairs: dict[Pair, ProxiedPair | ClientWay] = {}
 
     async def obey(self, order: Order) -> Opened | Evidence | Broken:
         match order:
@@ -408,28 +315,34 @@ class Proxy:
                     self.pairs[pair].treat(order.rule)
                 return evidence
             case Break():
-                return Broken(tuple(pair for pair in order.pairs if self.pairs[pair].reset()))
+                return Broken(sum(self.pairs[pair].reset() for pair in order.pairs))
             case Count():
                 return self._evidence()
 
     async def _open(self, order: Open) -> Opened:
         """Listen on a free port for every pair."""
+        host, ports = order.host, order.ports
+        pairs: dict[Pair, ProxiedPair] = {}
+        for sender, receiver in itertools.permutations(sorted(ports), 2):
+            rng = random.Random(f"link {order.seed} {sender} {receiver}")
+            pairs[sender, receiver] = ProxiedPair((host, ports[receiver]), rng)
         opened = []
-        for sender in sorted(order.ports):
-            for receiver in sorted(order.ports):
-                if sender != receiver:
-                    rng = random.Random(f"link {order.seed} {sender} {receiver}")
-                    pair = ProxiedPair((sender, receiver), (order.host, order.ports[receiver]), rng, self.pairs)
-                    self.pairs[sender, receiver] = pair
-                    opened.append((sender, receiver, await _listen(order.host, pair)))
+        for (sender, receiver), pair in pairs.items():
+            pair.back = pairs[receiver, sender]
+            opened.append((sender, receiver, await _listen(host, functools.partial(_Near, pair))))
+        self.pairs |= pairs
+        for node in sorted(ports) if order.clients else ():
+            door = ClientDoor((host, ports[node]), random.Random(f"clients {order.seed} {node}"))
+            self.pairs[CLIENTS, node], self.pairs[node, CLIENTS] = door.to_node, door.from_node
+            opened.append((CLIENTS, node, await _listen(host, door.accept)))
         return Opened(tuple(opened))
 
     def _evidence(self) -> Evidence:
-        return Evidence(tuple(pair.evidence() for pair in self.pairs.values()))
+        return Evidence(tuple(LinkEvidence(*pair, dataclasses.replace(way.counts)) for pair, way in self.pairs.items()))
 
 
-async def _listen(host: str, pair: ProxiedPair) -> int:
-    server = await asyncio.get_running_loop().create_server(lambda: _Near(pair), host, 0)
+async def _listen(host: str, accept: Callable[[], asyncio.Protocol]) -> int:
+    server = await asyncio.get_running_loop().create_server(accept, host, 0)
     return int(server.sockets[0].getsockname()[1])
 
 

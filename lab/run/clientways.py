@@ -1,0 +1,189 @@
+"""The ways between clients and one node through the proxy, where a scenario wants to treat them badly.
+
+A client's connection is TCP with nothing in between: what is sent on it arrives whole and in order, or the connection
+breaks. So a rule here holds bytes back, slows them, cuts them in pieces, and breaks and refuses connections; nothing is
+ever lost on a connection that lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import cast
+
+from lab.run.frames import BYTES
+from lab.run.links import NEVER, Link, LinkCounts, Rule
+from lab.run.tcp import HELD_BYTES, abort, no_delay
+
+
+class ClientDoor:
+    """All connections of clients to one node, and the two ways on them.
+
+    Args:
+        address: the node's own.
+        rng: for jitter.
+    """
+
+    def __init__(self, address: tuple[str, int], rng: random.Random) -> None:
+        self.address = address
+        self.connections: list[_Connection] = []
+        self.to_node = ClientWay(self, rng)
+        self.from_node = ClientWay(self, rng)
+
+    def accept(self) -> asyncio.Protocol:
+        """The protocol for a connection that a client opens."""
+        return _Connection(self).near
+
+    def refuses(self) -> bool:
+        """Whether a connection that opens now is turned away; if so, that counts."""
+        refusing = [way for way in (self.to_node, self.from_node) if way.rule is not None and way.rule.refuse]
+        for way in refusing:
+            way.counts.refused += 1
+        return bool(refusing)
+
+
+class ClientWay:
+    """One direction of all these connections: its rule, and what that did."""
+
+    def __init__(self, door: ClientDoor, rng: random.Random) -> None:
+        self._door, self._rng = door, rng
+        self.rule: Rule | None = None
+        self.counts = LinkCounts()
+
+    def link(self) -> Link[bytes]:
+        """For this direction of a new connection."""
+        return Link(self._rng, BYTES, self.rule, self.counts)
+
+    def treat(self, rule: Rule | None) -> None:
+        self.rule = rule
+        if rule is not None and rule.refuse:
+            self.counts.reset += self.reset()
+        for connection in self._door.connections:
+            connection.obey(self)
+
+    def reset(self) -> int:
+        """Break all connections; returns how many there were."""
+        connections = list(self._door.connections)
+        for connection in connections:
+            connection.break_off(reset=True)
+        return len(connections)
+
+
+class _Connection:
+    """A client's connection and its continuation to the node."""
+
+    def __init__(self, door: ClientDoor) -> None:
+        self._door = door
+        self.near, self.far = _End(self, door.to_node), _End(self, door.from_node)
+        self.near.other, self.far.other = self.far, self.near
+        self._broken = False
+
+    def opened(self, end: _End) -> None:
+        if end is self.far:
+            self.near.pump()
+            self.far.pump()
+        elif self._door.refuses():
+            self.break_off(reset=True)
+        else:
+            self._door.connections.append(self)
+            self._dialling = asyncio.get_running_loop().create_task(self._dial())
+
+    async def _dial(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: self.far, *self._door.address)
+        except OSError:
+            self.break_off(reset=True)
+            return
+        if self._broken:
+            self.far.break_off(reset=True)
+
+    def obey(self, way: ClientWay) -> None:
+        """The rule of this way has changed."""
+        for end in (self.near, self.far):
+            if end.way is way:
+                end.link.set_rule(way.rule, time.monotonic())
+                end.pump()
+
+    def break_off(self, *, reset: bool) -> None:
+        if self._broken:
+            return
+        self._broken = True
+        if self in self._door.connections:
+            self._door.connections.remove(self)
+        self.near.break_off(reset=reset)
+        self.far.break_off(reset=reset)
+
+
+class _End(asyncio.Protocol):
+    """One end of it. What comes in here leaves at the other end, by the rule of its way."""
+
+    def __init__(self, connection: _Connection, way: ClientWay) -> None:
+        self._connection, self.way = connection, way
+        self.link = way.link()
+        self.other: _End
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = self._full = False
+        self._reading = True
+        self._held_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        no_delay(self._transport)
+        self._read(False)
+        self._connection.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._held_bytes += len(data) * self.link.enter("", data, time.monotonic())
+        self.pump()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self.pump()
+        return True  # what is on its way is still delivered
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.break_off(reset=exc is not None)
+
+    def pause_writing(self) -> None:
+        self._full = True
+        self.other.pump()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self.other.pump()
+
+    def pump(self) -> None:
+        """Hand over what arrives now, and come back when more is due."""
+        far = self.other._transport
+        if self._transport is None or far is None or far.is_closing():
+            return
+        now = time.monotonic()
+        pieces = self.link.leave(now)
+        if pieces:
+            self._held_bytes -= sum(map(len, pieces))
+            far.writelines(pieces)
+        due = self.link.next_due()
+        if self._timer is not None:
+            self._timer.cancel()
+        if due != NEVER:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self.pump)
+        elif self._ended:
+            far.close()
+        self._read(not self._ended and not self.other._full and self._held_bytes < HELD_BYTES)
+
+    def _read(self, on: bool) -> None:
+        if self._transport is None or on == self._reading or self._transport.is_closing():
+            return
+        self._reading = on
+        if on:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def break_off(self, *, reset: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            abort(self._transport, reset=reset)
