@@ -41,6 +41,7 @@ ELSEWHERE = {
     "sim": ("lab.search.search", "simulate random scenarios, one a seed, and look for a broken invariant"),
     "shrink": ("lab.search.shrink", "make the scenario of a failing seed small"),
     "explore": ("lab.search.explore", "try every order of events within small bounds"),
+    "bench": ("lab.bench.bench", "measure how fast all of it is, and how fast this machine lets anything be"),
     "selftest": ("lab.selftest.selftest", "break one rule after the other: is each noticed?"),
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
 }

@@ -147,6 +147,8 @@ class NodeUse(Struct, frozen=True):
     rss_peak_bytes: int
     """The largest resident size that a sample saw."""
     exits: tuple[NodeExit, ...]
+    written_bytes: int = 0
+    """Handed to the disk's files, as the system counts it."""
 
 
 class Sample(Struct, frozen=True, gc=False):

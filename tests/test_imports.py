@@ -60,6 +60,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "nodeproc",
     ),
     "lab.selftest": ("lab", "nodeproc"),
+    "lab.bench": ("lab", "nodeproc"),
     "lab.cli": ("lab", "nodeproc"),
     "run_lab": ("lab",),
 }

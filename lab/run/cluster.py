@@ -136,7 +136,7 @@ class Cluster:
         ways = await self._open_ways(seed)
         cluster_id, secret = f"{self._scenario.name} {run.path.name}", secrets.token_hex(16)
         for node, held in self._ports.items():
-            run.node_dir(node).mkdir(parents=True)
+            run.node_dir(node).mkdir(parents=True, exist_ok=True)  # It may hold a history already.
             peers = {peer: ways[node, peer] for peer in plan.ids if peer != node}
             data_dir = str(run.node_dir(node).resolve())
             settings = node_settings(plan, node, held.port, peers, data_dir, cluster_id, secret)

@@ -24,6 +24,8 @@ from nodeproc.errors import Unreachable
 READY_PATIENCE_S = 20.0
 """From start to the first STATUS answer. A start takes 0.2 s; the rest is for busy machines and large logs."""
 ASK_AGAIN_S = 0.01
+OUBLOCK_BYTES = 512
+"""One of ru_oublock (Linux)."""
 STOP_PATIENCE_S = 10.0
 """From SIGTERM to the end; a node promises one second."""
 
@@ -91,6 +93,7 @@ class NodeProcess:
     _life: _Life | None = None
     _ended_cpu_s: float = 0.0
     """Of the processes that are gone."""
+    _ended_written: int = 0
     _rss_peak: int = 0
 
     @property
@@ -211,6 +214,7 @@ class NodeProcess:
             asyncio.get_running_loop().remove_reader(life.pidfd)
             os.close(life.pidfd)
         self._ended_cpu_s += usage.ru_utime + usage.ru_stime
+        self._ended_written += usage.ru_oublock * OUBLOCK_BYTES
         self._life, self.paused = None, False
         exited = NodeExit(now, code, life.asked_to_end)
         self.exits.append(exited)
@@ -233,7 +237,7 @@ class NodeProcess:
 
     def use(self) -> NodeUse:
         """What all its processes cost; complete once the last one is gone."""
-        return NodeUse(self.starts, round(self._ended_cpu_s, 3), self._rss_peak, tuple(self.exits))
+        return NodeUse(self.starts, round(self._ended_cpu_s, 3), self._rss_peak, tuple(self.exits), self._ended_written)
 
 
 def _peak_rss(pid: int) -> int:

@@ -1,0 +1,134 @@
+"""The command: measure section after section, in rounds, so that what is compared was measured in the same minutes."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+
+from lab.bench import faults, floor, growth, judging, loads, starting, table
+from lab.bench.figures import Bench, Collected, decode, encode
+from lab.bench.runs import Runs
+from lab.run.children import RunFailed
+from lab.run.live import host, versions
+
+RESULTS: Final = Path(__file__).resolve().parents[2] / "results"
+SAVED: Final = RESULTS / "bench"
+EXIT_USAGE, EXIT_HARNESS = 64, 70
+
+Measuring: TypeAlias = Callable[[Collected, Runs, bool], None]
+
+
+def _floor(into: Collected, runs: Runs, quick: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="floor-", dir=runs.folder) as folder:
+        floor.measure(into, Path(folder), quick)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """measure: does one round of it; rounds: how many, and how many with --quick."""
+
+    name: str
+    measure: Measuring
+    rounds: int
+    quick_rounds: int = 1
+
+
+SECTIONS: Final = (
+    Section("floor", _floor, 5, 2),
+    Section("throughput", loads.throughput, 3),
+    Section("closed", loads.closed, 3),
+    Section("open", loads.open_loop, 2),
+    Section("failover", faults.failover, 1),
+    Section("start", starting.start, 5),
+    Section("idle", starting.idle, 2),
+    Section("restart", starting.restart, 1),
+    Section("checks", judging.checks, 1),
+    Section("growth", growth.growth, 1),
+    Section("memory", growth.memory, 1),
+)
+NAMES: Final = tuple(section.name for section in SECTIONS)
+NOT_IN_QUICK: Final = ("growth", "memory")
+"""Left out of --quick unless asked for by name."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--quick", action="store_true", help="few repeats and small sizes: within two minutes")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.add_argument("--save", metavar="NAME", help="keep the figures as results/bench/NAME.json, or at a path")
+    parser.add_argument("--compare", metavar="NAME", help="show saved figures beside these")
+    parser.add_argument("--only", metavar="SECTION", nargs="+", choices=NAMES, help=f"of {', '.join(NAMES)}")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Measure and tell; returns the exit code."""
+    try:
+        before = None if options.compare is None else load(options.compare)
+    except (OSError, msgspec.MsgspecError) as error:
+        print(f"--compare {options.compare}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    SAVED.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="runs-", dir=SAVED))
+    try:
+        bench = measure(Runs(folder, _tell), chosen(options.only, options.quick), options.quick)
+    except RunFailed as error:
+        print(error, file=sys.stderr)
+        return EXIT_HARNESS
+    finally:
+        shutil.rmtree(folder)
+    if options.save is not None:
+        place = saved_at(options.save)
+        place.write_bytes(encode(bench))
+        print(f"saved as {place}", file=sys.stderr)
+    print(encode(bench).decode() if options.json else table.render(bench, before))
+    return 0
+
+
+def chosen(only: list[str] | None, quick: bool) -> tuple[Section, ...]:
+    """The sections to be measured; the floor is always among them, for the others are compared with it."""
+    if only is not None:
+        return tuple(section for section in SECTIONS if section.name in only or section.name == "floor")
+    return tuple(section for section in SECTIONS if not (quick and section.name in NOT_IN_QUICK))
+
+
+def measure(runs: Runs, sections: tuple[Section, ...], quick: bool) -> Bench:
+    """All rounds: the first of each section, then the second of each that has one, and so on."""
+    into, started = Collected(), datetime.now(UTC).isoformat(timespec="seconds")
+    rounds = {section.name: section.quick_rounds if quick else section.rounds for section in sections}
+    for number in range(max(rounds.values())):
+        for section in sections:
+            if number < rounds[section.name]:
+                began = time.monotonic()
+                section.measure(into, runs, quick)
+                _tell(f"{section.name}, round {number + 1} of {rounds[section.name]}: {time.monotonic() - began:.1f} s")
+    figures = sorted(into.figures(), key=lambda figure: NAMES.index(figure.section))
+    return Bench(started, quick, {**host(), **versions()}, tuple(figures))
+
+
+def saved_at(name: str) -> Path:
+    """Where a measurement of that name is kept; what has a slash or ends in .json is a path."""
+    return Path(name) if "/" in name or name.endswith(".json") else SAVED / f"{name}.json"
+
+
+def load(name: str) -> Bench:
+    """A saved measurement.
+
+    Raises:
+        OSError: there is none.
+        msgspec.MsgspecError: it is something else.
+    """
+    return decode(saved_at(name).read_bytes())
+
+
+def _tell(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)

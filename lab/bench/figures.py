@@ -1,0 +1,163 @@
+"""What was measured: repeated values, their medians, and how they stand to the floor and to targets. Pure.
+
+A saved set of figures is one JSON document; a later one can be compared with it, figure by figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+Better: TypeAlias = Literal["more", "less"]
+
+
+class Figure(Struct, frozen=True):
+    """One thing that was measured, once a repeat.
+
+    name: what it is, within its section.
+    better: which values are the better ones.
+    floor: the figure of section "floor" that it is compared with; "": none is comparable.
+    values: in the order of measuring.
+    """
+
+    section: str
+    name: str
+    unit: str
+    better: Better
+    floor: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.section, self.name, self.unit)
+
+
+class Target(Struct, frozen=True):
+    """What a figure should reach: at least, and better still.
+
+    of_floor: both bounds are ratios to the figure's floor, not values.
+    worst: it is the worst value that counts, not the median.
+    """
+
+    section: str
+    name: str
+    unit: str
+    least: float
+    goal: float
+    of_floor: bool = False
+    worst: bool = False
+
+
+TARGETS: tuple[Target, ...] = (
+    Target("throughput", "100 B, 1 client on the leader", "messages/s", 0.60, 0.85, of_floor=True),
+    Target("throughput", "100 B, 1 client on the leader", "messages/s", 150_000, 300_000),
+    Target("throughput", "100 B, 1 client on the leader", "CPU µs/message", 8, 5),
+    Target("closed", "64 clients", "messages/s", 20_000, 40_000),
+    Target("closed", "1 client", "p50 ms", 4, 2.5, of_floor=True),
+    Target("failover", "leader killed, to the next acknowledgement", "ms", 150, 50),
+    Target("failover", "leader killed, to the next acknowledgement", "ms", 800, 300, worst=True),
+    Target("restart", "one node, more with 10,000,000 messages than with none", "s", 1, 0.2),
+    Target("checks", "1,000,000 messages on three nodes", "s", 5, 1),
+    Target("checks", "1,000,000 messages on three nodes", "MB", 200, 100),
+    Target("checks", "simulated seeds", "seeds/s", 100, 300),
+    Target("idle", "three nodes, nothing to do", "% of a core", 3, 1),
+)
+
+
+class Collected:
+    """Figures while they are measured."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str, str], list[float]] = {}
+        self._kinds: dict[tuple[str, str, str], tuple[Better, str]] = {}
+
+    def add(self, section: str, name: str, unit: str, value: float, better: Better = "less", floor: str = "") -> None:
+        """One more value of a figure."""
+        key = (section, name, unit)
+        self._kinds[key] = (better, floor)
+        self._values.setdefault(key, []).append(value)
+
+    def figures(self) -> tuple[Figure, ...]:
+        """All figures, in the order in which they first came."""
+        return tuple(Figure(*key, *self._kinds[key], tuple(values)) for key, values in self._values.items())
+
+
+class Bench(Struct, frozen=True):
+    """One whole measurement.
+
+    host: what it was measured on. quick: with few repeats and small sizes.
+    """
+
+    started_utc: str
+    quick: bool
+    host: dict[str, Any]
+    figures: tuple[Figure, ...]
+
+    def find(self, section: str, name: str, unit: str) -> Figure | None:
+        return next((each for each in self.figures if each.key == (section, name, unit)), None)
+
+    def floor_of(self, figure: Figure) -> Figure | None:
+        """The floor's figure with which this one is compared, if both were measured."""
+        if not figure.floor:
+            return None
+        return next((each for each in self.figures if each.section == "floor" and each.name == figure.floor), None)
+
+    def ratio(self, figure: Figure) -> float | None:
+        """Median to the floor's median: for rates the share that is reached, for times the multiple that is taken."""
+        floor = self.floor_of(figure)
+        return figure.median / floor.median if floor is not None and floor.median else None
+
+
+class Reached(Struct, frozen=True):
+    """A target and what was measured; value is None where nothing was."""
+
+    target: Target
+    value: float | None
+    verdict: Literal["goal", "met", "missed", "not measured"]
+
+
+def judge(bench: Bench) -> Iterator[Reached]:
+    """Each target, in order."""
+    for target in TARGETS:
+        figure = bench.find(target.section, target.name, target.unit)
+        value = None if figure is None else _value(bench, figure, target)
+        if figure is None or value is None:
+            yield Reached(target, None, "not measured")
+        else:
+            sign = 1 if figure.better == "more" else -1
+            best = next((word for word, bound in _bounds(target) if sign * value >= sign * bound), "missed")
+            yield Reached(target, value, msgspec.convert(best, Literal["goal", "met", "missed"]))
+
+
+def _bounds(target: Target) -> tuple[tuple[str, float], ...]:
+    return (("goal", target.goal), ("met", target.least))
+
+
+def _value(bench: Bench, figure: Figure, target: Target) -> float | None:
+    if target.of_floor:
+        return bench.ratio(figure)
+    if target.worst:
+        return max(figure.values) if figure.better == "less" else min(figure.values)
+    return figure.median
+
+
+def encode(bench: Bench) -> bytes:
+    """As it is saved, indented for people."""
+    return msgspec.json.format(msgspec.json.encode(bench), indent=1) + b"\n"
+
+
+def decode(data: bytes) -> Bench:
+    """Read what encode() made.
+
+    Raises:
+        msgspec.MsgspecError: it is not that.
+    """
+    return msgspec.json.decode(data, type=Bench)

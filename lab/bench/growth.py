@@ -1,0 +1,84 @@
+"""Sections growth and memory: does a message cost more the more came before it, and does a slow reader cost memory?"""
+
+from __future__ import annotations
+
+from lab.bench.figures import Collected
+from lab.bench.prepared import fill
+from lab.bench.runs import Ran, Runs
+from lab.plan.scenario import Cluster, Load
+from lab.plan.step import LoadSwitch, Pause, Resume, Sleep, StepAny, UntilCaughtUp, UntilIdle, Wait
+from lab.plan.words import Duration
+from lab.rundir import RunDir
+
+NODES = (1, 2, 3)
+LOAD_MESSAGES = 200_000
+PATIENCE = Duration(120)
+
+
+# ---- growth -----------------------------------------------------------------------------------------
+
+
+def growth(into: Collected, runs: Runs, quick: bool) -> None:
+    """The same load behind histories, and behind tables of sessions, of three sizes, a factor of 100 apart."""
+    for messages in (10_000, 1_000_000) if quick else (10_000, 100_000, 1_000_000):
+        _behind(into, runs, f"{messages:,} messages before", messages, 1)
+    for sessions in (1_000, 100_000) if quick else (1_000, 10_000, 100_000):
+        _behind(into, runs, f"{sessions:,} sessions before", 100_000, sessions)
+
+
+def _behind(into: Collected, runs: Runs, name: str, messages: int, sessions: int) -> None:
+    """One load on three nodes that have delivered so many messages of so many sessions before."""
+
+    def prepare(run: RunDir) -> None:
+        for node in NODES:
+            fill(run.node_dir(node), node, messages, sessions=sessions)
+
+    def use(ran: Ran) -> None:
+        cost = ran.metrics.cpu_us_per_message
+        assert cost is not None
+        into.add("growth", name, "CPU µs/message", cost)
+        into.add("growth", name, "messages/s", ran.metrics.load.throughput_per_s, "more")
+        into.add("growth", name, "peak MiB a node", ran.rss_peak_bytes / (1 << 20))
+
+    # At a steady rate: at full speed the cost a message depends on how much comes at once.
+    load = Load(clients=4, rate=50_000.0, count=LOAD_MESSAGES, via="all")
+    runs.carry_out(runs.scenario("bench_growth", load, subscribers=0), use, prepare)
+
+
+# ---- memory -----------------------------------------------------------------------------------------
+
+
+def memory(into: Collected, runs: Runs, quick: bool) -> None:
+    """Load for a while: with all well, with a follower that stands still, and with a thousand clients at rest."""
+    seconds = Duration(10) if quick else Duration(40)
+    paused: tuple[StepAny, ...] = (
+        LoadSwitch(do="start"),
+        Sleep(time=Duration(1)),
+        Pause(target=1),
+        Sleep(time=seconds),
+        Resume(target=1),
+        Wait(until=UntilCaughtUp(on="all", within=PATIENCE)),
+        LoadSwitch(do="stop"),
+        Wait(until=UntilIdle(within=PATIENCE)),
+    )
+    steady: tuple[StepAny, ...] = (LoadSwitch(do="start"), Sleep(time=seconds), LoadSwitch(do="stop"), IDLE)
+    flood = Load(clients=4, rate=50_000.0, via=(2, 3))
+    _peaks(into, runs, "50,000/s", flood, steady)
+    _peaks(into, runs, "50,000/s, a follower stands still", flood, paused)
+    _peaks(into, runs, "1,000 clients, 2 messages/s each", Load(clients=1000, rate=2000.0, via="all"), steady)
+
+
+IDLE = Wait(until=UntilIdle(within=PATIENCE))
+
+
+def _peaks(into: Collected, runs: Runs, name: str, load: Load, steps: tuple[StepAny, ...]) -> None:
+    """Memory of the largest node, halfway and at its peak: flat where the two are close."""
+
+    def use(ran: Ran) -> None:
+        samples = sorted(ran.meta.samples, key=lambda sample: sample.t)
+        middle = (samples[0].t + samples[-1].t) // 2
+        halfway = max(sample.rss_bytes for sample in samples if sample.t <= middle)
+        into.add("memory", name, "MiB a node, first half", halfway / (1 << 20))
+        into.add("memory", name, "MiB a node, peak", ran.rss_peak_bytes / (1 << 20))
+
+    runs.carry_out(runs.scenario("bench_memory", load, steps, Cluster()), use)

@@ -1,0 +1,71 @@
+"""Section checks: what it takes to judge a run, and to simulate one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lab.bench.figures import Collected
+from lab.bench.loads import Pipelined
+from lab.bench.runs import Ran, Runs
+from lab.run.children import PROJECT_ROOT, RunFailed, child_environment
+from lab.search.draw import draw
+from lab.sim.simulator import simulate
+
+SEEDS_FROM = 1
+SIMULATE_S = 10.0
+LEAST_SEEDS = 20
+
+
+def checks(into: Collected, runs: Runs, quick: bool) -> None:
+    """Runs of many messages are made and judged; seeds are simulated for a while."""
+    for messages in (100_000,) if quick else (1_000_000, 10_000_000):
+        load = Pipelined().load(messages)
+
+        def use(ran: Ran, messages: int = messages) -> None:
+            for _ in range(1 if messages > 1_000_000 else 3):
+                seconds, peak = judge_in_process(ran.run.path)
+                into.add("checks", f"{messages:,} messages on three nodes", "s", seconds)
+                into.add("checks", f"{messages:,} messages on three nodes", "MB", peak / 1e6)
+
+        runs.carry_out(runs.scenario("bench_checks", load), use)
+    _simulated(into, 2.0 if quick else SIMULATE_S)
+
+
+def judge_in_process(path: Path) -> tuple[float, int]:
+    """`run_lab.py check` on a run, in a process of its own, as a user would.
+
+    Returns:
+        seconds, start included, and bytes of memory at most.
+
+    Raises:
+        RunFailed: the run does not pass.
+    """
+    command = [sys.executable, str(PROJECT_ROOT / "run_lab.py"), "check", "--json", str(path)]
+    began = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment())
+    assert child.stdout is not None
+    answer = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.monotonic() - began
+    child.stdout.close()
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RunFailed(f"{path}: the run does not pass: {json.dumps(json.loads(answer))[:400]}")
+    return seconds, usage.ru_maxrss * 1024
+
+
+def _simulated(into: Collected, seconds: float) -> None:
+    """Random scenarios one after the other, on one core."""
+    simulate(draw(SEEDS_FROM), SEEDS_FROM)
+    began, cpu, seed = time.monotonic(), time.process_time(), SEEDS_FROM
+    while time.monotonic() - began < seconds or seed - SEEDS_FROM < LEAST_SEEDS:
+        seed += 1
+        simulate(draw(seed), seed)
+    done, spent = seed - SEEDS_FROM, time.process_time() - cpu
+    into.add("checks", "simulated seeds", "seeds/s", done / (time.monotonic() - began), "more")
+    into.add("checks", "simulated seeds", "CPU ms/seed", spent * 1e3 / done)

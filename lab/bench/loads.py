@@ -1,0 +1,142 @@
+"""Sections throughput, closed and open: how many messages, and how long each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from lab.bench import floor
+from lab.bench.figures import Collected
+from lab.bench.runs import LEADER_OF_THREE, Ran, Runs
+from lab.plan.scenario import Cluster, Load
+from lab.plan.words import Duration, Target
+
+WINDOW = 20_000
+"""Messages of one client under way, for a pipelined load."""
+WINDOW_BYTES = 16 << 20
+"""Of all clients; what keeps a window of large messages reasonable."""
+SHARES = (25, 50, 75, 90)
+"""Per cent of the measured maximum that an open loop sends."""
+FOLLOWERS: Target = (1, 2)
+MEASURED_MAXIMUM = "100 B, 1 client on the leader"
+
+
+@dataclass(frozen=True, slots=True)
+class Pipelined:
+    """One case of the throughput section."""
+
+    size: int = 100
+    clients: int = 1
+    via: Target = LEADER_OF_THREE
+    where: str = "on the leader"
+    nodes: int = 3
+    durability: Literal["fsync", "os"] = "fsync"
+
+    @property
+    def name(self) -> str:
+        size = f"{self.size} B" if self.size < 1024 else f"{self.size >> 10} KiB"
+        people = "1 client" if self.clients == 1 else f"{self.clients} clients"
+        nodes = "" if self.nodes == 3 else f", {self.nodes} nodes"
+        durability = "" if self.durability == "fsync" else ", durability os"
+        return f"{size}, {people} {self.where}{nodes}{durability}"
+
+    def load(self, count: int) -> Load:
+        in_flight = max(min(WINDOW, WINDOW_BYTES // self.size // self.clients), 64)
+        return Load(clients=self.clients, in_flight=in_flight, count=count, size=self.size, via=self.via)
+
+
+CASES: tuple[Pipelined, ...] = (
+    Pipelined(),
+    Pipelined(size=16),
+    Pipelined(size=1024),
+    Pipelined(size=16 << 10),
+    Pipelined(clients=4),
+    Pipelined(via=FOLLOWERS, where="on a follower"),
+    Pipelined(clients=4, via=FOLLOWERS, where="on followers"),
+    Pipelined(clients=4, via="all", where="spread"),
+    Pipelined(nodes=5, via=5),
+    Pipelined(nodes=7, via=7),
+    Pipelined(durability="os"),
+)
+QUICK_CASES = (CASES[0], CASES[2], CASES[7])
+
+
+def count_of(case: Pipelined, quick: bool) -> int:
+    """Messages of one run: a second or two of work."""
+    most = 100_000 if quick else 400_000
+    return max(most * 100 // max(case.size, 100), 4000)
+
+
+def throughput(into: Collected, runs: Runs, quick: bool) -> None:
+    """One round: every case once. Rate, cost, bytes written, memory."""
+    for case in QUICK_CASES if quick else CASES:
+        cluster = Cluster(nodes=case.nodes, durability=case.durability)
+        ran = runs.load("bench_throughput", case.load(count_of(case, quick)), cluster)
+        load = ran.metrics.load
+        comparable = case.size == 100 and case.nodes == 3 and case.durability == "fsync"
+        into.add(
+            "throughput",
+            case.name,
+            "messages/s",
+            load.throughput_per_s,
+            "more",
+            floor.PIPELINED if comparable else "",
+        )
+        _add_costs(into, "throughput", case.name, ran, floor.PIPELINED_COST if comparable else "")
+        into.add("throughput", case.name, "bytes written a node/byte", _amplification(ran))
+        into.add("throughput", case.name, "peak MiB a node", ran.rss_peak_bytes / (1 << 20))
+
+
+def _add_costs(into: Collected, section: str, name: str, ran: Ran, floor_name: str = "") -> None:
+    cost = ran.metrics.cpu_us_per_message
+    if cost is not None:
+        into.add(section, name, "CPU µs/message", cost, floor=floor_name)
+
+
+def _amplification(ran: Ran) -> float:
+    """Bytes that one node writes for a byte of payload, on average."""
+    return ran.written_bytes / ran.metrics.node_count / ran.metrics.load.payload_bytes
+
+
+def closed(into: Collected, runs: Runs, quick: bool) -> None:
+    """One round: clients that wait for each message before the next, on all nodes; a single one on the leader."""
+    for clients in (1, 64) if quick else (1, 16, 64, 1000):
+        name = "1 client" if clients == 1 else f"{clients} clients"
+        via: Target = LEADER_OF_THREE if clients == 1 else "all"
+        duration = Duration(2 if quick else 4)
+        ran = runs.load("bench_closed", Load(clients=clients, in_flight=1, duration=duration, via=via))
+        against = {64: floor.SIXTY_FOUR}.get(clients, "")
+        into.add("closed", name, "messages/s", ran.metrics.load.throughput_per_s, "more", against)
+        _add_costs(into, "closed", name, ran)
+        latency = ran.metrics.load.latency
+        assert latency is not None
+        for unit, value in (("p50 ms", latency.p50_ms), ("p99 ms", latency.p99_ms), ("p99.9 ms", latency.p999_ms)):
+            single = clients == 1 and unit == "p50 ms"
+            into.add("closed", name, unit, value, floor=floor.FDATASYNC if single else "")
+
+
+def open_loop(into: Collected, runs: Runs, quick: bool) -> None:
+    """One round: messages at fixed times, at shares of the measured maximum, whatever the answers do."""
+    most = _maximum(into, runs, quick)
+    for share in _shares(quick):
+        rate = most * share / 100
+        duration = Duration(2 if quick else 4)
+        load = Load(clients=4, rate=rate, duration=duration, via=LEADER_OF_THREE)
+        latency = runs.load("bench_open", load).metrics.load.latency
+        assert latency is not None
+        for unit, value in (("p50 ms", latency.p50_ms), ("p99 ms", latency.p99_ms), ("p99.9 ms", latency.p999_ms)):
+            into.add("open", f"{share} % of the maximum", unit, value)
+
+
+def _shares(quick: bool) -> Iterator[int]:
+    yield from ((50,) if quick else SHARES)
+
+
+def _maximum(into: Collected, runs: Runs, quick: bool) -> float:
+    """What the throughput section found; measured now where that was left out."""
+    for figure in into.figures():
+        if figure.key == ("throughput", MEASURED_MAXIMUM, "messages/s"):
+            return figure.median
+    ran = runs.load("bench_throughput", CASES[0].load(count_of(CASES[0], quick)))
+    return ran.metrics.load.throughput_per_s

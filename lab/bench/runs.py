@@ -1,0 +1,120 @@
+"""One live run for its figures: a scenario made in code, real nodes, real clients; the directory is not kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.check.metrics import Metrics, measure
+from lab.plan.scenario import Cluster, Load, Scenario
+from lab.plan.step import LoadSwitch, StepAny, UntilIdle, UntilLoadDone, Wait
+from lab.plan.words import Duration
+from lab.rows import Meta
+from lab.run import live
+from lab.run.children import RunFailed
+from lab.rundir import RunDir, utc_stamp
+
+SEED = 7
+LOAD_PATIENCE = Duration(300)
+LEADER_OF_THREE = 3
+"""The highest id leads a fresh cluster."""
+THE_LOAD: tuple[StepAny, ...] = (
+    LoadSwitch(do="start"),
+    Wait(until=UntilLoadDone(within=LOAD_PATIENCE)),
+    Wait(until=UntilIdle(within=LOAD_PATIENCE)),
+)
+"""All of it, until every node has delivered it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One run and its figures."""
+
+    run: RunDir
+    meta: Meta
+    metrics: Metrics
+
+    @property
+    def written_bytes(self) -> int:
+        """By all nodes, to any file."""
+        return sum(use.written_bytes for use in self.meta.nodes.values())
+
+    @property
+    def rss_peak_bytes(self) -> int:
+        """Of the largest node."""
+        return max(use.rss_peak_bytes for use in self.meta.nodes.values())
+
+
+class Runs:
+    """Carries scenarios out, below one folder.
+
+    Args:
+        tell: is handed a line about what is done.
+    """
+
+    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
+        self.folder, self._tell = folder, tell
+
+    def scenario(
+        self,
+        name: str,
+        load: Load | None,
+        steps: Sequence[StepAny] = THE_LOAD,
+        cluster: Cluster | None = None,
+        subscribers: int = 1,
+    ) -> Scenario:
+        """A story of the benchmark."""
+        return Scenario(
+            name=name,
+            description="a measurement",
+            steps=tuple(steps),
+            cluster=cluster or Cluster(),
+            load=load,
+            subscribers=subscribers,
+        )
+
+    def carry_out(
+        self,
+        scenario: Scenario,
+        use: Callable[[Ran], None],
+        prepare: Callable[[RunDir], None] | None = None,
+    ) -> None:
+        """Run it, hand what it left to `use`, and remove it.
+
+        Args:
+            prepare: may fill the nodes' data directories before they start.
+
+        Raises:
+            RunFailed: a message was not acknowledged, a step was missed, or the nodes did not become the same.
+        """
+        self._tell(scenario.name)
+        run = RunDir.create(self.folder, scenario.name, utc_stamp())
+        try:
+            if prepare is not None:
+                prepare(run)
+            live.run(scenario, run, seed=SEED, progress=lambda text: None)
+            ran = Ran(run, run.read_meta(), measure(run))
+            check_run(scenario, ran)
+            use(ran)
+        finally:
+            shutil.rmtree(run.path)
+
+    def load(self, name: str, load: Load, cluster: Cluster | None = None) -> Ran:
+        """The load and nothing else; its directory is gone when this returns."""
+        kept: list[Ran] = []
+        self.carry_out(self.scenario(name, load, cluster=cluster), kept.append)
+        return kept[0]
+
+
+def check_run(scenario: Scenario, ran: Ran) -> None:
+    """A figure counts only when the run did what it should."""
+    load, meta = ran.metrics.load, ran.meta
+    missed = [each.text for each in meta.expectations if not each.met]
+    if missed:
+        raise RunFailed(f"{scenario.name}: missed: {missed[0]}")
+    if load.acknowledged < load.sent:
+        raise RunFailed(f"{scenario.name}: {load.sent - load.acknowledged} of {load.sent} messages not acknowledged")
+    if meta.convergence is None or not meta.convergence.reached:
+        raise RunFailed(f"{scenario.name}: the nodes did not become the same")

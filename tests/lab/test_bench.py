@@ -1,0 +1,244 @@
+"""The benchmark: its arithmetic, its table, its prepared data, and that its processes do what they say."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from lab.bench import bench, floor, prepared, table
+from lab.bench.figures import TARGETS, Bench, Collected, Figure, decode, encode, judge
+from lab.bench.loads import CASES
+from lab.bench.pipeline import Send
+from lab.bench.runs import Ran, Runs, check_run
+from lab.plan.scenario import Load
+from lab.run.children import RunFailed
+from nodeproc.core.messages import Batch
+from nodeproc.files import RealFiles
+from nodeproc.storage import Storage
+
+HOST = {"cpus": 2}
+
+
+def made(*figures: Figure) -> Bench:
+    return Bench("2024-10-21T12:34:56", False, HOST, figures)
+
+
+def rate(*values: float, floor_name: str = floor.PIPELINED) -> Figure:
+    return Figure("throughput", "100 B, 1 client on the leader", "messages/s", "more", floor_name, values)
+
+
+FLOOR = Figure("floor", floor.PIPELINED, "messages/s", "more", "", (400_000.0,))
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+# ---- figures -----------------------------------------------------------------------------------------
+
+
+def test_values_of_one_name_are_one_figure_with_their_median() -> None:
+    into = Collected()
+    for value in (3.0, 1.0, 100.0):
+        into.add("closed", "1 client", "p50 ms", value)
+    into.add("closed", "64 clients", "p50 ms", 7.0)
+    assert [(figure.name, figure.median) for figure in into.figures()] == [("1 client", 3.0), ("64 clients", 7.0)]
+
+
+def test_a_ratio_is_to_the_floor_of_the_same_measurement() -> None:
+    figure = rate(200_000, 300_000, 100_000)
+    assert made(FLOOR, figure).ratio(figure) == 0.5
+    assert made(figure).ratio(figure) is None
+    assert made(FLOOR, rate(1, floor_name="")).ratio(rate(1, floor_name="")) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "of_floor", "verdict"),
+    [(350_000.0, "goal", "goal"), (250_000.0, "met", "met"), (100_000.0, "missed", "missed")],
+)
+def test_a_target_is_reached_or_missed(value: float, of_floor: str, verdict: str) -> None:
+    found = {reached.target: reached.verdict for reached in judge(made(FLOOR, rate(value)))}
+    assert found[TARGETS[0]] == of_floor
+    assert found[TARGETS[1]] == verdict
+
+
+def test_the_worst_value_counts_where_the_target_says_so() -> None:
+    failover = Figure("failover", "leader killed, to the next acknowledgement", "ms", "less", "", (20.0, 30.0, 900.0))
+    found = [reached for reached in judge(made(failover)) if reached.target.section == "failover"]
+    assert [(reached.value, reached.verdict) for reached in found] == [(30.0, "goal"), (900.0, "missed")]
+
+
+def test_what_was_not_measured_reaches_nothing() -> None:
+    assert {reached.verdict for reached in judge(made())} == {"not measured"}
+
+
+def test_saved_figures_are_read_back_equal() -> None:
+    whole = made(FLOOR, rate(1, 2, 3))
+    assert decode(encode(whole)) == whole
+
+
+# ---- the table ---------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_median_spread_ratio_and_targets() -> None:
+    text = table.render(made(FLOOR, rate(200_000, 300_000, 100_000)))
+    line = next(line for line in text.splitlines() if line.startswith("throughput  "))
+    assert line.split()[-7:] == ["200,000", "100,000", "..", "300,000", "3", "messages/s", "0.50"]
+    assert "missed" in text
+    assert "x floor" in text
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "said"),
+    [
+        (rate(200), rate(100, 110, 90), "100, better"),
+        (rate(50), rate(100, 110, 90), "100, worse"),
+        (rate(108), rate(100, 110, 90), "100"),
+        (rate(102), rate(100), "100"),
+    ],
+)
+def test_a_figure_is_better_only_beyond_the_noise(now: Figure, then: Figure, said: str) -> None:
+    assert table.compared(now, made(then)) == said
+
+
+def test_a_figure_that_was_not_there_before_is_compared_with_nothing() -> None:
+    assert table.compared(rate(1), made(FLOOR)) == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(123456.7, "123,457"), (12.34, "12.3"), (1.234, "1.23"), (0.1234, "0.123")]
+)
+def test_numbers_are_short(value: float, shown: str) -> None:
+    assert table.number(value) == shown
+
+
+# ---- the command -------------------------------------------------------------------------------------
+
+
+def fake_section(name: str, rounds: int, order: list[str]) -> bench.Section:
+    def measure(into: Collected, runs: Runs, quick: bool) -> None:
+        order.append(name)
+        into.add(name, "one thing", "s", float(len(order)))
+
+    return bench.Section(name, measure, rounds)
+
+
+def test_rounds_alternate_between_the_sections(tmp_path: Path) -> None:
+    order: list[str] = []
+    sections = (fake_section("closed", 2, order), fake_section("throughput", 3, order))
+    result = bench.measure(Runs(tmp_path, order.append), sections, quick=False)
+    assert [each for each in order if each in bench.NAMES] == ["closed", "throughput"] * 2 + ["throughput"]
+    assert [(figure.section, len(figure.values)) for figure in result.figures] == [("throughput", 3), ("closed", 2)]
+
+
+def test_the_floor_is_always_measured_with_what_is_asked_for() -> None:
+    assert [section.name for section in bench.chosen(["idle"], quick=True)] == ["floor", "idle"]
+    assert [section.name for section in bench.chosen(["growth"], quick=True)] == ["floor", "growth"]
+    assert bench.chosen(None, quick=False) == bench.SECTIONS
+    assert "growth" not in [section.name for section in bench.chosen(None, quick=True)]
+
+
+def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments("--only", "nothing")
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_a_name_is_kept_below_results_and_a_path_where_it_says(tmp_path: Path) -> None:
+    assert bench.saved_at("before") == bench.RESULTS / "bench" / "before.json"
+    assert bench.saved_at(str(tmp_path / "x")) == tmp_path / "x"
+    assert bench.saved_at("x.json") == Path("x.json")
+
+
+def test_what_can_t_be_compared_with_is_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.json").write_text("{}")
+    assert bench.main(arguments("--compare", str(tmp_path / "none.json"))) == 64
+    assert bench.main(arguments("--compare", str(tmp_path / "broken.json"))) == 64
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_measure_save_and_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "SECTIONS", (fake_section("closed", 1, []),))
+    monkeypatch.setattr(bench, "SAVED", tmp_path / "bench")
+    assert bench.main(arguments("--only", "closed", "--save", "first")) == 0
+    assert bench.main(arguments("--only", "closed", "--compare", "first", "--json")) == 0
+    output = capsys.readouterr().out
+    assert decode(output[output.index("\n{\n") :].encode()).figures[0].section == "closed"
+    assert [each.name for each in (tmp_path / "bench").iterdir()] == ["first.json"]
+
+
+def test_every_case_of_the_throughput_section_has_a_name_of_its_own() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+# ---- what it measures with --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("messages", "sessions"), [(0, 1), (2500, 1), (2500, 40), (3000, 1500)])
+def test_prepared_data_is_a_history_that_a_node_goes_on_from(tmp_path: Path, messages: int, sessions: int) -> None:
+    prepared.fill(tmp_path, 2, messages, size=20, sessions=sessions)
+    storage, recovered, _ = Storage.open(RealFiles(tmp_path), 2, durability="os")
+    try:
+        assert recovered.delivered_seq == messages
+        assert len(recovered.sessions) == (sessions if messages else 0)
+        assert sum(last_n for last_n, _ in recovered.sessions.values()) == messages
+        lines, last = storage.read_lines(1, 1 << 20)
+        assert last == messages and lines.count(b"\n") == messages
+    finally:
+        storage.close()
+
+
+def test_prepared_batches_follow_each_other() -> None:
+    headers = [record.header for record in prepared.batches(2500, 20, 3)]
+    assert all(isinstance(header, Batch) for header in headers)
+    ends = [(header.first, header.last) for header in headers if isinstance(header, Batch)]
+    assert ends[0][0] == 1 and ends[-1][1] == 2500
+    assert all(after[0] == before[1] + 1 for before, after in pairwise(ends))
+
+
+def in_pipeline(folder: Path, order: Callable[[int], Send]) -> tuple[float, list[bytes], list[bytes]]:
+    """Send through a floor pipeline; returns seconds and what each process has in its two files."""
+
+    async def run() -> float:
+        async with floor.processes(folder, 4) as children:
+            _, port = await floor.open_pipeline(children, folder)
+            return (await floor.send(children[3], order(port))).seconds
+
+    seconds = asyncio.run(run())
+    places = sorted(folder.glob("pipeline-?-*"))
+    return seconds, [(place / "log").read_bytes() for place in places], [(p / "lines").read_bytes() for p in places]
+
+
+def test_the_floor_s_pipeline_numbers_writes_and_acknowledges_everything(tmp_path: Path) -> None:
+    seconds, logs, lines = in_pipeline(tmp_path, lambda port: Send(port, 3, 50, 2000, 100))
+    assert seconds > 0
+    assert [data.count(b"\n") for data in logs] == [2000] * 3
+    assert logs[0] == logs[1] == logs[2]
+    assert lines[2] == logs[2] == lines[0]
+    assert b'{"seq_no":2000,"term":1,' in logs[0]
+
+
+def test_a_run_that_did_not_do_what_it_should_gives_no_figure(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, lambda text: None)
+    scenario = runs.scenario("bench_test", Load(in_flight=1, count=5))
+    kept: list[Ran] = []
+    runs.carry_out(scenario, kept.append)
+    ran = kept[0]
+    assert ran.metrics.load.acknowledged == 5
+    assert ran.written_bytes > 0
+    assert not ran.run.path.exists()
+    short = replace(ran.metrics, load=replace(ran.metrics.load, sent=6))
+    with pytest.raises(RunFailed, match="1 of 6 messages not acknowledged"):
+        check_run(scenario, Ran(ran.run, ran.meta, short))
