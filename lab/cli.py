@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lab.check.verdict import Verdict
     from lab.plan.scenario import Scenario
     from lab.rundir import RunDir
+    from lab.show.stepsummary import RunRow
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENARIOS = ROOT / "scenarios"
@@ -76,6 +77,20 @@ class Result:
             "verdict": msgspec.to_builtins(self.verdict),
             "metrics": msgspec.to_builtins(self.metrics),
         }
+
+    def text(self) -> str:
+        """What people read of it: its summary, or why it has none."""
+        if self.problem or self.directory is None:
+            return f"{self.scenario}: the lab failed: {self.problem}\n"
+        return (self.directory / "summary.txt").read_text("utf-8")
+
+
+def summary_row(result: Result) -> RunRow:
+    """A run in the table of a build server's summary page."""
+    from lab.show import stepsummary
+
+    directory = "" if result.directory is None else str(near(result.directory))
+    return stepsummary.row_of(result.scenario, result.seed, directory, result.verdict, result.metrics, result.problem)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,9 +143,9 @@ def _parser() -> tuple[_Parser, frozenset[str]]:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = commands.add_parser("run", help="run scenarios on real processes and judge them (the default)")
     run.add_argument("scenarios", metavar="FILE", nargs="+", type=Path, help="scenario file")
-    run.add_argument("--repeat", metavar="N", type=_positive, default=1, help="run each N times")
+    run.add_argument("--repeat", metavar="N", type=positive, default=1, help="run each N times")
     run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
-    run.add_argument("--seed", metavar="S", type=_seed, help="seed of the first run; each repetition adds 1")
+    run.add_argument("--seed", metavar="S", type=seed, help="seed of the first run; each repetition adds 1")
     run.add_argument(
         "--sim", action="store_true", help="in virtual time, in this process; the same seed, the same bytes"
     )
@@ -167,11 +182,11 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     return _whole_number(text, 1, "1 or more")
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
     return _whole_number(text, 0, f"0..{SEED_MAX}")
 
 
@@ -193,7 +208,7 @@ def _do_validate(options: argparse.Namespace) -> int:
         if refused:
             code = USAGE
         else:
-            print(f"{path}: ok, {scenario.name}: {scenario.step_count} steps")
+            print(f"{path}: ok, {scenario.name}: {scenario.step_count} steps{_tags(scenario)}")
     return code
 
 
@@ -204,8 +219,12 @@ def _do_list(options: argparse.Namespace) -> int:
     loaded, code = load_all(paths)
     for path, scenario in loaded:
         description = " ".join(scenario.description.split())
-        print(f"{near(path)}\n{textwrap.indent(textwrap.fill(description, 96), '    ')}")
+        print(f"{near(path)}{_tags(scenario)}\n{textwrap.indent(textwrap.fill(description, 96), '    ')}")
     return code
+
+
+def _tags(scenario: Scenario) -> str:
+    return f"  [{', '.join(scenario.tags)}]" if scenario.tags else ""
 
 
 def load_all(paths: Sequence[Path]) -> tuple[list[tuple[Path, Scenario]], int]:
@@ -241,7 +260,7 @@ def _do_run(options: argparse.Namespace) -> int:
     rounds = [(number, scenario) for _, scenario in loaded for number in range(options.repeat)]
     try:
         for number, scenario in rounds:
-            result = run_once(scenario, _seed_of(scenario, options.seed, number), options.out, sim=options.sim)
+            result = run_once(scenario, seed_of(scenario, options.seed, number), options.out, sim=options.sim)
             results.append(result)
             _show(result, options.json)
             if options.exitfirst and result.exit_code != PASS:
@@ -260,7 +279,7 @@ def gravest(codes: Iterable[int]) -> int:
     return next(code for code in GRAVEST_FIRST if code in seen)
 
 
-def _seed_of(scenario: Scenario, first: int | None, number: int) -> int:
+def seed_of(scenario: Scenario, first: int | None, number: int) -> int:
     """The seed of a scenario's run number 0, 1, …: from the command line, its file, or drawn."""
     if first is not None:
         return (first + number) % (SEED_MAX + 1)
@@ -393,17 +412,17 @@ def _tell(text: str) -> None:
 def _show(result: Result, as_json: bool) -> None:
     """The summary of one run, for people."""
     stream = sys.stderr if as_json else sys.stdout
-    if result.problem:
-        print(f"{result.scenario}: the lab failed: {result.problem}", file=sys.stderr)
-    elif result.directory is not None:
-        print((result.directory / "summary.txt").read_text("utf-8"), end="", file=stream)
+    print(result.text(), end="", file=sys.stderr if result.problem else stream)
     if result.directory is not None:
         seed = "" if result.seed is None else f"seed {result.seed}, "
         print(f"{seed}{near(result.directory)}\n", file=stream, flush=True)
 
 
 def _finish(results: Sequence[Result], as_json: bool, code: int, planned: int) -> None:
-    """The line over several runs, or the JSON document."""
+    """The line over several runs, or the JSON document; and the summary page of a build server that has one."""
+    from lab.show import stepsummary
+
+    stepsummary.append_where_asked([(summary_row(result), result.text()) for result in results])
     if as_json:
         print(json.dumps({"exit_code": code, "runs": [result.plain() for result in results]}, indent=1))
     elif planned > 1:

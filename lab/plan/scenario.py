@@ -129,6 +129,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     """One story.
 
     name: as the file is called, without .yml.
+    tags: words by which it can be chosen among others.
     subscribers: clients that read everything from seq_no 1 on from start to end, on node 1, 2, … in turn (A8).
     seed: all random choices of a run follow from it; None: drawn when the run starts.
     """
@@ -142,6 +143,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     subscribers: int = 1
     bounds: Bounds = Bounds()
     seed: int | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def step_count(self) -> int:
@@ -235,6 +237,7 @@ class _Outline(Struct, frozen=True, forbid_unknown_fields=True):
     subscribers: int = 1
     bounds: Bounds = Bounds()
     seed: int | None = None
+    tags: tuple[str, ...] = ()
 
 
 def load(path: Path | str, *, text: str | None = None) -> Scenario:
@@ -263,6 +266,7 @@ def load(path: Path | str, *, text: str | None = None) -> Scenario:
         subscribers=outline.subscribers,
         bounds=outline.bounds,
         seed=outline.seed,
+        tags=outline.tags,
     )
     if not 1 <= scenario.step_count <= MAX_STEPS:
         raise document.error(
@@ -277,6 +281,7 @@ def encode(scenario: Scenario) -> str:
     values = {
         "name": scenario.name,
         "description": scenario.description,
+        "tags": list(scenario.tags),
         "seed": scenario.seed,
         "cluster": plain(scenario.cluster),
         "load": None if scenario.load is None else plain(scenario.load),
@@ -291,6 +296,7 @@ def encode(scenario: Scenario) -> str:
 # ---- what the types can't say -------------------------------------------------------------------
 
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
+_TAG = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 def _check_outline(document: Document, outline: _Outline) -> None:
@@ -300,6 +306,10 @@ def _check_outline(document: Document, outline: _Outline) -> None:
         raise document.error(("name",), "latest is the link to the newest run; another name is needed")
     if not outline.description.strip():
         raise document.error(("description",), "is empty; say in a sentence what the scenario shows")
+    for index, tag in enumerate(outline.tags):
+        if not _TAG.fullmatch(tag) or tag in outline.tags[:index]:
+            allowed = "small letters and digits joined by _, a letter first, each tag once"
+            raise document.error(("tags", index), f"found {tag!r}, allowed {allowed}")
     if not outline.steps:
         raise document.error(("steps",), "no step, at least one is needed")
     if outline.subscribers < 0:

@@ -82,6 +82,7 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeLab]:
     monkeypatch.setattr("lab.check.metrics.measure", fake.measure)
     monkeypatch.setattr("lab.show.table.render", lambda *_: "the table")
     monkeypatch.setattr("lab.show.junit.render", lambda *_: "<testsuites/>")
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quiet.yml").write_text(GOOD)
     (tmp_path / "other.yml").write_text(GOOD.replace("quiet", "other"))
@@ -240,6 +241,16 @@ def test_json_is_alone_on_standard_output(lab: FakeLab, capsys: pytest.CaptureFi
     assert "the table" in captured.err
 
 
+def test_a_build_server_s_summary_page_gets_every_run(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "page.md")
+    lab.outcomes = ["pass", "broken", OSError("no space")]
+    assert run("quiet.yml", "--repeat", "3", "--out", "out") == 1
+    page = Path("page.md").read_text()
+    assert page.startswith("### chatlab: 1 of 3 runs passed\n")
+    assert "| quiet | FAIL: an invariant is broken |" in page and "the table" in page
+    assert "| quiet | the lab failed: no space |" in page
+
+
 def test_progress_off_a_terminal_is_plain_lines(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
     run("quiet.yml", "--out", "out")
     assert "quiet: half way\n" in capsys.readouterr().err
@@ -293,6 +304,17 @@ def test_a_live_run_refuses_what_only_a_simulation_can_do(lab: FakeLab, capsys: 
     assert run("quiet.yml", "dark.yml", "--out", "out") == 64
     assert capsys.readouterr().err == "dark: steps[1].power_loss: only with --sim\n"
     assert not lab.runs and not Path("out").exists()
+
+
+def test_list_and_validate_show_tags(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("tagged.yml").write_text(GOOD + "tags: [network, slow]\n")
+    assert run("validate", "quiet.yml", "tagged.yml") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "quiet.yml: ok, quiet: 1 steps",
+        "tagged.yml: ok, quiet: 1 steps  [network, slow]",
+    ]
+    assert run("list", "tagged.yml") == 0
+    assert capsys.readouterr().out.splitlines()[0] == "tagged.yml  [network, slow]"
 
 
 def test_list_shows_every_scenario_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:

@@ -340,6 +340,8 @@ REFUSED = {
         "found -1",
     ),
     "a seed that --seed would not take": ("steps: [{kill: 1}]\nseed: 2147483648", "4:7: seed", "0..2147483647"),
+    "a tag that is no word": ("steps: [{kill: 1}]\ntags: [slow, 2nd-try]", "4:14: tags[1]", "small letters"),
+    "a tag twice": ("steps: [{kill: 1}]\ntags: [slow, slow]", "4:14: tags[1]", "each tag once"),
     "a negative seed": ("steps: [{kill: 1}]\nseed: -1", "4:7: seed", "0..2147483647"),
     "a repeat without end": (
         "steps:\n  - repeat: {times: 1000000000, steps: [{repeat: {times: 10, steps: [{kill: 1}]}}]}",

@@ -11,7 +11,7 @@ from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Check, ExpectationResult, Outcomes, Quote, Verdict, Violation, decide, quote
 from lab.rundir import RunDir
-from lab.show import junit, table
+from lab.show import junit, stepsummary, table
 from tests.lab.synthetic import build_run, doctor_all_logs, doctor_lines
 
 PASSED = Check("A1", "agreement", "PASS", "3 logs, equal")
@@ -139,3 +139,53 @@ def test_long_lines_are_cut_in_evidence() -> None:
 
 def test_bytes_that_are_no_text_are_shown_all_the_same() -> None:
     assert quote("log:1", b"\xff\n").text == "\\xff"
+
+
+# ---- the summary page of a workflow step ------------------------------------------------------------
+
+
+def test_a_step_summary_has_a_row_a_run_and_the_text_of_what_did_not_pass() -> None:
+    rows = [
+        (stepsummary.row_of("calm", 7, "results/calm/1", verdict_of(PASSED), None, ""), "not shown"),
+        (stepsummary.row_of("wild", None, "", verdict_of(BROKEN), None, ""), "A2 FAIL ``` <b>\n"),
+        (stepsummary.row_of("lost", 1, "", None, None, "no | space\nleft"), "the lab failed"),
+    ]
+    page = stepsummary.render(rows)
+    assert page.startswith("### chatlab: 1 of 3 runs passed\n\n| scenario | verdict |")
+    assert "\n| calm | PASS | 7 | - | - | - | - | - | results/calm/1 |\n" in page
+    assert "\n| wild | FAIL: an invariant is broken | - |" in page
+    assert "| the lab failed: no \\| space left |" in page
+    assert "\n````text\nA2 FAIL ``` <b>\n````\n" in page
+    assert "not shown" not in page
+
+
+def test_a_step_summary_has_the_figures(run: RunDir) -> None:
+    metrics = measure(run)
+    row = stepsummary.row_of("story", 7, "there", check(run, metrics), metrics, "")
+    assert metrics.load.latency is not None
+    assert row.acknowledged == metrics.load.acknowledged > 0
+    assert (row.latency_p50_ms, row.latency_p99_ms) == (metrics.load.latency.p50_ms, metrics.load.latency.p99_ms)
+    assert f"| {metrics.load.throughput_per_s:,.0f} |" in stepsummary.render([(row, "")])
+
+
+def test_a_step_summary_stays_within_what_its_page_takes() -> None:
+    row = stepsummary.row_of("wild", 7, "", verdict_of(BROKEN), None, "")
+    page = stepsummary.render([(row, "x" * 300_000), (row, "y" * 300_000), (row, "z")])
+    assert "xxx" in page and "yyy" not in page and "\nz\n" in page
+    assert page.count("too long to be shown here") == 1
+
+
+def test_a_step_summary_is_appended_where_the_environment_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = stepsummary.row_of("calm", 7, "", verdict_of(PASSED), None, "")
+    monkeypatch.delenv(stepsummary.VARIABLE, raising=False)
+    stepsummary.append_where_asked([(row, "")])
+    monkeypatch.setenv(stepsummary.VARIABLE, str(tmp_path / "page.md"))
+    (tmp_path / "page.md").write_text("before\n")
+    stepsummary.append_where_asked([(row, "")])
+    stepsummary.append_where_asked([])
+    assert (tmp_path / "page.md").read_text() == "before\n" + stepsummary.render([(row, "")])
+    monkeypatch.setenv(stepsummary.VARIABLE, str(tmp_path))
+    stepsummary.append_where_asked([(row, "")])
+    assert capsys.readouterr().err.startswith("GITHUB_STEP_SUMMARY: ")

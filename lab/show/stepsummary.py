@@ -1,0 +1,132 @@
+"""Runs as Markdown for the summary page of a GitHub workflow step: a table, and below it what did not pass.
+
+GitHub names the file in GITHUB_STEP_SUMMARY; whatever a step appends to it is shown. It takes 1 MiB a step.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from lab.check.metrics import Metrics
+from lab.check.verdict import Verdict
+from lab.show.table import CLOSING
+
+VARIABLE = "GITHUB_STEP_SUMMARY"
+PASSED = CLOSING["pass"]
+DETAILS_BYTES = 500_000
+"""Of all texts of runs that did not pass; half of what GitHub takes, for other steps may append to the same file."""
+_NONE = "-"
+
+
+class RunRow(Struct, frozen=True, kw_only=True):
+    """One run in the table; None: not measured.
+
+    verdict: as the last line of a summary has it.
+    """
+
+    scenario: str
+    verdict: str
+    seed: int | None = None
+    directory: str = ""
+    acknowledged: int | None = None
+    throughput_per_s: float | None = None
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    longest_gap_ms: float | None = None
+
+
+def row_of(
+    scenario: str, seed: int | None, directory: str, verdict: Verdict | None, metrics: Metrics | None, problem: str
+) -> RunRow:
+    """The row of one run.
+
+    Args:
+        problem: why the lab could not carry it out or judge it, "" where it could.
+    """
+    word = CLOSING[verdict.outcome] if verdict is not None else f"the lab failed: {problem}"
+    if metrics is None:
+        return RunRow(scenario=scenario, verdict=word, seed=seed, directory=directory)
+    load, latency = metrics.load, metrics.load.latency
+    return RunRow(
+        scenario=scenario,
+        verdict=word,
+        seed=seed,
+        directory=directory,
+        acknowledged=load.acknowledged,
+        throughput_per_s=load.throughput_per_s,
+        latency_p50_ms=latency.p50_ms if latency is not None else None,
+        latency_p99_ms=latency.p99_ms if latency is not None else None,
+        longest_gap_ms=load.longest_gap_s * 1e3,
+    )
+
+
+def render(runs: Sequence[tuple[RunRow, str]]) -> str:
+    """The Markdown text of some runs, each with what is to be shown of it where it did not pass."""
+    passed = sum(row.verdict == PASSED for row, _ in runs)
+    lines = [f"### chatlab: {passed} of {len(runs)} runs passed", ""]
+    heads = ("scenario", "verdict", "seed", "acknowledged", "messages/s", "p50 ms", "p99 ms", "longest gap ms", "run")
+    lines += [_line(heads), _line([":--", ":--", *(["--:"] * 6), ":--"])]
+    lines += [_line(_cells(row)) for row, _ in runs]
+    left = DETAILS_BYTES
+    for row, details in runs:
+        size = len(details.encode())
+        if row.verdict == PASSED or not details:
+            continue
+        if size > left:
+            lines += ["", f"{row.scenario}: {row.verdict}; its summary is too long to be shown here"]
+            continue
+        left -= size
+        fence = _fence(details)
+        lines += ["", f"<details><summary>{_text(f'{row.scenario}: {row.verdict}')}</summary>", ""]
+        lines += [f"{fence}text", details.rstrip("\n"), fence, "", "</details>"]
+    return "\n".join(lines) + "\n\n"
+
+
+def append_where_asked(runs: Sequence[tuple[RunRow, str]]) -> None:
+    """Append the runs to the file that the environment names; a file that can't be written is told and no more."""
+    name = os.environ.get(VARIABLE, "")
+    if not name or not runs:
+        return
+    try:
+        with Path(name).open("a", encoding="utf-8") as file:
+            file.write(render(runs))
+    except OSError as error:
+        print(f"{VARIABLE}: {error}", file=sys.stderr)
+
+
+def _cells(row: RunRow) -> list[str]:
+    return [
+        row.scenario,
+        row.verdict,
+        _NONE if row.seed is None else str(row.seed),
+        _number(row.acknowledged, 0),
+        _number(row.throughput_per_s, 0),
+        _number(row.latency_p50_ms, 2),
+        _number(row.latency_p99_ms, 2),
+        _number(row.longest_gap_ms, 1),
+        row.directory,
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:,.{digits}f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_text(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _text(text: str) -> str:
+    """On one line, and no markup."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("`", "\\`")
+
+
+def _fence(text: str) -> str:
+    """Longer than any row of backticks inside."""
+    return "`" * max(3, 1 + max((len(found) for found in re.findall("`+", text)), default=0))
