@@ -62,6 +62,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.selftest": ("lab", "nodeproc"),
     "lab.bench": ("lab", "nodeproc"),
     "lab.cli": ("lab", "nodeproc"),
+    "lab.pytest_plugin": ("lab", "nodeproc"),
     "run_lab": ("lab",),
 }
 """Package or module -> the packages and modules of this project that it may import. The longest key that fits counts.

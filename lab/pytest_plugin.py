@@ -1,0 +1,176 @@
+"""Scenarios as tests of pytest: `pytest scenarios/`. docs/pytest.md says how to use it, here and in other projects.
+
+A scenario is a test when it is asked for: its file is named on the command line, or what is named (or stands in
+testpaths) is a directory of scenarios, or inside of one; the setting `lab_scenarios` says which directories those are.
+So neither a plain `pytest` nor `pytest tests` ever starts a cluster. A run that does not pass fails its test, and what
+is shown is the verdict as run_lab.py shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from lab import cli
+
+if TYPE_CHECKING:
+    from lab.cli import Result
+    from lab.plan.scenario import Scenario
+    from lab.show.stepsummary import RunRow
+
+SUFFIXES = (".yml", ".yaml")
+DIRECTORIES = "lab_scenarios"
+PYTEST_S_OWN = ("filterwarnings", "parametrize", "skip", "skipif", "tryfirst", "trylast", "usefixtures", "xfail")
+"""Marks that would do something to the test."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lab", "scenarios of the chat lab")
+    group.addoption("--lab-sim", action="store_true", help="run scenarios in virtual time, in this process")
+    group.addoption("--lab-seed", metavar="S", type=cli.seed, help="seed of a scenario's first run; each next adds 1")
+    group.addoption("--lab-repeat", metavar="N", type=cli.positive, default=1, help="run each scenario N times")
+    group.addoption("--lab-out", metavar="DIR", type=Path, help="where run directories go (results/ in the rootdir)")
+    parser.addini(DIRECTORIES, "directories whose .yml files are scenarios", type="args", default=["scenarios"])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist report to one process, and that tells
+        config.pluginmanager.register(Summary(), "lab-summary")
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.suffix in SUFFIXES and _is_asked_for(file_path, parent.config):
+        return ScenarioFile.from_parent(parent, path=file_path)
+    return None
+
+
+def _is_asked_for(path: Path, config: pytest.Config) -> bool:
+    """See the module's docstring."""
+    homes = [(config.rootpath / name).resolve() for name in config.getini(DIRECTORIES)]
+    path = path.resolve()
+    for argument in config.args:
+        named = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+        if named == path:
+            return True
+        if path.is_relative_to(named) and any(named.is_relative_to(home) for home in homes):
+            return True
+    return False
+
+
+class ScenarioFile(pytest.File):
+    """One scenario file: a test, or as many as --lab-repeat says."""
+
+    def collect(self) -> Iterator[ScenarioItem]:
+        from lab.plan import scenario as plan
+        from nodeproc.errors import ConfigError
+
+        try:
+            scenario = plan.load(self.path)
+        except ConfigError as error:
+            raise self.CollectError(str(error)) from None
+        for index, tag in enumerate(scenario.tags):
+            if tag in PYTEST_S_OWN:
+                raise self.CollectError(f"{self.path}: tags[{index}]: {tag} is a mark of pytest's own; rename it")
+            self.config.addinivalue_line("markers", f"{tag}: scenarios with this tag")
+        times = self.config.getoption("lab_repeat")
+        for number in range(times):
+            name = scenario.name if times == 1 else f"{scenario.name}[{number + 1}]"
+            item = ScenarioItem.from_parent(self, name=name, scenario=scenario, number=number)
+            for tag in scenario.tags:
+                item.add_marker(tag)
+            yield item
+
+
+class ScenarioItem(pytest.Item):
+    """One run of a scenario.
+
+    Args:
+        number: 0, 1, … among the repetitions.
+    """
+
+    def __init__(self, *, scenario: Scenario, number: int, **given: Any) -> None:
+        super().__init__(**given)
+        self._scenario, self._number = scenario, number
+
+    def setup(self) -> None:
+        """Skip what can't be run as it was asked."""
+        scenario = self._scenario
+        if self.config.getoption("lab_sim"):
+            if refusals := scenario.sim_refusals():
+                pytest.skip("; ".join(refusals))
+        elif scenario.sim_only:
+            pytest.skip(f"{scenario.sim_only}: only with --lab-sim")
+
+    def runtest(self) -> None:
+        from msgspec import structs
+
+        option = self.config.getoption
+        seed = cli.seed_of(self._scenario, option("lab_seed"), self._number)
+        out = option("lab_out") or self.config.rootpath / "results"
+        result = cli.run_once(self._scenario, seed, out, sim=option("lab_sim"))
+        row = structs.asdict(cli.summary_row(result))
+        self.user_properties += [(name, value) for name, value in row.items() if value is not None]
+        if result.exit_code != cli.PASS:
+            raise ScenarioFailed(result)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The verdict, not where in the lab it was found."""
+        if isinstance(excinfo.value, ScenarioFailed):
+            return Shown(excinfo.value.result)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, f"scenario {self.name}"
+
+
+class ScenarioFailed(Exception):
+    """A run did not pass."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(cli.summary_row(result).verdict)
+        self.result = result
+
+
+class Headline(NamedTuple):
+    """What pytest's short summary and junit files show of a failure."""
+
+    message: str
+
+
+class Shown:
+    """What is shown of a run that did not pass. `reprcrash` and `toterminal` are what pytest asks for."""
+
+    def __init__(self, result: Result) -> None:
+        self.reprcrash = Headline(cli.summary_row(result).verdict)
+        where = [] if result.directory is None else [f"seed {result.seed}, {cli.near(result.directory)}"]
+        self._text = "\n".join([result.text().rstrip("\n"), *where])
+
+    def toterminal(self, writer: Any) -> None:
+        writer.line(self._text)
+
+    def __str__(self) -> str:
+        return self._text
+
+
+class Summary:
+    """Collects all runs for the summary page of a GitHub workflow step (lab.show.stepsummary)."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[RunRow, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        import msgspec
+
+        from lab.show.stepsummary import RunRow
+
+        properties = dict(report.user_properties)
+        if report.when == "call" and "scenario" in properties and "verdict" in properties:
+            self._runs.append((msgspec.convert(properties, RunRow), report.longreprtext))
+
+    def pytest_sessionfinish(self) -> None:
+        from lab.show import stepsummary
+
+        stepsummary.append_where_asked(self._runs)
