@@ -109,7 +109,7 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
     """One thing really done to one node, or to the links between nodes."""
 
     fault: str
-    """kill | stop | pause | resume | start | restart | link | reset | heal."""
+    """kill | stop | pause | resume | start | link | reset | chaos | busy | disk | clock | heal."""
     target: int
     """Node id; for links the receiving node, 0 for all."""
     role: str
@@ -117,12 +117,18 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
     t: int
     """Just before it was done."""
     t_done: int
-    """When the evidence was there: process gone, stopped, answering again."""
+    """When the evidence was there: process gone, stopped, answering again; rule in force."""
     evidence: dict[str, Any]
     effect: bool
     """False: it hit nothing (a kill of a node that was already dead, a link rule that no frame met)."""
     step: int = -1
     """Index in the scenario's steps; -1 for what the lab did by itself when healing."""
+    t_healed: int = 0
+    """When it was over: node back, rule gone; 0: never in this run, or nothing that could be over."""
+    asked: str = ""
+    """What the scenario asks for there, in its own words; "" for what it does not."""
+    round: int = 0
+    """Of a nemesis: which of its faults, from 1."""
 
 
 # ---- meta.json -----------------------------------------------------------------------------------

@@ -103,6 +103,10 @@ class RunDir:
     def proxy_log(self) -> Path:
         return self.path / "proxy.log"
 
+    @property
+    def busy_log(self) -> Path:
+        return self.path / "busy.log"
+
     # ---- what each node writes -------------------------------------------------------------------
 
     @property

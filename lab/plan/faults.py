@@ -6,6 +6,7 @@ runner and the simulator both make one.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple, assert_never
@@ -162,6 +163,18 @@ def partition_pairs(step: Partition, view: ClusterView, rng: random.Random) -> t
         case _:
             assert_never(step.kind)
     return tuple(sorted((a, b) for a, b in cut if a != b))
+
+
+SHORTEST_STINT_S = 0.001
+
+
+def draw_stint(longest: float, rng: random.Random) -> float:
+    """Seconds for which a node in `chaos` runs, or stands still: short most often, each order of magnitude alike.
+
+    Args:
+        longest: seconds, SHORTEST_STINT_S or more.
+    """
+    return SHORTEST_STINT_S * math.exp(rng.random() * math.log(longest / SHORTEST_STINT_S))
 
 
 def _side(

@@ -22,9 +22,12 @@ from lab.plan.expectation import (
     MomentExpectation,
     RunExpectation,
 )
+from lab.plan.faults import SHORTEST_STINT_S
 from lab.plan.step import (
     STEPS,
     UNTILS,
+    Busy,
+    Chaos,
     Clock,
     Cut,
     Disk,
@@ -140,6 +143,14 @@ class Reader:
                     self._wrong((*place, "drift"), step.drift, f"-{MOST_DRIFT}..{MOST_DRIFT}")
                 if not step.drift and not step.jump:
                     self._fail(place, "does nothing; give drift or jump (heal ends a drift)")
+            case Chaos():
+                if step.time <= 0:
+                    self._wrong((*place, "for"), str(step.time), "above 0")
+                if step.longest < SHORTEST_STINT_S:
+                    self._wrong((*place, "longest"), str(step.longest), "1ms or more")
+            case Busy():
+                if step.processes < 1:
+                    self._wrong((*place, "processes"), step.processes, "1 or more")
             case _:
                 pass
 

@@ -21,6 +21,7 @@ from lab.plan.reading import Reader
 from lab.plan.step import (
     LINK_STEPS,
     SIM_ONLY_STEPS,
+    Busy,
     Link,
     LoadSwitch,
     Repeat,
@@ -188,6 +189,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             f"{show_place((*place, step.word))}: links of clients can't be treated in a simulation"
             for place, step in _placed(self.steps, ("steps",))
             if is_about_clients(step)
+        ]
+        refused += [
+            f"{show_place((*place, step.word))}: there is no processor that could be busy in a simulation"
+            for place, step in _placed(self.steps, ("steps",))
+            if isinstance(step, Busy)
         ]
         total = self._planned_messages()
         if total > MAX_SIM_MESSAGES:

@@ -112,8 +112,8 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     """From now on treat frames on the directed links from `source` to `to` so; a later rule for a link replaces it.
 
     frames: frame types ("APPEND") that it applies to; empty: all.
-    delay: each such frame is held this long, and longer, in order: up to `jitter` (uniform) or by `jitter` on average
-        (exponential), as `distribution` says.
+    delay: each such frame is held this long, in order, and longer as `distribution` says: by up to `jitter` (uniform),
+        by `jitter` on average (exponential), or by around nothing with the deviation `jitter` (normal).
     loss, duplicate, corrupt: shares, 0..1, of such frames that vanish, arrive twice or arrive with one byte changed.
     bandwidth: bytes of such frames a second; 0: any number.
     chunk: such frames arrive in pieces of so many bytes, a millisecond apart; 0: whole.
@@ -129,7 +129,7 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     reorder: Reorder | None = None
     delay: Duration = Duration(0)
     jitter: Duration = Duration(0)
-    distribution: Literal["uniform", "exponential"] = "uniform"
+    distribution: Literal["uniform", "exponential", "normal"] = "uniform"
     loss: float = 0.0
     duplicate: float = 0.0
     corrupt: float = 0.0
@@ -181,13 +181,14 @@ class Heal(Step, frozen=True):
     """Faults are over.
 
     links: all links are straight again. disks: no disk is slow, full or failing. clocks: none drifts; what was jumped
-    stays. all: all of these; besides, what is paused is resumed and what is down is started.
+    stays. busy: the busy processes are gone. all: all of these; besides, what is paused is resumed and what is down is
+    started.
     on: the nodes that `all` wakes and starts.
     """
 
     word = "heal"
     short = "what"
-    what: Literal["links", "disks", "clocks", "all"] = "all"
+    what: Literal["links", "disks", "clocks", "busy", "all"] = "all"
     on: Target = "all"
 
 
@@ -243,6 +244,34 @@ class Rebuild(Step, frozen=True):
     word = "rebuild"
     short = "target"
     target: Target
+
+
+# ---- the processor ------------------------------------------------------------------------------
+
+
+class Chaos(Step, frozen=True, rename={"time": "for"}):
+    """For a time these nodes get the processor by fits and starts. Done when the time is over and all go on.
+
+    Each runs and stands still (SIGSTOP) in turn, for drawn times of 1 ms to `longest`.
+    """
+
+    word = "chaos"
+    short = "time"
+    time: Duration
+    on: Target = "running"
+    longest: Duration = Duration(2)
+
+
+class Busy(Step, frozen=True, rename={"time": "for"}):
+    """So many other processes of the host take all the processor time that they get.
+
+    time: done when it is over; 0s: done when all have begun, and they go on until they are healed.
+    """
+
+    word = "busy"
+    short = "processes"
+    processes: int
+    time: Duration = Duration(0)
 
 
 # ---- clients ------------------------------------------------------------------------------------
@@ -403,6 +432,8 @@ StepAny: TypeAlias = (
     | Disk
     | Clock
     | Rebuild
+    | Chaos
+    | Busy
     | Send
     | LoadSwitch
     | Wait
@@ -430,6 +461,8 @@ STEPS: dict[str, type[Step]] = {
         Disk,
         Clock,
         Rebuild,
+        Chaos,
+        Busy,
         Send,
         LoadSwitch,
         Wait,
@@ -455,8 +488,10 @@ FAULT_STEPS = (
     Disk,
     Clock,
     Rebuild,
+    Chaos,
+    Busy,
 )
-"""Steps that do something to nodes or links; each leaves rows in faults.jsonl."""
+"""Steps that do something to nodes, links or the host; each leaves rows in faults.jsonl."""
 LINK_STEPS = (Link, Cut, Partition, Reset)
 """Steps that need the lab's proxy between real nodes."""
 SIM_ONLY_STEPS = (PowerLoss, Disk, Clock, Rebuild)

@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 import yaml
 
-from lab.plan.faults import ClusterView, NodeView
+from lab.plan.faults import ClusterView, NodeView, draw_stint
 from lab.plan.scenario import Cluster as ClusterPlan
 from lab.plan.scenario import Scenario
-from lab.plan.step import Link, UntilEvent
+from lab.plan.step import Busy, Chaos, Link, UntilEvent
 from lab.rows import FaultRow, NodeUse, Sample, encode_row
+from lab.run.busy import BusyProcesses
 from lab.run.children import Child, RunFailed
 from lab.run.links import LINK_EFFECTS, LinkCounts, Rule
 from lab.run.observation import EventCount, StatusLine, file_sizes
@@ -119,6 +120,11 @@ class Cluster:
         """What became of every link's frames, once the run is over; empty for direct links."""
         self._events_before: dict[Any, int] = {}
         """Bytes of each event file at the latest mark_events()."""
+        self._busy: list[tuple[BusyProcesses, FaultRow]] = []
+        """The busy processes of each `busy` step, and its row."""
+        self._seed = 0
+        self._asking = ("", 0)
+        """See asking()."""
         self.killed: tuple[NodeId, ...] = ()
         """What the latest kill or stop put down, less what was started since."""
 
@@ -131,7 +137,7 @@ class Cluster:
 
     async def open(self, seed: int) -> None:
         """Take the ports, start the proxy where the scenario needs one, write the nodes' files."""
-        plan, run = self._scenario.cluster, self._run
+        plan, run, self._seed = self._scenario.cluster, self._run, seed
         self._ports = {node: HeldPort(HOST) for node in plan.ids}
         ways = await self._open_ways(seed)
         cluster_id, secret = f"{self._scenario.name} {run.path.name}", secrets.token_hex(16)
@@ -160,6 +166,7 @@ class Cluster:
     async def close(self) -> None:
         """SIGTERM everything that runs, and let go of what was held."""
         await self._end_all([node for node in self.nodes.values() if node.running], signal.SIGTERM)
+        await self._calm_down()
         if self._proxy is not None:
             self.proxy = await self._proxy_evidence()
             await self._proxy.close()
@@ -169,6 +176,8 @@ class Cluster:
         """Kill what still runs and let go of everything, at once: for any end of a run. May be called again."""
         for node in self.nodes.values():
             node.kill_now()
+        for busy, _ in self._busy:
+            busy.kill()
         if self._proxy is not None:
             self._proxy.kill()
         for line in self._status_lines.values():
@@ -253,7 +262,7 @@ class Cluster:
             evidence: dict[str, Any] = {"pid": self.nodes[node].pid}
             evidence |= {"ready_s": round(took[node], 4)} if node in took else {"found": "ran already"}
             done = began + int(took.get(node, 0.0) * 1e9)
-            self._record(FaultRow("start", node, roles[node], began, done, evidence, node in took, step))
+            self._record(self._row("start", node, roles[node], began, evidence, node in took, step, done))
 
     async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None:
         """fault: "kill" (SIGKILL) or "stop" (SIGTERM), all at once; done when the processes are gone."""
@@ -269,7 +278,7 @@ class Cluster:
             if node in exits:
                 evidence = {"pid": pids[node], "signal": how.name, "exit": exits[node].code}
             done = exits[node].t if node in exits else began
-            self._record(FaultRow(fault, node, roles[node], began, done, evidence, node in exits, step))
+            self._record(self._row(fault, node, roles[node], began, evidence, node in exits, step, done))
 
     async def _end_all(self, processes: Sequence[NodeProcess], how: signal.Signals) -> list[Any]:
         return await asyncio.gather(*(process.end(how) for process in processes))
@@ -278,11 +287,9 @@ class Cluster:
         """SIGSTOP; done when the processes are stopped."""
         for node in targets:
             process, role, began = self.nodes[node], self._role(node), time.monotonic_ns()
-            hit = process.running and not process.paused
-            if hit:
-                await process.pause()
-            evidence = {"pid": process.pid, "state": "stopped"} if process.paused else {"found": "did not run"}
-            self._record(FaultRow("pause", node, role, began, time.monotonic_ns(), evidence, hit, step))
+            hit = process.running and not process.paused and await process.pause()
+            evidence = {"pid": process.pid, "state": process.state()} if process.running else {"found": "did not run"}
+            self._record(self._row("pause", node, role, began, evidence, hit, step))
 
     async def resume(self, targets: Sequence[NodeId], step: int) -> None:
         """SIGCONT; done when the nodes answer."""
@@ -293,7 +300,53 @@ class Cluster:
             if hit:
                 process.wake()
                 evidence = {"pid": process.pid, "answered_s": round(await process.ready(), 4)}
-            self._record(FaultRow("resume", node, role, began, time.monotonic_ns(), evidence, hit, step))
+            self._record(self._row("resume", node, role, began, evidence, hit, step))
+
+    # ---- the processor ---------------------------------------------------------------------------
+
+    async def disturb(self, chaos: Chaos, targets: Sequence[NodeId], step: int) -> None:
+        """SIGSTOP and SIGCONT in turn, each node at times of its own; done when the time is over and all run."""
+        await asyncio.gather(*(self._disturb_one(chaos, node, step) for node in targets))
+
+    async def _disturb_one(self, chaos: Chaos, node: NodeId, step: int) -> None:
+        process, role, began = self.nodes[node], self._role(node), time.monotonic_ns()
+        stints = random.Random(f"chaos {self._seed} {step} {node}")
+        until, stops, longest, whole = time.monotonic() + chaos.time, 0, 0.0, 0.0
+        while process.running and not process.paused:
+            await asyncio.sleep(min(draw_stint(chaos.longest, stints), max(0.0, until - time.monotonic())))
+            if time.monotonic() >= until or not process.running or process.paused:
+                break
+            stopped = time.monotonic()
+            if await process.pause():
+                await asyncio.sleep(min(draw_stint(chaos.longest, stints), max(0.0, until - time.monotonic())))
+                stops += 1
+            if process.running:
+                process.wake()
+            stint = time.monotonic() - stopped
+            longest, whole = max(longest, stint), whole + stint
+        evidence = {"stops": stops, "stopped_s": round(whole, 4), "longest_s": round(longest, 4)}
+        self._record(self._row("chaos", node, role, began, evidence, stops > 0, step))
+
+    async def crowd(self, busy: Busy, step: int) -> None:
+        """Other processes take processor time; its row is written when they are gone, with what they took."""
+        began, processes = time.monotonic_ns(), BusyProcesses(self._run.busy_log)
+        row = self._row("busy", 0, "", began, {"processes": busy.processes}, False, step)
+        self._busy.append((processes, row))
+        await processes.begin(busy.processes)
+        self._busy[-1] = (processes, msgspec.structs.replace(row, t_done=time.monotonic_ns()))
+        if busy.time:
+            await asyncio.sleep(busy.time)
+            await self._calm_down()
+
+    async def _calm_down(self) -> None:
+        """No process of crowd() is left."""
+        crowds, self._busy = self._busy, []
+        for processes, row in crowds:
+            cpu_s = round(await processes.end(), 3)
+            evidence = row.evidence | {"cpu_s": cpu_s}
+            self._record(
+                msgspec.structs.replace(row, evidence=evidence, effect=cpu_s > 0, t_healed=time.monotonic_ns())
+            )
 
     # ---- links -----------------------------------------------------------------------------------
 
@@ -306,7 +359,7 @@ class Cluster:
         number = next(self._numbers)
         evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
         target, role = self._receiver(pairs)
-        row = FaultRow("link", target, role, began, time.monotonic_ns(), evidence, False, step)
+        row = self._row("link", target, role, began, evidence, False, step)
         self._open_rows[number] = row
         for pair in pairs:
             self._treated[pair] = (number, before[pair])
@@ -316,7 +369,9 @@ class Cluster:
         raise RunFailed(f"{step}: only with --sim")
 
     async def mend(self, what: str, step: int) -> None:
-        """Disks and clocks are as they were: nothing could be done to them."""
+        """busy and all: the busy processes end. Disks and clocks are as they were: nothing could be done to them."""
+        if what in ("busy", "all"):
+            await self._calm_down()
 
     async def reset(self, pairs: Sequence[Pair], step: int) -> None:
         """Break the connections of these links, once."""
@@ -324,7 +379,7 @@ class Cluster:
         broken = msgspec.json.decode(await self._ask_proxy(Break(tuple(pairs))), type=Broken).connections
         target, role = self._receiver(pairs)
         evidence = {"pairs": tuple(pairs), "connections": broken}
-        self._record(FaultRow("reset", target, role, began, time.monotonic_ns(), evidence, broken > 0, step))
+        self._record(self._row("reset", target, role, began, evidence, broken > 0, step))
 
     def _receiver(self, pairs: Sequence[Pair]) -> tuple[NodeId, str]:
         """For rows: the one node that these links lead to, and what it is; 0 where they lead to several."""
@@ -338,8 +393,7 @@ class Cluster:
         if not treated:
             return
         self._settle(await self._counted(Treat(tuple(treated), None)), treated)
-        now = time.monotonic_ns()
-        self._record(FaultRow("heal", 0, "", began, now, {"links": len(treated)}, True, step))
+        self._record(self._row("heal", 0, "", began, {"links": len(treated)}, True, step))
 
     async def _proxy_evidence(self) -> dict[str, Any]:
         """What became of every link's frames, for meta.json; empty for direct links."""
@@ -369,7 +423,28 @@ class Cluster:
         for number in sorted(set(self._open_rows) - left):
             row = self._open_rows.pop(number)
             hits = sum(row.evidence[name] for name in LINK_EFFECTS)
-            self._record(msgspec.structs.replace(row, effect=hits > 0))
+            self._record(msgspec.structs.replace(row, effect=hits > 0, t_healed=time.monotonic_ns()))
+
+    # ---- rows --------------------------------------------------------------------------------------
+
+    def asking(self, text: str, number: int) -> None:
+        self._asking = (text, number)
+
+    def _row(
+        self,
+        fault: str,
+        target: NodeId,
+        role: str,
+        t: int,
+        evidence: dict[str, Any],
+        effect: bool,
+        step: int,
+        t_done: int = 0,
+    ) -> FaultRow:
+        """t_done: now, where left out."""
+        asked, number = self._asking if step >= 0 else ("", 0)
+        done = t_done or time.monotonic_ns()
+        return FaultRow(fault, target, role, t, done, evidence, effect, step, asked=asked, round=number)
 
     def _record(self, row: FaultRow) -> None:
         self._faults.write(encode_row(row))

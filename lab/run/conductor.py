@@ -12,10 +12,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, assert_never
 
+from msgspec import structs
+
 from lab.plan.faults import ClusterView, NoSuchTarget, choose, judge, partition_pairs
 from lab.plan.scenario import Scenario
 from lab.plan.step import (
     FAULT_STEPS,
+    Busy,
+    Chaos,
     Clock,
     Cut,
     Disk,
@@ -67,7 +71,21 @@ Pair: TypeAlias = tuple[NodeId, NodeId]
 """A directed link: (from, to)."""
 SimOnlyStep: TypeAlias = PowerLoss | Disk | Clock | Rebuild
 FaultStep: TypeAlias = (
-    Start | Stop | Kill | Pause | Resume | Restart | FullRestart | Link | Cut | Partition | Reset | Heal | SimOnlyStep
+    Start
+    | Stop
+    | Kill
+    | Pause
+    | Resume
+    | Restart
+    | FullRestart
+    | Link
+    | Cut
+    | Partition
+    | Reset
+    | Heal
+    | Chaos
+    | Busy
+    | SimOnlyStep
 )
 
 LOOK_EVERY_S = 0.02
@@ -129,12 +147,21 @@ class Nodes(Protocol):
     async def hurt(self, step: SimOnlyStep, targets: Sequence[NodeId], index: int) -> None:
         """A fault that only a simulation has."""
 
+    async def disturb(self, chaos: Chaos, targets: Sequence[NodeId], step: int) -> None:
+        """These nodes run by fits and starts; done when that is over."""
+
+    async def crowd(self, busy: Busy, step: int) -> None:
+        """Other processes take processor time."""
+
     async def mend(self, what: str, step: int) -> None:
-        """disks, clocks or all of them."""
+        """disks, clocks, busy or all of them."""
 
     async def reset(self, pairs: Sequence[Pair], step: int) -> None: ...
 
     async def heal_links(self, step: int) -> None: ...
+
+    def asking(self, text: str, number: int) -> None:
+        """Rows from now on are of a step in these words; number: of a nemesis's faults, from 1."""
 
     def mark_events(self) -> None:
         """Events are counted from here on."""
@@ -264,6 +291,7 @@ class Conductor:
         if isinstance(step, FAULT_STEPS):
             view = await self._cluster.view()
             self._mark_fault(view)
+            self._cluster.asking(show_step(structs.replace(step, name="")), 0)
             await self._do_fault(step, index, view)
             return
         match step:
@@ -331,6 +359,10 @@ class Conductor:
                 await cluster.reset(_both_ways(self._pairs(step, view)), index)
             case PowerLoss() | Rebuild():
                 await cluster.hurt(step, choose(step.target, view, self._rng), index)
+            case Chaos():
+                await cluster.disturb(step, choose(step.on, view, self._rng), index)
+            case Busy():
+                await cluster.crowd(step, index)
             case Disk() | Clock():
                 await cluster.hurt(step, choose(step.on, view, self._rng), index)
             case _:

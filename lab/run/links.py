@@ -27,8 +27,8 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     """How one link treats its frames. Times are seconds.
 
     frames: types that it applies to, as in the frame's header (APPEND, HEARTBEAT, …); empty: all.
-    delay, jitter: each such frame is held so long, and longer, in order: up to `jitter` (uniform) or by `jitter` on
-        average (exponential), as `distribution` says.
+    delay, jitter: each such frame is held so long, in order, and longer as `distribution` says: by up to `jitter`
+        (uniform), by `jitter` on average (exponential), or by around nothing with the deviation `jitter` (normal).
     every: each every-th such frame is held back until `behind` later ones have overtaken it, or `at_most` has
         passed; 0: none. One at a time: while a frame is held back, no other is.
     loss: share of such frames that vanish, 0..1.
@@ -42,7 +42,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     frames: tuple[str, ...] = ()
     delay: float = 0.0
     jitter: float = 0.0
-    distribution: Literal["uniform", "exponential"] = "uniform"
+    distribution: Literal["uniform", "exponential", "normal"] = "uniform"
     every: int = 0
     behind: int = 1
     at_most: float = 0.1
@@ -118,8 +118,14 @@ def _delay(rule: Rule, rng: random.Random) -> float:
     """How long a frame is held, in order."""
     if not rule.jitter:
         return rule.delay
-    longer = rng.expovariate(1.0) if rule.distribution == "exponential" else rng.random()
-    return rule.delay + longer * rule.jitter
+    match rule.distribution:
+        case "uniform":
+            longer = rng.random()
+        case "exponential":
+            longer = rng.expovariate(1.0)
+        case "normal":
+            longer = rng.gauss(0.0, 1.0)
+    return max(0.0, rule.delay + longer * rule.jitter)
 
 
 @dataclass(slots=True)

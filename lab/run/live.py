@@ -24,6 +24,7 @@ from lab.rows import Meta, Sample
 from lab.run.clients import LoadWorkers, worker_count
 from lab.run.cluster import Cluster, resolved
 from lab.run.conductor import Conductor, Progress, Stage
+from lab.run.evidence import with_heals
 from lab.run.recording import HistoryWriter, merge
 from lab.run.world import REAL
 from lab.rundir import RunDir
@@ -79,12 +80,11 @@ class LiveRun:
             self._write_papers()
 
     def _write_papers(self) -> None:
-        """history.jsonl from its parts, faults.jsonl in order, meta.json."""
+        """history.jsonl from its parts, faults.jsonl in order and with heals, meta.json."""
         run = self._run
         self._history.close()
         merge(sorted(run.path.glob("history-*.part")), run.history)
-        rows = sorted(run.read_faults(), key=lambda row: row.t)
-        run.write_faults(rows)
+        run.write_faults(with_heals(run.read_faults()))
         run.write_meta(self._meta())
 
     def _meta(self) -> Meta:

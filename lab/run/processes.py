@@ -26,6 +26,8 @@ READY_PATIENCE_S = 20.0
 ASK_AGAIN_S = 0.01
 OUBLOCK_BYTES = 512
 """One of ru_oublock (Linux)."""
+STATE_PATIENCE_S = 2.0
+"""From a signal to the state that it brings about; it takes a millisecond or two."""
 STOP_PATIENCE_S = 10.0
 """From SIGTERM to the end; a node promises one second."""
 
@@ -165,13 +167,26 @@ class NodeProcess:
             os.kill(life.popen.pid, signal.SIGKILL)
             return await life.gone
 
-    async def pause(self) -> None:
-        """SIGSTOP, and wait until the process is stopped."""
+    async def pause(self) -> bool:
+        """SIGSTOP, and wait until the process is seen to stand still. False: it never was."""
         assert self._life is not None
         os.kill(self.pid, signal.SIGSTOP)
         self.paused = True
-        while self._life is not None and psutil.Process(self.pid).status() != psutil.STATUS_STOPPED:
+        began = time.monotonic()
+        while self._life is not None and self.state() != psutil.STATUS_STOPPED:
+            if time.monotonic() - began > STATE_PATIENCE_S:
+                self.paused = False
+            if not self.paused:
+                return False
             await asyncio.sleep(0.001)
+        return self._life is not None
+
+    def state(self) -> str:
+        """What the kernel says of the process: running, sleeping, stopped, …; "gone"."""
+        try:
+            return str(psutil.Process(self.pid).status()) if self._life is not None else "gone"
+        except psutil.Error:
+            return "gone"
 
     def wake(self) -> None:
         """SIGCONT."""

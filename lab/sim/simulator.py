@@ -18,6 +18,7 @@ from lab.rows import Meta, encode_row
 from lab.run.children import RunFailed
 from lab.run.cluster import resolved
 from lab.run.conductor import Conductor, Progress, Stage
+from lab.run.evidence import with_heals
 from lab.run.live import host, versions
 from lab.rundir import RunDir
 from lab.sim.loop import Deadlock, VirtualLoop
@@ -110,7 +111,7 @@ class Simulation:
         """Everything that a live run leaves, from memory."""
         run.scenario.write_text(plan.encode(structs.replace(self.scenario, seed=self.seed)), "utf-8")
         run.history.write_bytes(b"".join(map(encode_row, self.history.rows)))
-        run.write_faults(sorted(self.cluster.faults, key=lambda row: row.t))
+        run.write_faults(with_heals(self.cluster.faults))
         events: dict[int, list[bytes]] = {node: [] for node in self.cluster.nodes}
         for t, node, event in self.cluster.events:
             events[node].append(b'{"t_ns":%d,"node":%d,' % (t, node) + _encode_event(event)[1:] + b"\n")

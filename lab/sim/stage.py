@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from lab.plan.faults import ClusterView, NodeView
+from lab.plan.faults import ClusterView, NodeView, draw_stint
 from lab.plan.scenario import Load, Scenario
-from lab.plan.step import Clock, Disk, Link, PowerLoss, Rebuild, UntilEvent
+from lab.plan.step import Busy, Chaos, Clock, Disk, Link, PowerLoss, Rebuild, UntilEvent
 from lab.plan.workload import client_plans
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, NodeExit, NodeUse, Unknown
+from lab.run.children import RunFailed
 from lab.run.clients import START_DELAY_S, Addresses
 from lab.run.cluster import node_settings, rule_of
 from lab.run.conductor import Pair, SimOnlyStep
@@ -183,6 +184,7 @@ class SimCluster:
         self.seen: dict[str, int] = {}
         """Event kind -> how often it was reported."""
         self.faults: list[FaultRow] = []
+        self._asking = ("", 0)
         self.injected: dict[str, int] = {}
         """Fault kind -> how often it hit."""
         self._open: dict[Pair, int] = {}
@@ -337,6 +339,30 @@ class SimCluster:
             self._record("resume", node, role, self.now_ns(), evidence, hit, step)
         await asyncio.sleep(0.001)
 
+    async def disturb(self, chaos: Chaos, targets: Sequence[NodeId], step: int) -> None:
+        await asyncio.gather(*(self._disturb_one(chaos, node, step) for node in targets))
+
+    async def _disturb_one(self, chaos: Chaos, node: NodeId, step: int) -> None:
+        """As Cluster._disturb_one."""
+        each, role, began = self.nodes[node], self._role(node), self.now_ns()
+        stints = random.Random(self._rng.getrandbits(64))
+        until, stops, whole = self._loop.now + chaos.time, 0, 0.0
+        while each.running and not each.paused:
+            await asyncio.sleep(min(draw_stint(chaos.longest, stints), max(0.0, until - self._loop.now)))
+            if self._loop.now >= until or not each.running or each.paused:
+                break
+            stint = min(draw_stint(chaos.longest, stints), max(0.0, until - self._loop.now))
+            each.pause()
+            await asyncio.sleep(stint)
+            stops, whole = stops + 1, whole + stint
+            if each.running and each.paused:
+                each.resume()
+        evidence = {"stops": stops, "stopped_s": round(whole, 4)}
+        self._record("chaos", node, role, began, evidence, stops > 0, step)
+
+    async def crowd(self, busy: Busy, step: int) -> None:
+        raise RunFailed(f"{busy}: there is no processor in a simulation")
+
     # ---- links -------------------------------------------------------------------------------------
 
     async def treat(self, link: Link, pairs: Sequence[Pair], step: int) -> None:
@@ -358,9 +384,10 @@ class SimCluster:
             row, counts = self.faults[number], self.network.ways[pair].counts
             for name, old in zip(LINK_EFFECTS, before, strict=True):
                 row.evidence[name] += getattr(counts, name) - old
-            if any(row.evidence[name] for name in LINK_EFFECTS) and not row.effect:
-                self.faults[number] = msgspec.structs.replace(row, effect=True)
+            hit = any(row.evidence[name] for name in LINK_EFFECTS)
+            if hit and not row.effect:
                 self._count("link")
+            self.faults[number] = msgspec.structs.replace(row, effect=hit, t_healed=self.now_ns())
 
     async def reset(self, pairs: Sequence[Pair], step: int) -> None:
         broken = sum(self.network.ways[pair].lose(gone=False) for pair in pairs)
@@ -462,10 +489,16 @@ class SimCluster:
 
     # ---- rows --------------------------------------------------------------------------------------
 
+    def asking(self, text: str, number: int) -> None:
+        self._asking = (text, number)
+
     def _record(
         self, fault: str, target: NodeId, role: str, t: int, evidence: dict[str, Any], effect: bool, step: int
     ) -> None:
-        self.faults.append(FaultRow(fault, target, role, t, self.now_ns(), evidence, effect, step))
+        asked, number = self._asking if step >= 0 else ("", 0)
+        self.faults.append(
+            FaultRow(fault, target, role, t, self.now_ns(), evidence, effect, step, asked=asked, round=number)
+        )
         if effect and step >= 0 and fault != "heal":
             self._count(fault)
 

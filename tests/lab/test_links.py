@@ -189,6 +189,16 @@ def test_exponential_jitter_has_the_mean_that_is_asked_for_and_no_upper_bound() 
     assert 1.09 < sum(delays) / 2000 < 1.11 and max(delays) > 1.5
 
 
+def test_normal_jitter_lies_around_the_delay_and_no_frame_arrives_before_it_was_sent() -> None:
+    rule, rng = Rule(delay=1.0, jitter=0.1, distribution="normal"), random.Random(1)
+    delays = [each.seconds for each in (decide(rule, n, rng) for n in range(2000)) if isinstance(each, DeliverAfter)]
+    assert 0.99 < sum(delays) / 2000 < 1.01
+    assert 0.65 < sum(0.9 <= delay <= 1.1 for delay in delays) / 2000 < 0.72
+    wide = Rule(delay=0.01, jitter=1.0, distribution="normal")
+    decisions = [decide(wide, n, rng) for n in range(200)]
+    assert min(each.seconds for each in decisions if isinstance(each, DeliverAfter)) == 0.0
+
+
 def test_only_a_rule_that_loses_every_frame_is_silent() -> None:
     assert Rule(loss=1.0).silent
     assert not Rule(loss=0.99).silent and not Rule(loss=1.0, frames=("APPEND",)).silent

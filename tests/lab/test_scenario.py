@@ -21,13 +21,15 @@ from lab.plan.expectation import (
     Order,
     RoleIs,
 )
-from lab.plan.faults import ClusterView, NodeView, NoSuchTarget, choose, judge, partition_pairs
+from lab.plan.faults import ClusterView, NodeView, NoSuchTarget, choose, draw_stint, judge, partition_pairs
 from lab.plan.reading import EVENTS
 from lab.plan.scenario import Load, Scenario, encode, load
 from lab.plan.step import (
     FAULT_STEPS,
     STEPS,
     UNTILS,
+    Busy,
+    Chaos,
     Clock,
     Cut,
     Disk,
@@ -137,6 +139,14 @@ FAULTS = {
     "clock: {on: 1, drift: -0.05}": Clock(1, -0.05),
     "clock: {on: 1, jump: 90s}": Clock(1, jump=Duration(90)),
     "rebuild: follower": Rebuild("follower"),
+    "chaos: 5s": Chaos(Duration(5)),
+    "chaos: {for: 5s, on: [leader, 1], longest: 100ms}": Chaos(Duration(5), ("leader", 1), Duration(0.1)),
+    "busy: 4": Busy(4),
+    "busy: {processes: 4, for: 2s}": Busy(4, Duration(2)),
+    "heal: busy": Heal("busy"),
+    "link: {delay: 5ms, jitter: 2ms, distribution: normal}": Link(
+        delay=Duration(0.005), jitter=Duration(0.002), distribution="normal"
+    ),
 }
 
 
@@ -170,6 +180,7 @@ NO_SIMULATION = {
         "steps: [{repeat: {times: 1, steps: [{link: {chunk: 5}}]}}]",
         "steps[0].repeat.steps[0].link.chunk: frames are not made of bytes",
     ),
+    "busy processes": ("steps: [{kill: 1}, {busy: 2}]", "steps[1].busy: there is no processor"),
     "a large send": ("steps: [{send: {client: 1, messages: 300000}}]", "steps: 300000 are too many messages"),
 }
 
@@ -266,9 +277,9 @@ REFUSED = {
         "no jitter",
     ),
     "an unknown distribution": (
-        "steps:\n  - link: {jitter: 5ms, distribution: normal}",
+        "steps:\n  - link: {jitter: 5ms, distribution: pareto}",
         "4:39: steps[0].link.distribution",
-        "normal",
+        "pareto",
     ),
     "a power loss of no node": ("steps:\n  - power_loss: {mid_write: true}", "4:17: steps[0].power_loss", "target"),
     "a disk that is well": ("steps:\n  - disk: {on: 1}", "4:11: steps[0].disk: give exactly one of slow", "rot"),
@@ -363,6 +374,13 @@ REFUSED = {
         "5:5: steps[1]",
         "never comes true",
     ),
+    "chaos for no time": ("steps:\n  - chaos: 0s", "4:12: steps[0].chaos.for", "above 0"),
+    "chaos of less than a millisecond": (
+        "steps:\n  - chaos: {for: 1s, longest: 0.5ms}",
+        "4:31: steps[0].chaos.longest",
+        "1ms or more",
+    ),
+    "no busy process": ("steps:\n  - busy: 0", "4:11: steps[0].busy.processes", "1 or more"),
     "last_seq without number": (
         "steps: [{kill: 1}]\nexpectations:\n  - last_seq: {on: 1}",
         "5:15: expectations[0].last_seq",
@@ -552,6 +570,15 @@ def test_random_links_are_some_but_not_all_and_follow_from_the_seed() -> None:
     assert {len(cut) for cut in cuts} == set(range(1, 20))
     assert any((a, b) in cut and (b, a) not in cut for cut in cuts for a, b in cut)
     assert cuts[7] == partition_pairs(Partition("random"), FIVE, random.Random(7))
+
+
+def test_a_stint_is_a_millisecond_to_the_longest_and_each_order_of_magnitude_is_alike() -> None:
+    rng = random.Random(1)
+    stints = [draw_stint(1.0, rng) for _ in range(3000)]
+    assert min(stints) >= 0.001 and max(stints) <= 1.0
+    for low in (0.001, 0.01, 0.1):
+        assert 900 <= sum(low <= stint < 10 * low for stint in stints) <= 1100
+    assert draw_stint(0.001, rng) == 0.001
 
 
 def test_in_a_ring_each_node_hears_its_two_neighbours() -> None:
