@@ -218,6 +218,10 @@ class Meta(Struct, frozen=True):
     """Evidence counters of the proxy; empty for direct links."""
     problem: str = ""
     """Why the run could not be carried out to its end; empty when it was."""
+    watched: str = ""
+    """The first that a simulation saw break while it ran, and at which it ended: `A7: …`; empty when nothing did."""
+    mutant: str = ""
+    """Which rule the nodes had broken on purpose (lab.selftest); empty: none."""
 
 
 _encode = msgspec.json.Encoder().encode

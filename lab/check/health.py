@@ -66,6 +66,14 @@ def check_faults(run: RunDir, faults: list[FaultRow]) -> Check:
     return findings.passed(f"{asked} faults, each with effect" if asked else "none asked for")
 
 
+def check_watch(meta: Meta) -> Check:
+    """What a simulation looks at while it runs: it ends with the first that may not be, before all files show it."""
+    findings = Findings("watch", "while it ran")
+    if meta.watched:
+        findings.add("meta.json:1", meta.watched)
+    return findings.passed("nothing broke while it ran")
+
+
 def check_run(meta: Meta, asked_faults: int, done_faults: int) -> Check:
     """The harness carried the scenario out to its end."""
     findings = Findings("run", "run")

@@ -14,7 +14,7 @@ import msgspec
 from lab.check.agreement import Agreement, NodeFile, check_agreement
 from lab.check.elections import Elections
 from lab.check.expectations import Facts, judge_expectation, moment_results
-from lab.check.health import check_faults, check_node_health, check_run
+from lab.check.health import check_faults, check_node_health, check_run, check_watch
 from lab.check.history import MessageLog, RunFileError, decode_log_lines, read_history
 from lab.check.metrics import Metrics
 from lab.check.recovery import Recovery, healthy_stretches
@@ -217,6 +217,7 @@ def _surroundings(run: RunDir, papers: _Papers, nodes: list[int]) -> list[Check]
         check_node_health(run, papers.meta, nodes),
         check_faults(run, papers.faults),
         check_run(papers.meta, asked, done),
+        *([check_watch(papers.meta)] if papers.meta.kind == "sim" else []),
     ]
 
 

@@ -33,7 +33,7 @@ from lab.plan.step import (
     is_about_clients,
 )
 from lab.plan.words import Duration, Target, decode_word
-from lab.plan.writing import plain, plain_expectations, plain_steps
+from lab.plan.writing import brief, brief_expectations, brief_steps, plain, plain_expectations, plain_steps
 from nodeproc.config import Limits
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Document, Place, parse, show_place
@@ -297,6 +297,45 @@ def encode(scenario: Scenario) -> str:
         "expectations": plain_expectations(scenario.expectations),
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def encode_brief(scenario: Scenario) -> str:
+    """The scenario as people would write it, defaults left out; load() reads it back equal."""
+    values = {
+        "tags": list(scenario.tags),
+        "seed": scenario.seed,
+        "cluster": brief(scenario.cluster),
+        "load": None if scenario.load is None else brief(scenario.load),
+        "subscribers": None if scenario.subscribers == 1 else scenario.subscribers,
+        "bounds": brief(scenario.bounds),
+    }
+    lines = [f"name: {scenario.name}", f"description: {_flow(scenario.description)}"]
+    lines += [f"{key}: {_flow(value)}" for key, value in values.items() if value not in (None, [], {})]
+    for key, many in (
+        ("steps", brief_steps(scenario.steps)),
+        ("expectations", brief_expectations(scenario.expectations)),
+    ):
+        lines += [f"{key}:"] if many else []
+        for each in many:
+            parts = [f"{word}: {_flow(inside)}" for word, inside in each.items()]
+            lines.append("  - " + "\n    ".join(parts))
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """In one line of YAML."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    return str(text).removesuffix("...\n").rstrip("\n")
+
+
+class _Dumper(yaml.SafeDumper):
+    """nodeproc.yamlfile reads `on` as a word, so it needs no quotes."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own table, replaced)
+        first: rules for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items() if first not in ("o", "O")
+    }
 
 
 # ---- what the types can't say -------------------------------------------------------------------

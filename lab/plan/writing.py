@@ -31,6 +31,37 @@ def _plain_step(step: StepAny) -> dict[str, Any]:
     return {step.word: inside, "name": step.name} if step.name else {step.word: inside}
 
 
+def brief_steps(steps: Sequence[StepAny]) -> list[dict[str, Any]]:
+    """Steps as people would write them in YAML, defaults left out."""
+    return [_brief_step(step) for step in steps]
+
+
+def _brief_step(step: StepAny) -> dict[str, Any]:
+    inside: Any
+    if isinstance(step, Expect):
+        inside = brief_expectations(step.that)
+    elif isinstance(step, Repeat):
+        inside = {"times": step.times, "steps": brief_steps(step.steps)}
+    elif isinstance(step, Send):
+        senders = [brief(sender) for sender in step.clients]
+        outside = {key: value for key, value in brief(step).items() if key != "clients"}
+        inside = {**senders[0], **outside} if len(senders) == 1 else {"clients": senders, **outside}
+    else:
+        inside = _shortened(step, _plain_step(step)[step.word])
+    return {step.word: inside, "name": step.name} if step.name else {step.word: inside}
+
+
+def brief_expectations(expectations: Sequence[Expectation]) -> list[dict[str, Any]]:
+    """Expectations as people would write them, defaults left out."""
+    return [{each.word: _without_defaults(each, plain(each), each.short)} for each in expectations]
+
+
+def brief(value: Struct) -> dict[str, Any]:
+    """A struct as plain YAML values, defaults left out."""
+    values: dict[str, Any] = _without_defaults(value, plain(value), "")
+    return values
+
+
 def plain_expectations(expectations: Sequence[Expectation]) -> list[dict[str, Any]]:
     """Expectations as they stand in YAML, every default written out."""
     return [{each.word: plain(each)} for each in expectations]

@@ -40,7 +40,7 @@ from lab.plan.step import (
     UntilCaughtUp,
     Wait,
 )
-from lab.plan.words import Duration
+from lab.plan.words import Duration, TargetWord, target_parts
 from nodeproc.core.messages import NodeId
 
 Steps: TypeAlias = list[StepAny]
@@ -66,20 +66,23 @@ def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
     return _Draw(seed, sizes).scenario()
 
 
-def is_sound(steps: Sequence[StepAny]) -> bool:
-    """Whether disks are lost only where the protocol allows it: all whole and the same right before.
+def is_sound(steps: Sequence[StepAny], nodes: int) -> bool:
+    """Whether the steps ask nothing that the protocol does not promise; what fails without that shows nothing.
 
-    A part of a drawn scenario that is not sound shows nothing when it fails.
+    Disks are lost only where all are whole and the same right before; messages have to be taken only right after a
+    majority was healed.
     """
-    rotten: frozenset[NodeId] = frozenset()
+    rotten: frozenset[TargetWord | NodeId] = frozenset()
     for at, step in enumerate(steps):
+        if isinstance(step, Send) and step.wait and not _heals_majority(steps[at - 1] if at else None, step, nodes):
+            return False
         quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
         if isinstance(step, Disk) and step.rot:
             if rotten or not quiet:
                 return False
-            rotten = frozenset({_node(step.on)})
+            rotten = frozenset(target_parts(step.on))
         elif isinstance(step, Rebuild):
-            if not (rotten == {_node(step.target)} if rotten else quiet):
+            if not (rotten == frozenset(target_parts(step.target)) if rotten else quiet):
                 return False
             rotten = frozenset()
         else:
@@ -89,9 +92,12 @@ def is_sound(steps: Sequence[StepAny]) -> bool:
     return not rotten
 
 
-def _node(target: object) -> NodeId:
-    assert isinstance(target, int), f"drawn disk losses name their node, found {target!r}"
-    return target
+def _heals_majority(step: StepAny | None, send: Send, nodes: int) -> bool:
+    """Whether behind this step a majority is whole, and the senders are connected to it."""
+    if not isinstance(step, Heal) or step.what != "all":
+        return False
+    healed = tuple(range(1, nodes + 1)) if step.on == "all" else target_parts(step.on)
+    return 2 * len(healed) > nodes and all(each.via in healed for each in send.clients if each.via is not None)
 
 
 class _Draw:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, field
+from types import FrameType
 
 import msgspec
 from msgspec import structs
@@ -36,7 +37,8 @@ _encode_event = msgspec.json.Encoder().encode
 class Outcome:
     """What a simulation came to.
 
-    invariant, text: the first that did not hold and what was seen; "" when all did.
+    invariant, text: the first that did not hold and what was seen; "" when all did. `assert` and `crash`: the product's
+        own code failed, by an assertion or otherwise.
     missed: expectations and waits of the scenario that were not met: (step, what was found).
     virtual_s: time that passed in it.
     faults: kind -> how often one hit. events: kind -> how often it was reported.
@@ -85,8 +87,11 @@ class Simulation:
                 raise Violation("A9", str(error)) from None
         except Violation as broken:
             outcome.invariant, outcome.text = broken.invariant, broken.text
-        except AssertionError as broken:
-            outcome.invariant, outcome.text = "assert", _where(broken)
+        except Exception as broken:
+            if not isinstance(broken, AssertionError) and not _is_products(broken):
+                raise
+            outcome.invariant = "assert" if isinstance(broken, AssertionError) else "crash"
+            outcome.text = _where(broken)
         found = self.conductor.facts.expectations
         outcome.missed = [(each.text, each.found) for each in found if not each.met]
         outcome.virtual_s = self.loop.now - started_at
@@ -107,7 +112,7 @@ class Simulation:
 
     # ---- the run directory ---------------------------------------------------------------------------
 
-    def write(self, run: RunDir) -> None:
+    def write(self, run: RunDir, outcome: Outcome) -> None:
         """Everything that a live run leaves, from memory."""
         run.scenario.write_text(plan.encode(structs.replace(self.scenario, seed=self.seed)), "utf-8")
         run.history.write_bytes(b"".join(map(encode_row, self.history.rows)))
@@ -122,9 +127,9 @@ class Simulation:
                 path.write_bytes(data)
             run.node_dir(node).mkdir(parents=True, exist_ok=True)
             run.events(node).write_bytes(b"".join(events[node]))
-        run.write_meta(self._meta())
+        run.write_meta(self._meta(outcome))
 
-    def _meta(self) -> Meta:
+    def _meta(self, outcome: Outcome) -> Meta:
         facts = self.conductor.facts
         total = None if self.load is None else self.load.total
         return Meta(
@@ -148,6 +153,7 @@ class Simulation:
             load={} if total is None else {"workers": 0, **structs.asdict(total)},
             proxy={},
             problem=facts.problem,
+            watched=f"{outcome.invariant}: {outcome.text}" if outcome.invariant else "",
         )
 
 
@@ -155,7 +161,7 @@ def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress) -> Ou
     """Simulate a scenario and leave everything about it in the run directory; what it broke, the judges find there."""
     simulation = Simulation(scenario, seed, progress, keep=True)
     outcome = simulation.carry_out()
-    simulation.write(run)
+    simulation.write(run, outcome)
     return outcome
 
 
@@ -164,10 +170,22 @@ def simulate(scenario: Scenario, seed: int) -> Outcome:
     return Simulation(scenario, seed, lambda text: None, keep=False).carry_out()
 
 
-def _where(error: BaseException) -> str:
-    """The function that an assertion stands in, and what it says."""
+def _innermost(error: BaseException) -> FrameType:
+    """The call in which it was raised."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    assert trace is not None, "it was raised and caught"
+    while trace.tb_next is not None:
         trace = trace.tb_next
-    place = f"{trace.tb_frame.f_code.co_qualname}" if trace is not None else "?"
-    return f"{place}: {error}"
+    return trace.tb_frame
+
+
+def _is_products(error: BaseException) -> bool:
+    """Whether a node's or client's own code raised it, and not the lab's."""
+    module = str(_innermost(error).f_globals["__name__"])
+    return module.startswith(("nodeproc", "lab.selftest"))
+
+
+def _where(error: BaseException) -> str:
+    """The function that failed, and what it says."""
+    said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    return f"{_innermost(error).f_code.co_qualname}: {said}"

@@ -560,6 +560,13 @@ def test_a_run_that_was_not_carried_out_is_undecided(run: RunDir) -> None:
     assert check(run, None).exit_code == 2
 
 
+def test_what_a_simulation_saw_break_is_broken(run: RunDir) -> None:
+    doctor_meta(run, kind="sim")
+    assert judged(run, "watch").result == "PASS"
+    doctor_meta(run, watched="A7: term 2 has two leaders")
+    assert_fails(run, "watch", "meta.json:1", "A7: term 2 has two leaders")
+
+
 def test_asked_faults_without_a_row_leave_the_run_undecided(run: RunDir) -> None:
     doctor_lines(run.faults, delete(0))
     assert judged(run, "run").result == "UNKNOWN"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -10,6 +11,7 @@ from lab.cli import judge
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir
+from lab.selftest.mutants import mutated
 from lab.sim import simulator
 from lab.sim.loop import Deadlock, VirtualLoop
 
@@ -120,3 +122,32 @@ def test_a_loop_in_virtual_time_does_not_wait_and_knows_when_nothing_can_come() 
 
     with pytest.raises(Deadlock):
         loop.run(never())
+
+
+def test_what_breaks_in_a_simulation_is_in_its_run_directory(tmp_path: Path) -> None:
+    scenario = story("  - pause: leader\n  - sleep: 1s", nodes=4)
+    with mutated("classic_bully_without_majority"):
+        run = simulate_into(tmp_path, scenario, 1)
+    watched = run.read_meta().watched
+    verdict = judge(run, scenario.name, 1).verdict
+    assert watched.startswith(("A7: ", "assert: ")) and verdict is not None and verdict.exit_code == 1
+    assert [check.detail for check in verdict.checks if check.name == "watch"] == [watched]
+
+
+def test_code_of_a_node_that_fails_is_the_products_failure_and_code_of_the_lab_is_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenario = story("  - sleep: 1s")
+
+    def wrong(*_: object) -> None:
+        raise KeyError("missing")
+
+    monkeypatch.setattr("lab.sim.watch.Watch.on_event", wrong)
+    with pytest.raises(KeyError):
+        simulator.simulate(scenario, 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "nodeproc.core.election.become_leader", FunctionType(wrong.__code__, {"__name__": "nodeproc.core.election"})
+    )
+    outcome = simulator.simulate(scenario, 1)
+    assert outcome.invariant == "crash" and outcome.text.endswith("wrong: KeyError: 'missing'")

@@ -1,0 +1,223 @@
+"""Shrinking: what fails becomes small and goes on failing by the same rule; what does not is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from lab import cli
+from lab.plan import scenario as plan
+from lab.plan.scenario import Cluster, Load, Scenario
+from lab.plan.step import Heal, Kill, Link, LoadSwitch, Rebuild, Send, Sender, Sleep, Start, StepAny, Wait
+from lab.plan.step import UntilCaughtUp as CaughtUp
+from lab.plan.words import Duration
+from lab.search import shrink as shrinking
+from lab.search.draw import draw, is_sound
+from lab.search.failure import Failure, failure_of, play
+from lab.search.shrink import report, shrink, write
+from lab.search.smaller import a_node_less, nice, plainer_cluster, plainer_load, plainer_steps, slices_left_out
+from lab.sim.simulator import Outcome
+
+PROJECT = Path(__file__).resolve().parents[2]
+MOST_STEPS = 12
+
+
+@lru_cache
+def failing_seed(mutant: str) -> int:
+    """The first seed whose drawn scenario this mutant fails."""
+    return next(seed for seed in range(200) if play(draw(seed), seed, mutant) is not None)
+
+
+@pytest.mark.parametrize("mutant", ["classic_bully_without_majority", "truncation_below_commit_accepted"])
+def test_a_planted_bug_becomes_a_short_scenario_that_fails_each_time(mutant: str, tmp_path: Path) -> None:
+    seed = failing_seed(mutant)
+    first, told = play(draw(seed), seed, mutant), list[str]()
+    shrunk = shrink(draw(seed), seed, mutant, tell=told.append)
+    assert shrunk is not None and shrunk.minimal and shrunk.failure.like(first)
+    assert shrunk.scenario.step_count <= MOST_STEPS < draw(seed).step_count
+    assert is_sound(shrunk.scenario.steps, shrunk.scenario.cluster.nodes)
+    assert told[-1].startswith(f"{shrunk.scenario.step_count} steps, ")
+    path = write(shrunk, tmp_path)
+    again = plan.load(path)
+    assert path.parent == tmp_path / "shrunk" and again.steps == shrunk.scenario.steps and again.seed == seed
+    assert play(again, seed, mutant) == play(again, seed, mutant) == shrunk.failure
+    assert play(again, seed) is None, "the product itself stands it"
+
+
+def test_what_does_not_fail_is_not_shrunk() -> None:
+    assert shrink(draw(3), 3) is None
+
+
+def test_simulations_are_counted_and_end() -> None:
+    mutant = "classic_bully_without_majority"
+    seed = failing_seed(mutant)
+    shrunk = shrink(draw(seed), seed, mutant, simulations=10)
+    assert shrunk is not None and shrunk.simulations == 10 and not shrunk.minimal
+    assert "after 10 simulations, all that were allowed" in report(shrunk, Path("x.yml"))
+
+
+def test_where_all_faults_are_live_ones_the_live_command_is_told_too() -> None:
+    live = Scenario(name="a", description="b", steps=(Kill(target=1),), seed=4)
+    dark = structs.replace(live, steps=(Rebuild(target=1),))
+    shrunk = shrinking.Shrunk(live, Failure("A1", "differs"), "two_votes_in_one_term", 7, True)
+    told = report(shrunk, Path("x.yml"))
+    assert "run_lab.py x.yml --sim --seed 4 --frames --mutant two_votes_in_one_term\n" in told
+    assert told.endswith("run_lab.py x.yml --mutant two_votes_in_one_term")
+    assert "live:" not in report(replace(shrunk, scenario=dark), Path("x.yml"))
+
+
+# ---- what a failure is --------------------------------------------------------------------------------------
+
+
+def test_a_wait_in_vain_breaks_a9_and_is_like_itself_only() -> None:
+    missed = failure_of(Outcome(missed=[("liveness", "2 messages without an acknowledgement")]))
+    assert missed == Failure("A9", "liveness: 2 messages without an acknowledgement", "liveness")
+    assert missed.like(Failure("A9", "liveness: 1 message", "liveness"))
+    assert not missed.like(Failure("A9", "the nodes did not become the same"))
+    assert not missed.like(None)
+    assert failure_of(Outcome()) is None
+
+
+def test_an_assertion_is_like_another_of_the_same_function_only() -> None:
+    first = Failure("assert", "Log.append: position 3")
+    assert first.like(Failure("assert", "Log.append: position 4"))
+    assert not first.like(Failure("assert", "Storage.deliver: position 3"))
+
+
+# ---- what is sound ------------------------------------------------------------------------------------------
+
+WHOLE: tuple[StepAny, ...] = (
+    Heal(what="all"),
+    Wait(until=CaughtUp(on="all", within=Duration(30))),
+    Sleep(time=Duration(1)),
+)
+SEND = Send(clients=(Sender(client=1, messages=1, via=2),))
+
+
+@pytest.mark.parametrize(
+    ("steps", "sound"),
+    [
+        ((*WHOLE, Rebuild(target=1)), True),
+        ((Heal(what="all"), Rebuild(target=1)), False),
+        ((Heal(what="all", on=(1, 2)), SEND), True),
+        ((Heal(what="all", on=(2,)), SEND), False),
+        ((Heal(what="all", on=(1, 3)), SEND), False),
+        ((Heal(what="links"), SEND), False),
+        ((SEND,), False),
+        ((structs.replace(SEND, wait=False),), True),
+        ((Kill(target=(1, 2, 3)), Start(target="all")), True),
+    ],
+)
+def test_what_is_sound(steps: tuple[StepAny, ...], sound: bool) -> None:
+    assert is_sound(steps, nodes=3) is sound
+
+
+def test_every_drawn_scenario_is_sound_and_written_briefly_the_same() -> None:
+    for seed in range(60):
+        scenario = draw(seed)
+        assert is_sound(scenario.steps, scenario.cluster.nodes), seed
+        assert plan.load("drawn", text=plan.encode_brief(scenario)) == scenario, seed
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "scenarios").rglob("*.yml")), ids=lambda path: path.stem)
+def test_every_scenario_is_written_briefly_the_same(path: Path) -> None:
+    scenario = plan.load(path)
+    assert plan.load("again", text=plan.encode_brief(scenario)) == scenario
+
+
+# ---- smaller ones -------------------------------------------------------------------------------------------
+
+
+def test_a_node_less_leaves_no_trace_of_it() -> None:
+    steps = (
+        LoadSwitch(do="start"),
+        Kill(target=2),
+        Kill(target=(2, 3)),
+        Link(source=3, to="all", loss=1.0),
+        Wait(until=CaughtUp(on=(1, 2))),
+        Heal(what="all"),
+        SEND,
+    )
+    cluster = Cluster(nodes=3, priorities={2: 9, 3: 4}, start=(1, 2))
+    scenario = Scenario(name="a", description="b", steps=steps, cluster=cluster, load=Load(rate=1.0, via=(2, 3)))
+    without = list(a_node_less(scenario))[1]
+    assert without.cluster == Cluster(nodes=2, priorities={2: 4}, start=(1,))
+    assert without.load is not None and without.load.via == (2,)
+    assert without.steps == (
+        LoadSwitch(do="start"),
+        Kill(target=(2,)),
+        Link(source=2, to="all", loss=1.0),
+        Wait(until=CaughtUp(on=(1,))),
+        Heal(what="all"),
+        structs.replace(SEND, clients=(Sender(client=1, messages=1),)),
+    )
+    assert not list(a_node_less(structs.replace(scenario, cluster=Cluster(nodes=1))))
+
+
+def test_steps_that_go_together_are_left_out_together() -> None:
+    steps = (*WHOLE, Rebuild(target=1), Kill(target=1))
+    assert (Kill(target=1),) in list(slices_left_out(steps))
+
+
+@pytest.mark.parametrize(("seconds", "rounder"), [(0.347, 0.3), (1.9, 2.0), (0.0004, 0.0), (9.0, 10.0), (0.05, 0.05)])
+def test_a_nice_number(seconds: float, rounder: float) -> None:
+    assert nice(seconds) == pytest.approx(rounder)
+
+
+def test_every_plainer_scenario_differs() -> None:
+    for seed in range(30):
+        scenario = draw(seed)
+        plainer = [
+            *plainer_load(scenario),
+            *(structs.replace(scenario, steps=s) for s in plainer_steps(scenario.steps)),
+        ]
+        assert plainer and scenario not in plainer
+        assert any(each.cluster == Cluster(nodes=scenario.cluster.nodes) for each in _plainest(scenario))
+
+
+def _plainest(scenario: Scenario) -> list[Scenario]:
+    """Everything that making the cluster plainer again and again comes to."""
+    found, left = [scenario], [scenario]
+    while left:
+        left = [each for each in plainer_cluster(left[0]) if each not in found][:1]
+        found += left
+    return found
+
+
+# ---- the command --------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_the_small_scenario_and_says_how_to_see_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mutant = "classic_bully_without_majority"
+    seed = failing_seed(mutant)
+    assert cli.main(["shrink", str(seed), "--mutant", mutant, "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    path = tmp_path / "shrunk" / f"{mutant}.yml"
+    assert told.startswith("A7: ") and f"run_lab.py {path} --sim --seed {seed} --frames --mutant {mutant}\n" in told
+    assert cli.main(["shrink", str(path), "--out", str(tmp_path)]) == 0
+    assert "nothing fails" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["missing.yml"], "missing.yml"),
+        (["3", "--mutant", "nothing"], "mutant 'nothing', allowed: "),
+        (["3", "--nodes", "3,0"], "found '3,0', allowed numbers from 2 to 9"),
+        (["3", "--seed", "x"], "found 'x', allowed 0.."),
+        ([str(PROJECT / "scenarios" / "leader_failure.yml")], "so --seed is needed"),
+        ([str(PROJECT / "scenarios" / "heavy_load_is_sustained.yml"), "--seed", "1"], "virtual time"),
+    ],
+)
+def test_wrong_usage_is_64(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: object = cli.main(["shrink", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 64 and complaint in capsys.readouterr().err
