@@ -109,7 +109,8 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
     """One thing really done to one node, or to the links between nodes."""
 
     fault: str
-    """kill | stop | pause | resume | start | link | reset | chaos | busy | disk | clock | heal."""
+    """kill | stop | pause | resume | start | link | reset | chaos | busy | disk | clock | power_loss | rebuild | heal;
+    besides exit (a node ended by itself of what was done to its disk) and refusal (of that it did not start)."""
     target: int
     """Node id; for links the receiving node, 0 for all."""
     role: str
@@ -141,7 +142,9 @@ class NodeExit(Struct, frozen=True):
     code: int
     """Exit code; negative: the signal that ended it."""
     expected: bool
-    """The lab asked for it."""
+    """The lab asked for it, or `because` says why it had to come."""
+    because: str = ""
+    """What was done to its disk that a node has to end of by itself: full, failing sync, rot of wal, …"""
 
 
 class NodeUse(Struct, frozen=True):

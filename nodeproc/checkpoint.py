@@ -23,7 +23,8 @@ ASIDE = f"{FOLDER}/checkpoint.new"
 
 _MAGIC = b"LCCHKPT1"
 _PREFIX = struct.Struct("<8sII")
-_TAIL_BYTES = 4096
+TAIL_BYTES = 4096
+"""Of the message log, before what a checkpoint knows: the bytes that it vouches for."""
 
 
 class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +55,7 @@ _decode = msgspec.json.Decoder(Checkpoint).decode
 
 def lines_crc(lines: File, end: int) -> int:
     """CRC of the last bytes of the message log before `end`: tells whether it is the file that the checkpoint knew."""
-    start = max(0, end - _TAIL_BYTES)
+    start = max(0, end - TAIL_BYTES)
     return crc32(lines.pread(end - start, start))
 
 

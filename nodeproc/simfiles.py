@@ -210,6 +210,10 @@ class SimFiles:
         """File name -> bytes, as reads show them."""
         return {name: bytes(inode.data) for name, inode in sorted(self._names.items())}
 
+    def synced(self) -> dict[str, int]:
+        """File name -> bytes at its start that a power loss leaves as they are."""
+        return {name: inode.synced for name, inode in sorted(self._names.items())}
+
     def put(self, name: str, data: bytes) -> None:
         """Replace a file's content, durably: damage, or a file put back."""
         self._names[name] = self._durable[name] = _Inode(bytearray(data), len(data))

@@ -1,7 +1,11 @@
-"""A7: one leader a term, and the term that a node shows never falls, across restarts too. From events.jsonl."""
+"""A7: one leader a term, and the term that a node shows never falls, across restarts too. From events.jsonl.
+
+A node that is rebuilt has forgotten its term with its disk (M4): what it shows from then on is compared with itself.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lab.check.history import EventLine, line_at, read_events
@@ -31,10 +35,14 @@ class _Claim(NamedTuple):
 
 
 class Elections:
-    """Collects what all nodes' events say about terms and leaders."""
+    """Collects what all nodes' events say about terms and leaders.
 
-    def __init__(self, run: RunDir) -> None:
-        self._run = run
+    Args:
+        rebuilt: node -> when it lost its disk, ascending.
+    """
+
+    def __init__(self, run: RunDir, rebuilt: Mapping[int, Sequence[int]]) -> None:
+        self._run, self._rebuilt = run, rebuilt
         self._findings = Findings("A7", "one leader a term")
         self._leaders: dict[int, _Claim] = {}
         self._silent: list[int] = []
@@ -56,7 +64,7 @@ class Elections:
 
     def _read(self, node: int) -> None:
         shown, shown_line = 0, 0
-        before = self.events
+        before, lost = self.events, list(self._rebuilt.get(node, ()))
         for line, event in read_events(self._run.events(node)):
             self.events += 1
             if event.event in LEADS:
@@ -64,6 +72,9 @@ class Elections:
             elif event.event in FOLLOWS and event.leader:
                 self._claim(_Claim(event.leader, node, line), event)
             if event.event in SHOWS_TERM:
+                if lost and lost[0] <= event.t_ns:
+                    shown = 0
+                    lost = [t for t in lost if t > event.t_ns]
                 if event.term < shown:
                     self._fell(node, line, event, shown, shown_line)
                 shown, shown_line = event.term, line

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lab.check.history import line_at, read_events, read_pieces
 from lab.check.verdict import Check, Findings, quote
-from lab.rows import FaultRow, Meta
+from lab.rows import FaultRow, Meta, NodeUse
 from lab.rundir import RunDir
 
 TRACEBACK = b"Traceback (most recent call last)"
@@ -21,16 +21,18 @@ def check_node_health(run: RunDir, meta: Meta, nodes: list[int]) -> Check:
         for end in use.exits:
             if not end.expected:
                 findings.add("meta.json:1", f"node {node} ended by itself with code {end.code} at t={end.t}")
-            elif end.code != 0 and end.code not in _ASKED_SIGNALS:
+            elif not end.because and end.code != 0 and end.code not in _ASKED_SIGNALS:
                 findings.add("meta.json:1", f"node {node}, asked to stop, ended with code {end.code} at t={end.t}")
     for node in nodes:
         _look_for_traceback(findings, run, run.node_log(node))
         if run.events(node).is_file():
-            _look_for_failure(findings, run, run.events(node))
+            _look_for_failure(findings, run, run.events(node), meta.nodes.get(node))
     if not meta.nodes:
         return findings.unknown("meta.json tells of no node process")
     starts = sum(use.starts for use in meta.nodes.values())
-    return findings.passed(f"{len(meta.nodes)} nodes, {starts} starts, every end asked for")
+    brought_about = sum(bool(end.because) for use in meta.nodes.values() for end in use.exits)
+    ends = f", {brought_about} by a fault of their disk" if brought_about else ""
+    return findings.passed(f"{len(meta.nodes)} nodes, {starts} starts, every end asked for{ends}")
 
 
 def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:
@@ -46,9 +48,14 @@ def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:
             return
 
 
-def _look_for_failure(findings: Findings, run: RunDir, path: Path) -> None:
+def _look_for_failure(findings: Findings, run: RunDir, path: Path, use: NodeUse | None) -> None:
+    """A node reports why it ends; that is as it should be where a fault of its disk brought the end about."""
+    exits = use.exits if use is not None else ()
     for number, event in read_events(path):
         if event.event == "failed":
+            end = next((each for each in exits if each.t >= event.t_ns), None)
+            if end is not None and end.because:
+                continue
             place = f"{path.relative_to(run.path)}:{number}"
             findings.add(place, f"node {event.node} reports a failure", quote(place, event.reason))
 

@@ -49,7 +49,12 @@ def check(run: RunDir, metrics: Metrics | None) -> Verdict:
     files, missing = _node_files(run, nodes)
     agreement = check_agreement(files, missing)
     walked = _walk(run, papers, agreement, files)
-    checks = [agreement.check, *walked.checks[:5], Elections(run).check(nodes), *walked.checks[5:]]
+    checks = [
+        agreement.check,
+        *walked.checks[:5],
+        Elections(run, _rebuilt(papers.faults)).check(nodes),
+        *walked.checks[5:],
+    ]
     checks += _surroundings(run, papers, nodes)
     facts = Facts(
         files=files,
@@ -103,6 +108,15 @@ def _read_papers(run: RunDir) -> _Papers:
     except (OSError, msgspec.MsgspecError) as error:
         reasons.append(f"{run.faults.name}: {error}")
     return _Papers(scenario, meta, faults, tuple(reasons))
+
+
+def _rebuilt(faults: list[FaultRow] | None) -> dict[int, list[int]]:
+    """Node -> when it lost its disk."""
+    lost: dict[int, list[int]] = {}
+    for row in faults or ():
+        if row.fault == "rebuild":
+            lost.setdefault(row.target, []).append(row.t)
+    return lost
 
 
 def _node_files(run: RunDir, nodes: list[int]) -> tuple[list[NodeFile], list[int]]:

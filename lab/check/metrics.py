@@ -18,7 +18,7 @@ from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Sample, Unknown
 from lab.rundir import RunDir
 
 NS_PER_S = 1_000_000_000
-_LEADER_HITS = ("kill", "stop", "pause")
+_LEADER_HITS = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
 CPU_MESSAGES_MIN = 10_000
 """Below it the nodes' heartbeats and status answers would outweigh the messages."""
 _BUCKET_BITS = 11

@@ -15,7 +15,7 @@ from lab.check.verdict import Check, Findings, quote
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
 
 NS_PER_S = 1_000_000_000
-_DOWN = ("kill", "stop", "pause")
+_DOWN = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
 _UP = ("start", "resume")
 
 

@@ -34,6 +34,7 @@ from lab.plan.step import (
     Expect,
     Link,
     Partition,
+    PowerLoss,
     Repeat,
     Reset,
     Send,
@@ -136,8 +137,14 @@ class Reader:
             case Partition():
                 self._check_partition(place, step)
             case Disk():
-                if sum(map(bool, (step.slow, step.full, step.failing, step.rot))) != 1:
-                    self._fail(place, "give exactly one of slow, full, failing and rot (heal undoes the first three)")
+                if sum(map(bool, (step.slow, step.full, step.failing, step.rot, step.lose))) != 1:
+                    allowed = "slow, full, failing, rot and lose (heal undoes the first three)"
+                    self._fail(place, f"give exactly one of {allowed}")
+            case PowerLoss():
+                if step.mid_write and step.tail != "drawn":
+                    self._fail(
+                        (*place, "tail"), "what mid_write leaves is drawn, so that nothing else may be asked for"
+                    )
             case Clock():
                 if not -MOST_DRIFT <= step.drift <= MOST_DRIFT:
                     self._wrong((*place, "drift"), step.drift, f"-{MOST_DRIFT}..{MOST_DRIFT}")

@@ -32,11 +32,16 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Start(Step, frozen=True):
-    """Start nodes that are down, all at once. Done when all answer."""
+    """Start nodes that are down, all at once. Done when all answer.
+
+    refuses: each must refuse instead, for its disk is damaged: done when all have ended with the exit code of
+        corruption and have named the damaged file.
+    """
 
     word = "start"
     short = "target"
     target: Target
+    refuses: bool = False
 
 
 class Stop(Step, frozen=True):
@@ -192,29 +197,33 @@ class Heal(Step, frozen=True):
     on: Target = "all"
 
 
-# ---- machines, disks and clocks: in virtual time only --------------------------------------------
+# ---- machines, disks and clocks ------------------------------------------------------------------
 
 
 class PowerLoss(Step, frozen=True):
     """The machine of these nodes loses its power: the process dies and what was not synced is lost, in part or whole.
 
-    mid_write: in the middle of one of its next disk operations.
+    mid_write: in the middle of one of its next disk operations; only in virtual time.
+    tail: drawn: any part of what was not synced may be left. torn: the disk first stops answering, until an entry of
+        the log waits for its sync; that entry is left in part.
     """
 
     word = "power_loss"
     short = "target"
     target: Target
     mid_write: bool = False
+    tail: Literal["drawn", "torn"] = "drawn"
 
 
 class Disk(Step, frozen=True):
-    """The disks of these nodes go bad in exactly one of four ways.
+    """The disks of these nodes go bad in exactly one of five ways.
 
     slow: each fdatasync takes that much longer.
     full: nothing more can be written.
     failing: fdatasync (sync) or writes (append) fail.
-    rot: one byte of synced data changes, in the log (wal) or in messages.jsonl (messages), while the node is down; a
-        node that runs is killed first.
+    rot: one byte of synced data changes, in the log (wal), in messages.jsonl (messages) or in the checkpoint.
+    lose: the checkpoint or messages.jsonl is gone.
+    rot and lose happen while the node is down; a node that runs is killed first.
     """
 
     word = "disk"
@@ -222,7 +231,8 @@ class Disk(Step, frozen=True):
     slow: Duration = Duration(0)
     full: bool = False
     failing: Literal["", "sync", "append"] = ""
-    rot: Literal["", "wal", "messages"] = ""
+    rot: Literal["", "wal", "messages", "checkpoint"] = ""
+    lose: Literal["", "checkpoint", "messages"] = ""
 
 
 class Clock(Step, frozen=True):
@@ -361,6 +371,12 @@ class UntilIdle(Until, frozen=True, tag="idle"):
     """No client waits for an outcome, and all running nodes have delivered the same and all that is committed."""
 
 
+class UntilEnded(Until, frozen=True, tag="ended"):
+    """The processes of these nodes are gone: they have ended by themselves, or were taken down."""
+
+    on: Target
+
+
 class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
     """These nodes have reported the event `count` more times, added up, than when the latest fault step began.
 
@@ -381,6 +397,7 @@ UntilAny: TypeAlias = (
     | UntilAcknowledged
     | UntilLoadDone
     | UntilIdle
+    | UntilEnded
     | UntilEvent
 )
 
@@ -513,6 +530,7 @@ UNTILS: dict[str, type[Until]] = {
         UntilAcknowledged,
         UntilLoadDone,
         UntilIdle,
+        UntilEnded,
         UntilEvent,
     )
 }

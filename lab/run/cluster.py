@@ -264,6 +264,10 @@ class Cluster:
             done = began + int(took.get(node, 0.0) * 1e9)
             self._record(self._row("start", node, roles[node], began, evidence, node in took, step, done))
 
+    async def start_in_vain(self, targets: Sequence[NodeId], step: int) -> str:
+        """Start nodes that must refuse; no real disk can be damaged yet."""
+        raise RunFailed("no disk was damaged")
+
     async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None:
         """fault: "kill" (SIGKILL) or "stop" (SIGTERM), all at once; done when the processes are gone."""
         how = signal.SIGKILL if fault == "kill" else signal.SIGTERM

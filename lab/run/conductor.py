@@ -46,6 +46,7 @@ from lab.plan.step import (
     UntilAny,
     UntilCaughtUp,
     UntilDelivered,
+    UntilEnded,
     UntilEvent,
     UntilIdle,
     UntilLeader,
@@ -136,6 +137,9 @@ class Nodes(Protocol):
 
     async def start(self, targets: Sequence[NodeId], step: int) -> None: ...
 
+    async def start_in_vain(self, targets: Sequence[NodeId], step: int) -> str:
+        """Start nodes that must refuse to run on a damaged disk; returns what went otherwise, "" if nothing."""
+
     async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None: ...
 
     async def pause(self, targets: Sequence[NodeId], step: int) -> None: ...
@@ -145,7 +149,7 @@ class Nodes(Protocol):
     async def treat(self, link: Link, pairs: Sequence[Pair], step: int) -> None: ...
 
     async def hurt(self, step: SimOnlyStep, targets: Sequence[NodeId], index: int) -> None:
-        """A fault that only a simulation has."""
+        """A fault of machines, disks or clocks."""
 
     async def disturb(self, chaos: Chaos, targets: Sequence[NodeId], step: int) -> None:
         """These nodes run by fits and starts; done when that is over."""
@@ -324,7 +328,7 @@ class Conductor:
         cluster = self._cluster
         match step:
             case Start():
-                await cluster.start(choose(step.target, view, self._rng), index)
+                await self._start(step, index, view)
             case Stop() | Kill():
                 await cluster.end(choose(step.target, view, self._rng), step.word, index)
             case Pause():
@@ -374,6 +378,15 @@ class Conductor:
             (CLIENTS,) if each == "clients" else choose(each, view, self._rng) for each in (step.source, step.to)
         )
         return tuple((source, to) for source in sources for to in targets if source != to)
+
+    async def _start(self, step: Start, index: int, view: ClusterView) -> None:
+        nodes = choose(step.target, view, self._rng)
+        if not step.refuses:
+            await self._cluster.start(nodes, index)
+            return
+        if found := await self._cluster.start_in_vain(nodes, index):
+            raise StepMissed(found)
+        self._note(index, show_step(step), met=True, found="all refused, and named the damaged file")
 
     async def _restart(
         self, down: tuple[NodeId, ...], up: tuple[NodeId, ...], step: Restart | FullRestart, index: int
@@ -471,6 +484,9 @@ class Conductor:
                 return self._load_is_done
             case UntilIdle():
                 return self._is_idle
+            case UntilEnded():
+                nodes = choose(until.on, await self._cluster.view(), self._rng)
+                return lambda: self._ended(nodes)
             case UntilEvent():
                 return await self._event_condition(until)
             case _:
@@ -487,6 +503,9 @@ class Conductor:
         except NoSuchTarget:
             return False
         return all(view.nodes[node].up and view.nodes[node].delivered_seq >= count for node in nodes)
+
+    async def _ended(self, nodes: Sequence[NodeId]) -> bool:
+        return not any(self._cluster.nodes[node].running for node in nodes)
 
     async def _caught_up(self, on: Target, count: int) -> bool:
         if not await self._delivered(on, count):

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lab.run.damage import Tear
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import Network, SimTransport
 from nodeproc.clients import Clients
@@ -65,6 +66,8 @@ class SimNode:
         self.drift, self.wall_offset = 0.0, 0.0
         self._clock_base = self._clock_at = loop.now
         self.slow_sync = 0.0
+        self.slowed = 0
+        """Syncs that took longer than they would have."""
         self.core: Node
         self.storage: Storage
         self.clients: Clients
@@ -141,10 +144,13 @@ class SimNode:
         """SIGKILL: what was written stays in the system's cache."""
         self._end(KILLED, asked=True)
 
-    def lose_power(self) -> None:
-        """The machine stops: what was not synced is lost, in part or whole."""
-        self.files.crash_at = None
-        self.files = self.files.crash(self._rng)
+    def lose_power(self, tear: Tear | None = None) -> None:
+        """The machine stops: what was not synced is lost, in part or whole; tear: so much of the log is left."""
+        before = self.files
+        before.crash_at = None
+        self.files = before.crash(self._rng)
+        if tear is not None:
+            self.files.put(tear.name, before.contents()[tear.name][: tear.end])
         self._end(KILLED, asked=True)
 
     def lose_disk(self) -> None:
@@ -321,6 +327,7 @@ class SimNode:
         finally:
             self.files.under_way = None
         took = SYNC_LEAST_S + self._rng.random() * (SYNC_MOST_S - SYNC_LEAST_S) + self.slow_sync
+        self.slowed += self.slow_sync > 0
         self._loop.post(self._loop.now + took, self._synced, self._life, ticket, begun)
 
     def _synced(self, life: int, ticket: int, begun: list[Any]) -> None:

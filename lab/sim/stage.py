@@ -18,25 +18,29 @@ from lab.run.children import RunFailed
 from lab.run.clients import START_DELAY_S, Addresses
 from lab.run.cluster import node_settings, rule_of
 from lab.run.conductor import Pair, SimOnlyStep
+from lab.run.damage import Cause, Causes, Tear, cause_of, draw_rot, draw_tear, file_name, lost_place
 from lab.run.links import LINK_EFFECTS
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
 from lab.run.observation import as_text
 from lab.run.world import World
-from lab.sim.damage import rot
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import Network
 from lab.sim.node import SimNode
 from lab.sim.watch import Violation, Watch
 from nodeproc.client import Address, ChatClient
 from nodeproc.config import NodeConfig
+from nodeproc.core import events
 from nodeproc.core.events import Event
 from nodeproc.core.messages import NodeId
 from nodeproc.eventlog import RANK
+from nodeproc.runtime import EXIT_CORRUPTION
 from nodeproc.session import Outcome, SessionSettings
 from nodeproc.wire import Status
 
 BOOT_LEAST_S, BOOT_MOST_S = 0.05, 0.15
 """From the start of a process to its first answer."""
+TORN_PATIENCE_S, TORN_LOOK_S = 2.0, 0.001
+"""A disk that is to leave a torn log waits so long for an entry that is not synced, and looks so often."""
 MID_WRITE_OPERATIONS = 12
 """A power loss in the middle of a write comes within so many disk operations."""
 
@@ -191,8 +195,11 @@ class SimCluster:
         """Treated link -> number of its row in `faults`."""
         self._before: dict[Pair, tuple[int, ...]] = {}
         self._exits: dict[NodeId, list[NodeExit]] = {node: [] for node in plan.ids}
-        self._asked: set[NodeId] = set()
-        """Nodes whose end was brought about by a fault of their disk."""
+        self._causes = Causes()
+        self._up: set[NodeId] = set()
+        """Nodes whose process came up."""
+        self._slow: dict[NodeId, tuple[int, int]] = {}
+        """Node with a slow disk -> (number of its row in `faults`, syncs slowed before)."""
         self.killed: tuple[NodeId, ...] = ()
         self.statuses: dict[NodeId, Status] = {}
         self.nodes: dict[NodeId, SimNode] = {}
@@ -222,10 +229,23 @@ class SimCluster:
         self._watch.on_event(node, event)
 
     def _on_end(self, node: NodeId, code: int, asked: bool) -> None:
-        expected = asked or node in self._asked
-        self._exits[node].append(NodeExit(self.now_ns(), code, expected))
-        if not expected:
+        each = self.nodes[node]
+        cause = None if asked else self._causes.why(node, code, each.starts)
+        because = "" if cause is None else cause.what
+        self._exits[node].append(NodeExit(self.now_ns(), code, asked or cause is not None, because))
+        role = each.core.role_name if node in self._up else "down"
+        self._up.discard(node)
+        if cause is not None:
+            self._ended_by_disk(node, role, code, cause)
+        elif not asked:
             raise Violation("A10", f"node {node} ended by itself with code {code}")
+
+    def _ended_by_disk(self, node: NodeId, role: str, code: int, cause: Cause) -> None:
+        """The fault of its disk has had its effect."""
+        for number, row in enumerate(self.faults):
+            if (row.fault, row.step, row.target) == ("disk", cause.step, node) and not row.effect:
+                self._hit(number)
+        self._record("exit", node, role, self.now_ns(), {"exit": code, "because": cause.what}, True, cause.step)
 
     def mark_events(self) -> None:
         self._marked = len(self.events)
@@ -293,7 +313,24 @@ class SimCluster:
     def _boot(self, node: NodeId, rebuild: bool = False) -> None:
         each = self.nodes[node]
         if not each.running and each.start(rebuild):
+            self._up.add(node)
+            self._causes.survived(node)
             self._watch.recovered(node, each.storage.delivered_seq)
+
+    async def start_in_vain(self, targets: Sequence[NodeId], step: int) -> str:
+        began = self.now_ns()
+        await self.launch(targets)
+        for node in targets:
+            end = self._exits[node][-1] if self._exits[node] else None
+            if self.nodes[node].running or end is None or end.t < began or end.code != EXIT_CORRUPTION:
+                return f"node {node} did not refuse its disk"
+            said = (each for _, by, each in reversed(self.events) if by == node and isinstance(each, events.Failed))
+            says = next(said).reason
+            cause = self._causes.why(node, end.code, self.nodes[node].starts)
+            if cause is None or cause.place not in says:
+                return f"node {node} did not name what is damaged: {says}"
+            self._record("refusal", node, "down", began, {"exit": end.code, "says": says}, True, step)
+        return ""
 
     async def start(self, targets: Sequence[NodeId], step: int) -> None:
         roles = {node: self._role(node) for node in targets}
@@ -417,8 +454,7 @@ class SimCluster:
         nodes = sorted(set(targets))
         match step:
             case PowerLoss():
-                for node in nodes:
-                    self._lose_power(node, step, index)
+                await self._lose_power(nodes, step, index)
             case Disk():
                 for node in nodes:
                     self._hurt_disk(node, step, index)
@@ -433,45 +469,104 @@ class SimCluster:
                 await self._rebuild(nodes, index)
         await asyncio.sleep(0.001)
 
-    def _lose_power(self, node: NodeId, step: PowerLoss, index: int) -> None:
-        each, role = self.nodes[node], self._role(node)
-        evidence = {"mid_write": step.mid_write}
-        self._record("kill", node, role, self.now_ns(), {"power": "lost", **evidence}, each.running, index)
-        self._count("power_loss" + (" in a write" if step.mid_write else ""))
-        if step.mid_write and each.running and not each.paused:
-            each.files.crash_at = each.files.operations + self._rng.randint(1, MID_WRITE_OPERATIONS)
-        elif each.running:
-            each.lose_power()
-        self.killed = (node,)
+    async def _lose_power(self, nodes: Sequence[NodeId], step: PowerLoss, index: int) -> None:
+        tears: dict[NodeId, Tear | None] = dict.fromkeys(nodes)
+        if step.tail == "torn":
+            tears = await self._wait_for_tears(nodes)
+        for node in nodes:
+            each, role, tear = self.nodes[node], self._role(node), tears[node]
+            evidence: dict[str, Any] = {"mid_write": step.mid_write}
+            if step.tail == "torn":
+                evidence["torn"] = "" if tear is None else str(tear)
+            hit = each.running and (tear is not None or step.tail != "torn")
+            self._record("power_loss", node, role, self.now_ns(), evidence, hit, index)
+            if step.mid_write:
+                self._count("power_loss in a write")
+            if step.mid_write and each.running and not each.paused:
+                each.files.crash_at = each.files.operations + self._rng.randint(1, MID_WRITE_OPERATIONS)
+            elif each.running:
+                each.lose_power(tear)
+        self.killed = tuple(nodes)
+
+    async def _wait_for_tears(self, nodes: Sequence[NodeId]) -> dict[NodeId, Tear | None]:
+        """The disks stop answering; where each log will end once an entry of it waits."""
+        tears: dict[NodeId, Tear | None] = dict.fromkeys(nodes)
+        slow = {node: self.nodes[node].slow_sync for node in nodes}
+        for node in nodes:
+            self.nodes[node].slow_sync = TORN_PATIENCE_S * 10
+        until = self._loop.now + TORN_PATIENCE_S
+        while not all(tears.values()) and self._loop.now < until:
+            await asyncio.sleep(TORN_LOOK_S)
+            for node in nodes:
+                files = self.nodes[node].files
+                tears[node] = draw_tear(files.contents(), files.synced(), self._rng)
+        for node in nodes:
+            self.nodes[node].slow_sync = slow[node]
+        return tears
 
     def _hurt_disk(self, node: NodeId, step: Disk, index: int) -> None:
         each, role = self.nodes[node], self._role(node)
-        evidence: dict[str, Any] = {}
-        hit = True
+        if step.rot or step.lose:
+            if each.running:
+                each.kill()
+                self._record("kill", node, role, self.now_ns(), {"signal": "SIGKILL"}, True, index)
+            found, place = self._damage(node, step)
+            if cause := cause_of(step, index, place):
+                self._causes.add(node, cause)
+            damage = {"rot" if step.rot else "lost": found or "nothing"}
+            self._record("disk", node, role, self.now_ns(), damage, bool(found), index)
+            return
+        if cause := cause_of(step, index):
+            self._causes.add(node, cause)
+        state = "slow" if step.slow else "full" if step.full else f"failing {step.failing}"
+        evidence: dict[str, Any] = {"state": state}
+        self._record("disk", node, role, self.now_ns(), evidence, False, index)
         if step.slow:
-            each.slow_sync, evidence = float(step.slow), {"slow_s": float(step.slow)}
+            self._settle_slow(node)
+            each.slow_sync = float(step.slow)
+            self._slow[node] = len(self.faults) - 1, each.slowed
         elif step.full:
-            each.files.capacity, evidence = each.files.used(), {"capacity": each.files.used()}
-            self._asked.add(node)
-        elif step.failing:
-            each.fail(step.failing)
-            evidence = {"failing": step.failing}
-            self._asked.add(node)
+            each.files.capacity = each.files.used()
         else:
-            each.kill()
-            self._asked.add(node)
-            found = rot(each.files, step.rot, node, self._rng)
-            hit, evidence = found is not None, {"rot": found or "nothing to rot"}
-        self._record("disk", node, role, self.now_ns(), evidence, hit, index)
+            each.fail(step.failing)
+
+    def _damage(self, node: NodeId, step: Disk) -> tuple[str, str]:
+        """Change a byte or lose a file; returns which, and where a node has to see it; "" where nothing was damaged."""
+        files = self.nodes[node].files
+        contents = files.contents()
+        if step.lose:
+            name = file_name(step.lose, node)
+            if name not in contents:
+                return "", ""
+            files.remove(name)
+            return name, lost_place(name)
+        rot = draw_rot(contents, step.rot, node, self._rng)
+        if rot is None:
+            return "", ""
+        damaged = bytearray(contents[rot.name])
+        damaged[rot.at] = rot.after
+        files.put(rot.name, bytes(damaged))
+        return str(rot), rot.name
+
+    def _settle_slow(self, node: NodeId) -> None:
+        """A disk is not slow any more: its row says how many syncs were."""
+        if node not in self._slow:
+            return
+        number, before = self._slow.pop(node)
+        slowed = self.nodes[node].slowed - before
+        self.faults[number].evidence["slowed"] = slowed
+        self.faults[number] = msgspec.structs.replace(self.faults[number], t_healed=self.now_ns())
+        if slowed:
+            self._hit(number)
 
     async def _rebuild(self, nodes: Sequence[NodeId], index: int) -> None:
         for node in nodes:
             each, role = self.nodes[node], self._role(node)
             each.kill()
             each.lose_disk()
-            self._asked.discard(node)
+            self._causes.forget(node)
             self._watch.forget(node)
-            self._record("kill", node, role, self.now_ns(), {"disk": "lost"}, True, index)
+            self._record("rebuild", node, role, self.now_ns(), {"disk": "lost"}, True, index)
             self._count("rebuild")
             await asyncio.sleep(self._rng.uniform(BOOT_LEAST_S, BOOT_MOST_S))
             self._boot(node, rebuild=True)
@@ -484,8 +579,8 @@ class SimCluster:
             if what in ("disks", "all"):
                 each.slow_sync, each.files.capacity, each.files.on_operation = 0.0, None, None
                 each.files.crash_at = None
-                if each.running:
-                    self._asked.discard(node)
+                self._causes.mended(node, each.starts)
+                self._settle_slow(node)
 
     # ---- rows --------------------------------------------------------------------------------------
 
@@ -501,6 +596,12 @@ class SimCluster:
         )
         if effect and step >= 0 and fault != "heal":
             self._count(fault)
+
+    def _hit(self, number: int) -> None:
+        """A fault whose effect could not be seen at once has had it."""
+        row = self.faults[number] = msgspec.structs.replace(self.faults[number], effect=True)
+        if row.step >= 0:
+            self._count(row.fault)
 
     def _count(self, fault: str) -> None:
         self.injected[fault] = self.injected.get(fault, 0) + 1

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from lab.check.invariants import check
+from lab.check.metrics import measure
 from lab.check.verdict import Check, Verdict, decode_verdict, encode_verdict
-from lab.rows import Acked, Convergence, Failed, Invoke, NodeExit, NodeUse, Shown, Unknown, encode_row
+from lab.rows import Acked, Convergence, Failed, FaultRow, Invoke, NodeExit, NodeUse, Shown, Unknown, encode_row
 from lab.rundir import RunDir
 from tests.lab.synthetic import MS, NODES, T_START, build_run, doctor_all_logs, doctor_lines, doctor_meta
 
@@ -552,6 +553,50 @@ def test_a_failure_that_a_node_reports_is_named(run: RunDir) -> None:
     with run.events(2).open("a") as file:
         file.write('{"t_ns":9,"node":2,"event":"failed","reason":"write failed"}\n')
     assert_fails(run, "node_health", f"{EVENTS_2}:5", "node 2 reports a failure")
+
+
+FULL = NodeExit(T_START + 2 * MS, 4, True, "full")
+FAILED = '{"t_ns":%d,"node":2,"event":"failed","reason":"no space left"}\n'
+
+
+def test_a_node_whose_disk_was_full_ends_as_it_should(run: RunDir) -> None:
+    doctor_meta(run, nodes={2: NodeUse(2, 0.1, 1, (FULL, NodeExit(T_START + 9 * MS, 0, True)))})
+    with run.events(2).open("a") as file:
+        file.write(FAILED % (T_START + MS))
+    answer = judged(run, "node_health")
+    assert (answer.result, answer.detail) == (
+        "PASS",
+        "1 nodes, 2 starts, every end asked for, 1 by a fault of their disk",
+    )
+
+
+def test_a_failure_after_the_one_that_was_brought_about_is_named(run: RunDir) -> None:
+    doctor_meta(run, nodes={2: NodeUse(2, 0.1, 1, (FULL, NodeExit(T_START + 9 * MS, 0, True)))})
+    with run.events(2).open("a") as file:
+        file.write(FAILED % (T_START + MS) + FAILED % (T_START + 3 * MS))
+    assert_fails(run, "node_health", f"{EVENTS_2}:6", "node 2 reports a failure")
+
+
+@pytest.mark.parametrize("fault", ["power_loss", "exit", "rebuild"])
+def test_a_leader_that_its_disk_takes_down_is_replaced_as_after_a_kill(run: RunDir, fault: str) -> None:
+    before = judged(run, "A9")
+    doctor_lines(run.faults, replace(0, b'"kill"', b'"%s"' % fault.encode()))
+    assert judged(run, "A9") == before
+    assert [each.fault for each in measure(run).failovers] == [fault]
+
+
+def test_a_rebuilt_node_has_forgotten_its_term_and_no_other_has(run: RunDir) -> None:
+    events = b'{"t_ns":%d,"node":2,"event":"starting","term":0,"last_seq":0}\n'
+    late = 1 << 50
+    doctor_lines(run.events(2), lambda lines: lines.append(events % late))
+    assert_fails(run, "A7", f"{EVENTS_2}:5", "node 2 shows term 0 after term 2")
+    other, own = (FaultRow("rebuild", node, "down", late - 1, late - 1, {}, True, 1) for node in (1, 2))
+    doctor_lines(run.faults, lambda lines: lines.append(encode_row(other)))
+    assert judged(run, "A7").result == "FAIL"
+    doctor_lines(run.faults, lambda lines: lines.append(encode_row(own)))
+    assert judged(run, "A7").result == "PASS"
+    doctor_lines(run.events(2), lambda lines: lines.extend([events.replace(b"0,", b"3,", 1) % late, events % late]))
+    assert judged(run, "A7").result == "FAIL"
 
 
 def test_a_run_that_was_not_carried_out_is_undecided(run: RunDir) -> None:

@@ -10,6 +10,7 @@ import pytest
 from lab.cli import judge
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
+from lab.rows import FaultRow
 from lab.rundir import RunDir
 from lab.selftest.mutants import mutated
 from lab.sim import simulator
@@ -112,6 +113,53 @@ def test_rot_in_the_log_is_noticed_and_a_rebuild_mends_it() -> None:
     for seed in range(1, 6):
         outcome = simulator.simulate(scenario, seed)
         assert (outcome.invariant, outcome.text, outcome.missed) == ("", "", []), seed
+
+
+def judged_story(path: Path, steps: str) -> tuple[dict[str, str], list[FaultRow]]:
+    """Judge a simulated story under load: check -> result, and the rows of its faults."""
+    around = f"  - load: start\n  - wait: {{for: acknowledged, count: 60}}\n{steps}\n  - wait: load_done"
+    run = simulate_into(path, story(around, load="{clients: 2, rate: 100, duration: 3s}"), 7)
+    verdict = judge(run, "story", None).verdict
+    assert verdict is not None
+    return {each.name: each.result for each in verdict.checks}, run.read_faults()
+
+
+DISKS = {
+    "full": ("{on: 2, full: true}", "  - wait: {for: ended, on: 2}\n  - heal: all", ["exit", "disk"]),
+    "failing": ("{on: 2, failing: append}", "  - wait: {for: ended, on: 2}\n  - heal: all", ["exit", "disk"]),
+    "slow": ("{on: 2, slow: 50ms}", "  - wait: {for: acknowledged, count: 20}\n  - heal: disks", ["disk"]),
+    "lost": ("{on: 2, lose: messages}", "  - start: 2\n  - wait: {for: caught_up, on: 2}", ["kill", "disk"]),
+    "rotten": ("{on: 2, rot: messages}", "  - start: 2\n  - wait: {for: caught_up, on: 2}", ["kill", "disk"]),
+}
+
+
+@pytest.mark.parametrize(("disk", "then", "rows"), DISKS.values(), ids=DISKS.keys())
+def test_a_fault_of_a_disk_leaves_its_evidence(tmp_path: Path, disk: str, then: str, rows: list[str]) -> None:
+    results, faults = judged_story(tmp_path, f"  - disk: {disk}\n{then}")
+    assert set(results.values()) == {"PASS"}
+    assert {(row.fault, row.effect) for row in faults if row.target == 2 and row.fault != "start"} == {
+        (row, True) for row in rows
+    }
+
+
+NO_EFFECT = {
+    "a full disk that nobody writes to": "  - wait: load_done\n  - wait: idle\n  - disk: {on: 2, full: true}",
+    "a slow disk that nobody syncs": "  - wait: load_done\n  - wait: idle\n  - disk: {on: 2, slow: 9ms}",
+    "a checkpoint that is not there": "  - disk: {on: 2, lose: checkpoint}\n  - start: 2",
+    "a torn log without a load": "  - wait: load_done\n  - wait: idle\n  - power_loss: {target: 2, tail: torn}",
+    "a power loss of a node that is down": "  - kill: 2\n  - power_loss: 2",
+}
+
+
+@pytest.mark.parametrize("steps", NO_EFFECT.values(), ids=NO_EFFECT.keys())
+def test_a_fault_of_a_disk_without_effect_leaves_the_run_undecided(tmp_path: Path, steps: str) -> None:
+    results, _ = judged_story(tmp_path, steps)
+    assert results["faults"] == "UNKNOWN"
+
+
+def test_a_start_that_should_be_refused_and_is_not_is_missed() -> None:
+    outcome = simulator.simulate(story("  - kill: 1\n  - start: {target: 1, refuses: true}"), 1)
+    assert outcome.missed == [("start: {target: 1, refuses: true}", "node 1 did not refuse its disk")]
 
 
 def test_a_loop_in_virtual_time_does_not_wait_and_knows_when_nothing_can_come() -> None:

@@ -1,0 +1,193 @@
+"""Damage to a disk: where a byte rots, where a log is torn, and which ends of nodes it brings about. Pure.
+
+Both worlds draw from here, so that a disk of the simulation and one of a real process are hurt in the same places.
+`contents` maps the names of a node's files, as nodeproc.files has them, to their bytes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lab.plan.step import Disk
+from nodeproc import checkpoint, recovery, wal
+from nodeproc.core.messages import NodeId
+from nodeproc.errors import CorruptionError
+from nodeproc.runtime import EXIT_CORRUPTION, EXIT_WRITE_FAILED
+from nodeproc.simfiles import SimFiles
+
+
+class Rot(NamedTuple):
+    """A byte that changes by itself."""
+
+    name: str
+    at: int
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.at}: 0x{self.before:02x} became 0x{self.after:02x}"
+
+
+def lost_place(name: str) -> str:
+    """What a refusal names where a file is missing: at least its folder."""
+    return name.rpartition("/")[0]
+
+
+def file_name(what: str, node: NodeId) -> str:
+    """The file that `messages` or `checkpoint` means."""
+    return recovery.lines_name(node) if what == "messages" else checkpoint.NAME
+
+
+def draw_rot(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random.Random) -> Rot | None:
+    """Choose a byte that recovery has to look at, and what becomes of it.
+
+    Of the log it is one in front of its last entries: damage at its very end can't be told from a torn tail (K2). Of
+    the message log it is one of those that no checkpoint vouches for, or of the last that it vouches for: older ones
+    are read only when somebody asks for them (K4).
+
+    Args:
+        what: wal, messages or checkpoint.
+
+    Returns:
+        None where there is too little to damage, or damage already.
+    """
+    try:
+        name, start, end = _looked_at(contents, what, node, rng)
+    except CorruptionError:
+        return None
+    if start >= end:
+        return None
+    at = rng.randrange(start, end)
+    before = contents[name][at]
+    return Rot(name, at, before, before ^ 1 << rng.randrange(8))
+
+
+def _looked_at(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random.Random) -> tuple[str, int, int]:
+    """A file, and from where to where recovery looks at its bytes."""
+    if what == "wal":
+        numbers = _numbers(contents)
+        name = wal.segment_name(rng.choice(numbers)) if numbers else ""
+        return name, 0, _last_entries(name, contents)
+    name = file_name(what, node)
+    start = max(0, _vouched_for(contents) - checkpoint.TAIL_BYTES) if what == "messages" else 0
+    return name, start, len(contents.get(name, b""))
+
+
+def _last_entries(name: str, contents: Mapping[str, bytes]) -> int:
+    """Where the last two entries of a WAL file begin; 0 where it has hardly more."""
+    if not name:
+        return 0
+    entries = wal.scan(_number(name), name, contents[name]).entries
+    return entries[-2].start if len(entries) > 3 else 0
+
+
+def _vouched_for(contents: Mapping[str, bytes]) -> int:
+    """Bytes of the message log that the checkpoint knows."""
+    data = contents.get(checkpoint.NAME)
+    known = None if data is None else checkpoint.read(SimFiles.holding({checkpoint.NAME: data}))
+    return 0 if known is None else known.lines_bytes
+
+
+class Tear(NamedTuple):
+    """A WAL file that ends in the middle of an entry."""
+
+    name: str
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.end}"
+
+
+def draw_tear(contents: Mapping[str, bytes], synced: Mapping[str, int], rng: random.Random) -> Tear | None:
+    """Choose where the log ends, in an entry that was not synced.
+
+    Args:
+        synced: bytes of each file that are durable.
+
+    Returns:
+        None where all entries are synced.
+    """
+    numbers = _numbers(contents)
+    if not numbers:
+        return None
+    name = wal.segment_name(numbers[-1])
+    entries = wal.scan(numbers[-1], name, contents[name]).entries
+    waiting = [entry for entry in entries if entry.start >= synced.get(name, 0)]
+    if not waiting:
+        return None
+    entry = rng.choice(waiting)
+    return Tear(name, rng.randrange(entry.start + 1, entry.end))
+
+
+def _numbers(contents: Mapping[str, bytes]) -> list[int]:
+    folder = wal.FOLDER + "/"
+    return wal.segment_numbers([name.removeprefix(folder) for name in contents if name.startswith(folder)])
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("/")[2].removesuffix(".wal"))
+
+
+# ---- ends that a disk brings about ---------------------------------------------------------------
+
+
+class Cause(NamedTuple):
+    """Why a node has to end by itself."""
+
+    what: str
+    """full | failing sync | failing append | rot of wal | loss of checkpoint | …"""
+    exit_code: int
+    step: int
+    """The scenario's step that did it."""
+    place: str = ""
+    """What a node that refuses has to name: the damaged file, or the folder of one that is lost."""
+    lasts: int = 0
+    """The node's last process that it may end; 0: no end is in sight."""
+
+
+def cause_of(step: Disk, index: int, place: str = "") -> Cause | None:
+    """What a `disk` step brings about; None for a slow disk, of which no node may end.
+
+    place: as in Cause, for rot and lose.
+    """
+    if step.slow:
+        return None
+    if step.rot:
+        return Cause(f"rot of {step.rot}", EXIT_CORRUPTION, index, place)
+    if step.lose:
+        return Cause(f"loss of {step.lose}", EXIT_CORRUPTION, index, place)
+    return Cause("full" if step.full else f"failing {step.failing}", EXIT_WRITE_FAILED, index)
+
+
+class Causes:
+    """What the lab did to the disks of its nodes, as far as a node may still end of it."""
+
+    def __init__(self) -> None:
+        self._of: dict[NodeId, list[Cause]] = {}
+
+    def add(self, node: NodeId, cause: Cause) -> None:
+        self._of.setdefault(node, []).append(cause)
+
+    def mended(self, node: NodeId, process: int) -> None:
+        """Its disk takes writes again: this process, counted from 1, may still end, and no later one."""
+        self._of[node] = [
+            each if each.lasts or each.exit_code != EXIT_WRITE_FAILED else each._replace(lasts=process)
+            for each in self._of.get(node, [])
+        ]
+
+    def survived(self, node: NodeId) -> None:
+        """It came up: what is damaged was noticed, and mended."""
+        self._of[node] = [each for each in self._of.get(node, []) if each.exit_code != EXIT_CORRUPTION]
+
+    def forget(self, node: NodeId) -> None:
+        """It has another disk."""
+        self._of.pop(node, None)
+
+    def why(self, node: NodeId, code: int, process: int) -> Cause | None:
+        """What made its process number `process` end with this code; None: nothing that the lab did."""
+        found = (
+            each for each in self._of.get(node, []) if each.exit_code == code and process <= (each.lasts or process)
+        )
+        return next(found, None)

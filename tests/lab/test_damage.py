@@ -1,0 +1,155 @@
+"""Damage to disks: it is drawn where recovery has to notice it, and it explains the ends that it brings about."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from lab.plan.step import Disk
+from lab.plan.words import Duration
+from lab.run.damage import Causes, cause_of, draw_rot, draw_tear, file_name, lost_place
+from nodeproc import wal
+from nodeproc.core.events import MessageLogRepaired, TornTailDropped
+from nodeproc.errors import CorruptionError
+from nodeproc.simfiles import SimFiles
+from nodeproc.storage import Storage
+from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, Scribe, opened
+
+SEEDS = range(40)
+
+
+def a_disk(*, checkpoint: bool, batches: int = 120) -> tuple[SimFiles, Storage, Scribe]:
+    """A node's disk with so many delivered batches, the log synced, the checkpoint in front of the last ten."""
+    files, scribe = SimFiles(), Scribe()
+    storage, _, _ = opened(files)
+    storage.write([scribe.mark(1)])
+    for number in range(batches):
+        record = scribe.batch(f"message {number}")
+        storage.write([record])
+        storage.deliver([record])
+        if checkpoint and number == batches - 10:
+            storage.checkpoint(scribe.meaning.snapshot(number + 1))
+    storage.sync()
+    return files, storage, scribe
+
+
+def rotten(files: SimFiles, what: str, seed: int) -> tuple[SimFiles, str]:
+    """The disk with a rotten byte, and the file that it is in."""
+    contents = files.contents()
+    rot = draw_rot(contents, what, 1, random.Random(seed))
+    assert rot is not None and contents[rot.name][rot.at] == rot.before != rot.after
+    damaged = bytearray(contents[rot.name])
+    damaged[rot.at] = rot.after
+    return SimFiles.holding({**contents, rot.name: bytes(damaged)}), rot.name
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("what", ["wal", "checkpoint"])
+def test_rot_of_the_log_or_the_checkpoint_is_refused_and_named(what: str, seed: int) -> None:
+    files, name = rotten(a_disk(checkpoint=True)[0], what, seed)
+    with pytest.raises(CorruptionError, match=name):
+        opened(files)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rot_of_the_message_log_is_mended_where_no_checkpoint_vouches_for_it(seed: int) -> None:
+    files, name = rotten(a_disk(checkpoint=False)[0], "messages", seed)
+    _, _, events = opened(files)
+    assert name == LINES and any(isinstance(event, MessageLogRepaired) for event in events)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rot_of_the_message_log_is_noticed_beside_a_checkpoint_too(seed: int) -> None:
+    files, _ = rotten(a_disk(checkpoint=True)[0], "messages", seed)
+    try:
+        _, _, events = opened(files)
+    except CorruptionError as error:
+        assert LINES in str(error)
+    else:
+        assert any(isinstance(event, MessageLogRepaired) for event in events)
+
+
+@pytest.mark.parametrize("what", ["wal", "messages", "checkpoint"])
+def test_where_there_is_nothing_nothing_rots(what: str) -> None:
+    assert draw_rot({}, what, 1, random.Random(1)) is None
+    short, _, _ = a_disk(checkpoint=False, batches=1)
+    assert what == "messages" or draw_rot(short.contents(), what, 1, random.Random(1)) is None
+
+
+def test_what_is_damaged_already_does_not_rot_again() -> None:
+    files, _ = rotten(a_disk(checkpoint=True)[0], "wal", 1)
+    assert draw_rot(files.contents(), "wal", 1, random.Random(2)) is None
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_tear_is_in_an_entry_that_waited_for_its_sync(seed: int) -> None:
+    files, storage, scribe = a_disk(checkpoint=False, batches=5)
+    synced = files.synced()
+    assert draw_tear(files.contents(), synced, random.Random(seed)) is None
+    storage.write([scribe.batch("eight"), scribe.batch("nine")])
+    contents = files.contents()
+    tear = draw_tear(contents, synced, random.Random(seed))
+    assert tear is not None and tear.name == FIRST and synced[FIRST] < tear.end < len(contents[FIRST])
+    entries = wal.scan(1, FIRST, contents[FIRST]).entries
+    assert tear.end not in {entry.start for entry in entries}
+    _, _, events = opened(SimFiles.holding({**contents, FIRST: contents[FIRST][: tear.end]}))
+    assert any(isinstance(event, TornTailDropped) for event in events)
+
+
+def test_a_node_has_to_name_the_damaged_file_or_the_folder_of_a_lost_one() -> None:
+    assert (file_name("messages", 1), file_name("checkpoint", 1)) == (LINES, CHECKPOINT)
+    assert lost_place(LINES) == "logs"
+
+
+# ---- ends that a disk brings about ---------------------------------------------------------------
+
+WRITE_FAILED, CORRUPTION = 4, 3
+
+
+def causes(**disk: object) -> Causes:
+    """Of node 1 after one step."""
+    found, cause = Causes(), cause_of(Disk(1, **disk), 5)  # type: ignore[arg-type]
+    assert cause is not None and cause.step == 5
+    found.add(1, cause)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("disk", "code", "what"),
+    [
+        ({"full": True}, WRITE_FAILED, "full"),
+        ({"failing": "sync"}, WRITE_FAILED, "failing sync"),
+        ({"rot": "wal"}, CORRUPTION, "rot of wal"),
+        ({"lose": "checkpoint"}, CORRUPTION, "loss of checkpoint"),
+    ],
+)
+def test_a_fault_explains_the_end_with_its_own_code_only(disk: dict[str, object], code: int, what: str) -> None:
+    found = causes(**disk)
+    cause = found.why(1, code, 1)
+    assert cause is not None and cause.what == what
+    assert [other for other in range(-9, 128) if found.why(1, other, 1)] == [code]
+    assert found.why(2, code, 1) is None
+
+
+def test_a_slow_disk_explains_no_end() -> None:
+    assert cause_of(Disk(1, slow=Duration(1)), 0) is None
+
+
+def test_a_mended_disk_explains_the_end_of_the_process_that_it_had_failed_and_of_no_later_one() -> None:
+    found = causes(full=True)
+    found.mended(1, process=2)
+    found.mended(1, process=3)
+    assert found.why(1, WRITE_FAILED, 2) is not None
+    assert found.why(1, WRITE_FAILED, 3) is None
+
+
+def test_damage_stays_when_writes_work_again_and_goes_with_a_start_or_the_disk() -> None:
+    found = causes(rot="wal")
+    found.mended(1, process=1)
+    assert found.why(1, CORRUPTION, 2) is not None
+    found.survived(1)
+    assert found.why(1, CORRUPTION, 2) is None
+    found = causes(rot="wal")
+    found.forget(1)
+    assert found.why(1, CORRUPTION, 2) is None
