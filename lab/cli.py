@@ -183,15 +183,18 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    return _whole_number(text, 1, "1 or more")
+    """An option's value that counts something."""
+    return whole_number(text, 1, "1 or more")
 
 
 def seed(text: str) -> int:
-    return _whole_number(text, 0, f"0..{SEED_MAX}")
+    """An option's value that is a seed."""
+    return whole_number(text, 0, f"0..{SEED_MAX}")
 
 
-def _whole_number(text: str, least: int, allowed: str) -> int:
-    if not text.isdecimal() or not least <= int(text) <= SEED_MAX:
+def whole_number(text: str, least: int, allowed: str, most: int = SEED_MAX) -> int:
+    """An option's value within bounds; `allowed` says for people which they are."""
+    if not text.isdecimal() or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"found {text!r}, allowed {allowed}")
     return int(text)
 

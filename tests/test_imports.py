@@ -57,6 +57,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.run",
         "lab.check",
         "lab.selftest",
+        "lab.cli",
         "nodeproc",
     ),
     "lab.selftest": ("lab", "nodeproc"),
@@ -67,7 +68,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 """Package or module -> the packages and modules of this project that it may import. The longest key that fits counts.
 
-lab.run and lab.check never meet but in a run directory; the chat never knows the lab.
+lab.run and lab.check never meet but in a run directory; the chat never knows the lab. lab.search asks lab.cli, as a
+person would, to run and judge what it found.
 """
 
 PURE = ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.session", "lab.run.links")

@@ -17,7 +17,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -38,6 +38,12 @@ EXEMPT: dict[str, str] = {
     "M4 a rebuild over a member's data is refused": "a mistake of whoever starts the node; no fault does it",
 }
 """Rule or mark -> why a simulation can't hit it."""
+
+EXEMPT_EVENTS: dict[str, str] = dict.fromkeys(
+    ("peer_connected", "peer_lost", "peer_refused"),
+    "reported by the transport between nodes, which the simulation leaves out",
+) | {"bad_input": "what the simulated clients say is well-formed; malformed bytes are the tests' and live runs' affair"}
+"""Event kind -> why a simulation can't report it."""
 
 _HIT = re.compile(r"# hit: ([A-Z]\d+) \S.*")
 
@@ -202,22 +208,50 @@ def unhit_rules(hit: Collection[str]) -> list[str]:
     return [rule for rule in rules() if rule not in reached and rule not in EXEMPT]
 
 
-def render(hit: Collection[str]) -> str:
-    """How many marks of each rule are hit, and by name what never was."""
-    return "\n".join(_lines(hit)) + "\n"
+def event_kinds() -> list[str]:
+    """Every kind of event that a node may report, in the order of their list."""
+    from nodeproc.core import events  # Not above: importing this module imports none that has marks.
+
+    kinds = [each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)]
+    return [str(kind.__struct_config__.tag) for kind in kinds if kind is not events.Event]
 
 
-def _lines(hit: Collection[str]) -> Iterator[str]:
+def unreported(seen: Collection[str]) -> list[str]:
+    """Event kinds that no node reported, without those that a simulation can't report."""
+    return [kind for kind in event_kinds() if kind not in seen and kind not in EXEMPT_EVENTS]
+
+
+def unhit_marks(hit: Collection[str]) -> list[str]:
+    """Marks never hit, without those that a simulation can't hit."""
+    return [mark for mark in marks() if mark not in hit and mark not in EXEMPT]
+
+
+def render(hit: Mapping[str, int], events: Mapping[str, int]) -> str:
+    """How many marks of each rule are hit, and by name what never was.
+
+    Args:
+        hit: mark -> in how many seeds it was hit.
+        events: event kind -> how often it was reported.
+    """
+    return "\n".join(_lines(hit, events)) + "\n"
+
+
+def _lines(hit: Mapping[str, int], events: Mapping[str, int]) -> Iterator[str]:
     found = marks()
-    yield "rule  hit  marks"
+    yield "rule  hit  marks  rarest"
     for rule in rules():
         own = [mark for mark in found if rule_of(mark) == rule]
-        yield f"{rule:4}{sum(mark in hit for mark in own):5}{len(own):7}"
+        rarest = min((hit[mark] for mark in own if mark in hit), default=0)
+        yield f"{rule:4}{sum(mark in hit for mark in own):5}{len(own):7}{rarest:8}"
     yield f"all {sum(mark in hit for mark in found):5}{len(found):7}"
-    missed = {f"{mark}  ({file}:{line})": mark for mark, (file, line) in found.items() if mark not in hit}
-    yield from _section("marks never hit", [shown for shown, mark in missed.items() if mark not in EXEMPT])
+    yield "rarest: in how many seeds that mark of the rule was hit which the fewest seeds hit, of those that were"
+    never = unhit_marks(hit)
+    shown = [f"{mark}  ({file}:{line})" for mark, (file, line) in found.items() if mark in never]
+    yield from _section("marks never hit", shown)
     yield from _section("rules without a hit", unhit_rules(hit))
+    yield from _section("events never reported", unreported(events))
     spared = [f"{each}: {reason}" for each, reason in EXEMPT.items() if each not in hit]
+    spared += [f"{each}: {reason}" for each, reason in EXEMPT_EVENTS.items() if each not in events]
     yield from _section("out of reach of a simulation", spared)
 
 

@@ -44,9 +44,12 @@ from lab.plan.words import Duration, TargetWord, target_parts
 from nodeproc.core.messages import NodeId
 
 Steps: TypeAlias = list[StepAny]
+PartitionKind: TypeAlias = Literal["isolate", "halves", "bridge", "ring", "random"]
 
 SIZES: Final = (3, 5)
 FRAMES: Final = ("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP")
+SPREADS: Final[tuple[Literal["uniform", "exponential"], ...]] = ("uniform", "exponential")
+DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
 LIVENESS: Final = "liveness"
 """Name of the last send: with a majority whole, it must come true."""
 NAMED_CLIENT: Final = 9001
@@ -151,6 +154,7 @@ class _Draw:
             "buffer_max_bytes": (1024, 2048),
             "max_sessions": (2, 4),
             "subscriber_buffer_bytes": (1024, 2048),
+            "intake_window_bytes": (1024, 2048),
         }
         if self._or(0.4):
             return {}
@@ -187,6 +191,21 @@ class _Draw:
         return steps
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:
+        """Kind of fault -> makes the steps of one, of those that a cluster of this size can have."""
+        makers = self._makers_for_a_node()
+        if self.nodes >= 2:
+            makers |= {
+                "link": self._link,
+                "cut": self._cut,
+                "partition": self._partition,
+                "reset": self._reset,
+                "heal links": lambda: [Heal(what="links")],
+            }
+        if self.nodes >= 3:  # Of fewer no majority of the disks survives the loss of one.
+            makers |= {"rebuild": self._rebuild, "rot": self._rot}
+        return makers
+
+    def _makers_for_a_node(self) -> dict[str, Callable[[], Steps]]:
         return {
             "kill": lambda: [Kill(target=self._some())],
             "kill most": lambda: [Kill(target=self._most())],
@@ -203,14 +222,7 @@ class _Draw:
             "bad disk": self._bad_disk,
             "clock": lambda: [Clock(on=self._one(), drift=self.rng.choice((-0.3, -0.1, 0.1, 0.3)))],
             "clock jump": lambda: [Clock(on=self._one(), jump=_time(self.rng.choice((0.5, 10.0, 3600.0))))],
-            "link": self._link,
-            "cut": self._cut,
-            "partition": self._partition,
-            "reset": lambda: [Reset(source=self._one(), to="all")],
-            "heal links": lambda: [Heal(what="links")],
             "heal": lambda: [WHOLE],
-            "rebuild": self._rebuild,
-            "rot": self._rot,
             "new client": self._new_client,
         }
 
@@ -223,19 +235,27 @@ class _Draw:
 
     def _link(self) -> Steps:
         rng = self.rng
-        kind = rng.choice(("loss", "duplicate", "delay", "delay", "reorder"))
         frames = tuple(sorted(rng.sample(FRAMES, rng.randint(1, 2)))) if self._or(0.5) else ()
         source, to = self._ends()
-        if kind == "reorder":
-            order = Reorder(every=rng.randint(1, 4), behind=rng.randint(1, 5), at_most=_time(rng.choice((0.1, 1.0))))
-            return [Link(source=source, to=to, frames=frames, reorder=order)]
-        if kind == "delay":
-            delay = rng.choice((0.005, 0.1, 0.5, 1.5))
-            return [Link(source=source, to=to, frames=frames, delay=_time(delay), jitter=_time(delay))]
         share = rng.choice((0.05, 0.3, 0.8))
-        if kind == "loss":
-            return [Link(source=source, to=to, frames=frames, loss=share)]
-        return [Link(source=source, to=to, frames=frames, duplicate=share)]
+        match rng.choice(("loss", "duplicate", "corrupt", "delay", "delay", "reorder", "slow", "refuse")):
+            case "loss":
+                treated = Link(source=source, to=to, frames=frames, loss=share)
+            case "duplicate":
+                treated = Link(source=source, to=to, frames=frames, duplicate=share)
+            case "corrupt":
+                treated = Link(source=source, to=to, frames=frames, corrupt=share / 4)
+            case "delay":
+                delay, spread = _time(rng.choice((0.005, 0.1, 0.5, 1.5))), rng.choice(SPREADS)
+                treated = Link(source=source, to=to, frames=frames, delay=delay, jitter=delay, distribution=spread)
+            case "reorder":
+                order = Reorder(every=rng.randint(1, 4), behind=rng.randint(1, 5), at_most=_time(rng.choice((0.1, 1))))
+                treated = Link(source=source, to=to, frames=frames, reorder=order)
+            case "slow":
+                treated = Link(source=source, to=to, frames=frames, bandwidth=rng.choice((2_000, 20_000, 200_000)))
+            case _:
+                treated = Link(source=source, to=to, refuse=True)
+        return [treated]
 
     def _cut(self) -> Steps:
         frames = (self.rng.choice(FRAMES),) if self._or(0.3) else ()
@@ -243,11 +263,19 @@ class _Draw:
         return [Cut(source=source, to=to, frames=frames, both=self._or(0.3))]
 
     def _partition(self) -> Steps:
-        kinds: tuple[Literal["isolate", "halves", "bridge", "ring"], ...] = ("isolate", "isolate", "halves")
+        kinds: tuple[PartitionKind, ...] = ("isolate", "isolate", "random")
+        if self.nodes >= 3:
+            kinds += ("halves",)
         if self.nodes >= 4:
             kinds += ("bridge", "ring")
         kind = self.rng.choice(kinds)
-        return [Partition(kind=kind, node=self._one()) if kind in ("isolate", "bridge") else Partition(kind=kind)]
+        if kind == "isolate":
+            return [Partition(kind=kind, node=self._one(), direction=self.rng.choice(DIRECTIONS))]
+        return [Partition(kind=kind, node=self._one()) if kind == "bridge" else Partition(kind=kind)]
+
+    def _reset(self) -> Steps:
+        source, to = self._ends()
+        return [Reset(source=source, to=to)]
 
     def _rebuild(self) -> Steps:
         return [*QUIET, Rebuild(target=self._one()), CAUGHT_UP]
@@ -267,13 +295,19 @@ class _Draw:
     # ---- the end -------------------------------------------------------------------------------------
 
     def _ending(self) -> Steps:
-        """A majority becomes whole, perhaps without the others, and takes messages."""
+        """A majority becomes whole, perhaps without the others, and takes messages.
+
+        The others are dead, or as they were but with whole links, or hear nobody, are heard by nobody, or both.
+        """
         majority = tuple(sorted(self.rng.sample(self.ids, self.nodes // 2 + 1)))
         rest = tuple(node for node in self.ids if node not in majority)
         steps: Steps = [LoadSwitch(do="stop")] if self._or(0.7) else []
-        if self._or(0.6):
+        how = self.rng.choice(("dead", "dead", "linked", "isolated"))
+        if rest and how == "dead":
             steps.append(Kill(target=rest))
         steps.append(Heal(what="all", on=majority))
+        if rest and how == "isolated":
+            steps.append(Partition(kind="isolate", node=rest, direction=self.rng.choice(DIRECTIONS)))
         sender = Sender(client=NAMED_CLIENT, messages=2, via=self.rng.choice(majority))
         return [*steps, Send(clients=(sender,), within=Duration(25), name=LIVENESS)]
 
@@ -286,7 +320,7 @@ class _Draw:
         return self.rng.choice(self.ids)
 
     def _some(self) -> tuple[NodeId, ...]:
-        """One node most often, seldom more."""
+        """One node most often, seldom two."""
         return tuple(sorted({self._one() for _ in range(self.rng.choice((1, 1, 1, 2)))}))
 
     def _most(self) -> tuple[NodeId, ...]:

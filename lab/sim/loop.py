@@ -39,6 +39,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.dialer: Dialer | None = None
         self.failure: BaseException | None = None
         """What a callback raised; ends the run."""
+        self.fatal: tuple[type[Exception], ...] = ()
+        """Errors that end the run also where a task raises them that nobody waits for."""
         self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._ready: deque[asyncio.Handle] = deque()
         self._order = 0
@@ -140,7 +142,14 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_task(
         self, coro: Any, *, name: str | None = None, context: Context | None = None, **_: Any
     ) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self, name=name or "simulated", context=context)
+        return asyncio.Task(self._watched(coro), loop=self, name=name or "simulated", context=context)
+
+    async def _watched(self, coro: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await coro
+        except self.fatal as error:
+            self.failure = self.failure or error
+            raise
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """An error in a callback ends the run; that something was cancelled is none."""

@@ -26,7 +26,7 @@ LEAST_DELAY_S, MOST_DELAY_S = 0.00005, 0.0006
 DIAL_EVERY_S = 0.05
 """Between two attempts of a node to open a link."""
 HIGH_BYTES = 256 << 10
-"""Written by one end of a client connection and not yet read by the other: more stops the writer."""
+"""Written by one end of a client connection, not yet read by the other: past it the writer stops; its default."""
 
 
 class Cargo(NamedTuple):
@@ -217,10 +217,11 @@ class SimTransport(asyncio.Transport):
         self._reading, self._choked = True, False
         self._unread: list[bytes] = []
         self._on_way = 0
+        self._high = HIGH_BYTES
         self._free_at = 0.0
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
+        self._high = high or HIGH_BYTES
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
@@ -235,7 +236,7 @@ class SimTransport(asyncio.Transport):
         due = self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S)
         self._free_at = due = max(due, self._free_at)
         self._loop.post(due, self.far._arrive, bytes(data))
-        if self._on_way > HIGH_BYTES and not self._choked:
+        if self._on_way > self._high and not self._choked:
             self._choked = True
             self._loop.call_soon(self._pause)
 
@@ -267,7 +268,7 @@ class SimTransport(asyncio.Transport):
 
     def taken(self, size: int) -> None:
         self._on_way -= size
-        if self._choked and self._on_way * 2 < HIGH_BYTES:
+        if self._choked and self._on_way * 2 < self._high:
             self._choked = False
             if not self._lost and not self._closing:
                 self._loop.call_soon(self.protocol.resume_writing)

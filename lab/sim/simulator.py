@@ -61,6 +61,7 @@ class Simulation:
     def __init__(self, scenario: Scenario, seed: int, progress: Progress, *, keep: bool) -> None:
         self.scenario, self.seed = scenario, seed
         self.loop = VirtualLoop()  # type: ignore[abstract]  # What nothing here asks of a loop is left out.
+        self.loop.fatal = (Violation, AssertionError)
         self.watch = Watch(scenario.cluster.ids)
         self.world = SimWorld(self.loop, seed)
         self.history = SimHistory(self.world, self.watch, keep)

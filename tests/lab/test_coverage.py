@@ -193,21 +193,37 @@ def test_what_only_looks_like_a_mark_is_none() -> None:
 # ---- the report -----------------------------------------------------------------------------------
 
 
+def all_events() -> dict[str, int]:
+    return dict.fromkeys(coverage.event_kinds(), 1)
+
+
 def test_the_report_names_what_was_never_hit() -> None:
     marks = coverage.marks()
     missed = "E4 a durable vote is sent"
-    hit = {mark for mark in marks if mark != missed and coverage.rule_of(mark) != "C1"}
-    text = coverage.render(hit)
+    hit = {mark: 7 for mark in marks if mark != missed and coverage.rule_of(mark) != "C1"}
+    hit["E4 a vote request of an older term is answered"] = 3
+    events = {kind: 1 for kind, _ in all_events().items() if kind != "session_expired"}
+    text = coverage.render(hit, events)
     file, line = marks[missed]
     assert f"\n  {missed}  ({file}:{line})\n" in text
     own = [mark for mark in marks if coverage.rule_of(mark) == "E4"]
-    assert ["E4", str(len(own) - 1), str(len(own))] in [row.split() for row in text.splitlines()]
+    assert ["E4", str(len(own) - 1), str(len(own)), "3"] in [row.split() for row in text.splitlines()]
     assert "\nrules without a hit: 1\n  C1\n" in text
-    assert coverage.unhit_rules(hit) == ["C1"]
+    assert "\nevents never reported: 1\n  session_expired\n" in text
+    assert coverage.unhit_rules(hit) == ["C1"] and coverage.unreported(events) == ["session_expired"]
 
 
 def test_the_report_of_a_full_house_names_nothing_but_the_exemptions() -> None:
-    text = coverage.render(set(coverage.marks()))
-    assert "marks never hit: none\n" in text and "rules without a hit: none\n" in text
+    text = coverage.render(dict.fromkeys(coverage.marks(), 1), all_events())
+    for title in ("marks never hit", "rules without a hit", "events never reported"):
+        assert f"{title}: none\n" in text
     assert f"\n  M3: {coverage.EXEMPT['M3']}\n" in text
     assert coverage.unhit_rules(set()) == [rule for rule in coverage.rules() if rule not in coverage.EXEMPT]
+
+
+def test_every_event_kind_is_known_and_no_exempt_one_is_left_over() -> None:
+    kinds = coverage.event_kinds()
+    assert {"starting", "became_leader", "delivered", "bad_input"} < set(kinds)
+    assert len(set(kinds)) == len(kinds)
+    assert set(coverage.EXEMPT_EVENTS) < set(kinds)
+    assert coverage.unreported({}) == [kind for kind in kinds if kind not in coverage.EXEMPT_EVENTS]

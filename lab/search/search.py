@@ -1,0 +1,400 @@
+"""`run_lab.py sim`: random scenarios in virtual time, one a seed, on all processors; what broke, and what was covered.
+
+Each seed is a scenario of lab.search.draw, watched while it runs. What is told follows from the seeds alone: results
+are taken in the order of the seeds, however many processes play them. A seed that breaks something is played again
+into a run directory and judged from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from lab import cli
+from lab.plan.scenario import MAX_NODES
+from lab.plan.words import Duration
+from lab.run.children import Child
+from lab.search import coverage
+from lab.search.draw import SIZES, draw
+from lab.search.worker import Begin, Played, Seed, decode_played, encode
+
+SEEDS: Final = 1000
+TELL_TERMINAL_S: Final = 0.5
+TELL_PLAIN_S: Final = 10.0
+KEPT: Final = 10
+"""So many findings are played again into run directories; of more than that the replay command is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is asked for.
+
+    count: seeds; 0: as many as fit into the time.
+    time_limit: seconds after which no further seed is begun.
+    mutant: the product is broken like this; "": it is not.
+    """
+
+    first: int
+    count: int
+    jobs: int
+    sizes: tuple[int, ...] = SIZES
+    time_limit: float | None = None
+    exitfirst: bool = False
+    mutant: str = ""
+
+    def replay(self, seed: int) -> str:
+        """The command that plays one seed of this search again."""
+        sizes = f" --nodes {','.join(map(str, self.sizes))}" if self.sizes != SIZES else ""
+        mutant = f" --mutant {self.mutant}" if self.mutant else ""
+        return f"python3 run_lab.py sim --seed {seed} --seeds 1{sizes}{mutant}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the seeds so far, taken in their order."""
+
+    search: Search
+    done: int = 0
+    findings: list[Played] = field(default_factory=list)
+    troubles: list[Played] = field(default_factory=list)
+    virtual_s: float = 0.0
+    frames: int = 0
+    elections: int = 0
+    messages: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    marks: Counter[str] = field(default_factory=Counter)
+    _early: dict[int, Played] = field(default_factory=dict)
+    """Seeds that were played before an earlier one came to its end."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing that comes now counts."""
+        return self.search.exitfirst and bool(self.findings or self.troubles)
+
+    def take(self, played: Played) -> list[Played]:
+        """Count a seed as soon as all before it are counted. Returns what has just become a finding or a trouble."""
+        self._early[played.seed] = played
+        news: list[Played] = []
+        while not self.over and (following := self._early.pop(self.search.first + self.done, None)) is not None:
+            news += self._count(following)
+        return news
+
+    def _count(self, played: Played) -> list[Played]:
+        self.done += 1
+        self.virtual_s += played.virtual_s
+        self.frames += played.frames
+        self.elections += played.elections
+        self.messages += played.messages
+        self.faults.update(played.faults)
+        self.events.update(played.events)
+        self.marks.update(played.marks)
+        if played.trouble:
+            self.troubles.append(played)
+        elif played.invariant:
+            self.findings.append(played)
+        else:
+            return []
+        return [played]
+
+
+# ---- playing the seeds --------------------------------------------------------------------------------
+
+
+async def play_all(tally: Tally, tell: Callable[[str], None], found: Callable[[Played], None]) -> None:
+    """Play the seeds on worker processes; none of them outlives this call.
+
+    Args:
+        tell: takes the text of the progress line.
+        found: called with each finding or trouble at once.
+
+    Raises:
+        RunFailed: a worker process ended.
+    """
+    search = tally.search
+    begun = time.monotonic()
+    until = float("inf") if search.time_limit is None else begun + search.time_limit
+    seeds = _seeds(search, until)
+    children: list[Child] = []
+    with tempfile.TemporaryDirectory(prefix="search_") as logs:
+        teller = asyncio.create_task(_tell_regularly(tally, begun, tell))
+        try:
+            for number in range(1, search.jobs + 1):
+                name = f"search worker {number}"
+                children.append(await Child.spawn(name, "lab.search.worker", Path(logs, f"{number}.log")))
+            async with asyncio.TaskGroup() as group:
+                for child in children:
+                    group.create_task(_feed(child, seeds, tally, found))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            teller.cancel()
+            for child in children:
+                child.kill()
+                await child.process.wait()
+
+
+def _seeds(search: Search, until: float) -> Iterator[int]:
+    """The seeds to be begun, as long as there is time; at least one."""
+    last = search.first + search.count - 1 if search.count else cli.SEED_MAX
+    for seed in range(search.first, last + 1):
+        if seed > search.first and time.monotonic() >= until:
+            return
+        yield seed
+
+
+async def _feed(child: Child, seeds: Iterator[int], tally: Tally, found: Callable[[Played], None]) -> None:
+    """Hand a worker one seed after the other."""
+    child.order(encode(Begin(tally.search.sizes, tally.search.mutant)))
+    for seed in seeds:
+        for news in tally.take(decode_played(await child.ask(encode(Seed(seed))))):
+            found(news)
+        if tally.over:
+            return
+
+
+async def _tell_regularly(tally: Tally, begun: float, tell: Callable[[str], None]) -> None:
+    while True:
+        await asyncio.sleep(TELL_TERMINAL_S if sys.stderr.isatty() else TELL_PLAIN_S)
+        tell(progress_line(tally, time.monotonic() - begun))
+
+
+def progress_line(tally: Tally, seconds: float) -> str:
+    """How far the search is, the most telling first: a terminal may cut its end off."""
+    planned = f" of {tally.search.count}" if tally.search.count else ""
+    faults = ", ".join(f"{kind} {count}" for kind, count in tally.faults.most_common())
+    return (
+        f"{tally.done}{planned} seeds, {tally.done / max(seconds, 0.001):.1f}/s, findings {len(tally.findings)}, "
+        f"elections {tally.elections}, messages {tally.messages}, faults {tally.faults.total()}: {faults}"
+    )
+
+
+# ---- findings -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A seed that breaks something, and where the story of it is.
+
+    run: its run directory; None: it has none.
+    verdict: what the judges say of that.
+    """
+
+    played: Played
+    replay: str
+    run: Path | None = None
+    verdict: str = ""
+
+    def lines(self) -> Iterator[str]:
+        played = self.played
+        yield f"seed {played.seed}: {played.invariant}: {played.text}"
+        yield f"  again: {self.replay}"
+        if self.run is not None:
+            yield f"  run:   {cli.near(self.run)}, {self.verdict}"
+
+    def plain(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "seed": self.played.seed,
+            "invariant": self.played.invariant,
+            "text": self.played.text,
+            "replay": self.replay,
+            "run": None if self.run is None else str(self.run),
+            "verdict": self.verdict,
+        }
+
+
+def play_again(search: Search, played: Played, out: Path) -> Finding:
+    """Leave a run directory of a finding, and the judges' verdict in it."""
+    with contextlib.ExitStack() as stack:
+        if search.mutant:
+            from lab.selftest.mutants import mutated
+
+            stack.enter_context(mutated(search.mutant))
+        scenario = draw(played.seed, search.sizes)
+        result = cli.run_once(scenario, played.seed, out, sim=True)
+    if result.verdict is None:
+        return Finding(played, search.replay(played.seed), result.directory, f"no verdict: {result.problem}")
+    broken = ", ".join(check.name for check in result.verdict.checks if check.result == "FAIL")
+    return Finding(
+        played,
+        search.replay(played.seed),
+        out / scenario.name / "latest",
+        f"verdict {result.verdict.outcome}" + (f": {broken}" if broken else ""),
+    )
+
+
+# ---- telling ------------------------------------------------------------------------------------------
+
+
+def report(tally: Tally, findings: list[Finding]) -> str:
+    """All that a search has to say; it follows from the seeds."""
+    return "\n".join(_report_lines(tally, findings)) + "\n"
+
+
+def _report_lines(tally: Tally, findings: list[Finding]) -> Iterator[str]:
+    search = tally.search
+    if search.mutant:
+        yield f"mutant: {search.mutant}"
+    seeds = f"seeds {search.first}..{search.first + tally.done - 1}" if tally.done else "no seed"
+    planned = f" of {search.count} asked for" if search.count and tally.done < search.count else ""
+    yield (
+        f"{seeds}: {tally.done} played{planned}, nodes {','.join(map(str, search.sizes))}: "
+        f"{tally.virtual_s / 3600:.2f} virtual hours, {tally.frames} frames, {tally.elections} elections, "
+        f"{tally.messages} messages, {tally.faults.total()} faults"
+    )
+    yield f"findings: {len(tally.findings) or 'none'}"
+    for finding in findings:
+        yield from finding.lines()
+    for played in tally.troubles:
+        yield f"seed {played.seed}: the lab failed: {played.trouble.rstrip().splitlines()[-1]}"
+        yield f"  again: {search.replay(played.seed)}"
+    yield ""
+    yield "faults that hit: " + (", ".join(f"{kind} {count}" for kind, count in sorted(tally.faults.items())) or "none")
+    yield ""
+    yield coverage.render(tally.marks, tally.events).rstrip()
+
+
+def plain(tally: Tally, findings: list[Finding], code: int) -> dict[str, Any]:
+    """The JSON document."""
+    return {
+        "exit_code": code,
+        "first": tally.search.first,
+        "asked": tally.search.count or None,
+        "played": tally.done,
+        "nodes": tally.search.sizes,
+        "mutant": tally.search.mutant or None,
+        "findings": [finding.plain() for finding in findings],
+        "troubles": [{"seed": each.seed, "trouble": each.trouble} for each in tally.troubles],
+        "virtual_s": round(tally.virtual_s, 3),
+        "frames": tally.frames,
+        "elections": tally.elections,
+        "messages": tally.messages,
+        "faults": dict(sorted(tally.faults.items())),
+        "events": dict(sorted(tally.events.items())),
+        "marks": dict(sorted(tally.marks.items())),
+        "rules_never_hit": coverage.unhit_rules(tally.marks),
+        "marks_never_hit": coverage.unhit_marks(tally.marks),
+        "events_never_reported": coverage.unreported(tally.events),
+    }
+
+
+# ---- the command --------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run_lab.py sim`."""
+    parser.epilog = (
+        "Ends with 0 when nothing broke, 1 when something did, 64 on wrong usage, 70 when the lab itself failed, 130 "
+        "when interrupted. The same seeds say the same, however many processes play them."
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", type=cli.positive, help=f"how many ({SEEDS}; with --time-limit: as many as fit)"
+    )
+    parser.add_argument("--seed", metavar="S", type=cli.seed, default=1, help="the first one (%(default)s)")
+    parser.add_argument("--jobs", metavar="J", type=_jobs, default=_processors(), help="processes (%(default)s)")
+    parser.add_argument("--nodes", metavar="N,N", type=_sizes, default=SIZES, help="cluster sizes to draw from (3,5)")
+    parser.add_argument(
+        "--time-limit", metavar="T", type=_time, help="begin no seed after this time, such as 90s or 10m"
+    )
+    parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that breaks something")
+    parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/selftest): is it noticed?")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=cli.RESULTS, help="for run directories (results/)")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _jobs(text: str) -> int:
+    return cli.whole_number(text, 1, "1..64", most=64)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = text.split(",")
+    for each in sizes:
+        cli.whole_number(each, 1, f"1..{MAX_NODES}, joined by commas", most=MAX_NODES)
+    return tuple(sorted({int(each) for each in sizes}))
+
+
+def _time(text: str) -> float:
+    try:
+        return float(Duration.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def main(options: argparse.Namespace) -> int:
+    """Search, and tell what was found."""
+    if options.mutant is not None:
+        from lab.selftest.mutants import mutant
+
+        try:
+            mutant(options.mutant)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return cli.USAGE
+    count = options.seeds or (0 if options.time_limit is not None else SEEDS)
+    jobs = min(options.jobs, count or options.jobs)
+    search = Search(
+        options.seed, count, jobs, options.nodes, options.time_limit, options.exitfirst, options.mutant or ""
+    )
+    tally, code = Tally(search), cli.PASS
+    interrupted = _play(tally)
+    findings = _play_findings_again(tally, options.out, interrupted)
+    if interrupted:
+        code = cli.INTERRUPTED
+    elif findings:
+        code = cli.BROKEN
+    elif tally.troubles:
+        code = cli.HARNESS
+    if options.json:
+        print(json.dumps(plain(tally, findings, code), indent=1))
+    print(report(tally, findings), end="", file=sys.stderr if options.json else sys.stdout)
+    return code
+
+
+def _play(tally: Tally) -> bool:
+    """Play the seeds with a progress line on standard error. Returns whether it was interrupted."""
+    progress = cli.Progress("sim")
+
+    def tell(text: str) -> None:
+        columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(text) + 10
+        progress(text[: columns - len("sim: ") - 1])
+
+    def found(played: Played) -> None:
+        progress.close()
+        what = played.trouble or f"{played.invariant}: {played.text}"
+        print(f"sim: seed {played.seed}: {what}\n  {tally.search.replay(played.seed)}", file=sys.stderr, flush=True)
+
+    begun = time.monotonic()
+    try:
+        asyncio.run(play_all(tally, tell, found))
+    except KeyboardInterrupt:
+        return True
+    finally:
+        progress.close()
+        seconds = time.monotonic() - begun
+        print(f"sim: {progress_line(tally, seconds)}; {seconds:.1f} s", file=sys.stderr, flush=True)
+    return False
+
+
+def _play_findings_again(tally: Tally, out: Path, interrupted: bool) -> list[Finding]:
+    """Run directories for the first findings; none for somebody who wants to end."""
+    search = tally.search
+    kept = 0 if interrupted else KEPT
+    findings = [play_again(search, played, out) for played in tally.findings[:kept]]
+    return findings + [Finding(played, search.replay(played.seed)) for played in tally.findings[kept:]]
