@@ -73,11 +73,11 @@ def is_sound(steps: Sequence[StepAny], nodes: int) -> bool:
     """Whether the steps ask nothing that the protocol does not promise; what fails without that shows nothing.
 
     Disks are lost only where all are whole and the same right before; messages have to be taken only right after a
-    majority was healed.
+    majority was healed, with the others perhaps cut off.
     """
     rotten: frozenset[TargetWord | NodeId] = frozenset()
     for at, step in enumerate(steps):
-        if isinstance(step, Send) and step.wait and not _heals_majority(steps[at - 1] if at else None, step, nodes):
+        if isinstance(step, Send) and step.wait and not _majority_is_whole(steps[:at], step, nodes):
             return False
         quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
         if isinstance(step, Disk) and step.rot:
@@ -95,12 +95,16 @@ def is_sound(steps: Sequence[StepAny], nodes: int) -> bool:
     return not rotten
 
 
-def _heals_majority(step: StepAny | None, send: Send, nodes: int) -> bool:
-    """Whether behind this step a majority is whole, and the senders are connected to it."""
-    if not isinstance(step, Heal) or step.what != "all":
+def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> bool:
+    """Whether behind these steps a majority is whole, others at most cut off, and the senders are connected to it."""
+    outside: tuple[TargetWord | NodeId, ...] = ()
+    if before and isinstance(cut := before[-1], Partition) and cut.kind == "isolate":
+        outside, before = target_parts(cut.node), before[:-1]
+    if not before or not isinstance(heal := before[-1], Heal) or heal.what != "all":
         return False
-    healed = tuple(range(1, nodes + 1)) if step.on == "all" else target_parts(step.on)
-    return 2 * len(healed) > nodes and all(each.via in healed for each in send.clients if each.via is not None)
+    healed = tuple(range(1, nodes + 1)) if heal.on == "all" else target_parts(heal.on)
+    connected = all(each.via in healed for each in send.clients if each.via is not None)
+    return 2 * len(healed) > nodes and connected and not set(outside) & set(healed)
 
 
 class _Draw:

@@ -222,7 +222,7 @@ def test_trouble_of_the_lab_is_told_and_ends_with_its_code(
 def test_what_is_drawn_is_a_scenario_that_can_be_simulated(nodes: int) -> None:
     for seed in range(150):
         scenario = draw(seed, (nodes,))
-        assert scenario.cluster.nodes == nodes and is_sound(scenario.steps)
+        assert scenario.cluster.nodes == nodes and is_sound(scenario.steps, nodes)
         assert plan.load("drawn.yml", text=plan.encode(scenario)) == scenario
         assert scenario.sim_refusals() == []
         assert draw(seed, (nodes,)) == scenario

@@ -12,7 +12,7 @@ from msgspec import structs
 from lab import cli
 from lab.plan import scenario as plan
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.plan.step import Heal, Kill, Link, LoadSwitch, Rebuild, Send, Sender, Sleep, Start, StepAny, Wait
+from lab.plan.step import Heal, Kill, Link, LoadSwitch, Partition, Rebuild, Send, Sender, Sleep, Start, StepAny, Wait
 from lab.plan.step import UntilCaughtUp as CaughtUp
 from lab.plan.words import Duration
 from lab.search import shrink as shrinking
@@ -106,6 +106,9 @@ SEND = Send(clients=(Sender(client=1, messages=1, via=2),))
         ((Heal(what="all", on=(1, 2)), SEND), True),
         ((Heal(what="all", on=(2,)), SEND), False),
         ((Heal(what="all", on=(1, 3)), SEND), False),
+        ((Heal(what="all", on=(1, 2)), Partition(kind="isolate", node=(3,)), SEND), True),
+        ((Heal(what="all", on=(1, 2)), Partition(kind="isolate", node=(1,)), SEND), False),
+        ((Heal(what="all", on=(1, 2)), Partition(kind="halves"), SEND), False),
         ((Heal(what="links"), SEND), False),
         ((SEND,), False),
         ((structs.replace(SEND, wait=False),), True),
