@@ -2,7 +2,8 @@
 
 Every memory here is bounded by not reading: a client whose answers pile up, and every submitting client once the node
 has taken in more than it could pass on and deliver, is not read until that is better. A subscriber that does not keep
-up gets its messages from the disk, where they lie anyway.
+up gets its messages from the disk, where they lie anyway. Lines without an end, clients without a first line and
+those that have gone without a word are bounded too: nodeproc.config.Limits says how.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections import deque
+import socket
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
 from nodeproc.core.messages import Batch, NodeId, Record, Refuse, SeqNo, Submit, Term
+from nodeproc.entrance import address_of
 from nodeproc.errors import FrameError
 from nodeproc.transport import send_at_once
 from nodeproc.wire import (
@@ -45,6 +48,12 @@ CHUNK_BYTES: Final = 256 << 10
 STUCK_S: Final = 1.0
 """Nothing delivered for so long, and nothing to deliver: what was taken in may be lost on its way, and clients must be
 heard again. Where the log holds more than is delivered, a majority's disks are slow, and more must not be taken in."""
+FIRST_LINE_BYTES: Final = 4096
+"""A stranger's line may be no longer before its end has come: HELLO, SUBSCRIBE and STATUS are short."""
+OVERDUE_S: Final = 1.0
+"""Who has not said a line after so long gives way to a new client where there are too many."""
+KEEPALIVE_S: Final = 60
+"""A silent connection is tried so often by the kernel: one whose machine is gone without a word ends."""
 LINGER_S: Final = 5.0
 """For a closed connection to take the line that says why."""
 
@@ -79,6 +88,10 @@ class Clients:
         self.subscribers: dict[ClientConnection, None] = {}
         self.intake_bytes = 0
         """Taken from clients and not yet delivered here (S7)."""
+        self.unfinished_bytes = 0
+        """Of lines whose end has not come."""
+        self._of_address: Counter[str] = Counter()
+        self._sweeper: asyncio.TimerHandle | None = None
         self._held: dict[ClientConnection, None] = {}
         self._deliveries = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -125,8 +138,72 @@ class Clients:
             connection.transport.write(line)
 
     def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for connection in list(self.connections):
             connection.transport.close()
+
+    # ---- who may come, and stay ---------------------------------------------------------------------
+
+    def came(self, connection: ClientConnection) -> str:
+        """Take it in. Returns why it can't stay, "" where it can."""
+        count, allowed = len(self.connections) + 1, self.limits.max_clients
+        has_room = count <= allowed or self._make_room()
+        self.connections[connection] = None
+        self._of_address[connection.address] += 1
+        self._sweep_later()
+        if not has_room:
+            return f"{count} clients, allowed {allowed}"
+        count, allowed = self._of_address[connection.address], self.limits.max_per_address
+        if connection.address and count > allowed:
+            return f"{count} clients from {connection.address}, allowed {allowed}"
+        return ""
+
+    def left(self, connection: ClientConnection) -> None:
+        """It is gone, or takes no more part."""
+        if connection in self.connections:
+            del self.connections[connection]
+            self.unfinished_bytes -= connection.unfinished
+            self._of_address[connection.address] -= 1
+            if not self._of_address[connection.address]:
+                del self._of_address[connection.address]
+        self.subscribers.pop(connection, None)
+        self._held.pop(connection, None)
+        connection.forget_intake()
+        if self.sessions.get(connection.session) is connection:
+            del self.sessions[connection.session]
+
+    def _make_room(self) -> bool:
+        """End the oldest of those whose first line is overdue, else the oldest subscriber that has closed its sending
+        half: it may be gone altogether, TCP does not tell."""
+        now = asyncio.get_running_loop().time()
+        for is_unwanted in (lambda each: each.is_overdue(now), lambda each: each.only_listens):
+            unwanted = next(filter(is_unwanted, self.connections), None)
+            if unwanted is not None:
+                self.left(unwanted)
+                unwanted.transport.abort()
+                return True
+        return False
+
+    def keep_unfinished(self, more: int) -> None:
+        """A line without its end has grown, or has come to its end. Past the limit the longest one's client goes."""
+        self.unfinished_bytes += more
+        found, allowed = self.unfinished_bytes, self.limits.unfinished_bytes
+        if found > allowed:
+            longest = max(self.connections, key=lambda each: each.unfinished)
+            longest.give_up(f"{found} bytes of unfinished lines, allowed {allowed} for all clients")
+
+    def _sweep_later(self) -> None:
+        if self._sweeper is None and self.limits.idle_ms:
+            self._sweeper = asyncio.get_running_loop().call_later(self.limits.idle_ms / 1000, self._sweep)
+
+    def _sweep(self) -> None:
+        """Leave those that were idle since the last time."""
+        self._sweeper = None
+        for connection in list(self.connections):
+            connection.leave_if_idle()
+        if self.connections:
+            self._sweep_later()
 
     # ---- how much is taken in -----------------------------------------------------------------------
 
@@ -142,23 +219,6 @@ class Clients:
         for connection in list(self.sessions.values()):
             connection.forget_intake()
         self._let_go()
-
-    def left(self, connection: ClientConnection) -> None:
-        self.connections.pop(connection, None)
-        self.subscribers.pop(connection, None)
-        self._held.pop(connection, None)
-        connection.forget_intake()
-        if self.sessions.get(connection.session) is connection:
-            del self.sessions[connection.session]
-
-    def make_room(self) -> bool:
-        """End the oldest subscriber that has closed its sending half: it may be gone altogether, TCP does not tell."""
-        for connection in self.connections:
-            if connection.only_listens:
-                self.left(connection)
-                connection.transport.abort()
-                return True
-        return False
 
     def _let_go(self) -> None:
         held, self._held = self._held, {}
@@ -187,6 +247,16 @@ class ClientConnection(asyncio.Protocol):
         self._clients, self._backend, self._limits = clients, clients.backend, clients.limits
         self._decoder = LineDecoder(clients.limits.max_line_bytes)
         self.transport: asyncio.Transport
+        self.address = ""
+        self.unfinished = 0
+        """Bytes of a line without its end, as the node has counted them."""
+        self._met = False
+        """Its first line was understood."""
+        self._since = 0.0
+        self._spoke = True
+        """Since the last sweep."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Of the first line, and of the end."""
         self.session = ""
         self._client_id = 0
         self._born: SeqNo = 0
@@ -206,19 +276,40 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self.transport.set_write_buffer_limits(high=self._limits.subscriber_buffer_bytes)
         send_at_once(self.transport)
-        count, allowed = len(self._clients.connections) + 1, self._limits.max_clients
-        self._clients.connections[self] = None
-        if count > allowed and not self._clients.make_room():
-            self._fail(f"{count} clients, allowed {allowed}")
+        try_now_and_then(self.transport)
+        self.address = address_of(self.transport)
+        loop, patience_s = asyncio.get_running_loop(), self._limits.first_line_ms / 1000
+        self._since = loop.time()
+        self._timer = loop.call_later(patience_s, self._fail, f"no whole line within {patience_s:g} s")
+        if reason := self._clients.came(self):
+            self._fail(reason)
 
     def data_received(self, data: bytes) -> None:
+        self._spoke = True
+        decoder = self._decoder
         try:
-            for line in self._decoder.feed(data):
+            for line in decoder.feed(data):
                 if self._closing:
                     return
                 self._on_line(decode_client_line(line), len(line))
+                if not self._met:
+                    self._meet()
+            if decoder.unfinished != self.unfinished:
+                self._count_unfinished(decoder.unfinished)
         except FrameError as error:
             self._fail(str(error))
+
+    def _meet(self) -> None:
+        self._met = True
+        if self._timer is not None and not self._closing:
+            self._timer.cancel()
+
+    def _count_unfinished(self, size: int) -> None:
+        if not self._met and size > FIRST_LINE_BYTES:
+            raise FrameError(f"a first line of over {FIRST_LINE_BYTES} bytes, the longest allowed")
+        if self in self._clients.connections:
+            more, self.unfinished = size - self.unfinished, size
+            self._clients.keep_unfinished(more)
 
     def eof_received(self) -> bool:
         """A client that only closed its sending half (`nc` at the end of its input) still gets its answers."""
@@ -227,6 +318,8 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._clients.left(self)
         if self.session:
             self._backend.report(ClientLeft(self._client_id, self.session))
@@ -245,6 +338,21 @@ class ClientConnection(asyncio.Protocol):
     def only_listens(self) -> bool:
         """It has closed its sending half, and only what others send is still to be told to it."""
         return self._half_closed and not self.intake
+
+    def is_overdue(self, now: float) -> bool:
+        """It is here for a while and has not said a line."""
+        return not self._met and now - self._since > OVERDUE_S
+
+    def leave_if_idle(self) -> None:
+        """Close it if it said nothing since the last call, waits for no answer, and is told nothing by others."""
+        if not self._spoke and not self.intake and not self._next:
+            self._fail(f"nothing said for {self._limits.idle_ms / 1000:g} s")
+        self._spoke = False
+
+    def give_up(self, reason: str) -> None:
+        """Close it and go on without it at once."""
+        self._fail(reason)
+        self._clients.left(self)
 
     # ---- what the client says -----------------------------------------------------------------------
 
@@ -355,8 +463,7 @@ class ClientConnection(asyncio.Protocol):
 
     def supersede(self) -> None:
         """The same session was opened on another connection."""
-        self._fail("this session was opened on another connection")
-        self._clients.left(self)
+        self.give_up("this session was opened on another connection")
 
     def hold(self, held: bool) -> None:
         """Stop or go on reading because of what the node has taken in (S7)."""
@@ -390,8 +497,10 @@ class ClientConnection(asyncio.Protocol):
         self._say(Problem(reason))
         self._closing = True
         self._backend.report(BadInput(f"client {self._client_id}" if self.session else "a client", reason))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
         self.transport.close()
-        asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
 
     def _set_reading(self) -> None:
         paused = self._choked or self._held
@@ -401,3 +510,11 @@ class ClientConnection(asyncio.Protocol):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
+
+
+def try_now_and_then(transport: asyncio.Transport) -> None:
+    """Have the kernel see whether the other end of a silent connection is still there."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)

@@ -24,6 +24,8 @@ Milliseconds: TypeAlias = Annotated[float, Meta(ge=1, le=3_600_000)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=10_000_000)]
 
+RECORD_OVERHEAD_BYTES = 256
+"""More than a message costs in a batch beside its payload."""
 MAX_MEMBERS = 9
 """Members of a cluster, this node included."""
 
@@ -37,12 +39,22 @@ class PeerAddress(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
-    """Every bound of a node's memory.
+    """Every bound of what others can make a node hold, wait for or write.
 
     max_clients: open client connections.
+    max_per_address: of them, those from one address; and as many silent ones from there. Nodes don't count.
+    max_silent: connections that have not sent a byte yet; for one more the oldest goes.
+    max_unproven: connections that opened like a node's and are not proven yet; for one more the oldest goes.
+    first_line_ms: for a connection's first byte, and for a client's first line behind it.
+    handshake_ms: for a node to prove itself, and to dial one.
+    idle_ms: a client that says nothing for so long, and waits for nothing, is left (at the latest after twice that); 0:
+        never.
+    complaints_per_s: events about bad input and refused nodes; those above it are only counted.
     max_line_bytes: longest line of a client; more than six times max_payload_bytes, for escaped characters.
     max_line_messages: messages of one CHAT.
     max_payload_bytes: longest message, UTF-8.
+    max_frame_bytes: longest header, and longest body, of a frame from a proven node; the same on all nodes.
+    unfinished_bytes: of lines without their end, all clients together; past it the one with most of them is closed.
     intake_window_bytes: taken from clients and not yet delivered here; past it clients are not read (S7).
     subscriber_buffer_bytes: waiting to be sent to one subscriber; past it that one is served from disk.
     link_buffer_bytes: waiting to be sent to one peer; past it the link is reset.
@@ -51,9 +63,18 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     max_clients: Annotated[int, Meta(ge=0, le=100_000)] = 1024
+    max_per_address: Annotated[int, Meta(ge=1, le=100_000)] = 512
+    max_silent: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    max_unproven: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    first_line_ms: Milliseconds = 60_000
+    handshake_ms: Milliseconds = 2000
+    idle_ms: Annotated[float, Meta(ge=0, le=1e9)] = 3_600_000
+    complaints_per_s: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
     max_line_bytes: Annotated[int, Meta(ge=1024, le=4 << 20)] = 1 << 20
     max_line_messages: Annotated[int, Meta(ge=1, le=16_384)] = 4096
     max_payload_bytes: Annotated[int, Meta(ge=1, le=512 << 10)] = 64 << 10
+    max_frame_bytes: Annotated[int, Meta(ge=1 << 20, le=32 << 20)] = 32 << 20
+    unfinished_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20
     intake_window_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 4 << 20
     subscriber_buffer_bytes: Annotated[int, Meta(ge=1024, le=1 << 28)] = 1 << 20
     link_buffer_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 30)] = 32 << 20
@@ -178,7 +199,7 @@ def _check_times(document: Document, config: NodeConfig) -> None:
 
 
 def _check_limits(document: Document, limits: Limits) -> None:
-    """The largest message must fit a line however it is escaped (six bytes for one)."""
+    """However it is escaped (six bytes for one), the largest message must fit a line, and the largest batch a frame."""
     least = 6 * limits.max_payload_bytes + 1024
     if limits.max_line_bytes < least:
         given = document.data["limits"]
@@ -187,6 +208,18 @@ def _check_limits(document: Document, limits: Limits) -> None:
             ("limits", key),
             f"found a max_line_bytes of {limits.max_line_bytes}, "
             f"allowed {least} or more: six times max_payload_bytes and 1024",
+        )
+    least = max(
+        6 * limits.batch_max_bytes + RECORD_OVERHEAD_BYTES * limits.batch_max_messages,
+        limits.fetch_max_bytes,
+        limits.max_line_bytes + 1024,
+    )
+    if limits.max_frame_bytes < least:
+        raise document.error(
+            ("limits", "max_frame_bytes") if "max_frame_bytes" in document.data["limits"] else ("limits",),
+            f"found a max_frame_bytes of {limits.max_frame_bytes}, allowed {least} or more: "
+            f"six times batch_max_bytes and {RECORD_OVERHEAD_BYTES} for each of batch_max_messages, "
+            "fetch_max_bytes, max_line_bytes and 1024",
         )
 
 

@@ -7,13 +7,11 @@ import socket
 from collections.abc import Callable
 from typing import Final, cast
 
+from nodeproc.config import Limits
 from nodeproc.errors import ConfigError
 from nodeproc.wire import PREAMBLE
 
-UNDECIDED_TIMEOUT_S: Final = 60.0
 BACKLOG: Final = 1024
-UNDECIDED_MAX: Final = BACKLOG
-"""Connections that have not sent a byte yet: what may come in one pass of the loop. For one more the oldest goes."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -40,16 +38,31 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """The host at the other end; "" where there is none to tell."""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) else ""
+
+
 class Entrance:
     """Hands every connection to the protocol that its first byte asks for.
+
+    Silent connections lock nobody out: where they are too many, of one address or of all, the oldest goes.
 
     Args:
         for_node, for_client: make the protocol of one connection.
     """
 
-    def __init__(self, for_node: Callable[[], asyncio.Protocol], for_client: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self,
+        for_node: Callable[[], asyncio.Protocol],
+        for_client: Callable[[], asyncio.Protocol],
+        limits: Limits | None = None,
+    ) -> None:
         self.for_node, self.for_client = for_node, for_client
+        self.limits = limits or Limits()
         self._undecided: dict[Undecided, None] = {}
+        self._of_address: dict[str, dict[Undecided, None]] = {}
         self._server: asyncio.Server | None = None
 
     async def open(self, sock: socket.socket) -> None:
@@ -63,16 +76,33 @@ class Entrance:
         for each in list(self._undecided):
             each.drop()
 
+    @property
+    def silent(self) -> int:
+        """Connections that have not sent a byte."""
+        return len(self._undecided)
+
     def came(self, each: Undecided) -> None:
-        """Silent connections must not lock out the one that is about to speak."""
-        if len(self._undecided) >= UNDECIDED_MAX:
-            oldest = next(iter(self._undecided))
-            self.left(oldest)
-            oldest.drop()
+        """Make room for it. It is about to speak, as everybody with something to say does at once."""
+        neighbours = self._of_address.get(each.address, {})
+        if len(neighbours) >= self.limits.max_per_address:
+            self._drop(next(iter(neighbours)))
+        if len(self._undecided) >= self.limits.max_silent:
+            self._drop(next(iter(self._undecided)))
         self._undecided[each] = None
+        self._of_address.setdefault(each.address, {})[each] = None
 
     def left(self, each: Undecided) -> None:
-        self._undecided.pop(each, None)
+        """It has spoken, or is gone."""
+        if each in self._undecided:
+            del self._undecided[each]
+            neighbours = self._of_address[each.address]
+            del neighbours[each]
+            if not neighbours:
+                del self._of_address[each.address]
+
+    def _drop(self, each: Undecided) -> None:
+        self.left(each)
+        each.drop()
 
 
 class Undecided(asyncio.Protocol):
@@ -82,10 +112,13 @@ class Undecided(asyncio.Protocol):
         self._entrance = entrance
         self._timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport
+        self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._timer = asyncio.get_running_loop().call_later(UNDECIDED_TIMEOUT_S, self.drop)
+        self.address = address_of(transport)
+        patience_s = self._entrance.limits.first_line_ms / 1000
+        self._timer = asyncio.get_running_loop().call_later(patience_s, self.drop)
         self._entrance.came(self)
 
     def data_received(self, data: bytes) -> None:

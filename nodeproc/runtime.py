@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from nodeproc.clients import Clients
+from nodeproc.complaints import Complaints
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Effects, Fetch
 from nodeproc.core.events import BadInput, Event, Failed, Listening, Stopping
@@ -83,16 +84,17 @@ class Runtime:
         self._turns = 0
         self._checkpointer = ThreadPoolExecutor(1, "checkpoint")
         self._checkpointing = False
+        self._complaints = Complaints(config.limits.complaints_per_s)
         self.links = Links(
             self._credentials,
             {peer.id: (peer.host, peer.port) for peer in config.peers},
             self.take,
             self.report,
             rng,
-            config.limits.link_buffer_bytes,
+            config.limits,
         )
         self.clients = Clients(config.node_id, self, config.limits)
-        self._entrance = Entrance(self.links.accept, self.clients.accept)
+        self._entrance = Entrance(self.links.accept, self.clients.accept, config.limits)
         self._waits_for_disk = config.durability == "fsync"
         self._syncing = Syncing(storage.sync, self._on_durable, self._on_error)
 
@@ -159,8 +161,10 @@ class Runtime:
 
     def report(self, event: Event) -> None:
         """An event of the outside."""
-        self._log.emit((event,))
-        self._ask_for_turn()
+        passed = self._complaints.passed(event, time.monotonic())
+        if passed is not None:
+            self._log.emit((passed,))
+            self._ask_for_turn()
 
     def _ask_for_turn(self) -> None:
         if not self._turn_due:
@@ -407,6 +411,9 @@ class Runtime:
             "clients": len(self.clients.connections),
             "subscribers": len(self.clients.subscribers),
             "intake_bytes": self.clients.intake_bytes,
+            "silent": self._entrance.silent,
+            "unproven": self.links.unproven,
+            "complaints": self._complaints.total,
         }
 
     def _credentials(self) -> Credentials:

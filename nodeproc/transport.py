@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, Final, TypeAlias, cast
 
+from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
 from nodeproc.wire import (
-    MAX_BODY,
     MAX_HEADER,
     PREAMBLE,
     FrameDecoder,
@@ -38,7 +38,6 @@ from nodeproc.wire import (
 Address: TypeAlias = tuple[str, int]
 """(host, port)"""
 
-HANDSHAKE_TIMEOUT_S: Final = 2.0
 UNPROVEN_HEADER_BYTES: Final = 4096
 """Longest frame before the proof; such frames have no body."""
 PAUSE_FIRST_S: Final = 0.02
@@ -55,7 +54,6 @@ class Links:
         addresses: where to dial each peer.
         take: gets every input for the core, in order.
         report: gets every event.
-        buffer_max_bytes: waiting to be sent to one peer; past it that link is reset, so no peer can fill our memory.
     """
 
     def __init__(
@@ -65,15 +63,13 @@ class Links:
         take: Callable[[NodeId, Input], None],
         report: Callable[[Event], None],
         rng: Random,
-        buffer_max_bytes: int,
+        limits: Limits,
     ) -> None:
-        self.credentials, self.take, self.report = credentials, take, report
+        self.credentials, self.take, self.report, self.limits = credentials, take, report, limits
         self._refusals: dict[NodeId, str] = {}
         self._accepted: dict[NodeId, Accepted] = {}
-        self._unproven: set[Accepted] = set()
-        self._dialled = {
-            peer: Outgoing(self, peer, addresses[peer], rng, buffer_max_bytes) for peer in sorted(addresses)
-        }
+        self._unproven: dict[Accepted, None] = {}
+        self._dialled = {peer: Outgoing(self, peer, addresses[peer], rng) for peer in sorted(addresses)}
         self.frames_in = 0
         self.bytes_in = self.bytes_out = 0
 
@@ -98,12 +94,22 @@ class Links:
 
     # ---- what connections tell ----------------------------------------------------------------------
 
+    @property
+    def unproven(self) -> int:
+        """Connections that opened like a node's and are not proven."""
+        return len(self._unproven)
+
     def arrived(self, accepted: Accepted) -> None:
-        self._unproven.add(accepted)
+        """Those that don't prove themselves must not lock out a node that does."""
+        if len(self._unproven) >= self.limits.max_unproven:
+            oldest = next(iter(self._unproven))
+            del self._unproven[oldest]
+            oldest.drop()
+        self._unproven[accepted] = None
 
     def proven(self, accepted: Accepted, who: Proven) -> None:
         """A peer's connection to us is open; it replaces an older one, which the peer must have lost."""
-        self._unproven.discard(accepted)
+        self._unproven.pop(accepted, None)
         older = self._accepted.get(who.peer)
         self._accepted[who.peer] = accepted
         if older is not None:
@@ -113,7 +119,7 @@ class Links:
         self.take(who.peer, LinkUp(who.identity, who.rebuilding, False))
 
     def gone(self, accepted: Accepted, peer: NodeId | None) -> None:
-        self._unproven.discard(accepted)
+        self._unproven.pop(accepted, None)
         if peer is not None and self._accepted.get(peer) is accepted:
             del self._accepted[peer]
             self._dialled[peer].doubt()
@@ -178,9 +184,10 @@ class Dialled(asyncio.Protocol):
 class Outgoing:
     """Our sending half of the link to one peer: dialled, lost, dialled again, for ever."""
 
-    def __init__(self, links: Links, peer: NodeId, address: Address, rng: Random, buffer_max_bytes: int) -> None:
-        self._links, self._peer, self._address = links, peer, address
-        self._rng, self._buffer_max_bytes = rng, buffer_max_bytes
+    def __init__(self, links: Links, peer: NodeId, address: Address, rng: Random) -> None:
+        self._links, self._peer, self._address, self._rng = links, peer, address, rng
+        self._buffer_max_bytes = links.limits.link_buffer_bytes  # Past it the link is reset: no peer fills our memory.
+        self._handshake_s = links.limits.handshake_ms / 1000
         self._connection: Dialled | None = None
         self._hurry = asyncio.Event()
         self._up = False
@@ -243,8 +250,9 @@ class Outgoing:
             failures += 1
             self._hurry.clear()
             pause = min(PAUSE_FIRST_S * 2 ** min(failures - 1, 10), PAUSE_MAX_S) * (0.5 + self._rng.random())
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):  # Python 3.11's wait_for() would swallow close() beside hurry().
+                    await self._hurry.wait()
 
     async def _dial(self) -> Dialled | None:
         """One attempt. None: it failed and whom that concerns was told."""
@@ -252,14 +260,14 @@ class Outgoing:
         handshake = Dialling(self._links.credentials(), self._peer, secrets.token_hex(NONCE_BYTES))
         connection: Dialled | None = None
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            async with asyncio.timeout(self._handshake_s):
                 _, connection = await loop.create_connection(lambda: Dialled(handshake), *self._address)
                 who = await connection.met
         except LinkRefused as error:
             self._links.refused(self._peer, "to", str(error))
             self._tell_down(str(error))
         except TimeoutError:
-            self._tell_down(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s")
+            self._tell_down(f"no answer within {self._handshake_s:g} s")
         except (OSError, FrameError) as error:
             self._tell_down(describe(error))
         else:
@@ -287,7 +295,7 @@ class Outgoing:
     async def _verify(self, connection: Dialled) -> None:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            async with asyncio.timeout(self._handshake_s):
                 probe, _ = await loop.create_connection(asyncio.Protocol, *self._address)
             probe.abort()
         except OSError:
@@ -315,7 +323,7 @@ class Accepted(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         send_at_once(self.transport)
         self._links.arrived(self)
-        self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self.drop)
+        self._timer = asyncio.get_running_loop().call_later(self._links.limits.handshake_ms / 1000, self.drop)
 
     def data_received(self, data: bytes) -> None:
         self._links.bytes_in += len(data)
@@ -360,7 +368,8 @@ class Accepted(asyncio.Protocol):
             elif peer is None and isinstance(message, PeerProof):
                 who = self._handshake.on_proof(message)
                 peer = self._peer = who.peer
-                self._decoder.max_header, self._decoder.max_body = MAX_HEADER, MAX_BODY
+                longest = links.limits.max_frame_bytes
+                self._decoder.max_header, self._decoder.max_body = min(MAX_HEADER, longest), longest
                 if self._timer is not None:
                     self._timer.cancel()
                 links.proven(self, who)

@@ -463,6 +463,11 @@ class LineDecoder:
         self.max_line = max_line
         self._buffer = bytearray()
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a line whose end has not come."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that are complete now, without newlines; blank ones are left out.
 

@@ -22,8 +22,8 @@ HELLO = b'{"type":"HELLO","client_id":101,"session":"s1"}\n'
 class Wire(asyncio.Transport):
     """A transport that keeps what is written; full() and empty() play a client that reads slowly."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, extra: dict[str, Any] | None = None) -> None:
+        super().__init__(extra)
         self.written = b""
         self.reading = True
         self.closed = False
@@ -132,8 +132,8 @@ class Hall:
         self.node = Node()
         self.clients = Clients(1, self.node, Limits(**limits))
 
-    def connect(self, said: bytes = HELLO) -> Wire:
-        wire = Wire()
+    def connect(self, said: bytes = HELLO, address: str = "") -> Wire:
+        wire = Wire({"peername": (address, 1)} if address else None)
         wire.protocol = self.clients.accept()
         wire.protocol.connection_made(wire)
         if said:
@@ -502,3 +502,88 @@ async def test_subscribers_that_may_be_gone_make_room_for_new_clients() -> None:
     assert welcome["type"] == "WELCOME"
     assert gone.closed and not waiting.closed
     assert hall.connect(b"").lines() == [{"type": "ERROR", "reason": "3 clients, allowed 2"}]
+
+
+# ---- who may come, and stay ---------------------------------------------------------------------
+
+
+@in_loop
+async def test_a_client_without_a_whole_line_is_closed_and_one_that_said_one_is_not() -> None:
+    hall = Hall(first_line_ms=10)
+    half_open, greeted = hall.connect(b'{"type":'), hall.connect()
+    while not half_open.closed:
+        await asyncio.sleep(0.001)
+    assert half_open.lines() == [{"type": "ERROR", "reason": "no whole line within 0.01 s"}]
+    assert not greeted.closed
+
+
+@in_loop
+async def test_clients_whose_first_line_is_overdue_make_room_for_new_ones() -> None:
+    hall = Hall(max_clients=2)
+    overdue, _ = hall.connect(b'{"type":'), hall.connect(HELLO.replace(b"s1", b"s2"))
+    assert hall.connect().closed  # Nobody is overdue yet.
+    overdue.protocol._since -= module.OVERDUE_S * 2
+    assert not hall.connect().closed
+    assert overdue.closed
+    assert len(hall.clients.connections) == 2
+
+
+@in_loop
+async def test_one_address_has_no_more_than_its_share_of_the_clients() -> None:
+    hall = Hall(max_per_address=1)
+    first, other = hall.connect(address="192.0.2.1"), hall.connect(HELLO.replace(b"s1", b"s2"), "192.0.2.2")
+    second = hall.connect(b"", "192.0.2.1")
+    assert second.lines() == [{"type": "ERROR", "reason": "2 clients from 192.0.2.1, allowed 1"}]
+    assert not first.closed and not other.closed
+    first.abort()
+    assert not hall.connect(address="192.0.2.1").closed
+
+
+@in_loop
+async def test_a_first_line_is_short_and_what_comes_behind_it_may_be_long() -> None:
+    hall = Hall()
+    stranger = hall.connect(b"")
+    assert stranger.says(b"x" * 5000)[0]["reason"] == "a first line of over 4096 bytes, the longest allowed"
+    greeted = hall.connect(HELLO + b'{"type":"CHAT","first":1,"payloads":["' + b"x" * 5000)
+    assert not greeted.closed
+
+
+@in_loop
+async def test_lines_without_an_end_fill_no_memory_and_only_the_longest_ones_client_goes() -> None:
+    hall = Hall(unfinished_bytes=10_000)
+    wires = [hall.connect(HELLO.replace(b"s1", name)) for name in (b"short", b"long", b"last")]
+    wires[0].protocol.data_received(b"x" * 100)
+    wires[1].protocol.data_received(b"x" * 6000)
+    wires[2].protocol.data_received(b"x" * 4000)
+    assert [wire.closed for wire in wires] == [False, True, False]
+    reason = "10100 bytes of unfinished lines, allowed 10000 for all clients"
+    assert wires[1].lines() == [{"type": "ERROR", "reason": reason}]
+    assert hall.clients.unfinished_bytes == 4100
+    wires[0].protocol.data_received(b"\n")
+    wires[2].abort()
+    assert hall.clients.unfinished_bytes == 0
+
+
+@in_loop
+async def test_an_idle_client_is_left_and_one_that_waits_or_listens_is_not() -> None:
+    hall = Hall(idle_ms=10)
+    idle, waiting = hall.connect(), hall.connect(HELLO.replace(b"s1", b"s2") + chat(1, "m"))
+    listening = hall.connect(b'{"type":"SUBSCRIBE"}\n')
+    while not idle.closed:
+        await asyncio.sleep(0.001)
+    assert idle.lines() == [{"type": "ERROR", "reason": "nothing said for 0.01 s"}]
+    for _ in range(3):
+        waiting.protocol.leave_if_idle()
+        listening.protocol.leave_if_idle()
+    assert not waiting.closed and not listening.closed
+
+
+@in_loop
+async def test_a_client_that_speaks_now_and_then_is_not_idle() -> None:
+    wire = Hall().connect()
+    for _ in range(3):
+        wire.says(b'{"type":"STATUS"}\n')
+        wire.protocol.leave_if_idle()
+    assert not wire.closed
+    wire.protocol.leave_if_idle()
+    assert wire.closed

@@ -62,6 +62,10 @@ def test_the_ready_configs_form_one_cluster(number: int) -> None:
         (("data_dir", "log_level: LOUD\ndata_dir"), 'log_level: found "LOUD", allowed DEBUG, '),
         (("data_dir", "limits: {max_cleints: 1}\ndata_dir"), "limits.max_cleints: unknown key (did you mean max_cl"),
         (("data_dir", "limits: {max_line_bytes: 2048}\ndata_dir"), "limits.max_line_bytes: found a max_line_bytes"),
+        (
+            ("data_dir", "limits: {max_frame_bytes: 2097152}\ndata_dir"),
+            "n.yml:6:27: limits.max_frame_bytes: found a max_frame_bytes of 2097152, allowed 7340032 or more",
+        ),
         (("peers:", "peers: 7\nx:"), "n.yml:3:8: peers: found 7, allowed a list"),
     ],
 )

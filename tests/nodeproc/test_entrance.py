@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
-from nodeproc import entrance as module
+from nodeproc.config import Limits
 from nodeproc.entrance import Entrance, listen
 
 TIMEOUT_S = 10.0
@@ -25,12 +25,12 @@ class Greeter(asyncio.Protocol):
         self._transport.write(data)  # type: ignore[attr-defined]  # uvloop's is no subclass
 
 
-def at_the_door(story: Callable[[int], Awaitable[None]]) -> None:
+def at_the_door(story: Callable[[int], Awaitable[None]], **limits: float) -> None:
     """Run the story with the port of an entrance."""
 
     async def inside() -> None:
         sock = listen("127.0.0.1", 0)
-        entrance = Entrance(Greeter, Greeter)
+        entrance = Entrance(Greeter, Greeter, Limits(**limits))  # type: ignore[arg-type]
         await entrance.open(sock)
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -51,8 +51,8 @@ async def ask(sock: socket.socket) -> bytes:
         return b""
 
 
-def connect(port: int) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S, (source, 0))
     sock.setblocking(False)
     return sock
 
@@ -67,9 +67,8 @@ def test_a_crowd_that_comes_at_once_is_let_in() -> None:
     at_the_door(story)
 
 
-def test_silent_connections_lock_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UNDECIDED_MAX", 3)
-
+@pytest.mark.parametrize("limit", ["max_silent", "max_per_address"])
+def test_silent_connections_lock_nobody_out(limit: str) -> None:
     async def story(port: int) -> None:
         silent = []
         for _ in range(5):
@@ -86,4 +85,28 @@ def test_silent_connections_lock_nobody_out(monkeypatch: pytest.MonkeyPatch) -> 
         for sock in (*silent, speaking):
             sock.close()
 
-    at_the_door(story)
+    at_the_door(story, **{limit: 3})
+
+
+def test_a_connection_that_stays_silent_is_dropped() -> None:
+    async def story(port: int) -> None:
+        silent = connect(port)
+        with pytest.raises(ConnectionResetError):
+            assert await asyncio.get_running_loop().sock_recv(silent, 1) == b""
+            raise ConnectionResetError
+        silent.close()
+
+    at_the_door(story, first_line_ms=10)
+
+
+def test_silent_connections_of_one_address_push_out_none_of_another() -> None:
+    async def story(port: int) -> None:
+        stranger = connect(port, source="127.0.0.2")
+        crowd = [connect(port) for _ in range(8)]
+        assert await ask(crowd[-1]) == b"x"
+        assert await ask(crowd[0]) == b""
+        assert await ask(stranger) == b"x"
+        for sock in (stranger, *crowd):
+            sock.close()
+
+    at_the_door(story, max_per_address=3)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from nodeproc import transport
+from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused
 from nodeproc.core.messages import START, Input, Join, LinkDown, LinkUp, NodeId
 from nodeproc.entrance import Entrance, listen
@@ -29,13 +29,13 @@ TIMEOUT_S = 10.0
 class End:
     """One node's links, its port and what they told."""
 
-    def __init__(self, number: NodeId, port: int, buffer_max_bytes: int = 1 << 20, **said: Any) -> None:
+    def __init__(self, number: NodeId, port: int, limits: Limits | None = None, **said: Any) -> None:
         self.node, self.port = number, port
         self.credentials = replace(Credentials(number, (1, 2), "chat", "s", f"identity-{number}", False), **said)
         self.inputs: list[tuple[NodeId, Input]] = []
         self.events: list[Event] = []
         self._news = asyncio.Event()
-        self._limit = buffer_max_bytes
+        self._limits = limits or Limits(link_buffer_bytes=1 << 20)
         self.links: Links
         self._entrance: Entrance | None = None
 
@@ -47,7 +47,7 @@ class End:
             self._take,
             self._report,
             random.Random(1),
-            self._limit,
+            self._limits,
         )
         self._entrance = Entrance(self.links.accept, asyncio.Protocol)
         await self._entrance.open(listen("127.0.0.1", self.port))
@@ -168,6 +168,20 @@ def test_a_node_that_stops_while_linked_leaves_no_error_behind(run: Run) -> None
     assert problems == []
 
 
+def test_a_node_that_stops_just_as_a_peer_arrives_stops(run: Run) -> None:
+    async def story() -> None:
+        one = End(1, free_ports(1)[0])
+        await one.open(free_ports(1)[0])
+        await one.until(lambda: any(isinstance(event, PeerLost) for event in one.events))
+        await asyncio.sleep(0)  # It waits for its next attempt.
+        one.links._dialled[2].hurry()
+        async with asyncio.timeout(TIMEOUT_S):
+            await one.close()
+        assert not one.links._dialled[2]._tasks
+
+    run(story())
+
+
 def test_frames_without_a_link_are_lost_and_nothing_else(run: Run) -> None:
     async def story() -> None:
         ports = free_ports(2)
@@ -243,14 +257,50 @@ def test_unproven_connections_get_one_refusal_and_no_memory(run: Run, said: byte
     run(story())
 
 
-def test_an_unproven_connection_that_stays_silent_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "HANDSHAKE_TIMEOUT_S", 0.01)
-
+def test_an_unproven_connection_that_stays_silent_is_dropped(run: Run) -> None:
     async def story() -> None:
-        one = End(1, free_ports(1)[0])
+        one = End(1, free_ports(1)[0], Limits(handshake_ms=10))
         await one.open(free_ports(1)[0])
         assert await talk(one.port, PREAMBLE) == b""
         await one.close()
+
+    run(story())
+
+
+def test_connections_that_prove_nothing_lock_out_no_node(run: Run) -> None:
+    async def story() -> None:
+        limits = Limits(max_unproven=3, handshake_ms=TIMEOUT_S * 1000)
+        async with two_ends({"limits": limits}) as (one, two):
+            await one.told(IN_2)
+            await two.close()
+            strangers = [asyncio.ensure_future(talk(one.port, PREAMBLE)) for _ in range(8)]
+            while sum(stranger.done() for stranger in strangers) < 5:
+                await asyncio.sleep(0.001)
+            assert one.links.unproven == 3
+            one.inputs.clear()
+            await two.open(one.port)
+            await one.told(IN_2)
+            assert sum(stranger.done() for stranger in strangers) == 6
+        await asyncio.wait(strangers)
+
+    run(story())
+
+
+def test_a_proven_node_may_send_frames_up_to_the_limit_and_no_larger_ones(run: Run) -> None:
+    async def story() -> None:
+        async with two_ends(None, {"limits": Limits(max_frame_bytes=1 << 20)}) as (one, two):
+            await one.told(UP_2)
+            await two.told(IN_1)
+            one.links.send(2, [struct.pack("<III", 4097, 0, 0)])
+            one.links.send(2, [b"x" * 4097])
+            await two.until(lambda: any(isinstance(event, BadInput) for event in two.events))
+            await one.until(lambda: [message for _, message in one.inputs].count(UP_2) == 2)
+            one.links.send(2, [struct.pack("<III", 10, 1 + (1 << 20), 0)])
+            reasons = [event.reason for event in two.events if isinstance(event, BadInput)]
+            await two.until(lambda: sum(isinstance(event, BadInput) for event in two.events) == 2)
+            reasons = [event.reason for event in two.events if isinstance(event, BadInput)]
+            assert reasons[0] == "frame header CRC mismatch"
+            assert reasons[1] == "frame lengths 10 + 1048577, allowed 1..1048576 + 0..1048576"
 
     run(story())
 
@@ -273,7 +323,7 @@ def test_a_handshake_may_come_byte_by_byte(run: Run) -> None:
 
 def test_a_peer_that_reads_nothing_costs_a_bounded_buffer(run: Run) -> None:
     async def story() -> None:
-        async with two_ends({"buffer_max_bytes": 1 << 20}) as (one, two):
+        async with two_ends() as (one, two):
             await one.told(UP_2)
             await one.told(IN_2)
             await two.told(IN_1)
