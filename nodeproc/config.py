@@ -79,6 +79,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     subscriber_buffer_bytes: Annotated[int, Meta(ge=1024, le=1 << 28)] = 1 << 20
     link_buffer_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 30)] = 32 << 20
     segment_bytes: Annotated[int, Meta(ge=4096, le=1 << 30)] = 16 << 20
+    batch_least_messages: Annotated[int, Meta(ge=1, le=65_536)] = 256
     batch_max_messages: Annotated[int, Meta(ge=1, le=65_536)] = 4096
     batch_max_bytes: Annotated[int, Meta(ge=1, le=4 << 20)] = 1 << 20
     inflight_max_bytes: Annotated[int, Meta(ge=1024, le=1 << 28)] = 8 << 20
@@ -134,6 +135,7 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             answer_timeout=self.answer_timeout_ms / 1000,
             coordinator_timeout=self.coordinator_timeout_ms / 1000,
             join_timeout=self.join_timeout_ms / 1000,
+            batch_least_messages=limits.batch_least_messages,
             batch_max_messages=limits.batch_max_messages,
             batch_max_bytes=limits.batch_max_bytes,
             inflight_max_bytes=limits.inflight_max_bytes,

@@ -145,8 +145,12 @@ class _Draw:
             election_timeout=_time(election),
             answer_timeout=_time(election * rng.choice((0.2, 0.3, 0.5))),
             coordinator_timeout=_time(election * rng.choice((0.5, 1.0, 2.0))),
-            limits=self._limits(),
+            limits=self._limits() | self._pipelining(),
         )
+
+    def _pipelining(self) -> dict[str, int]:
+        """In every other cluster no message waits for the batch before it: many batches are under way then."""
+        return {"batch_least_messages": 1} if random.Random(f"{self.seed} pipelining").random() < 0.5 else {}
 
     def _limits(self) -> dict[str, int]:
         """Most often none; else some so small that what they bound happens all the time."""

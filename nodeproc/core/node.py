@@ -158,7 +158,7 @@ class Node:
             return fx
         role = state.role
         if isinstance(role, Leader):
-            if role.waiting:
+            if ordering.is_order_due(state, role):
                 ordering.order(state, role, fx)
             if role.commit_untold:
                 ordering.tell_commit(state, role, fx)
@@ -182,7 +182,7 @@ class Node:
         if state.pledge is not None:
             return FOREVER
         if isinstance(role, Leader):
-            return 0.0 if role.waiting or role.commit_untold else role.heartbeat_at
+            return 0.0 if role.commit_untold or ordering.is_order_due(state, role) else role.heartbeat_at
         if isinstance(role, Candidate):
             return role.until
         if state.leader_id != NOBODY:

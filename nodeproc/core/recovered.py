@@ -14,6 +14,7 @@ class CoreConfig:
     members: every node's id, this one's included, ascending; 1 to 9 of them.
     join_timeout: how long a node of a cluster that never had a leader waits for all members before it polls.
     coordinator_timeout: how long one OK makes an asker wait.
+    batch_least_messages: so many don't wait for the batch before theirs to be committed (R3); 1: none ever waits.
     inflight_max_bytes: sent to one follower and not yet durable there; past it the follower is served from disk.
     buffer_max_bytes: records that a follower keeps above a hole.
     """
@@ -26,6 +27,7 @@ class CoreConfig:
     answer_timeout: float = 0.15
     coordinator_timeout: float = 0.5
     join_timeout: float = 0.5
+    batch_least_messages: int = 1
     batch_max_messages: int = 4096
     batch_max_bytes: int = 1 << 20
     inflight_max_bytes: int = 8 << 20

@@ -268,6 +268,39 @@ def test_a_batch_has_a_limit_in_bytes_and_no_submission_is_split(size: int, batc
     assert [h.last - h.first + 1 for h in headers] == batches
 
 
+def test_messages_that_come_one_by_one_gather_while_the_batch_before_theirs_is_under_way() -> None:
+    """Rule: R3."""
+    single = leader(batch_least_messages=4)
+    (first,) = sent(single.submit("s", 1, "a"), Append, to=1)
+    assert first.records[0].header.position == Position(1, 1), "nothing is under way: at once"
+    assert not sent(single.submit("t", 1, "b"), Append, to=1)
+    assert not sent(single.submit("u", 1, "c"), Append, to=1)
+    assert single.node.next_deadline() > single.now, "nothing is due"
+    (second,) = sent(single.give(3, Appended(1, Position(1, 1))), Append, to=1)
+    assert (second.commit_seq, second.records[0].header.position) == (1, Position(1, 3))
+
+
+def test_messages_that_are_worth_a_batch_wait_for_no_other() -> None:
+    """Rule: R3."""
+    single = leader(batch_least_messages=4)
+    single.submit("s", 1, "a")
+    assert not sent(single.submit("t", 1, "b", "c", "d"), Append, to=1)
+    (append,) = sent(single.submit("u", 1, "e"), Append, to=1)
+    assert append.records[0].header.position == Position(1, 5)
+
+
+def test_what_waits_for_a_batch_that_never_commits_is_the_clients_again() -> None:
+    """Rule: R3, F3, S5."""
+    single = leader(batch_least_messages=4)
+    single.submit("s", 1, "a")
+    single.submit("t", 1, "b")
+    epoch = single.node.route
+    single.wait(1.0)
+    assert single.node.role_name != "leader"
+    assert single.node.route != epoch, "clients are told to send again"
+    assert single.state.sessions.expected("t", 0) == 1
+
+
 def test_append_says_what_comes_before_it_and_what_is_committed() -> None:
     """Rule: R3, C2."""
     single = leader()
