@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
 from lab.check.history import line_at, read_events, read_pieces
 from lab.check.verdict import Check, Findings, quote
+from lab.plan.reading import EVENTS
 from lab.rows import FaultRow, Meta, NodeUse
 from lab.rundir import RunDir
 
-TRACEBACK = b"Traceback (most recent call last)"
+_SIGNS = re.compile(
+    rb"Traceback \(most recent call last\)|Fatal Python error|exception was never retrieved|Exception ignored in"
+)
+"""What Python writes when something went wrong that nobody expected."""
+_ERRORS = frozenset(name for name, event in EVENTS.items() if event.level == "ERROR")
+"""Events that no healthy node reports."""
+_HEALING = ("start", "resume", "heal")
+_NEVER = 1 << 63
 _ASKED_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM)
 
 
-def check_node_health(run: RunDir, meta: Meta, nodes: list[int]) -> Check:
-    """No node process ended by itself, none left a traceback, none reported a failure."""
-    findings = Findings("node_health", "node health")
+def check_node_health(run: RunDir, meta: Meta, nodes: list[int], faults: list[FaultRow]) -> Check:
+    """No process ended by itself, left a traceback or reported an error, unless it was made to. Rule: A10."""
+    findings = Findings("A10", "node health")
+    treated = min((row.t for row in faults if row.effect and row.fault in ("link", "reset")), default=_NEVER)
     for node, use in sorted(meta.nodes.items()):
         for end in use.exits:
             if not end.expected:
@@ -26,7 +36,7 @@ def check_node_health(run: RunDir, meta: Meta, nodes: list[int]) -> Check:
     for node in nodes:
         _look_for_traceback(findings, run, run.node_log(node))
         if run.events(node).is_file():
-            _look_for_failure(findings, run, run.events(node), meta.nodes.get(node))
+            _look_for_errors(findings, run, run.events(node), meta.nodes.get(node), treated)
     if not meta.nodes:
         return findings.unknown("meta.json tells of no node process")
     starts = sum(use.starts for use in meta.nodes.values())
@@ -39,37 +49,52 @@ def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:
     if not path.is_file():
         return
     for piece in read_pieces(path):
-        at = piece.data.find(TRACEBACK)
-        if at >= 0:
-            number = piece.first_line + piece.data.count(b"\n", 0, at)
+        if sign := _SIGNS.search(piece.data):
+            number = piece.first_line + piece.data.count(b"\n", 0, sign.start())
             place = f"{path.relative_to(run.path)}:{number}"
-            last = next((line for line in piece.data[at:].split(b"\n")[1:] if line and not line.startswith(b" ")), b"")
-            findings.add(place, "a traceback", quote(place, last or line_at(path, number)))
+            below = piece.data[sign.end() :].split(b"\n")[1:]
+            last = next((line for line in below if line and not line.startswith(b" ")), b"")
+            what = "a traceback" if sign[0].startswith(b"Traceback") else f"an error of Python: {sign[0].decode()}"
+            findings.add(place, what, quote(place, last or line_at(path, number)))
             return
 
 
-def _look_for_failure(findings: Findings, run: RunDir, path: Path, use: NodeUse | None) -> None:
-    """A node reports why it ends; that is as it should be where a fault of its disk brought the end about."""
+def _look_for_errors(findings: Findings, run: RunDir, path: Path, use: NodeUse | None, treated: int) -> None:
+    """Errors that a node reports. A few have to be expected:
+
+    why it ends, where a fault of its disk brought the end about; what it refuses of a peer, once links were treated.
+    """
     exits = use.exits if use is not None else ()
     for number, event in read_events(path):
-        if event.event == "failed":
-            end = next((each for each in exits if each.t >= event.t_ns), None)
-            if end is not None and end.because:
-                continue
-            place = f"{path.relative_to(run.path)}:{number}"
-            findings.add(place, f"node {event.node} reports a failure", quote(place, event.reason))
+        if event.event not in _ERRORS or (event.event == "peer_refused" and event.t_ns >= treated):
+            continue
+        end = next((each for each in exits if each.t >= event.t_ns), None)
+        if event.event == "failed" and end is not None and end.because:
+            continue
+        place = f"{path.relative_to(run.path)}:{number}"
+        what = "a failure" if event.event == "failed" else f"an error, {event.event}"
+        findings.add(place, f"node {event.node} reports {what}", quote(place, event.reason))
 
 
 def check_faults(run: RunDir, faults: list[FaultRow]) -> Check:
-    """Every fault that the scenario asked for hit something; else the run shows nothing about it."""
+    """Every fault that the scenario asked for hit something; else the run shows nothing about it.
+
+    Of a nemesis's faults each kind must have hit once: what is drawn may come when there is nothing to hit.
+    """
     findings = Findings("faults", "faults")
+    hit = {(row.step, row.asked) for row in faults if row.round and row.effect and row.fault not in _HEALING}
     for number, row in enumerate(faults, 1):
-        if not row.effect and row.step >= 0 and row.fault != "heal":
+        if not row.effect and row.step >= 0 and row.fault != "heal" and (row.step, row.asked) not in hit:
             target = f"node {row.target}" if row.target else "all nodes"
             return findings.unknown(
                 f"{run.faults.name}:{number}: {row.fault} of {target} had no effect: {row.evidence}"
             )
-    asked = sum(1 for row in faults if row.step >= 0)
+    asked, missed = (
+        sum(1 for row in faults if row.step >= 0),
+        sum(1 for row in faults if row.step >= 0 and not row.effect),
+    )
+    if missed:
+        return findings.passed(f"{asked} faults, all but {missed} of a nemesis with effect")
     return findings.passed(f"{asked} faults, each with effect" if asked else "none asked for")
 
 

@@ -221,14 +221,15 @@ def _without_history(agreement: Agreement, log: MessageLog, reason: str) -> _Wal
 def _surroundings(run: RunDir, papers: _Papers, nodes: list[int]) -> list[Check]:
     if papers.meta is None or papers.faults is None:
         reason = "; ".join(papers.reasons)
-        titles = (("node_health", "node health"), ("faults", "faults"), ("run", "run"))
+        titles = (("A10", "node health"), ("faults", "faults"), ("run", "run"))
         return [Findings(name, title).unknown(reason) for name, title in titles]
     asked = 0
     if papers.scenario is not None:
-        asked = sum(isinstance(step, FAULT_STEPS) and not isinstance(step, Heal) for step in papers.scenario.unrolled())
+        steps = papers.scenario.every_step()
+        asked = sum(isinstance(step, FAULT_STEPS) and not isinstance(step, Heal) for step in steps)
     done = sum(1 for row in papers.faults if row.step >= 0)
     return [
-        check_node_health(run, papers.meta, nodes),
+        check_node_health(run, papers.meta, nodes, papers.faults),
         check_faults(run, papers.faults),
         check_run(papers.meta, asked, done),
         *([check_watch(papers.meta)] if papers.meta.kind == "sim" else []),

@@ -44,7 +44,7 @@ class Check(Struct, frozen=True):
     """One invariant's answer."""
 
     name: str
-    """A1 … A9, node_health, faults, run, watch."""
+    """A1 … A10, faults, run, watch."""
     title: str
     result: Result
     detail: str

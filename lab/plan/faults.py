@@ -14,7 +14,7 @@ from typing import NamedTuple, assert_never
 from msgspec import Struct
 
 from lab.plan.expectation import CaughtUp, LastSeq, LeaderIs, MomentExpectation, RoleIs
-from lab.plan.step import Partition
+from lab.plan.step import Chaos, Partition
 from lab.plan.words import Target, TargetWord, target_parts
 from nodeproc.core.messages import NOBODY, NodeId, SeqNo, Term
 
@@ -166,6 +166,11 @@ def partition_pairs(step: Partition, view: ClusterView, rng: random.Random) -> t
 
 
 SHORTEST_STINT_S = 0.001
+
+
+def draw_first_stint(chaos: Chaos, rng: random.Random) -> float:
+    """Seconds for which a node runs before it stands still for the first time: it shall, in the time that there is."""
+    return draw_stint(min(chaos.longest, max(chaos.time / 4, SHORTEST_STINT_S)), rng)
 
 
 def draw_stint(longest: float, rng: random.Random) -> float:

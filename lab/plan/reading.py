@@ -24,7 +24,9 @@ from lab.plan.expectation import (
 )
 from lab.plan.faults import SHORTEST_STINT_S
 from lab.plan.step import (
+    NEMESIS_STEPS,
     STEPS,
+    TRIGGERED_STEPS,
     UNTILS,
     Busy,
     Chaos,
@@ -33,6 +35,7 @@ from lab.plan.step import (
     Disk,
     Expect,
     Link,
+    Nemesis,
     Partition,
     PowerLoss,
     Repeat,
@@ -43,10 +46,12 @@ from lab.plan.step import (
     StepAny,
     Until,
     UntilAny,
+    UntilCaughtUp,
     Wait,
+    When,
     is_about_clients,
 )
-from lab.plan.words import TARGET_WORDS, LinkEnd, Target, decode_word
+from lab.plan.words import TARGET_WORDS, Duration, LinkEnd, Target, decode_word
 from nodeproc.core import events, messages
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Document, Place
@@ -117,6 +122,10 @@ class Reader:
             return Expect(that=self._moment_expectations(place))
         if kind is Repeat:
             return self._repeat(place)
+        if kind is When:
+            return self._when(place)
+        if kind is Nemesis:
+            return self._nemesis(place)
         if kind is Send:
             return self._send(place)
         step = cast(StepAny, self._struct(place, kind, kind.short))
@@ -169,6 +178,46 @@ class Reader:
         if not self._list((*place, "steps"), "steps"):
             self._wrong((*place, "steps"), [], "at least one step")
         return Repeat(times=times, steps=self.steps((*place, "steps")))
+
+    def _when(self, place: Place) -> When:
+        self._keys(place, ("so", "do"))
+        until = self._until((*place, "so"))
+        if "within" in self._document.value((*place, "so")):
+            raise self._document.error(
+                (*place, "so", "within"), "has no meaning here: a `when` waits until the steps are over", at_key=True
+            )
+        steps = self.steps((*place, "do"))
+        self._check_inner((*place, "do"), steps, TRIGGERED_STEPS)
+        return When(until=until, steps=steps)
+
+    def _nemesis(self, place: Place) -> Nemesis:
+        value = self._mapping(place)
+        self._known_keys(place, value, ("for", "faults", "every"))
+        self._needed_keys(place, value, ("for", "faults"))
+        times: dict[str, Duration] = {}
+        for key in ("for", "every"):
+            if key in value:
+                times[key] = self._document.convert_at((*place, key), Duration, dec_hook=decode_word)
+                if times[key] <= 0:
+                    self._wrong((*place, key), str(times[key]), "above 0")
+        faults = self.steps((*place, "faults"))
+        self._check_inner((*place, "faults"), faults, NEMESIS_STEPS)
+        for index, fault in enumerate(faults):
+            if isinstance(fault, Disk) and (fault.rot or fault.lose):
+                self._fail((*place, "faults", index, "disk"), "rot and loss are healed by nothing that a nemesis does")
+        nemesis = Nemesis(time=times["for"], faults=faults)
+        return structs.replace(nemesis, every=times["every"]) if "every" in times else nemesis
+
+    def _check_inner(self, place: Place, steps: Sequence[StepAny], allowed: Sequence[type[Step]]) -> None:
+        """Some steps of these kinds and no others stand in a list."""
+        if not steps:
+            self._wrong(place, [], "at least one step")
+        for index, step in enumerate(steps):
+            if not isinstance(step, tuple(allowed)):
+                words = ", ".join(each.word for each in allowed)
+                raise self._document.error(
+                    (*place, index, step.word), f"is nothing for here; allowed: {words}", at_key=True
+                )
 
     def _send(self, place: Place) -> Send:
         value = self._document.value(place)
@@ -274,6 +323,8 @@ class Reader:
         until = self._struct(place, UNTILS[value["for"]], "")
         if until.within <= 0:
             self._wrong((*place, "within"), str(until.within), "above 0")
+        if isinstance(until, UntilCaughtUp) and not 0 < until.share <= 1:
+            self._wrong((*place, "share"), until.share, "above 0, up to 1")
         if getattr(until, "count", 1) < 1:
             self._wrong((*place, "count"), getattr(until, "count", 1), "1 or more")
         return cast(UntilAny, until)

@@ -24,12 +24,14 @@ from lab.plan.step import (
     Busy,
     Link,
     LoadSwitch,
+    Nemesis,
     Repeat,
     Send,
     StepAny,
     UntilAcknowledged,
     UntilLoadDone,
     Wait,
+    When,
     is_about_clients,
 )
 from lab.plan.words import Duration, Target, decode_word
@@ -155,15 +157,19 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         """The steps as they are done, `repeat` written out; a step's index is its place here."""
         return _unrolled(self.steps)
 
+    def every_step(self) -> Iterator[StepAny]:
+        """Every step of the file, those inside others too, once each."""
+        return (step for _, step in _placed(self.steps, ("steps",)))
+
     @property
     def proxied(self) -> bool:
         """Frames between nodes must pass the lab's proxy."""
-        return any(isinstance(step, LINK_STEPS) for step in self.unrolled())
+        return any(isinstance(step, LINK_STEPS) for step in self.every_step())
 
     @property
     def proxies_clients(self) -> bool:
         """So must what clients and nodes say to each other."""
-        return any(is_about_clients(step) for step in self.unrolled())
+        return any(is_about_clients(step) for step in self.every_step())
 
     @property
     def sim_only(self) -> str:
@@ -419,12 +425,11 @@ def _check_load_use(document: Document, scenario: Scenario) -> None:
     """Steps and expectations about a load need one, and a load needs a start."""
     starts = 0
     for place, step in _placed(scenario.steps, ("steps",)):
-        about_load = isinstance(step, LoadSwitch) or (
-            isinstance(step, Wait) and isinstance(step.until, UntilAcknowledged | UntilLoadDone)
-        )
+        until = step.until if isinstance(step, Wait | When) else None
+        about_load = isinstance(step, LoadSwitch) or isinstance(until, UntilAcknowledged | UntilLoadDone)
         if about_load and scenario.load is None:
             raise document.error(place, "needs a load, and this scenario has none")
-        if isinstance(step, Wait) and isinstance(step.until, UntilLoadDone) and _endless(scenario.load):
+        if isinstance(until, UntilLoadDone) and _endless(scenario.load):
             raise document.error(place, "never comes true: the load has neither count nor duration")
         starts += isinstance(step, LoadSwitch) and step.do == "start"
     if scenario.load is not None and not starts:
@@ -439,8 +444,12 @@ def _endless(load: Load | None) -> bool:
 
 
 def _placed(steps: tuple[StepAny, ...], place: Place) -> Iterator[tuple[Place, StepAny]]:
-    """Every step, also inside `repeat`, with its place in the file."""
+    """Every step, also inside `repeat`, `when` and `nemesis`, with its place in the file."""
     for index, step in enumerate(steps):
         yield (*place, index), step
         if isinstance(step, Repeat):
             yield from _placed(step.steps, (*place, index, "repeat", "steps"))
+        elif isinstance(step, When):
+            yield from _placed(step.steps, (*place, index, "when", "do"))
+        elif isinstance(step, Nemesis):
+            yield from _placed(step.faults, (*place, index, "nemesis", "faults"))

@@ -341,13 +341,19 @@ class UntilNewLeader(Until, frozen=True, tag="new_leader"):
     """As leader, with a term above the highest that any node showed before the latest fault step began."""
 
 
+class UntilTermChange(Until, frozen=True, tag="term_change"):
+    """Some node shows a higher term than any did when the wait began."""
+
+
 class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
     """These nodes have delivered all that any running node knew to be committed when the wait began.
 
+    share: or that part, 0..1, of what each of them lacked of it, counted from where it was last seen.
     One that is being rebuilt is not caught up before it has its vote again.
     """
 
     on: Target = "running"
+    share: float = 1.0
 
 
 class UntilDelivered(Until, frozen=True, tag="delivered"):
@@ -392,6 +398,7 @@ class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
 UntilAny: TypeAlias = (
     UntilLeader
     | UntilNewLeader
+    | UntilTermChange
     | UntilCaughtUp
     | UntilDelivered
     | UntilAcknowledged
@@ -422,6 +429,33 @@ class Expect(Step, frozen=True):
 
     word = "expect"
     that: tuple[MomentExpectation, ...]
+
+
+class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
+    """As soon as something comes true, faults are done, whatever step the run has come to by then.
+
+    until: waited for from here on, while the steps behind are done. It fires once; what has not fired at the end of the
+        steps is a missed expectation.
+    steps: faults, and sleeps between them. A fault waits for one that is being done.
+    """
+
+    word = "when"
+    until: UntilAny
+    steps: tuple[StepAny, ...]
+
+
+class Nemesis(Step, frozen=True, rename={"time": "for"}):
+    """For a time one fault after the other, each healed before the next.
+
+    every: from one fault to the next; longer where a heal takes longer. A fault holds for a drawn quarter to three
+        quarters of it.
+    faults: come in a drawn order, all of them before one comes again. One whose target means nobody is left out.
+    """
+
+    word = "nemesis"
+    time: Duration
+    faults: tuple[StepAny, ...]
+    every: Duration = Duration(2)
 
 
 class Repeat(Step, frozen=True):
@@ -456,6 +490,8 @@ StepAny: TypeAlias = (
     | Wait
     | Sleep
     | Expect
+    | When
+    | Nemesis
     | Repeat
 )
 
@@ -485,6 +521,8 @@ STEPS: dict[str, type[Step]] = {
         Wait,
         Sleep,
         Expect,
+        When,
+        Nemesis,
         Repeat,
     )
 }
@@ -509,6 +547,10 @@ FAULT_STEPS = (
     Busy,
 )
 """Steps that do something to nodes, links or the host; each leaves rows in faults.jsonl."""
+TRIGGERED_STEPS = (*FAULT_STEPS, Sleep)
+"""What a `when` may do."""
+NEMESIS_STEPS = tuple(each for each in FAULT_STEPS if each not in (Start, Resume, Heal, Rebuild))
+"""What a nemesis may do: what the heal behind it undoes."""
 LINK_STEPS = (Link, Cut, Partition, Reset)
 """Steps that need the lab's proxy between real nodes."""
 SIM_ONLY_STEPS = (PowerLoss, Disk, Clock, Rebuild)
@@ -525,6 +567,7 @@ UNTILS: dict[str, type[Until]] = {
     for each in (
         UntilLeader,
         UntilNewLeader,
+        UntilTermChange,
         UntilCaughtUp,
         UntilDelivered,
         UntilAcknowledged,

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import NODEFAULT, Struct, structs
 
 from lab.plan.expectation import Expectation
-from lab.plan.step import Expect, Repeat, Send, Sender, StepAny, Wait
+from lab.plan.step import Expect, Nemesis, Repeat, Send, Sender, StepAny, Wait, When
 from lab.plan.words import encode_word
 
 
@@ -26,6 +26,10 @@ def _plain_step(step: StepAny) -> dict[str, Any]:
         inside = plain_expectations(step.that)
     elif isinstance(step, Repeat):
         inside = {"times": step.times, "steps": plain_steps(step.steps)}
+    elif isinstance(step, When):
+        inside = {"so": _plain_trigger(step), "do": plain_steps(step.steps)}
+    elif isinstance(step, Nemesis):
+        inside = {"for": str(step.time), "every": str(step.every), "faults": plain_steps(step.faults)}
     else:
         inside = {key: value for key, value in plain(step).items() if key != "name"}
     return {step.word: inside, "name": step.name} if step.name else {step.word: inside}
@@ -42,6 +46,8 @@ def _brief_step(step: StepAny) -> dict[str, Any]:
         inside = brief_expectations(step.that)
     elif isinstance(step, Repeat):
         inside = {"times": step.times, "steps": brief_steps(step.steps)}
+    elif isinstance(step, Nemesis):
+        inside = {"for": str(step.time), "every": str(step.every), "faults": brief_steps(step.faults)}
     elif isinstance(step, Send):
         senders = [brief(sender) for sender in step.clients]
         outside = {key: value for key, value in brief(step).items() if key != "clients"}
@@ -60,6 +66,10 @@ def brief(value: Struct) -> dict[str, Any]:
     """A struct as plain YAML values, defaults left out."""
     values: dict[str, Any] = _without_defaults(value, plain(value), "")
     return values
+
+
+def _plain_trigger(step: When) -> dict[str, Any]:
+    return {key: value for key, value in plain(step.until).items() if key != "within"}
 
 
 def plain_expectations(expectations: Sequence[Expectation]) -> list[dict[str, Any]]:
@@ -92,6 +102,11 @@ def _shortened(step: StepAny, inside: Any) -> Any:
         return [show_expectation(each) for each in step.that]
     if isinstance(step, Repeat):
         return f"{step.times} times {len(step.steps)} steps"
+    if isinstance(step, When):
+        so = _without_defaults(step.until, plain(step.until), "", keep="for")
+        return {"so": so, "do": [{each.word: _shortened(each, _plain_step(each)[each.word])} for each in step.steps]}
+    if isinstance(step, Nemesis):
+        return {key: inside[key] for key in ("for", "every")} | {"faults": f"{len(step.faults)} kinds"}
     if isinstance(step, Send):
         return " and ".join(_show_sender(each) for each in step.clients)
     return _without_defaults(step, inside, step.short)

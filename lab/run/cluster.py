@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from lab.plan.faults import ClusterView, NodeView, draw_stint
+from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
 from lab.plan.scenario import Cluster as ClusterPlan
 from lab.plan.scenario import Scenario
 from lab.plan.step import Busy, Chaos, Link, UntilEvent
@@ -316,10 +316,12 @@ class Cluster:
         process, role, began = self.nodes[node], self._role(node), time.monotonic_ns()
         stints = random.Random(f"chaos {self._seed} {step} {node}")
         until, stops, longest, whole = time.monotonic() + chaos.time, 0, 0.0, 0.0
+        runs = draw_first_stint(chaos, stints)
         while process.running and not process.paused:
-            await asyncio.sleep(min(draw_stint(chaos.longest, stints), max(0.0, until - time.monotonic())))
+            await asyncio.sleep(min(runs, max(0.0, until - time.monotonic())))
             if time.monotonic() >= until or not process.running or process.paused:
                 break
+            runs = draw_stint(chaos.longest, stints)
             stopped = time.monotonic()
             if await process.pause():
                 await asyncio.sleep(min(draw_stint(chaos.longest, stints), max(0.0, until - time.monotonic())))

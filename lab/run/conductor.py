@@ -8,6 +8,7 @@ judged all the same. A Stage is what the run is played on: lab.run.live has one,
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, assert_never
@@ -29,6 +30,7 @@ from lab.plan.step import (
     Kill,
     Link,
     LoadSwitch,
+    Nemesis,
     Partition,
     Pause,
     PowerLoss,
@@ -42,6 +44,7 @@ from lab.plan.step import (
     Start,
     StepAny,
     Stop,
+    Until,
     UntilAcknowledged,
     UntilAny,
     UntilCaughtUp,
@@ -52,7 +55,9 @@ from lab.plan.step import (
     UntilLeader,
     UntilLoadDone,
     UntilNewLeader,
+    UntilTermChange,
     Wait,
+    When,
     is_about_clients,
 )
 from lab.plan.words import Duration, Target
@@ -64,7 +69,7 @@ from lab.run.cluster import target_rng
 from lab.run.load import Tally
 from lab.run.proxy import CLIENTS
 from lab.run.world import History, World
-from nodeproc.core.messages import NodeId
+from nodeproc.core.messages import NodeId, SeqNo, Term
 from nodeproc.wire import Status
 
 Progress: TypeAlias = Callable[[str], None]
@@ -91,6 +96,10 @@ FaultStep: TypeAlias = (
 
 LOOK_EVERY_S = 0.02
 """Between two looks at the nodes' STATUS while something is waited for."""
+QUICK_LOOK_S = 0.005
+"""The same for what no node has to be asked for."""
+NEMESIS_HOLDS = (0.25, 0.75)
+"""Least and greatest part of `every` for which a nemesis lets a fault hold."""
 SAMPLE_EVERY_S = 0.5
 TELL_EVERY_S = 2.0
 FIRST_LEADER_PATIENCE_S = 20.0
@@ -224,6 +233,13 @@ class Conductor:
         self._subscribers: Subscribers | None = None
         self._told_at = self._world.now()
         self._step_text = ""
+        self._one_fault = asyncio.Lock()
+        """Held while a fault is being done: triggers may want to do one at the same time."""
+        self._triggers: dict[int, asyncio.Task[None]] = {}
+        """Index of a `when` step -> what waits for it, and does it."""
+        self._fired: set[int] = set()
+        self._seen: dict[NodeId, SeqNo] = {}
+        """How far each node had delivered when it was last looked at."""
         self._term_before = 0
         """The highest term that any node showed before the latest fault step began."""
 
@@ -242,6 +258,8 @@ class Conductor:
             raise
         finally:
             sampler.cancel()
+            for trigger in self._triggers.values():
+                trigger.cancel()
             self._drop()
             self.facts.t_end = self._world.now_ns()
 
@@ -288,15 +306,13 @@ class Conductor:
             except (StepMissed, NoSuchTarget) as missed:
                 self._note(index, show_step(step), met=False, found=str(missed))
                 self._tell(f"missed: {show_step(step)}: {missed}")
-                return
+                break
             self._check_alive()
+        await self._end_triggers(steps)
 
     async def _do(self, step: StepAny, index: int) -> None:
         if isinstance(step, FAULT_STEPS):
-            view = await self._cluster.view()
-            self._mark_fault(view)
-            self._cluster.asking(show_step(structs.replace(step, name="")), 0)
-            await self._do_fault(step, index, view)
+            await self._fault(step, index)
             return
         match step:
             case Send():
@@ -309,10 +325,22 @@ class Conductor:
                 await self._expect(step, index)
             case Sleep():
                 await asyncio.sleep(step.time)
+            case When():
+                await self._arm(step, index)
+            case Nemesis():
+                await self._nemesis(step, index)
             case Repeat():
                 raise AssertionError("unrolled() writes repeats out")
             case _:
                 raise AssertionError(step)
+
+    async def _fault(self, step: FaultStep, index: int) -> None:
+        """One fault step, when no other is being done."""
+        async with self._one_fault:
+            view = await self._look()
+            self._mark_fault(view)
+            self._cluster.asking(_words(step), 0)
+            await self._do_fault(step, index, view)
 
     def _mark_fault(self, view: ClusterView) -> None:
         """Remember what `new_leader` and `event` are compared with."""
@@ -403,6 +431,76 @@ class Conductor:
         if down := [each.node for each in nodes if not each.running]:
             await self._cluster.start(down, index)
 
+    # ---- nemesis and triggers --------------------------------------------------------------------
+
+    async def _nemesis(self, step: Nemesis, index: int) -> None:
+        """One fault of the list after the other, each healed."""
+        draws, until = random.Random(f"nemesis {self._seed} {index}"), self._world.now() + step.time
+        left: list[StepAny] = []
+        number = done = 0
+        while (began := self._world.now()) < until:
+            left = left or draws.sample(step.faults, len(step.faults))
+            fault, holds = left.pop(), step.every * draws.uniform(*NEMESIS_HOLDS)
+            number += 1
+            done += await self._nemesis_fault(fault, index, number, holds)
+            self._check_alive()
+            await asyncio.sleep(max(0.0, began + step.every - self._world.now()))
+        if not done:
+            raise StepMissed(f"each of {number} faults was about a node that was not there")
+        self._note(index, show_step(step), met=True, found=f"{done} faults done and healed")
+
+    async def _nemesis_fault(self, fault: StepAny, index: int, number: int, holds: float) -> bool:
+        """Do one of them, let it hold, heal all. False: nobody was what it is about."""
+        assert isinstance(fault, FAULT_STEPS)
+        text = _words(fault)
+        self._step_text = f"nemesis {number}: {text}"
+        self._tell_sometimes()
+        async with self._one_fault:
+            view = await self._look()
+            self._mark_fault(view)
+            self._cluster.asking(text, number)
+            try:
+                await self._do_fault(fault, index, view)
+            except NoSuchTarget:
+                return False
+        await asyncio.sleep(holds)
+        async with self._one_fault:
+            self._cluster.asking(text, number)
+            await self._do_fault(Heal(), index, await self._look())
+        return True
+
+    async def _arm(self, step: When, index: int) -> None:
+        """Wait for it beside the steps that follow."""
+        condition = await self._condition(step.until)
+        self._triggers[index] = asyncio.create_task(self._trigger(step, condition, index))
+
+    async def _trigger(self, step: When, condition: Callable[[], Awaitable[bool]], index: int) -> None:
+        began = self._world.now()
+        while not await condition():
+            await asyncio.sleep(_look_again_s(step.until))
+        self._fired.add(index)
+        found = f"after {self._world.now() - began:.2f} s"
+        self._tell(f"{show_step(step)}: {found}")
+        try:
+            for each in step.steps:
+                if isinstance(each, Sleep):
+                    await asyncio.sleep(each.time)
+                else:
+                    assert isinstance(each, FAULT_STEPS)
+                    await self._fault(each, index)
+        except NoSuchTarget as missed:
+            self._note(index, show_step(step), met=False, found=f"{found}: {missed}")
+        else:
+            self._note(index, show_step(step), met=True, found=found)
+
+    async def _end_triggers(self, steps: Sequence[StepAny]) -> None:
+        """The steps are over: what fired is finished, what did not is missed."""
+        for index, trigger in self._triggers.items():
+            if index not in self._fired:
+                trigger.cancel()
+                self._note(index, show_step(steps[index]), met=False, found="it did not come true")
+        await asyncio.gather(*(self._triggers[index] for index in sorted(self._fired)))
+
     # ---- steps of clients ------------------------------------------------------------------------
 
     async def _send(self, step: Send, index: int) -> None:
@@ -460,7 +558,7 @@ class Conductor:
                 while not await condition():
                     self._tell_sometimes()
                     self._check_alive()
-                    await asyncio.sleep(LOOK_EVERY_S)
+                    await asyncio.sleep(_look_again_s(until))
         except TimeoutError:
             raise StepMissed(f"not within {until.within}: {await self._show_all()}") from None
         self._note(index, text, met=True, found=f"after {self._world.now() - began:.2f} s")
@@ -472,8 +570,13 @@ class Conductor:
                 return lambda: self._agreed(above=0)
             case UntilNewLeader():
                 return lambda: self._agreed(above=self._term_before)
+            case UntilTermChange():
+                before = (await self._look()).highest_term
+                return lambda: self._shows_term_above(before)
             case UntilCaughtUp():
-                wanted = (await self._cluster.view()).committed
+                wanted = (await self._look()).committed
+                if until.share < 1:
+                    return self._caught_up_in_part(until, wanted)
                 return lambda: self._caught_up(until.on, wanted)
             case UntilDelivered():
                 return lambda: self._delivered(until.on, until.count)
@@ -491,6 +594,13 @@ class Conductor:
                 return await self._event_condition(until)
             case _:
                 assert_never(until)
+
+    async def _look(self) -> ClusterView:
+        """The cluster as it is now."""
+        view = await self._cluster.view()
+        for node, answer in self._cluster.statuses.items():
+            self._seen[node] = answer.delivered_seq
+        return view
 
     async def _agreed(self, above: int) -> bool:
         agreed = (await self._cluster.view()).agreed_leader()
@@ -512,6 +622,27 @@ class Conductor:
             return False
         nodes = choose(on, await self._cluster.view(), self._rng)
         return not any(self._cluster.statuses[node].rebuilding for node in nodes if node in self._cluster.statuses)
+
+    async def _shows_term_above(self, term: Term) -> bool:
+        return (await self._look()).highest_term > term
+
+    def _caught_up_in_part(self, until: UntilCaughtUp, wanted: SeqNo) -> Callable[[], Awaitable[bool]]:
+        before = dict(self._seen)
+
+        async def condition() -> bool:
+            view = await self._look()
+            try:
+                nodes = choose(until.on, view, self._rng)
+            except NoSuchTarget:
+                return False
+            answered = [node for node in nodes if node in self._cluster.statuses]
+            for node in answered:  # One that lost its disk has less than it was last seen with.
+                before[node] = min(before.get(node, 0), view.nodes[node].delivered_seq)
+            return len(answered) == len(nodes) and all(
+                view.nodes[node].delivered_seq >= before[node] + until.share * (wanted - before[node]) for node in nodes
+            )
+
+        return condition
 
     def _acknowledged_above(self, wanted: int) -> Callable[[], Awaitable[bool]]:
         async def condition() -> bool:
@@ -624,7 +755,10 @@ class Conductor:
             self._tell(f"{self._step_text}{numbers}")
 
     def _check_alive(self) -> None:
-        """The lab's own processes are still there; a node that fell over is the judges' affair."""
+        """The lab's own processes are still there; a node that fell over is the judges' affair. No trigger failed."""
+        for trigger in self._triggers.values():
+            if trigger.done():
+                trigger.result()
         if self._load is not None:
             self._load.check()
 
@@ -633,6 +767,16 @@ class Conductor:
         total = self._load.total if self._load is not None else None
         load = f"; load: {total.acknowledged} acknowledged, {total.pending} waiting" if total is not None else ""
         return _show(await self._cluster.view()) + load
+
+
+def _words(step: FaultStep) -> str:
+    """The step as it stands in the scenario, whatever its name."""
+    return show_step(structs.replace(step, name=""))
+
+
+def _look_again_s(until: Until) -> float:
+    """Until what is waited for is looked at again."""
+    return QUICK_LOOK_S if isinstance(until, UntilEvent | UntilAcknowledged) else LOOK_EVERY_S
 
 
 def _both_ways(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:

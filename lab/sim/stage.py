@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lab.plan.faults import ClusterView, NodeView, draw_stint
+from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
 from lab.plan.scenario import Load, Scenario
 from lab.plan.step import Busy, Chaos, Clock, Disk, Link, PowerLoss, Rebuild, UntilEvent
 from lab.plan.workload import client_plans
@@ -384,10 +384,12 @@ class SimCluster:
         each, role, began = self.nodes[node], self._role(node), self.now_ns()
         stints = random.Random(self._rng.getrandbits(64))
         until, stops, whole = self._loop.now + chaos.time, 0, 0.0
+        runs = draw_first_stint(chaos, stints)
         while each.running and not each.paused:
-            await asyncio.sleep(min(draw_stint(chaos.longest, stints), max(0.0, until - self._loop.now)))
+            await asyncio.sleep(min(runs, max(0.0, until - self._loop.now)))
             if self._loop.now >= until or not each.running or each.paused:
                 break
+            runs = draw_stint(chaos.longest, stints)
             stint = min(draw_stint(chaos.longest, stints), max(0.0, until - self._loop.now))
             each.pause()
             await asyncio.sleep(stint)

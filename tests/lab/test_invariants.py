@@ -91,7 +91,7 @@ def renumber(lines: Lines) -> None:
 def test_an_honest_run_passes_every_invariant(run: RunDir) -> None:
     verdict = check(run, None)
     assert {each.name: each.result for each in verdict.checks} == dict.fromkeys(
-        ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "A9", "node_health", "faults", "run"], "PASS"
+        ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "A9", "A10", "faults", "run"], "PASS"
     )
     assert verdict.outcome == "pass"
     assert verdict.messages.sent == verdict.messages.acknowledged == verdict.messages.in_log == 200
@@ -462,8 +462,8 @@ def test_a_kill_that_hit_nobody_leaves_the_run_undecided(run: RunDir) -> None:
     ("missing", "unknown"),
     [
         ("history.jsonl", {"A3", "A4", "A5", "A6", "A8", "A9"}),
-        ("faults.jsonl", {"A9", "node_health", "faults", "run"}),
-        ("meta.json", {"A9", "node_health", "faults", "run"}),
+        ("faults.jsonl", {"A9", "A10", "faults", "run"}),
+        ("meta.json", {"A9", "A10", "faults", "run"}),
         (LOG_2, {"A1"}),
         (EVENTS_2, {"A7"}),
     ],
@@ -527,24 +527,24 @@ def test_no_subscriber_is_decisive_only_where_one_was_asked_for(run: RunDir) -> 
 
 def test_a_node_that_ended_by_itself_is_named(run: RunDir) -> None:
     doctor_meta(run, nodes={1: NodeUse(1, 0.1, 1, (NodeExit(T_START, 70, False),))})
-    assert_fails(run, "node_health", "meta.json:1", "node 1 ended by itself with code 70")
+    assert_fails(run, "A10", "meta.json:1", "node 1 ended by itself with code 70")
 
 
 def test_a_node_that_fails_while_it_stops_is_named(run: RunDir) -> None:
     doctor_meta(run, nodes={1: NodeUse(1, 0.1, 1, (NodeExit(T_START, 4, True),))})
-    assert_fails(run, "node_health", "meta.json:1", "node 1, asked to stop, ended with code 4")
+    assert_fails(run, "A10", "meta.json:1", "node 1, asked to stop, ended with code 4")
 
 
 def test_a_killed_node_is_healthy(run: RunDir) -> None:
     doctor_meta(run, nodes={1: NodeUse(1, 0.1, 1, (NodeExit(T_START, -9, True),))})
-    assert judged(run, "node_health").result == "PASS"
+    assert judged(run, "A10").result == "PASS"
 
 
 def test_a_traceback_in_a_node_log_is_named(run: RunDir) -> None:
     with run.node_log(2).open("a") as file:
         file.write('Traceback (most recent call last):\n  File "x.py", line 1\nAssertionError: (1, 2)\n')
-    assert_fails(run, "node_health", "nodes/node_2/node.log:2", "traceback")
-    answer = judged(run, "node_health")
+    assert_fails(run, "A10", "nodes/node_2/node.log:2", "traceback")
+    answer = judged(run, "A10")
     assert answer.first is not None
     assert answer.first.lines[0].text == "AssertionError: (1, 2)"
 
@@ -552,7 +552,57 @@ def test_a_traceback_in_a_node_log_is_named(run: RunDir) -> None:
 def test_a_failure_that_a_node_reports_is_named(run: RunDir) -> None:
     with run.events(2).open("a") as file:
         file.write('{"t_ns":9,"node":2,"event":"failed","reason":"write failed"}\n')
-    assert_fails(run, "node_health", f"{EVENTS_2}:5", "node 2 reports a failure")
+    assert_fails(run, "A10", f"{EVENTS_2}:5", "node 2 reports a failure")
+
+
+@pytest.mark.parametrize("text", ["Fatal Python error: Segmentation fault", "Task exception was never retrieved"])
+def test_an_error_of_python_s_own_is_named(run: RunDir, text: str) -> None:
+    with run.node_log(2).open("a") as file:
+        file.write(f"{text}\n")
+    assert_fails(run, "A10", "nodes/node_2/node.log:2", "an error of Python")
+
+
+def add_event(run: RunDir, t_ns: int, event: str) -> None:
+    with run.events(2).open("a") as file:
+        file.write(f'{{"t_ns":{t_ns},"node":2,"event":"{event}","peer":1,"reason":"the reason"}}\n')
+
+
+def add_fault(run: RunDir, row: FaultRow) -> None:
+    run.write_faults([*run.read_faults(), row])
+
+
+@pytest.mark.parametrize("event", ["peer_refused", "stranger_refused"])
+def test_an_error_that_a_node_reports_is_named(run: RunDir, event: str) -> None:
+    add_event(run, T_START, event)
+    assert_fails(run, "A10", f"{EVENTS_2}:5", f"node 2 reports an error, {event}")
+
+
+def test_what_arrives_on_treated_links_may_be_refused_but_not_before(run: RunDir) -> None:
+    add_event(run, T_START + 5, "peer_refused")
+    add_fault(run, FaultRow("link", 2, "follower", T_START, T_START, {"corrupted": 1}, True, 1))
+    assert judged(run, "A10").result == "PASS"
+    add_event(run, T_START - 5, "peer_refused")
+    assert judged(run, "A10").result == "FAIL"
+
+
+def test_of_a_nemesis_each_kind_of_fault_must_have_had_effect_once(run: RunDir) -> None:
+    rows = [
+        FaultRow("link", 2, "", T_START, T_START, {}, effect, 1, asked="link: {loss: 0.1}", round=number)
+        for number, effect in ((1, False), (2, True))
+    ]
+    run.write_faults([*run.read_faults(), *rows])
+    assert judged(run, "faults").detail == "3 faults, all but 1 of a nemesis with effect"
+    add_fault(run, FaultRow("link", 2, "", T_START, T_START, {}, False, 1, asked="cut: {}", round=3))
+    assert judged(run, "faults").result == "UNKNOWN"
+
+
+def test_a_heal_with_effect_does_not_speak_for_its_fault(run: RunDir) -> None:
+    for row in (
+        FaultRow("link", 2, "", T_START, T_START, {}, False, 1, asked="cut: {}", round=1),
+        FaultRow("heal", 0, "", T_START, T_START, {"links": 1}, True, 1, asked="cut: {}", round=1),
+    ):
+        add_fault(run, row)
+    assert judged(run, "faults").result == "UNKNOWN"
 
 
 FULL = NodeExit(T_START + 2 * MS, 4, True, "full")
@@ -563,7 +613,7 @@ def test_a_node_whose_disk_was_full_ends_as_it_should(run: RunDir) -> None:
     doctor_meta(run, nodes={2: NodeUse(2, 0.1, 1, (FULL, NodeExit(T_START + 9 * MS, 0, True)))})
     with run.events(2).open("a") as file:
         file.write(FAILED % (T_START + MS))
-    answer = judged(run, "node_health")
+    answer = judged(run, "A10")
     assert (answer.result, answer.detail) == (
         "PASS",
         "1 nodes, 2 starts, every end asked for, 1 by a fault of their disk",
@@ -574,7 +624,7 @@ def test_a_failure_after_the_one_that_was_brought_about_is_named(run: RunDir) ->
     doctor_meta(run, nodes={2: NodeUse(2, 0.1, 1, (FULL, NodeExit(T_START + 9 * MS, 0, True)))})
     with run.events(2).open("a") as file:
         file.write(FAILED % (T_START + MS) + FAILED % (T_START + 3 * MS))
-    assert_fails(run, "node_health", f"{EVENTS_2}:6", "node 2 reports a failure")
+    assert_fails(run, "A10", f"{EVENTS_2}:6", "node 2 reports a failure")
 
 
 @pytest.mark.parametrize("fault", ["power_loss", "exit", "rebuild"])

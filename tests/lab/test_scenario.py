@@ -36,6 +36,7 @@ from lab.plan.step import (
     Heal,
     Kill,
     Link,
+    Nemesis,
     Partition,
     PowerLoss,
     Rebuild,
@@ -49,6 +50,7 @@ from lab.plan.step import (
     UntilCaughtUp,
     UntilNewLeader,
     Wait,
+    When,
 )
 from lab.plan.words import TARGET_WORDS, Duration, Target
 from lab.plan.writing import show_expectation, show_step
@@ -162,6 +164,27 @@ def test_a_fault_is_read_shown_and_written_back(text: str, step: Step) -> None:
     assert isinstance(step, FAULT_STEPS)
     assert load("scenario.yml", text=encode(scenario)) == scenario
     assert read(f"cluster: {{nodes: 4}}\nsteps:\n  - {show_step(scenario.steps[0])}") == scenario
+
+
+def test_a_trigger_holds_faults_and_is_read_shown_and_written_back() -> None:
+    text = "when: {so: {for: caught_up, on: 1, share: 0.5}, do: [{kill: 1}, {sleep: 1s}, {start: 1}]}"
+    scenario = read(f"steps:\n  - {text}")
+    half = UntilCaughtUp(on=1, share=0.5)
+    assert scenario.steps == (When(until=half, steps=(Kill(target=1), Sleep(time=Duration(1)), Start(target=1))),)
+    assert load("scenario.yml", text=encode(scenario)) == scenario
+    assert read(f"steps:\n  - {show_step(scenario.steps[0])}") == scenario
+
+
+def test_a_nemesis_is_read_and_written_back_and_what_it_may_do_counts() -> None:
+    scenario = read("steps: [{nemesis: {for: 10s, every: 500ms, faults: [{kill: leader}, {link: {loss: 0.1}}]}}]")
+    faults = (Kill(target="leader"), Link(loss=0.1))
+    assert scenario.steps == (Nemesis(time=Duration(10), faults=faults, every=Duration(0.5)),)
+    assert load("scenario.yml", text=encode(scenario)) == scenario
+    assert scenario.proxied and scenario.step_count == 1
+    assert read("steps: [{nemesis: {for: 10s, faults: [{clock: {on: 1, drift: 0.1}}]}}]").sim_only == (
+        "steps[0].nemesis.faults[0].clock"
+    )
+    assert read("steps: [{when: {so: leader, do: [{busy: 1}]}}]").sim_refusals()
 
 
 def test_the_first_step_that_only_a_simulation_can_do_is_named() -> None:
@@ -401,6 +424,42 @@ REFUSED = {
         "1ms or more",
     ),
     "no busy process": ("steps:\n  - busy: 0", "4:11: steps[0].busy.processes", "1 or more"),
+    "a trigger with a time": (
+        "steps:\n  - when: {so: {for: leader, within: 5s}, do: [{kill: 1}]}",
+        "4:30: steps[0].when.so.within",
+        "until the steps are over",
+    ),
+    "a trigger that does nothing": ("steps:\n  - when: {so: leader, do: []}", "4:28: steps[0].when.do", "at least one"),
+    "a trigger that waits": (
+        "steps:\n  - when: {so: leader, do: [{wait: leader}]}",
+        "4:30: steps[0].when.do[0].wait",
+        "allowed: start, stop, kill",
+    ),
+    "a trigger without a load": (
+        "steps:\n  - when: {so: {for: acknowledged, count: 1}, do: [{kill: 1}]}",
+        "4:5: steps[0]",
+        "needs a load",
+    ),
+    "a nemesis that heals": (
+        "steps:\n  - nemesis: {for: 5s, faults: [{kill: 1}, {heal: all}]}",
+        "4:45: steps[0].nemesis.faults[1].heal",
+        "allowed: stop, kill, pause",
+    ),
+    "a nemesis that ruins": (
+        "steps:\n  - nemesis: {for: 5s, faults: [{disk: {on: 1, rot: wal}}]}",
+        "4:40: steps[0].nemesis.faults[0].disk",
+        "rot and loss are healed by nothing",
+    ),
+    "a nemesis in no time": (
+        "steps:\n  - nemesis: {for: 5s, every: 0s, faults: [{kill: 1}]}",
+        "4:31: steps[0].nemesis.every",
+        "above 0",
+    ),
+    "a share of nothing": (
+        "steps:\n  - wait: {for: caught_up, share: 0}",
+        "4:35: steps[0].wait.share",
+        "above 0, up to 1",
+    ),
     "last_seq without number": (
         "steps: [{kill: 1}]\nexpectations:\n  - last_seq: {on: 1}",
         "5:15: expectations[0].last_seq",

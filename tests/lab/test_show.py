@@ -99,7 +99,7 @@ def test_the_summary_of_an_honest_run(run: RunDir) -> None:
     text = shown(run)
     assert text.splitlines()[-1] == "synthetic: PASS"
     for part in (
-        "A9           recovery",
+        "A9       recovery",
         "1,434 messages/s over 0.140 s (direct)",
         "ms: p50 0.50, p90 0.50, p99 0.50, p99.9 0.50, max 0.50",
         "101.0 ms without an acknowledgement, at 0.019 s",
