@@ -19,6 +19,7 @@ from lab.plan.expectation import (
     EventInterval,
     EventSeen,
     LastSeq,
+    Memory,
     NumberingContinues,
     Order,
     RunExpectation,
@@ -32,6 +33,7 @@ from lab.rows import Meta
 from lab.rundir import RunDir
 
 NS_PER_S = 1_000_000_000
+MIB = 1 << 20
 
 
 class Facts(NamedTuple):
@@ -94,8 +96,18 @@ def _judge(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Fa
                 return _Found(None, "nothing was measured")
             gap = facts.metrics.load.longest_gap_s
             return _Found(gap <= expectation.at_most, f"{gap:.3f} s without an acknowledgement")
+        case Memory():
+            return _memory(expectation, facts.metrics)
         case _:
             assert_never(expectation)
+
+
+def _memory(expectation: Memory, metrics: Metrics | None) -> _Found:
+    peaks = {cost.node: cost.rss_peak_bytes / MIB for cost in (metrics.nodes if metrics is not None else ())}
+    if not any(peaks.values()):
+        return _Found(None, "nothing was measured")
+    node = max(peaks, key=lambda each: peaks[each])
+    return _Found(peaks[node] <= expectation.at_most, f"{peaks[node]:.1f} MiB on node {node}")
 
 
 def _targets(target: Target, nodes: list[int]) -> list[int] | None:

@@ -156,9 +156,17 @@ class Unavailable(Expectation, frozen=True):
     soft: bool = False
 
 
+class Memory(Expectation, frozen=True):
+    """No node process ever had more resident memory, in MiB."""
+
+    word = "memory"
+    short = "at_most"
+    at_most: float
+
+
 MomentExpectation: TypeAlias = LeaderIs | RoleIs | CaughtUp | LastSeq
 RunExpectation: TypeAlias = (
-    LastSeq | Order | NumberingContinues | EventSeen | EventInterval | Acknowledged | Throughput | Unavailable
+    LastSeq | Order | NumberingContinues | EventSeen | EventInterval | Acknowledged | Throughput | Unavailable | Memory
 )
 
 MOMENT_EXPECTATIONS: dict[str, type[Expectation]] = {each.word: each for each in (LeaderIs, RoleIs, CaughtUp, LastSeq)}
@@ -173,5 +181,6 @@ RUN_EXPECTATIONS: dict[str, type[Expectation]] = {
         Acknowledged,
         Throughput,
         Unavailable,
+        Memory,
     )
 }

@@ -34,6 +34,7 @@ from lab.plan.step import (
     Cut,
     Disk,
     Expect,
+    Garbage,
     Link,
     Nemesis,
     Partition,
@@ -167,6 +168,14 @@ class Reader:
             case Busy():
                 if step.processes < 1:
                     self._wrong((*place, "processes"), step.processes, "1 or more")
+            case Garbage():
+                for name in ("connections", "half_open"):
+                    if getattr(step, name) < 0:
+                        self._wrong((*place, name), getattr(step, name), "0 or more")
+                if not step.connections and not step.half_open:
+                    self._fail(place, "nobody comes; give connections or half_open above 0")
+                if step.time <= 0:
+                    self._wrong((*place, "for"), str(step.time), "above 0")
             case _:
                 pass
 

@@ -16,12 +16,13 @@ from typing import Any, Literal
 import yaml
 from msgspec import Struct, structs
 
-from lab.plan.expectation import RunExpectation, Throughput, Unavailable
+from lab.plan.expectation import Memory, RunExpectation, Throughput, Unavailable
 from lab.plan.reading import Reader
 from lab.plan.step import (
     LINK_STEPS,
     SIM_ONLY_STEPS,
     Busy,
+    Garbage,
     Link,
     LoadSwitch,
     Nemesis,
@@ -182,9 +183,9 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     def sim_refusals(self) -> list[str]:
         """What makes no sense in virtual time, each with its place; empty: the scenario can be simulated."""
         refused = [
-            f"expectations[{index}].{each.word}: measures the machine, which has no speed in virtual time"
+            f"expectations[{index}].{each.word}: measures the machine, which virtual time does not have"
             for index, each in enumerate(self.expectations)
-            if isinstance(each, Throughput)
+            if isinstance(each, Throughput | Memory)
         ]
         refused += [
             f"{show_place((*place, 'link', 'chunk'))}: frames are not made of bytes in a simulation, and have no pieces"
@@ -200,6 +201,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             f"{show_place((*place, step.word))}: there is no processor that could be busy in a simulation"
             for place, step in _placed(self.steps, ("steps",))
             if isinstance(step, Busy)
+        ]
+        refused += [
+            f"{show_place((*place, step.word))}: there are no sockets that a stranger could open in a simulation"
+            for place, step in _placed(self.steps, ("steps",))
+            if isinstance(step, Garbage)
         ]
         total = self._planned_messages()
         if total > MAX_SIM_MESSAGES:

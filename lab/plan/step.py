@@ -284,6 +284,24 @@ class Busy(Step, frozen=True, rename={"time": "for"}):
     time: Duration = Duration(0)
 
 
+# ---- strangers ----------------------------------------------------------------------------------
+
+
+class Garbage(Step, frozen=True, rename={"time": "for"}):
+    """Strangers at the ports of these nodes. Done when the time is over and their connections are closed.
+
+    connections: so many, over the time, that say nonsense: bytes, lines, frames, greetings with a wrong proof.
+    half_open: besides, so many that say nothing whole, for all of the time. Both are dealt out to the nodes in turn.
+    """
+
+    word = "garbage"
+    short = "connections"
+    connections: int = 1000
+    half_open: int = 100
+    time: Duration = Duration(5)
+    on: Target = "running"
+
+
 # ---- clients ------------------------------------------------------------------------------------
 
 
@@ -485,6 +503,7 @@ StepAny: TypeAlias = (
     | Rebuild
     | Chaos
     | Busy
+    | Garbage
     | Send
     | LoadSwitch
     | Wait
@@ -516,6 +535,7 @@ STEPS: dict[str, type[Step]] = {
         Rebuild,
         Chaos,
         Busy,
+        Garbage,
         Send,
         LoadSwitch,
         Wait,
@@ -545,6 +565,7 @@ FAULT_STEPS = (
     Rebuild,
     Chaos,
     Busy,
+    Garbage,
 )
 """Steps that do something to nodes, links or the host; each leaves rows in faults.jsonl."""
 TRIGGERED_STEPS = (*FAULT_STEPS, Sleep)

@@ -6,6 +6,7 @@ Everything done to a node or a link leaves a row in faults.jsonl with the eviden
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import secrets
 import signal
@@ -20,10 +21,11 @@ import yaml
 from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
 from lab.plan.scenario import Cluster as ClusterPlan
 from lab.plan.scenario import Scenario
-from lab.plan.step import Busy, Chaos, Link, UntilEvent
+from lab.plan.step import Busy, Chaos, Garbage, Link, UntilEvent
 from lab.rows import FaultRow, NodeUse, Sample, encode_row
 from lab.run.busy import BusyProcesses
 from lab.run.children import Child, RunFailed
+from lab.run.garbage import Crowd, Mark, besiege
 from lab.run.links import LINK_EFFECTS, LinkCounts, Rule
 from lab.run.observation import EventCount, StatusLine, file_sizes
 from lab.run.processes import HeldPort, Lifeline, NodeProcess
@@ -92,6 +94,11 @@ def node_settings(
     return settings
 
 
+def share_of(whole: int, at: int, parts: int) -> int:
+    """What part `at` gets of a whole that is dealt out in turn."""
+    return whole // parts + (at < whole % parts)
+
+
 class Cluster:
     """See the module's docstring.
 
@@ -106,6 +113,7 @@ class Cluster:
         """Where the proxy listens for clients, if it is between them and the nodes."""
         self._status_lines: dict[NodeId, StatusLine] = {}
         self._lifeline = Lifeline()
+        self._cluster_id = f"{scenario.name} {run.path.name}"
         self._proxy: Child | None = None
         self._treated: dict[Pair, tuple[int, LinkCounts]] = {}
         """Link with a rule -> (number of its row, evidence before the rule)."""
@@ -140,7 +148,7 @@ class Cluster:
         plan, run, self._seed = self._scenario.cluster, self._run, seed
         self._ports = {node: HeldPort(HOST) for node in plan.ids}
         ways = await self._open_ways(seed)
-        cluster_id, secret = f"{self._scenario.name} {run.path.name}", secrets.token_hex(16)
+        cluster_id, secret = self._cluster_id, secrets.token_hex(16)
         for node, held in self._ports.items():
             run.node_dir(node).mkdir(parents=True, exist_ok=True)  # It may hold a history already.
             peers = {peer: ways[node, peer] for peer in plan.ids if peer != node}
@@ -353,6 +361,39 @@ class Cluster:
             self._record(
                 msgspec.structs.replace(row, evidence=evidence, effect=cpu_s > 0, t_healed=time.monotonic_ns())
             )
+
+    # ---- strangers -------------------------------------------------------------------------------
+
+    async def besiege(self, garbage: Garbage, targets: Sequence[NodeId], step: int) -> None:
+        """Connections that say nonsense or nothing whole; a row for each node says what became of them."""
+        roles = {node: self._role(node) for node in targets}
+        began = time.monotonic_ns()
+        crowds = {
+            node: Crowd(Mark(node, (HOST, self._ports[node].port), self._cluster_id, self._peer_of(node)))
+            for node in targets
+        }
+        before = {node: self.nodes[node].memory_bytes() for node in targets}
+        rng = random.Random(f"garbage {self._seed} {step}")
+        coming = [
+            besiege(
+                crowds[node],
+                share_of(garbage.connections, at, len(targets)),
+                share_of(garbage.half_open, at, len(targets)),
+                garbage.time,
+                random.Random(rng.getrandbits(64)),
+            )
+            for at, node in enumerate(targets)
+        ]
+        await asyncio.gather(*coming)
+        for node, crowd in crowds.items():
+            evidence = {name: value for name, value in dataclasses.asdict(crowd).items() if name != "mark"}
+            (rss, _), (rss_now, peak) = before[node], self.nodes[node].memory_bytes()
+            evidence |= {"rss_before_bytes": rss, "rss_after_bytes": rss_now, "rss_peak_bytes": peak}
+            self._record(self._row("garbage", node, roles[node], began, evidence, crowd.closed + crowd.held > 0, step))
+
+    def _peer_of(self, node: NodeId) -> NodeId:
+        """Another member; in a cluster of one itself."""
+        return next((each for each in self.nodes if each != node), node)
 
     # ---- links -----------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from lab.plan.step import (
     Disk,
     Expect,
     FullRestart,
+    Garbage,
     Heal,
     Kill,
     Link,
@@ -91,6 +92,7 @@ FaultStep: TypeAlias = (
     | Heal
     | Chaos
     | Busy
+    | Garbage
     | SimOnlyStep
 )
 
@@ -165,6 +167,9 @@ class Nodes(Protocol):
 
     async def crowd(self, busy: Busy, step: int) -> None:
         """Other processes take processor time."""
+
+    async def besiege(self, garbage: Garbage, targets: Sequence[NodeId], step: int) -> None:
+        """Strangers come to the ports of these nodes."""
 
     async def mend(self, what: str, step: int) -> None:
         """disks, clocks, busy or all of them."""
@@ -395,6 +400,8 @@ class Conductor:
                 await cluster.disturb(step, choose(step.on, view, self._rng), index)
             case Busy():
                 await cluster.crowd(step, index)
+            case Garbage():
+                await cluster.besiege(step, choose(step.on, view, self._rng), index)
             case Disk() | Clock():
                 await cluster.hurt(step, choose(step.on, view, self._rng), index)
             case _:

@@ -188,6 +188,13 @@ class NodeProcess:
         except psutil.Error:
             return "gone"
 
+    def memory_bytes(self) -> tuple[int, int]:
+        """Its resident size now, and the largest that this process ever had; zeros where it does not run."""
+        try:
+            return (psutil.Process(self.pid).memory_info().rss, _peak_rss(self.pid)) if self._life else (0, 0)
+        except psutil.Error:
+            return 0, 0
+
     def wake(self) -> None:
         """SIGCONT."""
         assert self._life is not None

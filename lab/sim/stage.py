@@ -11,7 +11,7 @@ import msgspec
 
 from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
 from lab.plan.scenario import Load, Scenario
-from lab.plan.step import Busy, Chaos, Clock, Disk, Link, PowerLoss, Rebuild, UntilEvent
+from lab.plan.step import Busy, Chaos, Clock, Disk, Garbage, Link, PowerLoss, Rebuild, UntilEvent
 from lab.plan.workload import client_plans
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, NodeExit, NodeUse, Unknown
 from lab.run.children import RunFailed
@@ -401,6 +401,9 @@ class SimCluster:
 
     async def crowd(self, busy: Busy, step: int) -> None:
         raise RunFailed(f"{busy}: there is no processor in a simulation")
+
+    async def besiege(self, garbage: Garbage, targets: Sequence[NodeId], step: int) -> None:
+        raise RunFailed(f"{garbage}: there are no sockets in a simulation")
 
     # ---- links -------------------------------------------------------------------------------------
 

@@ -53,6 +53,8 @@ def first_of(client: int, n: int = 1) -> str:
         ("unavailable: 200ms", True, "0.101 s without"),
         ("unavailable: 50ms", False, "0.101 s without"),
         ("throughput: 1000", True, "messages/s"),
+        ("memory: 64", True, "MiB on node"),
+        ("memory: {at_most: 0.5}", False, "MiB on node"),
         ("throughput: {at_least: 1000000, soft: false}", False, "messages/s"),
     ],
 )

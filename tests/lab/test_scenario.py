@@ -33,6 +33,7 @@ from lab.plan.step import (
     Clock,
     Cut,
     Disk,
+    Garbage,
     Heal,
     Kill,
     Link,
@@ -151,6 +152,8 @@ FAULTS = {
     "busy: 4": Busy(4),
     "busy: {processes: 4, for: 2s}": Busy(4, Duration(2)),
     "heal: busy": Heal("busy"),
+    "garbage: 50": Garbage(50),
+    "garbage: {half_open: 7, connections: 0, for: 2s, on: leader}": Garbage(0, 7, Duration(2), "leader"),
     "link: {delay: 5ms, jitter: 2ms, distribution: normal}": Link(
         delay=Duration(0.005), jitter=Duration(0.002), distribution="normal"
     ),
@@ -208,6 +211,8 @@ NO_SIMULATION = {
         "steps: [{repeat: {times: 1, steps: [{link: {chunk: 5}}]}}]",
         "steps[0].repeat.steps[0].link.chunk: frames are not made of bytes",
     ),
+    "strangers": ("steps: [{kill: 1}, {garbage: 5}]", "steps[1].garbage: there are no sockets"),
+    "memory": ("steps: [{kill: 1}]\nexpectations: [{memory: 64}]", "expectations[0].memory: measures the machine"),
     "busy processes": ("steps: [{kill: 1}, {busy: 2}]", "steps[1].busy: there is no processor"),
     "a large send": ("steps: [{send: {client: 1, messages: 300000}}]", "steps: 300000 are too many messages"),
 }
@@ -423,6 +428,13 @@ REFUSED = {
         "4:31: steps[0].chaos.longest",
         "1ms or more",
     ),
+    "nobody at the door": (
+        "steps:\n  - garbage: {connections: 0, half_open: 0}",
+        "4:14: steps[0].garbage",
+        "nobody comes",
+    ),
+    "fewer than no strangers": ("steps:\n  - garbage: -1", "4:14: steps[0].garbage.connections", "0 or more"),
+    "strangers in no time": ("steps:\n  - garbage: {for: 0s}", "4:20: steps[0].garbage.for", "above 0"),
     "no busy process": ("steps:\n  - busy: 0", "4:11: steps[0].busy.processes", "1 or more"),
     "a trigger with a time": (
         "steps:\n  - when: {so: {for: leader, within: 5s}, do: [{kill: 1}]}",
