@@ -53,7 +53,7 @@ def lines(rng: random.Random, mark: Mark) -> bytes:
 
 def almost_lines(rng: random.Random, mark: Mark) -> bytes:
     """JSON that is nearly the client protocol's."""
-    value = rng.choice([None, -1, 10**30, 0.5, "x" * 300, [], {}, ["a"] * 50, True])
+    value: object = rng.choice([None, -1, 10**30, 0.5, "x" * 300, [], {}, ["a"] * 50, True])
     line = {
         "type": rng.choice(["HELLO", "CHAT", "SUBSCRIBE", "STATUS", "WELCOME", "", 7]),
         rng.choice(["client_id", "session", "born", "first", "payloads", "from", "more"]): value,

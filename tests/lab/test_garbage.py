@@ -5,12 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from lab.run.cluster import share_of
-from lab.run.garbage import KINDS, Crowd, Mark, besiege, say_half, say_nonsense
+from lab.run.garbage import (
+    KINDS,
+    Crowd,
+    Mark,
+    besiege,
+    frame_out_of_turn,
+    half_a_talk,
+    large_frame,
+    liar,
+    say_half,
+    say_nonsense,
+)
 from nodeproc.config import Limits
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.handshake import Accepting, Credentials
@@ -47,12 +58,10 @@ def is_refused(said: bytes) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
-def test_nonsense_of_every_kind_gets_nobody_in(kind: object) -> None:
-    assert callable(kind)
+def test_nonsense_of_every_kind_gets_nobody_in(kind: Callable[[random.Random, Mark], bytes]) -> None:
     said = [kind(random.Random(seed), MARK) for seed in range(50)]
-    whole = [each for each in said if each.endswith(b"\n") or each.startswith(PREAMBLE)]
-    if kind.__name__ in ("liar", "frame_out_of_turn", "large_frame", "half_a_talk"):
-        assert len(whole) == 50 and all(map(is_refused, said))
+    if kind in (liar, frame_out_of_turn, large_frame, half_a_talk):
+        assert all(map(is_refused, said))
     assert kind(random.Random(7), MARK) == kind(random.Random(7), MARK)
 
 
