@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,15 +25,21 @@ from lab import cli
 from lab.plan.scenario import MAX_NODES
 from lab.plan.words import Duration
 from lab.run.children import Child
+from lab.rundir import LATEST
 from lab.search import coverage
 from lab.search.draw import SIZES, draw
+from lab.search.failure import as_mutant
+from lab.search.shrink import replay_command, shrink, write
 from lab.search.worker import Begin, Played, Seed, decode_played, encode
 
 SEEDS: Final = 1000
 TELL_TERMINAL_S: Final = 0.5
 TELL_PLAIN_S: Final = 10.0
 KEPT: Final = 10
-"""So many findings are played again into run directories; of more than that the replay command is told."""
+"""So many findings are played again into run directories; of more than that the replay command is told.
+
+Of these the first of each invariant is shrunk.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +195,17 @@ class Finding:
 
     run: its run directory; None: it has none.
     verdict: what the judges say of that.
+    small: the scenario that shrinking has left of it; None: it was not shrunk.
+    steps: of that one.
     """
 
     played: Played
     replay: str
     run: Path | None = None
     verdict: str = ""
+    small: Path | None = None
+    steps: int = 0
+    small_replay: str = ""
 
     def lines(self) -> Iterator[str]:
         played = self.played
@@ -203,6 +213,9 @@ class Finding:
         yield f"  again: {self.replay}"
         if self.run is not None:
             yield f"  run:   {cli.near(self.run)}, {self.verdict}"
+        if self.small is not None:
+            yield f"  small: {cli.near(self.small)}, {self.steps} steps"
+            yield f"         {self.small_replay}"
 
     def plain(self) -> dict[str, Any]:
         """For --json."""
@@ -213,27 +226,36 @@ class Finding:
             "replay": self.replay,
             "run": None if self.run is None else str(self.run),
             "verdict": self.verdict,
+            "small": None if self.small is None else str(self.small),
+            "small_steps": self.steps,
+            "small_replay": self.small_replay,
         }
 
 
 def play_again(search: Search, played: Played, out: Path) -> Finding:
     """Leave a run directory of a finding, and the judges' verdict in it."""
-    with contextlib.ExitStack() as stack:
-        if search.mutant:
-            from lab.selftest.mutants import mutated
-
-            stack.enter_context(mutated(search.mutant))
-        scenario = draw(played.seed, search.sizes)
+    finding = Finding(played, search.replay(played.seed))
+    if played.endless:
+        return finding
+    scenario = draw(played.seed, search.sizes)
+    with as_mutant(search.mutant):
         result = cli.run_once(scenario, played.seed, out, sim=True)
     if result.verdict is None:
-        return Finding(played, search.replay(played.seed), result.directory, f"no verdict: {result.problem}")
+        return replace(finding, run=result.directory, verdict=f"no verdict: {result.problem}")
     broken = ", ".join(check.name for check in result.verdict.checks if check.result == "FAIL")
-    return Finding(
-        played,
-        search.replay(played.seed),
-        out / scenario.name / "latest",
-        f"verdict {result.verdict.outcome}" + (f": {broken}" if broken else ""),
-    )
+    verdict = f"verdict {result.verdict.outcome}" + (f": {broken}" if broken else "")
+    return replace(finding, run=out / scenario.name / LATEST, verdict=verdict)
+
+
+def make_small(search: Search, finding: Finding, out: Path, tell: Callable[[str], None]) -> Finding:
+    """Shrink a finding's scenario and write what is left of it."""
+    scenario, seed = draw(finding.played.seed, search.sizes), finding.played.seed
+    shrunk = shrink(scenario, seed, search.mutant, tell=lambda text: tell(f"shrinking seed {seed}: {text}"))
+    if shrunk is None:
+        return finding
+    path = write(shrunk, out)
+    replay = replay_command(cli.near(path), seed, search.mutant)
+    return replace(finding, small=path, steps=shrunk.scenario.step_count, small_replay=replay)
 
 
 # ---- telling ------------------------------------------------------------------------------------------
@@ -310,6 +332,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--time-limit", metavar="T", type=_time, help="begin no seed after this time, such as 90s or 10m"
     )
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that breaks something")
+    parser.add_argument("--no-shrink", action="store_true", help="leave the scenarios of failing seeds as they are")
     parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/selftest): is it noticed?")
     parser.add_argument("--out", metavar="DIR", type=Path, default=cli.RESULTS, help="for run directories (results/)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -352,24 +375,35 @@ def main(options: argparse.Namespace) -> int:
     search = Search(
         options.seed, count, jobs, options.nodes, options.time_limit, options.exitfirst, options.mutant or ""
     )
-    tally, code = Tally(search), cli.PASS
-    interrupted = _play(tally)
-    findings = _play_findings_again(tally, options.out, interrupted)
-    if interrupted:
-        code = cli.INTERRUPTED
-    elif findings:
-        code = cli.BROKEN
-    elif tally.troubles:
-        code = cli.HARNESS
+    tally, findings = Tally(search), []
+    progress = cli.Progress("sim")
+    interrupted = _play(tally, progress)
+    try:
+        if not interrupted:
+            for finding in _look_closer(tally, options, progress):
+                findings.append(finding)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        progress.close()
+    findings += [Finding(each, search.replay(each.seed)) for each in tally.findings[len(findings) :]]
+    code = _exit_code(tally, interrupted)
     if options.json:
         print(json.dumps(plain(tally, findings, code), indent=1))
     print(report(tally, findings), end="", file=sys.stderr if options.json else sys.stdout)
     return code
 
 
-def _play(tally: Tally) -> bool:
+def _exit_code(tally: Tally, interrupted: bool) -> int:
+    if interrupted:
+        return cli.INTERRUPTED
+    if tally.findings:
+        return cli.BROKEN
+    return cli.HARNESS if tally.troubles else cli.PASS
+
+
+def _play(tally: Tally, progress: cli.Progress) -> bool:
     """Play the seeds with a progress line on standard error. Returns whether it was interrupted."""
-    progress = cli.Progress("sim")
 
     def tell(text: str) -> None:
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(text) + 10
@@ -392,9 +426,12 @@ def _play(tally: Tally) -> bool:
     return False
 
 
-def _play_findings_again(tally: Tally, out: Path, interrupted: bool) -> list[Finding]:
-    """Run directories for the first findings; none for somebody who wants to end."""
-    search = tally.search
-    kept = 0 if interrupted else KEPT
-    findings = [play_again(search, played, out) for played in tally.findings[:kept]]
-    return findings + [Finding(played, search.replay(played.seed)) for played in tally.findings[kept:]]
+def _look_closer(tally: Tally, options: argparse.Namespace, progress: cli.Progress) -> Iterator[Finding]:
+    """A run directory for each of the first findings, and a small scenario for the first of each invariant."""
+    small: set[str] = set()
+    for played in tally.findings[:KEPT]:
+        finding = play_again(tally.search, played, options.out)
+        if not (options.no_shrink or played.endless or played.invariant in small):
+            small.add(played.invariant)
+            finding = make_small(tally.search, finding, options.out, progress)
+        yield finding

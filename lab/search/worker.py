@@ -44,7 +44,8 @@ Order: TypeAlias = Begin | Seed
 class Played(Struct, frozen=True):
     """What came of a seed.
 
-    invariant, text: as in lab.sim.simulator.Outcome; a wait of the scenario that was missed is A9's.
+    invariant, text: as in lab.search.failure.Failure.
+    endless: it did not come to its end, and would not the next time.
     trouble: the traceback of an error of the lab itself.
     marks: those that were hit.
     """
@@ -52,6 +53,7 @@ class Played(Struct, frozen=True):
     seed: int
     invariant: str = ""
     text: str = ""
+    endless: bool = False
     trouble: str = ""
     virtual_s: float = 0.0
     frames: int = 0
@@ -98,27 +100,26 @@ class _Limit:
 def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Played:
     """Draw the seed's scenario and simulate it."""
     from lab.search.draw import draw
-    from lab.sim.simulator import Outcome, simulate
+    from lab.search.failure import Failure, failure_of
+    from lab.sim import simulator
 
     coverage.reset()
-    outcome, limit, trouble = Outcome(), _Limit(limit_s), ""
+    outcome, limit, trouble = simulator.Outcome(), _Limit(limit_s), ""
     try:
         with limit:
-            outcome = simulate(draw(seed, sizes), seed)
+            outcome = simulator.simulate(draw(seed, sizes), seed)
     except _Endless:
         pass
     except Exception:
         trouble = "" if limit.reached else traceback.format_exc()
-    invariant, text = outcome.invariant, outcome.text
+    failure = failure_of(outcome)
     if limit.reached:
-        invariant, text = "A9", f"no end within {limit_s:g} s of processor time"
-    elif not invariant and outcome.missed:
-        step, found = outcome.missed[0]
-        invariant, text = "A9", f"{step}: {found}"
+        failure = Failure("A9", f"no end within {limit_s:g} s of processor time")
     return Played(
         seed=seed,
-        invariant=invariant,
-        text=text,
+        invariant=failure.invariant if failure else "",
+        text=failure.text if failure else "",
+        endless=limit.reached,
         trouble=trouble,
         virtual_s=round(outcome.virtual_s, 3),
         frames=outcome.frames,

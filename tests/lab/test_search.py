@@ -16,9 +16,9 @@ import pytest
 from lab import cli
 from lab.plan import scenario as plan
 from lab.run.children import Child
-from lab.search import search, worker
+from lab.search import failure, search, worker
 from lab.search.draw import draw, is_sound
-from lab.search.search import Search, Tally
+from lab.search.search import Search, Tally, play_again
 from lab.search.worker import Played, play
 from lab.sim import simulator
 
@@ -55,16 +55,22 @@ def test_a_broken_rule_is_found_and_its_seed_breaks_again(tmp_path: Path, capsys
     run = Path(finding["run"])
     assert run.parent.name == f"drawn_{finding['seed']}"
     assert json.loads((run / "verdict.json").read_text())["outcome"].lower() in finding["verdict"].lower()
-    _, _, *again = shlex.split(finding["replay"])
-    code, replayed = sim_json(capsys, *again[1:], out=tmp_path)
+    python, lab, command, *again = shlex.split(finding["replay"])
+    assert (python, lab, command) == ("python3", "run_lab.py", "sim")
+    code, replayed = sim_json(capsys, *again, "--no-shrink", out=tmp_path)
     assert code == 1
     assert [each["text"] for each in replayed["findings"]] == [finding["text"]]
+    assert finding["small_steps"] <= 12 and replayed["findings"][0]["small"] is None
+    small = plan.load(Path(finding["small"]))
+    again_small = failure.play(small, finding["seed"], MUTANT)
+    assert again_small is not None and again_small.invariant == finding["invariant"]
+    assert small.seed == finding["seed"] and finding["small_replay"].startswith("python")
 
 
 def test_one_process_and_two_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = []
     for jobs in ("1", "2"):
-        assert sim("--seeds", "8", "--mutant", MUTANT, "--jobs", jobs, out=tmp_path) == 1
+        assert sim("--seeds", "8", "--no-shrink", "--mutant", MUTANT, "--jobs", jobs, out=tmp_path) == 1
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
     assert "\nfindings: none" not in told[0] and "\n  again: " in told[0]
@@ -154,6 +160,7 @@ def test_a_seed_without_end_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(simulator, "simulate", endless)
     played = play(1, (3,), limit_s=0.05)
     assert (played.invariant, played.text) == ("A9", "no end within 0.05 s of processor time")
+    assert played.endless and play_again(Search(1, 1, 1), played, Path("nowhere")).run is None
 
 
 def test_an_error_of_the_lab_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
