@@ -112,16 +112,21 @@ class Clients:
             bodies = [record.body for _, record in batches]
             for subscriber in list(self.subscribers):
                 subscriber.push(batches[0][0].first, batches[-1][0].last, bodies)
+        if self.sessions:
+            self._acknowledge([header for header, _ in batches])
+        if self._held and self.intake_bytes * 2 <= self.limits.intake_window_bytes:
+            self._let_go()
+
+    def _acknowledge(self, headers: Sequence[Batch]) -> None:
+        """One ACK a session for all of them."""
         reached: dict[ClientConnection, tuple[int, SeqNo]] = {}
-        for header, _ in batches:
+        for header in headers:
             for session, last_n, seq_no in header.sessions:
                 connection = self.sessions.get(session)
                 if connection is not None:
                     reached[connection] = (last_n, seq_no)
         for connection, (last_n, seq_no) in reached.items():
             connection.acknowledge(last_n, seq_no)  # hit: S4 a client's messages are acknowledged
-        if self._held and self.intake_bytes * 2 <= self.limits.intake_window_bytes:
-            self._let_go()
 
     def refused(self, refusals: Sequence[Refuse]) -> None:
         """Tell our clients what was not ordered. Rule: S2, S3, F3."""

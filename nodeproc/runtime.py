@@ -217,11 +217,11 @@ class Runtime:
         self._turns += 1
         if self._durable_ticket > self._synced_ticket:
             self._synced_ticket = self._durable_ticket
-            fx.merge(node.persisted(self._durable_ticket, now))
+            node.persisted(self._durable_ticket, now, fx)
         for envelope in self._next_inputs():
-            fx.merge(node.step(envelope, now))
+            node.step(envelope, now, fx)
         if node.next_deadline() <= now:
-            fx.merge(node.tick(now))
+            node.tick(now, fx)
         fetches, self._fetches = self._fetches, []
         self._perform(fx)
         for fetch in fetches:

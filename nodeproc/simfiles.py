@@ -67,15 +67,15 @@ class SimFile:
     def append(self, buffers: Sequence[Buffer]) -> None:
         data = b"".join(buffers)
         files = self._files
-        room = files.capacity - files.used() if files.capacity is not None else len(data)
         try:
             files.about_to("append", self._name)
         except PowerLost:
             self._inode.data += data[: files.rng.randint(0, len(data))]
             raise
-        self._inode.data += data[: max(room, 0)]
-        if len(data) > room:
+        if files.capacity is not None and len(data) > (room := files.capacity - files.used()):
+            self._inode.data += data[: max(room, 0)]
             raise OSError(errno.ENOSPC, "No space left on device", self._name)
+        self._inode.data += data
 
     def pread(self, size: int, at: int) -> bytes:
         self._files.about_to("pread", self._name)

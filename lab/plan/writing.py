@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -118,18 +119,25 @@ def _show_sender(sender: Sender) -> str:
     return f"{count} message{'s' if count != 1 else ''} of {'new ' if sender.fresh else ''}client {sender.client}{via}"
 
 
+@cache
+def _fields(kind: type[Struct]) -> tuple[structs.FieldInfo, ...]:
+    """msgspec works them out from the annotations each time anew."""
+    return structs.fields(kind)
+
+
 def _without_defaults(value: Struct, inside: dict[str, Any], short: str, keep: str = "") -> Any:
     """Only what differs from the defaults; the short field's value alone where nothing else does."""
     left = {keep: inside[keep]} if keep else {}
-    for field in structs.fields(value):
+    fields = _fields(type(value))
+    for field in fields:
         if field.name == "name":
             continue
         default = field.default if field.default_factory is NODEFAULT else field.default_factory()
         if field.required or getattr(value, field.name) != default:
             left[field.encode_name] = inside[field.encode_name]
     if short and not left:
-        return inside[next(each.encode_name for each in structs.fields(value) if each.name == short)]
-    short_key = next((each.encode_name for each in structs.fields(value) if each.name == short), keep)
+        return inside[next(each.encode_name for each in fields if each.name == short)]
+    short_key = next((each.encode_name for each in fields if each.name == short), keep)
     return left[short_key] if list(left) == [short_key] else left
 
 

@@ -220,6 +220,7 @@ class Worker:
     Args:
         say: gets every answer.
         open_history: makes the part that the worker appends to.
+        tell_every: seconds between two tallies of a load; None: one at its end, for a caller that can read `tally`.
     """
 
     def __init__(
@@ -227,13 +228,17 @@ class Worker:
         say: Callable[[Answer], None],
         open_history: Callable[[str], History] = lambda path: HistoryWriter(Path(path)),
         world: World = REAL,
+        tell_every: float | None = TALLY_EVERY_S,
     ) -> None:
         self._say, self._open_history, self._world = say, open_history, world
+        self._tell_every = tell_every
         self._counts = Counts()
         self._clients: list[LoadClient] = []
         self._history: History | None = None
         self._duration: float | None = None
-        self._halted = asyncio.Event()
+        self._halted = False
+        self._pause: asyncio.Future[None] | None = None
+        """Until the next message is due, or a halt."""
         self._run: asyncio.Task[None] | None = None
         self._teller: asyncio.Task[None] | None = None
 
@@ -246,13 +251,14 @@ class Worker:
                 self._teller = asyncio.create_task(self._tell_regularly(self._run))
                 self._teller.add_done_callback(_die_of_errors)
             case Halt():
-                self._halted.set()
+                self._halted = True
+                _end_pause(self._pause)
 
     async def _prepare(self, order: Prepare) -> None:
         if self._run is not None:
             await self._run
         self._run = None
-        self._halted.clear()
+        self._halted = False
         self._duration = order.duration
         history = self._history = self._history or self._open_history(order.history)
         self._clients = [LoadClient(plan, order, history, self._counts, self._world) for plan in order.plans]
@@ -261,7 +267,7 @@ class Worker:
 
     async def _load(self, zero: float) -> None:
         """Send by plan until halted or done, then wait for the last outcomes and leave."""
-        await self._sleep_until(zero)
+        await asyncio.sleep(max(zero - self._world.now(), 0.0))
         if self._clients[0].plan.in_flight:
             await self._closed_loop(zero)
         else:
@@ -278,12 +284,12 @@ class Worker:
         """Send what is due, and sleep until the next message is."""
         clients, duration = self._clients, math.inf if self._duration is None else self._duration
         tick = tick_s(sum(1 / each.plan.interval_s for each in clients))
-        while not self._halted.is_set():
+        while not self._halted:
             elapsed = self._world.now() - zero
             next_due = self._send_due(clients, min(elapsed, duration), zero)
             if elapsed >= duration or next_due == math.inf:
                 break
-            await _pause(self._halted, max(zero + next_due - self._world.now(), tick, LEAST_PAUSE_S))
+            await self._sleep(max(zero + next_due - self._world.now(), tick, LEAST_PAUSE_S))
 
     def _send_due(self, clients: Sequence[LoadClient], elapsed: float, zero: float) -> float:
         """Returns when the next message is due, seconds after zero; inf when none is left."""
@@ -304,8 +310,7 @@ class Worker:
         for each in self._clients:
             each.keep_in_flight(zero)
         ends: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(self._halted.wait()),
-            asyncio.ensure_future(self._sleep_until(until)),
+            asyncio.ensure_future(self._sleep(until - self._world.now())),
             asyncio.gather(*(each.all_sent.wait() for each in self._clients)),
         ]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -314,11 +319,18 @@ class Worker:
         for each in self._clients:
             each.finish()
 
-    async def _sleep_until(self, when: float) -> None:
-        """when: monotonic seconds; inf: for ever."""
-        if when == math.inf:
-            await asyncio.get_running_loop().create_future()
-        await asyncio.sleep(max(0.0, when - self._world.now()))
+    async def _sleep(self, seconds: float) -> None:
+        """Until then, or until a halt. inf: until a halt."""
+        if self._halted:
+            return
+        loop = asyncio.get_running_loop()
+        pause = self._pause = loop.create_future()
+        timer = loop.call_later(max(seconds, 0.0), _end_pause, pause) if seconds != math.inf else None
+        try:
+            await pause
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _tell_regularly(self, run: asyncio.Task[None]) -> None:
         """Say how far it is, until this load is over."""
@@ -327,16 +339,15 @@ class Worker:
             counts = self._counts
             if (counts.sent, counts.pending) != told:
                 told = (counts.sent, counts.pending)
-                self._tell(finished=False)
+                self._say(self.tally(finished=False))
                 self._flush()
-            await asyncio.wait((run,), timeout=TALLY_EVERY_S)
+            await asyncio.wait((run,), timeout=self._tell_every)
         run.result()
-        self._tell(finished=True)
+        self._say(self.tally(finished=True))
 
-    def _tell(self, finished: bool) -> None:
+    def tally(self, finished: bool) -> Tally:
         counts = self._counts
-        tally = Tally(counts.sent, counts.ok, counts.rejected, counts.unknown, self._world.cpu_s(), finished)
-        self._say(tally)
+        return Tally(counts.sent, counts.ok, counts.rejected, counts.unknown, self._world.cpu_s(), finished)
 
 
 async def _connect(client: ChatClient) -> bool:
@@ -350,16 +361,9 @@ async def _connect(client: ChatClient) -> bool:
     return True
 
 
-async def _pause(halted: asyncio.Event, seconds: float) -> None:
-    """Sleep, but not over a halt of long intervals."""
-    if seconds < 0.05:
-        await asyncio.sleep(seconds)
-        return
-    try:
-        async with asyncio.timeout(seconds):
-            await halted.wait()
-    except TimeoutError:
-        pass
+def _end_pause(pause: asyncio.Future[None] | None) -> None:
+    if pause is not None and not pause.done():
+        pause.set_result(None)
 
 
 def _die_of_errors(task: asyncio.Task[None]) -> None:

@@ -7,14 +7,17 @@ time is done in the order in which it was asked for, so that a run follows from 
 from __future__ import annotations
 
 import asyncio
-import heapq
 from asyncio import events
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
+from heapq import heappop, heappush, heappushpop
+from itertools import count
 from typing import Any, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
+_Due: TypeAlias = tuple[float, int, Callable[..., object], tuple[Any, ...]]
+"""(when, order in which it was asked for, what, with what)."""
 Dialer: TypeAlias = Callable[[Callable[[], asyncio.BaseProtocol], int], Awaitable[tuple[Any, Any]]]
 """(protocol factory, port) -> (transport, protocol); raises OSError where nobody listens."""
 
@@ -25,6 +28,22 @@ GRAIN_S = 1e-6
 
 class Deadlock(Exception):
     """The program waits for something that can never come."""
+
+
+class Call:
+    """A callback to come, in place of asyncio.Handle: without a context, as nothing in this world has one."""
+
+    __slots__ = ("args", "callback")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
+
+    def cancel(self) -> None:
+        self.callback = None
+
+    def cancelled(self) -> bool:
+        return self.callback is None
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
@@ -41,16 +60,20 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """What a callback raised; ends the run."""
         self.fatal: tuple[type[Exception], ...] = ()
         """Errors that end the run also where a task raises them that nobody waits for."""
-        self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._ready: deque[asyncio.Handle] = deque()
-        self._order = 0
+        self._due: list[_Due] = []
+        self._posted: _Due | None = None
+        """What was posted last: it is often the next thing to be done, and then needs no place in the heap."""
+        self._ready: deque[Call] = deque()
+        self._order = count()
 
     # ---- for the simulation itself -------------------------------------------------------------------
 
     def post(self, when: float, action: Callable[..., object], *args: Any) -> None:
         """Do this at that time; cheaper than call_at, and not to be taken back."""
-        self._order += 1
-        heapq.heappush(self._due, (when, self._order, action, args))
+        posted = self._posted
+        if posted is not None:
+            heappush(self._due, posted)
+        self._posted = (when, next(self._order), action, args)
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         """Run until `main` returns, then end what it left behind.
@@ -74,27 +97,36 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         for task in asyncio.all_tasks(self):
             task.cancel()
         while self._ready:
-            handle = self._ready.popleft()
-            if not handle._cancelled:
-                handle._run()
+            self._do(self._ready.popleft())
         self.failure = failure
 
     def _run_until(self, task: asyncio.Task[Any]) -> None:
-        ready, due = self._ready, self._due
-        while not task.done():
+        ready, due, done = self._ready, self._due, task.done
+        while not done():
             if self.failure is not None:
                 raise self.failure
             if ready:
-                handle = ready.popleft()
-                if not handle._cancelled:
-                    handle._run()
-            elif due:
-                when, _, action, args = heapq.heappop(due)
+                self._do(ready.popleft())
+            else:
+                posted = self._posted
+                if posted is not None:
+                    self._posted = None
+                    when, _, action, args = heappushpop(due, posted)
+                elif due:
+                    when, _, action, args = heappop(due)
+                else:
+                    raise Deadlock("nothing is due, and the run has not come to its end")
                 if when > self.now:
                     self.now = when
                 action(*args)
-            else:
-                raise Deadlock("nothing is due, and the run has not come to its end")
+
+    def _do(self, call: Call) -> None:
+        callback = call.callback
+        if callback is not None:
+            try:
+                callback(*call.args)
+            except Exception as error:
+                self.failure = self.failure or error
 
     # ---- what asyncio asks of a loop -------------------------------------------------------------------
 
@@ -112,29 +144,23 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
-        return handle
+    ) -> Call:
+        call = Call(callback, args)
+        self._ready.append(call)
+        return call
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> Call:
         return self.call_at(self.now + max(delay, GRAIN_S), callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self.post(when, self._fire, handle)
-        return handle
-
-    def _fire(self, handle: asyncio.TimerHandle) -> None:
-        if not handle.cancelled():
-            handle._run()
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """asyncio's timers tell their loop; a cancelled one stays in the queue and does nothing."""
+    ) -> Call:
+        """A timer that is cancelled stays in the queue and does nothing."""
+        call = Call(callback, args)
+        self.post(when, self._do, call)
+        return call
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

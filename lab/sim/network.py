@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -143,13 +144,16 @@ class Way:
             self._wake()
             return
         due = now + LEAST_DELAY_S + self._rng.random() * (MOST_DELAY_S - LEAST_DELAY_S)
-        self._free_at = due = max(due, self._free_at)
+        if due < self._free_at:
+            due = self._free_at
+        self._free_at = due
         self._loop.post(due, self._arrive, self._epoch, message)
 
     def _arrive(self, epoch: int, message: PeerMessage) -> None:
         if epoch == self._epoch:
-            self._network.frames += 1
-            self._network.nodes[self.to].take(Envelope(self.source, message))
+            network = self._network
+            network.frames += 1
+            network.nodes[self.to].take(Envelope(self.source, message))
 
     def _wake(self) -> None:
         due = self._treated.next_due()
@@ -215,7 +219,7 @@ class SimTransport(asyncio.Transport):
         """False while this end's process is stopped: what arrives waits."""
         self._closing = self._lost = False
         self._reading, self._choked = True, False
-        self._unread: list[bytes] = []
+        self._unread: deque[bytes] = deque()
         self._on_way = 0
         self._high = HIGH_BYTES
         self._free_at = 0.0
@@ -262,13 +266,14 @@ class SimTransport(asyncio.Transport):
     def pump(self) -> None:
         """Hand what has arrived to the protocol, if it reads and its process runs."""
         while self._unread and self._reading and not self._lost and self.gate():
-            data = self._unread.pop(0)
-            self.far.taken(len(data))
+            data, far = self._unread.popleft(), self.far
+            far._on_way -= len(data)
+            if far._choked:
+                far._perhaps_resume()
             self.protocol.data_received(data)
 
-    def taken(self, size: int) -> None:
-        self._on_way -= size
-        if self._choked and self._on_way * 2 < self._high:
+    def _perhaps_resume(self) -> None:
+        if self._on_way * 2 < self._high:
             self._choked = False
             if not self._lost and not self._closing:
                 self._loop.call_soon(self.protocol.resume_writing)

@@ -33,6 +33,8 @@ TURN_S = 0.00002
 """From an input to the turn that takes it."""
 SYNC_LEAST_S, SYNC_MOST_S = 0.0002, 0.002
 KILLED = -9
+ENDINGS = (PowerLost, WriteFailed, CorruptionError)
+"""What ends a node's process, of all that its code may raise."""
 
 
 class SimNode:
@@ -63,6 +65,7 @@ class SimNode:
         self.starts = 0
         self._life = 0
         """Counts processes; what was posted for an older one is void."""
+        self._ways = {to: way for (source, to), way in network.ways.items() if source == self.node_id}
         self.drift, self.wall_offset = 0.0, 0.0
         self._clock_base = self._clock_at = loop.now
         self.slow_sync = 0.0
@@ -137,8 +140,9 @@ class SimNode:
 
     def _begin(self, events: Sequence[Event]) -> None:
         self._emit(events)
-        self._perform(self.core.start(self.clock()))
-        self._arm()
+        now = self.clock()
+        self._perform(self.core.start(now))
+        self._arm(self.core.next_deadline(), now)
 
     def kill(self) -> None:
         """SIGKILL: what was written stays in the system's cache."""
@@ -204,14 +208,15 @@ class SimNode:
         """Run code of the node; what ends a process ends it here."""
         try:
             action(*args)
-        except PowerLost:
+        except ENDINGS as error:
+            self._ended_by(error)
+
+    def _ended_by(self, error: BaseException) -> None:
+        if isinstance(error, PowerLost):
             self.lose_power()
-        except WriteFailed as error:
+        else:
             self._emit([Failed(str(error))])
-            self._end(EXIT_WRITE_FAILED, asked=False)
-        except CorruptionError as error:
-            self._emit([Failed(str(error))])
-            self._end(EXIT_CORRUPTION, asked=False)
+            self._end(EXIT_WRITE_FAILED if isinstance(error, WriteFailed) else EXIT_CORRUPTION, asked=False)
 
     # ---- clients -----------------------------------------------------------------------------------
 
@@ -236,7 +241,8 @@ class SimNode:
         """Queue one input for the next turn; a stopped process takes it when it goes on."""
         if self.running:
             self._inbox.append(envelope)
-            self._ask_for_turn()
+            if not self._turn_due:
+                self._ask_for_turn()
 
     def _ask_for_turn(self) -> None:
         if not self._turn_due:
@@ -248,20 +254,26 @@ class SimNode:
             return
         self._turn_due = False
         if not self.paused:
-            self._guarded(self._step)
+            try:
+                self._step()
+            except ENDINGS as error:
+                self._ended_by(error)
 
     def _step(self) -> None:
         """As Runtime._step."""
         core, now, fx = self.core, self.clock(), Effects()
         if self._durable > self._told_durable:
             self._told_durable = self._durable
-            fx.merge(core.persisted(self._durable, now))
-        inbox, self._inbox = self._inbox, []
-        for envelope in inbox:
-            fx.merge(core.step(envelope, now))
+            core.persisted(self._durable, now, fx)
+        if self._inbox:
+            inbox, self._inbox = self._inbox, []
+            for envelope in inbox:
+                core.step(envelope, now, fx)
         if core.next_deadline() <= now:
-            fx.merge(core.tick(now))
-        fetches, self._fetches = self._fetches, []
+            core.tick(now, fx)
+        fetches = self._fetches
+        if fetches:
+            self._fetches = []
         self._perform(fx)
         for fetch in fetches:
             records = self.storage.read_records(fetch.after, fetch.max_bytes)
@@ -270,9 +282,10 @@ class SimNode:
         if route != self._route:
             self._route = route
             self.clients.route_changed(route[0], route[1])
-        if core.next_deadline() <= now:
+        deadline = core.next_deadline()
+        if deadline <= now:
             self._ask_for_turn()
-        self._arm()
+        self._arm(deadline, now)
 
     def _perform(self, fx: Effects) -> None:
         """The duties, in their order."""
@@ -285,7 +298,7 @@ class SimNode:
         if fx.emit:
             self._emit(fx.emit)
         for peer, message in fx.send:
-            self._network.ways[self.node_id, peer].send(message)
+            self._ways[peer].send(message)
         if fx.deliver:
             self.storage.deliver(fx.deliver)
             self._on_delivered(self.node_id, fx.deliver)
@@ -298,17 +311,22 @@ class SimNode:
             self._fetches += fx.fetch
             self._ask_for_turn()
 
-    def _arm(self) -> None:
+    def _arm(self, deadline: float, now: float) -> None:
         """A turn no later than the core's deadline."""
-        wait = max(self.core.next_deadline() - self.clock(), 0.0) / (1.0 + self.drift)
+        wait = (deadline - now) / (1.0 + self.drift) if deadline > now else 0.0
         when = self._loop.now + wait + TURN_S
         if when < self._timer_at:
             self._timer_at = when
             self._loop.post(when, self._on_timer, self._life, when)
 
     def _on_timer(self, life: int, when: float) -> None:
-        if life == self._life and when == self._timer_at:
-            self._timer_at = float("inf")
+        if life != self._life or when != self._timer_at:
+            return
+        self._timer_at = float("inf")
+        now, deadline = self.clock(), self.core.next_deadline()
+        if deadline > now:  # It has moved since; a process that is stopped arms its timer anew when it goes on.
+            self._arm(deadline, now)
+        else:
             self._turn_due = True
             self._turn(life)
 

@@ -6,6 +6,7 @@ simulator.simulate(scenario, seed)                        looks at the invariant
 
 from __future__ import annotations
 
+import gc
 import platform
 from dataclasses import dataclass, field
 from types import FrameType
@@ -167,8 +168,17 @@ def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress) -> Ou
 
 
 def simulate(scenario: Scenario, seed: int) -> Outcome:
-    """Simulate a scenario for its outcome alone."""
-    return Simulation(scenario, seed, lambda text: None, keep=False).carry_out()
+    """Simulate a scenario for its outcome alone.
+
+    Meanwhile no cycles of objects are collected: a seed leaves few, and looking for them costs a twentieth of its time.
+    """
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return Simulation(scenario, seed, lambda text: None, keep=False).carry_out()
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _innermost(error: BaseException) -> FrameType:

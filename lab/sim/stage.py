@@ -115,9 +115,9 @@ class SimLoad:
 
     def __init__(self, load: Load, seed: int, world: World, history: SimHistory) -> None:
         self._load, self._seed = load, seed
-        self._worker = Worker(self._hear, lambda path: history, world)
+        self._worker = Worker(self._hear, lambda path: history, world, tell_every=None)
         self._world = world
-        self._tally = Tally(finished=True)
+        self._finished = True
         self._news = asyncio.Event()
         self._ready = False
 
@@ -125,15 +125,14 @@ class SimLoad:
         if isinstance(answer, Ready):
             self._ready = True
         else:
-            self._tally = answer
+            self._finished = answer.finished
         self._news.set()
 
     async def spawn(self) -> None:
         pass
 
     async def start(self, via: tuple[NodeId, ...], addresses: Addresses) -> None:
-        self._ready = False
-        self._tally = msgspec.structs.replace(self._tally, finished=False)
+        self._ready = self._finished = False
         plans = client_plans(self._load, via, self._seed)
         duration = None if self._load.duration is None else float(self._load.duration)
         await self._worker.obey(Prepare("", addresses, plans, duration, float(self._load.deadline)))
@@ -148,11 +147,11 @@ class SimLoad:
 
     @property
     def finished(self) -> bool:
-        return self._tally.finished
+        return self._finished
 
     @property
     def total(self) -> Tally:
-        return self._tally
+        return self._worker.tally(self._finished)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -185,8 +184,7 @@ class SimCluster:
         self.events: list[tuple[int, NodeId, Event]] = []
         """(t ns, node, event) of the scenario's log level, in order."""
         self._marked = 0
-        self.seen: dict[str, int] = {}
-        """Event kind -> how often it was reported."""
+        self._seen: dict[type[Event], int] = {}
         self.faults: list[FaultRow] = []
         self._asking = ("", 0)
         self.injected: dict[str, int] = {}
@@ -222,11 +220,16 @@ class SimCluster:
     # ---- what nodes report -------------------------------------------------------------------------
 
     def _on_event(self, node: NodeId, event: Event) -> None:
-        kind = str(event.__struct_config__.tag)
-        self.seen[kind] = self.seen.get(kind, 0) + 1
-        if RANK[event.level] >= self._rank:
+        kind = type(event)
+        self._seen[kind] = self._seen.get(kind, 0) + 1
+        if RANK[kind.level] >= self._rank:
             self.events.append((self.now_ns(), node, event))
         self._watch.on_event(node, event)
+
+    @property
+    def seen(self) -> dict[str, int]:
+        """Event kind -> how often it was reported."""
+        return {str(kind.__struct_config__.tag): count for kind, count in self._seen.items()}
 
     def _on_end(self, node: NodeId, code: int, asked: bool) -> None:
         each = self.nodes[node]

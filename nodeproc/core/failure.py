@@ -102,7 +102,10 @@ def tick_follower(state: NodeState, follower: Follower, now: float, fx: Effects)
 
 def follower_deadline(state: NodeState, follower: Follower) -> float:
     """When tick_follower is due."""
-    return min(follower.heard_at + state.config.election_timeout, catch_up_deadline(state, follower))
+    silence = follower.heard_at + state.config.election_timeout
+    if not follower.request and follower.hole_since == FOREVER:
+        return silence
+    return min(silence, catch_up_deadline(state, follower))
 
 
 # ---- the leader's side ----------------------------------------------------------------------------

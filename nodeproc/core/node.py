@@ -124,15 +124,19 @@ class Node:
         state.poll_at = now + (patience if state.peers else 0.0)
         return fx
 
-    def step(self, envelope: Envelope, now: float) -> Effects:
-        """Take one frame from a peer, one submission of a client of ours, or news of a link."""
-        fx = Effects()
+    def step(self, envelope: Envelope, now: float, fx: Effects | None = None) -> Effects:
+        """Take one frame from a peer, one submission of a client of ours, or news of a link.
+
+        Args:
+            fx: of the same turn; what this step asks for is put behind it. None: the turn begins here.
+        """
+        fx = fx or Effects()
         self._take(envelope, now, fx)
         return fx
 
-    def persisted(self, ticket: int, now: float) -> Effects:
+    def persisted(self, ticket: int, now: float, fx: Effects | None = None) -> Effects:
         """All operations up to this ticket are durable: keep what was promised on that condition."""
-        state, fx = self.state, Effects()
+        state, fx = self.state, fx or Effects()
         ordering.on_durable(state, ticket, fx)
         if state.readmission and ticket >= state.readmission:
             state.rebuilding, state.readmission = False, 0
@@ -151,9 +155,9 @@ class Node:
             catchup.on_fetched(self.state, self.state.role, peer, token, records, fx)
         return fx
 
-    def tick(self, now: float) -> Effects:
+    def tick(self, now: float, fx: Effects | None = None) -> Effects:
         """Do what is due: order what waits, tell commits, heartbeats, suspicions, polls."""
-        state, fx = self.state, Effects()
+        state, fx = self.state, fx or Effects()
         if state.pledge is not None:
             return fx
         role = state.role

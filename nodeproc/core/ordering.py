@@ -306,7 +306,10 @@ def deliver(state: NodeState, fx: Effects) -> None:
     The followers' copies can commit what the leader's own disk has not synced yet. It waits for that, so that a
     message log never holds what its node's WAL may lose.
     """
-    records = state.log.delivered_up_to(min(state.commit_seq, state.durable.seq_no))
+    reached = min(state.commit_seq, state.durable.seq_no)
+    if reached <= state.delivered_seq:
+        return
+    records = state.log.delivered_up_to(reached)
     if not records:
         return
     first = state.delivered_seq + 1

@@ -286,9 +286,9 @@ def test_the_cores_clock_never_falls(tmp_path: Path, monkeypatch: pytest.MonkeyP
             seen: list[float] = []
             take = member.node.step
 
-            def step(envelope: Envelope, now: float) -> Effects:
+            def step(envelope: Envelope, now: float, fx: Effects) -> Effects:
                 seen.append(now)
-                return take(envelope, now)
+                return take(envelope, now, fx)
 
             monkeypatch.setattr(member.node, "step", step)
             submit = Submit("s", 101, 0, 2, ("x",))  # Refused: the turn asks for nothing else.
@@ -393,7 +393,7 @@ def test_diverged_logs_stop_the_node_with_code_3(tmp_path: Path, monkeypatch: py
     async def story() -> None:
         async with running(tmp_path) as member:
             client = await Chatter.open(member.port)
-            monkeypatch.setattr(member.node, "step", lambda *_: Effects(halt="diverged"))
+            monkeypatch.setattr(member.node, "step", lambda envelope, now, fx: fx.merge(Effects(halt="diverged")))
             client.say({"type": "CHAT", "first": 1, "payloads": ["x"]})
             assert await member.exit == 3
             assert member.events()[-1] == "failed"
