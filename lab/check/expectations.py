@@ -23,6 +23,7 @@ from lab.plan.expectation import (
     NumberingContinues,
     Order,
     RunExpectation,
+    TermGrowth,
     Throughput,
     Unavailable,
 )
@@ -98,6 +99,11 @@ def _judge(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Fa
             return _Found(gap <= expectation.at_most, f"{gap:.3f} s without an acknowledgement")
         case Memory():
             return _memory(expectation, facts.metrics)
+        case TermGrowth():
+            if facts.metrics is None or not facts.metrics.terms.first:
+                return _Found(None, "no event names a leader")
+            terms = facts.metrics.terms
+            return _Found(terms.growth <= expectation.at_most, f"from term {terms.first} to {terms.last}")
         case _:
             assert_never(expectation)
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import Struct
 
-from lab.check.history import read_events, read_history, read_pieces
+from lab.check.availability import FaultKind, Silence, TermCount, Terms, add_elections, fault_kinds, windows_of
+from lab.check.history import EventLine, read_events, read_history, read_pieces
 from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Sample, Unknown
 from lab.rundir import RunDir
 
 NS_PER_S = 1_000_000_000
+NEMESIS_PART = "during the nemesis"
 _LEADER_HITS = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
 CPU_MESSAGES_MIN = 10_000
 """Below it the nodes' heartbeats and status answers would outweigh the messages."""
@@ -116,6 +118,9 @@ class Metrics(Struct, frozen=True):
     None: fewer than CPU_MESSAGES_MIN messages, or no samples."""
     converged_s: float | None
     """After the heal; None: it did not."""
+    availability: tuple[FaultKind, ...] = ()
+    """Of each kind of fault; empty where the scenario has none."""
+    terms: Terms = Terms(0, 0, 0)
 
 
 def encode_metrics(metrics: Metrics) -> bytes:
@@ -181,6 +186,8 @@ class _Hit:
     t: int
     t_done: int
     leader_fault: FaultRow | None = None
+    round: int = 0
+    """Of a nemesis."""
     suspected: int = 0
     led: int = 0
     leader: int = 0
@@ -195,32 +202,35 @@ class _Hit:
 def _hits(faults: list[FaultRow]) -> list[_Hit]:
     """The scenario's faults with effect by ascending time, those of one step or one moment as one."""
     hits: list[_Hit] = []
-    step = -1
+    cause = (-1, 0)
     for row in sorted(faults, key=lambda row: row.t):
         if row.step < 0 or not row.effect:
             continue
         leader_fault = row if row.role == "leader" and row.fault in _LEADER_HITS else None
         name = f"{row.fault} node {row.target}" if row.target else row.fault
-        if hits and (row.step == step or row.t < hits[-1].t_done) and leader_fault is None:
+        if hits and ((row.step, row.round) == cause or row.t < hits[-1].t_done) and leader_fault is None:
             hits[-1].name += f", {name}"
             hits[-1].t_done = max(hits[-1].t_done, row.t_done)
         else:
-            hits.append(_Hit(name, row.t, row.t_done, leader_fault))
-        step = row.step
+            hits.append(_Hit(name, row.t, row.t_done, leader_fault, row.round))
+        cause = (row.step, row.round)
     return hits
 
 
-def _add_elections(run: RunDir, hits: list[_Hit]) -> None:
-    """Fill in when a hit leader was suspected and replaced, from all nodes' events."""
-    wanted = ("leader_timeout", "became_leader")
-    events = [
-        event
-        for node in run.node_ids()
-        if run.events(node).is_file()
-        for _, event in read_events(run.events(node))
-        if event.event in wanted
-    ]
-    events.sort(key=lambda event: event.t_ns)
+def _election_events(run: RunDir, terms: TermCount) -> list[EventLine]:
+    """Leader timeouts and new leaders of all nodes by ascending time; terms are counted on the way."""
+    events = []
+    for node in run.node_ids():
+        if run.events(node).is_file():
+            for _, event in read_events(run.events(node)):
+                terms.on_event(event)
+                if event.event in ("leader_timeout", "became_leader"):
+                    events.append(event)
+    return sorted(events, key=lambda event: event.t_ns)
+
+
+def _add_elections(events: list[EventLine], hits: list[_Hit]) -> None:
+    """Fill in when a hit leader was suspected and replaced."""
     for hit in hits:
         if hit.leader_fault is None:
             continue
@@ -255,8 +265,8 @@ class _Part:
 class _Walk:
     """Follows the history once."""
 
-    def __init__(self, hits: list[_Hit], has_load: bool) -> None:
-        self.hits, self._has_load = hits, has_load
+    def __init__(self, hits: list[_Hit], has_load: bool, silence: Silence) -> None:
+        self.hits, self._has_load, self._silence = hits, has_load, silence
         self._next_hit = 0
         self._sessions: dict[str, _Session] = {}
         self.sent = self.acked = self.rejected = self.unknown = 0
@@ -298,13 +308,17 @@ class _Walk:
         before = self.last_acked or self.first_sent
         if t - before > self.gap:
             self.gap, self.gap_at = t - before, before
+        self._silence.acked(before, t)
         self.last_acked = t
 
     def go_to(self, t: int) -> None:
         """Begin the parts of all faults that were done before t."""
         while self._next_hit < len(self.hits) and self.hits[self._next_hit].t <= t:
             hit = self.hits[self._next_hit]
-            self._begin(f"during {hit.name}", hit.t)
+            if not hit.round:
+                self._begin(f"during {hit.name}", hit.t)
+            elif self.parts[-1].name != NEMESIS_PART:  # its faults are too many for parts of their own
+                self._begin(NEMESIS_PART, hit.t)
             self._next_hit += 1
 
     def _after_hit(self, t: int) -> None:
@@ -314,7 +328,8 @@ class _Walk:
         hit = self.hits[self._next_hit - 1]
         if not hit.acked and hit.over_from and t >= hit.over_from:
             hit.acked = t
-            self._begin(f"after {hit.name}", t)
+            if not hit.round:
+                self._begin(f"after {hit.name}", t)
 
     def _begin(self, name: str, t: int) -> None:
         self.parts[-1].end = t
@@ -355,9 +370,12 @@ def measure(run: RunDir) -> Metrics:
         msgspec.MsgspecError: meta.json or faults.jsonl is not.
     """
     meta = run.read_meta()
-    hits = _hits(run.read_faults())
-    _add_elections(run, hits)
-    walk = _Walk(hits, run.history.is_file() and _has_load(run))
+    faults, terms = run.read_faults(), TermCount()
+    hits, windows = _hits(faults), windows_of(faults)
+    events = _election_events(run, terms)
+    _add_elections(events, hits)
+    add_elections(windows, events)
+    walk = _Walk(hits, run.history.is_file() and _has_load(run), Silence(windows))
     if run.history.is_file():
         _follow(run, walk)
     return Metrics(
@@ -372,6 +390,8 @@ def measure(run: RunDir) -> Metrics:
         nodes=_costs(meta),
         cpu_us_per_message=_cpu_per_message(walk, meta),
         converged_s=meta.convergence.took_s if meta.convergence is not None and meta.convergence.reached else None,
+        availability=fault_kinds(windows),
+        terms=terms.terms(),
     )
 
 
@@ -435,7 +455,7 @@ def _failover(hit: _Hit, meta: Meta) -> Failover:
 
 def _segments(walk: _Walk, meta: Meta) -> tuple[Segment, ...]:
     walk.parts[-1].end = max(walk.last_acked, walk.parts[-1].start)
-    walk.parts[0].name = f"before {walk.hits[0].name}"
+    walk.parts[0].name = f"before {walk.hits[0].name if not walk.hits[0].round else 'the nemesis'}"
     return tuple(_segment(part, meta) for part in walk.parts)
 
 

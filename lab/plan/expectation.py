@@ -164,9 +164,26 @@ class Memory(Expectation, frozen=True):
     at_most: float
 
 
+class TermGrowth(Expectation, frozen=True):
+    """No node showed a term that lies further above that of the first leader."""
+
+    word = "term_growth"
+    short = "at_most"
+    at_most: int
+
+
 MomentExpectation: TypeAlias = LeaderIs | RoleIs | CaughtUp | LastSeq
 RunExpectation: TypeAlias = (
-    LastSeq | Order | NumberingContinues | EventSeen | EventInterval | Acknowledged | Throughput | Unavailable | Memory
+    LastSeq
+    | Order
+    | NumberingContinues
+    | EventSeen
+    | EventInterval
+    | Acknowledged
+    | Throughput
+    | Unavailable
+    | Memory
+    | TermGrowth
 )
 
 MOMENT_EXPECTATIONS: dict[str, type[Expectation]] = {each.word: each for each in (LeaderIs, RoleIs, CaughtUp, LastSeq)}
@@ -182,5 +199,6 @@ RUN_EXPECTATIONS: dict[str, type[Expectation]] = {
         Throughput,
         Unavailable,
         Memory,
+        TermGrowth,
     )
 }

@@ -17,6 +17,7 @@ CLOSING: dict[Outcome, str] = {
     "undecided": "UNKNOWN: not everything could be judged",
 }
 _NONE = "-"
+_MOST_FAILOVERS = 20
 _WIDEST = 60
 """Characters of a column of text; longer ones go on in the next line."""
 
@@ -28,7 +29,8 @@ def render(run: RunDir, verdict: Verdict, metrics: Metrics | None) -> str:
     if verdict.expectations:
         blocks.append(_expectations(verdict.expectations))
     if metrics is not None:
-        blocks += [_load(metrics, verdict), _failovers(metrics.failovers), _segments(metrics), _nodes(metrics)]
+        blocks += [_load(metrics, verdict), _availability(metrics), _failovers(metrics.failovers)]
+        blocks += [_segments(metrics), _nodes(metrics)]
     blocks.append(f"{name}: {CLOSING[verdict.outcome]}")
     return "\n\n".join(block for block in blocks if block)
 
@@ -92,6 +94,9 @@ def _load(metrics: Metrics, verdict: Verdict) -> str:
     ]
     if metrics.converged_s is not None:
         rows.append(("converged", f"{metrics.converged_s:.3f} s after the heal"))
+    if metrics.terms.first:
+        terms = metrics.terms
+        rows.append(("terms", f"{terms.first} to {terms.last}, {terms.elections} times a node became leader"))
     if metrics.cpu_us_per_message is not None:
         rows.append(("CPU", f"{metrics.cpu_us_per_message:,.2f} µs/message, all nodes added"))
     return _table(rows, ("load", ""))
@@ -109,6 +114,34 @@ def _number(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.1f}"
 
 
+def _availability(metrics: Metrics) -> str:
+    """What came of each kind of fault."""
+    rows = [
+        (
+            shortened(kind.asked),
+            str(kind.times),
+            _seconds(kind.unavailable_s_median),
+            _seconds(kind.unavailable_s_max),
+            str(kind.elections),
+            _number(kind.detected_ms_median),
+            _number(kind.elected_ms_median),
+            _number(kind.acknowledged_ms_median),
+        )
+        for kind in metrics.availability
+    ]
+    headers = ("fault", "times", "no ack s", "longest", "elections", "suspected ms", "leader ms", "first ack ms")
+    return _table(rows, headers, right_from=1)
+
+
+def shortened(text: str) -> str:
+    """For a column."""
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+
+
+def _seconds(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.3f}"
+
+
 def _failovers(failovers: Sequence[Failover]) -> str:
     rows = [
         (
@@ -119,10 +152,11 @@ def _failovers(failovers: Sequence[Failover]) -> str:
             f"node {failover.leader}" if failover.leader else _NONE,
             _number(failover.acknowledged_ms),
         )
-        for failover in failovers
+        for failover in failovers[:_MOST_FAILOVERS]
     ]
     headers = ("failover", "at s", "suspected ms", "leader ms", "who", "first ack ms")
-    return _table(rows, headers, right_from=1)
+    more = len(failovers) - len(rows)
+    return _table(rows, headers, right_from=1) + (f"\nand {more} more in metrics.json" if more else "")
 
 
 def _segments(metrics: Metrics) -> str:

@@ -29,6 +29,14 @@ def judged(run: RunDir, expectation: str) -> ExpectationResult:
     return verdict.expectations[1]
 
 
+def test_without_a_leader_no_growth_of_terms_is_known(run: RunDir) -> None:
+    for node in NODES:
+        doctor_lines(
+            run.events(node), lambda lines: lines.__setitem__(slice(None), [x for x in lines if b"became" not in x])
+        )
+    assert judged(run, "term_growth: 5").met is None
+
+
 def first_of(client: int, n: int = 1) -> str:
     return payload(SEED, client, n, 100)
 
@@ -43,6 +51,8 @@ def first_of(client: int, n: int = 1) -> str:
         ("last_seq: {is: 200, on: leader}", None, "role"),
         ("numbering_continues: {over_terms: 2}", True, "term 1 from seq_no 1, term 2 from seq_no 101"),
         ("numbering_continues: {over_terms: 3}", False, "term 2 from seq_no 101"),
+        ("term_growth: 1", True, "from term 1 to 2"),
+        ("term_growth: {at_most: 0}", False, "from term 1 to 2"),
         ("acknowledged: 200", True, "200 of 200 acknowledged"),
         ("acknowledged: 201", False, "200 of 200 acknowledged"),
         ("event: leader_timeout", True, "2: node 1 1, node 2 1, node 3 0"),

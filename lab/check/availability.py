@@ -1,0 +1,169 @@
+"""How long nobody was acknowledged after each kind of fault, and how far the terms went; part of metrics.json.
+
+The faults cut the run into windows: from one to the next, whatever heals in between. What is found in a window is
+put down to the fault that opened it. So a fault that comes before the one ahead of it is over shares its troubles.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from msgspec import Struct
+
+from lab.check.elections import SHOWS_TERM
+from lab.check.history import EventLine
+from lab.rows import FaultRow
+
+NS_PER_S = 1_000_000_000
+_HEALING = ("start", "resume", "heal")
+
+
+class FaultKind(Struct, frozen=True):
+    """What came of all faults that the scenario asks for in the same words. None: it never came."""
+
+    asked: str
+    times: int
+    unavailable_s_median: float | None
+    """Longest time without any acknowledgement of the load behind one such fault; the median over all of them."""
+    unavailable_s_max: float | None
+    elections: int
+    """Nodes that became leader behind them, all added."""
+    detected_ms_median: float | None
+    """From the fault to the first leader timeout that a node reports, where one does."""
+    elected_ms_median: float | None
+    """From the fault to the first new leader, where there is one."""
+    acknowledged_ms_median: float | None
+    """From the fault to the first acknowledgement behind that new leader."""
+
+
+class Terms(Struct, frozen=True):
+    """How far the terms went."""
+
+    first: int
+    """Of the first leader; 0: there was none."""
+    last: int
+    """The highest that any node showed."""
+    elections: int
+    """How often a node became leader."""
+
+    @property
+    def growth(self) -> int:
+        return self.last - self.first
+
+
+@dataclass(slots=True)
+class Window:
+    """From one fault to the next, ns."""
+
+    asked: str
+    start: int
+    end: int = 1 << 63
+    silent: int = -1
+    """Longest time without an acknowledgement in it; -1: no load ran."""
+    suspected: int = 0
+    led: int = 0
+    elections: int = 0
+    acked: int = 0
+    """First acknowledgement from `led` on."""
+
+
+def windows_of(faults: Iterable[FaultRow]) -> list[Window]:
+    """One for each fault of the scenario that had effect, by ascending time; the rows of one step are one fault."""
+    windows: list[Window] = []
+    latest: tuple[int, int, str] | None = None
+    for row in sorted(faults, key=lambda row: row.t):
+        if row.step < 0 or not row.effect or row.fault in _HEALING:
+            continue
+        cause = (row.step, row.round, row.asked)
+        if cause != latest:
+            if windows:
+                windows[-1].end = row.t
+            windows.append(Window(row.asked or row.fault, row.t))
+        latest = cause
+    return windows
+
+
+def add_elections(windows: Sequence[Window], events: Iterable[EventLine]) -> None:
+    """Fill in who was suspected and elected when.
+
+    Args:
+        events: leader_timeout and became_leader of all nodes by ascending time.
+    """
+    at = 0
+    for event in events:
+        while at < len(windows) and windows[at].end <= event.t_ns:
+            at += 1
+        if at == len(windows) or event.t_ns < windows[at].start:
+            continue
+        window = windows[at]
+        if event.event == "became_leader":
+            window.elections += 1
+            window.led = window.led or event.t_ns
+        elif not window.led:
+            window.suspected = window.suspected or event.t_ns
+
+
+class Silence:
+    """Follows the load's acknowledgements through the windows."""
+
+    def __init__(self, windows: Sequence[Window]) -> None:
+        self._windows = windows
+        self._at = 0
+
+    def acked(self, before: int, t: int) -> None:
+        """There was an acknowledgement at t, and none since `before`."""
+        windows = self._windows
+        while self._at < len(windows) and windows[self._at].end <= before:
+            self._at += 1
+        for at in range(self._at, len(windows)):
+            window = windows[at]
+            if window.start > t:
+                break
+            window.silent = max(window.silent, min(t, window.end) - max(before, window.start))
+            if window.led and not window.acked and window.led <= t < window.end:
+                window.acked = t
+
+
+def fault_kinds(windows: Sequence[Window]) -> tuple[FaultKind, ...]:
+    """The windows of each kind of fault as one, in the order of their first."""
+    kinds: dict[str, list[Window]] = {}
+    for window in windows:
+        kinds.setdefault(window.asked, []).append(window)
+    return tuple(_kind(asked, each) for asked, each in kinds.items())
+
+
+def _kind(asked: str, windows: Sequence[Window]) -> FaultKind:
+    silent = [window.silent / NS_PER_S for window in windows if window.silent >= 0]
+    return FaultKind(
+        asked=asked,
+        times=len(windows),
+        unavailable_s_median=_median(silent),
+        unavailable_s_max=max(silent, default=None),
+        elections=sum(window.elections for window in windows),
+        detected_ms_median=_median([(each.suspected - each.start) / 1e6 for each in windows if each.suspected]),
+        elected_ms_median=_median([(each.led - each.start) / 1e6 for each in windows if each.led]),
+        acknowledged_ms_median=_median([(each.acked - each.start) / 1e6 for each in windows if each.acked]),
+    )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+class TermCount:
+    """Follows the terms through all nodes' events, in any order."""
+
+    def __init__(self) -> None:
+        self._leaders: list[int] = []
+        self._last = 0
+
+    def on_event(self, event: EventLine) -> None:
+        if event.event in SHOWS_TERM:
+            self._last = max(self._last, event.term)
+        if event.event == "became_leader":
+            self._leaders.append(event.term)
+
+    def terms(self) -> Terms:
+        return Terms(min(self._leaders, default=0), self._last, len(self._leaders))
