@@ -110,7 +110,8 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
 
     fault: str
     """kill | stop | pause | resume | start | link | reset | chaos | busy | disk | clock | power_loss | rebuild |
-    garbage | heal; besides exit (a node ended by itself of what was done to its disk) and refusal (of that it did not start)."""
+    garbage | heal; besides exit (a node ended by itself of what was done to its disk) and refusal (of that it did not
+    start)."""
     target: int
     """Node id; for links the receiving node, 0 for all."""
     role: str
