@@ -24,7 +24,7 @@ from typing import Any, Final
 from lab import cli
 from lab.plan.scenario import MAX_NODES
 from lab.plan.words import Duration
-from lab.run.children import Child
+from lab.run.children import Child, RunFailed
 from lab.rundir import LATEST
 from lab.search import coverage
 from lab.search.draw import SIZES, draw
@@ -72,6 +72,8 @@ class Tally:
 
     search: Search
     done: int = 0
+    problem: str = ""
+    """Why the lab could not go on; "": it could."""
     findings: list[Played] = field(default_factory=list)
     troubles: list[Played] = field(default_factory=list)
     virtual_s: float = 0.0
@@ -280,6 +282,8 @@ def _report_lines(tally: Tally, findings: list[Finding]) -> Iterator[str]:
     yield f"findings: {len(tally.findings) or 'none'}"
     for finding in findings:
         yield from finding.lines()
+    if tally.problem:
+        yield f"the lab failed: {tally.problem}"
     for played in tally.troubles:
         yield f"seed {played.seed}: the lab failed: {played.trouble.rstrip().splitlines()[-1]}"
         yield f"  again: {search.replay(played.seed)}"
@@ -299,6 +303,7 @@ def plain(tally: Tally, findings: list[Finding], code: int) -> dict[str, Any]:
         "nodes": tally.search.sizes,
         "mutant": tally.search.mutant or None,
         "findings": [finding.plain() for finding in findings],
+        "problem": tally.problem,
         "troubles": [{"seed": each.seed, "trouble": each.trouble} for each in tally.troubles],
         "virtual_s": round(tally.virtual_s, 3),
         "frames": tally.frames,
@@ -399,7 +404,7 @@ def _exit_code(tally: Tally, interrupted: bool) -> int:
         return cli.INTERRUPTED
     if tally.findings:
         return cli.BROKEN
-    return cli.HARNESS if tally.troubles else cli.PASS
+    return cli.HARNESS if tally.troubles or tally.problem else cli.PASS
 
 
 def _play(tally: Tally, progress: cli.Progress) -> bool:
@@ -419,6 +424,8 @@ def _play(tally: Tally, progress: cli.Progress) -> bool:
         asyncio.run(play_all(tally, tell, found))
     except KeyboardInterrupt:
         return True
+    except RunFailed as error:
+        tally.problem = str(error)
     finally:
         progress.close()
         seconds = time.monotonic() - begun

@@ -146,7 +146,9 @@ def test_a_worker_that_ends_fails_the_lab(
 ) -> None:
     monkeypatch.setattr(search, "encode", lambda order: b"not JSON")
     assert sim("--seeds", "3", "--jobs", "1", out=tmp_path) == 70
-    assert "search worker 1 ended with exit code 1: msgspec.DecodeError" in capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "no seed: 0 played of 3 asked for" in out
+    assert "\nthe lab failed: search worker 1 ended with exit code 1: msgspec.DecodeError" in out
 
 
 # ---- one seed -----------------------------------------------------------------------------------------
