@@ -120,6 +120,10 @@ class RunDir:
     def node_config(self, node: int) -> Path:
         return self.nodes / f"node_{node}.yml"
 
+    def program_config(self, node: int) -> Path:
+        """In place of it and as JSON, for a program that `cluster.command` starts."""
+        return self.nodes / f"node_{node}.json"
+
     def message_log(self, node: int) -> Path:
         return self.node_dir(node) / "logs" / f"node_{node}_messages.jsonl"
 

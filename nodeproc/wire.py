@@ -391,7 +391,7 @@ class PeerStatus(Struct, frozen=True):
 
 
 class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
-    """Answer to STATUS."""
+    """Answer to STATUS. A node of another make may leave out what has a default."""
 
     node: NodeId
     role: str
@@ -402,11 +402,11 @@ class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
     """Written here, delivered or not."""
     commit_seq: SeqNo
     delivered_seq: SeqNo
-    rebuilding: bool
-    uptime_s: float
-    pid: int
-    peers: tuple[PeerStatus, ...]
-    counters: dict[str, int]
+    rebuilding: bool = False
+    uptime_s: float = 0.0
+    pid: int = 0
+    peers: tuple[PeerStatus, ...] = ()
+    counters: dict[str, int] = {}
 
 
 NodeLine: TypeAlias = Welcome | Ack | Reject | LeaderLine | Problem | Status

@@ -20,7 +20,8 @@ _ERRORS = frozenset(name for name, event in EVENTS.items() if event.level == "ER
 """Events that no healthy node reports."""
 _HEALING = ("start", "resume", "heal")
 _NEVER = 1 << 63
-_ASKED_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM)
+_ASKED_ENDS = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""Shells and virtual machines tell of a signal in the last way."""
 
 
 def check_node_health(run: RunDir, meta: Meta, nodes: list[int], faults: list[FaultRow]) -> Check:
@@ -31,7 +32,7 @@ def check_node_health(run: RunDir, meta: Meta, nodes: list[int], faults: list[Fa
         for end in use.exits:
             if not end.expected:
                 findings.add("meta.json:1", f"node {node} ended by itself with code {end.code} at t={end.t}")
-            elif not end.because and end.code != 0 and end.code not in _ASKED_SIGNALS:
+            elif not end.because and end.code not in _ASKED_ENDS:
                 findings.add("meta.json:1", f"node {node}, asked to stop, ended with code {end.code} at t={end.t}")
     for node in nodes:
         _look_for_traceback(findings, run, run.node_log(node))

@@ -49,12 +49,7 @@ def check(run: RunDir, metrics: Metrics | None) -> Verdict:
     files, missing = _node_files(run, nodes)
     agreement = check_agreement(files, missing)
     walked = _walk(run, papers, agreement, files)
-    checks = [
-        agreement.check,
-        *walked.checks[:5],
-        Elections(run, _rebuilt(papers.faults)).check(nodes),
-        *walked.checks[5:],
-    ]
+    checks = [agreement.check, *walked.checks[:5], _elections(run, papers, nodes), *walked.checks[5:]]
     checks += _surroundings(run, papers, nodes)
     facts = Facts(
         files=files,
@@ -216,6 +211,11 @@ def _without_history(agreement: Agreement, log: MessageLog, reason: str) -> _Wal
 
 
 # ---- what surrounds the invariants ------------------------------------------------------------------
+
+
+def _elections(run: RunDir, papers: _Papers, nodes: list[int]) -> Check:
+    foreign = papers.scenario is not None and papers.scenario.cluster.is_foreign
+    return Elections(run, _rebuilt(papers.faults)).check(nodes, wanted=not foreign)
 
 
 def _surroundings(run: RunDir, papers: _Papers, nodes: list[int]) -> list[Check]:

@@ -24,6 +24,7 @@ from lab.plan.expectation import (
 )
 from lab.plan.faults import SHORTEST_STINT_S
 from lab.plan.step import (
+    INSIDE_STEPS,
     NEMESIS_STEPS,
     STEPS,
     TRIGGERED_STEPS,
@@ -94,10 +95,13 @@ class Reader:
     Args:
         ids: the cluster's nodes.
         log_level: the cluster's; events below it are not reported.
+        foreign: the nodes are a program of somebody else's, of whose frames and disk nothing is known.
     """
 
-    def __init__(self, document: Document, ids: Sequence[NodeId], log_level: events.Level) -> None:
-        self._document = document
+    def __init__(
+        self, document: Document, ids: Sequence[NodeId], log_level: events.Level, *, foreign: bool = False
+    ) -> None:
+        self._document, self._foreign = document, foreign
         self._ids = tuple(ids)
         self._log_level: events.Level = log_level
 
@@ -134,6 +138,10 @@ class Reader:
         return step
 
     def _check_fault(self, place: Place, step: StepAny) -> None:
+        if self._foreign and isinstance(step, INSIDE_STEPS):
+            self._fail(
+                place, "is for the lab's own nodes; of one that cluster.command starts only the surface is known"
+            )
         match step:
             case Link():
                 self._check_frames(place, step.frames)
@@ -294,14 +302,18 @@ class Reader:
         """What can't be asked of the links of clients."""
         if step.source == step.to == "clients":
             self._fail((*place, "to"), "clients have no links with each other; one end must be nodes")
-        if not is_about_clients(step) or isinstance(step, Reset):
+        about_clients = is_about_clients(step)
+        if not (about_clients or self._foreign) or isinstance(step, Reset):
             return
         if step.frames:
-            self._fail((*place, "frames"), "only links between nodes carry frames, those of clients carry lines")
+            known = "only links between nodes carry frames, those of clients carry lines"
+            unknown = "the frames of nodes that cluster.command starts are not known"
+            self._fail((*place, "frames"), known if about_clients else unknown)
         for name in _NODE_LINKS_ONLY if isinstance(step, Link) else ():
             if getattr(step, name):
                 allowed = ", ".join(each for each in _LINK_RULES if each not in _NODE_LINKS_ONLY)
-                self._fail((*place, name), f"is for links between nodes; allowed for those of clients: {allowed}")
+                whose = "clients" if about_clients else "nodes that cluster.command starts"
+                self._fail((*place, name), f"is for links that carry frames; allowed for those of {whose}: {allowed}")
 
     def _check_frames(self, place: Place, frames: Sequence[str]) -> None:
         for index, frame in enumerate(frames):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from msgspec import Struct, structs
 
+from lab.plan.command import split_command
 from lab.plan.expectation import Memory, RunExpectation, Throughput, Unavailable
 from lab.plan.reading import Reader
 from lab.plan.step import (
@@ -60,6 +61,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     priorities: node id -> priority; a node's id where left out.
     log_level: DEBUG is needed for events of that level (heartbeats, buffering).
     limits: as in a node's configuration.
+    command: what is started in place of the lab's own node, see lab.plan.command; None: the lab's own.
+    directory: where the command runs; once read, absolute: what is written down is relative to the scenario's own.
     """
 
     nodes: int = 3
@@ -73,6 +76,13 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     durability: Literal["fsync", "os"] = "fsync"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     limits: dict[str, int] = {}
+    command: str | tuple[str, ...] | None = None
+    directory: str = ""
+
+    @property
+    def is_foreign(self) -> bool:
+        """Its nodes are a program of somebody else's, of which only the documented surface is known."""
+        return self.command is not None
 
     @property
     def ids(self) -> tuple[NodeId, ...]:
@@ -207,6 +217,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             for place, step in _placed(self.steps, ("steps",))
             if isinstance(step, Garbage)
         ]
+        if self.cluster.is_foreign:
+            refused.append("cluster.command: a program has no virtual time to run in")
         total = self._planned_messages()
         if total > MAX_SIM_MESSAGES:
             at = "load" if self.load is not None else "steps"
@@ -271,14 +283,15 @@ def load(path: Path | str, *, text: str | None = None) -> Scenario:
     outline = document.convert(_Outline, dec_hook=decode_word)
     _check_outline(document, outline)
     _check_cluster(document, outline.cluster)
-    reader = Reader(document, outline.cluster.ids, outline.cluster.log_level)
+    cluster = _with_command(document, outline.cluster, Path(path).parent)
+    reader = Reader(document, cluster.ids, cluster.log_level, foreign=cluster.is_foreign)
     if outline.load is not None:
         _check_load(document, reader, outline.load)
     scenario = Scenario(
         name=outline.name,
         description=outline.description.strip(),
         steps=reader.steps(("steps",)),
-        cluster=outline.cluster,
+        cluster=cluster,
         load=outline.load,
         expectations=reader.run_expectations(("expectations",)) if outline.expectations else (),
         subscribers=outline.subscribers,
@@ -401,6 +414,23 @@ def _check_cluster(document: Document, cluster: Cluster) -> None:
     if cluster.election_timeout < 2 * cluster.heartbeat_interval:
         allowed = f"twice heartbeat_interval ({cluster.heartbeat_interval}) or more"
         raise document.error(("cluster", "election_timeout"), f"found {cluster.election_timeout}, allowed {allowed}")
+
+
+def _with_command(document: Document, cluster: Cluster, home: Path) -> Cluster:
+    """The cluster with its command as arguments and the place where it runs.
+
+    Args:
+        home: the scenario file's directory.
+    """
+    if cluster.command is None:
+        if cluster.directory:
+            raise document.error(("cluster", "directory"), "is where command runs, and there is no command")
+        return cluster
+    try:
+        command = split_command(cluster.command)
+    except ValueError as error:
+        raise document.error(("cluster", "command"), str(error)) from None
+    return structs.replace(cluster, command=command, directory=str((home / cluster.directory).resolve()))
 
 
 def _check_load(document: Document, reader: Reader, load: Load) -> None:

@@ -574,6 +574,8 @@ NEMESIS_STEPS = tuple(each for each in FAULT_STEPS if each not in (Start, Resume
 """What a nemesis may do: what the heal behind it undoes."""
 LINK_STEPS = (Link, Cut, Partition, Reset)
 """Steps that need the lab's proxy between real nodes."""
+INSIDE_STEPS = (PowerLoss, Disk, Clock, Rebuild)
+"""Steps that need to know what is inside of a node: for the lab's own."""
 SIM_ONLY_STEPS = (PowerLoss, Disk, Clock, Rebuild)
 """Steps that only a simulation can do."""
 

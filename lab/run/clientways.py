@@ -1,4 +1,5 @@
-"""The ways between clients and one node through the proxy, where a scenario wants to treat them badly.
+"""The ways of bytes through the proxy, where a scenario wants to treat them badly: between clients and one node, and
+between two nodes whose frames nobody knows (`cluster.command`).
 
 A client's connection is TCP with nothing in between: what is sent on it arrives whole and in order, or the connection
 breaks. So a rule here holds bytes back, slows them, cuts them in pieces, and breaks and refuses connections; nothing is
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import fields
 from typing import cast
 
 from lab.run.frames import BYTES
@@ -68,6 +70,35 @@ class ClientWay:
         for connection in connections:
             connection.break_off(reset=True)
         return len(connections)
+
+
+class BytesPair:
+    """One directed pair of nodes of which only bytes are known.
+
+    What the sender says goes on the connection that it opened, and on the one that the receiver opened to it.
+
+    Args:
+        opened: the door for the sender's connections to the receiver.
+        back: the one for the receiver's to the sender.
+    """
+
+    def __init__(self, opened: ClientDoor, back: ClientDoor) -> None:
+        self._asking, self._answering = opened.to_node, back.from_node
+
+    @property
+    def counts(self) -> LinkCounts:
+        """Of both added up."""
+        one, other = self._asking.counts, self._answering.counts
+        return LinkCounts(*(getattr(one, each.name) + getattr(other, each.name) for each in fields(LinkCounts)))
+
+    def treat(self, rule: Rule | None) -> None:
+        self._asking.treat(rule)
+        # What the sender may not open, the receiver may: that is the pair in the other direction.
+        self._answering.treat(None if rule is not None and rule.refuse else rule)
+
+    def reset(self) -> int:
+        """Break the connections that the sender opened; returns how many there were."""
+        return self._asking.reset()
 
 
 class _Connection:

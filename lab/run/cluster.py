@@ -10,6 +10,7 @@ import dataclasses
 import random
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from lab.plan.command import filled
 from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
 from lab.plan.scenario import Cluster as ClusterPlan
 from lab.plan.scenario import Scenario
@@ -28,7 +30,7 @@ from lab.run.children import Child, RunFailed
 from lab.run.garbage import Crowd, Mark, besiege
 from lab.run.links import LINK_EFFECTS, LinkCounts, Rule
 from lab.run.observation import EventCount, StatusLine, file_sizes
-from lab.run.processes import HeldPort, Lifeline, NodeProcess
+from lab.run.processes import HeldPort, Lifeline, NodeProcess, Program
 from lab.run.proxy import CLIENTS, Break, Broken, Count, Evidence, Open, Opened, Order, Pair, Treat
 from lab.rundir import RunDir
 from nodeproc.client import Address
@@ -99,6 +101,33 @@ def share_of(whole: int, at: int, parts: int) -> int:
     return whole // parts + (at < whole % parts)
 
 
+def program_of(plan: ClusterPlan, run: RunDir, settings: dict[str, Any]) -> Program | None:
+    """What one node of a cluster with a command is, and the JSON file that it is told of; None: the lab's own.
+
+    Args:
+        settings: the node's, as node_settings() made them.
+    """
+    if plan.command is None:
+        return None
+    assert isinstance(plan.command, tuple), plan.command  # load() has split it
+    node = settings["node_id"]
+    run.message_log(node).parent.mkdir(parents=True)
+    files = {"message_log": str(run.message_log(node).resolve()), "events": str(run.events(node).resolve())}
+    config = run.program_config(node).resolve()
+    config.write_bytes(msgspec.json.format(msgspec.json.encode(settings | files), indent=1) + b"\n")
+    values = {
+        "config": str(config),
+        "id": str(node),
+        "host": settings["host"],
+        "port": str(settings["port"]),
+        "peers": ",".join(f"{peer['id']}={peer['host']}:{peer['port']}" for peer in settings["peers"]),
+        "data_dir": settings["data_dir"],
+        "python": sys.executable,
+        **files,
+    }
+    return Program(filled(plan.command, values), plan.directory)
+
+
 class Cluster:
     """See the module's docstring.
 
@@ -154,10 +183,19 @@ class Cluster:
             peers = {peer: ways[node, peer] for peer in plan.ids if peer != node}
             data_dir = str(run.node_dir(node).resolve())
             settings = node_settings(plan, node, held.port, peers, data_dir, cluster_id, secret)
-            run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+            program = program_of(plan, run, settings)
+            if program is None:
+                run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
             self._status_lines[node] = StatusLine((HOST, held.port))
             self.nodes[node] = NodeProcess(
-                node, HOST, held.port, run.node_config(node), run.node_log(node), self._lifeline.fd, self._on_sample
+                node,
+                HOST,
+                held.port,
+                run.node_config(node),
+                run.node_log(node),
+                self._lifeline.fd,
+                self._on_sample,
+                program=program,
             )
 
     async def _open_ways(self, seed: int) -> dict[Pair, int]:
@@ -166,7 +204,8 @@ class Cluster:
         if not self._scenario.proxied:
             return {(source, to): ports[to] for source in ports for to in ports}
         self._proxy = await Child.spawn("proxy", "lab.run.proxy", self._run.proxy_log)
-        answer = await self._ask_proxy(Open(HOST, ports, seed, self._scenario.proxies_clients))
+        frames = not self._scenario.cluster.is_foreign
+        answer = await self._ask_proxy(Open(HOST, ports, seed, self._scenario.proxies_clients, frames))
         opened = msgspec.json.decode(answer, type=Opened)
         self._client_ports = {to: port for source, to, port in opened.ports if source == CLIENTS}
         return {(source, to): port for source, to, port in opened.ports}
@@ -500,8 +539,17 @@ class Cluster:
 def resolved(plan: ClusterPlan) -> dict[str, Any]:
     """The cluster as meta.json tells it."""
     settings = node_settings(plan, 0, 0, {}, "", "", "")
-    shown = ("durability", "log_level", "limits", "join_timeout_ms", "heartbeat_interval_ms", "election_timeout_ms")
-    return {"nodes": plan.nodes} | {name: settings[name] for name in shown if name in settings}
+    settings["command"] = plan.command
+    shown = (
+        "command",
+        "durability",
+        "log_level",
+        "limits",
+        "join_timeout_ms",
+        "heartbeat_interval_ms",
+        "election_timeout_ms",
+    )
+    return {"nodes": plan.nodes} | {name: settings[name] for name in shown if settings.get(name) is not None}
 
 
 def target_rng(seed: int) -> random.Random:

@@ -380,11 +380,10 @@ class Conductor:
                 pairs = self._pairs(step, view)
                 if step.both:
                     pairs = _both_ways(pairs)
-                clients_wait = Link(delay=UNTIL_HEALED)
-                link = clients_wait if is_about_clients(step) else Link(frames=step.frames, loss=1.0)
+                link = self._cut(is_about_clients(step), step.frames)
                 await cluster.treat(link, pairs, index)
             case Partition():
-                await cluster.treat(Link(loss=1.0), partition_pairs(step, view, self._rng), index)
+                await cluster.treat(self._cut(False, ()), partition_pairs(step, view, self._rng), index)
             case Heal():
                 if step.what in ("links", "all"):
                     await cluster.heal_links(index)
@@ -406,6 +405,12 @@ class Conductor:
                 await cluster.hurt(step, choose(step.on, view, self._rng), index)
             case _:
                 assert_never(step)
+
+    def _cut(self, of_clients: bool, frames: tuple[str, ...]) -> Link:
+        """A cut link. Where no frames are known there is only TCP, and that loses nothing: it waits for the heal."""
+        if of_clients or self._scenario.cluster.is_foreign:
+            return Link(delay=UNTIL_HEALED)
+        return Link(frames=frames, loss=1.0)
 
     def _pairs(self, step: Link | Cut | Reset, view: ClusterView) -> tuple[Pair, ...]:
         """The directed links that a step is about."""
@@ -520,7 +525,10 @@ class Conductor:
                 await asyncio.gather(*(each.chat.drained() for each in clients))
         except TimeoutError:
             left = sum(each.chat.session.unsettled for each in clients)
-            raise StepMissed(f"{left} messages without an acknowledgement after {step.within}") from None
+            heard = next(
+                (f"; client {each.client} at {each.chat.last_error}" for each in clients if each.chat.last_error), ""
+            )
+            raise StepMissed(f"{left} messages without an acknowledgement after {step.within}{heard}") from None
         refused = sum(each.outcomes["rejected"] + each.outcomes["unknown"] for each in clients) - refused
         if refused:
             raise StepMissed(f"{refused} messages were not acknowledged")

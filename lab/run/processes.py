@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from lab.rows import NodeExit, NodeUse, Sample
+from lab.run import launch as launcher
 from lab.run.children import RunFailed, child_environment, last_line
 from nodeproc.client import status
 from nodeproc.core.messages import NodeId
@@ -72,13 +73,21 @@ class _Life:
     asked_to_end: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is started in place of the lab's own node: arguments, and the directory in which it runs."""
+
+    command: tuple[str, ...]
+    directory: str
+
+
 @dataclass(slots=True)
 class NodeProcess:
-    """One node of the cluster over all its starts.
+    """One node of the cluster over all its starts. Signals go to its whole process group.
 
     config, log: files of the run directory. lifeline_fd: see Lifeline.
     on_sample: is handed CPU and memory each time they are looked at.
-    module: what is run; another one in tests.
+    module: what is run; another one in tests. program: what is run instead; None: the module.
     """
 
     node: NodeId
@@ -89,6 +98,7 @@ class NodeProcess:
     lifeline_fd: int
     on_sample: Callable[[Sample], None] = lambda _: None
     module: str = "nodeproc"
+    program: Program | None = None
     paused: bool = False
     starts: int = 0
     exits: list[NodeExit] = field(default_factory=list)
@@ -112,21 +122,27 @@ class NodeProcess:
     def start(self) -> None:
         """Start the process; it answers a little later (ready)."""
         assert self._life is None, f"node {self.node} runs already"
-        command = [sys.executable, "-m", self.module, "--config", str(self.config), "--quiet"]
-        command += ["--die-with-parent", "--lifeline", str(self.lifeline_fd)]
+        own = self.program is None
         with self.log.open("ab") as errors:
             popen = subprocess.Popen(
-                command,
+                self._command(),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if own else errors,
                 stderr=errors,
-                env=child_environment(),
+                env=child_environment() if own else None,
                 pass_fds=(self.lifeline_fd,),
                 process_group=0,  # Ctrl+C is the harness's to handle
             )
         self.starts += 1
         self._life = _Life(popen, asyncio.get_running_loop().create_future())
         self._watch(self._life)
+
+    def _command(self) -> list[str]:
+        if self.program is not None:
+            launch = [sys.executable, "-I", "-S", launcher.__file__, str(self.lifeline_fd), self.program.directory]
+            return [*launch, *self.program.command]
+        command = [sys.executable, "-m", self.module, "--config", str(self.config), "--quiet"]
+        return [*command, "--die-with-parent", "--lifeline", str(self.lifeline_fd)]
 
     async def ready(self) -> float:
         """Wait for the first answer to STATUS.
@@ -137,18 +153,20 @@ class NodeProcess:
         Raises:
             RunFailed: it ended instead, or did not answer in time; quotes its log.
         """
-        began = time.monotonic()
+        began, heard = time.monotonic(), ""
         while self._life is not None and time.monotonic() - began < READY_PATIENCE_S:
             try:
                 answer = await status(self.host, self.port)
-            except Unreachable:
+            except Unreachable as error:
+                heard = str(error)
                 await asyncio.sleep(ASK_AGAIN_S)
                 continue
-            if answer.pid == self.pid:
+            if self.program is not None or answer.pid == self.pid:
                 return time.monotonic() - began
         if self._life is None:
             raise RunFailed(f"node {self.node} ended with exit code {self.exits[-1].code}: {last_line(self.log)}")
-        raise RunFailed(f"node {self.node} did not answer within {READY_PATIENCE_S:g} s: {last_line(self.log)}")
+        words = f"{heard}; the end of its log: {last_line(self.log)}"
+        raise RunFailed(f"node {self.node} did not answer within {READY_PATIENCE_S:g} s: {words}")
 
     async def end(self, how: signal.Signals) -> NodeExit:
         """Send SIGTERM or SIGKILL and wait until the process is gone. A paused one is woken to hear SIGTERM."""
@@ -156,21 +174,21 @@ class NodeProcess:
         assert life is not None, f"node {self.node} does not run"
         life.asked_to_end = True
         self.look()
-        os.kill(life.popen.pid, how)
+        os.killpg(life.popen.pid, how)
         if self.paused and how is not signal.SIGKILL:
-            os.kill(life.popen.pid, signal.SIGCONT)
+            os.killpg(life.popen.pid, signal.SIGCONT)
         try:
             async with asyncio.timeout(STOP_PATIENCE_S):
                 return await asyncio.shield(life.gone)
         except TimeoutError:
             life.asked_to_end = False  # not with this: the judges shall see it
-            os.kill(life.popen.pid, signal.SIGKILL)
+            os.killpg(life.popen.pid, signal.SIGKILL)
             return await life.gone
 
     async def pause(self) -> bool:
         """SIGSTOP, and wait until the process is seen to stand still. False: it never was."""
         assert self._life is not None
-        os.kill(self.pid, signal.SIGSTOP)
+        os.killpg(self.pid, signal.SIGSTOP)
         self.paused = True
         began = time.monotonic()
         while self._life is not None and self.state() != psutil.STATUS_STOPPED:
@@ -198,14 +216,14 @@ class NodeProcess:
     def wake(self) -> None:
         """SIGCONT."""
         assert self._life is not None
-        os.kill(self.pid, signal.SIGCONT)
+        os.killpg(self.pid, signal.SIGCONT)
         self.paused = False
 
     def kill_now(self) -> None:
         """SIGKILL and reap, without waiting in the loop: for the end of a run that failed."""
         if self._life is not None:
             self._life.asked_to_end = True
-            os.kill(self.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
             self._reap(self._life)
 
     # ---- its end ---------------------------------------------------------------------------------
@@ -229,6 +247,7 @@ class NodeProcess:
         if life.gone.done():
             return
         now = time.monotonic_ns()
+        os.killpg(life.popen.pid, signal.SIGKILL)  # what it has left behind; the group lasts until the wait below
         # wait4 and not Popen.wait: it also tells what the process cost.
         _, wait_status, usage = os.wait4(life.popen.pid, 0)
         code = life.popen.returncode = os.waitstatus_to_exitcode(wait_status)

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from lab.run.children import orders, run_child, say
-from lab.run.clientways import ClientDoor, ClientWay
+from lab.run.clientways import BytesPair, ClientDoor, ClientWay
 from lab.run.frames import BYTES, FrameCutter
 from lab.run.links import NEVER, Link, LinkCounts, Rule
 from lab.run.tcp import HELD_BYTES, abort, no_delay
@@ -39,12 +39,17 @@ CLIENTS: NodeId = NOBODY
 
 
 class Open(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="open"):
-    """First order: the nodes' own ports. clients: links of clients are treated too."""
+    """First order: the nodes' own ports.
+
+    clients: links of clients are treated too.
+    frames: what nodes send each other are this project's frames; else it is bytes.
+    """
 
     host: str
     ports: dict[NodeId, int]
     seed: int
     clients: bool = False
+    frames: bool = True
 
 
 class Treat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="treat"):
@@ -303,7 +308,7 @@ class Proxy:
     """All pairs of one cluster."""
 
     def __init__(self) -> None:
-        self.pairs: dict[Pair, ProxiedPair | ClientWay] = {}
+        self.pairs: dict[Pair, ProxiedPair | BytesPair | ClientWay] = {}
 
     async def obey(self, order: Order) -> Opened | Evidence | Broken:
         match order:
@@ -322,6 +327,15 @@ class Proxy:
     async def _open(self, order: Open) -> Opened:
         """Listen on a free port for every pair."""
         host, ports = order.host, order.ports
+        opened = await (self._open_frames(order) if order.frames else self._open_bytes(order))
+        for node in sorted(ports) if order.clients else ():
+            door = ClientDoor((host, ports[node]), random.Random(f"clients {order.seed} {node}"))
+            self.pairs[CLIENTS, node], self.pairs[node, CLIENTS] = door.to_node, door.from_node
+            opened.append((CLIENTS, node, await _listen(host, door.accept)))
+        return Opened(tuple(opened))
+
+    async def _open_frames(self, order: Open) -> list[tuple[NodeId, NodeId, int]]:
+        host, ports = order.host, order.ports
         pairs: dict[Pair, ProxiedPair] = {}
         for sender, receiver in itertools.permutations(sorted(ports), 2):
             rng = random.Random(f"link {order.seed} {sender} {receiver}")
@@ -331,11 +345,17 @@ class Proxy:
             pair.back = pairs[receiver, sender]
             opened.append((sender, receiver, await _listen(host, functools.partial(_Near, pair))))
         self.pairs |= pairs
-        for node in sorted(ports) if order.clients else ():
-            door = ClientDoor((host, ports[node]), random.Random(f"clients {order.seed} {node}"))
-            self.pairs[CLIENTS, node], self.pairs[node, CLIENTS] = door.to_node, door.from_node
-            opened.append((CLIENTS, node, await _listen(host, door.accept)))
-        return Opened(tuple(opened))
+        return opened
+
+    async def _open_bytes(self, order: Open) -> list[tuple[NodeId, NodeId, int]]:
+        host, ports = order.host, order.ports
+        doors: dict[Pair, ClientDoor] = {}
+        for sender, receiver in itertools.permutations(sorted(ports), 2):
+            rng = random.Random(f"link {order.seed} {sender} {receiver}")
+            doors[sender, receiver] = ClientDoor((host, ports[receiver]), rng)
+        for sender, receiver in doors:
+            self.pairs[sender, receiver] = BytesPair(doors[sender, receiver], doors[receiver, sender])
+        return [(sender, receiver, await _listen(host, door.accept)) for (sender, receiver), door in doors.items()]
 
     def _evidence(self) -> Evidence:
         return Evidence(tuple(LinkEvidence(*pair, dataclasses.replace(way.counts)) for pair, way in self.pairs.items()))

@@ -1,0 +1,62 @@
+"""Start a program of somebody else's as a node: a script of its own, which becomes that program.
+
+    python -I -S launch.py LIFELINE_FD DIRECTORY PROGRAM ARGUMENT...
+
+The program gets the harness's own environment, runs in DIRECTORY, keeps this process's id, and knows nothing of the
+lab. So that it can't outlive the harness, a watcher stays behind: when the other end of the lifeline is gone, it
+kills the program and all that the program started in its process group. Only the standard library is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+
+EXIT_NOT_STARTED = 127
+"""As shells have it."""
+
+
+def main() -> None:
+    lifeline, directory, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    leave_watcher(os.getpid(), lifeline)
+    os.close(lifeline)
+    try:
+        os.chdir(directory)
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"can't start {command[0]} in {directory}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(EXIT_NOT_STARTED)
+
+
+def leave_watcher(program: int, lifeline: int) -> None:
+    """Watch in a process that is no child of the program's and in no group of its."""
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    os.setsid()
+    if not os.fork():
+        watch(program, lifeline)
+    os._exit(0)
+
+
+def watch(program: int, lifeline: int) -> None:
+    """Return when the program has ended, by itself or because the harness did."""
+    try:
+        ended = os.pidfd_open(program)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    poll.register(lifeline, select.POLLIN)  # nothing is ever written: it becomes readable at its end
+    ready = [number for number, _ in poll.poll()]
+    if ended not in ready:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

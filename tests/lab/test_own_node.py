@@ -1,0 +1,352 @@
+"""`cluster.command`: programs of somebody else's as nodes. The example passes while nothing happens, and is caught."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from lab.check.invariants import check
+from lab.check.metrics import measure
+from lab.check.verdict import Verdict
+from lab.plan import scenario as plan
+from lab.plan.command import PLACEHOLDERS, filled, split_command
+from lab.run import live
+from lab.run.children import PROJECT_ROOT, RunFailed, child_environment
+from lab.run.links import Rule
+from lab.run.processes import HeldPort, Lifeline, NodeProcess, Program
+from lab.run.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, Treat
+from lab.rundir import RunDir
+from tests.lab.inloop import in_loop
+
+EXAMPLE = PROJECT_ROOT / "examples" / "simple_log"
+HOST = "127.0.0.1"
+GONE_WITHIN_S = 10.0
+
+
+def judged(directory: Path, path: Path) -> tuple[RunDir, Verdict]:
+    """A live run of a scenario file, and its verdict."""
+    planned = plan.load(path)
+    run = RunDir.create(directory, planned.name, "stamp")
+    live.run(planned, run, seed=7, progress=lambda _: None)
+    return run, check(run, measure(run))
+
+
+def results(verdict: Verdict) -> dict[str, str]:
+    return {each.name: each.result for each in verdict.checks}
+
+
+# ---- the example ----------------------------------------------------------------------------------
+
+
+def test_the_example_is_short_and_needs_nothing() -> None:
+    source = (EXAMPLE / "node.py").read_text()
+    assert len(source.splitlines()) < 150
+    imported = [name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for name in node.names]
+    imported_from = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    assert {each.name for each in imported} | set(imported_from) <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", ["calm", "follower_restarted"])
+def test_the_example_passes_what_it_was_written_for(tmp_path: Path, name: str) -> None:
+    run, verdict = judged(tmp_path, EXAMPLE / f"{name}.yml")
+    assert verdict.exit_code == 0, verdict
+    found = results(verdict)
+    assert found.pop("A7") == "UNKNOWN"  # it writes no events, and need not
+    assert set(found.values()) == {"PASS"}
+    meta = run.read_meta()
+    assert (meta.links, meta.cluster["command"]) == ("direct", ["python3", "node.py", "{config}"])
+    assert all(use.cpu_s > 0 and use.rss_peak_bytes > 1 << 20 for use in meta.nodes.values())
+
+
+def test_the_example_is_caught_when_its_leader_is_killed(tmp_path: Path) -> None:
+    _, verdict = judged(tmp_path, EXAMPLE / "leader_killed.yml")
+    assert verdict.exit_code == 1
+    durability = next(each for each in verdict.checks if each.name == "A4")
+    assert durability.result == "FAIL" and "was acknowledged" in durability.detail
+    assert results(verdict)["A10"] == results(verdict)["faults"] == "PASS"
+
+
+def test_the_example_is_caught_when_its_leader_is_cut_off(tmp_path: Path) -> None:
+    run, verdict = judged(tmp_path, EXAMPLE / "leader_cut_off.yml")
+    assert verdict.exit_code == 1
+    found = results(verdict)
+    assert found["A1"] == found["A4"] == "FAIL"
+    assert found["faults"] == "PASS" and run.read_meta().links == "proxied"
+    assert any(row.fault == "link" and row.evidence["delayed"] for row in run.read_faults())
+
+
+# ---- what is written down -------------------------------------------------------------------------
+
+
+def test_the_tutorial_names_every_placeholder_and_every_scenario_of_the_example() -> None:
+    tutorial = (PROJECT_ROOT / "docs" / "bring_your_own_node.md").read_text()
+    assert [word for word in PLACEHOLDERS if f"`{{{word}}}`" not in tutorial] == []
+    assert [path.stem for path in EXAMPLE.glob("*.yml") if path.stem not in tutorial] == []
+
+
+def test_a_command_is_split_and_filled() -> None:
+    command = split_command("node 'two words' --at={host}:{port} {id}")
+    assert command == ("node", "two words", "--at={host}:{port}", "{id}")
+    values = dict.fromkeys(PLACEHOLDERS, "?") | {"host": HOST, "port": "5001", "id": "{port}"}
+    assert filled(command, values) == ("node", "two words", "--at=127.0.0.1:5001", "{port}")
+    assert split_command(("a", '{"port": {port}}'))[1] == '{"port": {port}}'
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        ("command: ''", "cluster.command: is empty"),
+        ("command: []", "cluster.command: is empty"),
+        ("command: 'node \"x {port}'", "cluster.command: No closing quotation"),
+        ("command: [node, '{prot}']", "cluster.command: found {prot}, allowed {config}, {id}, {host}, {port}"),
+        ("command: node {id}", "names neither {config} nor {port}"),
+        ("directory: x", "cluster.directory: is where command runs"),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_refused(cluster: str, words: str) -> None:
+    with pytest.raises(Exception, match="cluster") as caught:
+        plan.load("own.yml", text=f"name: own\ndescription: d\nsteps: [sleep: 1s]\ncluster:\n  {cluster}\n")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("{link: {frames: [APPEND], delay: 5ms}}", "steps[0].link.frames: the frames of nodes that cluster.command"),
+        ("{link: {loss: 0.5}}", "steps[0].link.loss: is for links that carry frames"),
+        ("{power_loss: leader}", "steps[0].power_loss: is for the lab's own nodes"),
+        ("{disk: {on: 1, full: true}}", "steps[0].disk: is for the lab's own nodes"),
+        ("{cut: {frames: [APPEND]}}", "steps[0].cut.frames: the frames of nodes"),
+    ],
+)
+def test_what_can_t_be_done_to_unknown_nodes_is_refused(step: str, words: str) -> None:
+    text = f"name: own\ndescription: d\nsteps: [{step}]\ncluster: {{command: 'node {{port}}'}}\n"
+    with pytest.raises(Exception, match="steps") as caught:
+        plan.load("own.yml", text=text)
+    assert words in str(caught.value)
+
+
+def test_paths_of_a_command_are_relative_to_the_scenario_and_stay_so_when_it_is_written_down(tmp_path: Path) -> None:
+    text = "name: own\ndescription: d\nsteps: [sleep: 1s]\ncluster: {command: './node {port}', directory: bin}\n"
+    read = plan.load(tmp_path / "stories" / "own.yml", text=text)
+    assert read.cluster.directory == str(tmp_path / "stories" / "bin")
+    assert plan.load("elsewhere.yml", text=plan.encode(read)) == read
+    assert read.sim_refusals() == ["cluster.command: a program has no virtual time to run in"]
+
+
+# ---- processes --------------------------------------------------------------------------------------
+
+SPEAKER = """
+import json, os, socket, sys
+port, said = int(sys.argv[1]), json.loads(sys.argv[2])
+print(os.getcwd(), os.environ.get("PYTHONPATH", "no path"), flush=True)
+with socket.create_server(("127.0.0.1", port)) as server:
+    while True:
+        client, _ = server.accept()
+        with client, client.makefile("rwb") as lines:
+            lines.readline()
+            lines.write(json.dumps(said).encode() + b"\\n")
+"""
+STATUS = {"type": "STATUS_IS", "node": 1, "role": "leader", "term": 1, "leader": 1}
+STATUS |= {"last_seq": 0, "commit_seq": 0, "delivered_seq": 0}
+
+
+class OwnNode:
+    """One such program as a node, and everything it needs; everything goes when the test leaves it."""
+
+    def __init__(self, directory: Path, said: object = STATUS, *, command: tuple[str, ...] = ()) -> None:
+        (directory / "speaker.py").write_text(SPEAKER)
+        self.held, self.lifeline, self.log = HeldPort(HOST), Lifeline(), directory / "node.log"
+        words = command or (sys.executable, "speaker.py", str(self.held.port), msgspec.json.encode(said).decode())
+        program = Program(tuple(word.replace("PORT", str(self.held.port)) for word in words), str(directory))
+        self.node = NodeProcess(
+            1, HOST, self.held.port, directory / "none", self.log, self.lifeline.fd, program=program
+        )
+
+    def __enter__(self) -> OwnNode:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.node.kill_now()
+        self.held.release()
+
+
+@in_loop
+async def test_a_program_keeps_its_environment_its_directory_and_its_process_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with OwnNode(tmp_path) as own:
+        own.node.start()
+        await own.node.ready()
+        assert own.log.read_text() == f"{tmp_path} no path\n"
+        assert psutil.Process(own.node.pid).cmdline()[1] == "speaker.py"
+        assert psutil.Process(own.node.pid).children() == []
+        assert (await own.node.end(signal.SIGTERM)).code == -signal.SIGTERM
+
+
+@in_loop
+async def test_signals_reach_what_a_wrapper_has_started(tmp_path: Path) -> None:
+    said = msgspec.json.encode(STATUS).decode()
+    wrapper = ("sh", "-c", f"{sys.executable} speaker.py PORT '{said}'; true")
+    with OwnNode(tmp_path, command=wrapper) as own:
+        own.node.start()
+        await own.node.ready()
+        (below,) = psutil.Process(own.node.pid).children()
+        await own.node.pause()
+        while below.status() != psutil.STATUS_STOPPED:
+            await asyncio.sleep(0)
+        own.node.wake()
+        await own.node.ready()
+        await own.node.end(signal.SIGKILL)
+        _, left = psutil.wait_procs([below], timeout=GONE_WITHIN_S)
+        assert left == []
+
+
+@in_loop
+async def test_a_program_and_what_it_started_end_when_the_lifeline_is_cut(tmp_path: Path) -> None:
+    said = msgspec.json.encode(STATUS).decode()
+    with OwnNode(tmp_path, command=("sh", "-c", f"{sys.executable} speaker.py PORT '{said}'; true")) as own:
+        own.node.start()
+        await own.node.ready()
+        below = psutil.Process(own.node.pid).children()
+        own.lifeline.cut()
+        while own.node.running:
+            await asyncio.sleep(0)
+        _, left = psutil.wait_procs(below, timeout=GONE_WITHIN_S)
+        assert len(below) == 1 and left == []
+
+
+@in_loop
+async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with OwnNode(tmp_path, command=("./no_such_program",)) as own:
+        own.node.start()
+        with pytest.raises(
+            RunFailed, match=r"ended with exit code 127: can't start ./no_such_program in .*No such file"
+        ):
+            await own.node.ready()
+
+
+@in_loop
+async def test_an_answer_that_is_no_status_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.run.processes.READY_PATIENCE_S", 1.0)
+    with OwnNode(tmp_path, {"type": "STATUS_IS", "node": 1}) as own:
+        own.node.start()
+        with pytest.raises(RunFailed, match="missing required field `role`"):
+            await own.node.ready()
+
+
+HARNESS = """
+import sys
+from pathlib import Path
+from lab.plan import scenario
+from lab.run import live
+from lab.rundir import RunDir
+
+text = '''name: test
+description: A test.
+cluster: {command: "sh -c 'python3 node.py {config}; true'", directory: DIRECTORY}
+steps: [sleep: 10m]
+'''
+planned, run = scenario.load("test.yml", text=text.replace("DIRECTORY", sys.argv[2])), RunDir(Path(sys.argv[1]))
+live.run(planned, run, seed=7, progress=lambda line: print(line, flush=True))
+"""
+
+
+def test_a_killed_harness_leaves_no_program_of_somebody_else_s(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HARNESS, str(tmp_path), str(EXAMPLE)]
+    harness = subprocess.Popen(command, stdout=subprocess.PIPE, env=child_environment())
+    assert harness.stdout is not None
+    try:
+        while b"sleep: 600s" not in (line := harness.stdout.readline()):
+            assert line, "the harness ended before its last step"
+        below = psutil.Process(harness.pid).children(recursive=True)
+        assert len(below) == 6  # three shells and three programs
+        harness.kill()
+        _, left = psutil.wait_procs(below, timeout=GONE_WITHIN_S)
+        assert left == []
+    finally:
+        harness.kill()
+        harness.communicate()
+
+
+# ---- links of which only bytes are known -------------------------------------------------------------
+
+
+class Ends:
+    """A proxy of nodes 1 and 2 in this process, which talk bytes, and connections that node 1 opens to node 2."""
+
+    async def open(self) -> None:
+        self.proxy = Proxy()
+        self.arrived: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self.arrived.put((reader, writer))
+
+        self.server = await asyncio.start_server(take, HOST, 0)
+        port = self.server.sockets[0].getsockname()[1]
+        opened = await self.proxy.obey(Open(HOST, {1: 1, 2: port}, seed=7, frames=False))
+        assert isinstance(opened, Opened)
+        self.port = next(port for sender, receiver, port in opened.ports if (sender, receiver) == (1, 2))
+
+    async def connect(self) -> None:
+        self.reader, self.writer = await asyncio.open_connection(HOST, self.port)
+        self.far_reader, self.far_writer = await self.arrived.get()
+
+    async def delayed(self) -> dict[tuple[int, int], int]:
+        evidence = await self.proxy.obey(Count())
+        assert isinstance(evidence, Evidence)
+        return {(link.sender, link.receiver): link.counts.delayed for link in evidence.links}
+
+
+@in_loop
+async def test_a_one_way_cut_of_bytes_holds_one_direction_until_it_is_healed() -> None:
+    ends = Ends()
+    await ends.open()
+    await ends.connect()
+    await ends.proxy.obey(Treat(((2, 1),), Rule(delay=86_400.0)))
+    ends.writer.write(b"there")
+    assert await ends.far_reader.readexactly(5) == b"there"
+    ends.far_writer.write(b"and back")
+    while not (await ends.delayed())[2, 1]:
+        await asyncio.sleep(0)
+    assert (await ends.delayed())[1, 2] == 0
+    await ends.proxy.obey(Treat(((2, 1),), None))
+    assert await ends.reader.readexactly(8) == b"and back"
+
+
+@in_loop
+async def test_connections_of_bytes_are_refused_in_the_direction_in_which_they_are_opened() -> None:
+    ends = Ends()
+    await ends.open()
+    await ends.proxy.obey(Treat(((2, 1),), Rule(refuse=True)))
+    await ends.connect()
+    await ends.proxy.obey(Treat(((1, 2),), Rule(refuse=True)))
+    with pytest.raises(ConnectionError):
+        await ends.reader.readexactly(1)
+    reader, _ = await asyncio.open_connection(HOST, ends.port)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
+    evidence = await ends.proxy.obey(Count())
+    assert isinstance(evidence, Evidence)
+    counts = {(link.sender, link.receiver): link.counts for link in evidence.links}
+    assert (counts[1, 2].reset, counts[1, 2].refused, counts[2, 1].refused) == (1, 1, 0)
+
+
+@in_loop
+async def test_a_reset_of_bytes_breaks_what_the_sender_opened() -> None:
+    ends = Ends()
+    await ends.open()
+    await ends.connect()
+    assert await ends.proxy.obey(Break(((2, 1),))) == Broken(0)
+    assert await ends.proxy.obey(Break(((1, 2),))) == Broken(1)
+    with pytest.raises(ConnectionError):
+        await ends.reader.readexactly(1)
