@@ -24,7 +24,7 @@ from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
 from lab.plan.scenario import Cluster as ClusterPlan
 from lab.plan.scenario import Scenario
 from lab.plan.step import Busy, Chaos, Garbage, Link, UntilEvent
-from lab.rows import FaultRow, NodeUse, Sample, encode_row
+from lab.rows import FaultRow, NodeExit, NodeUse, Sample, encode_row
 from lab.run.busy import BusyProcesses
 from lab.run.children import Child, RunFailed
 from lab.run.garbage import Crowd, Mark, besiege
@@ -322,16 +322,17 @@ class Cluster:
         pids = {node: self.nodes[node].pid for node in targets}
         began = time.monotonic_ns()
         running = [node for node in targets if self.nodes[node].running]
-        exits = dict(zip(running, await self._end_all([self.nodes[node] for node in running], how), strict=True))
-        self.killed = tuple(running)
+        ends = zip(running, await self._end_all([self.nodes[node] for node in running], how), strict=True)
+        exits = {node: end for node, end in ends if end is not None}
+        self.killed = tuple(exits)
         for node in targets:
-            evidence: dict[str, Any] = {"found": "did not run"}
+            evidence: dict[str, Any] = {"found": "runs on" if node in running else "did not run"}
             if node in exits:
                 evidence = {"pid": pids[node], "signal": how.name, "exit": exits[node].code}
             done = exits[node].t if node in exits else began
             self._record(self._row(fault, node, roles[node], began, evidence, node in exits, step, done))
 
-    async def _end_all(self, processes: Sequence[NodeProcess], how: signal.Signals) -> list[Any]:
+    async def _end_all(self, processes: Sequence[NodeProcess], how: signal.Signals) -> list[NodeExit | None]:
         return await asyncio.gather(*(process.end(how) for process in processes))
 
     async def pause(self, targets: Sequence[NodeId], step: int) -> None:

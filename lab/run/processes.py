@@ -31,6 +31,8 @@ STATE_PATIENCE_S = 2.0
 """From a signal to the state that it brings about; it takes a millisecond or two."""
 STOP_PATIENCE_S = 10.0
 """From SIGTERM to the end; a node promises one second."""
+KILL_PATIENCE_S = 10.0
+"""From SIGKILL to the end, which only a kernel with much to do delays."""
 
 
 class HeldPort:
@@ -168,8 +170,12 @@ class NodeProcess:
         words = f"{heard}; the end of its log: {last_line(self.log)}"
         raise RunFailed(f"node {self.node} did not answer within {READY_PATIENCE_S:g} s: {words}")
 
-    async def end(self, how: signal.Signals) -> NodeExit:
-        """Send SIGTERM or SIGKILL and wait until the process is gone. A paused one is woken to hear SIGTERM."""
+    async def end(self, how: signal.Signals) -> NodeExit | None:
+        """Send SIGTERM or SIGKILL and wait until the process is gone. A paused one is woken to hear SIGTERM.
+
+        Returns:
+            None: SIGKILL had no effect, the process still runs.
+        """
         life = self._life
         assert life is not None, f"node {self.node} does not run"
         life.asked_to_end = True
@@ -178,10 +184,12 @@ class NodeProcess:
         if self.paused and how is not signal.SIGKILL:
             os.killpg(life.popen.pid, signal.SIGCONT)
         try:
-            async with asyncio.timeout(STOP_PATIENCE_S):
+            async with asyncio.timeout(KILL_PATIENCE_S if how is signal.SIGKILL else STOP_PATIENCE_S):
                 return await asyncio.shield(life.gone)
         except TimeoutError:
             life.asked_to_end = False  # not with this: the judges shall see it
+            if how is signal.SIGKILL:
+                return None
             os.killpg(life.popen.pid, signal.SIGKILL)
             return await life.gone
 

@@ -65,6 +65,7 @@ async def test_a_started_node_answers_and_stops_cleanly_when_asked(tmp_path: Pat
         stage.node.start()
         assert await stage.node.ready() > 0
         end = await stage.node.end(signal.SIGTERM)
+        assert end is not None
         assert (end.code, end.expected, stage.node.running) == (0, True, False)
         assert stage.node.use().cpu_s > 0 and stage.node.use().rss_peak_bytes > 1 << 20
 
@@ -76,6 +77,7 @@ async def test_a_killed_node_leaves_a_signal_and_starts_again_on_its_port(tmp_pa
         await stage.node.ready()
         first = stage.node.pid
         end = await stage.node.end(signal.SIGKILL)
+        assert end is not None
         assert (end.code, end.expected) == (-signal.SIGKILL, True)
         assert not psutil.pid_exists(first)
         stage.node.start()
@@ -102,7 +104,8 @@ async def test_a_paused_node_can_be_stopped_and_killed(tmp_path: Path) -> None:
             stage.node.start()
             await stage.node.ready()
             await stage.node.pause()
-            assert (await stage.node.end(how)).code == code
+            end = await stage.node.end(how)
+            assert end is not None and end.code == code
             assert not stage.node.paused
 
 
