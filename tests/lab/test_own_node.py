@@ -190,7 +190,8 @@ async def test_a_program_keeps_its_environment_its_directory_and_its_process_id(
         assert own.log.read_text() == f"{tmp_path} no path\n"
         assert psutil.Process(own.node.pid).cmdline()[1] == "speaker.py"
         assert psutil.Process(own.node.pid).children() == []
-        assert (await own.node.end(signal.SIGTERM)).code == -signal.SIGTERM
+        end = await own.node.end(signal.SIGTERM)
+        assert end is not None and end.code == -signal.SIGTERM
 
 
 @in_loop
