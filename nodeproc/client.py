@@ -19,11 +19,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeAlias, cast
 
+from msgspec import UNSET
+
 from nodeproc.core.messages import SeqNo
 from nodeproc.errors import FrameError, Unreachable
 from nodeproc.nodestream import NodeStream, Shown
 from nodeproc.session import NEVER, Outcome, Session, SessionSettings
-from nodeproc.wire import Status, StatusRequest, decode_node_line, encode_line
+from nodeproc.wire import Reject, Status, StatusRequest, decode_node_line, encode_line
 
 Address: TypeAlias = tuple[str, int]
 """(host, port)"""
@@ -153,12 +155,15 @@ class ChatClient:
         """Start, and wait for the first node's WELCOME.
 
         Raises:
-            Unreachable: none came in time; the client is closed.
+            Unreachable: none came in time, or the client token is wrong; the client is closed.
         """
         self.start()
         try:
             async with asyncio.timeout(timeout_s):
-                await self.until(lambda: self.session.welcomed)
+                await self.until(lambda: self.session.welcomed or bool(self.session.ended))
+            if self.session.ended:
+                await self.close()
+                raise Unreachable(f"not taken as a client: {self.session.ended}")
         except TimeoutError:
             await self.close()
             places = ", ".join(f"{host}:{port}" for host, port in self.addresses)
@@ -412,7 +417,7 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
-async def status(host: str, port: int, timeout_s: float = 1.0) -> Status:
+async def status(host: str, port: int, timeout_s: float = 1.0, client_token: str = "") -> Status:
     """What the node at this address knows, over a connection of its own.
 
     Raises:
@@ -422,7 +427,7 @@ async def status(host: str, port: int, timeout_s: float = 1.0) -> Status:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                writer.write(encode_line(StatusRequest()))
+                writer.write(encode_line(StatusRequest(client_token or UNSET)))
                 answer: Any = decode_node_line(await reader.readuntil(b"\n"))
             finally:
                 writer.close()
@@ -432,6 +437,8 @@ async def status(host: str, port: int, timeout_s: float = 1.0) -> Status:
         raise Unreachable(f"{host}:{port}: {why_not_connected(error)}") from None
     except (FrameError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         raise Unreachable(f"{host}:{port}: {error}") from None
+    if isinstance(answer, Reject):
+        raise Unreachable(f"{host}:{port}: refused: {answer.reason}")
     if not isinstance(answer, Status):
         raise Unreachable(f"{host}:{port}: answered STATUS with {answer}")
     return answer

@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -37,6 +38,9 @@ PIPE_WINDOW: Final = 50_000
 """Messages read from a pipe and not settled; past it the pipe is not read."""
 LAST_SHOWN_S: Final = 5.0
 """At the end of a pipe: how long its client waits for one more message to be shown, once all are acknowledged."""
+
+TOKEN_VARIABLE: Final = "CHAT_CLIENT_TOKEN"
+"""Not a flag: whoever lists the processes sees flags."""
 
 NOT_CONNECTED: Final = "-- not connected"
 
@@ -70,9 +74,16 @@ class Chat:
     """
 
     def __init__(
-        self, addresses: Sequence[Address], client_id: int, *, start: int | None, deadline_s: float, quiet: bool
+        self,
+        addresses: Sequence[Address],
+        client_id: int,
+        *,
+        start: int | None,
+        deadline_s: float,
+        quiet: bool,
+        client_token: str = "",
     ) -> None:
-        settings = SessionSettings(deadline=deadline_s)
+        settings = SessionSettings(deadline=deadline_s, client_token=client_token)
         self.client = ChatClient(
             addresses, client_id, settings=settings, on_outcome=self._on_outcome, on_change=self._on_change
         )
@@ -277,6 +288,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--deadline", type=float, default=30.0, metavar="S", help="wait so long for one message (default %(default)s)"
     )
     parser.add_argument("--quiet", action="store_true", help="don't tell about connections and leaders")
+    parser.add_argument(
+        "--client-token-file", metavar="FILE",
+        help=f"file with the token that the nodes ask for (default: the environment's {TOKEN_VARIABLE})",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     options.port = options.port or [5001]
     for port in options.port:
@@ -288,6 +303,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--from {options.start}: allowed 1 and above")
     if not 0 < options.deadline < 1e9:
         parser.error(f"--deadline {options.deadline:g}: allowed above 0, below 1e9")
+    options.client_token = os.environ.get(TOKEN_VARIABLE, "")
+    if options.client_token_file:
+        try:
+            options.client_token = Path(options.client_token_file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"--client-token-file {options.client_token_file}: {error}")
     return options
 
 
@@ -296,8 +317,13 @@ async def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     addresses = [(options.host, port) for port in options.port]
     chat = Chat(
-        addresses, options.client_id, start=options.start, deadline_s=options.deadline, quiet=options.quiet
-    )  # fmt: skip
+        addresses,
+        options.client_id,
+        start=options.start,
+        deadline_s=options.deadline,
+        quiet=options.quiet,
+        client_token=options.client_token,
+    )
     return await run(chat)
 
 

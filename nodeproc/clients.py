@@ -9,12 +9,15 @@ those that have gone without a word are bounded too: nodeproc.config.Limits says
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
 import secrets
 import socket
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
+
+from msgspec import UNSET
 
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
@@ -23,6 +26,7 @@ from nodeproc.entrance import address_of
 from nodeproc.errors import FrameError
 from nodeproc.transport import send_at_once
 from nodeproc.wire import (
+    TOKEN_REFUSED,
     Ack,
     Chat,
     ClientLine,
@@ -79,10 +83,14 @@ class Backend(Protocol):
 
 
 class Clients:
-    """All clients of a node."""
+    """All clients of a node.
 
-    def __init__(self, node_id: NodeId, backend: Backend, limits: Limits) -> None:
-        self.node_id, self.backend, self.limits = node_id, backend, limits
+    Args:
+        client_token: what the first line of every connection must show; "": nothing.
+    """
+
+    def __init__(self, node_id: NodeId, backend: Backend, limits: Limits, client_token: str = "") -> None:
+        self.node_id, self.backend, self.limits, self.client_token = node_id, backend, limits, client_token
         self.connections: dict[ClientConnection, None] = {}
         self.sessions: dict[str, ClientConnection] = {}
         self.subscribers: dict[ClientConnection, None] = {}
@@ -296,18 +304,29 @@ class ClientConnection(asyncio.Protocol):
             for line in decoder.feed(data):
                 if self._closing:
                     return
-                self._on_line(decode_client_line(line), len(line))
-                if not self._met:
-                    self._meet()
+                said = decode_client_line(line)
+                if not self._met and not self._meet(said):
+                    return
+                self._on_line(said, len(line))
             if decoder.unfinished != self.unfinished:
                 self._count_unfinished(decoder.unfinished)
         except FrameError as error:
             self._fail(str(error))
 
-    def _meet(self) -> None:
+    def _meet(self, first: ClientLine) -> bool:
+        """Take the first line as that of a client; False where it does not show the token that everybody needs."""
+        if self._clients.client_token and not self._shows_token(first):
+            session = first.session if isinstance(first, Hello) else ""
+            self._fail("a wrong client token, or none", Reject(session, 0, TOKEN_REFUSED, False))
+            return False
         self._met = True
-        if self._timer is not None and not self._closing:
+        if self._timer is not None:
             self._timer.cancel()
+        return True
+
+    def _shows_token(self, first: ClientLine) -> bool:
+        shown = UNSET if isinstance(first, Chat) else first.client_token
+        return shown is not UNSET and hmac.compare_digest(shown.encode(), self._clients.client_token.encode())
 
     def _count_unfinished(self, size: int) -> None:
         if not self._met and size > FIRST_LINE_BYTES:
@@ -495,11 +514,11 @@ class ClientConnection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(encode_line(line))
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, line: NodeLine | None = None) -> None:
         """One clear line, then the end; other clients don't notice. Rule: S7."""
         if self._closing:
             return
-        self._say(Problem(reason))
+        self._say(line or Problem(reason))
         self._closing = True
         self._backend.report(BadInput(f"client {self._client_id}" if self.session else "a client", reason))
         if self._timer is not None:

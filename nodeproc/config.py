@@ -26,6 +26,8 @@ Count: TypeAlias = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 RECORD_OVERHEAD_BYTES = 256
 """More than a message costs in a batch beside its payload."""
+LEAST_SECRET = 16
+"""Characters. Whoever can reach a node gets a keyed hash at which it can guess in peace (nodeproc.handshake)."""
 MAX_MEMBERS = 9
 """Members of a cluster, this node included."""
 
@@ -97,7 +99,9 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     join_timeout_ms: how long the members of a new cluster wait for all of them before they elect.
     durability: fsync waits for the disk; os survives a killed process, not a lost machine.
     secret: both ends of a link prove that they know it; the same on all nodes.
-    allow_open: listen beyond this machine without a secret.
+    client_token: what clients must show; "": nothing.
+    allow_open: listen beyond this machine without a secret and without a client_token.
+    allow_any_client: listen beyond this machine without a client_token.
     """
 
     node_id: Id
@@ -114,7 +118,9 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     durability: Literal["fsync", "os"] = "fsync"
     cluster_id: Text = "chat"
     secret: str = ""
+    client_token: Annotated[str, Meta(max_length=256)] = ""
     allow_open: bool = False
+    allow_any_client: bool = False
     log_level: Level = "INFO"
     limits: Limits = Limits()
 
@@ -159,13 +165,23 @@ def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
     _check_members(document, config)
     _check_times(document, config)
     _check_limits(document, config.limits)
-    if not config.secret and not config.allow_open and not _is_loopback(config.host):
-        raise document.error(
-            ("host",),
-            f"found {config.host!r}, allowed 127.0.0.1, ::1 or localhost without a secret "
-            "(set secret, or allow_open: true)",
-        )
+    if not config.allow_open and not _is_loopback(config.host):
+        _check_open(document, config)
     return config
+
+
+def _check_open(document: Document, config: NodeConfig) -> None:
+    """What others than this machine's users can reach asks for what they can't guess."""
+    here = f"found {config.host!r}, allowed 127.0.0.1, ::1 or localhost without"
+    if not config.secret:
+        raise document.error(("host",), f"{here} a secret (set secret, or allow_open: true)")
+    if not config.client_token and not config.allow_any_client:
+        raise document.error(("host",), f"{here} a client_token (set client_token, or allow_any_client: true)")
+    for key, word in (("secret", config.secret), ("client_token", config.client_token)):
+        if word and len(word) < LEAST_SECRET:
+            raise document.error(
+                (key,), f"found {len(word)} characters, allowed {LEAST_SECRET} or more on a port that others can reach"
+            )
 
 
 def _check_members(document: Document, config: NodeConfig) -> None:

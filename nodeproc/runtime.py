@@ -93,7 +93,7 @@ class Runtime:
             rng,
             config.limits,
         )
-        self.clients = Clients(config.node_id, self, config.limits)
+        self.clients = Clients(config.node_id, self, config.limits, config.client_token)
         self._entrance = Entrance(self.links.accept, self.clients.accept, config.limits)
         self._waits_for_disk = config.durability == "fsync"
         self._syncing = Syncing(storage.sync, self._on_durable, self._on_error)

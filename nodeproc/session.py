@@ -29,12 +29,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from nodeproc.core.messages import NOBODY, NodeId, SeqNo, Term
 from nodeproc.errors import FrameError
 from nodeproc.nodestream import Shown, cut_run
 from nodeproc.wire import (
+    TOKEN_REFUSED,
     Ack,
     Chat,
     Hello,
@@ -78,6 +79,7 @@ class SessionSettings:
     window_messages, window_bytes: sent and not acknowledged; past either, later messages wait.
     line_messages, line_bytes: largest CHAT line; a single larger message still travels, alone.
     payload_bytes: largest message, UTF-8.
+    client_token: shown to each node before all else; "": none is asked for.
     """
 
     deadline: float = 30.0
@@ -90,6 +92,7 @@ class SessionSettings:
     line_messages: int = 512
     line_bytes: int = 256 << 10
     payload_bytes: int = 64 << 10
+    client_token: str = ""
 
 
 def why_unsendable(payload: str, limit: int) -> str:
@@ -253,7 +256,7 @@ class Session:
         self._connected, self._welcomed, self._asked = True, False, False
         self._heard_at = self._waiting_since = now
         self._to_say.clear()
-        self._to_say.append(Hello(self.client_id, self.token, self.born))
+        self._to_say.append(Hello(self.client_id, self.token, self.born, self.settings.client_token or UNSET))
 
     def disconnected(self) -> None:
         """The connection is gone; what was sent on it may or may not have arrived."""
@@ -426,7 +429,10 @@ class Session:
 
     def _on_reject(self, line: Reject, now: float) -> None:
         """Messages were not ordered: send again, or give the session up. Rule: S2, S3, S7."""
-        if not line.retry:
+        if not line.first and line.reason == TOKEN_REFUSED:
+            self.problem = "the client token is wrong or missing"
+            self._end(self.problem, self._base, certain_above=self._sent)
+        elif not line.retry:
             if line.reason == "expired":
                 # Earlier copies may have been ordered before the table forgot the session (S3).
                 # hit: S3 a client's session has expired

@@ -124,12 +124,22 @@ class Links:
             del self._accepted[peer]
             self._dialled[peer].doubt()
 
-    def refused(self, peer: NodeId, direction: str, reason: str) -> None:
-        """Report it once until it changes; a refused peer tries again and again."""
+    def refused_there(self, peer: NodeId, reason: str) -> None:
+        """Where a peer should be, we are not taken or take none: that is never in order."""
+        if self._is_news(peer, f"to {reason}"):
+            self.report(PeerRefused(peer, reason))
+
+    def refused_here(self, claimed: NodeId, reason: str) -> None:
+        """Somebody said to be this peer. Anybody can: it is a stranger until it is proven, and no fault of ours."""
+        if self._is_news(claimed, f"from {reason}"):
+            self.report(BadInput(f"a link said to be from node_{claimed}" if claimed else "a link", reason))
+
+    def _is_news(self, peer: NodeId, refusal: str) -> bool:
+        """Tell it once until it changes; who is refused tries again and again."""
         key = peer if peer in self._dialled else 0
-        if self._refusals.get(key) != f"{direction} {reason}":
-            self._refusals[key] = f"{direction} {reason}"
-            self.report(PeerRefused(peer, "to" if direction == "to" else "from", reason))
+        known = self._refusals.get(key)
+        self._refusals[key] = refusal
+        return known != refusal
 
 
 # ---- the connection that we dialled: frames go out ------------------------------------------------
@@ -264,7 +274,7 @@ class Outgoing:
                 _, connection = await loop.create_connection(lambda: Dialled(handshake), *self._address)
                 who = await connection.met
         except LinkRefused as error:
-            self._links.refused(self._peer, "to", str(error))
+            self._links.refused_there(self._peer, str(error))
             self._tell_down(str(error))
         except TimeoutError:
             self._tell_down(f"no answer within {self._handshake_s:g} s")
@@ -378,7 +388,7 @@ class Accepted(asyncio.Protocol):
 
     def _refuse(self, reason: str) -> None:
         """Say why, and close."""
-        self._links.refused(self._claimed, "from", reason)
+        self._links.refused_here(self._claimed, reason)
         self.transport.writelines(encode_frame(PeerRefusal(reason)))
         self.transport.close()
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar, get_args
 from zlib import crc32
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from nodeproc.core.effects import LocalOp, Met, Promise, Readmitted, Truncate
 from nodeproc.core.messages import Append, Batch, Line, Mark, NodeId, PeerMessage, Position, Record, SeqNo, Submit, Term
@@ -302,6 +302,8 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", t
     """A fresh random token of the client process; made up by the node where it is empty."""
     born: SeqNo | None = None
     """Delivered seq_no when the session was born, as the first WELCOME told; None: born now."""
+    client_token: str | UnsetType = UNSET
+    """What the node asks of everybody in the first line of a connection, where it asks for one."""
 
 
 class Chat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="CHAT"):
@@ -317,10 +319,13 @@ class Subscribe(
     """Send every delivered message from this seq_no on. Rule: S6."""
 
     start: SeqNo = 1
+    client_token: str | UnsetType = UNSET
 
 
 class StatusRequest(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="STATUS"):
     """What does the node know? Needs no HELLO."""
+
+    client_token: str | UnsetType = UNSET
 
 
 ClientLine: TypeAlias = Hello | Chat | Subscribe | StatusRequest
@@ -353,7 +358,7 @@ class Ack(Struct, frozen=True, tag_field="type", tag="ACK"):
 
 
 class Reject(Struct, frozen=True, tag_field="type", tag="REJECT"):
-    """Messages of a CHAT were not ordered. Rule: S2, S3, S7, F3.
+    """Messages of a CHAT were not ordered, or the client is not taken (first 0). Rule: S2, S3, S7, F3.
 
     retry: true, send again, from `expected` where it is not 0 and else after the next LEADER line;
     false: certainly never ordered.
@@ -364,6 +369,10 @@ class Reject(Struct, frozen=True, tag_field="type", tag="REJECT"):
     reason: str
     retry: bool
     expected: int = 0
+
+
+TOKEN_REFUSED = "client token"
+"""Reason of a REJECT of the client itself: its first line did not show the node's token."""
 
 
 class LeaderLine(Struct, frozen=True, tag_field="type", tag="LEADER"):

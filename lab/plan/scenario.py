@@ -63,6 +63,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     limits: as in a node's configuration.
     command: what is started in place of the lab's own node, see lab.plan.command; None: the lab's own.
     directory: where the command runs; once read, absolute: what is written down is relative to the scenario's own.
+    client_token: what the nodes ask of every client; the lab's own show it.
     """
 
     nodes: int = 3
@@ -78,6 +79,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     limits: dict[str, int] = {}
     command: str | tuple[str, ...] | None = None
     directory: str = ""
+    client_token: str = ""
 
     @property
     def is_foreign(self) -> bool:
@@ -219,6 +221,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         ]
         if self.cluster.is_foreign:
             refused.append("cluster.command: a program has no virtual time to run in")
+        if self.cluster.client_token:
+            refused.append("cluster.client_token: nobody can come to a simulated node but its own clients")
         total = self._planned_messages()
         if total > MAX_SIM_MESSAGES:
             at = "load" if self.load is not None else "steps"

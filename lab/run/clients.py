@@ -47,10 +47,12 @@ class LoadWorkers:
 
     Args:
         count: worker processes.
+        client_token: what their clients show to the nodes.
     """
 
-    def __init__(self, load: Load, run: RunDir, seed: int, count: int) -> None:
+    def __init__(self, load: Load, run: RunDir, seed: int, count: int, client_token: str = "") -> None:
         self._load, self._run, self._seed, self._count = load, run, seed, count
+        self._client_token = client_token
         self._children: list[Child] = []
         self._readers: list[asyncio.Task[None]] = []
         self._tallies: list[Tally] = []
@@ -108,6 +110,7 @@ class LoadWorkers:
             plans=plans,
             duration=None if self._load.duration is None else float(self._load.duration),
             deadline=float(self._load.deadline),
+            client_token=self._client_token,
         )
 
     def halt(self) -> None:

@@ -91,6 +91,8 @@ def node_settings(
             settings[f"{name}_ms"] = round(seconds * 1000, 6)
     if plan.join_timeout is None and plan.started_ids == plan.ids:
         settings["join_timeout_ms"] = JOIN_TIMEOUT_MS
+    if plan.client_token:
+        settings["client_token"] = plan.client_token
     if plan.limits:
         settings["limits"] = dict(plan.limits)
     return settings
@@ -186,7 +188,7 @@ class Cluster:
             program = program_of(plan, run, settings)
             if program is None:
                 run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
-            self._status_lines[node] = StatusLine((HOST, held.port))
+            self._status_lines[node] = StatusLine((HOST, held.port), plan.client_token)
             self.nodes[node] = NodeProcess(
                 node,
                 HOST,
@@ -196,6 +198,7 @@ class Cluster:
                 self._lifeline.fd,
                 self._on_sample,
                 program=program,
+                client_token=plan.client_token,
             )
 
     async def _open_ways(self, seed: int) -> dict[Pair, int]:

@@ -26,7 +26,7 @@ from lab.run.cluster import Cluster, resolved
 from lab.run.conductor import Conductor, Progress, Stage
 from lab.run.evidence import with_heals
 from lab.run.recording import HistoryWriter, merge
-from lab.run.world import REAL
+from lab.run.world import World
 from lab.rundir import RunDir
 
 
@@ -67,8 +67,10 @@ class LiveRun:
         self._cluster = Cluster(scenario, run, self._samples.append)
         self._load: LoadWorkers | None = None
         if scenario.load is not None:
-            self._load = LoadWorkers(scenario.load, run, seed, worker_count(scenario.load))
-        stage = Stage(REAL, self._history, self._cluster, self._load)
+            self._load = LoadWorkers(
+                scenario.load, run, seed, worker_count(scenario.load), scenario.cluster.client_token
+            )
+        stage = Stage(World(scenario.cluster.client_token), self._history, self._cluster, self._load)
         self._conductor = Conductor(scenario, stage, seed, progress)
 
     async def carry_out(self) -> None:

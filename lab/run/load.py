@@ -59,7 +59,7 @@ class Prepare(Struct, frozen=True, tag_field="do", tag="prepare"):
     """Make these clients and connect them.
 
     history: the part that this worker appends to. duration: of sending, seconds; None: as the plans' counts say.
-    deadline: see SessionSettings.
+    deadline, client_token: see SessionSettings.
     """
 
     history: str
@@ -67,6 +67,7 @@ class Prepare(Struct, frozen=True, tag_field="do", tag="prepare"):
     plans: tuple[ClientPlan, ...]
     duration: float | None
     deadline: float
+    client_token: str = ""
 
 
 class Go(Struct, frozen=True, tag_field="do", tag="go"):
@@ -138,7 +139,7 @@ class LoadClient:
         self.client = world.chat(
             [order.addresses[node] for node in plan.addresses],
             plan.client,
-            settings=SessionSettings(deadline=order.deadline),
+            settings=SessionSettings(deadline=order.deadline, client_token=order.client_token),
             on_outcome=self._on_outcome,
         )
 

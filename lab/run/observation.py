@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from nodeproc.client import Address
 from nodeproc.errors import FrameError
@@ -18,8 +19,9 @@ STATUS_PATIENCE_S = 1.0
 class StatusLine:
     """A connection over which one node is asked for its STATUS again and again."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, client_token: str = "") -> None:
         self._address = address
+        self._request = encode_line(StatusRequest(client_token or UNSET))
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._lock = asyncio.Lock()
@@ -38,7 +40,7 @@ class StatusLine:
             async with asyncio.timeout(STATUS_PATIENCE_S):
                 if self._reader is None or self._writer is None:
                     self._reader, self._writer = await asyncio.open_connection(*self._address)
-                self._writer.write(encode_line(StatusRequest()))
+                self._writer.write(self._request)
                 while True:
                     answer = decode_node_line(await self._reader.readuntil(b"\n"))
                     if isinstance(answer, Status):

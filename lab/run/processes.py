@@ -90,6 +90,7 @@ class NodeProcess:
     config, log: files of the run directory. lifeline_fd: see Lifeline.
     on_sample: is handed CPU and memory each time they are looked at.
     module: what is run; another one in tests. program: what is run instead; None: the module.
+    client_token: what it asks of those that ask for its STATUS.
     """
 
     node: NodeId
@@ -101,6 +102,7 @@ class NodeProcess:
     on_sample: Callable[[Sample], None] = lambda _: None
     module: str = "nodeproc"
     program: Program | None = None
+    client_token: str = ""
     paused: bool = False
     starts: int = 0
     exits: list[NodeExit] = field(default_factory=list)
@@ -158,7 +160,7 @@ class NodeProcess:
         began, heard = time.monotonic(), ""
         while self._life is not None and time.monotonic() - began < READY_PATIENCE_S:
             try:
-                answer = await status(self.host, self.port)
+                answer = await status(self.host, self.port, client_token=self.client_token)
             except Unreachable as error:
                 heard = str(error)
                 await asyncio.sleep(ASK_AGAIN_S)

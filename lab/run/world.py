@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -24,7 +25,14 @@ class History(Protocol):
 
 
 class World:
-    """The real one; lab.sim has another."""
+    """The real one; lab.sim has another.
+
+    Args:
+        client_token: what its clients show to the nodes.
+    """
+
+    def __init__(self, client_token: str = "") -> None:
+        self.client_token = client_token
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -46,6 +54,8 @@ class World:
         on_outcome: Callable[[Outcome], None] | None = None,
     ) -> ChatClient:
         """A client of the chat, not started."""
+        if self.client_token:
+            settings = dataclasses.replace(settings or SessionSettings(), client_token=self.client_token)
         return ChatClient(addresses, client, settings=settings, on_outcome=on_outcome)
 
 

@@ -49,6 +49,7 @@ class SimWorld(World):
     """Time is the loop's; everything random follows from the seed."""
 
     def __init__(self, loop: VirtualLoop, seed: int) -> None:
+        super().__init__()
         self._loop = loop
         self._rng = random.Random(f"{seed} world")
 

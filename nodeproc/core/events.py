@@ -326,9 +326,8 @@ class PeerLost(Event, frozen=True, tag="peer_lost"):
 class PeerRefused(Event, frozen=True, tag="peer_refused"):
     logger = "transport"
     level = "ERROR"
-    text = "Link {direction} node_{peer} refused: {reason}"
+    text = "Link to node_{peer} refused: {reason}"
     peer: NodeId
-    direction: Literal["to", "from"]
     reason: str
 
 

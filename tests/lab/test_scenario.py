@@ -212,6 +212,7 @@ NO_SIMULATION = {
         "steps[0].repeat.steps[0].link.chunk: frames are not made of bytes",
     ),
     "strangers": ("steps: [{kill: 1}, {garbage: 5}]", "steps[1].garbage: there are no sockets"),
+    "a token": ("cluster: {client_token: x}\nsteps: [{kill: 1}]", "cluster.client_token: nobody can come"),
     "memory": ("steps: [{kill: 1}]\nexpectations: [{memory: 64}]", "expectations[0].memory: measures the machine"),
     "busy processes": ("steps: [{kill: 1}, {busy: 2}]", "steps[1].busy: there is no processor"),
     "a large send": ("steps: [{send: {client: 1, messages: 300000}}]", "steps: 300000 are too many messages"),

@@ -7,18 +7,21 @@ import gc
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from zlib import crc32
 
 import msgspec
 import pytest
 
 from nodeproc.client import Address, ChatClient, status
+from nodeproc.config import NodeConfig
 from nodeproc.core.messages import Line
 from nodeproc.errors import Unreachable
 from nodeproc.nodestream import Shown
 from nodeproc.session import Outcome, SessionSettings
 from nodeproc.wire import Chat, Hello, Subscribe
 from tests.nodeproc.fakenode import FakeCluster, FakeNode
+from tests.nodeproc.test_runtime import running
 
 QUICK = SessionSettings(deadline=20.0, retry_interval=0.05, patience=0.2, keepalive=0.1)
 
@@ -354,6 +357,23 @@ def test_status_of_a_dead_or_deaf_node_is_unreachable() -> None:
             await cluster.stop()
             with pytest.raises(Unreachable):
                 await status("127.0.0.1", cluster.nodes[0].port)
+
+    run(story)
+
+
+def test_a_client_without_the_right_token_is_told_so_at_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        config = NodeConfig(node_id=1, port=0, data_dir="unused", client_token="right")
+        async with running(tmp_path, config) as member:
+            client = ChatClient([("127.0.0.1", member.port)], 5, settings=SessionSettings(client_token="wrong"))
+            with pytest.raises(Unreachable, match="not taken as a client: the client token is wrong or missing"):
+                await client.connect()
+            with pytest.raises(Unreachable, match="refused: client token"):
+                await status("127.0.0.1", member.port)
+            settings = SessionSettings(client_token="right")
+            async with ChatClient([("127.0.0.1", member.port)], 5, settings=settings) as client:
+                assert (await client.send("hello")).kind == "ok"
+            assert (await status("127.0.0.1", member.port, client_token="right")).node == 1
 
     run(story)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeproc.client_tui import parse, printable, split_messages
+from nodeproc.client_tui import TOKEN_VARIABLE, parse, printable, split_messages
 from nodeproc.wire import Chat, Hello
 from tests.nodeproc.fakenode import FakeCluster
 
@@ -378,6 +378,7 @@ def test_input_is_split_at_newlines_only_and_broken_utf8_is_replaced() -> None:
         (["--deadline", "nan"], "--deadline nan: allowed above 0"),
         (["--deadline", "0"], "--deadline 0: allowed above 0"),
         (["--client-id", "-1"], "--client-id -1: allowed 0..9007199254740991"),
+        (["--client-token-file", "no/such/file"], "--client-token-file no/such/file: "),
         (["--colour"], "unrecognized arguments: --colour"),
     ],
 )
@@ -388,6 +389,27 @@ def test_wrong_flags_are_refused_with_exit_code_2(
         parse(flags)
     assert stopped.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse([]).client_token == ""
+    monkeypatch.setenv(TOKEN_VARIABLE, "from the environment")
+    assert parse([]).client_token == "from the environment"
+    (tmp_path / "token").write_text("from a file\n")
+    assert parse(["--client-token-file", str(tmp_path / "token")]).client_token == "from a file"
+
+
+def test_the_token_is_shown_to_the_node() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        environment = {**os.environ, TOKEN_VARIABLE: "secret"}
+        process = await asyncio.create_subprocess_exec(
+            *command(cluster), cwd=ROOT, env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        await process.communicate(b"hello\n")
+        hellos = [line for line in cluster.nodes[0].lines if isinstance(line, Hello)]
+        assert [hello.client_token for hello in hellos] == ["secret"]
+
+    run(story)
 
 
 def test_the_defaults_fit_the_first_node_of_the_tour() -> None:

@@ -128,9 +128,9 @@ def batch_of(record: Record) -> Batch:
 class Hall:
     """Clients of one played node."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, client_token: str = "", **limits: int) -> None:
         self.node = Node()
-        self.clients = Clients(1, self.node, Limits(**limits))
+        self.clients = Clients(1, self.node, Limits(**limits), client_token)
 
     def connect(self, said: bytes = HELLO, address: str = "") -> Wire:
         wire = Wire({"peername": (address, 1)} if address else None)
@@ -587,3 +587,42 @@ async def test_a_client_that_speaks_now_and_then_is_not_idle() -> None:
     assert not wire.closed
     wire.protocol.leave_if_idle()
     assert wire.closed
+
+
+# ---- the client token ---------------------------------------------------------------------------
+
+TOKEN = "a token that nobody guesses"
+REFUSED = ("REJECT", 0, "client token", False)
+FIRST_LINES: list[dict[str, Any]] = [{"type": "HELLO", "client_id": 1}, {"type": "SUBSCRIBE"}, {"type": "STATUS"}]
+
+
+@pytest.mark.parametrize("line", FIRST_LINES, ids=lambda line: str(line["type"]))
+def test_the_first_line_of_a_connection_must_show_the_token(line: dict[str, Any]) -> None:
+    @in_loop
+    async def story() -> None:
+        hall = Hall(TOKEN)
+        for shown in ({}, {"client_token": ""}, {"client_token": TOKEN[:-1]}, {"client_token": TOKEN + "\ud7ff"}):
+            wire = hall.connect(b"")
+            heard = wire.says(json.dumps(line | shown).encode() + b"\n" + HELLO)
+            assert [(said["type"], said["first"], said["reason"], said["retry"]) for said in heard] == [REFUSED]
+            assert wire.closed
+        assert not hall.clients.sessions and not hall.clients.connections
+        wire = hall.connect(json.dumps(line | {"client_token": TOKEN}).encode() + b"\n")
+        assert wire.says(b'{"type":"STATUS"}\n')[0]["type"] == "STATUS_IS"
+
+    story()
+
+
+@in_loop
+async def test_without_the_token_no_message_is_taken() -> None:
+    hall = Hall(TOKEN)
+    assert hall.connect(b"").says(chat(1, "m"))[0]["type"] == "REJECT"
+    refused = hall.connect(b"").says(HELLO)
+    assert (refused[0]["session"], refused[0]["first"]) == ("s1", 0)
+    assert not hall.node.submitted
+    assert hall.node.events == [BadInput("a client", "a wrong client token, or none")] * 2
+
+
+@in_loop
+async def test_a_token_that_nobody_asks_for_does_no_harm() -> None:
+    assert Hall().connect(b"").says(b'{"type":"HELLO","client_id":1,"client_token":"x"}\n')[0]["type"] == "WELCOME"

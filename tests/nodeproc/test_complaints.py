@@ -21,6 +21,6 @@ def test_a_flood_of_complaints_is_counted_and_told_with_the_next_one() -> None:
 
 def test_refused_peers_count_as_complaints_and_other_events_always_pass() -> None:
     complaints = Complaints(1)
-    assert complaints.passed(PeerRefused(2, "from", "no"), 1.0) == PeerRefused(2, "from", "no")
-    assert complaints.passed(PeerRefused(2, "from", "no"), 1.0) is None
+    assert complaints.passed(PeerRefused(2, "no"), 1.0) == PeerRefused(2, "no")
+    assert complaints.passed(PeerRefused(2, "no"), 1.0) is None
     assert complaints.passed(Stopping("x"), 1.0) == Stopping("x")

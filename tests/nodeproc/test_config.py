@@ -30,7 +30,8 @@ def test_a_short_file_gets_the_defaults() -> None:
 
 
 def test_everything_can_be_said() -> None:
-    more = "priority: 9\nhost: 0.0.0.0\nsecret: s\ndurability: os\nlog_level: DEBUG\nlimits: {max_clients: 3}\n"
+    more = "priority: 9\nhost: 0.0.0.0\nallow_open: true\nsecret: s\ndurability: os\n"
+    more += "log_level: DEBUG\nlimits: {max_clients: 3}\n"
     config = load("n.yml", text=GOOD + more)
     assert (config.core().priority, config.host, config.limits.max_clients) == (9, "0.0.0.0", 3)
 
@@ -82,6 +83,36 @@ def test_more_than_nine_members_are_refused() -> None:
         load("n.yml", text=f"node_id: 1\nport: 5001\ndata_dir: d\npeers:\n{peers}")
 
 
-def test_a_secret_or_an_explicit_word_opens_the_node_to_other_machines() -> None:
-    assert load("n.yml", text=GOOD + "host: 0.0.0.0\nallow_open: true\n").allow_open
-    assert load("n.yml", text=GOOD + "host: '::1'\n").host == "::1"
+SECRET, TOKEN = "secret: 0123456789abcdef\n", "client_token: fedcba9876543210\n"
+OPEN = GOOD + "host: 0.0.0.0\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OPEN + SECRET + TOKEN,
+        OPEN + SECRET + "allow_any_client: true\n",
+        OPEN + "allow_open: true\n",
+        GOOD + "host: '::1'\n",
+        GOOD + "host: 127.0.0.2\nsecret: short\nclient_token: short\n",
+    ],
+)
+def test_secrets_or_an_explicit_word_open_the_node_to_other_machines(text: str) -> None:
+    assert load("n.yml", text=text).node_id == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (OPEN, "without a secret (set secret, or allow_open: true)"),
+        (OPEN + TOKEN, "without a secret (set secret, or allow_open: true)"),
+        (OPEN + SECRET, "without a client_token (set client_token, or allow_any_client: true)"),
+        (OPEN + "secret: short\n" + TOKEN, "n.yml:8:9: secret: found 5 characters, allowed 16 or more on a port"),
+        (OPEN + SECRET + "client_token: 1234\n", "n.yml:9:15: client_token: found"),
+        (OPEN + "secret: short\nallow_any_client: true\n", "secret: found 5 characters, allowed 16 or more"),
+    ],
+)
+def test_a_node_that_others_can_reach_asks_for_secrets(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("n.yml", text=text)
+    assert complaint in str(caught.value)

@@ -17,6 +17,7 @@ from nodeproc.errors import FrameError
 from nodeproc.nodestream import NodeStream, Shown, cut_run, read_run
 from nodeproc.session import NEVER, Outcome, Session, SessionSettings
 from nodeproc.wire import (
+    TOKEN_REFUSED,
     Ack,
     Chat,
     Hello,
@@ -36,7 +37,7 @@ from nodeproc.wire import (
 TOKEN = "5f0c2a9be1d04417"
 
 
-def make_session(**changes: float) -> Session:
+def make_session(**changes: float | str) -> Session:
     return Session(101, TOKEN, SessionSettings(**changes))  # type: ignore[arg-type]
 
 
@@ -913,3 +914,22 @@ def test_random_walks_keep_every_promise_and_reach_every_outcome() -> None:
         kinds.update((outcome.kind, outcome.reason)[bool(outcome.reason)] for outcome in world.outcomes.values())
     assert set(kinds) == {"ok", "invalid", "session expired", "no answer within 200 s"}
     assert all(count >= 100 for count in kinds.values()), kinds
+
+
+# ---- the client token ---------------------------------------------------------------------------
+
+
+def test_the_token_is_shown_in_every_hello() -> None:
+    session = make_session(client_token="secret")
+    session.connected(0.0)
+    assert said(session, 0.0) == [Hello(101, TOKEN, client_token="secret")]
+
+
+def test_a_refused_token_ends_the_session_and_says_so() -> None:
+    session = make_session(client_token="wrong")
+    session.submit(["a", "b"], 0.0)
+    session.connected(0.0)
+    said(session, 0.0)
+    session.received(Reject(TOKEN, 0, TOKEN_REFUSED, False), 0.1)
+    assert session.ended == session.problem == "the client token is wrong or missing"
+    assert session.take_outcomes() == [Outcome("rejected", 1, 2, reason="the client token is wrong or missing")]

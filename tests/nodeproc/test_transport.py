@@ -212,7 +212,7 @@ def test_frames_without_a_link_are_lost_and_nothing_else(run: Run) -> None:
 def test_a_peer_of_another_cluster_is_refused_and_reported(run: Run, said: dict[str, Any], reason: str) -> None:
     async def story() -> None:
         async with two_ends(None, said) as (one, _):
-            await one.reported(PeerRefused(2, "to", reason))
+            await one.reported(PeerRefused(2, reason))
             assert not [message for _, message in one.inputs if isinstance(message, LinkUp) and message.outgoing]
 
     run(story())
