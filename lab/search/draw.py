@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias
 
-from lab.plan.scenario import Bounds, Cluster, Load, Scenario
+from lab.plan.scenario import Cluster, Load, Scenario
 from lab.plan.step import (
     Clock,
     Cut,
@@ -37,10 +37,9 @@ from lab.plan.step import (
     Start,
     StepAny,
     Stop,
-    UntilCaughtUp,
-    Wait,
 )
-from lab.plan.words import Duration, TargetWord, target_parts
+from lab.plan.words import Duration
+from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, QUIET, WHOLE
 from nodeproc.core.messages import NodeId
 
 Steps: TypeAlias = list[StepAny]
@@ -50,14 +49,6 @@ SIZES: Final = (3, 5)
 FRAMES: Final = ("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP")
 SPREADS: Final[tuple[Literal["uniform", "exponential"], ...]] = ("uniform", "exponential")
 DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
-LIVENESS: Final = "liveness"
-"""Name of the last send: with a majority whole, it must come true."""
-NAMED_CLIENT: Final = 9001
-BOUNDS: Final = Bounds(recovery=Duration(20), convergence=Duration(60))
-CAUGHT_UP: Final = Wait(until=UntilCaughtUp(on="all", within=Duration(30)))
-WHOLE: Final = Heal(what="all")
-QUIET: Final[tuple[StepAny, ...]] = (WHOLE, CAUGHT_UP, Sleep(time=Duration(1)))
-"""All nodes are whole, the same, and have had time to tell each other so."""
 
 
 def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
@@ -67,44 +58,6 @@ def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
         sizes: cluster sizes to choose from.
     """
     return _Draw(seed, sizes).scenario()
-
-
-def is_sound(steps: Sequence[StepAny], nodes: int) -> bool:
-    """Whether the steps ask nothing that the protocol does not promise; what fails without that shows nothing.
-
-    Disks are lost only where all are whole and the same right before; messages have to be taken only right after a
-    majority was healed, with the others perhaps cut off.
-    """
-    rotten: frozenset[TargetWord | NodeId] = frozenset()
-    for at, step in enumerate(steps):
-        if isinstance(step, Send) and step.wait and not _majority_is_whole(steps[:at], step, nodes):
-            return False
-        quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
-        if isinstance(step, Disk) and step.rot:
-            if rotten or not quiet:
-                return False
-            rotten = frozenset(target_parts(step.on))
-        elif isinstance(step, Rebuild):
-            if not (rotten == frozenset(target_parts(step.target)) if rotten else quiet):
-                return False
-            rotten = frozenset()
-        else:
-            lost = bool(rotten) and not isinstance(step, Start | Sleep)
-            if lost or (step == CAUGHT_UP and (at == 0 or not isinstance(steps[at - 1], Heal | Rebuild))):
-                return False
-    return not rotten
-
-
-def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> bool:
-    """Whether behind these steps a majority is whole, others at most cut off, and the senders are connected to it."""
-    outside: tuple[TargetWord | NodeId, ...] = ()
-    if before and isinstance(cut := before[-1], Partition) and cut.kind == "isolate":
-        outside, before = target_parts(cut.node), before[:-1]
-    if not before or not isinstance(heal := before[-1], Heal) or heal.what != "all":
-        return False
-    healed = tuple(range(1, nodes + 1)) if heal.on == "all" else target_parts(heal.on)
-    connected = all(each.via in healed for each in send.clients if each.via is not None)
-    return 2 * len(healed) > nodes and connected and not set(outside) & set(healed)
 
 
 class _Draw:

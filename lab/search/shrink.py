@@ -19,7 +19,7 @@ from msgspec import structs
 
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
-from lab.search.draw import SIZES, draw, is_sound
+from lab.search.draw import SIZES, draw
 from lab.search.failure import Failure, play
 from lab.search.smaller import (
     Steps,
@@ -32,6 +32,7 @@ from lab.search.smaller import (
     slices_left_out,
     with_steps,
 )
+from lab.search.sound import is_sound
 from nodeproc.errors import ConfigError
 
 SIMULATIONS: Final = 1500

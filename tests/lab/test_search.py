@@ -17,8 +17,9 @@ from lab import cli
 from lab.plan import scenario as plan
 from lab.run.children import Child
 from lab.search import failure, search, worker
-from lab.search.draw import draw, is_sound
+from lab.search.draw import draw
 from lab.search.search import Search, Tally, play_again
+from lab.search.sound import is_sound
 from lab.search.worker import Played, play
 from lab.sim import simulator
 

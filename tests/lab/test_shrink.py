@@ -16,10 +16,11 @@ from lab.plan.step import Heal, Kill, Link, LoadSwitch, Partition, Rebuild, Send
 from lab.plan.step import UntilCaughtUp as CaughtUp
 from lab.plan.words import Duration
 from lab.search import shrink as shrinking
-from lab.search.draw import draw, is_sound
+from lab.search.draw import draw
 from lab.search.failure import Failure, failure_of, play
 from lab.search.shrink import report, shrink, write
 from lab.search.smaller import a_node_less, nice, plainer_cluster, plainer_load, plainer_steps, slices_left_out
+from lab.search.sound import is_sound
 from lab.sim.simulator import Outcome
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,105 @@
+"""What a drawn scenario may ask: what the protocol promises, and no more. Else its failure would show nothing.
+
+Two promises have conditions: a disk is lost only where all nodes are whole and the same (M4); messages have to be taken
+where a majority is whole, whatever the other nodes do (A9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from lab.plan.scenario import Bounds
+from lab.plan.step import (
+    Cut,
+    Disk,
+    Heal,
+    Link,
+    Partition,
+    Rebuild,
+    Send,
+    Sleep,
+    Start,
+    StepAny,
+    UntilCaughtUp,
+    Wait,
+)
+from lab.plan.words import Duration, LinkEnd, Target, target_parts
+from nodeproc.core.messages import NodeId
+
+LIVENESS: Final = "liveness"
+"""Name of the last send: with a majority whole, it must come true."""
+NAMED_CLIENT: Final = 9001
+BOUNDS: Final = Bounds(recovery=Duration(20), convergence=Duration(60))
+CAUGHT_UP: Final = Wait(until=UntilCaughtUp(on="all", within=Duration(30)))
+WHOLE: Final = Heal(what="all")
+QUIET: Final[tuple[StepAny, ...]] = (WHOLE, CAUGHT_UP, Sleep(time=Duration(1)))
+"""All nodes are whole, the same, and have had time to tell each other so."""
+
+
+def is_sound(steps: Sequence[StepAny], nodes: int) -> bool:
+    """Whether the steps ask nothing that the protocol does not promise; what fails without that shows nothing.
+
+    Args:
+        nodes: of the cluster.
+    """
+    return _disks_are_spared(steps) and all(
+        _majority_is_whole(steps[:at], step, nodes)
+        for at, step in enumerate(steps)
+        if isinstance(step, Send) and step.wait
+    )
+
+
+def _disks_are_spared(steps: Sequence[StepAny]) -> bool:
+    """Disks are lost only where all are whole and the same right before, one at a time."""
+    rotten: tuple[Target, ...] = ()
+    for at, step in enumerate(steps):
+        quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
+        if isinstance(step, Disk) and step.rot:
+            if rotten or not quiet:
+                return False
+            rotten = target_parts(step.on)
+        elif isinstance(step, Rebuild):
+            if not (rotten == target_parts(step.target) if rotten else quiet):
+                return False
+            rotten = ()
+        else:
+            lost = bool(rotten) and not isinstance(step, Start | Sleep)
+            if lost or (step == CAUGHT_UP and (at == 0 or not isinstance(steps[at - 1], Heal | Rebuild))):
+                return False
+    return not rotten
+
+
+def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> bool:
+    """Whether a majority was healed and nothing done since but to the others, or that disks are slow.
+
+    The senders are connected to that majority.
+    """
+    everybody = frozenset(range(1, nodes + 1))
+    hurt: frozenset[NodeId] = frozenset()
+    for step in reversed(before):
+        if isinstance(step, Heal) and step.what == "all":
+            healed = everybody if step.on == "all" else _ids(step.on)
+            heard = all(each.via in healed for each in send.clients if each.via is not None)
+            return 2 * len(healed) > nodes and not hurt & healed and heard
+        if not (isinstance(step, Disk) and step.slow):
+            hurt |= _hurt(step) or everybody
+    return False
+
+
+def _hurt(step: StepAny) -> frozenset[NodeId]:
+    """The nodes whose links a step treats, all other links being straight; empty: it may be any, or does more."""
+    match step:
+        case Partition(kind="isolate"):
+            return _ids(step.node)
+        case Link() | Cut():
+            return _ids(step.source) or _ids(step.to)
+        case _:
+            return frozenset()
+
+
+def _ids(target: LinkEnd) -> frozenset[NodeId]:
+    """The nodes that a target names; none where it has a word, which may mean anybody."""
+    parts = target if isinstance(target, tuple) else (target,)
+    named = frozenset(part for part in parts if isinstance(part, int))
+    return named if len(named) == len(parts) else frozenset()
