@@ -27,6 +27,7 @@ from typing import Final
 import msgspec
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import HTML
+from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from nodeproc.client import Address, ChatClient
@@ -227,20 +228,34 @@ async def chat_in_pipe(chat: Chat) -> None:
     await chat.finish()
 
 
+def keyboard() -> Input:
+    """The terminal's keys, which go to nobody but the prompt.
+
+    prompt_toolkit gives the terminal its normal mode back while it prints a message. A key that is pressed just then is
+    the system's to handle: Ctrl+D and the backspace key come to nothing, for the system has no line that they could end
+    or shorten. So that mode is not given back.
+    """
+    keys = create_input()
+    keys.cooked_mode = contextlib.nullcontext  # type: ignore[method-assign]
+    return keys
+
+
 async def chat_at_terminal(chat: Chat) -> None:
     """Prompt until Ctrl+D or Ctrl+C."""
+    keys = keyboard()
     prompt: PromptSession[str] = PromptSession(
-        "> ", bottom_toolbar=lambda: HTML("<b>{}</b>").format(chat.state()), refresh_interval=0.5
+        "> ", bottom_toolbar=lambda: HTML("<b>{}</b>").format(chat.state()), refresh_interval=0.5, input=keys
     )
     with patch_stdout():
-        while True:
-            try:
-                text = await prompt.prompt_async(handle_sigint=False)
-            except KeyboardInterrupt:
-                return
-            except EOFError:
-                break
-            chat.submit(split_messages(text.encode(errors="replace")))
+        with keys.raw_mode():  # also from one prompt to the next
+            while True:
+                try:
+                    text = await prompt.prompt_async(handle_sigint=False)
+                except KeyboardInterrupt:
+                    return
+                except EOFError:
+                    break
+                chat.submit(split_messages(text.encode(errors="replace")))
         if chat.client.session.unsettled:
             chat.warn(f"-- waiting for {chat.client.session.unsettled} acknowledgements, Ctrl+C leaves")
         await chat.finish()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeproc.client_tui import TOKEN_VARIABLE, parse, printable, split_messages
+from nodeproc.client_tui import TOKEN_VARIABLE, keyboard, parse, printable, split_messages
 from nodeproc.wire import Chat, Hello
 from tests.nodeproc.fakenode import FakeCluster
 
@@ -262,8 +262,8 @@ async def at_terminal(cluster: FakeCluster, *flags: str) -> AsyncIterator[Termin
     environment = {**os.environ, "TERM": "xterm"}
 
     def take_terminal() -> None:
-        # While a message is printed above the prompt the terminal is in its normal mode, and Ctrl+C is a signal to
-        # whoever has it as controlling terminal; without one that key would be lost.
+        # While acknowledgements are waited for the terminal is in its normal mode, and Ctrl+C is a signal to whoever
+        # has it as controlling terminal; without one that key would be lost.
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     process = await asyncio.create_subprocess_exec(
@@ -332,6 +332,18 @@ def test_ctrl_d_waits_for_acknowledgements_and_ctrl_c_does_not() -> None:
             assert "Traceback" not in terminal.text
 
     run(story)
+
+
+def test_a_key_pressed_while_a_message_is_printed_is_the_prompt_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave) as stdin, os.fdopen(master, "wb", buffering=0) as terminal:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        keys = keyboard()
+        with keys.raw_mode(), keys.cooked_mode():  # so does prompt_toolkit print
+            assert not termios.tcgetattr(stdin)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+            terminal.write(b"ab\x04\x7f")
+            assert os.read(stdin.fileno(), 10) == b"ab\x04\x7f"
+        assert termios.tcgetattr(stdin)[3] & termios.ICANON
 
 
 def test_a_terminated_chat_gives_the_terminal_back() -> None:
