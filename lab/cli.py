@@ -11,6 +11,7 @@ needs are imported by that command, so that `--help`, `list` and `validate` star
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -47,6 +48,22 @@ ELSEWHERE = {
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
 }
 """Command -> (the module whose add_arguments() and main() do it, what it is for)."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a scenario is run.
+
+    sim: in virtual time, not on real processes. mutant: the rule that the nodes break (lab.selftest); "": none.
+    frames: what nodes say to each other is kept, in virtual time.
+    """
+
+    sim: bool = False
+    mutant: str = ""
+    frames: bool = False
+
+
+LIVE = How()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +166,8 @@ def _parser() -> tuple[_Parser, frozenset[str]]:
     run.add_argument(
         "--sim", action="store_true", help="in virtual time, in this process; the same seed, the same bytes"
     )
+    run.add_argument("--frames", action="store_true", help="with --sim: keep what nodes say, for `run_lab.py diagram`")
+    run.add_argument("--mutant", metavar="NAME", default="", help="nodes that break one rule (docs/teaching.md)")
     run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="where run directories go (results/)")
     _add_json(run)
     run.set_defaults(do=_do_run)
@@ -257,13 +276,17 @@ def _do_run(options: argparse.Namespace) -> int:
         for reason in refusals:
             print(f"{scenario.name}: {reason}", file=sys.stderr)
             code = USAGE
+    if refusal := _option_refusal(options):
+        print(refusal, file=sys.stderr)
+        code = USAGE
     if code != PASS:
         return code
+    how = How(options.sim, options.mutant, options.frames)
     results: list[Result] = []
     rounds = [(number, scenario) for _, scenario in loaded for number in range(options.repeat)]
     try:
         for number, scenario in rounds:
-            result = run_once(scenario, seed_of(scenario, options.seed, number), options.out, sim=options.sim)
+            result = run_once(scenario, seed_of(scenario, options.seed, number), options.out, how)
             results.append(result)
             _show(result, options.json)
             if options.exitfirst and result.exit_code != PASS:
@@ -274,6 +297,21 @@ def _do_run(options: argparse.Namespace) -> int:
         code = INTERRUPTED
     _finish(results, options.json, code, len(rounds))
     return code
+
+
+def _option_refusal(options: argparse.Namespace) -> str:
+    """What is wrong with options that go together; "": nothing."""
+    if options.frames and not options.sim:
+        return "--frames: only with --sim; real nodes' frames are not kept"
+    if not options.mutant:
+        return ""
+    from lab.selftest.mutants import mutant
+
+    try:
+        mutant(options.mutant)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def gravest(codes: Iterable[int]) -> int:
@@ -289,12 +327,8 @@ def seed_of(scenario: Scenario, first: int | None, number: int) -> int:
     return random.SystemRandom().randrange(SEED_MAX) if scenario.seed is None else scenario.seed
 
 
-def run_once(scenario: Scenario, seed: int, out: Path, *, sim: bool = False) -> Result:
-    """Run a scenario and judge what it left; a failure of the lab itself is a result too.
-
-    Args:
-        sim: in virtual time, not on real processes.
-    """
+def run_once(scenario: Scenario, seed: int, out: Path, how: How = LIVE) -> Result:
+    """Run a scenario and judge what it left; a failure of the lab itself is a result too."""
     from lab.rundir import RunDir, utc_stamp
 
     directory: Path | None = None
@@ -303,7 +337,7 @@ def run_once(scenario: Scenario, seed: int, out: Path, *, sim: bool = False) -> 
         directory = run.path
         progress = Progress(scenario.name)
         try:
-            _carry_out(scenario, run, seed, progress, sim)
+            _carry_out(scenario, run, seed, progress, how)
         finally:
             progress.close()
     except Exception as error:
@@ -311,15 +345,21 @@ def run_once(scenario: Scenario, seed: int, out: Path, *, sim: bool = False) -> 
     return judge(run, scenario.name, seed)
 
 
-def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Progress, sim: bool) -> None:
-    if sim:
-        from lab.sim import simulator
+def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Progress, how: How) -> None:
+    with contextlib.ExitStack() as stack:
+        if how.mutant:
+            from lab.selftest.mutants import mutated
 
-        simulator.run(scenario, run, seed=seed, progress=lambda text: None)
-    else:
-        from lab.run import live
+            stack.enter_context(mutated(how.mutant))  # Live, it is the clients of this process that are changed.
+        if how.sim:
+            from lab.sim import simulator
 
-        live.run(scenario, run, seed=seed, progress=progress)
+            quiet = lambda text: None  # noqa: E731
+            simulator.run(scenario, run, seed=seed, progress=quiet, mutant=how.mutant, frames=how.frames)
+        else:
+            from lab.run import live
+
+            live.run(scenario, run, seed=seed, progress=progress, mutant=how.mutant)
 
 
 def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exception) -> Result:

@@ -110,7 +110,7 @@ class ScenarioItem(pytest.Item):
         option = self.config.getoption
         seed = cli.seed_of(self._scenario, option("lab_seed"), self._number)
         out = option("lab_out") or self.config.rootpath / "results"
-        result = cli.run_once(self._scenario, seed, out, sim=option("lab_sim"))
+        result = cli.run_once(self._scenario, seed, out, cli.How(sim=option("lab_sim")))
         row = structs.asdict(cli.summary_row(result))
         self.user_properties += [(name, value) for name, value in row.items() if value is not None]
         if result.exit_code != cli.PASS:

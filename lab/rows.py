@@ -133,6 +133,23 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
     """Of a nemesis: which of its faults, from 1."""
 
 
+# ---- frames.jsonl --------------------------------------------------------------------------------
+
+
+class FrameRow(Struct, frozen=True, gc=False):
+    """One frame that a node sent to another in a simulation; docs/protocol.md has their kinds."""
+
+    t: int
+    """When it was sent."""
+    source: int
+    to: int
+    kind: str
+    text: str
+    """What it says, for people."""
+    arrived: tuple[int, ...]
+    """When it arrived; empty: it was lost, or had not arrived at the end; several: it was duplicated."""
+
+
 # ---- meta.json -----------------------------------------------------------------------------------
 
 
@@ -231,10 +248,11 @@ class Meta(Struct, frozen=True):
 _encode = msgspec.json.Encoder().encode
 decode_history_row = msgspec.json.Decoder(HistoryRow).decode
 decode_fault_row = msgspec.json.Decoder(FaultRow).decode
+decode_frame_row = msgspec.json.Decoder(FrameRow).decode
 decode_meta = msgspec.json.Decoder(Meta).decode
 
 
-def encode_row(row: HistoryRow | FaultRow) -> bytes:
+def encode_row(row: HistoryRow | FaultRow | FrameRow) -> bytes:
     """One line with its newline."""
     return _encode(row) + b"\n"
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from lab.rows import (
     FaultRow,
+    FrameRow,
     HistoryRow,
     Meta,
     decode_fault_row,
+    decode_frame_row,
     decode_history_row,
     decode_meta,
     encode_meta,
@@ -95,6 +97,11 @@ class RunDir:
     def faults(self) -> Path:
         return self.path / "faults.jsonl"
 
+    @property
+    def frames(self) -> Path:
+        """What nodes said to each other; only of simulated runs that were asked for it."""
+        return self.path / "frames.jsonl"
+
     def history_part(self, worker: int) -> Path:
         """What load worker `worker` writes; merged into history by time at the end, then removed."""
         return self.path / f"history-{worker}.part"
@@ -163,6 +170,11 @@ class RunDir:
         """The rows of history.jsonl in order; nothing where the file is missing."""
         for line in _lines(self.history):
             yield decode_history_row(line)
+
+    def read_frames(self) -> Iterator[FrameRow]:
+        """The rows of frames.jsonl; nothing where the file is missing."""
+        for line in _lines(self.frames):
+            yield decode_frame_row(line)
 
     def read_faults(self) -> list[FaultRow]:
         return [decode_fault_row(line) for line in _lines(self.faults)]

@@ -135,10 +135,11 @@ class Cluster:
 
     Args:
         on_sample: is handed every CPU and memory sample.
+        mutant: what is started in place of the nodes' own program; "": nothing.
     """
 
-    def __init__(self, scenario: Scenario, run: RunDir, on_sample: Callable[[Sample], None]) -> None:
-        self._scenario, self._run, self._on_sample = scenario, run, on_sample
+    def __init__(self, scenario: Scenario, run: RunDir, on_sample: Callable[[Sample], None], mutant: str = "") -> None:
+        self._scenario, self._run, self._on_sample, self._mutant = scenario, run, on_sample, mutant
         self._ports: dict[NodeId, HeldPort] = {}
         self._client_ports: dict[NodeId, int] = {}
         """Where the proxy listens for clients, if it is between them and the nodes."""
@@ -198,6 +199,7 @@ class Cluster:
                 self._lifeline.fd,
                 self._on_sample,
                 program=program,
+                mutant=self._mutant,
                 client_token=plan.client_token,
             )
 

@@ -30,17 +30,18 @@ from lab.run.world import World
 from lab.rundir import RunDir
 
 
-def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress) -> None:
+def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "") -> None:
     """Carry out a scenario and leave everything about it in the run directory.
 
     Args:
         progress: told a line at each step, and now and then while one lasts.
+        mutant: started instead of the nodes' own program (lab.selftest.broken_node); "": none.
 
     Raises:
         RunFailed: the lab could not carry it out; meta.json says why, as far as it came to be written.
         KeyboardInterrupt: by Ctrl+C or SIGTERM; no process is left then either.
     """
-    live = LiveRun(scenario, run, seed, progress)
+    live = LiveRun(scenario, run, seed, progress, mutant)
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         task: asyncio.Task[None] = loop.create_task(live.carry_out())
@@ -59,12 +60,12 @@ async def _wait_for(task: asyncio.Task[None]) -> None:
 class LiveRun:
     """One run on real processes, and its papers."""
 
-    def __init__(self, scenario: Scenario, run: RunDir, seed: int, progress: Progress) -> None:
-        self._scenario, self._run, self._seed = scenario, run, seed
+    def __init__(self, scenario: Scenario, run: RunDir, seed: int, progress: Progress, mutant: str = "") -> None:
+        self._scenario, self._run, self._seed, self._mutant = scenario, run, seed, mutant
         self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._samples: list[Sample] = []
         self._history = HistoryWriter(run.history_part(0))
-        self._cluster = Cluster(scenario, run, self._samples.append)
+        self._cluster = Cluster(scenario, run, self._samples.append, mutant)
         self._load: LoadWorkers | None = None
         if scenario.load is not None:
             self._load = LoadWorkers(
@@ -113,6 +114,7 @@ class LiveRun:
             load={} if total is None else {"workers": workers, **structs.asdict(total)},
             proxy=self._cluster.proxy,
             problem=facts.problem,
+            mutant=self._mutant,
         )
 
 

@@ -35,6 +35,10 @@ KILL_PATIENCE_S = 10.0
 """From SIGKILL to the end, which only a kernel with much to do delays."""
 
 
+BROKEN_MODULE = "lab.selftest.broken_node"
+"""What a node that is a mutant runs, and tells which."""
+
+
 class HeldPort:
     """A port that is this node's for the whole run: connections are refused while the node is down.
 
@@ -89,7 +93,8 @@ class NodeProcess:
 
     config, log: files of the run directory. lifeline_fd: see Lifeline.
     on_sample: is handed CPU and memory each time they are looked at.
-    module: what is run; another one in tests. program: what is run instead; None: the module.
+    module: what is run; another one in tests. mutant: the rule that it breaks; "": none.
+    program: what is run instead; None: the module.
     client_token: what it asks of those that ask for its STATUS.
     """
 
@@ -101,6 +106,7 @@ class NodeProcess:
     lifeline_fd: int
     on_sample: Callable[[Sample], None] = lambda _: None
     module: str = "nodeproc"
+    mutant: str = ""
     program: Program | None = None
     client_token: str = ""
     paused: bool = False
@@ -145,7 +151,8 @@ class NodeProcess:
         if self.program is not None:
             launch = [sys.executable, "-I", "-S", launcher.__file__, str(self.lifeline_fd), self.program.directory]
             return [*launch, *self.program.command]
-        command = [sys.executable, "-m", self.module, "--config", str(self.config), "--quiet"]
+        module = [BROKEN_MODULE, "--mutant", self.mutant] if self.mutant else [self.module]
+        command = [sys.executable, "-m", *module, "--config", str(self.config), "--quiet"]
         return [*command, "--die-with-parent", "--lifeline", str(self.lifeline_fd)]
 
     async def ready(self) -> float:

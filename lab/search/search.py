@@ -28,7 +28,6 @@ from lab.run.children import Child, RunFailed
 from lab.rundir import LATEST
 from lab.search import coverage
 from lab.search.draw import SIZES, draw
-from lab.search.failure import as_mutant
 from lab.search.shrink import replay_command, shrink, write
 from lab.search.worker import Begin, Played, Seed, decode_played, encode
 
@@ -240,8 +239,7 @@ def play_again(search: Search, played: Played, out: Path) -> Finding:
     if played.endless:
         return finding
     scenario = draw(played.seed, search.sizes)
-    with as_mutant(search.mutant):
-        result = cli.run_once(scenario, played.seed, out, sim=True)
+    result = cli.run_once(scenario, played.seed, out, cli.How(sim=True, mutant=search.mutant))
     if result.verdict is None:
         return replace(finding, run=result.directory, verdict=f"no verdict: {result.problem}")
     broken = ", ".join(check.name for check in result.verdict.checks if check.result == "FAIL")

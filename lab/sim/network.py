@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lab.run.links import NEVER, Handling, LinkCounts, Rule
 from lab.run.links import Link as TreatedLink
+from lab.sim.frames import Frames
 from lab.sim.loop import VirtualLoop
 from nodeproc.core.messages import Envelope, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.wire import encode_frame
@@ -137,8 +138,8 @@ class Way:
         if not self.up:
             return
         now, network = self._loop.now, self._network
-        if network.trace is not None:
-            network.trace(now, self.source, self.to, message)
+        if network.record is not None:
+            network.record.sent(now, self.source, self.to, message)
         if self._treated.rule is not None:
             self._treated.enter(str(type(message).__struct_config__.tag), Cargo(self._epoch, message), now)
             self._wake()
@@ -153,6 +154,8 @@ class Way:
         if epoch == self._epoch:
             network = self._network
             network.frames += 1
+            if network.record is not None:
+                network.record.arrived(self._loop.now, self.source, self.to, message)
             network.nodes[self.to].take(Envelope(self.source, message))
 
     def _wake(self) -> None:
@@ -179,8 +182,8 @@ class Network:
         self.nodes: dict[NodeId, SimNode] = {}
         self.ways = {(a, b): Way(self, a, b) for a in ids for b in ids if a != b}
         self.frames = 0
-        self.trace: Callable[[float, NodeId, NodeId, PeerMessage], None] | None = None
-        """Called with every frame that is sent."""
+        self.record: Frames | None = None
+        """Told of every frame, where somebody wants to read them."""
         self._rng = random.Random(f"{seed} clients")
         loop.dialer = self._dial
 

@@ -23,6 +23,7 @@ from lab.run.conductor import Conductor, Progress, Stage
 from lab.run.evidence import with_heals
 from lab.run.live import host, versions
 from lab.rundir import RunDir
+from lab.sim.frames import Frames
 from lab.sim.loop import Deadlock, VirtualLoop
 from lab.sim.stage import SimCluster, SimHistory, SimLoad, SimWorld
 from lab.sim.watch import Violation, Watch
@@ -59,8 +60,8 @@ class Outcome:
 class Simulation:
     """One run in virtual time."""
 
-    def __init__(self, scenario: Scenario, seed: int, progress: Progress, *, keep: bool) -> None:
-        self.scenario, self.seed = scenario, seed
+    def __init__(self, scenario: Scenario, seed: int, progress: Progress, *, keep: bool, mutant: str = "") -> None:
+        self.scenario, self.seed, self.mutant = scenario, seed, mutant
         self.loop = VirtualLoop()  # type: ignore[abstract]  # What nothing here asks of a loop is left out.
         self.loop.fatal = (Violation, AssertionError)
         self.watch = Watch(scenario.cluster.ids)
@@ -129,6 +130,8 @@ class Simulation:
                 path.write_bytes(data)
             run.node_dir(node).mkdir(parents=True, exist_ok=True)
             run.events(node).write_bytes(b"".join(events[node]))
+        if (record := self.cluster.network.record) is not None:
+            run.frames.write_bytes(b"".join(map(encode_row, record.rows())))
         run.write_meta(self._meta(outcome))
 
     def _meta(self, outcome: Outcome) -> Meta:
@@ -155,13 +158,23 @@ class Simulation:
             load={} if total is None else {"workers": 0, **structs.asdict(total)},
             proxy={},
             problem=facts.problem,
+            mutant=self.mutant,
             watched=f"{outcome.invariant}: {outcome.text}" if outcome.invariant else "",
         )
 
 
-def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress) -> Outcome:
-    """Simulate a scenario and leave everything about it in the run directory; what it broke, the judges find there."""
-    simulation = Simulation(scenario, seed, progress, keep=True)
+def run(
+    scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "", frames: bool = False
+) -> Outcome:
+    """Simulate a scenario and leave everything about it in the run directory; what it broke, the judges find there.
+
+    Args:
+        mutant: what the caller has made of the product (lab.selftest); "": nothing.
+        frames: leave frames.jsonl too.
+    """
+    simulation = Simulation(scenario, seed, progress, keep=True, mutant=mutant)
+    if frames:
+        simulation.cluster.network.record = Frames()
     outcome = simulation.carry_out()
     simulation.write(run, outcome)
     return outcome

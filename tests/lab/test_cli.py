@@ -53,10 +53,14 @@ class FakeLab:
 
     outcomes: list[str | BaseException] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    mutants: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
 
-    def run(self, scenario: Scenario, run: RunDir, *, seed: int, progress: Callable[[str], None]) -> None:
+    def run(
+        self, scenario: Scenario, run: RunDir, *, seed: int, progress: Callable[[str], None], mutant: str = ""
+    ) -> None:
         self.seeds.append(seed)
+        self.mutants.append(mutant)
         self.runs.append(scenario.name)
         progress("half way")
         run.scenario.write_text(GOOD)
@@ -147,6 +151,8 @@ def test_an_interrupted_run_is_130_and_the_next_one_is_not_started(lab: FakeLab)
         ("quiet.yml", "--repeat", "two"),
         ("quiet.yml", "--seed", "-1"),
         ("quiet.yml", "--nonsense"),
+        ("quiet.yml", "--frames"),
+        ("quiet.yml", "--mutant", "nothing"),
         ("run",),
         ("check", "no_such_run"),
         ("validate", "missing.yml"),
@@ -212,6 +218,11 @@ def test_the_seed_of_the_file_counts_where_none_is_given(lab: FakeLab) -> None:
     Path("seeded.yml").write_text(GOOD + "seed: 41\n")
     run("seeded.yml", "--out", "out")
     assert lab.seeds == [41]
+
+
+def test_nodes_are_started_as_the_mutant_that_is_asked_for(lab: FakeLab) -> None:
+    assert run("quiet.yml", "--mutant", "two_votes_in_one_term", "--out", "out") == 0
+    assert lab.mutants == ["two_votes_in_one_term"]
 
 
 # ---- what is left and what is shown -------------------------------------------------------------

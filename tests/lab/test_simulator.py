@@ -66,6 +66,19 @@ def test_the_same_seed_leaves_the_same_bytes_and_the_judges_agree(tmp_path: Path
     assert contents(first) != contents(other)
 
 
+def test_what_nodes_say_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    scenario = story("  - send: {client: 1, messages: 1}\n  - cut: {from: 3, to: 1}\n  - sleep: 200ms")
+    assert not list(simulate_into(tmp_path / "a", scenario, 1).read_frames())
+    run = RunDir.create(tmp_path, scenario.name, "run")
+    simulator.run(scenario, run, seed=1, progress=lambda text: None, frames=True)
+    rows = list(run.read_frames())
+    assert [row.t for row in rows] == sorted(row.t for row in rows)
+    append = next(row for row in rows if row.kind == "APPEND" and "1..1 of term 1 behind 1:0" in row.text)
+    assert append.source == 3 and len(append.arrived) == 1 and append.arrived[0] > append.t
+    assert any(row.kind == "HEARTBEAT" and not row.arrived and (row.source, row.to) == (3, 1) for row in rows)
+    assert all("poll" not in row.text and "request" not in row.text for row in rows)
+
+
 FAULTS = {
     "power_loss": "  - power_loss: leader\n  - sleep: 500ms\n  - start: killed",
     "power_loss in a write": "  - power_loss: {target: 3, mid_write: true}\n  - sleep: 500ms\n  - heal: all",
