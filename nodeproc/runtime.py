@@ -7,8 +7,8 @@ nodeproc.core.effects. So a busy node writes, sends and syncs per turn, not per 
 The core's clock does not count the time in which the process stood still (stopped, starved, stuck in a write): that the
 others were not heard then says nothing about them. What they sent meanwhile is read before the core judges.
 
-Nothing in a turn waits for the disk: fdatasync runs in a thread (nodeproc.syncing), and what the core promised on its
-condition leaves in the turn that follows it.
+Nothing in a turn waits for the disk: fdatasync comes last or runs beside it (nodeproc.syncing), and what the core
+promised on its condition leaves in the turn that follows it.
 """
 
 from __future__ import annotations
@@ -233,6 +233,8 @@ class Runtime:
         if node.next_deadline() <= now:
             self._ask_for_turn()
         self._arm()
+        if self._waits_for_disk:
+            self._syncing.end_turn()
 
     def _next_inputs(self) -> list[Envelope]:
         """The inbox, as far as one turn may go: heartbeats and the disk must not wait for a flood of messages."""
@@ -405,6 +407,7 @@ class Runtime:
             "longest_turn_us": round(self._longest_turn_s * 1e6),
             "stood_still_us": round(self._stood_still_s * 1e6),
             "syncs": self._syncing.count,
+            "syncs_in_loop": self._syncing.in_loop,
             "frames_in": self.links.frames_in,
             "peer_bytes_in": self.links.bytes_in,
             "peer_bytes_out": self.links.bytes_out,
