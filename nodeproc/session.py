@@ -129,6 +129,8 @@ class Session:
         self.leader: NodeId = NOBODY
         self.term: Term = 0
         self.last_seq: SeqNo = 0
+        self.refused = ""
+        """Why a node took none of our messages the last time that it told us to send them again."""
         self.problem = ""
         """The reason of the latest ERROR line."""
         self.ended = ""
@@ -442,7 +444,9 @@ class Session:
                 # over another way.
                 certain = line.first > self._repeated  # hit: S5 a rejection ends a client's session
                 self._end(line.reason, line.first, certain_above=line.first - 1 if certain else self._sent)
-        elif self._cursor > self._base:
+            return
+        self.refused = line.reason
+        if self._cursor > self._base:
             # hit: S2 a client is asked to send again
             self._rewind_to = min(max(line.expected, self._base), self._cursor)
             # A burst of refusals, one for each line on its way, must not repeat the window once for each.

@@ -250,14 +250,17 @@ class Reader:
             self._fail(places[0] if places else place, "no client, at least one is needed")
         for each, sender in zip(places, step.clients, strict=True):
             self._check_sender(each, sender)
+        if step.refused and not step.wait:
+            self._fail((*place, "wait"), "a refusal is to be waited for")
         return step
 
     def _send_of_one(self, place: Place) -> Send:
         """One client's fields and the step's in one mapping."""
         value = self._mapping(place)
-        outer = {key: value[key] for key in ("within", "wait", "name") if key in value}
+        of_step = ("within", "wait", "refused")
+        outer = {key: value[key] for key in (*of_step, "name") if key in value}
         of_sender = tuple(field.encode_name for field in structs.fields(Sender))
-        allowed = (*of_sender, "within", "wait", "name")
+        allowed = (*of_sender, *of_step, "name")
         self._known_keys(place, value, allowed)
         self._needed_keys(place, value, ("client", "messages"))
         fields = {}

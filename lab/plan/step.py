@@ -325,6 +325,8 @@ class Send(Step, frozen=True):
 
     Done when all are acknowledged, in `within`; at once with `wait: false`. In YAML a single client's fields may stand
     here in place of `clients`.
+    refused: done instead when each client's node has told it why it takes nothing: nobody leads, or there is no
+        majority.
     """
 
     word = "send"
@@ -332,6 +334,7 @@ class Send(Step, frozen=True):
     clients: tuple[Sender, ...]
     within: Duration = Duration(10)
     wait: bool = True
+    refused: bool = False
 
 
 class LoadSwitch(Step, frozen=True):

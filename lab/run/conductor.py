@@ -65,12 +65,13 @@ from lab.plan.words import Duration, Target
 from lab.plan.writing import show_expectation, show_step
 from lab.rows import Convergence, Expectation, Phase
 from lab.run.children import RunFailed
-from lab.run.clients import Addresses, NamedClients, Subscribers
+from lab.run.clients import Addresses, NamedClient, NamedClients, Subscribers
 from lab.run.cluster import target_rng
 from lab.run.load import Tally
 from lab.run.proxy import CLIENTS
 from lab.run.world import History, World
 from nodeproc.core.messages import NodeId, SeqNo, Term
+from nodeproc.session import Session
 from nodeproc.wire import Status
 
 Progress: TypeAlias = Callable[[str], None]
@@ -483,7 +484,7 @@ class Conductor:
 
     async def _arm(self, step: When, index: int) -> None:
         """Wait for it beside the steps that follow."""
-        condition = await self._condition(step.until)
+        condition = await self._condition(step.until, from_now=True)
         self._triggers[index] = asyncio.create_task(self._trigger(step, condition, index))
 
     async def _trigger(self, step: When, condition: Callable[[], Awaitable[bool]], index: int) -> None:
@@ -519,6 +520,9 @@ class Conductor:
         clients = [await self._named.send(sender, self._cluster.addresses) for sender in step.clients]
         if not step.wait:
             return
+        if step.refused:
+            self._note(index, show_step(step), met=True, found=await self._refusals(step, clients))
+            return
         refused = sum(each.outcomes["rejected"] + each.outcomes["unknown"] for each in clients)
         try:
             async with asyncio.timeout(step.within):
@@ -533,6 +537,19 @@ class Conductor:
         if refused:
             raise StepMissed(f"{refused} messages were not acknowledged")
         self._note(index, show_step(step), met=True, found="all acknowledged")
+
+    async def _refusals(self, step: Send, clients: Sequence[NamedClient]) -> str:
+        """Wait until the node of each of these clients has told it why it takes nothing; returns what they told."""
+        sessions = [each.chat.session for each in clients]
+        for session in sessions:
+            session.refused = ""
+        try:
+            async with asyncio.timeout(step.within):
+                while not all(map(_was_refused, sessions)):
+                    await asyncio.sleep(QUICK_LOOK_S)
+        except TimeoutError:
+            raise StepMissed(f"not told within {step.within}: {', '.join(map(_told, sessions))}") from None
+        return ", ".join(map(_told, sessions))
 
     async def _switch_load(self, step: LoadSwitch) -> None:
         assert self._load is not None and self._scenario.load is not None
@@ -578,8 +595,12 @@ class Conductor:
             raise StepMissed(f"not within {until.within}: {await self._show_all()}") from None
         self._note(index, text, met=True, found=f"after {self._world.now() - began:.2f} s")
 
-    async def _condition(self, until: UntilAny) -> Callable[[], Awaitable[bool]]:
-        """What is waited for, compared with how things stand now."""
+    async def _condition(self, until: UntilAny, from_now: bool = False) -> Callable[[], Awaitable[bool]]:
+        """What is waited for, compared with how things stand now.
+
+        Args:
+            from_now: only events that are still to come count, not those since the latest fault.
+        """
         match until:
             case UntilLeader():
                 return lambda: self._agreed(above=0)
@@ -606,7 +627,7 @@ class Conductor:
                 nodes = choose(until.on, await self._cluster.view(), self._rng)
                 return lambda: self._ended(nodes)
             case UntilEvent():
-                return await self._event_condition(until)
+                return await self._event_condition(until, from_now)
             case _:
                 assert_never(until)
 
@@ -678,12 +699,13 @@ class Conductor:
         answered = all(node in self._cluster.statuses for node in view.up)
         return answered and len(delivered) == 1 and delivered == {view.committed}
 
-    async def _event_condition(self, until: UntilEvent) -> Callable[[], Awaitable[bool]]:
+    async def _event_condition(self, until: UntilEvent, from_now: bool) -> Callable[[], Awaitable[bool]]:
         nodes = choose(until.on, await self._cluster.view(), self._rng)
         counted = self._cluster.count_events(nodes, until)
+        wanted = until.count + (counted() if from_now else 0)
 
         async def condition() -> bool:
-            return counted() >= until.count
+            return counted() >= wanted
 
         return condition
 
@@ -782,6 +804,17 @@ class Conductor:
         total = self._load.total if self._load is not None else None
         load = f"; load: {total.acknowledged} acknowledged, {total.pending} waiting" if total is not None else ""
         return _show(await self._cluster.view()) + load
+
+
+def _was_refused(session: Session) -> bool:
+    """Its node, if it has one, takes none of its messages now."""
+    return bool(session.node) and bool(session.refused or not session.leader)
+
+
+def _told(session: Session) -> str:
+    """What a client knows from its node."""
+    words = session.refused or (f"node {session.leader} leads" if session.leader else "nobody leads")
+    return f"node {session.node} says: {words}" if session.node else "no node"
 
 
 def _words(step: FaultStep) -> str:

@@ -100,6 +100,11 @@ def test_one_client_s_fields_may_stand_in_the_send_step_itself() -> None:
     assert step == Send(clients=(Sender(client=101, messages=("a", "b"), via=1),), within=Duration(3))
 
 
+def test_a_send_may_wait_for_a_refusal() -> None:
+    step = read("steps: [{send: {client: 1, messages: [a], refused: true}}]").steps[0]
+    assert step == Send(clients=(Sender(client=1, messages=("a",)),), refused=True)
+
+
 def test_several_clients_send_in_one_step() -> None:
     step = read("steps: [{send: [{client: 1, messages: [a]}, {client: 2, messages: 3}]}]").steps[0]
     assert step == Send(clients=(Sender(client=1, messages=("a",)), Sender(client=2, messages=3)))
@@ -437,6 +442,11 @@ REFUSED = {
     "fewer than no strangers": ("steps:\n  - garbage: -1", "4:14: steps[0].garbage.connections", "0 or more"),
     "strangers in no time": ("steps:\n  - garbage: {for: 0s}", "4:20: steps[0].garbage.for", "above 0"),
     "no busy process": ("steps:\n  - busy: 0", "4:11: steps[0].busy.processes", "1 or more"),
+    "a refusal that is not waited for": (
+        "steps:\n  - send: {client: 1, messages: [a], refused: true, wait: false}",
+        "4:61: steps[0].send.wait",
+        "is to be waited for",
+    ),
     "a trigger with a time": (
         "steps:\n  - when: {so: {for: leader, within: 5s}, do: [{kill: 1}]}",
         "4:30: steps[0].when.so.within",

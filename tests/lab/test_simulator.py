@@ -159,6 +159,18 @@ def test_a_nemesis_does_all_its_faults_before_one_comes_again_and_heals_each(tmp
         assert all(row.t_healed for row in run.read_faults() if row.fault in ("kill", "pause", "link", "chaos"))
 
 
+def test_clients_of_a_minority_are_told_so_and_those_of_a_majority_are_not() -> None:
+    steps = """  - partition: {kind: minority, node: 3}
+  - wait: {for: event, is: quorum_lost, on: 3}
+  - send: {client: 1, via: 3, messages: 1, refused: true}
+  - wait: {for: event, is: became_leader, on: [1, 2]}
+  - send: {client: 2, via: 1, messages: 1}
+  - send: {client: 2, messages: 1, refused: true, within: 2s}
+"""
+    outcome = simulator.simulate(story(steps), 1)
+    assert [found for _, found in outcome.missed] == ["not told within 2s: node 1 says: node 2 leads"]
+
+
 def test_a_nemesis_that_finds_nobody_is_missed() -> None:
     outcome = simulator.simulate(story("  - nemesis: {for: 1s, every: 300ms, faults: [{kill: paused}]}"), 1)
     assert [found for _, found in outcome.missed] == ["each of 4 faults was about a node that was not there"]

@@ -258,7 +258,7 @@ def test_an_acknowledgement_ends_a_repetition_that_is_due() -> None:
     session.submit(list("ab"), 0.0)
     said(session, 0.0)
     session.received(Reject(TOKEN, 1, "no_leader", True, 0), 0.1)
-    assert said(session, 0.1) == []
+    assert said(session, 0.1) == [] and session.refused == "no_leader"
     session.received(Ack(TOKEN, 2, 2), 0.11)
     session.tick(10.0)
     assert [line for line in said(session, 10.0) if isinstance(line, Chat)] == []
