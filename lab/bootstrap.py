@@ -43,7 +43,8 @@ class Wanted(NamedTuple):
 # uvloop is not asked for: nodes run on asyncio where it is missing.
 RUN = Wanted("requirements.txt", ("msgspec", "prompt_toolkit", "psutil", "yaml", "tabulate"))
 DEV = Wanted(
-    "requirements-dev.txt", (*RUN.modules, "hypothesis", "mypy", "pytest", "pytest_benchmark", "xdist", "ruff")
+    "requirements-dev.txt",
+    (*RUN.modules, "hypothesis", "mypy", "pytest", "pytest_benchmark", "xdist", "ruff", "trustme"),
 )
 
 

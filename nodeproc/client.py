@@ -14,6 +14,7 @@ import os
 import random
 import secrets
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,6 +26,7 @@ from nodeproc.core.messages import SeqNo
 from nodeproc.errors import FrameError, Unreachable
 from nodeproc.nodestream import NodeStream, Shown
 from nodeproc.session import NEVER, Outcome, Session, SessionSettings
+from nodeproc.tls import describe
 from nodeproc.wire import Reject, Status, StatusRequest, decode_node_line, encode_line
 
 Address: TypeAlias = tuple[str, int]
@@ -76,7 +78,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost.done():
-            self.lost.set_result(str(exc) if exc else self._client.session.problem or "closed by the node")
+            self.lost.set_result(why_lost(exc) if exc else self._client.session.problem or "closed by the node")
         self.writable = False
         self._client._turn()
 
@@ -108,6 +110,7 @@ class ChatClient:
         rng: for the jitter of the back-off.
         clock: monotonic seconds.
         tokens: makes a session's token that nobody else has.
+        tls: what nodeproc.tls.client_tls made; None: no TLS.
     """
 
     def __init__(
@@ -122,9 +125,11 @@ class ChatClient:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         tokens: Callable[[], str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         assert addresses, "no address"
         self.addresses = list(addresses)
+        self._tls = tls
         self._clock, self._tokens = clock, tokens or new_token
         self.session = Session(client_id, session or self._tokens(), settings)
         self.last_error = ""
@@ -309,7 +314,7 @@ class ChatClient:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(lambda: _Connection(self), *address)
+                _, connection = await loop.create_connection(lambda: _Connection(self), *address, ssl=self._tls)
         except OSError as error:  # TimeoutError is one
             self.last_error = f"{place}: {why_not_connected(error)}"
             self._turn()
@@ -407,9 +412,15 @@ class ChatClient:
 
 def why_not_connected(error: OSError) -> str:
     """The system's words; asyncio's own repeat the address instead."""
+    if isinstance(error, ssl.SSLError):
+        return describe(error)
     if isinstance(error, TimeoutError):
         return "no answer"
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
+
+
+def why_lost(error: Exception) -> str:
+    return describe(error) if isinstance(error, ssl.SSLError) else str(error)
 
 
 def new_token() -> str:
@@ -417,7 +428,9 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
-async def status(host: str, port: int, timeout_s: float = 1.0, client_token: str = "") -> Status:
+async def status(
+    host: str, port: int, timeout_s: float = 1.0, client_token: str = "", tls: ssl.SSLContext | None = None
+) -> Status:
     """What the node at this address knows, over a connection of its own.
 
     Raises:
@@ -425,7 +438,7 @@ async def status(host: str, port: int, timeout_s: float = 1.0, client_token: str
     """
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, ssl=tls)
             try:
                 writer.write(encode_line(StatusRequest(client_token or UNSET)))
                 answer: Any = decode_node_line(await reader.readuntil(b"\n"))

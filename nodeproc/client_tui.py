@@ -18,6 +18,7 @@ import contextlib
 import os
 import re
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -34,6 +35,7 @@ from nodeproc.client import Address, ChatClient
 from nodeproc.core.messages import NOBODY, Line
 from nodeproc.nodestream import Shown
 from nodeproc.session import Outcome, SessionSettings
+from nodeproc.tls import TlsProblem, client_tls
 
 PIPE_WINDOW: Final = 50_000
 """Messages read from a pipe and not settled; past it the pipe is not read."""
@@ -83,10 +85,11 @@ class Chat:
         deadline_s: float,
         quiet: bool,
         client_token: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         settings = SessionSettings(deadline=deadline_s, client_token=client_token)
         self.client = ChatClient(
-            addresses, client_id, settings=settings, on_outcome=self._on_outcome, on_change=self._on_change
+            addresses, client_id, settings=settings, on_outcome=self._on_outcome, on_change=self._on_change, tls=tls
         )
         self.start = start
         self.failed = 0
@@ -290,6 +293,27 @@ async def run(chat: Chat) -> int:
     return 130 if interrupted else min(chat.failed, 1)
 
 
+def add_tls_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tls-ca", metavar="FILE", help="the nodes speak TLS; PEM of the authorities that count")
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM of a certificate to show, where the nodes ask for one")
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM of its private key")
+    parser.add_argument("--tls-any-name", action="store_true", help="take a node's certificate whatever host it names")
+
+
+def tls_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ssl.SSLContext | None:
+    """What the flags ask for; wrong files end the program as wrong flags do."""
+    if not options.tls_ca:
+        if options.tls_cert or options.tls_key or options.tls_any_name:
+            parser.error("--tls-cert, --tls-key and --tls-any-name: allowed with --tls-ca only")
+        return None
+    try:
+        return client_tls(
+            options.tls_ca, options.tls_cert or "", options.tls_key or "", check_names=not options.tls_any_name
+        )
+    except TlsProblem as problem:
+        parser.error(f"--tls-{problem.key}: {problem}")
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m nodeproc.client_tui", description="Chat client of the lab's nodes.")
     parser.add_argument("--host", default="127.0.0.1", help="host of the nodes (default %(default)s)")
@@ -307,6 +331,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--client-token-file", metavar="FILE",
         help=f"file with the token that the nodes ask for (default: the environment's {TOKEN_VARIABLE})",
     )  # fmt: skip
+    add_tls_flags(parser)
     options = parser.parse_args(arguments)
     options.port = options.port or [5001]
     for port in options.port:
@@ -318,6 +343,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--from {options.start}: allowed 1 and above")
     if not 0 < options.deadline < 1e9:
         parser.error(f"--deadline {options.deadline:g}: allowed above 0, below 1e9")
+    options.tls = tls_of(options, parser)
     options.client_token = os.environ.get(TOKEN_VARIABLE, "")
     if options.client_token_file:
         try:
@@ -338,6 +364,7 @@ async def main(arguments: Sequence[str] | None = None) -> int:
         deadline_s=options.deadline,
         quiet=options.quiet,
         client_token=options.client_token,
+        tls=options.tls,
     )
     return await run(chat)
 

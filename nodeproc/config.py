@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from nodeproc.core.events import Level
 from nodeproc.core.messages import NodeId
 from nodeproc.core.recovered import CoreConfig
+from nodeproc.tls import TlsFiles, TlsProblem, node_tls
 from nodeproc.yamlfile import Document, parse
 
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -100,6 +101,7 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     durability: fsync waits for the disk; os survives a killed process, not a lost machine.
     secret: both ends of a link prove that they know it; the same on all nodes.
     client_token: what clients must show; "": nothing.
+    tls: the port speaks TLS only, to nodes and clients.
     allow_open: listen beyond this machine without a secret and without a client_token.
     allow_any_client: listen beyond this machine without a client_token.
     """
@@ -119,6 +121,7 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cluster_id: Text = "chat"
     secret: str = ""
     client_token: Annotated[str, Meta(max_length=256)] = ""
+    tls: TlsFiles | None = None
     allow_open: bool = False
     allow_any_client: bool = False
     log_level: Level = "INFO"
@@ -165,9 +168,19 @@ def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
     _check_members(document, config)
     _check_times(document, config)
     _check_limits(document, config.limits)
+    if config.tls is not None:
+        _check_tls(document, config.tls)
     if not config.allow_open and not _is_loopback(config.host):
         _check_open(document, config)
     return config
+
+
+def _check_tls(document: Document, files: TlsFiles) -> None:
+    """The files are there and fit each other, now and not when the first connection comes."""
+    try:
+        node_tls(files)
+    except TlsProblem as problem:
+        raise document.error(("tls", problem.key), str(problem)) from None
 
 
 def _check_open(document: Document, config: NodeConfig) -> None:
@@ -175,7 +188,8 @@ def _check_open(document: Document, config: NodeConfig) -> None:
     here = f"found {config.host!r}, allowed 127.0.0.1, ::1 or localhost without"
     if not config.secret:
         raise document.error(("host",), f"{here} a secret (set secret, or allow_open: true)")
-    if not config.client_token and not config.allow_any_client:
+    certified = config.tls is not None and config.tls.clients == "certificate"
+    if not config.client_token and not config.allow_any_client and not certified:
         raise document.error(("host",), f"{here} a client_token (set client_token, or allow_any_client: true)")
     for key, word in (("secret", config.secret), ("client_token", config.client_token)):
         if word and len(word) < LEAST_SECRET:

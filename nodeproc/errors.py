@@ -2,6 +2,7 @@
 
     ChatError
     ├── ConfigError         the configuration file or a flag is wrong          exit code 2
+    │   └── TlsProblem      a PEM file is missing or does not fit (nodeproc.tls)
     ├── StorageError
     │   ├── CorruptionError durable data is not what was written               exit code 3
     │   └── WriteFailed     a write or fdatasync failed; the file is given up  exit code 4

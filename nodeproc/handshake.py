@@ -4,9 +4,13 @@
              <-- PEER_CHALLENGE(who, nonce, proof) --------
              --- PEER_PROOF(proof) ----------------------->
 
-A proof is HMAC-SHA256, keyed with the shared secret, over the role and everything that both have said; the two nonces
-make it worthless on any other link, the role makes one end's proof worthless as the other's. Without a secret the
-key is empty: then a link only keeps apart clusters that are not meant to meet.
+A proof is HMAC-SHA256, keyed with the shared secret, over the role, the channel and everything that both have said; the
+two nonces make it worthless on any other link, the role makes one end's proof worthless as the other's, and the channel
+(the certificates of a TLS link, nothing without TLS) makes it worthless where somebody stands between with certificates
+of his own. Without a secret the key is empty: then a link only keeps apart clusters that are not meant to meet.
+
+What follows the handshake is not under the secret: whoever can change bytes on the way can speak for a node, unless the
+link is TLS.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from nodeproc.core.messages import NodeId
 from nodeproc.errors import LinkRefused
 from nodeproc.wire import PeerChallenge, PeerHello, PeerProof
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the frames between nodes; both ends must speak the same."""
 
 NONCE_BYTES: Final = 16
@@ -59,8 +63,11 @@ class Dialling:
         self._own, self._peer = own, peer
         self.hello = PeerHello(VERSION, own.cluster, own.node, own.identity, own.rebuilding, nonce)
 
-    def on_challenge(self, challenge: PeerChallenge) -> tuple[PeerProof, Proven]:
+    def on_challenge(self, challenge: PeerChallenge, channel: str = "") -> tuple[PeerProof, Proven]:
         """The proof to be sent, and who is at the other end.
+
+        Args:
+            channel: what both ends know this connection by; "": nothing.
 
         Raises:
             LinkRefused: it is another node, or it does not know the secret.
@@ -69,9 +76,10 @@ class Dialling:
             raise LinkRefused(f"node_{challenge.node} answers there, not node_{self._peer}")
         if len(challenge.nonce) != 2 * NONCE_BYTES:
             raise LinkRefused(f"a nonce of {len(challenge.nonce)} digits, allowed {2 * NONCE_BYTES}")
-        if not hmac.compare_digest(_proof("accept", self._own.secret, self.hello, challenge), challenge.proof.encode()):
+        wanted = _proof("accept", self._own.secret, channel, self.hello, challenge)
+        if not hmac.compare_digest(wanted, challenge.proof.encode()):
             raise LinkRefused("it does not know this cluster's secret")
-        proof = PeerProof(_proof("dial", self._own.secret, self.hello, challenge).decode())
+        proof = PeerProof(_proof("dial", self._own.secret, channel, self.hello, challenge).decode())
         return proof, Proven(challenge.node, challenge.identity, challenge.rebuilding)
 
 
@@ -80,10 +88,11 @@ class Accepting:
 
     Args:
         nonce: fresh random, 32 hex digits.
+        channel: what both ends know this connection by; "": nothing.
     """
 
-    def __init__(self, own: Credentials, nonce: str) -> None:
-        self._own, self._nonce = own, nonce
+    def __init__(self, own: Credentials, nonce: str, channel: str = "") -> None:
+        self._own, self._nonce, self._channel = own, nonce, channel
         self._hello: PeerHello | None = None
         self._challenge: PeerChallenge | None = None
 
@@ -106,7 +115,7 @@ class Accepting:
         if len(hello.nonce) != 2 * NONCE_BYTES:
             raise LinkRefused(f"a nonce of {len(hello.nonce)} digits, allowed {2 * NONCE_BYTES}")
         unproven = PeerChallenge(own.node, own.identity, own.rebuilding, self._nonce, "")
-        proof = _proof("accept", own.secret, hello, unproven).decode()
+        proof = _proof("accept", own.secret, self._channel, hello, unproven).decode()
         self._hello = hello
         self._challenge = PeerChallenge(own.node, own.identity, own.rebuilding, self._nonce, proof)
         return self._challenge
@@ -120,13 +129,15 @@ class Accepting:
         hello = self._hello
         if hello is None or self._challenge is None:
             raise LinkRefused("PEER_PROOF came before PEER_HELLO")
-        wanted = _proof("dial", self._own.secret, hello, self._challenge)
+        wanted = _proof("dial", self._own.secret, self._channel, hello, self._challenge)
         if not hmac.compare_digest(wanted, proof.proof.encode()):
             raise LinkRefused("it does not know this cluster's secret")
         return Proven(hello.node, hello.identity, hello.rebuilding)
 
 
-def _proof(role: Literal["dial", "accept"], secret: str, hello: PeerHello, challenge: PeerChallenge) -> bytes:
+def _proof(
+    role: Literal["dial", "accept"], secret: str, channel: str, hello: PeerHello, challenge: PeerChallenge
+) -> bytes:
     """64 hex digits. Everything said but the proof itself is in it, as JSON, which nothing can be mistaken in."""
-    said = (role, hello, challenge.node, challenge.identity, challenge.rebuilding, challenge.nonce)
+    said = (role, channel, hello, challenge.node, challenge.identity, challenge.rebuilding, challenge.nonce)
     return hmac.digest(secret.encode(), msgspec.json.encode(said), "sha256").hex().encode()

@@ -37,6 +37,7 @@ from nodeproc.eventlog import EventLog
 from nodeproc.handshake import Credentials
 from nodeproc.storage import Storage
 from nodeproc.syncing import Syncing
+from nodeproc.tls import node_tls
 from nodeproc.transport import Links
 from nodeproc.wire import PeerStatus, Status, encode_frame
 
@@ -85,6 +86,7 @@ class Runtime:
         self._checkpointer = ThreadPoolExecutor(1, "checkpoint")
         self._checkpointing = False
         self._complaints = Complaints(config.limits.complaints_per_s)
+        tls = node_tls(config.tls) if config.tls is not None else None
         self.links = Links(
             self._credentials,
             {peer.id: (peer.host, peer.port) for peer in config.peers},
@@ -92,9 +94,16 @@ class Runtime:
             self.report,
             rng,
             config.limits,
+            tls,
         )
         self.clients = Clients(config.node_id, self, config.limits, config.client_token)
-        self._entrance = Entrance(self.links.accept, self.clients.accept, config.limits)
+        self._entrance = Entrance(
+            self.links.accept,
+            self.clients.accept,
+            config.limits,
+            tls.accepting if tls is not None else None,
+            lambda reason: self.report(BadInput("a connection", reason)),
+        )
         self._waits_for_disk = config.durability == "fsync"
         self._syncing = Syncing(storage.sync, self._on_durable, self._on_error)
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
@@ -24,6 +25,8 @@ from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerR
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
+from nodeproc.tls import NodeTls, channel_of, shown_certificate
+from nodeproc.tls import describe as describe_tls
 from nodeproc.wire import (
     MAX_HEADER,
     PREAMBLE,
@@ -54,6 +57,7 @@ class Links:
         addresses: where to dial each peer.
         take: gets every input for the core, in order.
         report: gets every event.
+        tls: of links and of the port; None: neither has any.
     """
 
     def __init__(
@@ -64,8 +68,10 @@ class Links:
         report: Callable[[Event], None],
         rng: Random,
         limits: Limits,
+        tls: NodeTls | None = None,
     ) -> None:
         self.credentials, self.take, self.report, self.limits = credentials, take, report, limits
+        self.tls = tls
         self._refusals: dict[NodeId, str] = {}
         self._accepted: dict[NodeId, Accepted] = {}
         self._unproven: dict[Accepted, None] = {}
@@ -148,9 +154,10 @@ class Links:
 class Dialled(asyncio.Protocol):
     """One connection to a peer. `met` tells who is there once both have proven themselves, `lost` why it ended."""
 
-    def __init__(self, handshake: Dialling) -> None:
+    def __init__(self, handshake: Dialling, tls: NodeTls | None) -> None:
         loop = asyncio.get_running_loop()
-        self._handshake = handshake
+        self._handshake, self._tls = handshake, tls
+        self._channel = ""
         self._decoder = FrameDecoder(UNPROVEN_HEADER_BYTES, 0)
         self.transport: asyncio.Transport
         self.met: asyncio.Future[Proven] = loop.create_future()
@@ -159,13 +166,15 @@ class Dialled(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         send_at_once(self.transport)
+        if self._tls is not None:
+            self._channel = channel_of(shown_certificate(self.transport), self._tls.own)
         self.transport.write(PREAMBLE + b"".join(encode_frame(self._handshake.hello)))
 
     def data_received(self, data: bytes) -> None:
         try:
             for message in self._decoder.feed(data):
                 if isinstance(message, PeerChallenge) and not self.met.done():
-                    proof, who = self._handshake.on_challenge(message)
+                    proof, who = self._handshake.on_challenge(message, self._channel)
                     self.transport.writelines(encode_frame(proof))
                     self.met.set_result(who)
                 elif isinstance(message, PeerRefusal):
@@ -267,11 +276,14 @@ class Outgoing:
     async def _dial(self) -> Dialled | None:
         """One attempt. None: it failed and whom that concerns was told."""
         loop = asyncio.get_running_loop()
+        tls = self._links.tls
         handshake = Dialling(self._links.credentials(), self._peer, secrets.token_hex(NONCE_BYTES))
         connection: Dialled | None = None
         try:
             async with asyncio.timeout(self._handshake_s):
-                _, connection = await loop.create_connection(lambda: Dialled(handshake), *self._address)
+                _, connection = await loop.create_connection(
+                    lambda: Dialled(handshake, tls), *self._address, ssl=tls.dialling if tls is not None else None
+                )
                 who = await connection.met
         except LinkRefused as error:
             self._links.refused_there(self._peer, str(error))
@@ -320,18 +332,26 @@ class Accepted(asyncio.Protocol):
 
     def __init__(self, links: Links) -> None:
         self._links = links
-        self._handshake = Accepting(links.credentials(), secrets.token_hex(NONCE_BYTES))
+        self._handshake: Accepting
         self._decoder = FrameDecoder(UNPROVEN_HEADER_BYTES, 0)
         self._greeting = b""
         self._peer: NodeId | None = None
         """Proven to be this one."""
         self._claimed: NodeId = 0
+        self._has_certificate = True
+        """Or needs none."""
         self._timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         send_at_once(self.transport)
+        channel, tls = "", self._links.tls
+        if tls is not None:
+            shown = shown_certificate(self.transport)
+            self._has_certificate = bool(shown)
+            channel = channel_of(tls.own, shown)
+        self._handshake = Accepting(self._links.credentials(), secrets.token_hex(NONCE_BYTES), channel)
         self._links.arrived(self)
         self._timer = asyncio.get_running_loop().call_later(self._links.limits.handshake_ms / 1000, self.drop)
 
@@ -374,6 +394,8 @@ class Accepted(asyncio.Protocol):
                 links.take(peer, cast(PeerMessage, message))
             elif peer is None and isinstance(message, PeerHello):
                 self._claimed = message.node
+                if not self._has_certificate:
+                    raise LinkRefused("it shows no certificate, and links between these nodes are TLS both ways")
                 self.transport.writelines(encode_frame(self._handshake.on_hello(message)))
             elif peer is None and isinstance(message, PeerProof):
                 who = self._handshake.on_proof(message)
@@ -402,4 +424,6 @@ def send_at_once(transport: asyncio.Transport) -> None:
 
 def describe(error: BaseException) -> str:
     """What the operating system says, without address and number."""
+    if isinstance(error, ssl.SSLError):
+        return describe_tls(error)
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__

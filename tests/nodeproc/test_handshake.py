@@ -47,8 +47,8 @@ def test_a_dialler_of_another_cluster_is_refused(dialler: Credentials, complaint
 
 
 def test_another_version_is_refused() -> None:
-    hello = msgspec.structs.replace(Dialling(ONE, 2, NONCE_1).hello, version=2)
-    with pytest.raises(LinkRefused, match="version 2, allowed 1"):
+    hello = msgspec.structs.replace(Dialling(ONE, 2, NONCE_1).hello, version=1)
+    with pytest.raises(LinkRefused, match="version 1, allowed 2"):
         Accepting(TWO, NONCE_2).on_hello(hello)
 
 
@@ -110,3 +110,49 @@ def test_steps_out_of_turn_are_refused() -> None:
 def test_an_empty_nonce_is_refused() -> None:
     with pytest.raises(LinkRefused, match="a nonce of 0 digits"):
         Accepting(TWO, NONCE_2).on_hello(Dialling(ONE, 2, "").hello)
+
+
+def test_a_proof_made_over_one_channel_is_worthless_over_another() -> None:
+    dialling, accepting = Dialling(ONE, 2, NONCE_1), Accepting(TWO, NONCE_2, "his certificates")
+    with pytest.raises(LinkRefused, match="secret"):
+        dialling.on_challenge(accepting.on_hello(dialling.hello), "our certificates")
+    accepting = Accepting(TWO, NONCE_2, "our certificates")
+    proof, met = dialling.on_challenge(accepting.on_hello(dialling.hello), "our certificates")
+    assert (met.peer, accepting.on_proof(proof).peer) == (2, 1)
+
+
+def test_a_link_over_tls_is_not_talked_down_to_one_without() -> None:
+    dialling, accepting = Dialling(ONE, 2, NONCE_1), Accepting(TWO, NONCE_2)
+    with pytest.raises(LinkRefused, match="secret"):
+        dialling.on_challenge(accepting.on_hello(dialling.hello), "our certificates")
+
+
+def test_a_challenge_sent_back_to_its_maker_proves_nothing() -> None:
+    """A stranger opens a link to a node that is dialling him, and hands each one's words to the other."""
+    dialling, accepting = Dialling(ONE, 2, NONCE_1), Accepting(ONE, NONCE_2)
+    with pytest.raises(LinkRefused, match="node id 1, allowed 2, 3"):
+        accepting.on_hello(dialling.hello)
+    posing = msgspec.structs.replace(dialling.hello, node=2)
+    challenge = msgspec.structs.replace(accepting.on_hello(posing), node=2)
+    with pytest.raises(LinkRefused, match="secret"):
+        dialling.on_challenge(challenge)
+
+
+def test_proofs_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(wanted: bytes, found: bytes) -> bool:
+        compared.append((wanted, found))
+        return wanted == found
+
+    monkeypatch.setattr("nodeproc.handshake.hmac.compare_digest", compare)
+    shake(ONE, TWO)
+    assert len(compared) == 2 and all(len(wanted) == 64 for wanted, _ in compared)
+
+
+def test_a_proof_that_is_no_text_of_digits_is_refused_and_no_error() -> None:
+    accepting = Accepting(TWO, NONCE_2)
+    accepting.on_hello(Dialling(ONE, 2, NONCE_1).hello)
+    for proof in ("", "ä" * 64, "\x00" * 64, "0" * 63):
+        with pytest.raises(LinkRefused, match="secret"):
+            accepting.on_proof(PeerProof(proof))

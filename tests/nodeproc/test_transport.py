@@ -19,7 +19,8 @@ from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerR
 from nodeproc.core.messages import START, Input, Join, LinkDown, LinkUp, NodeId
 from nodeproc.entrance import Entrance, listen
 from nodeproc.errors import ConfigError
-from nodeproc.handshake import Credentials
+from nodeproc.handshake import VERSION, Credentials
+from nodeproc.tls import NodeTls
 from nodeproc.transport import Links
 from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
 
@@ -29,12 +30,15 @@ TIMEOUT_S = 10.0
 class End:
     """One node's links, its port and what they told."""
 
-    def __init__(self, number: NodeId, port: int, limits: Limits | None = None, **said: Any) -> None:
+    def __init__(
+        self, number: NodeId, port: int, limits: Limits | None = None, tls: NodeTls | None = None, **said: Any
+    ) -> None:
         self.node, self.port = number, port
         self.credentials = replace(Credentials(number, (1, 2), "chat", "s", f"identity-{number}", False), **said)
         self.inputs: list[tuple[NodeId, Input]] = []
         self.events: list[Event] = []
         self._news = asyncio.Event()
+        self._tls = tls
         self._limits = limits or Limits(link_buffer_bytes=1 << 20)
         self.links: Links
         self._entrance: Entrance | None = None
@@ -48,8 +52,10 @@ class End:
             self._report,
             random.Random(1),
             self._limits,
+            self._tls,
         )
-        self._entrance = Entrance(self.links.accept, asyncio.Protocol)
+        tls = self._tls.accepting if self._tls is not None else None
+        self._entrance = Entrance(self.links.accept, asyncio.Protocol, self._limits, tls)
         await self._entrance.open(listen("127.0.0.1", self.port))
         self.links.start()
 
@@ -231,7 +237,7 @@ async def talk(port: int, said: bytes) -> bytes:
             writer.close()
 
 
-HELLO = encode_frame(PeerHello(1, "chat", 2, "x", False, "0" * 32))[0]
+HELLO = encode_frame(PeerHello(VERSION, "chat", 2, "x", False, "0" * 32))[0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""TLS of a node's port and of those who dial it, made from PEM files.
+
+A port with TLS speaks nothing else: there is no way to talk a node out of it. Nodes show certificates to each other,
+both ways; clients check the node's, and show one of their own where the node asks for it. Which certificates a link was
+made with goes into its handshake (nodeproc.handshake), so that nobody stands between two nodes with one of his own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from nodeproc.errors import ConfigError
+
+LEAST_VERSION: Final = ssl.TLSVersion.TLSv1_3
+_SOURCE = re.compile(r" \(_ssl\.c:\d+\)")
+
+
+class TlsFiles(Struct, frozen=True, forbid_unknown_fields=True):
+    """The `tls` part of a node's configuration. Paths are relative to the working directory.
+
+    cert: this node's certificate, with those between it and the authority behind it.
+    key: its private key, without a passphrase.
+    ca: certificates of the authorities whose word counts, for nodes and clients.
+    clients: whether a client needs a certificate too.
+    check_names: a node must have a certificate for the host at which it is dialled.
+    """
+
+    cert: str
+    key: str
+    ca: str
+    clients: Literal["any", "certificate"] = "any"
+    check_names: bool = True
+
+
+class TlsProblem(ConfigError):
+    """A file can't be used; `key` is the part of TlsFiles that names it."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTls:
+    """What a node needs to accept and to dial."""
+
+    accepting: ssl.SSLContext
+    dialling: ssl.SSLContext
+    own: bytes
+    """Its certificate, DER."""
+    clients_need_certificate: bool
+
+
+def node_tls(files: TlsFiles) -> NodeTls:
+    """Read the files.
+
+    Raises:
+        TlsProblem: one of them is missing, no PEM, or does not fit the others.
+    """
+    accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    accepting.minimum_version = LEAST_VERSION
+    # A client without one is taken, as `clients` says; a node is asked for it once it has said that it is one.
+    accepting.verify_mode = ssl.CERT_REQUIRED if files.clients == "certificate" else ssl.CERT_OPTIONAL
+    _trust(accepting, files.ca)
+    own = _show(accepting, files.cert, files.key)
+    dialling = client_tls(files.ca, files.cert, files.key, check_names=files.check_names)
+    return NodeTls(accepting, dialling, own, files.clients == "certificate")
+
+
+def client_tls(ca: str, cert: str = "", key: str = "", *, check_names: bool = True) -> ssl.SSLContext:
+    """What a client needs to dial a node.
+
+    Args:
+        ca: authorities whose word counts.
+        cert, key: what it shows, where the node asks for it.
+        check_names: the node's certificate must be for the host that is dialled.
+
+    Raises:
+        TlsProblem: as node_tls.
+    """
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.minimum_version = LEAST_VERSION
+    tls.check_hostname = check_names
+    _trust(tls, ca)
+    if cert or key:
+        if not key:
+            raise TlsProblem("key", "none is given, and the certificate needs one")
+        if not cert:
+            raise TlsProblem("cert", "none is given, and the key needs one")
+        _show(tls, cert, key)
+    return tls
+
+
+def _trust(tls: ssl.SSLContext, ca: str) -> None:
+    text = _read("ca", ca)
+    try:
+        tls.load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError):
+        raise TlsProblem("ca", f"{ca}: no certificate in it, allowed PEM certificates of authorities") from None
+
+
+def _show(tls: ssl.SSLContext, cert: str, key: str) -> bytes:
+    """Load certificate and key. Returns the certificate, DER."""
+    text = _read("cert", cert)
+    begin, end = text.find(_BEGIN), text.find(_END)
+    if begin < 0 or end < begin:
+        raise TlsProblem("cert", f"{cert}: no certificate in it, allowed PEM")
+    try:
+        own = ssl.PEM_cert_to_DER_cert(text[begin : end + len(_END)])
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=own)
+    except (ssl.SSLError, ValueError):
+        raise TlsProblem("cert", f"{cert}: a damaged certificate") from None
+    _read("key", key)
+    try:
+        tls.load_cert_chain(cert, key, password=_no_passphrase)
+    except _Encrypted:
+        raise TlsProblem("key", f"{key}: it has a passphrase, allowed keys without one") from None
+    except ssl.SSLError as error:
+        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+            raise TlsProblem("key", f"{key}: it is not the key of {cert}") from None
+        raise TlsProblem("key", f"{key}: no private key for {cert} in it, allowed PEM ({describe(error)})") from None
+    return own
+
+
+_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+
+
+class _Encrypted(Exception):
+    pass
+
+
+def _no_passphrase() -> str:
+    raise _Encrypted
+
+
+def _read(key: str, path: str) -> str:
+    try:
+        return Path(path).read_text("ascii", "replace")
+    except OSError as error:
+        raise TlsProblem(key, f"{path}: {error.strerror}") from None
+
+
+def shown_certificate(transport: asyncio.BaseTransport) -> bytes:
+    """What the other end has shown, DER; empty where it showed none, or without TLS."""
+    channel = transport.get_extra_info("ssl_object")
+    return (channel.getpeercert(binary_form=True) or b"") if channel is not None else b""
+
+
+def channel_of(acceptor: bytes, dialler: bytes) -> str:
+    """What both ends of a link know it by: the certificates that it was made with. Both must find the same."""
+    return hashlib.sha256(hashlib.sha256(acceptor).digest() + hashlib.sha256(dialler).digest()).hexdigest()
+
+
+def describe(error: ssl.SSLError) -> str:
+    """What went wrong, without the place in somebody's source."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate does not count: {error.verify_message}"
+    return _SOURCE.sub("", error.strerror or str(error))
