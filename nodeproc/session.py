@@ -164,15 +164,13 @@ class Session:
         """(last n, bytes) of the CHAT lines on their way."""
         self._lines_bytes = 0
         self._line_messages = settings.line_messages
-        self._heard_at = 0.0
+        self._heard_at = self._waiting_since = 0.0
         self._asked = False
-        self._waiting_since = 0.0
 
         # Sending again.
-        self._retry_from = 0.0
+        self._retry_from = self._rewind_ok_at = 0.0
         self._rewind_to = 1
         self._rewind_at = NEVER
-        self._rewind_ok_at = 0.0
         self._pause = settings.retry_pause
 
         # The subscription.

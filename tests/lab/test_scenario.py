@@ -444,7 +444,7 @@ REFUSED = {
     "no busy process": ("steps:\n  - busy: 0", "4:11: steps[0].busy.processes", "1 or more"),
     "a refusal that is not waited for": (
         "steps:\n  - send: {client: 1, messages: [a], refused: true, wait: false}",
-        "4:61: steps[0].send.wait",
+        "4:59: steps[0].send.wait",
         "is to be waited for",
     ),
     "a trigger with a time": (
