@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,7 +11,7 @@ import pytest
 from lab import pytest_plugin
 from lab.check import invariants, metrics
 from lab.run import live
-from lab.run.children import child_environment
+from lab.run.children import PROJECT_ROOT, child_environment
 from tests.lab.test_cli import GOOD, FakeLab
 
 PLUGIN = ("-p", "lab.pytest_plugin", "-p", "no:cacheprovider", "-p", "no:benchmark")
@@ -178,6 +179,12 @@ def test_the_step_summary_of_a_build_server_gets_all_runs(
     assert page.startswith("### chatlab: 1 of 2 runs passed\n")
     assert "| other | PASS |" in page and "| quiet | FAIL: an invariant is broken |" in page
     assert "two lines differ" in page
+
+
+def test_a_package_of_this_project_has_the_plugin_under_its_own_name() -> None:
+    # pytest takes a module only once, and knows by the name whether it has it: `-p` and the package go together so.
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["pytest11"] == {pytest_plugin.__name__: pytest_plugin.__name__}
 
 
 # ---- for real -------------------------------------------------------------------------------------
