@@ -483,6 +483,20 @@ def test_a_node_without_any_readable_event_leaves_a7_unknown(run: RunDir, conten
     assert judged(run, "A7").detail == "no events of node 1"
 
 
+def test_nodes_of_another_make_need_no_events_but_all_have_them_if_one_has(run: RunDir) -> None:
+    text = run.scenario.read_text()
+    run.scenario.write_text(text + "cluster: {command: 'node {port}'}\n")
+    assert judged(run, "A7").result == "PASS"
+    run.events(1).unlink()
+    assert (judged(run, "A7").result, judged(run, "A7").decisive) == ("UNKNOWN", True)
+    for node in (2, 3):
+        run.events(node).unlink()
+    assert (judged(run, "A7").result, judged(run, "A7").decisive) == ("UNKNOWN", False)
+    assert check(run, None).outcome == "pass"
+    run.scenario.write_text(text)
+    assert judged(run, "A7").decisive
+
+
 @pytest.mark.parametrize(
     "row",
     [

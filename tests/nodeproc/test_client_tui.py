@@ -334,6 +334,19 @@ def test_ctrl_d_waits_for_acknowledgements_and_ctrl_c_does_not() -> None:
     run(story)
 
 
+def test_keys_that_come_faster_than_prompts_are_all_taken() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with at_terminal(cluster) as terminal:
+            await terminal.shows("-- node 1, leader")
+            for number in range(1, 21):
+                terminal.type(f"number {number}x\x7f\r")
+            terminal.type("\x04")
+            assert await terminal.process.wait() == 0
+            assert cluster.payloads() == [f"number {number}" for number in range(1, 21)]
+
+    run(story)
+
+
 def test_a_key_pressed_while_a_message_is_printed_is_the_prompt_s(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     with os.fdopen(slave) as stdin, os.fdopen(master, "wb", buffering=0) as terminal:
