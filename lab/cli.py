@@ -271,8 +271,6 @@ def _do_run(options: argparse.Namespace) -> int:
     loaded, code = load_all(options.scenarios)
     for _, scenario in loaded:
         refusals = scenario.sim_refusals() if options.sim else []
-        if scenario.sim_only and not options.sim:
-            refusals = [f"{scenario.sim_only}: only with --sim"]
         for reason in refusals:
             print(f"{scenario.name}: {reason}", file=sys.stderr)
             code = USAGE

@@ -215,6 +215,7 @@ class Meta(Struct, frozen=True):
     scenario: str
     kind: Literal["live", "sim"]
     links: Literal["direct", "proxied"]
+    """proxied: what nodes say to each other passes the lab's proxy."""
     seed: int
     started_utc: str
     versions: dict[str, str]
@@ -237,6 +238,8 @@ class Meta(Struct, frozen=True):
     """Totals: sent, acknowledged, rejected, unknown, workers, CPU seconds of the workers."""
     proxy: dict[str, Any]
     """Evidence counters of the proxy; empty for direct links."""
+    disks: Literal["direct", "layered"] = "direct"
+    """layered: what nodes write passes the lab's layer, which can fail and knows what is durable."""
     problem: str = ""
     """Why the run could not be carried out to its end; empty when it was."""
     watched: str = ""

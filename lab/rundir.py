@@ -131,6 +131,10 @@ class RunDir:
         """In place of it and as JSON, for a program that `cluster.command` starts."""
         return self.nodes / f"node_{node}.json"
 
+    def ledger(self, node: int) -> Path:
+        """What a power loss would leave of a node's files, where a scenario has faults of disks: lab.run.ledger."""
+        return self.nodes / f"node_{node}.ledger"
+
     def message_log(self, node: int) -> Path:
         return self.node_dir(node) / "logs" / f"node_{node}_messages.jsonl"
 

@@ -21,7 +21,6 @@ from lab.plan.expectation import Memory, RunExpectation, Throughput, Unavailable
 from lab.plan.reading import Reader
 from lab.plan.step import (
     LINK_STEPS,
-    SIM_ONLY_STEPS,
     Busy,
     Garbage,
     Link,
@@ -35,6 +34,7 @@ from lab.plan.step import (
     Wait,
     When,
     is_about_clients,
+    needs_layer,
 )
 from lab.plan.words import Duration, Target, decode_word
 from lab.plan.writing import brief, brief_expectations, brief_steps, plain, plain_expectations, plain_steps
@@ -185,12 +185,9 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         return any(is_about_clients(step) for step in self.every_step())
 
     @property
-    def sim_only(self) -> str:
-        """Place and word of the first step that only a simulation can do, `steps[2].disk`; "": there is none."""
-        for place, step in _placed(self.steps, ("steps",)):
-            if isinstance(step, SIM_ONLY_STEPS):
-                return show_place((*place, step.word))
-        return ""
+    def layered(self) -> bool:
+        """What real nodes write, and the clocks that they read, must pass the lab's layer."""
+        return any(needs_layer(step) for step in self.every_step())
 
     def sim_refusals(self) -> list[str]:
         """What makes no sense in virtual time, each with its place; empty: the scenario can be simulated."""

@@ -203,7 +203,7 @@ class Heal(Step, frozen=True):
 class PowerLoss(Step, frozen=True):
     """The machine of these nodes loses its power: the process dies and what was not synced is lost, in part or whole.
 
-    mid_write: in the middle of one of its next disk operations; only in virtual time.
+    mid_write: in the middle of one of its next disk operations.
     tail: drawn: any part of what was not synced may be left. torn: the disk first stops answering, until an entry of
         the log waits for its sync; that entry is left in part.
     """
@@ -577,10 +577,14 @@ NEMESIS_STEPS = tuple(each for each in FAULT_STEPS if each not in (Start, Resume
 """What a nemesis may do: what the heal behind it undoes."""
 LINK_STEPS = (Link, Cut, Partition, Reset)
 """Steps that need the lab's proxy between real nodes."""
+MachineStep: TypeAlias = PowerLoss | Disk | Clock | Rebuild
 INSIDE_STEPS = (PowerLoss, Disk, Clock, Rebuild)
 """Steps that need to know what is inside of a node: for the lab's own."""
-SIM_ONLY_STEPS = (PowerLoss, Disk, Clock, Rebuild)
-"""Steps that only a simulation can do."""
+
+
+def needs_layer(step: Step) -> bool:
+    """Whether it needs real nodes whose files and clocks pass the lab's layer: lab.run.faulty_node."""
+    return isinstance(step, PowerLoss | Clock) or (isinstance(step, Disk) and not step.rot and not step.lose)
 
 
 def is_about_clients(step: Step) -> bool:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 import yaml
@@ -23,10 +23,11 @@ from lab.plan.command import filled
 from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
 from lab.plan.scenario import Cluster as ClusterPlan
 from lab.plan.scenario import Scenario
-from lab.plan.step import Busy, Chaos, Garbage, Link, UntilEvent
+from lab.plan.step import Busy, Chaos, Clock, Disk, Garbage, Link, MachineStep, PowerLoss, Rebuild, UntilEvent
 from lab.rows import FaultRow, NodeExit, NodeUse, Sample, encode_row
 from lab.run.busy import BusyProcesses
 from lab.run.children import Child, RunFailed
+from lab.run.disks import Disks
 from lab.run.garbage import Crowd, Mark, besiege
 from lab.run.links import LINK_EFFECTS, LinkCounts, Rule
 from lab.run.observation import EventCount, StatusLine, file_sizes
@@ -167,6 +168,7 @@ class Cluster:
         """See asking()."""
         self.killed: tuple[NodeId, ...] = ()
         """What the latest kill or stop put down, less what was started since."""
+        self._disks = Disks(run, self.nodes, self._role, self._row, self._record)
 
     @property
     def addresses(self) -> dict[NodeId, Address]:
@@ -190,7 +192,7 @@ class Cluster:
             if program is None:
                 run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
             self._status_lines[node] = StatusLine((HOST, held.port), plan.client_token)
-            self.nodes[node] = NodeProcess(
+            process = NodeProcess(
                 node,
                 HOST,
                 held.port,
@@ -202,6 +204,11 @@ class Cluster:
                 mutant=self._mutant,
                 client_token=plan.client_token,
             )
+            process.on_end = self._disks.on_end
+            if self._scenario.layered:
+                process.ledger = run.ledger(node)
+            self.nodes[node] = process
+        self._disks.open(seed, self._scenario.layered)
 
     async def _open_ways(self, seed: int) -> dict[Pair, int]:
         """(from, to) -> the port at which `from` reaches `to`: its own, or the proxy's."""
@@ -219,6 +226,7 @@ class Cluster:
         """SIGTERM everything that runs, and let go of what was held."""
         await self._end_all([node for node in self.nodes.values() if node.running], signal.SIGTERM)
         await self._calm_down()
+        self._disks.close()
         if self._proxy is not None:
             self.proxy = await self._proxy_evidence()
             await self._proxy.close()
@@ -296,14 +304,26 @@ class Cluster:
         """Start those that are down, all at once, and wait until they answer.
 
         Returns:
-            seconds that each took.
+            seconds that each took. One that its disk keeps from running stays down, and is missing.
         """
         down = [node for node in targets if not self.nodes[node].running]
         for node in down:
             self.nodes[node].start()
-        took = await asyncio.gather(*(self.nodes[node].ready() for node in down))
+        took = await asyncio.gather(*(self._ready(node) for node in down))
         self.killed = tuple(node for node in self.killed if node not in down)
-        return dict(zip(down, took, strict=True))
+        return {node: ready_s for node, ready_s in zip(down, took, strict=True) if ready_s is not None}
+
+    async def _ready(self, node: NodeId) -> float | None:
+        """Seconds until it answered; None where it ended of what was done to its disk."""
+        process = self.nodes[node]
+        try:
+            took = await process.ready()
+        except RunFailed:
+            if not process.running and process.exits[-1].because:
+                return None
+            raise
+        self._disks.came_up(node)
+        return took
 
     async def start(self, targets: Sequence[NodeId], step: int) -> None:
         """As launch, with rows."""
@@ -312,13 +332,19 @@ class Cluster:
         took = await self.launch(targets)
         for node in targets:
             evidence: dict[str, Any] = {"pid": self.nodes[node].pid}
-            evidence |= {"ready_s": round(took[node], 4)} if node in took else {"found": "ran already"}
+            if node in took:
+                evidence["ready_s"] = round(took[node], 4)
+            else:
+                evidence["found"] = "ran already" if self.nodes[node].running else "its disk kept it from running"
             done = began + int(took.get(node, 0.0) * 1e9)
             self._record(self._row("start", node, roles[node], began, evidence, node in took, step, done))
 
     async def start_in_vain(self, targets: Sequence[NodeId], step: int) -> str:
-        """Start nodes that must refuse; no real disk can be damaged yet."""
-        raise RunFailed("no disk was damaged")
+        """Start nodes that must refuse their damaged disks; done when they have ended."""
+        began = time.monotonic_ns()
+        await self.launch(targets)
+        found = (self._disks.refusal(node, began, step) for node in targets)
+        return next(filter(None, found), "")
 
     async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None:
         """fault: "kill" (SIGKILL) or "stop" (SIGTERM), all at once; done when the processes are gone."""
@@ -440,6 +466,32 @@ class Cluster:
         """Another member; in a cluster of one itself."""
         return next((each for each in self.nodes if each != node), node)
 
+    # ---- machines, disks and clocks --------------------------------------------------------------
+
+    async def hurt(self, step: MachineStep, targets: Sequence[NodeId], index: int) -> None:
+        match step:
+            case PowerLoss():
+                self.killed = await self._disks.lose_power(step, targets, index)
+            case Disk():
+                await self._disks.hurt(step, targets, index)
+            case Clock():
+                self._disks.misset(step, targets, index)
+            case Rebuild():
+                await asyncio.gather(*(self._rebuild(node, index) for node in targets))
+            case _:
+                assert_never(step)
+
+    async def _rebuild(self, node: NodeId, index: int) -> None:
+        """Its disk is lost, and it starts again on an empty one; done when it answers."""
+        if not await self._disks.wipe(node, index):
+            return
+        began = time.monotonic_ns()
+        self.nodes[node].start("--rebuild")
+        evidence = {"pid": self.nodes[node].pid, "rebuild": True, "ready_s": round(await self.nodes[node].ready(), 4)}
+        self._disks.came_up(node)
+        self.killed = tuple(each for each in self.killed if each != node)
+        self._record(self._row("start", node, "down", began, evidence, True, index))
+
     # ---- links -----------------------------------------------------------------------------------
 
     async def treat(self, link: Link, pairs: Sequence[Pair], step: int) -> None:
@@ -456,12 +508,10 @@ class Cluster:
         for pair in pairs:
             self._treated[pair] = (number, before[pair])
 
-    async def hurt(self, step: object, targets: Sequence[NodeId], index: int) -> None:
-        """Nothing that a real process can be made to suffer."""
-        raise RunFailed(f"{step}: only with --sim")
-
     async def mend(self, what: str, step: int) -> None:
-        """busy and all: the busy processes end. Disks and clocks are as they were: nothing could be done to them."""
+        """Disks and clocks are well again, the busy processes end: one of these, or all."""
+        if what in ("disks", "clocks", "all"):
+            self._disks.mend(what)
         if what in ("busy", "all"):
             await self._calm_down()
 

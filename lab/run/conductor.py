@@ -31,6 +31,7 @@ from lab.plan.step import (
     Kill,
     Link,
     LoadSwitch,
+    MachineStep,
     Nemesis,
     Partition,
     Pause,
@@ -77,7 +78,6 @@ from nodeproc.wire import Status
 Progress: TypeAlias = Callable[[str], None]
 Pair: TypeAlias = tuple[NodeId, NodeId]
 """A directed link: (from, to)."""
-SimOnlyStep: TypeAlias = PowerLoss | Disk | Clock | Rebuild
 FaultStep: TypeAlias = (
     Start
     | Stop
@@ -94,7 +94,7 @@ FaultStep: TypeAlias = (
     | Chaos
     | Busy
     | Garbage
-    | SimOnlyStep
+    | MachineStep
 )
 
 LOOK_EVERY_S = 0.02
@@ -160,7 +160,7 @@ class Nodes(Protocol):
 
     async def treat(self, link: Link, pairs: Sequence[Pair], step: int) -> None: ...
 
-    async def hurt(self, step: SimOnlyStep, targets: Sequence[NodeId], index: int) -> None:
+    async def hurt(self, step: MachineStep, targets: Sequence[NodeId], index: int) -> None:
         """A fault of machines, disks or clocks."""
 
     async def disturb(self, chaos: Chaos, targets: Sequence[NodeId], step: int) -> None:

@@ -109,11 +109,12 @@ def draw_tear(contents: Mapping[str, bytes], synced: Mapping[str, int], rng: ran
     Returns:
         None where all entries are synced.
     """
-    numbers = _numbers(contents)
-    if not numbers:
+    names = [wal.segment_name(number) for number in _numbers(contents)]
+    names += [wal.segment_name(number) + wal.NEXT for number in _numbers(contents, wal.NEXT)]
+    if not names:
         return None
-    name = wal.segment_name(numbers[-1])
-    entries = wal.scan(numbers[-1], name, contents[name]).entries
+    name = names[-1]
+    entries = wal.scan(_number(name), name, contents[name]).entries
     waiting = [entry for entry in entries if entry.start >= synced.get(name, 0)]
     if not waiting:
         return None
@@ -121,13 +122,14 @@ def draw_tear(contents: Mapping[str, bytes], synced: Mapping[str, int], rng: ran
     return Tear(name, rng.randrange(entry.start + 1, entry.end))
 
 
-def _numbers(contents: Mapping[str, bytes]) -> list[int]:
+def _numbers(contents: Mapping[str, bytes], suffix: str = "") -> list[int]:
     folder = wal.FOLDER + "/"
-    return wal.segment_numbers([name.removeprefix(folder) for name in contents if name.startswith(folder)])
+    return wal.segment_numbers([name.removeprefix(folder) for name in contents if name.startswith(folder)], suffix)
 
 
 def _number(name: str) -> int:
-    return int(name.rpartition("/")[2].removesuffix(".wal"))
+    """Of a WAL file."""
+    return int(name.rpartition("/")[2].partition(".")[0])
 
 
 # ---- ends that a disk brings about ---------------------------------------------------------------

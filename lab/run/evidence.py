@@ -9,7 +9,7 @@ from msgspec import structs
 from lab.rows import FaultRow
 from nodeproc.core.messages import NodeId
 
-_HOLDS = ("kill", "stop", "pause")
+_HOLDS = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
 """What is done to a node until it is started or resumed."""
 _AT_ONCE = ("reset", "chaos")
 """Over when they are done."""

@@ -113,6 +113,7 @@ class LiveRun:
             expectations=tuple(facts.expectations),
             load={} if total is None else {"workers": workers, **structs.asdict(total)},
             proxy=self._cluster.proxy,
+            disks="layered" if self._scenario.layered else "direct",
             problem=facts.problem,
             mutant=self._mutant,
         )

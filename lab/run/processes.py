@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,10 @@ KILL_PATIENCE_S = 10.0
 
 BROKEN_MODULE = "lab.selftest.broken_node"
 """What a node that is a mutant runs, and tells which."""
+FAULTY_MODULE = "lab.run.faulty_node"
+"""What a node runs whose disk and clock obey orders; it runs the one above where the node is a mutant too."""
+_NO_ERRORS = (0, -signal.SIGKILL, -signal.SIGTERM)
+"""Exit codes of a process that did not end by an error of its own."""
 
 
 class HeldPort:
@@ -96,6 +100,9 @@ class NodeProcess:
     module: what is run; another one in tests. mutant: the rule that it breaks; "": none.
     program: what is run instead; None: the module.
     client_token: what it asks of those that ask for its STATUS.
+    ledger: its disk and clock obey what is ordered there; None: they are the machine's own.
+    on_end: called with node and exit code when the process has ended with an error; returns what the lab did to bring
+        that about, "" if nothing.
     """
 
     node: NodeId
@@ -109,6 +116,8 @@ class NodeProcess:
     mutant: str = ""
     program: Program | None = None
     client_token: str = ""
+    ledger: Path | None = None
+    on_end: Callable[[NodeId, int], str] = lambda node, code: ""
     paused: bool = False
     starts: int = 0
     exits: list[NodeExit] = field(default_factory=list)
@@ -129,13 +138,13 @@ class NodeProcess:
 
     # ---- life ------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the process; it answers a little later (ready)."""
+    def start(self, *more: str) -> None:
+        """Start the process, with more arguments; it answers a little later (ready)."""
         assert self._life is None, f"node {self.node} runs already"
         own = self.program is None
         with self.log.open("ab") as errors:
             popen = subprocess.Popen(
-                self._command(),
+                self._command(more),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if own else errors,
                 stderr=errors,
@@ -147,13 +156,15 @@ class NodeProcess:
         self._life = _Life(popen, asyncio.get_running_loop().create_future())
         self._watch(self._life)
 
-    def _command(self) -> list[str]:
+    def _command(self, more: Sequence[str]) -> list[str]:
         if self.program is not None:
             launch = [sys.executable, "-I", "-S", launcher.__file__, str(self.lifeline_fd), self.program.directory]
             return [*launch, *self.program.command]
-        module = [BROKEN_MODULE, "--mutant", self.mutant] if self.mutant else [self.module]
-        command = [sys.executable, "-m", *module, "--config", str(self.config), "--quiet"]
-        return [*command, "--die-with-parent", "--lifeline", str(self.lifeline_fd)]
+        run = [BROKEN_MODULE, "--mutant", self.mutant] if self.mutant else [self.module]
+        if self.ledger is not None:
+            run = [FAULTY_MODULE, "--ledger", str(self.ledger), "--run", *run]
+        command = [sys.executable, "-m", *run, "--config", str(self.config), "--quiet"]
+        return [*command, "--die-with-parent", "--lifeline", str(self.lifeline_fd), *more]
 
     async def ready(self) -> float:
         """Wait for the first answer to STATUS.
@@ -201,6 +212,20 @@ class NodeProcess:
                 return None
             os.killpg(life.popen.pid, signal.SIGKILL)
             return await life.gone
+
+    async def doomed(self, patience_s: float) -> bool:
+        """Wait for an end that the lab brings about without a signal. False: it did not come."""
+        life = self._life
+        assert life is not None, f"node {self.node} does not run"
+        life.asked_to_end = True
+        self.look()
+        try:
+            async with asyncio.timeout(patience_s):
+                await asyncio.shield(life.gone)
+        except TimeoutError:
+            life.asked_to_end = False
+            return False
+        return True
 
     async def pause(self) -> bool:
         """SIGSTOP, and wait until the process is seen to stand still. False: it never was."""
@@ -273,8 +298,9 @@ class NodeProcess:
             os.close(life.pidfd)
         self._ended_cpu_s += usage.ru_utime + usage.ru_stime
         self._ended_written += usage.ru_oublock * OUBLOCK_BYTES
+        because = "" if code in _NO_ERRORS else self.on_end(self.node, code)
         self._life, self.paused = None, False
-        exited = NodeExit(now, code, life.asked_to_end)
+        exited = NodeExit(now, code, life.asked_to_end or bool(because), because)
         self.exits.append(exited)
         life.gone.set_result(exited)
 

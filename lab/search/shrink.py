@@ -214,9 +214,8 @@ def report(shrunk: Shrunk, path: Path) -> str:
         f"{scenario.step_count} steps, {scenario.cluster.nodes} nodes, after {shrunk.simulations} simulations"
         + ("" if shrunk.minimal else ", all that were allowed: there may be less"),
         f"again:   {replay_command(path, shrunk.seed, shrunk.mutant)}",
+        f"live:    {replay_command(path, shrunk.seed, shrunk.mutant, live=True)}",
     ]
-    if not scenario.sim_only:
-        lines.append(f"live:    {replay_command(path, shrunk.seed, shrunk.mutant, live=True)}")
     return "\n".join(lines)
 
 

@@ -11,13 +11,13 @@ import msgspec
 
 from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
 from lab.plan.scenario import Load, Scenario
-from lab.plan.step import Busy, Chaos, Clock, Disk, Garbage, Link, PowerLoss, Rebuild, UntilEvent
+from lab.plan.step import Busy, Chaos, Clock, Disk, Garbage, Link, MachineStep, PowerLoss, Rebuild, UntilEvent
 from lab.plan.workload import client_plans
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, NodeExit, NodeUse, Unknown
 from lab.run.children import RunFailed
 from lab.run.clients import START_DELAY_S, Addresses
 from lab.run.cluster import node_settings, rule_of
-from lab.run.conductor import Pair, SimOnlyStep
+from lab.run.conductor import Pair
 from lab.run.damage import Cause, Causes, Tear, cause_of, draw_rot, draw_tear, file_name, lost_place
 from lab.run.links import LINK_EFFECTS
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
@@ -459,7 +459,7 @@ class SimCluster:
 
     # ---- what only a simulation can do -------------------------------------------------------------
 
-    async def hurt(self, step: SimOnlyStep, targets: Sequence[NodeId], index: int) -> None:
+    async def hurt(self, step: MachineStep, targets: Sequence[NodeId], index: int) -> None:
         nodes = sorted(set(targets))
         match step:
             case PowerLoss():

@@ -310,13 +310,6 @@ def test_validate_for_a_simulation_names_what_makes_no_sense_there(
     assert captured.err.startswith("fast.yml: expectations[0].throughput: measures the machine")
 
 
-def test_a_live_run_refuses_what_only_a_simulation_can_do(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("dark.yml").write_text("name: dark\ndescription: d\nsteps: [{kill: 1}, {power_loss: 2}]\n")
-    assert run("quiet.yml", "dark.yml", "--out", "out") == 64
-    assert capsys.readouterr().err == "dark: steps[1].power_loss: only with --sim\n"
-    assert not lab.runs and not Path("out").exists()
-
-
 def test_list_and_validate_show_tags(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
     Path("tagged.yml").write_text(GOOD + "tags: [network, slow]\n")
     assert run("validate", "quiet.yml", "tagged.yml") == 0

@@ -14,7 +14,7 @@ from nodeproc.core.events import MessageLogRepaired, TornTailDropped
 from nodeproc.errors import CorruptionError
 from nodeproc.simfiles import SimFiles
 from nodeproc.storage import Storage
-from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, Scribe, opened
+from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, SECOND, Scribe, opened
 
 SEEDS = range(40)
 
@@ -95,6 +95,22 @@ def test_a_tear_is_in_an_entry_that_waited_for_its_sync(seed: int) -> None:
     assert tear.end not in {entry.start for entry in entries}
     _, _, events = opened(SimFiles.holding({**contents, FIRST: contents[FIRST][: tear.end]}))
     assert any(isinstance(event, TornTailDropped) for event in events)
+
+
+def test_a_file_that_was_begun_is_torn_where_there_is_one() -> None:
+    files, scribe = SimFiles(), Scribe()
+    storage, _, _ = opened(files, segment_bytes=4096)
+    storage.write([scribe.mark(1), scribe.batch("x" * 5000)])
+    storage.sync()
+    synced = files.synced()
+    storage.write([scribe.batch("behind")])
+    begun = SECOND + wal.NEXT
+    for seed in SEEDS:
+        tear = draw_tear(files.contents(), synced, random.Random(seed))
+        assert tear is not None and tear.name == begun and 0 < tear.end < len(files.contents()[begun])
+        left = {**files.contents(), begun: files.contents()[begun][: tear.end]}
+        _, recovered, events = opened(SimFiles.holding(left))
+        assert any(isinstance(event, TornTailDropped) for event in events) and recovered.position.seq_no == 1
 
 
 def test_a_node_has_to_name_the_damaged_file_or_the_folder_of_a_lost_one() -> None:

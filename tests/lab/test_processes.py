@@ -110,6 +110,36 @@ async def test_a_paused_node_can_be_stopped_and_killed(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_an_end_that_is_explained_is_expected_and_one_with_another_code_is_not(tmp_path: Path) -> None:
+    with Stage(tmp_path, fail="no space") as stage:
+        asked: list[tuple[int, int]] = []
+
+        def why(node: int, code: int) -> str:
+            asked.append((node, code))
+            return "full" if len(asked) == 1 else ""
+
+        stage.node.on_end = why
+        for expected, because in ((True, "full"), (False, "")):
+            stage.node.start()
+            while stage.node.running:
+                await asyncio.sleep(0)
+            end = stage.node.exits[-1]
+            assert (end.code, end.expected, end.because) == (1, expected, because)
+        assert asked == [(1, 1), (1, 1)]
+
+
+@in_loop
+async def test_an_end_without_a_signal_is_waited_for_and_expected_if_it_comes(tmp_path: Path) -> None:
+    with Stage(tmp_path) as stage:
+        stage.node.start()
+        await stage.node.ready()
+        assert not await stage.node.doomed(0.01)
+        stage.lifeline.cut()
+        assert await stage.node.doomed(10.0)
+        assert [(end.code, end.expected) for end in stage.node.exits] == [(0, True)]
+
+
+@in_loop
 async def test_an_end_that_nobody_asked_for_is_noticed(tmp_path: Path) -> None:
     with Stage(tmp_path) as stage:
         stage.node.start()

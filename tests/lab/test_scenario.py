@@ -189,16 +189,19 @@ def test_a_nemesis_is_read_and_written_back_and_what_it_may_do_counts() -> None:
     assert scenario.steps == (Nemesis(time=Duration(10), faults=faults, every=Duration(0.5)),)
     assert load("scenario.yml", text=encode(scenario)) == scenario
     assert scenario.proxied and scenario.step_count == 1
-    assert read("steps: [{nemesis: {for: 10s, faults: [{clock: {on: 1, drift: 0.1}}]}}]").sim_only == (
-        "steps[0].nemesis.faults[0].clock"
-    )
+    assert read("steps: [{nemesis: {for: 10s, faults: [{clock: {on: 1, drift: 0.1}}]}}]").layered
     assert read("steps: [{when: {so: leader, do: [{busy: 1}]}}]").sim_refusals()
 
 
-def test_the_first_step_that_only_a_simulation_can_do_is_named() -> None:
-    assert read("steps: [{kill: leader}, {partition: halves}, {cut: {}}]").sim_only == ""
-    text = "steps: [{kill: 1}, {repeat: {times: 2, steps: [{kill: 2}, {rebuild: 2}]}}, {power_loss: 1}]"
-    assert read(text).sim_only == "steps[1].repeat.steps[1].rebuild"
+@pytest.mark.parametrize("step", ["power_loss: 1", "disk: {on: 1, slow: 1s}", "clock: {on: 1, jump: 1s}"])
+def test_power_disks_that_fail_and_clocks_need_the_layer_beneath_real_nodes(step: str) -> None:
+    assert read(f"steps: [{{repeat: {{times: 1, steps: [{step}]}}}}]".replace(step, f"{{{step}}}")).layered
+    assert read(f"steps: [{{{step}}}]").layered
+
+
+def test_what_is_done_to_dead_nodes_needs_no_layer() -> None:
+    assert not read("steps: [{disk: {on: 1, rot: wal}}, {disk: {on: 1, lose: messages}}, {rebuild: 1}]").layered
+    assert not read("steps: [{kill: leader}, {start: {target: 1, refuses: true}}, {heal: disks}]").layered
 
 
 START = "steps: [{load: start}]\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -61,14 +60,12 @@ def test_simulations_are_counted_and_end() -> None:
     assert "after 10 simulations, all that were allowed" in report(shrunk, Path("x.yml"))
 
 
-def test_where_all_faults_are_live_ones_the_live_command_is_told_too() -> None:
+def test_the_commands_that_play_it_again_in_both_worlds_are_told() -> None:
     live = Scenario(name="a", description="b", steps=(Kill(target=1),), seed=4)
-    dark = structs.replace(live, steps=(Rebuild(target=1),))
     shrunk = shrinking.Shrunk(live, Failure("A1", "differs"), "two_votes_in_one_term", 7, True)
     told = report(shrunk, Path("x.yml"))
     assert "run_lab.py x.yml --sim --seed 4 --frames --mutant two_votes_in_one_term\n" in told
     assert told.endswith("run_lab.py x.yml --mutant two_votes_in_one_term")
-    assert "live:" not in report(replace(shrunk, scenario=dark), Path("x.yml"))
 
 
 # ---- what a failure is --------------------------------------------------------------------------------------

@@ -1,0 +1,158 @@
+"""What a power loss leaves of a dead node's files: they are cut back to what its ledger calls durable, and some more.
+
+The ledger's changes are played again on the simulation's disk (nodeproc.simfiles), which then loses its power; what it
+would leave is written over the real files. So a real disk and a simulated one forget in the same ways: a prefix of the
+bytes that were not synced stays, sometimes with zeros or noise behind it, and a prefix of the names that were changed
+and not synced.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lab.run.damage import Tear, draw_tear
+from lab.run.ledger import Ledger, Number
+from nodeproc import wal
+from nodeproc.simfiles import SimFile, SimFiles
+
+
+class Loss(NamedTuple):
+    """What was lost. Bytes of all files together.
+
+    unsynced_bytes: could have been lost. lost_bytes: was. noise_bytes: came in its place, never written so.
+    names: files that are gone or came back.
+    tear: where the log ends in the middle of an entry.
+    """
+
+    unsynced_bytes: int
+    lost_bytes: int
+    noise_bytes: int
+    names: tuple[str, ...]
+    tear: Tear | None
+
+    @property
+    def effect(self) -> bool:
+        return bool(self.lost_bytes or self.noise_bytes or self.names)
+
+    def evidence(self) -> dict[str, Any]:
+        torn = {} if self.tear is None else {"torn": str(self.tear)}
+        return {
+            "unsynced_bytes": self.unsynced_bytes,
+            "lost_bytes": self.lost_bytes,
+            "noise_bytes": self.noise_bytes,
+            "names": self.names,
+        } | torn
+
+
+def lose_power(data_dir: Path, ledger_path: Path, rng: random.Random, *, torn: bool = False) -> Loss:
+    """Cut a dead node's files back, as draws decide.
+
+    Args:
+        torn: its log shall end in the middle of an entry, where one is not synced.
+    """
+    ledger = Ledger(ledger_path)
+    try:
+        ledger.undo_what_did_not_happen(lambda name: (data_dir / name).is_file())
+        disk = as_simulated(data_dir, ledger)
+        before, synced = disk.contents(), disk.synced()
+        tear = draw_tear(before, synced, rng) if torn else None
+        survivor = disk.crash(rng)
+        if tear is not None:
+            survivor.put(tear.name, before[tear.name][: tear.end])
+        after = survivor.contents()
+        _write(data_dir, before, after)
+        ledger.begin_anew()
+        for name, data in after.items():
+            ledger.note_found(name, len(data))
+    finally:
+        ledger.close()
+    unsynced = sum(len(data) - synced[name] for name, data in before.items())
+    lost, noise = _compared(before, after)
+    return Loss(unsynced, lost, noise, tuple(sorted(before.keys() ^ after.keys())), tear)
+
+
+def tearable(data_dir: Path, ledger_path: Path, rng: random.Random) -> bool:
+    """Whether an entry of a node's log waits for its fdatasync. The node may run, and write on."""
+    ledger = Ledger(ledger_path)
+    try:
+        paths = {name: data_dir / name for name in ledger.names if name.startswith(wal.FOLDER)}
+        contents = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+        synced = {name: ledger.synced(ledger.names[name]) for name in contents}
+    finally:
+        ledger.close()
+    return draw_tear(contents, synced, rng) is not None
+
+
+def as_simulated(data_dir: Path, ledger: Ledger) -> SimFiles:
+    """A simulated disk that holds the same bytes and names, durable and not."""
+    disk = SimFiles()
+    files: dict[Number, SimFile] = {}
+    for change in ledger.changes:
+        match change.do:
+            case "make":
+                files[change.number] = disk.open(change.name, create=True)
+            case "found":
+                disk.put(change.name, b"")
+                files[change.number] = disk.open(change.name)
+            case "rename":
+                disk.rename(change.old, change.name)
+            case "unlink":
+                disk.unlink(change.name)
+            case "folder":
+                disk.sync_folder(change.name)
+            case "lost":
+                disk.remove(change.name)
+    places = {number: data_dir / name for name, number in ledger.names.items()}
+    for number, file in files.items():
+        path = places.get(number, ledger.kept(number))
+        if path.is_file():
+            _fill(file, path.read_bytes(), ledger.synced(number), ledger.cut(number))
+    return disk
+
+
+def _fill(file: SimFile, data: bytes, synced: int, cut: tuple[int, bytes] | None) -> None:
+    if cut is None:
+        file.append([data[:synced]])
+        file.sync()
+    else:
+        synced, taken = cut
+        file.append([data[:synced], taken])
+        file.sync()
+        file.truncate(synced)
+    file.append([data[synced:]])
+
+
+def _write(data_dir: Path, before: dict[str, bytes], after: dict[str, bytes]) -> None:
+    for name in before:
+        if name not in after:
+            (data_dir / name).unlink()
+    for name, data in after.items():
+        if before.get(name) != data:
+            # A new file: the old one may be the content of a name that is kept elsewhere.
+            (data_dir / name).unlink(missing_ok=True)
+            (data_dir / name).write_bytes(data)
+
+
+def _compared(before: dict[str, bytes], after: dict[str, bytes]) -> tuple[int, int]:
+    """Bytes lost and bytes of noise, over all files."""
+    lost = noise = 0
+    for name in before.keys() | after.keys():
+        old, new = before.get(name, b""), after.get(name, b"")
+        same = _same(old, new)
+        lost += len(old) - same
+        noise += len(new) - same if name in before else 0
+    return lost, noise
+
+
+def _same(old: bytes, new: bytes) -> int:
+    """Length of the beginning that is the same."""
+    low, high = 0, min(len(old), len(new))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if old[low:middle] == new[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
