@@ -16,10 +16,11 @@ import importlib
 import json
 import os
 import random
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -285,6 +286,8 @@ def _do_run(options: argparse.Namespace) -> int:
     try:
         for number, scenario in rounds:
             result = run_once(scenario, seed_of(scenario, options.seed, number), options.out, how)
+            if how.sim and number + 1 < options.repeat:
+                result = _without_passed_run(result)
             results.append(result)
             _show(result, options.json)
             if options.exitfirst and result.exit_code != PASS:
@@ -295,6 +298,14 @@ def _do_run(options: argparse.Namespace) -> int:
         code = INTERRUPTED
     _finish(results, options.json, code, len(rounds))
     return code
+
+
+def _without_passed_run(result: Result) -> Result:
+    """Of many simulated runs only those that did not pass are kept, and the last: a seed gives its run again."""
+    if result.exit_code != PASS or result.directory is None:
+        return result
+    shutil.rmtree(result.directory)
+    return replace(result, directory=None)
 
 
 def _option_refusal(options: argparse.Namespace) -> str:
@@ -457,6 +468,8 @@ def _show(result: Result, as_json: bool) -> None:
     if result.directory is not None:
         seed = "" if result.seed is None else f"seed {result.seed}, "
         print(f"{seed}{near(result.directory)}\n", file=stream, flush=True)
+    elif not result.problem:
+        print(f"seed {result.seed}, not kept\n", file=stream, flush=True)
 
 
 def _finish(results: Sequence[Result], as_json: bool, code: int, planned: int) -> None:

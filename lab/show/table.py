@@ -25,7 +25,7 @@ _WIDEST = 60
 def render(run: RunDir, verdict: Verdict, metrics: Metrics | None) -> str:
     """The whole text, without a newline at its end."""
     name = metrics.scenario if metrics is not None else run.path.parent.name
-    blocks = [f"{name}  {run.path.name}", _checks(verdict.checks), _violations(verdict.checks)]
+    blocks = [name, _checks(verdict.checks), _violations(verdict.checks)]
     if verdict.expectations:
         blocks.append(_expectations(verdict.expectations))
     if metrics is not None:

@@ -6,6 +6,7 @@ breaks nothing leaves nothing behind. A seed that does is played again into a ru
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from zlib import crc32
 
@@ -16,6 +17,7 @@ from nodeproc.core.events import BecameLeader, Event, HeartbeatReceived, NewCoor
 from nodeproc.core.messages import Batch, Line, NodeId, Record, SeqNo, Term
 
 _decode_lines = msgspec.json.Decoder(Line).decode_lines
+_NOTHING_SENT = deque([(0, -1)])
 
 
 class Violation(Exception):
@@ -172,9 +174,10 @@ class Watch:
         for node, data in sorted(message_logs.items()):
             if data != whole:
                 raise Violation("A1", f"the message log of node {node} is not what was delivered")
-        places: dict[str, list[tuple[int, int]]] = {}
+        places: dict[str, deque[tuple[int, int]]] = {}
+        """Session -> (first n, number) of what it sent; what lies behind its last n in the log is taken off."""
         for number, row in enumerate(self._sent):
-            places.setdefault(row.session, []).append((row.n, number))
+            places.setdefault(row.session, deque()).append((row.n, number))
         rejected = {(row.session, n) for row in self._failed for n in range(row.n, row.n + row.count)}
         last: dict[str, int] = {}
         for line in _decode_lines(whole):
@@ -183,8 +186,11 @@ class Watch:
             if n != last.get(session, 0) + 1:
                 raise Violation("A5", f"seq_no {line.seq_no} is n={n} of {session} behind n={last.get(session, 0)}")
             last[session] = n
-            number = next((at for first, at in reversed(places.get(session, ())) if first <= n), -1)
-            if number < 0 or n >= self._sent[number].n + self._sent[number].count:
+            sent = places.get(session, _NOTHING_SENT)
+            while len(sent) > 1 and sent[1][0] <= n:
+                sent.popleft()
+            first, number = sent[0]
+            if number < 0 or not first <= n < first + self._sent[number].count:
                 raise Violation("A3", f"seq_no {line.seq_no}: {line.msg_id} was never sent")
             if line.payload != self._sent[number].payload(n):
                 raise Violation("A3", f"seq_no {line.seq_no}: {line.msg_id} holds another payload")

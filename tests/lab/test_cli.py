@@ -142,6 +142,25 @@ def test_an_interrupted_run_is_130_and_the_next_one_is_not_started(lab: FakeLab)
     assert lab.runs == ["quiet"]
 
 
+def test_of_repeated_simulations_those_that_did_not_pass_and_the_last_are_kept(
+    lab: FakeLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def simulate(
+        scenario: Scenario, run: RunDir, *, seed: int, progress: Callable[[str], None], mutant: str, frames: bool
+    ) -> None:
+        lab.run(scenario, run, seed=seed, progress=progress, mutant=mutant)
+
+    monkeypatch.setattr("lab.sim.simulator.run", simulate)
+    lab.outcomes = ["pass", "broken", "pass", "pass"]
+    assert run("quiet.yml", "--sim", "--repeat", "4", "--seed", "5", "--out", "out") == 1
+    assert lab.seeds == [5, 6, 7, 8]
+    kept = sorted(path for path in Path("out/quiet").iterdir() if not path.is_symlink())
+    assert [json.loads((path / "verdict.json").read_text())["outcome"] for path in kept] == ["broken", "pass"]
+    assert Path("out/latest").resolve() == kept[-1].resolve()
+    shown = capsys.readouterr().out
+    assert "seed 5, not kept" in shown and "seed 7, not kept" in shown and "seed 6, out/quiet" in shown
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import FunctionType
 
@@ -17,7 +20,8 @@ from lab.selftest.mutants import mutated
 from lab.sim import simulator
 from lab.sim.loop import Deadlock, VirtualLoop
 
-SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
+PROJECT = Path(__file__).resolve().parents[2]
+SCENARIOS = PROJECT / "scenarios"
 LONG = ("nemesis_mixed",)
 """A minute each, in virtual time; their parts are tested below."""
 QUICK = [
@@ -64,6 +68,71 @@ def test_the_same_seed_leaves_the_same_bytes_and_the_judges_agree(tmp_path: Path
         assert judge(run, scenario.name, None).exit_code == 0
     assert contents(first) == contents(second)
     assert contents(first) != contents(other)
+
+
+EVERY_KIND = """
+name: every_kind
+description: Each kind of step that a simulation has, one behind the other.
+cluster: {nodes: 5, log_level: DEBUG}
+load: {clients: 4, rate: 60, duration: 9s, deadline: 20s}
+subscribers: 2
+bounds: {recovery: 30s, convergence: 60s}
+steps:
+  - load: start
+  - send: {client: 101, messages: 3}
+  - kill: leader
+  - wait: new_leader
+  - start: killed
+  - pause: follower
+  - sleep: 300ms
+  - resume: paused
+  - restart: {target: follower, how: stop, down_for: 200ms}
+  - link: {loss: 0.1, duplicate: 0.1, delay: 5ms, jitter: 10ms, distribution: exponential}
+  - sleep: 500ms
+  - link: {reorder: {every: 3, behind: 2}, corrupt: 0.05}
+  - sleep: 500ms
+  - heal: links
+  - partition: halves
+  - sleep: 700ms
+  - heal: links
+  - reset: {from: 1, to: all}
+  - clock: {on: 2, drift: 0.1, jump: 5s}
+  - power_loss: {target: follower, mid_write: true}
+  - sleep: 500ms
+  - start: killed
+  - disk: {on: 3, slow: 50ms}
+  - sleep: 300ms
+  - heal: all
+  - disk: {on: 4, full: true}
+  - sleep: 500ms
+  - heal: all
+  - wait: {for: caught_up, on: all}
+  - sleep: 1s
+  - rebuild: 2
+  - wait: {for: caught_up, on: all, within: 30s}
+  - full_restart: kill
+  - wait: {for: load_done, within: 60s}
+  - wait: idle
+  - expect: {caught_up: all}
+expectations:
+  - acknowledged: 500
+"""
+
+
+def test_two_processes_leave_the_same_bytes_whatever_their_hashes_are(tmp_path: Path) -> None:
+    """The whole directory, verdict, metrics and tables included: nothing in it follows from the time or a hash."""
+    scenario = tmp_path / "every_kind.yml"
+    scenario.write_text(EVERY_KIND)
+    found = []
+    for seed in ("1", "2"):
+        out = tmp_path / seed
+        command = [sys.executable, "run_lab.py", str(scenario), "--sim", "--frames", "--seed", "7", "--out", str(out)]
+        ended = subprocess.run(command, cwd=PROJECT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
+        assert ended.returncode == 0, ended.stdout.decode()[-3000:] + ended.stderr.decode()
+        found.append(contents(RunDir.open(out / "latest")))
+    assert set(found[0]) > {"verdict.json", "metrics.json", "summary.txt", "junit.xml", "meta.json", "frames.jsonl"}
+    assert {name for name, data in found[0].items() if found[1].get(name) != data} == set()
+    assert set(found[0]) == set(found[1])
 
 
 def test_what_nodes_say_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
