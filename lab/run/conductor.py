@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, assert_never
 
@@ -46,23 +46,13 @@ from lab.plan.step import (
     Start,
     StepAny,
     Stop,
-    Until,
-    UntilAcknowledged,
     UntilAny,
-    UntilCaughtUp,
-    UntilDelivered,
-    UntilEnded,
     UntilEvent,
-    UntilIdle,
-    UntilLeader,
-    UntilLoadDone,
-    UntilNewLeader,
-    UntilTermChange,
     Wait,
     When,
     is_about_clients,
 )
-from lab.plan.words import Duration, Target
+from lab.plan.words import Duration
 from lab.plan.writing import show_expectation, show_step
 from lab.rows import Convergence, Expectation, Phase
 from lab.run.children import RunFailed
@@ -70,8 +60,9 @@ from lab.run.clients import Addresses, NamedClient, NamedClients, Subscribers
 from lab.run.cluster import target_rng
 from lab.run.load import Tally
 from lab.run.proxy import CLIENTS
+from lab.run.waiting import LOOK_EVERY_S, QUICK_LOOK_S, Condition, Lookout, look_again_s
 from lab.run.world import History, World
-from nodeproc.core.messages import NodeId, SeqNo, Term
+from nodeproc.core.messages import NodeId
 from nodeproc.session import Session
 from nodeproc.wire import Status
 
@@ -97,10 +88,6 @@ FaultStep: TypeAlias = (
     | MachineStep
 )
 
-LOOK_EVERY_S = 0.02
-"""Between two looks at the nodes' STATUS while something is waited for."""
-QUICK_LOOK_S = 0.005
-"""The same for what no node has to be asked for."""
 NEMESIS_HOLDS = (0.25, 0.75)
 """Least and greatest part of `every` for which a nemesis lets a fault hold."""
 SAMPLE_EVERY_S = 0.5
@@ -236,6 +223,7 @@ class Conductor:
         self._rng = target_rng(seed)
         self.facts = Facts()
         self._named = NamedClients(self._history, self._world)
+        self._lookout = Lookout(self._cluster, self._load, self._named, self._rng)
         self._subscribers: Subscribers | None = None
         self._told_at = self._world.now()
         self._step_text = ""
@@ -244,8 +232,6 @@ class Conductor:
         self._triggers: dict[int, asyncio.Task[None]] = {}
         """Index of a `when` step -> what waits for it, and does it."""
         self._fired: set[int] = set()
-        self._seen: dict[NodeId, SeqNo] = {}
-        """How far each node had delivered when it was last looked at."""
         self._term_before = 0
         """The highest term that any node showed before the latest fault step began."""
 
@@ -343,7 +329,7 @@ class Conductor:
     async def _fault(self, step: FaultStep, index: int) -> None:
         """One fault step, when no other is being done."""
         async with self._one_fault:
-            view = await self._look()
+            view = await self._lookout.look()
             self._mark_fault(view)
             self._cluster.asking(_words(step), 0)
             await self._do_fault(step, index, view)
@@ -469,7 +455,7 @@ class Conductor:
         self._step_text = f"nemesis {number}: {text}"
         self._tell_sometimes()
         async with self._one_fault:
-            view = await self._look()
+            view = await self._lookout.look()
             self._mark_fault(view)
             self._cluster.asking(text, number)
             try:
@@ -479,18 +465,18 @@ class Conductor:
         await asyncio.sleep(holds)
         async with self._one_fault:
             self._cluster.asking(text, number)
-            await self._do_fault(Heal(), index, await self._look())
+            await self._do_fault(Heal(), index, await self._lookout.look())
         return True
 
     async def _arm(self, step: When, index: int) -> None:
         """Wait for it beside the steps that follow."""
-        condition = await self._condition(step.until, from_now=True)
+        condition = await self._lookout.condition(step.until, self._term_before, from_now=True)
         self._triggers[index] = asyncio.create_task(self._trigger(step, condition, index))
 
-    async def _trigger(self, step: When, condition: Callable[[], Awaitable[bool]], index: int) -> None:
+    async def _trigger(self, step: When, condition: Condition, index: int) -> None:
         began = self._world.now()
         while not await condition():
-            await asyncio.sleep(_look_again_s(step.until))
+            await asyncio.sleep(look_again_s(step.until))
         self._fired.add(index)
         found = f"after {self._world.now() - began:.2f} s"
         self._tell(f"{show_step(step)}: {found}")
@@ -586,128 +572,14 @@ class Conductor:
         began = self._world.now()
         try:
             async with asyncio.timeout(until.within):
-                condition = await self._condition(until)
+                condition = await self._lookout.condition(until, self._term_before)
                 while not await condition():
                     self._tell_sometimes()
                     self._check_alive()
-                    await asyncio.sleep(_look_again_s(until))
+                    await asyncio.sleep(look_again_s(until))
         except TimeoutError:
             raise StepMissed(f"not within {until.within}: {await self._show_all()}") from None
         self._note(index, text, met=True, found=f"after {self._world.now() - began:.2f} s")
-
-    async def _condition(self, until: UntilAny, from_now: bool = False) -> Callable[[], Awaitable[bool]]:
-        """What is waited for, compared with how things stand now.
-
-        Args:
-            from_now: only events that are still to come count, not those since the latest fault.
-        """
-        match until:
-            case UntilLeader():
-                return lambda: self._agreed(above=0)
-            case UntilNewLeader():
-                return lambda: self._agreed(above=self._term_before)
-            case UntilTermChange():
-                before = (await self._look()).highest_term
-                return lambda: self._shows_term_above(before)
-            case UntilCaughtUp():
-                wanted = (await self._look()).committed
-                if until.share < 1:
-                    return self._caught_up_in_part(until, wanted)
-                return lambda: self._caught_up(until.on, wanted)
-            case UntilDelivered():
-                return lambda: self._delivered(until.on, until.count)
-            case UntilAcknowledged():
-                assert self._load is not None
-                return self._acknowledged_above(self._load.total.acknowledged + until.count)
-            case UntilLoadDone():
-                return self._load_is_done
-            case UntilIdle():
-                return self._is_idle
-            case UntilEnded():
-                nodes = choose(until.on, await self._cluster.view(), self._rng)
-                return lambda: self._ended(nodes)
-            case UntilEvent():
-                return await self._event_condition(until, from_now)
-            case _:
-                assert_never(until)
-
-    async def _look(self) -> ClusterView:
-        """The cluster as it is now."""
-        view = await self._cluster.view()
-        for node, answer in self._cluster.statuses.items():
-            self._seen[node] = answer.delivered_seq
-        return view
-
-    async def _agreed(self, above: int) -> bool:
-        agreed = (await self._cluster.view()).agreed_leader()
-        return agreed is not None and agreed[1] > above
-
-    async def _delivered(self, on: Target, count: int) -> bool:
-        view = await self._cluster.view()
-        try:
-            nodes = choose(on, view, self._rng)
-        except NoSuchTarget:
-            return False
-        return all(view.nodes[node].up and view.nodes[node].delivered_seq >= count for node in nodes)
-
-    async def _ended(self, nodes: Sequence[NodeId]) -> bool:
-        return not any(self._cluster.nodes[node].running for node in nodes)
-
-    async def _caught_up(self, on: Target, count: int) -> bool:
-        if not await self._delivered(on, count):
-            return False
-        nodes = choose(on, await self._cluster.view(), self._rng)
-        return not any(self._cluster.statuses[node].rebuilding for node in nodes if node in self._cluster.statuses)
-
-    async def _shows_term_above(self, term: Term) -> bool:
-        return (await self._look()).highest_term > term
-
-    def _caught_up_in_part(self, until: UntilCaughtUp, wanted: SeqNo) -> Callable[[], Awaitable[bool]]:
-        before = dict(self._seen)
-
-        async def condition() -> bool:
-            view = await self._look()
-            try:
-                nodes = choose(until.on, view, self._rng)
-            except NoSuchTarget:
-                return False
-            answered = [node for node in nodes if node in self._cluster.statuses]
-            for node in answered:  # One that lost its disk has less than it was last seen with.
-                before[node] = min(before.get(node, 0), view.nodes[node].delivered_seq)
-            return len(answered) == len(nodes) and all(
-                view.nodes[node].delivered_seq >= before[node] + until.share * (wanted - before[node]) for node in nodes
-            )
-
-        return condition
-
-    def _acknowledged_above(self, wanted: int) -> Callable[[], Awaitable[bool]]:
-        async def condition() -> bool:
-            assert self._load is not None
-            return self._load.total.acknowledged >= wanted
-
-        return condition
-
-    async def _load_is_done(self) -> bool:
-        assert self._load is not None
-        return self._load.finished
-
-    async def _is_idle(self) -> bool:
-        if self._named.waiting or (self._load is not None and self._load.total.pending):
-            return False
-        view = await self._cluster.view()
-        delivered = {view.nodes[node].delivered_seq for node in view.up}
-        answered = all(node in self._cluster.statuses for node in view.up)
-        return answered and len(delivered) == 1 and delivered == {view.committed}
-
-    async def _event_condition(self, until: UntilEvent, from_now: bool) -> Callable[[], Awaitable[bool]]:
-        nodes = choose(until.on, await self._cluster.view(), self._rng)
-        counted = self._cluster.count_events(nodes, until)
-        wanted = until.count + (counted() if from_now else 0)
-
-        async def condition() -> bool:
-            return counted() >= wanted
-
-        return condition
 
     async def _expect(self, step: Expect, index: int) -> None:
         """Look once; a miss is noted and the run goes on."""
@@ -820,11 +692,6 @@ def _told(session: Session) -> str:
 def _words(step: FaultStep) -> str:
     """The step as it stands in the scenario, whatever its name."""
     return show_step(structs.replace(step, name=""))
-
-
-def _look_again_s(until: Until) -> float:
-    """Until what is waited for is looked at again."""
-    return QUICK_LOOK_S if isinstance(until, UntilEvent | UntilAcknowledged) else LOOK_EVERY_S
 
 
 def _both_ways(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
