@@ -17,7 +17,8 @@ from lab.check.history import EventLine
 from lab.rows import FaultRow
 
 NS_PER_S = 1_000_000_000
-_HEALING = ("start", "resume", "heal")
+_NO_FAULTS = ("start", "resume", "heal", "exit", "refusal")
+"""Rows of what heals, and of what a fault brought about."""
 
 
 class FaultKind(Struct, frozen=True):
@@ -74,7 +75,7 @@ def windows_of(faults: Iterable[FaultRow]) -> list[Window]:
     windows: list[Window] = []
     latest: tuple[int, int, str] | None = None
     for row in sorted(faults, key=lambda row: row.t):
-        if row.step < 0 or not row.effect or row.fault in _HEALING:
+        if row.step < 0 or not row.effect or row.fault in _NO_FAULTS:
             continue
         cause = (row.step, row.round, row.asked)
         if cause != latest:

@@ -22,7 +22,7 @@ from nodeproc.client import status
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import Unreachable
 
-READY_PATIENCE_S = 20.0
+READY_PATIENCE_S = 60.0
 """From start to the first STATUS answer. A start takes 0.2 s; the rest is for busy machines and large logs."""
 ASK_AGAIN_S = 0.01
 OUBLOCK_BYTES = 512

@@ -28,6 +28,7 @@ def test_a_window_goes_from_fault_to_fault_whatever_heals_in_between() -> None:
         row("link", 7 * S, 3, "cut: {}"),
         row("heal", 8 * S, 4),
         row("resume", 9 * S, -1),
+        row("exit", 6 * S, 1),
     ]
     windows = windows_of(rows)
     assert [(each.asked, each.start, each.end) for each in windows[:1]] == [("kill: leader", 1 * S, 7 * S)]
