@@ -121,6 +121,8 @@ class Metrics(Struct, frozen=True):
     availability: tuple[FaultKind, ...] = ()
     """Of each kind of fault; empty where the scenario has none."""
     terms: Terms = Terms(0, 0, 0)
+    disks: str = "direct"
+    """direct | layered: what nodes write passed the lab's layer."""
 
 
 def encode_metrics(metrics: Metrics) -> bytes:
@@ -381,6 +383,7 @@ def measure(run: RunDir) -> Metrics:
     return Metrics(
         scenario=meta.scenario,
         links=meta.links,
+        disks=meta.disks,
         durability=str(meta.cluster.get("durability", "unknown")),
         node_count=len(meta.nodes),
         duration_s=(meta.t_end - meta.t_start) / NS_PER_S,

@@ -511,7 +511,7 @@ class Cluster:
     async def mend(self, what: str, step: int) -> None:
         """Disks and clocks are well again, the busy processes end: one of these, or all."""
         if what in ("disks", "clocks", "all"):
-            self._disks.mend(what)
+            await self._disks.mend(what)
         if what in ("busy", "all"):
             await self._calm_down()
 

@@ -37,6 +37,10 @@ TORN_PATIENCE_S, TORN_LOOK_S = 5.0, 0.01
 MID_WRITE_OPERATIONS = 12
 """A power loss in the middle of a write comes within so many disk operations."""
 MID_WRITE_PATIENCE_S = 5.0
+END_PATIENCE_S = 2.0
+"""From a write that fails to the end of the process; a node promises one second."""
+_FATAL = ("refused", "failed")
+"""Counts of operations after which a node has to end."""
 MOST_ROOM_BYTES = 256
 """A disk that becomes full takes up to so much more: the last write is torn."""
 
@@ -63,6 +67,8 @@ class Disks:
         self._rng = random.Random()
         self._ledgers: dict[NodeId, Ledger] = {}
         self._causes = Causes()
+        self._asked: dict[int, FaultRow] = {}
+        """Step -> its latest row."""
         self._up: dict[NodeId, int] = {}
         """Node -> which of its processes has answered, counted from 1."""
         self._open_rows: dict[NodeId, list[tuple[FaultRow, str, Counts]]] = {}
@@ -106,8 +112,10 @@ class Disks:
                 loss = lose_power(self._run.node_dir(node), self._run.ledger(node), self._rng, torn=step.tail == "torn")
                 evidence = {"pid": pids[node], "exit": self._nodes[node].exits[-1].code} | loss.evidence()
                 evidence |= {"in_a_write": node not in gone} if step.mid_write else {}
-                hit = loss.effect and (step.tail == "drawn" or loss.tear is not None)
-                hit = hit and (not step.mid_write or node not in gone)
+                if step.mid_write:
+                    hit = node not in gone
+                else:
+                    hit = loss.tear is not None if step.tail == "torn" else loss.effect
             self._record(self._row("power_loss", node, roles[node], began, evidence, hit, index))
         return tuple(running)
 
@@ -151,6 +159,7 @@ class Disks:
                 state, proof = f"failing {step.failing}", "failed"
                 self._change(node, **{f"fail_{step.failing}": True})
             row = self._row("disk", node, role, began, {"state": state, proof: 0}, False, index)
+            self._asked[index] = row
             self._open_rows.setdefault(node, []).append((row, proof, before))
 
     async def _damage(self, node: NodeId, step: Disk, index: int) -> None:
@@ -168,7 +177,8 @@ class Disks:
         if found and (cause := cause_of(step, index, place)):
             self._causes.add(node, cause)
         evidence = {"lost" if step.lose else "rot": found or "nothing"}
-        self._record(self._row("disk", node, "down", began, evidence, bool(found), index))
+        row = self._asked[index] = self._row("disk", node, "down", began, evidence, bool(found), index)
+        self._record(row)
 
     def _lose(self, node: NodeId, what: str) -> tuple[str, str]:
         """Delete a file; returns its name and where a node must see that it is gone, "" where there was none."""
@@ -229,18 +239,29 @@ class Disks:
 
     # ---- its end -----------------------------------------------------------------------------------
 
-    def mend(self, what: str) -> None:
-        """disks, clocks or all of them work again; clocks that were set stay so."""
+    async def mend(self, what: str) -> None:
+        """disks, clocks or all of them work again; clocks that were set stay so.
+
+        A node that has met a disk that failed it is on its way out: done when it is gone, for who starts it again.
+        """
         for node, ledger in self._ledgers.items():
             if what in ("disks", "all"):
                 self._causes.mended(node, self._nodes[node].starts)
                 self._change(node, slow_s=0.0, room=NEVER, die_at=NEVER, fail_sync=False, fail_append=False)
+                if self._was_failed(node):
+                    await self._nodes[node].ended(END_PATIENCE_S)
                 self._settle(node, "disk")
             if what in ("clocks", "all"):
                 before, now = ledger.orders(), time.monotonic()
                 if before.drift:
                     self._change(node, drift=0.0, since=now, base=before.monotonic(now))
                 self._settle(node, "clock")
+
+    def _was_failed(self, node: NodeId) -> bool:
+        """A write or fdatasync of this node came to nothing."""
+        now = self._ledgers[node].counts()
+        rows = self._open_rows.get(node, ())
+        return any(proof in _FATAL and getattr(now, proof) > getattr(before, proof) for _, proof, before in rows)
 
     def _settle(self, node: NodeId, fault: str = "") -> None:
         """Faults of this kind, or all, are over: write their rows with the evidence that they had an effect."""
@@ -251,8 +272,9 @@ class Disks:
                 left.append((row, proof, before))
                 continue
             hits = getattr(counts, proof) - getattr(before, proof)
-            ends = [end.code for end in self._nodes[node].exits if end.t >= row.t]
-            evidence = row.evidence | {proof: hits} | ({"exits": ends} if ends else {})
+            evidence = row.evidence | {proof: hits}
+            if proof in _FATAL:
+                evidence["exits"] = [end.code for end in self._nodes[node].exits if end.t >= row.t]
             self._record(structs.replace(row, evidence=evidence, effect=hits > 0, t_healed=time.monotonic_ns()))
         if left:
             self._open_rows[node] = left
@@ -273,7 +295,8 @@ class Disks:
         says = last_line(self._run.node_log(node)) if code == EXIT_CORRUPTION else ""
         evidence = {"pid": process.pid, "exit": code, "because": cause.what} | ({"says": says} if says else {})
         row = self._row("exit", node, self._role_before(node), time.monotonic_ns(), evidence, True, cause.step)
-        self._record(structs.replace(row, asked=""))
+        because = self._asked[cause.step]
+        self._record(structs.replace(row, asked=because.asked, round=because.round))
         return cause.what
 
     def _role_before(self, node: NodeId) -> str:

@@ -219,11 +219,17 @@ class NodeProcess:
         assert life is not None, f"node {self.node} does not run"
         life.asked_to_end = True
         self.look()
+        life.asked_to_end = gone = await self.ended(patience_s)
+        return gone
+
+    async def ended(self, patience_s: float) -> bool:
+        """Wait for an end that has to come by itself. False: it did not come."""
+        if self._life is None:
+            return True
         try:
             async with asyncio.timeout(patience_s):
-                await asyncio.shield(life.gone)
+                await asyncio.shield(self._life.gone)
         except TimeoutError:
-            life.asked_to_end = False
             return False
         return True
 

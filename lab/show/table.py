@@ -79,7 +79,10 @@ def _load(metrics: Metrics, verdict: Verdict) -> str:
     load, messages = metrics.load, verdict.messages
     unknown = messages.unknown_in_log + messages.unknown_not_in_log
     rows = [
-        ("nodes", f"{metrics.node_count}, links {metrics.links}, durability {metrics.durability}"),
+        (
+            "nodes",
+            f"{metrics.node_count}, links {metrics.links}, disks {metrics.disks}, durability {metrics.durability}",
+        ),
         ("sent", f"{load.sent:,} messages"),
         ("acknowledged", f"{load.acknowledged:,} messages"),
         ("rejected", f"{load.rejected:,} messages"),

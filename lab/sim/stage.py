@@ -246,10 +246,13 @@ class SimCluster:
 
     def _ended_by_disk(self, node: NodeId, role: str, code: int, cause: Cause) -> None:
         """The fault of its disk has had its effect."""
-        for number, row in enumerate(self.faults):
-            if (row.fault, row.step, row.target) == ("disk", cause.step, node) and not row.effect:
-                self._hit(number)
+        of = ("disk", cause.step, node)
+        number = max(at for at, row in enumerate(self.faults) if (row.fault, row.step, row.target) == of)
+        fault = self.faults[number]
+        if not fault.effect:
+            self._hit(number)
         self._record("exit", node, role, self.now_ns(), {"exit": code, "because": cause.what}, True, cause.step)
+        self.faults[-1] = msgspec.structs.replace(self.faults[-1], asked=fault.asked, round=fault.round)
 
     def mark_events(self) -> None:
         self._marked = len(self.events)
