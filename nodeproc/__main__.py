@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import random
@@ -107,6 +108,7 @@ async def serve(config: NodeConfig, options: argparse.Namespace) -> int:
         node = Node.recover(config.core(), recovered, time.monotonic(), rng, Sealer(time.time))
         runtime = Runtime(config, node, storage, log, sock, random.Random(rng.getrandbits(64)))
         watch_for_the_end(runtime, options.lifeline)
+        gc.freeze()  # What is here now stays: a full collection need not look at it, which would take milliseconds.
         return await runtime.run()
     finally:
         sock.close()

@@ -24,7 +24,7 @@ from lab.run.cluster import HOST, node_settings
 from lab.run.processes import HeldPort, Lifeline, NodeProcess
 
 CLIENT = 9999
-REST = Duration(5)
+REST = Duration(10)
 RESTART_SIZE = 16
 """Bytes of payload in histories of ten million messages: what a start reads does not depend on it."""
 
