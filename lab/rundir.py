@@ -168,6 +168,10 @@ class RunDir:
     def junit(self) -> Path:
         return self.path / "junit.xml"
 
+    @property
+    def diagram(self) -> Path:
+        return self.path / "diagram.svg"
+
     # ---- reading rows ----------------------------------------------------------------------------
 
     def read_history(self) -> Iterator[HistoryRow]:

@@ -88,7 +88,8 @@ def late_acknowledgement_and_vote_by_durable_position(patch: Patch) -> None:
 
     def by_durable(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
         written = state.log.position
-        state.log.position = min(state.durable, written)
+        given = state.term == msg.term and state.voted_for == sender  # It is not looked at again.
+        state.log.position = msg.position if given else min(state.durable, written)
         try:
             request(state, sender, msg, now, fx)
         finally:

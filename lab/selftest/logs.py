@@ -8,7 +8,7 @@ from lab.selftest.patch import Collection, Patch
 from nodeproc.core import catchup, ordering
 from nodeproc.core.effects import Effects, Truncate
 from nodeproc.core.log import Log
-from nodeproc.core.messages import Append, Appended, Envelope, Mark, NodeId, Position, Record, Resume
+from nodeproc.core.messages import NOBODY, Append, Appended, Envelope, Mark, NodeId, Position, Record, Resume
 from nodeproc.core.node import Node
 from nodeproc.core.state import Follower, Leader, NodeState, Progress
 
@@ -233,9 +233,13 @@ def truncation_below_commit_accepted(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@LOGS.add("R2", "An fdatasync begun before a truncation counts for what is written after it at the same seq_nos.")
+@LOGS.add(
+    "R2",
+    "A term without a vote is taken over before it is durable, and an fdatasync begun before a truncation counts for "
+    "what is written after it at the same seq_nos.",
+)
 def fsync_before_a_truncation_counts(patch: Patch) -> None:
-    right, durable = catchup.on_resume, ordering.on_durable
+    right, durable, take = catchup.on_resume, ordering.on_durable, Node._take
 
     def keep_tickets(state: NodeState, follower: Follower, msg: Resume, fx: Effects) -> None:
         before, written = list(state.unsynced), state.written
@@ -257,5 +261,13 @@ def fsync_before_a_truncation_counts(patch: Patch) -> None:
             state.unsynced[at] = (each, present(state, told))
         durable(state, ticket, fx)
 
+    def at_once(self: Node, envelope: Envelope, now: float, fx: Effects) -> None:
+        """Without this a new term waits for everything before it, so that nothing unsynced is ever truncated."""
+        take(self, envelope, now, fx)
+        pledge = self.state.pledge
+        if pledge is not None and pledge.voted_for == NOBODY and pledge.then is not None:
+            self._keep_pledge(now, fx)
+
     patch.everywhere(right, keep_tickets)
     patch.everywhere(durable, wrong)
+    patch.set(Node, "_take", at_once)

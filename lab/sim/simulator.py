@@ -172,6 +172,8 @@ def run(
         mutant: what the caller has made of the product (lab.selftest); "": nothing.
         frames: leave frames.jsonl too.
     """
+    if frames:  # Whoever reads frames wants to read what nodes say of themselves between them.
+        scenario = structs.replace(scenario, cluster=structs.replace(scenario.cluster, log_level="DEBUG"))
     simulation = Simulation(scenario, seed, progress, keep=True, mutant=mutant)
     if frames:
         simulation.cluster.network.record = Frames()

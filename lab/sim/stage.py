@@ -31,6 +31,7 @@ from nodeproc.client import Address, ChatClient
 from nodeproc.config import NodeConfig
 from nodeproc.core import events
 from nodeproc.core.events import Event
+from nodeproc.core.events import Failed as NodeFailed
 from nodeproc.core.messages import NodeId
 from nodeproc.eventlog import RANK
 from nodeproc.runtime import EXIT_CORRUPTION
@@ -201,6 +202,8 @@ class SimCluster:
         """Node with a slow disk -> (number of its row in `faults`, syncs slowed before)."""
         self.killed: tuple[NodeId, ...] = ()
         self.statuses: dict[NodeId, Status] = {}
+        self._reasons: dict[NodeId, str] = {}
+        """Why a node failed last, as it reported."""
         self.nodes: dict[NodeId, SimNode] = {}
         for node in plan.ids:
             ports = {peer: peer for peer in plan.ids if peer != node}
@@ -222,6 +225,8 @@ class SimCluster:
 
     def _on_event(self, node: NodeId, event: Event) -> None:
         kind = type(event)
+        if isinstance(event, NodeFailed):
+            self._reasons[node] = event.reason
         self._seen[kind] = self._seen.get(kind, 0) + 1
         if RANK[kind.level] >= self._rank:
             self.events.append((self.now_ns(), node, event))
@@ -242,7 +247,8 @@ class SimCluster:
         if cause is not None:
             self._ended_by_disk(node, role, code, cause)
         elif not asked:
-            raise Violation("A10", f"node {node} ended by itself with code {code}")
+            reason = self._reasons.get(node, "")
+            raise Violation("A10", f"node {node} ended by itself with code {code}{': ' if reason else ''}{reason}")
 
     def _ended_by_disk(self, node: NodeId, role: str, code: int, cause: Cause) -> None:
         """The fault of its disk has had its effect."""

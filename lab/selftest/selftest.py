@@ -1,0 +1,252 @@
+"""`run_lab.py selftest`: are the checks good for anything? Break one rule of the product at a time, and see.
+
+A mutant is caught when a simulation of it breaks an invariant; one that hurts liveness has to break A9. Those with a
+story (lab.selftest.stories) are played in it, the others in drawn seeds from 0 on, until one fails. What failed is made
+small (lab.search.shrink), so that what a broken rule leads to can be read. With --live a few are also started as real
+nodes. Ends with 1 if a mutant escapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from tabulate import tabulate
+
+from lab import cli
+from lab.plan.scenario import Scenario
+from lab.plan.words import Duration
+from lab.search.draw import SIZES, draw
+from lab.search.failure import Failure, play
+from lab.search.search import Search, Tally, play_all
+from lab.search.shrink import Shrunk, shrink, write
+from lab.selftest.mutants import MUTANTS, Mutant
+from lab.selftest.stories import SEEDS, story
+
+DRAWN: Final = 2000
+"""Seeds that are drawn for one mutant, at most."""
+LIVE: Final = ("commit_seq_used_before_the_own_mark", "leader_never_steps_down", "sessions_lost_at_restart")
+"""Mutants whose stories are also played on real nodes with --live."""
+LIVE_TRIES: Final = 3
+"""Real time has chance in it; most often the first try catches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """How a mutant was found out.
+
+    seeds: how many were played, the last of which failed. seconds: that took, of the wall clock.
+    """
+
+    scenario: Scenario
+    seed: int
+    failure: Failure
+    how: Literal["story", "drawn"]
+    seeds: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What has become of one mutant.
+
+    caught: None: it escaped. small: what is left of the scenario; None: it was not shrunk. live: the check that failed
+    on real nodes; "": none did, "-": it was not tried.
+    """
+
+    mutant: Mutant
+    caught: Caught | None
+    seeds: int
+    seconds: float
+    small: Shrunk | None = None
+    path: Path | None = None
+    live: str = "-"
+
+    @property
+    def escaped(self) -> bool:
+        return self.caught is None or self.live == ""
+
+
+# ---- catching -------------------------------------------------------------------------------------------
+
+
+def counts(mutant: Mutant, invariant: str) -> bool:
+    """Whether that invariant is one that the mutant may be caught by."""
+    return mutant.kind == "safety" or invariant == "A9"
+
+
+def catch(mutant: Mutant, seeds: int, jobs: int, time_limit: float | None, *, drawn: bool) -> Row:
+    """Play a mutant until it is caught.
+
+    Args:
+        seeds: at most so many drawn ones.
+        time_limit: no drawn seed is begun after so many seconds.
+        drawn: pass its story over.
+    """
+    begun = time.monotonic()
+    told = None if drawn else story(mutant.name)
+    if told is not None:
+        return _catch_in_story(mutant, told, begun)
+    first = 0
+    while first < seeds:
+        left = None if time_limit is None else max(time_limit - (time.monotonic() - begun), 0.0)
+        search = Search(first, seeds - first, jobs, SIZES, left, exitfirst=True, mutant=mutant.name)
+        tally = Tally(search)
+        asyncio.run(play_all(tally, lambda text: None, lambda played: None))
+        seconds = time.monotonic() - begun
+        if tally.troubles:
+            raise RuntimeError(f"{mutant.name}, seed {tally.troubles[0].seed}:\n{tally.troubles[0].trouble}")
+        first += tally.done
+        if not tally.findings:
+            return Row(mutant, None, first, seconds)
+        played = tally.findings[0]
+        if counts(mutant, played.invariant):
+            failure = play(draw(played.seed), played.seed, mutant.name)
+            assert failure is not None, f"{mutant.name}: seed {played.seed} failed in another process"
+            caught = Caught(draw(played.seed), played.seed, failure, "drawn", first, seconds)
+            return Row(mutant, caught, first, seconds)
+    return Row(mutant, None, first, time.monotonic() - begun)
+
+
+def _catch_in_story(mutant: Mutant, told: Scenario, begun: float) -> Row:
+    for number, seed in enumerate(SEEDS, 1):
+        failure = play(told, seed, mutant.name)
+        if failure is not None and counts(mutant, failure.invariant):
+            seconds = time.monotonic() - begun
+            return Row(mutant, Caught(told, seed, failure, "story", number, seconds), number, seconds)
+    return Row(mutant, None, len(SEEDS), time.monotonic() - begun)
+
+
+def make_small(row: Row, out: Path) -> Row:
+    """Shrink what caught a mutant and write what is left of it."""
+    caught = row.caught
+    assert caught is not None
+    small = shrink(caught.scenario, caught.seed, row.mutant.name, failure=caught.failure)
+    assert small is not None
+    return replace(row, small=small, path=write(small, out))
+
+
+def play_live(row: Row, out: Path) -> Row:
+    """Start real nodes as the mutant, in its story."""
+    told = story(row.mutant.name)
+    assert told is not None, row.mutant.name
+    how = cli.How(mutant=row.mutant.name)
+    for seed in range(1, LIVE_TRIES + 1):
+        result = cli.run_once(told, seed, out, how)
+        if result.exit_code in (cli.BROKEN, cli.MISSED) and result.verdict is not None:
+            broken = [check.name for check in result.verdict.checks if check.result == "FAIL"]
+            return replace(row, live=", ".join(broken) or "expectation")
+    return replace(row, live="")
+
+
+# ---- telling --------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line a mutant, and below it the medians."""
+    columns = ("mutant", "rule", "caught by", "in", "seeds", "s", "steps", "nodes", "live")
+    cells = [
+        (
+            row.mutant.name,
+            row.mutant.rule,
+            "NOTHING" if row.caught is None else row.caught.failure.invariant,
+            "-" if row.caught is None else row.caught.how,
+            str(row.seeds),
+            f"{row.seconds:.2f}",
+            "-" if row.small is None else str(row.small.scenario.step_count),
+            "-" if row.small is None else str(row.small.scenario.cluster.nodes),
+            row.live or "NOTHING",
+        )
+        for row in rows
+    ]
+    align = ("left", "left", "left", "left", "right", "right", "right", "right", "left")
+    return str(tabulate(cells, headers=columns, tablefmt="simple", colalign=align, disable_numparse=True))
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """What there is to say below the table."""
+    escaped = [row.mutant.name for row in rows if row.escaped]
+    seeds, seconds = (statistics.median(values) for values in ([r.seeds for r in rows], [r.seconds for r in rows]))
+    yield f"{len(rows) - len(escaped)} of {len(rows)} mutants caught; median {seeds:g} seeds, {seconds:.2f} s"
+    steps = [row.small.scenario.step_count for row in rows if row.small is not None]
+    if steps:
+        yield f"shrunk scenarios: median {statistics.median(steps):g} steps, most {max(steps)}"
+    directories = {cli.near(row.path.parent) for row in rows if row.path is not None}
+    yield from (f"they are in {directory}/, each with its mutant's name" for directory in directories)
+    if escaped:
+        yield f"ESCAPED: {', '.join(escaped)}"
+
+
+def _line(row: Row) -> str:
+    if row.caught is None:
+        return f"{row.mutant.name}: ESCAPED, {row.seeds} seeds, {row.seconds:.1f} s"
+    failure = row.caught.failure
+    return f"{row.mutant.name}: {failure.invariant}, {row.seeds} seeds, {row.seconds:.1f} s: {failure.text}"
+
+
+# ---- the command ----------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run_lab.py selftest`."""
+    parser.epilog = "Ends with 0 when every mutant is caught, 1 when one escapes. docs/teaching.md explains it."
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(MUTANTS), help="only these mutants (all)")
+    parser.add_argument("--jobs", metavar="J", type=cli.positive, default=_processors(), help="processes (%(default)s)")
+    parser.add_argument(
+        "--seeds", metavar="MAX", type=cli.positive, default=DRAWN, help="drawn for a mutant at most (%(default)s)"
+    )
+    parser.add_argument("--time-limit", metavar="T", type=_time, help="for each mutant's drawn seeds, such as 90s")
+    parser.add_argument("--drawn", action="store_true", help="only drawn seeds, no stories: how often do they catch?")
+    parser.add_argument("--no-shrink", action="store_true", help="leave the failing scenarios as they are")
+    parser.add_argument("--live", action="store_true", help=f"on real nodes too: {', '.join(LIVE)}")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=cli.RESULTS, help="for scenarios, runs (results/)")
+
+
+def _processors() -> int:
+    return multiprocessing.cpu_count()
+
+
+def _time(text: str) -> float:
+    try:
+        return float(Duration.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def main(options: argparse.Namespace) -> int:
+    """Examine the mutants and tell what became of them."""
+    unknown = [name for name in options.only if name not in MUTANTS]
+    if unknown:
+        print(f"mutant {unknown[0]!r}, allowed: {', '.join(MUTANTS)}", file=sys.stderr)
+        return cli.USAGE
+    rows = examine([MUTANTS[name] for name in dict.fromkeys(options.only)], options)
+    print(table(rows))
+    print("\n" + "\n".join(summary(rows)))
+    return cli.BROKEN if any(row.escaped for row in rows) else cli.PASS
+
+
+def examine(mutants: Sequence[Mutant], options: argparse.Namespace) -> list[Row]:
+    """Catch them one after the other; what caught them is shrunk meanwhile, in other processes."""
+    rows: list[Row] = []
+    small: dict[int, Future[Row]] = {}
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        for mutant in mutants:
+            row = catch(mutant, options.seeds, options.jobs, options.time_limit, drawn=options.drawn)
+            print(_line(row), file=sys.stderr, flush=True)
+            if row.caught is not None and not options.no_shrink:
+                small[len(rows)] = pool.submit(make_small, row, options.out)
+            rows.append(row)
+        for at, future in small.items():
+            rows[at] = future.result()
+    if options.live:
+        rows = [play_live(row, options.out) if row.mutant.name in LIVE else row for row in rows]
+    return rows

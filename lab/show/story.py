@@ -1,0 +1,206 @@
+"""What happened in a run, in the order of time: frames, what nodes reported, faults, what clients tried.
+
+Read from a run directory alone. Frames are there only where the run kept them (`--sim --frames`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from lab.check.verdict import decode_verdict
+from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Phase, Unknown
+from lab.rundir import RunDir
+
+CLIENTS: Final = 0
+"""The lane of all clients; nodes' lanes have their ids."""
+
+NO_NEWS: Final = frozenset(
+    {"listening", "joining", "join_answered", "loaded", "sequence_set", "heartbeat_sent", "heartbeat_received"}
+    | {"client_connected", "client_left", "catch_up_requested", "catch_up_served", "caught_up", "new_coordinator"}
+    | {"coordinator_received", "becoming_coordinator", "checkpoint_written", "stopping"}
+)
+"""Events that say what the frames beside them say, or nothing about the story."""
+NS_PER_S: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """One frame. t: when it arrived, or was sent if it never did."""
+
+    t: int
+    sent: int
+    source: int
+    to: int
+    kind: str
+    text: str
+    lost: bool
+
+    @property
+    def says(self) -> str:
+        return f"{self.kind} {self.text}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that happened in one lane. mark: * reported by a node, # a fault, o of a client."""
+
+    t: int
+    lane: int
+    mark: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Here were so many frames and reports that repeat what was there before."""
+
+    t: int
+    count: int
+
+
+Item: TypeAlias = Arrow | Note | Skipped
+
+
+@dataclass(slots=True)
+class Story:
+    """All there is to draw. start: ns of the first step. ending: what broke; "": nothing did."""
+
+    title: str
+    nodes: list[int]
+    start: int
+    items: list[Item] = field(default_factory=list)
+    ending: str = ""
+    has_frames: bool = False
+
+    def seconds(self, t: int) -> float:
+        """Since the first step."""
+        return (t - self.start) / NS_PER_S
+
+
+def read(run: RunDir, *, everything: bool = False) -> Story:
+    """The story of a finished run.
+
+    Args:
+        everything: also what repeats itself, and what was before the first step.
+    """
+    meta = run.read_meta()
+    who = f", mutant {meta.mutant}" if meta.mutant else ""
+    story = Story(f"{meta.scenario}, seed {meta.seed}{who}", run.node_ids(), meta.t_start)
+    arrows = list(_arrows(run))
+    story.has_frames = bool(arrows)
+    items: list[Arrow | Note] = [*arrows, *_events(run, everything), *_faults(run.read_faults())]
+    items += _clients(run.read_history())
+    items.sort(key=lambda item: item.t)
+    if everything:
+        story.items = [*items]
+    else:
+        story.items = list(_without_repeats(item for item in items if item.t >= meta.t_start))
+    story.ending = _ending(run, meta.watched)
+    return story
+
+
+def _arrows(run: RunDir) -> Iterator[Arrow]:
+    for row in run.read_frames():
+        for t in row.arrived or (row.t,):
+            yield Arrow(t, row.t, row.source, row.to, row.kind, row.text, lost=not row.arrived)
+
+
+def _events(run: RunDir, everything: bool) -> Iterator[Note]:
+    for node in run.node_ids():
+        if not run.events(node).is_file():
+            continue
+        for line in run.events(node).read_bytes().splitlines():
+            try:
+                event: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue  # Torn by a kill.
+            name = str(event.pop("event", ""))
+            t, _ = int(event.pop("t_ns", 0)), event.pop("node", None)
+            if name and (everything or name not in NO_NEWS):
+                fields = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event.items())
+                yield Note(t, node, "*", f"{name.replace('_', ' ')}{': ' if fields else ''}{fields}")
+
+
+def _faults(rows: Iterable[FaultRow]) -> Iterator[Note]:
+    for row in rows:
+        pairs = row.evidence.get("pairs")
+        if not pairs:
+            yield Note(row.t, row.target, "#", row.fault if row.target else f"{row.fault}, all nodes")
+            continue
+        links = " ".join(f"{source}>{to}" for source, to in pairs)
+        shown = _rule(dict(row.evidence.get("rule", {})))
+        yield Note(row.t, row.target, "#", f"{row.fault} {links}{': ' if shown else ''}{shown}")
+
+
+def _rule(rule: dict[str, Any]) -> str:
+    """What a rule does, without what it says of things that it does not do."""
+    told = {key: value for key, value in rule.items() if value}
+    idle = {"distribution"} | (set() if told.get("every") else {"behind", "at_most"})
+    return ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in told.items() if key not in idle)
+
+
+def _value(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:g}"
+
+
+def _clients(rows: Iterable[HistoryRow]) -> Iterator[Note]:
+    names: dict[str, int] = {}
+    for row in rows:
+        match row:
+            case Invoke():
+                names[row.session] = row.client
+                yield Note(row.t, CLIENTS, "o", f"client {row.client} sends {_numbers(row.n, row.count)}")
+            case Acked():
+                who = names.get(row.session, 0)
+                yield Note(row.t, CLIENTS, "o", f"client {who}: up to n={row.n} acknowledged, seq_no {row.seq_no}")
+            case Failed() | Unknown():
+                what = "rejected" if isinstance(row, Failed) else "given up, outcome unknown"
+                who = names.get(row.session, 0)
+                yield Note(row.t, CLIENTS, "o", f"client {who}: {_numbers(row.n, row.count)} {what}")
+            case Phase():
+                if row.phase in ("healed", "converged", "diverged"):
+                    yield Note(row.t, CLIENTS, "#", f"the lab: {row.phase}")
+            case _:
+                pass
+
+
+def _numbers(first: int, count: int) -> str:
+    return f"n={first}" if count == 1 else f"n={first}..{first + count - 1}"
+
+
+def _without_repeats(items: Iterable[Arrow | Note]) -> Iterator[Item]:
+    """What was said before in the same words, by the same node to the same one, is counted and left out."""
+    seen: set[tuple[object, ...]] = set()
+    left_out, since = 0, 0
+    for item in items:
+        if isinstance(item, Arrow):
+            key: tuple[object, ...] = (item.source, item.to, item.says, item.lost)
+        else:
+            key = (item.lane, item.text) if item.mark == "*" else (id(item),)
+        if key in seen:
+            since = since if left_out else item.t
+            left_out += 1
+            continue
+        seen.add(key)
+        if left_out:
+            yield Skipped(since, left_out)
+            left_out = 0
+        yield item
+    if left_out:
+        yield Skipped(since, left_out)
+
+
+def _ending(run: RunDir, watched: str) -> str:
+    """What broke: as the simulation saw it, or the judges' first failed check."""
+    if watched or not run.verdict.is_file():
+        return watched
+    try:
+        checks = decode_verdict(run.verdict.read_bytes()).checks
+    except msgspec.MsgspecError:
+        return ""
+    return next((f"{check.name}: {check.detail}" for check in checks if check.result == "FAIL"), "")

@@ -1,0 +1,146 @@
+"""Diagrams: everything in a run has its place, what repeats itself is counted, and the picture says the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from lab import cli
+from lab.cli import How, run_once
+from lab.plan import scenario as plan
+from lab.plan.step import Kill, Sleep
+from lab.plan.words import Duration
+from lab.rows import Acked, FaultRow, FrameRow, HistoryRow, Invoke, Phase, Unknown, encode_row
+from lab.rundir import RunDir
+from lab.show.diagram import LANE, render_svg, render_text
+from lab.show.story import Skipped, read
+from tests.lab.synthetic import build_run, doctor_meta
+
+MS = 1_000_000
+START = 5_000_000_000
+
+GOLDEN = """\
+story, seed 7, mutant two_votes_in_one_term
+
+            clients      node 1      node 2
+   0.0010      o           |           |        client 9 sends n=1..2
+   0.0020      |           |---------->|        APPEND term 1, 1..2 of term 1 behind 1:0, commit 0
+   0.0030      |           |     x-----|        APPENDED term 1, position 1:2  (lost)
+   0.0040      |           |           #        link 1>2 1>3: frames APPEND, loss 1
+   0.0050      |           *           |        became leader: term 2, last seq 2
+   0.0060      #           |           |        heal, all nodes
+   0.0070      |           |---------->|        HEARTBEAT term 2  (sent at 0.0010)
+   0.0080      |           |           |        … 2 of what was said before
+   0.0100      o           |           |        client 9: up to n=1 acknowledged, seq_no 4
+   0.0110      o           |           |        client 9: n=2 given up, outcome unknown
+   0.0120      #           |           |        the lab: healed
+
+=> A7: term 2 has two leaders
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run of two nodes with one of everything."""
+    run = RunDir(tmp_path)
+    build_run(tmp_path)
+    doctor_meta(
+        run,
+        scenario="story",
+        seed=7,
+        t_start=START,
+        mutant="two_votes_in_one_term",
+        watched="A7: term 2 has two leaders",
+    )
+    for node in run.node_ids():
+        run.events(node).write_bytes(b"")
+        if node > 2:
+            for path in sorted(run.node_dir(node).rglob("*"), reverse=True):
+                path.unlink() if path.is_file() else path.rmdir()
+            run.node_dir(node).rmdir()
+    at = [START + number * MS for number in range(20)]
+    events = [
+        {"t_ns": START - MS, "node": 1, "event": "starting", "term": 1},
+        {"t_ns": at[5], "node": 1, "event": "became_leader", "term": 2, "last_seq": 2},
+        {"t_ns": at[6], "node": 1, "event": "heartbeat_sent", "peers": 1},
+    ]
+    run.events(1).write_text("".join(json.dumps(event) + "\n" for event in events) + '{"t_ns":12')
+    frames = [
+        FrameRow(at[1], 1, 2, "APPEND", "term 1, 1..2 of term 1 behind 1:0, commit 0", (at[2],)),
+        FrameRow(at[3], 2, 1, "APPENDED", "term 1, position 1:2", ()),
+        FrameRow(at[1], 1, 2, "HEARTBEAT", "term 2", (at[7], at[8])),
+        FrameRow(at[9], 1, 2, "HEARTBEAT", "term 2", (at[9],)),
+    ]
+    run.frames.write_bytes(b"".join(map(encode_row, frames)))
+    rule = {"frames": ["APPEND"], "loss": 1.0, "delay": 0.0, "distribution": "uniform", "behind": 1, "at_most": 0.1}
+    run.write_faults(
+        [
+            FaultRow("link", 2, "follower", at[4], at[4], {"pairs": [[1, 2], [1, 3]], "rule": rule}, True, 0),
+            FaultRow("heal", 0, "", at[6], at[6], {"links": 2}, True, 1),
+        ]
+    )
+    rows: list[HistoryRow] = [
+        Invoke(at[1], 9, "s", 1, 2, at[1], payloads=("a", "b")),
+        Acked(at[10], "s", 1, 4),
+        Unknown(at[11], "s", 2, 1),
+        Phase(at[12], "healed"),
+        Phase(at[12], "step", "sleep"),
+    ]
+    run.history.write_bytes(b"".join(map(encode_row, rows)))
+    return run
+
+
+def test_a_diagram_has_a_place_for_everything(run: RunDir) -> None:
+    assert render_text(read(run)) == GOLDEN
+
+
+def test_everything_is_shown_where_it_is_asked_for(run: RunDir) -> None:
+    story = read(run, everything=True)
+    assert not any(isinstance(item, Skipped) for item in story.items)
+    text = render_text(story)
+    assert text.count("HEARTBEAT") == 3 and "heartbeat sent: peers 1" in text and "-0.0010" in text
+
+
+def test_of_a_long_story_the_end_is_shown(run: RunDir) -> None:
+    text = render_text(read(run), most=3)
+    assert "8 earlier lines left out" in text and "client 9 sends" not in text and "the lab: healed" in text
+
+
+def test_without_frames_it_is_said_how_to_get_them(run: RunDir) -> None:
+    run.frames.unlink()
+    text = render_text(read(run))
+    assert "(no frames.jsonl: frames are kept by simulated runs with --frames)" in text and "became leader" in text
+
+
+def test_the_picture_has_the_same_words_and_an_arrow_for_each_frame(run: RunDir) -> None:
+    story = read(run)
+    picture = ElementTree.fromstring(render_svg(story))
+    space = "{http://www.w3.org/2000/svg}"
+    words = {element.text for element in picture.iter(f"{space}text")}
+    for line in GOLDEN.splitlines()[3:-2]:
+        assert line[9 + 1 + 3 * LANE + 2 :] in words
+    lanes = 3
+    frames = 3
+    assert len(list(picture.iter(f"{space}line"))) == lanes + frames
+    assert len(list(picture.iter(f"{space}polygon"))) == frames - 1, "the lost one has no tip"
+    assert GOLDEN.splitlines()[-1].removeprefix("=> ") in words
+
+
+def test_the_command_draws_a_simulated_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenario = plan.Scenario(name="short", description="d", steps=(Kill(target=3), Sleep(time=Duration(1))))
+    result = run_once(scenario, 1, tmp_path, How(sim=True, frames=True))
+    assert result.directory is not None
+    assert cli.main(["diagram", str(result.directory)]) == 0
+    text = capsys.readouterr().out
+    assert "short, seed 1" in text and "kill" in text and "VOTE_REQUEST term 2" in text and "=> nothing broke" in text
+    assert "became leader: term 2" in text
+    assert cli.main(["diagram", str(result.directory), "--svg"]) == 0
+    assert ElementTree.parse(capsys.readouterr().out.strip()).getroot().tag.endswith("svg")
+
+
+def test_a_directory_that_is_no_run_is_64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["diagram", str(tmp_path)]) == 64
+    assert "not a finished run" in capsys.readouterr().err
