@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from nodeproc.wire import (
     encode_frame,
     encode_line,
 )
+from tests.fuzz import decoders
 from tests.nodeproc.test_runtime import TIMEOUT_S, Chatter, Member, single
 from tests.nodeproc.test_wire import ENTRIES, FRAMES, NODE_LINES
 
@@ -81,6 +82,11 @@ def in_pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 GOOD_FRAMES = [b"".join(encode_frame(frame)) for frame in FRAMES]
 GOOD_ENTRIES = ENTRIES
 GOOD_NODE_LINES = [encode_line(line) for line in NODE_LINES]
+GREETINGS = [
+    PREAMBLE + b"".join(encode_frame(PeerHello(2, "chat", 2, "x", False, "0" * 32))),
+    PREAMBLE
+    + b"".join(encode_frame(PeerHello(2, "chat", 1, "x", False, "0" * 32)) + encode_frame(PeerProof("0" * 64))),
+]
 CLIENT_LINES: list[ClientLine] = [Hello(101, "5f0c", 7), Chat(1, ("a", "b")), Subscribe(3), StatusRequest()]
 GOOD_CLIENT_LINES = [encode_line(line) for line in CLIENT_LINES]
 FIELDS = (
@@ -185,6 +191,28 @@ def test_nobody_gets_through_a_handshake_by_trying(said: list[PeerHello | PeerPr
         Dialling(NEVER_SAID, 2, "0" * 32).on_challenge(challenge)
 
 
+def test_bytes_led_by_coverage_reach_the_decoder_that_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[tuple[int, bytes]] = []
+
+    def target(number: int) -> Callable[[bytes], None]:
+        def decoder(data: bytes) -> None:
+            reached.append((number, data))
+            raise (FrameError if data else ValueError)("what is wrong")
+
+        return decoder
+
+    good = [*GREETINGS, *GOOD_FRAMES, *GOOD_ENTRIES, *GOOD_CLIENT_LINES, *GOOD_NODE_LINES]
+    for number in range(len(decoders.TARGETS)):
+        for data in good:
+            decoders.one_input(bytes([number]) + data)
+    monkeypatch.setattr(decoders, "TARGETS", tuple(map(target, range(5))))
+    decoders.one_input(b"")
+    decoders.one_input(b"\x03abc")
+    with pytest.raises(ValueError, match="what is wrong"):
+        decoders.one_input(b"\x07")
+    assert reached == [(3, b"abc"), (2, b"")]
+
+
 # ---- a running node -----------------------------------------------------------------------------
 
 TIGHT = Limits(max_clients=50, max_silent=20, max_unproven=10, unfinished_bytes=50_000, max_payload_bytes=512)
@@ -248,11 +276,6 @@ def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
     node.close()
 
 
-GREETINGS = [
-    PREAMBLE + b"".join(encode_frame(PeerHello(2, "chat", 2, "x", False, "0" * 32))),
-    PREAMBLE
-    + b"".join(encode_frame(PeerHello(2, "chat", 1, "x", False, "0" * 32)) + encode_frame(PeerProof("0" * 64))),
-]
 a_stranger = st.tuples(
     st.one_of(
         st.binary(max_size=6000),
