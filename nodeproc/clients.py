@@ -161,15 +161,16 @@ class Clients:
     def came(self, connection: ClientConnection) -> str:
         """Take it in. Returns why it can't stay, "" where it can."""
         count, allowed = len(self.connections) + 1, self.limits.max_clients
+        address, of_address = connection.address, self._of_address[connection.address] + 1
         has_room = count <= allowed or self._make_room()
+        address_has_room = not address or of_address <= self.limits.max_per_address or self._make_room(address)
         self.connections[connection] = None
-        self._of_address[connection.address] += 1
+        self._of_address[address] += 1
         self._sweep_later()
         if not has_room:
             return f"{count} clients, allowed {allowed}"
-        count, allowed = self._of_address[connection.address], self.limits.max_per_address
-        if connection.address and count > allowed:
-            return f"{count} clients from {connection.address}, allowed {allowed}"
+        if not address_has_room:
+            return f"{of_address} clients from {address}, allowed {self.limits.max_per_address}"
         return ""
 
     def left(self, connection: ClientConnection) -> None:
@@ -186,12 +187,17 @@ class Clients:
         if self.sessions.get(connection.session) is connection:
             del self.sessions[connection.session]
 
-    def _make_room(self) -> bool:
+    def _make_room(self, address: str = "") -> bool:
         """End the oldest of those whose first line is overdue, else the oldest subscriber that has closed its sending
-        half: it may be gone altogether, TCP does not tell."""
+        half: it may be gone altogether, TCP does not tell.
+
+        Args:
+            address: only one from there; "": any.
+        """
         now = asyncio.get_running_loop().time()
         for is_unwanted in (lambda each: each.is_overdue(now), lambda each: each.only_listens):
-            unwanted = next(filter(is_unwanted, self.connections), None)
+            candidates = (each for each in self.connections if not address or each.address == address)
+            unwanted = next(filter(is_unwanted, candidates), None)
             if unwanted is not None:
                 self.left(unwanted)
                 unwanted.transport.abort()

@@ -540,6 +540,18 @@ async def test_one_address_has_no_more_than_its_share_of_the_clients() -> None:
 
 
 @in_loop
+async def test_of_one_address_who_may_be_gone_makes_room_for_who_comes_from_there() -> None:
+    hall = Hall(max_per_address=2)
+    gone, elsewhere = (hall.connect(b'{"type":"SUBSCRIBE"}\n', f"192.0.2.{n}") for n in (1, 2))
+    overdue = hall.connect(b"{", "192.0.2.1")
+    overdue.protocol._since -= module.OVERDUE_S * 2
+    assert gone.protocol.eof_received() and elsewhere.protocol.eof_received()
+    assert not hall.connect(b"", "192.0.2.1").closed and overdue.closed and not gone.closed
+    assert not hall.connect(b"", "192.0.2.1").closed and gone.closed
+    assert hall.connect(b"", "192.0.2.1").closed and not elsewhere.closed
+
+
+@in_loop
 async def test_a_first_line_is_short_and_what_comes_behind_it_may_be_long() -> None:
     hall = Hall()
     stranger = hall.connect(b"")
