@@ -266,9 +266,11 @@ class FrameDecoder:
         Raises:
             FrameError: the stream can't be understood from here on.
         """
-        buffer = self._buffer
-        buffer += data
-        at = 0
+        kept = self._buffer
+        if kept:
+            kept += data
+        # Most often nothing was kept, and whole frames come: they are cut from what came, without a copy in between.
+        buffer, at = kept or data, 0
         try:
             while len(buffer) >= at + PREFIX.size:
                 head_len, body_len, crc = PREFIX.unpack_from(buffer, at)
@@ -280,15 +282,24 @@ class FrameDecoder:
                 end = body_at + body_len
                 if len(buffer) < end:
                     break
-                with memoryview(buffer) as view:
-                    head = bytes(view[at + PREFIX.size : body_at])
-                    body = bytes(view[body_at:end])
+                head, body = _cut(buffer, at + PREFIX.size, body_at), _cut(buffer, body_at, end)
                 if crc32(head) != crc:
                     raise FrameError("frame header CRC mismatch")
                 at = end
                 yield _decode_frame(head, body)
         finally:
-            del buffer[:at]
+            if buffer is kept:
+                del kept[:at]
+            else:
+                kept += data[at:]
+
+
+def _cut(buffer: bytes | bytearray, start: int, end: int) -> bytes:
+    """Some of its bytes, copied once."""
+    if isinstance(buffer, bytes):
+        return buffer[start:end]
+    with memoryview(buffer) as view:
+        return bytes(view[start:end])
 
 
 # ---- lines of clients ---------------------------------------------------------------------------
