@@ -126,7 +126,7 @@ class Chat:
             self.stop()
 
     def warn(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def state(self) -> str:
         """The state line: node, leader, term, last seq_no, what is on its way."""

@@ -40,6 +40,7 @@ from nodeproc.wire import (
     StatusRequest,
     Subscribe,
     Welcome,
+    brief,
     decode_client_line,
     encode_line,
 )
@@ -524,6 +525,7 @@ class ClientConnection(asyncio.Protocol):
         """One clear line, then the end; other clients don't notice. Rule: S7."""
         if self._closing:
             return
+        reason = brief(reason)
         self._say(line or Problem(reason))
         self._closing = True
         self._backend.report(BadInput(f"client {self._client_id}" if self.session else "a client", reason))

@@ -35,6 +35,7 @@ from nodeproc.wire import (
     PeerHello,
     PeerProof,
     PeerRefusal,
+    brief,
     encode_frame,
 )
 
@@ -138,7 +139,8 @@ class Links:
     def refused_here(self, claimed: NodeId, reason: str) -> None:
         """Somebody said to be this peer. Anybody can: it is a stranger until it is proven, and no fault of ours."""
         if self._is_news(claimed, f"from {reason}"):
-            self.report(BadInput(f"a link said to be from node_{claimed}" if claimed else "a link", reason))
+            known = claimed in self._dialled
+            self.report(BadInput(f"a link said to be from node_{claimed}" if known else "a link", reason))
 
     def _is_news(self, peer: NodeId, refusal: str) -> bool:
         """Tell it once until it changes; who is refused tries again and again."""
@@ -178,7 +180,7 @@ class Dialled(asyncio.Protocol):
                     self.transport.writelines(encode_frame(proof))
                     self.met.set_result(who)
                 elif isinstance(message, PeerRefusal):
-                    raise LinkRefused(f"it says: {message.reason[:200]}")
+                    raise LinkRefused(f"it says: {brief(message.reason)}")
                 else:
                     raise LinkRefused(f"it sent {type(message).__name__} on a link that is ours to send on")
         except (FrameError, LinkRefused) as error:
@@ -410,6 +412,7 @@ class Accepted(asyncio.Protocol):
 
     def _refuse(self, reason: str) -> None:
         """Say why, and close."""
+        reason = brief(reason)
         self._links.refused_here(self._claimed, reason)
         self.transport.writelines(encode_frame(PeerRefusal(reason)))
         self.transport.close()

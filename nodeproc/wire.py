@@ -43,6 +43,16 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what they should be: the last two for bad UTF-8 and for deep nesting."""
 
+REASON_MAX = 300
+"""Characters of a complaint about somebody's bytes, which may quote them: no stranger fills our log, or our answers."""
+
+
+def brief(reason: object) -> str:
+    """What is told of a complaint."""
+    text = str(reason)
+    return text if len(text) <= REASON_MAX else f"{text[:REASON_MAX]} …"
+
+
 # ---- entries -------------------------------------------------------------------------------------
 
 
@@ -115,7 +125,7 @@ def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | Non
     try:
         header = _decode_entry_header(view[head_at:body_at])
     except MALFORMED as error:
-        raise Broken(f"entry header at {at}: {error}") from None
+        raise Broken(f"entry header at {at}: {brief(error)}") from None
     return Entry(header, at, body_at, end)
 
 
@@ -239,7 +249,7 @@ def _decode_frame(head: bytes | memoryview, body: bytes) -> FrameMessage:
     try:
         message = _decode_frame_header(head)
     except MALFORMED as error:
-        raise FrameError(f"frame header: {error}") from None
+        raise FrameError(f"frame header: {brief(error)}") from None
     if isinstance(message, _AppendHeader):
         if not body:
             raise FrameError("APPEND without records")
@@ -449,7 +459,7 @@ def _decode_line(decode: Callable[[bytes], _LineT], line: bytes) -> _LineT:
     try:
         return decode(line)
     except MALFORMED as error:
-        raise FrameError(f"not a line of the client protocol: {error}") from None
+        raise FrameError(f"not a line of the client protocol: {brief(error)}") from None
 
 
 def decode_client_line(line: bytes) -> ClientLine:

@@ -601,6 +601,22 @@ async def test_a_client_that_speaks_now_and_then_is_not_idle() -> None:
     assert wire.closed
 
 
+@pytest.mark.parametrize(
+    "line", [{"type": "HELLO", "client_id": 1, "x" * 100_000: 1}, {"type": "HELLO", "client_id": 10**4000}]
+)
+def test_a_complaint_quotes_little_of_what_a_stranger_said(line: dict[str, Any]) -> None:
+    @in_loop
+    async def story() -> None:
+        hall = Hall()
+        wire = hall.connect(b"")
+        [problem] = wire.says(json.dumps(line).encode() + b"\n")
+        assert problem["type"] == "ERROR" and len(problem["reason"]) < 400
+        [event] = hall.node.events
+        assert isinstance(event, BadInput) and len(event.reason) < 400
+
+    story()
+
+
 # ---- the client token ---------------------------------------------------------------------------
 
 TOKEN = "a token that nobody guesses"

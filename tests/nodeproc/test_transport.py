@@ -248,6 +248,7 @@ HELLO = encode_frame(PeerHello(VERSION, "chat", 2, "x", False, "0" * 32))[0]
         (PREAMBLE + struct.pack("<III", 10, 1 << 20, 0), "frame lengths 10 + 1048576"),
         (PREAMBLE + b"".join(encode_frame(Join(START))), "Join out of turn"),
         (PREAMBLE + HELLO + HELLO, "PEER_HELLO came twice"),
+        (PREAMBLE + encode_frame(PeerHello(10**3900, "c", 2, "x", False, "0" * 32))[0], "version 1000000"),
     ],
 )
 def test_unproven_connections_get_one_refusal_and_no_memory(run: Run, said: bytes, reason: str) -> None:
@@ -256,7 +257,7 @@ def test_unproven_connections_get_one_refusal_and_no_memory(run: Run, said: byte
         await one.open(free_ports(1)[0])
         answers = list(FrameDecoder().feed(await talk(one.port, said)))
         assert isinstance(answers[-1], PeerRefusal)
-        assert answers[-1].reason.startswith(reason)
+        assert answers[-1].reason.startswith(reason) and len(answers[-1].reason) < 400
         assert not one.inputs
         await one.close()
 
