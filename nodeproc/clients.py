@@ -396,6 +396,9 @@ class ClientConnection(asyncio.Protocol):
             case Subscribe():
                 self._on_subscribe(line)
             case StatusRequest():
+                if self._choked:  # Else a few bytes each would make any number of answers wait here.
+                    unread = self._limits.subscriber_buffer_bytes
+                    raise FrameError(f"STATUS behind answers of over {unread} bytes that are not read")
                 self._say(self._backend.status())
 
     def _on_hello(self, hello: Hello) -> None:

@@ -617,6 +617,26 @@ def test_a_complaint_quotes_little_of_what_a_stranger_said(line: dict[str, Any])
     story()
 
 
+@in_loop
+async def test_a_flood_of_questions_makes_no_flood_of_answers_wait() -> None:
+    hall = Hall(subscriber_buffer_bytes=2048)
+
+    class Slow(Wire):
+        """Nobody reads at the other end."""
+
+        def write(self, data: Any) -> None:
+            super().write(data)
+            if len(self.written) > 2048 and not self.closed:
+                self.protocol.pause_writing()
+
+    wire = Slow()
+    wire.protocol = hall.clients.accept()
+    wire.protocol.connection_made(wire)
+    said = wire.says(b'{"type":"STATUS"}\n' * 10_000)
+    assert said[-1]["reason"] == "STATUS behind answers of over 2048 bytes that are not read"
+    assert len(wire.written) < 4096 and wire.closed
+
+
 # ---- the client token ---------------------------------------------------------------------------
 
 TOKEN = "a token that nobody guesses"
