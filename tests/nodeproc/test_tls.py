@@ -23,7 +23,7 @@ from nodeproc.errors import ConfigError, Unreachable
 from nodeproc.tls import TlsProblem, client_tls, node_tls
 from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
 from tests.nodeproc.certificates import Authority, Papers, encrypt
-from tests.nodeproc.nodes import PROJECT
+from tests.nodeproc.nodes import PROJECT, Cluster
 from tests.nodeproc.test_runtime import Chatter, cluster, running, single
 from tests.nodeproc.test_transport import HELLO, IN_1, TIMEOUT_S, UP_1, UP_2, End, free_ports
 
@@ -125,6 +125,20 @@ def test_three_nodes_and_their_clients_speak_tls(run: Run, authority: Authority,
             assert (await status("127.0.0.1", members[0].port, tls=tls)).delivered_seq == 101
 
     run(story())
+
+
+def test_processes_over_tls_survive_their_leader(papers: Papers, tmp_path: Path) -> None:
+    async def story(nodes: Cluster) -> None:
+        addresses = [("127.0.0.1", nodes.port(node)) for node in (1, 2, 3)]
+        async with asyncio.timeout(60), ChatClient(addresses, 5, tls=client_tls(str(papers.ca))) as client:
+            assert (await client.send("before")).kind == "ok"
+            nodes.kill(client.session.leader)
+            after = await client.send("after")
+            assert (after.kind, after.seq_no) == ("ok", 2)
+
+    with Cluster(tmp_path, tls=papers.files, secret="s") as nodes:
+        nodes.start()
+        asyncio.run(story(nodes))
 
 
 def test_clients_with_and_without_tls_do_not_meet(run: Run, papers: Papers, tmp_path: Path) -> None:
