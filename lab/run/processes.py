@@ -29,8 +29,8 @@ OUBLOCK_BYTES = 512
 """One of ru_oublock (Linux)."""
 STATE_PATIENCE_S = 2.0
 """From a signal to the state that it brings about; it takes a millisecond or two."""
-STOP_PATIENCE_S = 10.0
-"""From SIGTERM to the end; a node promises one second."""
+STOP_PATIENCE_S = 30.0
+"""From SIGTERM to the end; a node promises one second, of a machine that has one for it."""
 KILL_PATIENCE_S = 10.0
 """From SIGKILL to the end, which only a kernel with much to do delays."""
 
