@@ -14,7 +14,6 @@ from lab.plan.step import (
     Cut,
     Disk,
     Heal,
-    Link,
     Partition,
     Rebuild,
     Send,
@@ -88,11 +87,15 @@ def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> boo
 
 
 def _hurt(step: StepAny) -> frozenset[NodeId]:
-    """The nodes whose links a step treats, all other links being straight; empty: it may be any, or does more."""
+    """The nodes whose links a step cuts, all other links being straight; empty: it may be any, or does something else.
+
+    A link that loses frames of some kinds only is none that a leader could notice: its heartbeats may pass, and nothing
+    else. Connections don't fail so, and nothing is promised.
+    """
     match step:
         case Partition(kind="isolate"):
             return _ids(step.node)
-        case Link() | Cut():
+        case Cut(frames=()):
             return _ids(step.source) or _ids(step.to)
         case _:
             return frozenset()

@@ -11,7 +11,22 @@ from msgspec import structs
 from lab import cli
 from lab.plan import scenario as plan
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.plan.step import Heal, Kill, Link, LoadSwitch, Partition, Rebuild, Send, Sender, Sleep, Start, StepAny, Wait
+from lab.plan.step import (
+    Cut,
+    Disk,
+    Heal,
+    Kill,
+    Link,
+    LoadSwitch,
+    Partition,
+    Rebuild,
+    Send,
+    Sender,
+    Sleep,
+    Start,
+    StepAny,
+    Wait,
+)
 from lab.plan.step import UntilCaughtUp as CaughtUp
 from lab.plan.words import Duration
 from lab.search import shrink as shrinking
@@ -107,6 +122,10 @@ SEND = Send(clients=(Sender(client=1, messages=1, via=2),))
         ((Heal(what="all", on=(1, 2)), Partition(kind="isolate", node=(3,)), SEND), True),
         ((Heal(what="all", on=(1, 2)), Partition(kind="isolate", node=(1,)), SEND), False),
         ((Heal(what="all", on=(1, 2)), Partition(kind="halves"), SEND), False),
+        ((Heal(what="all", on=(1, 2)), Cut(source=(3,)), Disk(on=(1, 2), slow=Duration(1)), SEND), True),
+        ((Heal(what="all", on=(1, 2)), Cut(source=(3,), frames=("APPEND",)), SEND), False),
+        ((Heal(what="all", on=(1, 2)), Cut(source="leader"), SEND), False),
+        ((Heal(what="all", on=(1, 2)), Disk(on=1, full=True), SEND), False),
         ((Heal(what="links"), SEND), False),
         ((SEND,), False),
         ((structs.replace(SEND, wait=False),), True),
