@@ -199,12 +199,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         refused += [
             f"{show_place((*place, 'link', 'chunk'))}: frames are not made of bytes in a simulation, and have no pieces"
             for place, step in _placed(self.steps, ("steps",))
-            if isinstance(step, Link) and step.chunk
-        ]
-        refused += [
-            f"{show_place((*place, step.word))}: links of clients can't be treated in a simulation"
-            for place, step in _placed(self.steps, ("steps",))
-            if is_about_clients(step)
+            if isinstance(step, Link) and step.chunk and not is_about_clients(step)
         ]
         refused += [
             f"{show_place((*place, step.word))}: there is no processor that could be busy in a simulation"

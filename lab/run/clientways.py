@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from typing import cast
 
@@ -25,10 +26,13 @@ class ClientDoor:
     Args:
         address: the node's own.
         rng: for jitter.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, address: tuple[str, int], rng: random.Random) -> None:
-        self.address = address
+    def __init__(
+        self, address: tuple[str, int], rng: random.Random, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.address, self.clock = address, clock
         self.connections: list[_Connection] = []
         self.to_node = ClientWay(self, rng)
         self.from_node = ClientWay(self, rng)
@@ -105,8 +109,8 @@ class _Connection:
     """A client's connection and its continuation to the node."""
 
     def __init__(self, door: ClientDoor) -> None:
-        self._door = door
-        self.near, self.far = _End(self, door.to_node), _End(self, door.from_node)
+        self._door, self._clock = door, door.clock
+        self.near, self.far = _End(self, door.to_node, door.clock), _End(self, door.from_node, door.clock)
         self.near.other, self.far.other = self.far, self.near
         self._broken = False
 
@@ -133,7 +137,7 @@ class _Connection:
         """The rule of this way has changed."""
         for end in (self.near, self.far):
             if end.way is way:
-                end.link.set_rule(way.rule, time.monotonic())
+                end.link.set_rule(way.rule, self._clock())
                 end.pump()
 
     def break_off(self, *, reset: bool) -> None:
@@ -149,8 +153,8 @@ class _Connection:
 class _End(asyncio.Protocol):
     """One end of it. What comes in here leaves at the other end, by the rule of its way."""
 
-    def __init__(self, connection: _Connection, way: ClientWay) -> None:
-        self._connection, self.way = connection, way
+    def __init__(self, connection: _Connection, way: ClientWay, clock: Callable[[], float]) -> None:
+        self._connection, self.way, self._clock = connection, way, clock
         self.link = way.link()
         self.other: _End
         self._transport: asyncio.Transport | None = None
@@ -166,7 +170,7 @@ class _End(asyncio.Protocol):
         self._connection.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        self._held_bytes += len(data) * self.link.enter("", data, time.monotonic())
+        self._held_bytes += len(data) * self.link.enter("", data, self._clock())
         self.pump()
 
     def eof_received(self) -> bool:
@@ -190,7 +194,7 @@ class _End(asyncio.Protocol):
         far = self.other._transport
         if self._transport is None or far is None or far.is_closing():
             return
-        now = time.monotonic()
+        now = self._clock()
         pieces = self.link.leave(now)
         if pieces:
             self._held_bytes -= sum(map(len, pieces))

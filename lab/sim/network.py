@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lab.run.clientways import ClientDoor, ClientWay
 from lab.run.links import NEVER, Handling, LinkCounts, Rule
 from lab.run.links import Link as TreatedLink
+from lab.run.proxy import CLIENTS
 from lab.sim.frames import Frames
 from lab.sim.loop import VirtualLoop
 from nodeproc.core.messages import Envelope, LinkDown, LinkUp, NodeId, PeerMessage
@@ -27,6 +29,8 @@ LEAST_DELAY_S, MOST_DELAY_S = 0.00005, 0.0006
 """A frame's time between two processes of one host."""
 DIAL_EVERY_S = 0.05
 """Between two attempts of a node to open a link."""
+BEHIND_DOOR = 100
+"""Added to a node's id it is the port that only the door in front of the node knows."""
 HIGH_BYTES = 256 << 10
 """Written by one end of a client connection, not yet read by the other: past it the writer stops; its default."""
 
@@ -114,6 +118,10 @@ class Way:
         else:
             self._loop.post(self._loop.now + DIAL_EVERY_S * (0.5 + self._rng.random()), self.dial)
 
+    def reset(self) -> int:
+        """Break the connection; returns how many there were, 0 or 1."""
+        return int(self.lose(gone=False))
+
     def lose(self, *, gone: bool) -> bool:
         """The connection breaks. gone: it can't be opened again at once, and its near end is told so.
 
@@ -175,9 +183,13 @@ class Way:
 
 
 class Network:
-    """All ways between all nodes, and the doors that clients knock at (port = node id)."""
+    """All ways between all nodes, and where clients knock (port = node id).
 
-    def __init__(self, loop: VirtualLoop, seed: int, ids: Sequence[NodeId]) -> None:
+    Args:
+        doors: clients come to each node through the same lab.run.clientways as in a live run whose proxy treats them.
+    """
+
+    def __init__(self, loop: VirtualLoop, seed: int, ids: Sequence[NodeId], *, doors: bool = False) -> None:
         self.loop, self.seed = loop, seed
         self.nodes: dict[NodeId, SimNode] = {}
         self.ways = {(a, b): Way(self, a, b) for a in ids for b in ids if a != b}
@@ -185,7 +197,20 @@ class Network:
         self.record: Frames | None = None
         """Told of every frame, where somebody wants to read them."""
         self._rng = random.Random(f"{seed} clients")
+        self._doors: dict[NodeId, ClientDoor] = {}
+        for node in ids if doors else ():
+            rng = random.Random(f"clients {seed} {node}")
+            self._doors[node] = ClientDoor(("sim", BEHIND_DOOR + node), rng, lambda: loop.now)
         loop.dialer = self._dial
+
+    def way(self, pair: tuple[NodeId, NodeId]) -> Way | ClientWay:
+        """What treats frames from one node to another, or bytes between clients and a node."""
+        source, to = pair
+        if source == CLIENTS:
+            return self._doors[to].to_node
+        if to == CLIENTS:
+            return self._doors[source].from_node
+        return self.ways[pair]
 
     def started(self, node: NodeId) -> None:
         """A process is there: it dials its peers, and they notice."""
@@ -201,14 +226,41 @@ class Network:
 
     async def _dial(self, factory: Callable[[], asyncio.BaseProtocol], port: int) -> tuple[Any, Any]:
         await asyncio.sleep(self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S))
-        node = self.nodes[port]
+        if port in self._doors:
+            rng = random.Random(self._rng.getrandbits(64))
+            return join(self.loop, rng, factory(), self._doors[port].accept())[0]
+        node = self.nodes[port % BEHIND_DOOR]
         if not node.running:
             raise ConnectionRefusedError(111, "Connection refused")
         while node.paused:  # The kernel accepts; the process will hear of it when it goes on.
             await asyncio.sleep(DIAL_EVERY_S)
             if not node.running:
                 raise ConnectionResetError(104, "Connection reset by peer")
-        return node.connect(factory(), self)
+        return node.connect(factory())
+
+
+def join(
+    loop: VirtualLoop,
+    rng: random.Random,
+    near: asyncio.BaseProtocol,
+    far: asyncio.Protocol,
+    gate: Callable[[], bool] = lambda: True,
+) -> tuple[tuple[SimTransport, asyncio.BaseProtocol], SimTransport]:
+    """Connect two protocols; the far one hears of it first.
+
+    Args:
+        gate: false while the far end's process is stopped: what arrives there waits.
+
+    Returns:
+        the near end, as create_connection has it, and the far transport.
+    """
+    assert isinstance(near, asyncio.Protocol)
+    ends = SimTransport(loop, rng, near), SimTransport(loop, rng, far)
+    ends[0].far, ends[1].far = ends[1], ends[0]
+    ends[1].gate = gate
+    far.connection_made(ends[1])
+    near.connection_made(ends[0])
+    return (ends[0], near), ends[1]
 
 
 class SimTransport(asyncio.Transport):

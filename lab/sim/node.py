@@ -14,7 +14,7 @@ from typing import Any
 
 from lab.run.damage import Tear
 from lab.sim.loop import VirtualLoop
-from lab.sim.network import Network, SimTransport
+from lab.sim.network import Network, SimTransport, join
 from nodeproc.clients import Clients
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Effects, Fetch
@@ -220,20 +220,19 @@ class SimNode:
 
     # ---- clients -----------------------------------------------------------------------------------
 
-    def connect(self, protocol: asyncio.BaseProtocol, network: Network) -> tuple[SimTransport, asyncio.BaseProtocol]:
+    def connect(self, protocol: asyncio.BaseProtocol) -> tuple[SimTransport, asyncio.BaseProtocol]:
         """A client's connection; returns the client's end."""
-        assert isinstance(protocol, asyncio.Protocol)
-        ours = self.clients.accept()
-        rng = random.Random(self._rng.getrandbits(64))
-        near, far = SimTransport(self._loop, rng, protocol), SimTransport(self._loop, rng, ours)
-        near.far, far.far = far, near
         life = self._life
-        far.gate = lambda: self.running and not self.paused and self._life == life
+        near, far = join(
+            self._loop,
+            random.Random(self._rng.getrandbits(64)),
+            protocol,
+            self.clients.accept(),
+            lambda: self.running and not self.paused and self._life == life,
+        )
         self._connections = {each: None for each in self._connections if not each._lost}
         self._connections[far] = None
-        ours.connection_made(far)
-        protocol.connection_made(near)
-        return near, protocol
+        return near
 
     # ---- turns -------------------------------------------------------------------------------------
 

@@ -181,7 +181,7 @@ class SimCluster:
         plan = scenario.cluster
         self._plan, self._loop, self._watch, self._keep = plan, loop, watch, keep
         self._rng = random.Random(f"{seed} faults")
-        self.network = Network(loop, seed, plan.ids)
+        self.network = Network(loop, seed, plan.ids, doors=scenario.proxies_clients)
         self._rank = RANK[plan.log_level]
         self.events: list[tuple[int, NodeId, Event]] = []
         """(t ns, node, event) of the scenario's log level, in order."""
@@ -427,7 +427,7 @@ class SimCluster:
         target, role = self._receiver(pairs)
         self._record("link", target, role, self.now_ns(), evidence, False, step)
         for pair in pairs:
-            way = self.network.ways[pair]
+            way = self.network.way(pair)
             self._open[pair] = len(self.faults) - 1
             self._before[pair] = tuple(getattr(way.counts, name) for name in LINK_EFFECTS)
             way.treat(rule)
@@ -436,7 +436,7 @@ class SimCluster:
         """The rules of these links are over: their rows get the evidence."""
         for pair in pairs:
             number, before = self._open.pop(pair), self._before.pop(pair)
-            row, counts = self.faults[number], self.network.ways[pair].counts
+            row, counts = self.faults[number], self.network.way(pair).counts
             for name, old in zip(LINK_EFFECTS, before, strict=True):
                 row.evidence[name] += getattr(counts, name) - old
             hit = any(row.evidence[name] for name in LINK_EFFECTS)
@@ -445,7 +445,7 @@ class SimCluster:
             self.faults[number] = msgspec.structs.replace(row, effect=hit, t_healed=self.now_ns())
 
     async def reset(self, pairs: Sequence[Pair], step: int) -> None:
-        broken = sum(self.network.ways[pair].lose(gone=False) for pair in pairs)
+        broken = sum(self.network.way(pair).reset() for pair in pairs)
         target, role = self._receiver(pairs)
         evidence = {"pairs": tuple(pairs), "connections": broken}
         self._record("reset", target, role, self.now_ns(), evidence, broken > 0, step)
@@ -463,7 +463,7 @@ class SimCluster:
             return
         self._settle(treated)
         for pair in treated:
-            self.network.ways[pair].treat(None)
+            self.network.way(pair).treat(None)
         self._record("heal", 0, "", self.now_ns(), {"links": len(treated)}, True, step)
 
     # ---- what only a simulation can do -------------------------------------------------------------

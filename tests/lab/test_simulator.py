@@ -245,6 +245,34 @@ def test_a_nemesis_that_finds_nobody_is_missed() -> None:
     assert [found for _, found in outcome.missed] == ["each of 4 faults was about a node that was not there"]
 
 
+CLIENT_LINKS = {
+    "delayed": "  - link: {from: clients, to: all, delay: 20ms, jitter: 30ms}",
+    "cut": "  - link: {from: all, to: clients, chunk: 7}",
+    "refused": "  - link: {from: clients, to: 2, refuse: true}",
+    "reset": "  - link: {from: clients, to: 1, refuse: true}",
+}
+
+
+@pytest.mark.parametrize("effect", CLIENT_LINKS)
+def test_links_of_clients_are_treated_and_nothing_is_lost(effect: str, tmp_path: Path) -> None:
+    steps = f"""  - load: start
+  - wait: {{for: acknowledged, count: 60}}
+{CLIENT_LINKS[effect]}
+  - send: {{client: 7, via: 2, messages: 5, wait: false}}
+  - sleep: 700ms
+  - reset: {{from: clients, to: 3}}
+  - wait: {{for: acknowledged, count: 60}}
+  - heal: links
+  - wait: load_done"""
+    scenario = story(steps, load="{clients: 3, rate: 100, duration: 3s}")
+    for seed in (1, 2):
+        run = simulate_into(tmp_path / str(seed), scenario, seed)
+        verdict = judge(run, scenario.name, seed)
+        assert verdict.exit_code == 0, verdict.text()
+        link, reset = (row for row in run.read_faults() if row.fault in ("link", "reset"))
+        assert link.evidence[effect] > 0 and reset.evidence["connections"] > 0
+
+
 @pytest.mark.parametrize(
     ("disk", "event"),
     [("{on: 2, full: true}", "failed"), ("{on: 2, failing: sync}", "failed"), ("{on: 2, slow: 300ms}", "delivered")],
