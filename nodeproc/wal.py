@@ -85,7 +85,7 @@ def scan(number: int, where: str, data: bytes) -> Scan:
         try:
             entry = wire.decode_entry(data, at)
         except wire.Broken as error:
-            entry, found = None, str(error)
+            entry, found = None, str(error)  # hit: K1 a broken entry is found by its CRC or length
         if entry is None:
             break
         opens = isinstance(entry.header, wire.Opening)

@@ -31,7 +31,6 @@ NOTES = "__hits__"
 
 EXEMPT: dict[str, str] = {
     "M3": "the handshake belongs to the transport, which the simulation leaves out: its links open proven",
-    "K1": "the CRC is made and checked in nodeproc.wire, which has no marks; where it leads to is marked under K2",
     "K2 a broken record before a later segment is refused": "with fsync no crash leaves such a disk, only damage does",
     "K2 a WAL that lost what was delivered is refused": "with fsync no crash leaves such a disk, only damage does",
     "R2 a fork below what is committed stops the node": "only a majority of lost disks leads there",
@@ -63,7 +62,7 @@ class Mark(NamedTuple):
 def marked_files() -> dict[str, Path]:
     """Module name -> file, of all modules that may have marks."""
     files = sorted((PROJECT / "nodeproc" / "core").glob("[!_]*.py"))
-    files += [PROJECT / "nodeproc" / f"{name}.py" for name in ("storage", "recovery", "clients", "session")]
+    files += [PROJECT / "nodeproc" / f"{name}.py" for name in ("storage", "wal", "recovery", "clients", "session")]
     return {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in files}
 
 

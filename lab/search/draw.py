@@ -15,6 +15,7 @@ from typing import Final, Literal, TypeAlias
 
 from lab.plan.scenario import Cluster, Load, Scenario
 from lab.plan.step import (
+    Chaos,
     Clock,
     Cut,
     Disk,
@@ -49,6 +50,10 @@ SIZES: Final = (3, 5)
 FRAMES: Final = ("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP")
 SPREADS: Final[tuple[Literal["uniform", "exponential"], ...]] = ("uniform", "exponential")
 DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
+ROTTEN: Final[tuple[Literal["wal", "messages", "checkpoint"], ...]] = ("wal", "wal", "messages", "checkpoint")
+LOST: Final[tuple[Literal["checkpoint", "messages"], ...]] = ("checkpoint", "messages")
+LONGEST: Final = 1200
+"""Bytes of the longest message that a node takes where that is limited; the load's are shorter."""
 
 
 def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
@@ -67,9 +72,13 @@ class _Draw:
         self.seed, self.rng = seed, random.Random(f"{seed} draw")
         self.nodes = self.rng.choice(list(sizes))
         self.ids = range(1, self.nodes + 1)
+        self.rebuilt = False
+        """A node may still be under way from its rebuild: until that is over it is no part of a majority."""
 
     def scenario(self) -> Scenario:
         cluster, faults = self._cluster(), self._faults()
+        if self.rebuilt:
+            faults += [WHOLE, CAUGHT_UP]
         steps: Steps = [LoadSwitch(do="start"), *faults, *self._ending()]
         if "max_sessions" in cluster.limits:
             steps.pop()  # A node that is behind may open sessions that so small a table takes for forgotten ones (S3).
@@ -114,6 +123,7 @@ class _Draw:
             "fetch_max_bytes": (1024, 2048),
             "buffer_max_bytes": (1024, 2048),
             "max_sessions": (2, 4),
+            "max_payload_bytes": (LONGEST,),
             "subscriber_buffer_bytes": (1024, 2048),
             "intake_window_bytes": (1024, 2048),
         }
@@ -157,6 +167,7 @@ class _Draw:
         if self.nodes >= 2:
             makers |= {
                 "link": self._link,
+                "reorder": self._reorder,
                 "cut": self._cut,
                 "partition": self._partition,
                 "reset": self._reset,
@@ -185,6 +196,7 @@ class _Draw:
             "clock jump": lambda: [Clock(on=self._one(), jump=_time(self.rng.choice((0.5, 10.0, 3600.0))))],
             "heal": lambda: [WHOLE],
             "new client": self._new_client,
+            "chaos": self._chaos,
         }
 
     def _bad_disk(self) -> Steps:
@@ -199,24 +211,29 @@ class _Draw:
         frames = tuple(sorted(rng.sample(FRAMES, rng.randint(1, 2)))) if self._or(0.5) else ()
         source, to = self._ends()
         share = rng.choice((0.05, 0.3, 0.8))
-        match rng.choice(("loss", "duplicate", "corrupt", "delay", "delay", "reorder", "slow", "refuse")):
+        match rng.choice(("loss", "duplicate", "corrupt", "delay", "delay", "slow", "refuse")):
             case "loss":
-                treated = Link(source=source, to=to, frames=frames, loss=share)
+                return [Link(source=source, to=to, frames=frames, loss=share)]
             case "duplicate":
-                treated = Link(source=source, to=to, frames=frames, duplicate=share)
+                return [Link(source=source, to=to, frames=frames, duplicate=share)]
             case "corrupt":
-                treated = Link(source=source, to=to, frames=frames, corrupt=share / 4)
+                return [Link(source=source, to=to, frames=frames, corrupt=share / 4)]
             case "delay":
                 delay, spread = _time(rng.choice((0.005, 0.1, 0.5, 1.5))), rng.choice(SPREADS)
-                treated = Link(source=source, to=to, frames=frames, delay=delay, jitter=delay, distribution=spread)
-            case "reorder":
-                order = Reorder(every=rng.randint(1, 4), behind=rng.randint(1, 5), at_most=_time(rng.choice((0.1, 1))))
-                treated = Link(source=source, to=to, frames=frames, reorder=order)
+                return [Link(source=source, to=to, frames=frames, delay=delay, jitter=delay, distribution=spread)]
             case "slow":
-                treated = Link(source=source, to=to, frames=frames, bandwidth=rng.choice((2_000, 20_000, 200_000)))
+                return [Link(source=source, to=to, frames=frames, bandwidth=rng.choice((2_000, 20_000, 200_000)))]
             case _:
-                treated = Link(source=source, to=to, refuse=True)
-        return [treated]
+                return [Link(source=source, to=to, refuse=True)]
+
+    def _reorder(self) -> Steps:
+        """Most often of records, so that holes come and are filled."""
+        rng = self.rng
+        frames = ("APPEND",) if self._or(0.6) else ()
+        source, to = self._ends()
+        at_most = _time(rng.choice((0.02, 0.1, 1.0)))
+        order = Reorder(every=rng.randint(1, 4), behind=rng.randint(1, 5), at_most=at_most)
+        return [Link(source=source, to=to, frames=frames, reorder=order)]
 
     def _cut(self) -> Steps:
         frames = (self.rng.choice(FRAMES),) if self._or(0.3) else ()
@@ -239,18 +256,28 @@ class _Draw:
         return [Reset(source=source, to=to)]
 
     def _rebuild(self) -> Steps:
-        return [*QUIET, Rebuild(target=self._one()), CAUGHT_UP]
+        """The other faults go on while the node gets its data, or wait until it has them."""
+        waits = self._or(0.5)
+        self.rebuilt = not waits
+        return [*QUIET, Rebuild(target=self._one()), *([CAUGHT_UP] if waits else [])]
 
     def _rot(self) -> Steps:
-        node = self._one()
-        damage = Disk(on=node, rot=self.rng.choice(("wal", "wal", "messages")))
-        return [*QUIET, damage, Start(target=node), Rebuild(target=node), CAUGHT_UP]
+        """What is damaged may have to be noticed, or may be mended: the node runs with it for a while, if it starts."""
+        node, rng = self._one(), self.rng
+        damage = Disk(on=node, rot=rng.choice(ROTTEN)) if self._or(0.7) else Disk(on=node, lose=rng.choice(LOST))
+        self.rebuilt = False
+        return [*QUIET, damage, Start(target=node), Sleep(time=self._short()), Rebuild(target=node), CAUGHT_UP]
+
+    def _chaos(self) -> Steps:
+        on, rng = self._some(), self.rng
+        return [Chaos(time=_time(rng.choice((0.5, 2.0, 5.0))), on=on, longest=_time(rng.choice((0.05, 0.5, 2.0))))]
 
     def _new_client(self) -> Steps:
-        """A session that begins late, after a while in which an old one may be forgotten."""
-        sender = Sender(
-            client=NAMED_CLIENT + self.rng.randint(1, 9), messages=self.rng.randint(1, 5), fresh=self._or(0.5)
-        )
+        """A session that begins late, after a while in which an old one may be forgotten; or has too much to say."""
+        client, fresh = NAMED_CLIENT + self.rng.randint(1, 9), self._or(0.5)
+        if self._or(0.3):
+            return [Send(clients=(Sender(client=client, messages=("long " * LONGEST,), fresh=True),), wait=False)]
+        sender = Sender(client=client, messages=self.rng.randint(1, 5), fresh=fresh)
         return [Send(clients=(sender,), wait=False)]
 
     # ---- the end -------------------------------------------------------------------------------------

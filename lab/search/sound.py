@@ -54,7 +54,7 @@ def _disks_are_spared(steps: Sequence[StepAny]) -> bool:
     rotten: tuple[Target, ...] = ()
     for at, step in enumerate(steps):
         quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
-        if isinstance(step, Disk) and step.rot:
+        if isinstance(step, Disk) and (step.rot or step.lose):
             if rotten or not quiet:
                 return False
             rotten = target_parts(step.on)
@@ -72,7 +72,7 @@ def _disks_are_spared(steps: Sequence[StepAny]) -> bool:
 def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> bool:
     """Whether a majority was healed and nothing done since but to the others, or that disks are slow.
 
-    The senders are connected to that majority.
+    None of it is being rebuilt, as far as the steps tell. The senders are connected to that majority.
     """
     everybody = frozenset(range(1, nodes + 1))
     hurt: frozenset[NodeId] = frozenset()
@@ -80,10 +80,16 @@ def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> boo
         if isinstance(step, Heal) and step.what == "all":
             healed = everybody if step.on == "all" else _ids(step.on)
             heard = all(each.via in healed for each in send.clients if each.via is not None)
-            return 2 * len(healed) > nodes and not hurt & healed and heard
+            return 2 * len(healed) > nodes and not hurt & healed and heard and not _is_rebuilt(before)
         if not (isinstance(step, Disk) and step.slow):
             hurt |= _hurt(step) or everybody
     return False
+
+
+def _is_rebuilt(before: Sequence[StepAny]) -> bool:
+    """Whether a node may still be on its way back from its lost disk: it does not count in a majority yet."""
+    latest = next((step for step in reversed(before) if isinstance(step, Rebuild) or step == CAUGHT_UP), None)
+    return isinstance(latest, Rebuild)
 
 
 def _hurt(step: StepAny) -> frozenset[NodeId]:

@@ -264,7 +264,11 @@ def join(
 
 
 class SimTransport(asyncio.Transport):
-    """One end of a client's connection. Bytes arrive whole, in order, after a small random time."""
+    """One end of a client's connection. Bytes arrive whole, in order, after a small random time.
+
+    As with TCP the end of one side is not the end of the other: what was sent still arrives there, then that there is
+    no more, once its process runs and reads; what it sends after that comes back as a reset.
+    """
 
     def __init__(self, loop: VirtualLoop, rng: random.Random, protocol: asyncio.Protocol) -> None:
         super().__init__()
@@ -272,7 +276,7 @@ class SimTransport(asyncio.Transport):
         self.far: SimTransport
         self.gate: Callable[[], bool] = lambda: True
         """False while this end's process is stopped: what arrives waits."""
-        self._closing = self._lost = False
+        self._closing = self._lost = self._ended = False
         self._reading, self._choked = True, False
         self._unread: deque[bytes] = deque()
         self._on_way = 0
@@ -290,6 +294,9 @@ class SimTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing or not data:
+            return
+        if self.far._lost:
+            self._loop.post(self._loop.now + 2 * LEAST_DELAY_S, self._reset)
             return
         self._on_way += len(data)
         due = self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S)
@@ -320,12 +327,19 @@ class SimTransport(asyncio.Transport):
 
     def pump(self) -> None:
         """Hand what has arrived to the protocol, if it reads and its process runs."""
-        while self._unread and self._reading and not self._lost and self.gate():
+        while self._unread and self._reading and not self._closing and self.gate():
             data, far = self._unread.popleft(), self.far
             far._on_way -= len(data)
             if far._choked:
                 far._perhaps_resume()
             self.protocol.data_received(data)
+        if self._ended and not self._closing and self.gate():
+            if self._choked:
+                self._reset()  # It has sent what nobody will take.
+            elif self._reading and not self._unread:
+                self._ended = False
+                if not self.protocol.eof_received():
+                    self.close()
 
     def _perhaps_resume(self) -> None:
         if self._on_way * 2 < self._high:
@@ -334,19 +348,21 @@ class SimTransport(asyncio.Transport):
                 self._loop.call_soon(self.protocol.resume_writing)
 
     def close(self) -> None:
-        """What was written still arrives, then both ends are told."""
-        if not self._closing:
-            self._closing = True
-            self._loop.post(max(self._free_at, self._loop.now) + LEAST_DELAY_S, self.end)
+        """What was written still arrives at the other end, then it is told."""
+        self._reset()
 
     def abort(self) -> None:
-        if not self._closing:
-            self._closing = True
-            self._loop.call_soon(self.end)
+        """As asyncio's: the system sends what it has been given all the same."""
+        self._reset()
 
-    def end(self) -> None:
-        """The connection is gone for both ends."""
-        for each in (self, self.far):
-            if not each._lost:
-                each._lost = each._closing = True
-                self._loop.call_soon(each.protocol.connection_lost, None)
+    def _reset(self) -> None:
+        """This end is gone."""
+        if not self._closing:
+            self._closing = self._lost = True
+            self._loop.call_soon(self.protocol.connection_lost, None)
+            due = max(self._free_at, self._loop.now) + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S)
+            self._loop.post(due, self.far._hear_end)
+
+    def _hear_end(self) -> None:
+        self._ended = True
+        self.pump()

@@ -190,8 +190,8 @@ class SimNode:
         self.paused = False
         self._clock_at = self._loop.now
         self._timer_at = float("inf")
-        for transport in list(self._connections):
-            transport.pump()
+        for transport in self._rng.sample(list(self._connections), len(self._connections)):
+            transport.pump()  # In any order: a client's new connection may be served before the end of its old one.
         self._ask_for_turn()
 
     def _end(self, code: int, asked: bool) -> None:
@@ -201,7 +201,7 @@ class SimNode:
         self._life += 1
         self._network.ended(self.node_id)
         for transport in list(self._connections):
-            transport.end()
+            transport.abort()
         self._on_end(self.node_id, code, asked)
 
     def _guarded(self, action: Callable[..., None], *args: Any) -> None:
@@ -381,7 +381,11 @@ class SimNode:
         return self.core.state.log.position.seq_no
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
-        return self.storage.read_lines(start, max_bytes)
+        try:
+            return self.storage.read_lines(start, max_bytes)
+        except PowerLost:  # A subscriber's own turn: nothing of the node is above it that could end the process.
+            self.lose_power()
+            return b"", start - 1
 
     def report(self, event: Event) -> None:
         if self.running:

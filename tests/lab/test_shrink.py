@@ -116,6 +116,8 @@ SEND = Send(clients=(Sender(client=1, messages=1, via=2),))
     [
         ((*WHOLE, Rebuild(target=1)), True),
         ((Heal(what="all"), Rebuild(target=1)), False),
+        ((*WHOLE, Rebuild(target=1), Heal(what="all"), SEND), False),
+        ((*WHOLE, Rebuild(target=1), *WHOLE[:2], Heal(what="all"), SEND), True),
         ((Heal(what="all", on=(1, 2)), SEND), True),
         ((Heal(what="all", on=(2,)), SEND), False),
         ((Heal(what="all", on=(1, 3)), SEND), False),
