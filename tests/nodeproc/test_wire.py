@@ -376,8 +376,9 @@ def test_a_malformed_line_of_a_client_is_refused(line: bytes) -> None:
         wire.decode_client_line(line)
 
 
-@given(st.binary(max_size=100))
+@given(st.binary(max_size=100).filter(lambda line: not line.startswith(b'{"type":')))
 def test_garbage_is_never_a_line(line: bytes) -> None:
+    """Hypothesis tries bytes, too, that stand in the source; a whole line among them is no garbage."""
     for decode in (wire.decode_client_line, wire.decode_node_line):
         with pytest.raises(FrameError):
             decode(line)
