@@ -3,7 +3,8 @@
 Not every seed has every kind of fault: what a seed leaves out lets other things happen more often, and together
 (Groce et al., Swarm Testing, ISSTA 2012). What is drawn breaks no promise that the protocol asks for: a disk is lost
 only after all nodes were whole and the same, one at a time (M4), and at the end a random majority is healed, no more,
-and has to take messages (A9). So everything that a simulation of such a scenario misses is a finding.
+and has to take messages (A9). So everything that a simulation of such a scenario misses is a finding. One seed in two
+is a storm (lab.search.storm).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from lab.plan.step import (
 )
 from lab.plan.words import Duration
 from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, QUIET, WHOLE
+from lab.search.storm import Storm
 from nodeproc.core.messages import NodeId
 
 Steps: TypeAlias = list[StepAny]
@@ -48,6 +50,10 @@ PartitionKind: TypeAlias = Literal["isolate", "halves", "bridge", "ring", "rando
 
 SIZES: Final = (3, 5)
 FRAMES: Final = ("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP")
+STORMY_SIZE: Final = 3
+"""With fewer nodes, what a storm is made of can't be."""
+STORMY_SHARE: Final = 0.5
+"""Of the seeds."""
 SPREADS: Final[tuple[Literal["uniform", "exponential"], ...]] = ("uniform", "exponential")
 DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
 ROTTEN: Final[tuple[Literal["wal", "messages", "checkpoint"], ...]] = ("wal", "wal", "messages", "checkpoint")
@@ -62,6 +68,9 @@ def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
     Args:
         sizes: cluster sizes to choose from.
     """
+    stormy = tuple(size for size in sizes if size >= STORMY_SIZE)
+    if stormy and random.Random(f"{seed} weather").random() < STORMY_SHARE * len(stormy) / len(sizes):
+        return Storm(seed, stormy).scenario()
     return _Draw(seed, sizes).scenario()
 
 

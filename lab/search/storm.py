@@ -1,0 +1,212 @@
+"""Random scenarios in which elections, catch-ups and crashes overlap: many faults of few kinds, close together.
+
+lab.search.draw draws from all faults and lets time pass between them. Here the time is measured in election timeouts,
+messages flow from the first fault to the last, single kinds of frames are late or lost, and at the end the nodes that
+the majority does without may go on disturbing it. What is rare there happens here in one of a few hundred seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from lab.plan.scenario import Cluster, Load, Scenario
+from lab.plan.step import (
+    Cut,
+    Disk,
+    FullRestart,
+    Heal,
+    Kill,
+    Link,
+    LoadSwitch,
+    Partition,
+    Pause,
+    PowerLoss,
+    Reorder,
+    Restart,
+    Resume,
+    Send,
+    Sender,
+    Sleep,
+    Start,
+    StepAny,
+)
+from lab.plan.words import Duration, LinkEnd
+from lab.search.sound import BOUNDS, LIVENESS, NAMED_CLIENT
+from nodeproc.core.messages import NodeId
+
+Steps: TypeAlias = list[StepAny]
+
+FRAMES: Final = (
+    *("APPEND", "APPENDED", "CATCH_UP", "RESUME", "VOTE_REQUEST", "VOTE"),
+    *("ELECTION", "SUPPORT", "COORDINATOR", "HEARTBEAT", "HEARTBEAT_ACK"),
+)
+MESSAGES: Final = 150
+
+
+class Storm:
+    """One seed's choices, in the order in which they are made."""
+
+    def __init__(self, seed: int, sizes: Sequence[int]) -> None:
+        self.seed, self.rng = seed, random.Random(f"{seed} storm")
+        self.nodes = self.rng.choice(list(sizes))
+        self.ids = range(1, self.nodes + 1)
+        self.heartbeat = self.rng.choice((0.02, 0.05))
+        self.timeout = self.heartbeat * self.rng.choice((3, 5))
+        """Election timeout, seconds: what all other times are measured in."""
+
+    def scenario(self) -> Scenario:
+        cluster, faults = self._cluster(), self._faults()
+        first = [self._send(wait=False)] if self._or(0.5) else []
+        return Scenario(
+            name=f"drawn_{self.seed}",
+            description=f"Drawn from seed {self.seed}.",
+            steps=(LoadSwitch(do="start"), *first, *faults, *self._ending()),
+            cluster=cluster,
+            load=self._load(faults),
+            subscribers=self.rng.choice((0, 1)),
+            bounds=BOUNDS,
+            seed=self.seed,
+        )
+
+    # ---- the cluster and what it has to do -----------------------------------------------------------
+
+    def _cluster(self) -> Cluster:
+        rng = self.rng
+        ranks = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self._or(0.5) else {}
+        return Cluster(
+            nodes=self.nodes,
+            priorities=ranks,
+            heartbeat_interval=_time(self.heartbeat),
+            election_timeout=_time(self.timeout),
+            answer_timeout=self._times(0.2, 0.5),
+            coordinator_timeout=self._times(0.5, 1.0),
+            limits={"batch_max_messages": 1} if self._or(0.3) else {},
+        )
+
+    def _load(self, faults: Steps) -> Load:
+        """Messages from the first fault to the last."""
+        lasts = sum(float(step.time) for step in faults if isinstance(step, Sleep))
+        rate = float(min(max(round(MESSAGES / max(lasts, 0.5)), 10), 300))
+        clients = self.rng.choice((1, 3, 5))
+        return Load(clients=clients, rate=rate, size=10, count=MESSAGES, deadline=_time(self.rng.choice((0.5, 10.0))))
+
+    # ---- faults --------------------------------------------------------------------------------------
+
+    def _faults(self) -> Steps:
+        rng = self.rng
+        makers = self._makers()
+        some = rng.sample(sorted(makers), rng.randint(3, 7))
+        weights = [rng.choice((1, 1, 3)) for _ in some]
+        rest = self.timeout * rng.choice((0.1, 0.5, 1.5))
+        steps: Steps = []
+        for _ in range(rng.randint(6, 20)):
+            steps += makers[rng.choices(some, weights)[0]]()
+            steps.append(Sleep(time=_time(rest * math.exp(rng.gauss(0.0, 1.0)))))
+        return steps
+
+    def _makers(self) -> dict[str, Callable[[], Steps]]:
+        return {
+            "kill": lambda: [Kill(target=self._one())],
+            "kill two": lambda: [Kill(target=self._two())],
+            "start": lambda: [Start(target="all")],
+            "restart": lambda: [Restart(target=self._one(), how="kill", down=self._times(0.0, 0.5))],
+            "restart two": lambda: [Restart(target=self._two(), how="kill", down=self._times(0.0, 0.5))],
+            "full restart": lambda: [FullRestart(how="kill", down=self._times(0.0, 0.5))],
+            "power": lambda: [PowerLoss(target=self._one()), Sleep(time=self._times(0.0, 0.5)), Start(target="all")],
+            "power of two": lambda: [
+                PowerLoss(target=self._two()),
+                Sleep(time=self._times(0.0, 0.5)),
+                Start(target="all"),
+            ],
+            "pause": lambda: [Pause(target=self._one())],
+            "resume": lambda: [Resume(target="all")],
+            "slow disk": lambda: [Disk(on=self._one(), slow=self._times(0.3, 1.0, 2.0))],
+            "healed disks": lambda: [Heal(what="disks")],
+            "isolate": lambda: [Partition(kind="isolate", node=self._one())],
+            "bridge": self._bridge,
+            "deaf": self._deaf,
+            "late": self._late,
+            "lost": lambda: [Cut(source=self._one(), to="all", frames=self._frames())],
+            "overtaken": self._overtaken,
+            "heal links": lambda: [Heal(what="links")],
+            "heal": lambda: [Heal(what="all")],
+        }
+
+    def _bridge(self) -> Steps:
+        """Two nodes don't hear each other; the others hear both."""
+        source, to = self._two()
+        return [Cut(source=source, to=to, both=True)]
+
+    def _deaf(self) -> Steps:
+        source, to = self.rng.sample(self.ids, 2)
+        return [Cut(source=source, to=to)]
+
+    def _late(self) -> Steps:
+        source, to = self.rng.sample(self.ids, 2)
+        everywhere: tuple[LinkEnd, ...] = (to, "all")
+        end = self.rng.choice(everywhere)
+        late = self._times(0.5, 1.0, 3.0)
+        if self._or(0.5):
+            return [Link(source=source, to=end, frames=self._frames(), delay=late)]
+        held = Reorder(every=1, behind=MESSAGES, at_most=late)  # One frame, and all later ones pass it.
+        return [Link(source=source, to=end, frames=self._frames(), reorder=held)]
+
+    def _overtaken(self) -> Steps:
+        order = Reorder(every=self.rng.randint(1, 3), behind=self.rng.randint(1, 3), at_most=self._times(1.0, 3.0))
+        return [Link(source=self._one(), to="all", frames=self._frames(), reorder=order)]
+
+    # ---- the end -------------------------------------------------------------------------------------
+
+    def _ending(self) -> Steps:
+        """A majority becomes whole and takes messages, whatever the others do and however slow its disks are."""
+        rng = self.rng
+        majority = tuple(sorted(rng.sample(self.ids, self.nodes // 2 + 1)))
+        rest = tuple(node for node in self.ids if node not in majority)
+        steps: Steps = [LoadSwitch(do="stop")] if self._or(0.5) else []
+        if self._or(0.3):
+            steps.append(Kill(target=rest))
+        if self._or(0.3):
+            steps.append(Kill(target=majority))
+        steps.append(Heal(what="all", on=majority))
+        if self._or(0.3):
+            steps.append(Disk(on=majority, slow=self._times(0.5, 1.0, 2.0)))
+        if rest and self._or(0.5):
+            steps += self._nuisance(rest)
+        steps.append(self._send(wait=True, via=rng.choice(majority)))
+        return steps
+
+    def _nuisance(self, rest: tuple[NodeId, ...]) -> Steps:
+        """The nodes beside a whole majority are deaf, or dumb."""
+        return [Cut(source=rest) if self._or(0.5) else Cut(to=rest)]
+
+    def _send(self, wait: bool, via: NodeId | None = None) -> Send:
+        sender = Sender(client=NAMED_CLIENT, messages=2, via=via)
+        if not wait:
+            return Send(clients=(sender,), wait=False)
+        return Send(clients=(sender,), within=Duration(25), name=LIVENESS)
+
+    # ---- small choices -------------------------------------------------------------------------------
+
+    def _or(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    def _one(self) -> NodeId:
+        return self.rng.choice(self.ids)
+
+    def _two(self) -> tuple[NodeId, ...]:
+        return tuple(sorted(self.rng.sample(self.ids, 2)))
+
+    def _frames(self) -> tuple[str, ...]:
+        return tuple(sorted(self.rng.sample(FRAMES, self.rng.choice((1, 1, 2)))))
+
+    def _times(self, *factors: float) -> Duration:
+        """One of these times the election timeout."""
+        return _time(self.timeout * self.rng.choice(factors))
+
+
+def _time(seconds: float) -> Duration:
+    """To the millisecond, as it is written in a file."""
+    return Duration(round(seconds, 3))
