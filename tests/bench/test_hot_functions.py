@@ -70,15 +70,15 @@ def test_make_batches_of_one_message(benchmark: Any) -> None:
 def test_append_and_deliver_a_batch(benchmark: Any, storage: Storage) -> None:
     """Both writes, without fdatasync."""
     storage.write([MARK])
-    batches = iter([batch_of(first) for first in range(1, 51 * MESSAGES, MESSAGES)])
+    rest = [batch_of(first) for first in range(1, 51 * MESSAGES, MESSAGES)][::-1]
 
     def append() -> None:
-        record = next(batches)
+        record = rest.pop()
         storage.write([record])
         storage.deliver([record])
 
     benchmark.pedantic(append, rounds=50, warmup_rounds=1)
-    assert storage.delivered_seq == 51 * MESSAGES
+    assert storage.delivered_seq == (51 - len(rest)) * MESSAGES > 0
 
 
 def test_check_sessions(benchmark: Any) -> None:
