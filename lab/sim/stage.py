@@ -198,6 +198,8 @@ class SimCluster:
         self._causes = Causes()
         self._up: set[NodeId] = set()
         """Nodes whose process came up."""
+        self._unmended: list[tuple[str, int]] = []
+        """disks or clocks, and the number of the row, of faults that a heal ends."""
         self._slow: dict[NodeId, tuple[int, int]] = {}
         """Node with a slow disk -> (number of its row in `faults`, syncs slowed before)."""
         self.killed: tuple[NodeId, ...] = ()
@@ -483,6 +485,8 @@ class SimCluster:
                     each.wall_offset += float(step.jump)
                     evidence = {"drift": step.drift, "jump_s": float(step.jump)}
                     self._record("clock", node, self._role(node), self.now_ns(), evidence, True, index)
+                    if step.drift:
+                        self._unmended.append(("clocks", len(self.faults) - 1))
             case Rebuild():
                 await self._rebuild(nodes, index)
         await asyncio.sleep(0.001)
@@ -543,7 +547,9 @@ class SimCluster:
             self._settle_slow(node)
             each.slow_sync = float(step.slow)
             self._slow[node] = len(self.faults) - 1, each.slowed
-        elif step.full:
+            return
+        self._unmended.append(("disks", len(self.faults) - 1))
+        if step.full:
             each.files.capacity = each.files.used()
         else:
             each.fail(step.failing)
@@ -599,6 +605,10 @@ class SimCluster:
                 each.files.crash_at = None
                 self._causes.mended(node, each.starts)
                 self._settle_slow(node)
+        for kind, number in self._unmended:
+            if what in (kind, "all"):
+                self.faults[number] = msgspec.structs.replace(self.faults[number], t_healed=self.now_ns())
+        self._unmended = [(kind, number) for kind, number in self._unmended if what not in (kind, "all")]
 
     # ---- rows --------------------------------------------------------------------------------------
 

@@ -210,9 +210,10 @@ def test_a_follower_is_caught_in_the_middle_of_its_catch_up(tmp_path: Path) -> N
 
 def test_a_nemesis_does_all_its_faults_before_one_comes_again_and_heals_each(tmp_path: Path) -> None:
     faults = (
-        "[{kill: leader}, {pause: follower}, {partition: halves}, {link: {loss: 0.5}}, {chaos: 300ms}, {kill: paused}]"
+        "[{kill: leader}, {pause: follower}, {partition: halves}, {link: {loss: 0.5}}, {chaos: 300ms}, {kill: paused}, "
+        "{power_loss: leader}, {disk: {on: leader, failing: sync}}]"
     )
-    steps = f"  - load: start\n  - nemesis: {{for: 12s, every: 1s, faults: {faults}}}\n  - wait: leader\n  - load: stop"
+    steps = f"  - load: start\n  - nemesis: {{for: 16s, every: 1s, faults: {faults}}}\n  - wait: leader\n  - load: stop"
     scenario = story(steps, nodes=5, load="{clients: 3, rate: 50}")
     for seed in (1, 2):
         run = simulate_into(tmp_path / str(seed), scenario, seed)
@@ -224,8 +225,11 @@ def test_a_nemesis_does_all_its_faults_before_one_comes_again_and_heals_each(tmp
             "partition: halves",
             "link: {loss: 0.5}",
             "chaos: 300ms",
+            "power_loss: leader",
+            "disk: {on: leader, failing: sync}",
         }
-        assert all(row.t_healed for row in run.read_faults() if row.fault in ("kill", "pause", "link", "chaos"))
+        held = ("kill", "pause", "link", "chaos", "power_loss", "disk")
+        assert all(row.t_healed for row in run.read_faults() if row.fault in held)
 
 
 def test_clients_of_a_minority_are_told_so_and_those_of_a_majority_are_not() -> None:
