@@ -271,6 +271,7 @@ def round_times(state: NodeState) -> None:
         role.heartbeat_at = round(max(role.heartbeat_at, 0.0), 6)
         for progress in role.progress.values():
             progress.answered_at = round(max(progress.answered_at, oldest), 6)
+            progress.members_due = 0.0  # No disk is ever lost: there is nothing to be told.
 
 
 def forget_times(state: NodeState) -> None:
@@ -288,7 +289,7 @@ def forget_times(state: NodeState) -> None:
     else:
         role.heartbeat_at = FOREVER
         for progress in role.progress.values():
-            progress.answered_at = 0.0
+            progress.answered_at = progress.members_due = 0.0
 
 
 def forget_sizes(state: NodeState) -> None:

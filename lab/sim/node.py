@@ -299,8 +299,8 @@ class SimNode:
         for peer, message in fx.send:
             self._ways[peer].send(message)
         if fx.deliver:
+            self._on_delivered(self.node_id, fx.deliver)  # First: all may be left of a write that is cut short.
             self.storage.deliver(fx.deliver)
-            self._on_delivered(self.node_id, fx.deliver)
             self.clients.delivered(fx.deliver)
             if self.storage.checkpoint_due():
                 self._checkpoint()

@@ -116,10 +116,13 @@ def on_join_ack(state: NodeState, sender: NodeId, msg: JoinAck, now: float, fx: 
 
 
 def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: Effects) -> bool:
-    """Is this the peer's known data directory, or its first, or a declared rebuild? Rule: M4."""
+    """Is this the peer's known data directory, or its first, or a declared rebuild? Rule: M4.
+
+    One that comes under --rebuild with the identity by which we know it was readmitted, and has not heard of that.
+    """
     known = state.identities.get(peer)
     state.strangers.discard(peer)
-    if rebuilding:
+    if rebuilding and (known is None or known.identity != identity):
         state.learners.add(peer)  # hit: M4 a declared rebuild is admitted without vote
         return True
     if known is None:
@@ -148,19 +151,20 @@ def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> 
     """
     reached = majority_position(state, leader)
     for peer, progress in leader.progress.items():
-        if not progress.told_members:
-            progress.told_members = True
+        if now >= progress.members_due:
+            # Again and again: one that is lost would leave a rebuilt node without a vote, or a stranger to the others.
+            progress.members_due = now + state.config.election_timeout
             state.send_members(fx, peer)
         if peer not in state.learners or peer not in state.rebuilds or reached is None:
             continue
         if reached > state.rebuilds[peer][1] and progress.matched >= reached:
-            _readmit(state, leader, peer, fx)  # hit: M4 a rebuilt node is readmitted
+            _readmit(state, leader, peer, now, fx)  # hit: M4 a rebuilt node is readmitted
         elif reached == state.log.position == progress.matched and progress.live and peer in state.links:
             become_candidate(state, now, fx)
             return
 
 
-def _readmit(state: NodeState, leader: Leader, peer: NodeId, fx: Effects) -> None:
+def _readmit(state: NodeState, leader: Leader, peer: NodeId, now: float, fx: Effects) -> None:
     """Remember the peer's new data directory; tell the others first, the peer itself with the next heartbeat."""
     before = state.identities.get(peer)
     change = before.change + 1 if before is not None and before.term == state.term else 1
@@ -168,7 +172,7 @@ def _readmit(state: NodeState, leader: Leader, peer: NodeId, fx: Effects) -> Non
     state.learners.discard(peer)
     fx.emit.append(NodeReadmitted(peer, state.term))
     for other, progress in leader.progress.items():
-        progress.told_members = other != peer
+        progress.members_due = now + state.config.election_timeout if other != peer else now
         if other != peer:
             state.send_members(fx, other)
     del state.rebuilds[peer]

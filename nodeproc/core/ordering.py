@@ -246,9 +246,10 @@ def count_answer(state: NodeState, leader: Leader, progress: Progress, position:
     inflight = progress.inflight
     while inflight and inflight[0][0] <= position:
         progress.inflight_bytes -= inflight.popleft()[1]
-    if position.term != state.term or position <= progress.matched:
-        return  # hit: C1 an answer of an older log or of nothing new is not counted
-    progress.matched = position
+    if position.term != state.term:
+        return  # hit: C1 an answer of an older log is not counted
+    progress.matched = max(progress.matched, position)
+    # Also for nothing new: it may have told so while it was being rebuilt, and counts only since (M4).
     advance_commit(state, leader, fx)
 
 

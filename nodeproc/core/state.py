@@ -117,7 +117,8 @@ class Progress:
     inflight_bytes: int = 0
     fetch: int = 0
     """Token of the read under way; 0: none."""
-    told_members: bool = True
+    members_due: float = 0.0
+    """When it is told again which data directories have changed. Rule: M4."""
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nodeproc.core.effects import Met, Readmitted
+from nodeproc.core.effects import Effects, Met, Readmitted
 from nodeproc.core.events import ElectionStarted, JoinAnswered, NodeReadmitted, StrangerRefused
 from nodeproc.core.messages import (
     START,
@@ -20,6 +20,7 @@ from nodeproc.core.messages import (
     Known,
     LinkUp,
     Members,
+    NodeId,
     Position,
     Support,
     Vote,
@@ -322,6 +323,69 @@ def test_a_rebuilt_node_in_an_idle_cluster_is_readmitted_in_a_new_term() -> None
     cluster.submit(3, "s", 2, "b")
     cluster.run(2)
     assert cluster.payloads(1) == ["a", "b"], "it counts again"
+
+
+def test_members_are_told_of_a_rebuilt_node_until_it_reaches_them() -> None:
+    """Rule: M4. Frames can be lost on links that stay open."""
+    cluster = Cluster(3)
+    cluster.run(3)
+    lost = 0
+
+    def lose_members(node_id: NodeId, fx: Effects) -> None:
+        nonlocal lost
+        kept = [each for each in fx.send if not isinstance(each[1], Members)]
+        lost += len(fx.send) - len(kept)
+        fx.send = kept
+
+    cluster.on_perform = lose_members
+    cluster.kill(1)
+    cluster.wipe(1, rebuild=True)
+    cluster.start(1)
+    cluster.run(5)
+    assert lost and cluster.node(1).state.rebuilding
+    cluster.on_perform = lambda node_id, fx: None
+    cluster.run(1)
+    assert not cluster.node(1).state.rebuilding
+    leader = cluster.leader()
+    for node_id in cluster.ids:
+        assert not cluster.node(node_id).state.learners
+        if node_id != 1:
+            assert cluster.node(node_id).state.identities[1].identity == cluster.members[1].disk.identity
+    cluster.kill(leader)
+    cluster.run(5)
+    assert cluster.leader() != leader, "the rebuilt node and the third are a majority"
+
+
+def test_a_node_that_has_not_heard_of_its_readmission_is_a_member_to_those_that_have() -> None:
+    """Rule: M4. Else its leader would make it wait for a record that no majority without it may be there to hold."""
+    single = Single()
+    single.lead()
+    single.give(1, Members({1: Known("new", 1, 1)}))
+    assert not events(single.give(1, LinkUp("new", True, True)), StrangerRefused)
+    assert not single.state.learners
+    single.give(1, LinkUp("newer", True, True))
+    assert single.state.learners == {1}, "another disk is another matter"
+
+
+def test_what_a_node_acknowledged_before_its_rebuild_was_over_counts_once_it_is() -> None:
+    """Rule: M4, C1."""
+    cluster = Cluster(3)
+    cluster.run(3)
+    assert cluster.leader() == 3
+    cluster.kill(1)
+    cluster.wipe(1, rebuild=True)
+    cluster.start(1)
+    cluster.settle()
+    cluster.submit(3, "s", 1, "behind its join")
+    cluster.settle()
+    cluster.cut = {(2, 3), (3, 2)}
+    cluster.submit(3, "s", 2, "for the two of them")
+    cluster.settle()
+    assert cluster.node(1).state.rebuilding
+    assert cluster.payloads(3) == ["behind its join"]
+    cluster.run(0.4)
+    assert not cluster.node(1).state.rebuilding
+    assert cluster.payloads(3) == cluster.payloads(1) == ["behind its join", "for the two of them"]
 
 
 def test_a_rebuilt_node_votes_only_when_its_readmission_is_durable() -> None:

@@ -225,6 +225,19 @@ def test_trouble_of_the_lab_is_told_and_ends_with_its_code(
     assert "\nseed 1: the lab failed: RuntimeError: the lab is ill\n  again: " in capsys.readouterr().out
 
 
+# ---- what was found ------------------------------------------------------------------------------------
+
+FOUND = sorted((Path(__file__).parent / "found").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+def test_what_a_search_once_found_holds_now(path: Path) -> None:
+    scenario = plan.load(path)
+    assert scenario.seed is not None and scenario.name == path.stem
+    for seed in (scenario.seed, *range(1, 6)):
+        assert failure.play(scenario, seed) is None, seed
+
+
 # ---- what is drawn ------------------------------------------------------------------------------------
 
 
