@@ -107,14 +107,17 @@ def draw_tear(contents: Mapping[str, bytes], synced: Mapping[str, int], rng: ran
         synced: bytes of each file that are durable.
 
     Returns:
-        None where all entries are synced.
+        None where all entries are synced, or the log is damaged already.
     """
     names = [wal.segment_name(number) for number in _numbers(contents)]
     names += [wal.segment_name(number) + wal.NEXT for number in _numbers(contents, wal.NEXT)]
     if not names:
         return None
     name = names[-1]
-    entries = wal.scan(_number(name), name, contents[name]).entries
+    try:
+        entries = wal.scan(_number(name), name, contents[name]).entries
+    except CorruptionError:
+        return None
     waiting = [entry for entry in entries if entry.start >= synced.get(name, 0)]
     if not waiting:
         return None

@@ -97,6 +97,11 @@ def test_a_tear_is_in_an_entry_that_waited_for_its_sync(seed: int) -> None:
     assert any(isinstance(event, TornTailDropped) for event in events)
 
 
+def test_a_damaged_log_is_not_torn() -> None:
+    files, _ = rotten(a_disk(checkpoint=False)[0], "wal", 1)
+    assert draw_tear(files.contents(), {}, random.Random(1)) is None
+
+
 def test_a_file_that_was_begun_is_torn_where_there_is_one() -> None:
     files, scribe = SimFiles(), Scribe()
     storage, _, _ = opened(files, segment_bytes=4096)
