@@ -346,17 +346,12 @@ class ChatClient:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Do the duties that the session's docstring lists."""
-        self._turn_due = False
+        """Do the duties that the session's docstring lists; what is submitted by those who are told goes with it."""
+        self._turn_due = True
         session, connection, now = self.session, self._connection, self._clock()
         if connection is not None and not connection.reading:
             session.excuse(now)
         session.tick(now)
-        if connection is not None:
-            while connection.writable and (line := session.next_line(now)) is not None:
-                connection.transport.write(line)
-            if session.gave_up(now):
-                connection.give_up("no progress")
         for shown in session.take_shown():
             if self._on_shown is not None:
                 self._on_shown(shown)
@@ -368,6 +363,12 @@ class ChatClient:
             if self._on_change is not None:
                 self._on_change()
         self._wake()
+        self._turn_due = False
+        if connection is not None:
+            while connection.writable and (line := session.next_line(now)) is not None:
+                connection.transport.write(line)
+            if session.gave_up(now):
+                connection.give_up("no progress")
         self._arm(session.next_deadline(), now)
 
     def _tell(self, outcome: Outcome) -> None:
@@ -393,7 +394,6 @@ class ChatClient:
 
     def _arm(self, deadline: float, now: float) -> None:
         """Have a turn at the deadline. A timer that fires too early costs less than one moved at every turn."""
-        loop = asyncio.get_running_loop()
         if self._timer is not None:
             if self._armed_for <= deadline and not self._timer.cancelled():
                 return
@@ -401,7 +401,7 @@ class ChatClient:
             self._timer = None
         if deadline != NEVER:
             self._armed_for = deadline
-            self._timer = loop.call_later(max(0.0, deadline - now), self._on_timer)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), self._on_timer)
 
     _armed_for = NEVER
 

@@ -2,8 +2,8 @@
 
 A sync runs in a thread of its own, so that the loop goes on meanwhile. But the hand-over there and back takes the
 interpreter's lock a dozen times and costs as much as a quick disk needs: where the disk has been quick of late, the
-loop syncs by itself, as the last thing of its turn. A disk that turns slow holds the loop up once, for one sync, as a
-slow write would; from then on the thread has it, until it has been quick again for a while.
+loop syncs by itself, as the last thing of its turn. A disk that stalls holds the loop up once, for one sync, as a
+slow write would, and one that turns slow for a few; from then on the thread has it, until it is quick again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Final
 
 QUICK_S: Final = 0.001
-"""A sync that takes longer is the thread's business: a hundredth of the shortest time in which a node must be heard."""
-QUICK_ONES: Final = 16
-"""So many quick syncs, one after the other, and the loop does the next ones."""
+"""A disk that usually takes longer is the thread's: a hundredth of the shortest time in which a node must be heard."""
+LATELY: Final = 16
+"""What is usual is the average over about so many syncs, the later ones counting for more."""
 
 
 class Syncing:
@@ -44,8 +44,8 @@ class Syncing:
         self._tickets: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._written = self._begun = 0
         self._busy = False
-        self._quick = 0
-        """Quick syncs since the last slow one."""
+        self._usual_s = 2 * QUICK_S
+        """What a sync has taken of late."""
         self.count = self.in_loop = 0
         """Syncs that have ended, and how many of them the loop did."""
         self._failure: BaseException | None = None
@@ -55,7 +55,7 @@ class Syncing:
     def wrote(self, ticket: int) -> None:
         """All up to this ticket is written. The thread begins at once, the loop with end_turn()."""
         self._written = ticket
-        if not self._busy and self._quick < QUICK_ONES:
+        if not self._busy and self._usual_s > QUICK_S:
             self._begin()
 
     def end_turn(self) -> None:
@@ -103,8 +103,8 @@ class Syncing:
     def _on_synced(self, ticket: int, took: float) -> None:
         self.count += 1
         self._busy = False
-        self._quick = self._quick + 1 if took < QUICK_S else 0
-        if self._written > ticket and self._quick < QUICK_ONES:
+        self._usual_s += (took - self._usual_s) / LATELY
+        if self._written > ticket and self._usual_s > QUICK_S:
             self._begin()
         self._durable(ticket)
 

@@ -207,9 +207,13 @@ class LoadClient:
                 self._counts.rejected += count
             case "unknown":
                 self._counts.unknown += count
-        if self._zero is not None:
-            # Not from here: the session is still telling its outcomes, and may have ended with them.
+        if self._zero is None:
+            return
+        if self.client.session.ended:
+            # Not from here: the session is still telling its outcomes, and has ended with them.
             asyncio.get_running_loop().call_soon(self._refill)
+        else:
+            self._refill()
 
 
 # ---- the worker ----------------------------------------------------------------------------------

@@ -80,6 +80,32 @@ def test_messages_submitted_in_one_round_travel_in_one_line() -> None:
     run(story)
 
 
+def test_what_an_outcome_makes_the_caller_submit_goes_out_in_the_same_turn() -> None:
+    class Counting(ChatClient):
+        turns = 0
+
+        def _turn(self) -> None:
+            self.turns += 1
+            super()._turn()
+
+    never = SessionSettings(deadline=1e6, retry_interval=1e6, patience=1e6, keepalive=1e6)
+
+    async def story() -> None:
+        def one_more(outcome: Outcome) -> None:
+            if outcome.last < 100:
+                client.submit_nowait([str(outcome.last + 1)])
+
+        async with cluster_of() as cluster:
+            client = Counting(addresses(cluster.nodes), 101, settings=never, on_outcome=one_more)
+            async with client:
+                connected = client.turns
+                client.submit_nowait(["1"])
+                await client.until(lambda: client.session.unsettled == 0 and len(cluster.messages) == 100)
+                assert client.turns - connected == 101, "one for the first message and one for each answer"
+
+    run(story)
+
+
 def test_a_message_that_cannot_be_sent_is_rejected_without_a_number() -> None:
     async def story() -> None:
         async with cluster_of() as cluster, client_of(cluster) as client:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from nodeproc.syncing import QUICK_ONES, QUICK_S, Syncing
+from nodeproc.syncing import LATELY, QUICK_S, Syncing
 
 
 class Disk:
@@ -65,36 +65,51 @@ def on_a_disk(story: Callable[[Disk], Awaitable[None]]) -> Disk:
 
 def test_the_thread_syncs_until_the_disk_has_been_quick_for_a_while() -> None:
     async def story(disk: Disk) -> None:
-        await disk.write_quickly(QUICK_ONES + 3)
+        await disk.write_quickly(LATELY + 3)
 
     disk = on_a_disk(story)
-    assert disk.in_loop == [False] * QUICK_ONES + [True] * 3
-    assert disk.told == list(range(1, QUICK_ONES + 4))
-    assert (disk.syncing.count, disk.syncing.in_loop) == (QUICK_ONES + 3, 3)
+    by_thread = disk.in_loop.index(True)
+    assert LATELY / 2 < by_thread < LATELY
+    assert disk.in_loop == [False] * by_thread + [True] * (LATELY + 3 - by_thread)
+    assert disk.told == list(range(1, LATELY + 4))
+    assert (disk.syncing.count, disk.syncing.in_loop) == (LATELY + 3, LATELY + 3 - by_thread)
 
 
-def test_one_slow_sync_gives_the_disk_back_to_the_thread() -> None:
+@pytest.mark.parametrize(("takes", "in_loop"), [(4 * QUICK_S, True), (100 * QUICK_S, False)])
+def test_a_sync_that_is_a_little_late_changes_nothing_and_a_stall_gives_the_disk_back_to_the_thread(
+    takes: float, in_loop: bool
+) -> None:
     async def story(disk: Disk) -> None:
-        last = await disk.write_quickly(QUICK_ONES)
-        disk.takes = 2 * QUICK_S
+        last = await disk.write_quickly(4 * LATELY)
+        disk.takes = takes
         await disk.write(last + 1)
         disk.takes = QUICK_S / 10
         await disk.write(last + 2)
 
-    assert on_a_disk(story).in_loop[-2:] == [True, False]
+    assert on_a_disk(story).in_loop[-2:] == [True, in_loop]
+
+
+def test_a_disk_that_turns_slow_is_soon_the_thread_s() -> None:
+    async def story(disk: Disk) -> None:
+        await disk.write_quickly(4 * LATELY)
+        disk.takes = 2 * QUICK_S
+        await disk.write_quickly(LATELY)
+
+    in_loop = on_a_disk(story).in_loop
+    assert in_loop[4 * LATELY] and not in_loop[-1]
 
 
 def test_a_slow_disk_is_never_the_loop_s() -> None:
     async def story(disk: Disk) -> None:
         disk.takes = 2 * QUICK_S
-        await disk.write_quickly(3 * QUICK_ONES)
+        await disk.write_quickly(3 * LATELY)
 
     assert not any(on_a_disk(story).in_loop)
 
 
 def test_the_loop_syncs_at_the_end_of_the_turn_and_tells_of_it_after_that() -> None:
     async def story(disk: Disk) -> None:
-        last = await disk.write_quickly(QUICK_ONES)
+        last = await disk.write_quickly(LATELY)
         disk.syncing.wrote(last + 1)
         assert len(disk.by) == last, "what has to be sent is sent first"
         disk.syncing.end_turn()
@@ -110,7 +125,7 @@ def test_the_loop_syncs_at_the_end_of_the_turn_and_tells_of_it_after_that() -> N
 
 def test_a_turn_that_wrote_nothing_syncs_nothing() -> None:
     async def story(disk: Disk) -> None:
-        last = await disk.write_quickly(QUICK_ONES + 1)
+        last = await disk.write_quickly(LATELY + 1)
         disk.syncing.end_turn()
         await asyncio.sleep(0)
         assert len(disk.by) == last
@@ -142,7 +157,7 @@ def test_a_failure_in_the_thread_is_told_in_the_loop_and_kept() -> None:
 
 def test_a_failure_in_the_loop_is_raised_where_the_turn_ends() -> None:
     async def story(disk: Disk) -> None:
-        last = await disk.write_quickly(QUICK_ONES)
+        last = await disk.write_quickly(LATELY)
         disk.fails = OSError("gone")
         disk.syncing.wrote(last + 1)
         with pytest.raises(OSError, match="gone"):
