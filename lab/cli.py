@@ -71,7 +71,8 @@ LIVE = How()
 class Result:
     """How one run, or one judgement, ended.
 
-    directory: None where none could be made. problem: why there is no verdict; empty where there is one.
+    directory: None where none could be made, or it was not kept. problem: why there is no verdict; empty where there is
+    one.
     """
 
     scenario: str
@@ -97,9 +98,13 @@ class Result:
         }
 
     def text(self) -> str:
-        """What people read of it: its summary, or why it has none."""
-        if self.problem or self.directory is None:
+        """What people read of it: its summary, or why it has none; of a run that was not kept the last line alone."""
+        if self.verdict is None:
             return f"{self.scenario}: the lab failed: {self.problem}\n"
+        if self.directory is None:
+            from lab.show.table import CLOSING
+
+            return f"{self.scenario}: {CLOSING[self.verdict.outcome]}\n"
         return (self.directory / "summary.txt").read_text("utf-8")
 
 

@@ -158,7 +158,8 @@ def test_of_repeated_simulations_those_that_did_not_pass_and_the_last_are_kept(
     assert [json.loads((path / "verdict.json").read_text())["outcome"] for path in kept] == ["broken", "pass"]
     assert Path("out/latest").resolve() == kept[-1].resolve()
     shown = capsys.readouterr().out
-    assert "seed 5, not kept" in shown and "seed 7, not kept" in shown and "seed 6, out/quiet" in shown
+    assert "quiet: PASS\nseed 5, not kept\n" in shown and "quiet: PASS\nseed 7, not kept\n" in shown
+    assert "seed 6, out/quiet" in shown and "the lab failed" not in shown
 
 
 @pytest.mark.parametrize(
