@@ -86,7 +86,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     batch_max_messages: Annotated[int, Meta(ge=1, le=65_536)] = 4096
     batch_max_bytes: Annotated[int, Meta(ge=1, le=4 << 20)] = 1 << 20
     inflight_max_bytes: Annotated[int, Meta(ge=1024, le=1 << 28)] = 8 << 20
-    fetch_max_bytes: Annotated[int, Meta(ge=1024, le=8 << 20)] = 1 << 20
+    fetch_max_bytes: Annotated[int, Meta(ge=1024, le=8 << 20)] = 128 << 10
     buffer_max_bytes: Annotated[int, Meta(ge=1024, le=1 << 28)] = 8 << 20
     max_sessions: Count = 100_000
 

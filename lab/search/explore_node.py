@@ -19,6 +19,7 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from nodeproc.core import election
+from nodeproc.core.catchup import answer_patience
 from nodeproc.core.effects import Effects, PersistOp, Promise, Truncate
 from nodeproc.core.messages import (
     NOBODY,
@@ -263,7 +264,7 @@ def round_times(state: NodeState) -> None:
     role = state.role
     if isinstance(role, Follower):
         role.heard_at = round(max(role.heard_at, oldest), 6)
-        role.requested_at = round(max(role.requested_at, oldest), 6) if role.request else 0.0
+        role.requested_at = round(max(role.requested_at, -answer_patience(state, role)), 6) if role.request else 0.0
         role.hole_since = round(max(role.hole_since, oldest), 6)
     elif isinstance(role, Candidate):
         role.until = round(max(role.until, 0.0), 6)
@@ -283,6 +284,7 @@ def forget_times(state: NodeState) -> None:
     role = state.role
     if isinstance(role, Follower):
         role.heard_at = role.requested_at = 0.0
+        role.unanswered = 0
         role.hole_since = FOREVER
     elif isinstance(role, Candidate):
         role.until = FOREVER

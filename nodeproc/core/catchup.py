@@ -6,11 +6,16 @@ drops what is above it; the leader sends everything behind it, from memory or fr
 
 from __future__ import annotations
 
+from typing import Final
+
 from nodeproc.core.effects import Effects, Fetch, Truncate
 from nodeproc.core.events import CatchUpRequested, CatchUpServed, CaughtUp, NewCoordinator, Resumed
 from nodeproc.core.messages import NOBODY, Append, CatchUp, NodeId, Position, Record, Resume
 from nodeproc.core.ordering import count_answer, follow_commit, send_records
 from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress, become_follower
+
+MOST_UNANSWERED: Final = 5
+"""What is counted: 32 times the patience of the first time are enough."""
 
 # ---- the follower asks ----------------------------------------------------------------------------
 
@@ -44,8 +49,24 @@ def ask_catch_up(state: NodeState, follower: Follower, now: float, fx: Effects) 
 
 def catch_up_deadline(state: NodeState, follower: Follower) -> float:
     """When to ask again: an answer that stays away, or a hole that stays. Rule: R1."""
-    unanswered = follower.requested_at + 2 * state.config.answer_timeout if follower.request else FOREVER
-    return min(unanswered, follower.hole_since + 2 * state.config.heartbeat_interval)
+    if follower.request:
+        return follower.requested_at + answer_patience(state, follower)
+    return follower.hole_since + 2 * state.config.heartbeat_interval
+
+
+def answer_patience(state: NodeState, follower: Follower) -> float:
+    """How long to wait for RESUME, longer each time: behind all that was sent before it, it may be long on its way.
+
+    Who asks faster than a slow link carries the answers never gets the answer to its latest request.
+    """
+    return 2 * state.config.answer_timeout * float(2**follower.unanswered)
+
+
+def ask_again(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
+    """An answer or what should fill a hole stayed away. Rule: R1."""
+    if follower.request:
+        follower.unanswered = min(follower.unanswered + 1, MOST_UNANSWERED)
+    ask_catch_up(state, follower, now, fx)
 
 
 # ---- the leader answers ---------------------------------------------------------------------------
@@ -135,7 +156,7 @@ def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) ->
             state.unsynced.clear()
             state.unsynced.append((state.persist(fx, Truncate(msg.fork)), state.log.position))
             state.durable = min(state.durable, state.log.position)
-    follower.request = 0  # hit: R2 RESUME is obeyed
+    follower.request = follower.unanswered = 0  # hit: R2 RESUME is obeyed
     follower.buffer.clear()
     follower.buffered_bytes = 0
     follower.hole_since = FOREVER

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeproc.core.catchup import ask_catch_up, catch_up_deadline, follow, on_answer
+from nodeproc.core.catchup import ask_again, catch_up_deadline, follow, on_answer
 from nodeproc.core.effects import Effects
 from nodeproc.core.events import HeartbeatReceived, HeartbeatSent, LeaderTimeout, QuorumLost
 from nodeproc.core.messages import (
@@ -97,7 +97,7 @@ def tick_follower(state: NodeState, follower: Follower, now: float, fx: Effects)
     if now >= follower.heard_at + state.config.election_timeout:
         suspect(state, "not heard", now, fx)  # hit: F2 a leader is suspected for its silence
     elif now >= catch_up_deadline(state, follower):
-        ask_catch_up(state, follower, now, fx)  # hit: R1 a hole or an answer that stays away is asked for again
+        ask_again(state, follower, now, fx)  # hit: R1 a hole or an answer that stays away is asked for again
 
 
 def follower_deadline(state: NodeState, follower: Follower) -> float:

@@ -31,7 +31,7 @@ class CoreConfig:
     batch_max_messages: int = 4096
     batch_max_bytes: int = 1 << 20
     inflight_max_bytes: int = 8 << 20
-    fetch_max_bytes: int = 1 << 20
+    fetch_max_bytes: int = 128 << 10
     buffer_max_bytes: int = 8 << 20
     max_sessions: int = 100_000
 

@@ -84,6 +84,8 @@ class Follower:
     request: int = 0
     """Number of the CATCH_UP that is not answered yet; 0: none."""
     requested_at: float = 0.0
+    unanswered: int = 0
+    """How many CATCH_UP in a row were not answered in time."""
     buffer: dict[Position, Record] = field(default_factory=dict)
     """Records above a hole, by the position that they follow. Rule: R4."""
     buffered_bytes: int = 0

@@ -76,7 +76,30 @@ def test_a_follower_asks_again_when_no_answer_comes() -> None:
     """Rule: R1."""
     single = Single(answer_timeout=0.1, election_timeout=5.0)
     single.give(1, Heartbeat(1, 0, START))
-    assert len(sent(single.wait(0.61), CatchUp, to=1)) == 3
+    assert not sent(single.wait(0.19), CatchUp)
+    assert len(sent(single.wait(0.02), CatchUp, to=1)) == 1
+
+
+def test_a_follower_waits_twice_as_long_for_each_further_answer_until_one_comes() -> None:
+    """Behind what was sent before it the answer may be long on its way. Rule: R1, R2."""
+    single = Single(answer_timeout=0.1, election_timeout=1000.0)
+    single.give(1, Heartbeat(1, 0, START))
+    for patience in (0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 6.4):
+        assert not sent(single.wait(patience - 0.01), CatchUp)
+        (asked,) = sent(single.wait(0.01 + 1e-6), CatchUp, to=1)
+    single.give(1, Resume(1, START, asked.request))
+    assert not sent(single.wait(50.0), CatchUp)
+    single.give(1, LinkUp("disk-1", False, True))
+    assert sent(single.wait(0.21), CatchUp, to=1), "as at first again"
+
+
+def test_a_hole_in_front_of_the_answer_makes_nobody_ask() -> None:
+    """What was sent for an older question comes first. Rule: R1, R4."""
+    single = Single(answer_timeout=0.2, election_timeout=5.0)
+    single.give(1, Heartbeat(1, 0, START))
+    single.give(1, appends(1, START, AT_TWO)[2])
+    assert not sent(single.wait(0.39), CatchUp)
+    assert sent(single.wait(0.02), CatchUp, to=1)
 
 
 def test_a_hole_that_stays_makes_a_follower_ask_again() -> None:
