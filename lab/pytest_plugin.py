@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from lab import cli
+from lab import runs
 
 if TYPE_CHECKING:
-    from lab.cli import Result
     from lab.plan.scenario import Scenario
+    from lab.runs import Result
     from lab.show.stepsummary import RunRow
 
 SUFFIXES = (".yml", ".yaml")
@@ -30,8 +30,8 @@ PYTEST_S_OWN = ("filterwarnings", "parametrize", "skip", "skipif", "tryfirst", "
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lab", "scenarios of the chat lab")
     group.addoption("--lab-sim", action="store_true", help="run scenarios in virtual time, in this process")
-    group.addoption("--lab-seed", metavar="S", type=cli.seed, help="seed of a scenario's first run; each next adds 1")
-    group.addoption("--lab-repeat", metavar="N", type=cli.positive, default=1, help="run each scenario N times")
+    group.addoption("--lab-seed", metavar="S", type=runs.seed, help="seed of a scenario's first run; each next adds 1")
+    group.addoption("--lab-repeat", metavar="N", type=runs.positive, default=1, help="run each scenario N times")
     group.addoption("--lab-out", metavar="DIR", type=Path, help="where run directories go (results/ in the rootdir)")
     parser.addini(DIRECTORIES, "directories whose .yml files are scenarios", type="args", default=["scenarios"])
 
@@ -104,12 +104,12 @@ class ScenarioItem(pytest.Item):
         from msgspec import structs
 
         option = self.config.getoption
-        seed = cli.seed_of(self._scenario, option("lab_seed"), self._number)
+        seed = runs.seed_of(self._scenario, option("lab_seed"), self._number)
         out = option("lab_out") or self.config.rootpath / "results"
-        result = cli.run_once(self._scenario, seed, out, cli.How(sim=option("lab_sim")))
-        row = structs.asdict(cli.summary_row(result))
+        result = runs.run_once(self._scenario, seed, out, runs.How(sim=option("lab_sim")))
+        row = structs.asdict(runs.summary_row(result))
         self.user_properties += [(name, value) for name, value in row.items() if value is not None]
-        if result.exit_code != cli.PASS:
+        if result.exit_code != runs.PASS:
             raise ScenarioFailed(result)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
@@ -126,7 +126,7 @@ class ScenarioFailed(Exception):
     """A run did not pass."""
 
     def __init__(self, result: Result) -> None:
-        super().__init__(cli.summary_row(result).verdict)
+        super().__init__(runs.summary_row(result).verdict)
         self.result = result
 
 
@@ -140,8 +140,8 @@ class Shown:
     """What is shown of a run that did not pass. `reprcrash` and `toterminal` are what pytest asks for."""
 
     def __init__(self, result: Result) -> None:
-        self.reprcrash = Headline(cli.summary_row(result).verdict)
-        where = [] if result.directory is None else [f"seed {result.seed}, {cli.near(result.directory)}"]
+        self.reprcrash = Headline(runs.summary_row(result).verdict)
+        where = [] if result.directory is None else [f"seed {result.seed}, {runs.near(result.directory)}"]
         self._text = "\n".join([result.text().rstrip("\n"), *where])
 
     def toterminal(self, writer: Any) -> None:

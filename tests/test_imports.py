@@ -57,19 +57,20 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.run",
         "lab.check",
         "lab.selftest",
-        "lab.cli",
+        "lab.runs",
         "nodeproc",
     ),
     "lab.selftest": ("lab", "nodeproc"),
     "lab.bench": ("lab", "nodeproc"),
+    "lab.runs": ("lab", "nodeproc"),
     "lab.cli": ("lab", "nodeproc"),
     "lab.pytest_plugin": ("lab", "nodeproc"),
     "run_lab": ("lab",),
 }
 """Package or module -> the packages and modules of this project that it may import. The longest key that fits counts.
 
-lab.run and lab.check never meet but in a run directory; the chat never knows the lab. lab.search asks lab.cli, as a
-person would, to run and judge what it found.
+lab.run and lab.check never meet but in a run directory; the chat never knows the lab. lab.search asks lab.runs
+to run and judge what it found.
 """
 
 PURE = ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.session", "lab.run.links")

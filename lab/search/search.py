@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from lab import cli
+from lab import runs
 from lab.plan.scenario import MAX_NODES
 from lab.plan.words import Duration
 from lab.run.children import Child, RunFailed
@@ -154,7 +154,7 @@ async def play_all(tally: Tally, tell: Callable[[str], None], found: Callable[[P
 
 def _seeds(search: Search, until: float) -> Iterator[int]:
     """The seeds to be begun, as long as there is time; at least one."""
-    last = search.first + search.count - 1 if search.count else cli.SEED_MAX
+    last = search.first + search.count - 1 if search.count else runs.SEED_MAX
     for seed in range(search.first, last + 1):
         if seed > search.first and time.monotonic() >= until:
             return
@@ -213,9 +213,9 @@ class Finding:
         yield f"seed {played.seed}: {played.invariant}: {played.text}"
         yield f"  again: {self.replay}"
         if self.run is not None:
-            yield f"  run:   {cli.near(self.run)}, {self.verdict}"
+            yield f"  run:   {runs.near(self.run)}, {self.verdict}"
         if self.small is not None:
-            yield f"  small: {cli.near(self.small)}, {self.steps} steps"
+            yield f"  small: {runs.near(self.small)}, {self.steps} steps"
             yield f"         {self.small_replay}"
 
     def plain(self) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def play_again(search: Search, played: Played, out: Path) -> Finding:
     if played.endless:
         return finding
     scenario = draw(played.seed, search.sizes)
-    result = cli.run_once(scenario, played.seed, out, cli.How(sim=True, mutant=search.mutant))
+    result = runs.run_once(scenario, played.seed, out, runs.How(sim=True, mutant=search.mutant))
     if result.verdict is None:
         return replace(finding, run=result.directory, verdict=f"no verdict: {result.problem}")
     broken = ", ".join(check.name for check in result.verdict.checks if check.result == "FAIL")
@@ -254,7 +254,7 @@ def make_small(search: Search, finding: Finding, out: Path, tell: Callable[[str]
     if shrunk is None:
         return finding
     path = write(shrunk, out)
-    replay = replay_command(cli.near(path), seed, search.mutant)
+    replay = replay_command(runs.near(path), seed, search.mutant)
     return replace(finding, small=path, steps=shrunk.scenario.step_count, small_replay=replay)
 
 
@@ -326,9 +326,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "when interrupted. The same seeds say the same, however many processes play them."
     )
     parser.add_argument(
-        "--seeds", metavar="N", type=cli.positive, help=f"how many ({SEEDS}; with --time-limit: as many as fit)"
+        "--seeds", metavar="N", type=runs.positive, help=f"how many ({SEEDS}; with --time-limit: as many as fit)"
     )
-    parser.add_argument("--seed", metavar="S", type=cli.seed, default=1, help="the first one (%(default)s)")
+    parser.add_argument("--seed", metavar="S", type=runs.seed, default=1, help="the first one (%(default)s)")
     parser.add_argument("--jobs", metavar="J", type=_jobs, default=_processors(), help="processes (%(default)s)")
     parser.add_argument("--nodes", metavar="N,N", type=_sizes, default=SIZES, help="cluster sizes to draw from (3,5)")
     parser.add_argument(
@@ -337,7 +337,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that breaks something")
     parser.add_argument("--no-shrink", action="store_true", help="leave the scenarios of failing seeds as they are")
     parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/selftest): is it noticed?")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=cli.RESULTS, help="for run directories (results/)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for run directories (results/)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
@@ -346,13 +346,13 @@ def _processors() -> int:
 
 
 def _jobs(text: str) -> int:
-    return cli.whole_number(text, 1, "1..64", most=64)
+    return runs.whole_number(text, 1, "1..64", most=64)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
     sizes = text.split(",")
     for each in sizes:
-        cli.whole_number(each, 1, f"1..{MAX_NODES}, joined by commas", most=MAX_NODES)
+        runs.whole_number(each, 1, f"1..{MAX_NODES}, joined by commas", most=MAX_NODES)
     return tuple(sorted({int(each) for each in sizes}))
 
 
@@ -372,14 +372,14 @@ def main(options: argparse.Namespace) -> int:
             mutant(options.mutant)
         except ValueError as error:
             print(error, file=sys.stderr)
-            return cli.USAGE
+            return runs.USAGE
     count = options.seeds or (0 if options.time_limit is not None else SEEDS)
     jobs = min(options.jobs, count or options.jobs)
     search = Search(
         options.seed, count, jobs, options.nodes, options.time_limit, options.exitfirst, options.mutant or ""
     )
     tally, findings = Tally(search), []
-    progress = cli.Progress("sim")
+    progress = runs.Progress("sim")
     interrupted = _play(tally, progress)
     try:
         if not interrupted:
@@ -399,13 +399,13 @@ def main(options: argparse.Namespace) -> int:
 
 def _exit_code(tally: Tally, interrupted: bool) -> int:
     if interrupted:
-        return cli.INTERRUPTED
+        return runs.INTERRUPTED
     if tally.findings:
-        return cli.BROKEN
-    return cli.HARNESS if tally.troubles or tally.problem else cli.PASS
+        return runs.BROKEN
+    return runs.HARNESS if tally.troubles or tally.problem else runs.PASS
 
 
-def _play(tally: Tally, progress: cli.Progress) -> bool:
+def _play(tally: Tally, progress: runs.Progress) -> bool:
     """Play the seeds with a progress line on standard error. Returns whether it was interrupted."""
 
     def tell(text: str) -> None:
@@ -431,7 +431,7 @@ def _play(tally: Tally, progress: cli.Progress) -> bool:
     return False
 
 
-def _look_closer(tally: Tally, options: argparse.Namespace, progress: cli.Progress) -> Iterator[Finding]:
+def _look_closer(tally: Tally, options: argparse.Namespace, progress: runs.Progress) -> Iterator[Finding]:
     """A run directory for each of the first findings, and a small scenario for the first of each invariant."""
     small: set[str] = set()
     for played in tally.findings[:KEPT]:

@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 from tabulate import tabulate
 
-from lab import cli
+from lab import runs
 from lab.plan.scenario import Scenario
 from lab.plan.words import Duration
 from lab.search.draw import SIZES, draw
@@ -139,10 +139,10 @@ def play_live(row: Row, out: Path) -> Row:
     """Start real nodes as the mutant, in its story."""
     told = story(row.mutant.name)
     assert told is not None, row.mutant.name
-    how = cli.How(mutant=row.mutant.name)
+    how = runs.How(mutant=row.mutant.name)
     for seed in range(1, LIVE_TRIES + 1):
-        result = cli.run_once(told, seed, out, how)
-        if result.exit_code in (cli.BROKEN, cli.MISSED) and result.verdict is not None:
+        result = runs.run_once(told, seed, out, how)
+        if result.exit_code in (runs.BROKEN, runs.MISSED) and result.verdict is not None:
             broken = [check.name for check in result.verdict.checks if check.result == "FAIL"]
             return replace(row, live=", ".join(broken) or "expectation")
     return replace(row, live="")
@@ -180,7 +180,7 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     steps = [row.small.scenario.step_count for row in rows if row.small is not None]
     if steps:
         yield f"shrunk scenarios: median {statistics.median(steps):g} steps, most {max(steps)}"
-    directories = {cli.near(row.path.parent) for row in rows if row.path is not None}
+    directories = {runs.near(row.path.parent) for row in rows if row.path is not None}
     yield from (f"they are in {directory}/, each with its mutant's name" for directory in directories)
     if escaped:
         yield f"ESCAPED: {', '.join(escaped)}"
@@ -200,15 +200,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py selftest`."""
     parser.epilog = "Ends with 0 when every mutant is caught, 1 when one escapes. docs/teaching.md explains it."
     parser.add_argument("--only", metavar="NAME", nargs="+", default=list(MUTANTS), help="only these mutants (all)")
-    parser.add_argument("--jobs", metavar="J", type=cli.positive, default=_processors(), help="processes (%(default)s)")
     parser.add_argument(
-        "--seeds", metavar="MAX", type=cli.positive, default=DRAWN, help="drawn for a mutant at most (%(default)s)"
+        "--jobs", metavar="J", type=runs.positive, default=_processors(), help="processes (%(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", metavar="MAX", type=runs.positive, default=DRAWN, help="drawn for a mutant at most (%(default)s)"
     )
     parser.add_argument("--time-limit", metavar="T", type=_time, help="for each mutant's drawn seeds, such as 90s")
     parser.add_argument("--drawn", action="store_true", help="only drawn seeds, no stories: how often do they catch?")
     parser.add_argument("--no-shrink", action="store_true", help="leave the failing scenarios as they are")
     parser.add_argument("--live", action="store_true", help=f"on real nodes too: {', '.join(LIVE)}")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=cli.RESULTS, help="for scenarios, runs (results/)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for scenarios, runs (results/)")
 
 
 def _processors() -> int:
@@ -227,11 +229,11 @@ def main(options: argparse.Namespace) -> int:
     unknown = [name for name in options.only if name not in MUTANTS]
     if unknown:
         print(f"mutant {unknown[0]!r}, allowed: {', '.join(MUTANTS)}", file=sys.stderr)
-        return cli.USAGE
+        return runs.USAGE
     rows = examine([MUTANTS[name] for name in dict.fromkeys(options.only)], options)
     print(table(rows))
     print("\n" + "\n".join(summary(rows)))
-    return cli.BROKEN if any(row.escaped for row in rows) else cli.PASS
+    return runs.BROKEN if any(row.escaped for row in rows) else runs.PASS
 
 
 def examine(mutants: Sequence[Mutant], options: argparse.Namespace) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab import cli
+from lab import cli, runs
 from lab.check.metrics import Load, Metrics
 from lab.check.verdict import Check, ExpectationResult, Outcomes, Verdict, decide
 from lab.plan.scenario import Scenario
@@ -192,8 +192,8 @@ def test_help_is_0() -> None:
     ("codes", "gravest"), [([0, 0], 0), ([0, 2], 2), ([2, 3], 3), ([3, 70], 70), ([70, 1], 1), ([1, 130], 130)]
 )
 def test_of_several_runs_the_gravest_counts(codes: list[int], gravest: int) -> None:
-    assert cli.gravest(codes) == gravest
-    assert cli.gravest(reversed(codes)) == gravest
+    assert runs.gravest(codes) == gravest
+    assert runs.gravest(reversed(codes)) == gravest
 
 
 # ---- several runs -------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_progress_on_a_terminal_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress = cli.Progress("quiet")
+    progress = runs.Progress("quiet")
     progress("one")
     progress("two")
     progress.close()
@@ -344,7 +344,7 @@ def test_list_and_validate_show_tags(lab: FakeLab, capsys: pytest.CaptureFixture
 def test_list_shows_every_scenario_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     shown = capsys.readouterr().out
-    names = {path.name for path in cli.SCENARIOS.glob("*.yml")}
+    names = {path.name for path in runs.SCENARIOS.glob("*.yml")}
     assert "leader_failure.yml" in names
     assert all(name in shown for name in names)
 
@@ -354,7 +354,7 @@ def test_help_loads_neither_the_runner_nor_the_checks() -> None:
         "import sys; from lab import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = ('lab.run', 'lab.check', 'nodeproc', 'msgspec', 'yaml')\n"
+        "heavy = ('lab.run.', 'lab.check', 'nodeproc', 'msgspec', 'yaml')\n"
         "sys.exit(','.join(name for name in sys.modules if name.startswith(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import cli
+from lab import cli, runs
 from lab.plan import scenario as plan
 from lab.search.failure import play
 from lab.search.shrink import shrink
@@ -99,8 +99,8 @@ def run(tmp_path: Path) -> Callable[..., int]:
 
 @pytest.mark.parametrize("name", LIVE[:2])
 def test_real_nodes_that_are_mutants_are_caught_and_others_are_not(name: str, run: Callable[..., int]) -> None:
-    assert run(str(story_path(name)), "--mutant", name) in (cli.BROKEN, cli.MISSED)
-    assert run(str(story_path(name))) not in (cli.BROKEN, cli.MISSED, cli.HARNESS)
+    assert run(str(story_path(name)), "--mutant", name) in (runs.BROKEN, runs.MISSED)
+    assert run(str(story_path(name))) not in (runs.BROKEN, runs.MISSED, runs.HARNESS)
 
 
 def test_a_story_becomes_smaller_too() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lab.cli import judge
 from lab.plan import scenario as plan
 from lab.rundir import RunDir
+from lab.runs import judge
 from lab.sim import simulator
 
 STORY = """
