@@ -30,11 +30,12 @@ import msgspec
 
 from nodeproc.config import NodeConfig, load
 from nodeproc.core.node import Node
-from nodeproc.entrance import listen
+from nodeproc.entrance import RESERVED_DESCRIPTORS, listen
 from nodeproc.errors import ChatError, ConfigError, CorruptionError, WriteFailed
 from nodeproc.eventlog import RANK, Console, EventLog
 from nodeproc.files import RealFiles
 from nodeproc.runtime import EXIT_CONFIG, EXIT_CORRUPTION, EXIT_INTERNAL, EXIT_WRITE_FAILED, Runtime
+from nodeproc.sockets import raise_descriptor_limit
 from nodeproc.storage import Storage
 from nodeproc.wire import Sealer
 
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         die_with_parent(parent)
     try:
         config = configured(options)
+        take_descriptors(config)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         return run_in_loop(serve(config, options))
     except ConfigError as error:
@@ -89,6 +91,24 @@ def configured(options: argparse.Namespace) -> NodeConfig:
     if options.log_level:
         config = msgspec.structs.replace(config, log_level=options.log_level)
     return config
+
+
+def take_descriptors(config: NodeConfig) -> None:
+    """Raise the limit of open files.
+
+    Raises:
+        ConfigError: the connections that the configuration allows don't fit under the hard limit.
+    """
+    limits = config.limits
+    connections = limits.max_clients + limits.max_silent + limits.max_unproven
+    needed = connections + RESERVED_DESCRIPTORS
+    allowed = raise_descriptor_limit(needed)
+    if allowed < needed:
+        raise ConfigError(
+            f"max_clients {limits.max_clients} + max_silent {limits.max_silent} + max_unproven {limits.max_unproven} "
+            f"+ {RESERVED_DESCRIPTORS} for the node itself need {needed} open files, allowed {allowed} (ulimit -Hn): "
+            f"raise that limit, or lower these under limits"
+        )
 
 
 def complain(error: ChatError, code: int) -> int:

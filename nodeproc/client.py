@@ -13,7 +13,6 @@ import asyncio
 import os
 import random
 import secrets
-import socket
 import ssl
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from nodeproc.core.messages import SeqNo
 from nodeproc.errors import FrameError, Unreachable
 from nodeproc.nodestream import NodeStream, Shown
 from nodeproc.session import NEVER, Outcome, Session, SessionSettings
+from nodeproc.sockets import send_at_once
 from nodeproc.tls import describe
 from nodeproc.wire import Reject, Status, StatusRequest, decode_node_line, encode_line
 
@@ -56,9 +56,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_at_once(transport)
 
     def data_received(self, data: bytes) -> None:
         session, now = self._client.session, self._client._clock()

@@ -12,7 +12,6 @@ import asyncio
 import hmac
 import re
 import secrets
-import socket
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
@@ -24,7 +23,7 @@ from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
 from nodeproc.core.messages import Batch, NodeId, Record, Refuse, SeqNo, Submit, Term
 from nodeproc.entrance import address_of
 from nodeproc.errors import FrameError
-from nodeproc.transport import send_at_once
+from nodeproc.sockets import probe_when_silent, send_at_once
 from nodeproc.wire import (
     TOKEN_REFUSED,
     Ack,
@@ -296,7 +295,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self.transport.set_write_buffer_limits(high=self._limits.subscriber_buffer_bytes)
         send_at_once(self.transport)
-        try_now_and_then(self.transport)
+        probe_when_silent(self.transport, KEEPALIVE_S)
         self.address = address_of(self.transport)
         loop, patience_s = asyncio.get_running_loop(), self._limits.first_line_ms / 1000
         self._since = loop.time()
@@ -545,11 +544,3 @@ class ClientConnection(asyncio.Protocol):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
-
-
-def try_now_and_then(transport: asyncio.Transport) -> None:
-    """Have the kernel see whether the other end of a silent connection is still there."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -10,12 +11,20 @@ from typing import Final, cast
 
 from nodeproc.config import Limits
 from nodeproc.errors import ConfigError
+from nodeproc.sockets import descriptor_limit
 from nodeproc.tls import describe
 from nodeproc.wire import PREAMBLE
 
 BACKLOG: Final = 1024
-ACCEPT_AGAIN_S: Final = 1.0
+ACCEPT_AT_ONCE: Final = 64
+"""Connections accepted before those that are here already are read."""
+ACCEPT_AGAIN_S: Final = 0.1
 """After the system could not give another descriptor."""
+EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""The system has nothing left for a connection. Any other error of accept() belongs to the one connection that it was
+about: Linux passes on what the network has reported of it."""
+RESERVED_DESCRIPTORS: Final = 128
+"""Kept from connections that come in: for the files, the links that this node dials, and the loop."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -57,6 +66,8 @@ class Entrance:
         for_node, for_client: make the protocol of one connection.
         tls: what the port speaks; None: no TLS.
         complain: told what was wrong with a connection that came to nothing.
+        descriptors: open files that the process may have, RESERVED_DESCRIPTORS of them never for connections; None: the
+            system's limit.
     """
 
     def __init__(
@@ -66,30 +77,30 @@ class Entrance:
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
         complain: Callable[[str], None] = lambda reason: None,
+        descriptors: int | None = None,
     ) -> None:
         self.for_node, self.for_client = for_node, for_client
         self.limits = limits or Limits()
         self.tls, self.complain = tls, complain
+        self._descriptors = descriptor_limit() if descriptors is None else descriptors
         self._undecided: dict[Undecided, None] = {}
         self._of_address: dict[str, dict[Undecided, None]] = {}
-        self._server: asyncio.Server | None = None
         self._listening: socket.socket | None = None
-        """With TLS."""
+        self._pause: asyncio.TimerHandle | None = None
+        """Nothing is accepted until it ends."""
 
     async def open(self, sock: socket.socket) -> None:
         """Take connections from this listening socket."""
-        loop = asyncio.get_running_loop()
-        if self.tls is None:
-            self._server = await loop.create_server(lambda: Undecided(self), sock=sock, backlog=BACKLOG)
-        else:
-            self._accept_on(sock, self.tls)
+        self._listening = sock
+        asyncio.get_running_loop().add_reader(sock, self._accept, sock)
 
     def close(self) -> None:
         """Refuse connections from now on."""
-        if self._server is not None:
-            self._server.close()
         if self._listening is not None:
-            asyncio.get_running_loop().remove_reader(self._listening)
+            if self._pause is not None:
+                self._pause.cancel()
+            else:
+                asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
             self._listening = None
         for each in list(self._undecided):
@@ -100,31 +111,43 @@ class Entrance:
         """Connections that have not sent a byte."""
         return len(self._undecided)
 
-    def _accept_on(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        """With TLS connections are accepted here: a server of the loop tells of none that has not agreed on it."""
-        self._listening = sock
-        asyncio.get_running_loop().add_reader(sock, self._accept, sock, tls)
+    @property
+    def paused(self) -> bool:
+        """Nothing is accepted for a moment: the system has nothing left for a connection."""
+        return self._pause is not None
 
-    def _accept(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        for _ in range(BACKLOG):
+    # Connections are accepted here and not by a server of the loop. asyncio's reports no connection that has not agreed
+    # on TLS, and uvloop's closes the listening socket for good at an error that one connection had.
+
+    def _accept(self, sock: socket.socket) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
             try:
-                connection, _ = sock.accept()
-                connection.setblocking(False)
-                Undecided(self).secure(connection, tls)
+                connection, address = sock.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except ConnectionError:
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self.complain(f"can't accept connections: {error.strerror}")
+                    self._pause_accepting(sock)
+                    return
                 continue  # It is gone already.
-            except OSError as error:  # No descriptors, no memory: the next ones wait until there may be some.
-                self.complain(f"can't accept connections: {error.strerror}")
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(sock)
-                loop.call_later(ACCEPT_AGAIN_S, self._accept_again, sock, tls)
-                return
+            # The system gives the lowest free number: all below are in use.
+            if connection.fileno() >= self._descriptors - RESERVED_DESCRIPTORS:
+                connection.close()
+                reserved = f"{RESERVED_DESCRIPTORS} of {self._descriptors} open files are kept for this node itself"
+                self.complain(f"no room for another connection: {reserved}")
+                continue
+            connection.setblocking(False)
+            Undecided(self, str(address[0])).take(connection)
 
-    def _accept_again(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        if self._listening is sock:
-            self._accept_on(sock, tls)
+    def _pause_accepting(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(sock)
+        self._pause = loop.call_later(ACCEPT_AGAIN_S, self._accept_again, sock)
+
+    def _accept_again(self, sock: socket.socket) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(sock, self._accept, sock)
 
     def came(self, each: Undecided) -> None:
         """Make room for it. It is about to speak, as everybody with something to say does at once."""
@@ -153,25 +176,31 @@ class Entrance:
 class Undecided(asyncio.Protocol):
     """A connection that has not sent its first byte."""
 
-    def __init__(self, entrance: Entrance) -> None:
-        self._entrance = entrance
+    def __init__(self, entrance: Entrance, address: str) -> None:
+        self._entrance, self.address = entrance, address
         self._timer: asyncio.TimerHandle | None = None
-        self._securing: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None
         """Agrees on TLS, where the port speaks it."""
+        self._sock: socket.socket | None = None
+        """None: the loop has it."""
         self.transport: asyncio.Transport | None = None
         """None: TLS is not agreed on yet."""
-        self.address = ""
 
-    def secure(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        """Agree on TLS first."""
-        self._begin(str(sock.getpeername()[0]))
-        self._securing = asyncio.ensure_future(self._secure(sock, tls))
-
-    async def _secure(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
+    def take(self, sock: socket.socket) -> None:
+        """Speak on this connection; agree on TLS first where the port speaks it."""
         patience_s = self._entrance.limits.first_line_ms / 1000
+        self._timer = asyncio.get_running_loop().call_later(patience_s, self.drop)
+        self._sock = sock
+        self._opening = asyncio.ensure_future(self._open())
+        self._entrance.came(self)
+
+    async def _open(self) -> None:
+        assert self._sock is not None
+        sock, self._sock = self._sock, None  # From here on the loop closes it.
+        tls, patience_s = self._entrance.tls, self._entrance.limits.first_line_ms / 1000
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self, sock, ssl=tls, ssl_handshake_timeout=patience_s
+                lambda: self, sock, ssl=tls, ssl_handshake_timeout=None if tls is None else patience_s
             )
         except ssl.SSLError as error:
             self._entrance.complain(f"no TLS: {describe(error)}")
@@ -183,14 +212,6 @@ class Undecided(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if self._securing is None:
-            self._begin(address_of(transport))
-
-    def _begin(self, address: str) -> None:
-        self.address = address
-        patience_s = self._entrance.limits.first_line_ms / 1000
-        self._timer = asyncio.get_running_loop().call_later(patience_s, self.drop)
-        self._entrance.came(self)
 
     def data_received(self, data: bytes) -> None:
         assert self.transport is not None
@@ -207,8 +228,11 @@ class Undecided(asyncio.Protocol):
     def drop(self) -> None:
         if self.transport is not None:
             self.transport.abort()
-        elif self._securing is not None:
-            self._securing.cancel()
+        elif self._opening is not None:
+            self._opening.cancel()
+            if self._sock is not None:
+                self._sock.close()
+                self._leave()
 
     def _leave(self) -> None:
         self._entrance.left(self)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerR
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
+from nodeproc.sockets import send_at_once
 from nodeproc.tls import NodeTls, channel_of, shown_certificate
 from nodeproc.tls import describe as describe_tls
 from nodeproc.wire import (
@@ -416,13 +416,6 @@ class Accepted(asyncio.Protocol):
         self._links.refused_here(self._claimed, reason)
         self.transport.writelines(encode_frame(PeerRefusal(reason)))
         self.transport.close()
-
-
-def send_at_once(transport: asyncio.Transport) -> None:
-    """Small frames must not wait for the acknowledgement of the one before (Nagle)."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def describe(error: BaseException) -> str:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import uvloop
 
 from nodeproc.config import Limits
-from nodeproc.entrance import Entrance, listen
+from nodeproc.entrance import RESERVED_DESCRIPTORS, Entrance, listen
+from nodeproc.tls import client_tls, node_tls
+from tests.nodeproc.certificates import Authority
 
 TIMEOUT_S = 10.0
 
@@ -110,3 +117,110 @@ def test_silent_connections_of_one_address_push_out_none_of_another() -> None:
             sock.close()
 
     at_the_door(story, max_per_address=3)
+
+
+# ---- what accept() may meet ----------------------------------------------------------------------
+
+
+class Door:
+    """A listening socket whose accept() does what it is given: an error, or a connection."""
+
+    def __init__(self, *outcomes: OSError | socket.socket) -> None:
+        self._outcomes = list(outcomes)
+        self._looked_at = socket.socket()
+
+    def fileno(self) -> int:
+        return self._looked_at.fileno()
+
+    def close(self) -> None:
+        self._looked_at.close()
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        outcome = self._outcomes.pop(0) if self._outcomes else BlockingIOError()
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome, ("192.0.2.1", 1)
+
+
+def at_a_door(door: Door, **options: Any) -> tuple[Entrance, list[str]]:
+    """Let an entrance accept at this door once. Returns the entrance, still in its loop's past, and its complaints."""
+    complaints: list[str] = []
+
+    async def inside() -> Entrance:
+        entrance = Entrance(Greeter, Greeter, Limits(), complain=complaints.append, **options)
+        await entrance.open(cast(socket.socket, door))
+        entrance._accept(cast(socket.socket, door))
+        paused = entrance.paused
+        entrance.close()
+        assert entrance.paused == paused
+        return entrance
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(inside()), complaints
+
+
+OF_ONE_CONNECTION = (
+    "ECONNABORTED",
+    "ECONNRESET",
+    "ENOTCONN",
+    "EPROTO",
+    "ENETDOWN",
+    "EHOSTUNREACH",
+    "EPERM",
+    "ETIMEDOUT",
+)
+
+
+@pytest.mark.parametrize("name", OF_ONE_CONNECTION)
+def test_an_error_of_one_connection_pauses_nothing(name: str) -> None:
+    number = getattr(errno, name)
+    entrance, complaints = at_a_door(Door(*(OSError(number, os.strerror(number)) for _ in range(5))))
+    assert not entrance.paused and not complaints
+
+
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
+def test_a_system_that_has_nothing_left_pauses_accepting(name: str) -> None:
+    number = getattr(errno, name)
+    entrance, complaints = at_a_door(Door(OSError(number, os.strerror(number))))
+    assert entrance.paused and complaints == [f"can't accept connections: {os.strerror(number)}"]
+
+
+def test_the_last_descriptors_are_kept_from_connections() -> None:
+    near, far = socket.socketpair()
+    entrance, complaints = at_a_door(Door(near), descriptors=near.fileno() + RESERVED_DESCRIPTORS)
+    assert near.fileno() == -1 and not entrance.silent and not entrance.paused
+    assert complaints and "128 of" in complaints[0]
+    far.close()
+
+
+@pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop])
+@pytest.mark.parametrize("secured", [False, True])
+def test_connections_that_are_reset_at_once_pause_nothing(
+    loop: Callable[[], asyncio.AbstractEventLoop], secured: bool, tmp_path: Path
+) -> None:
+    """A reset connection can still be accepted, and has no peer any more."""
+    complaints: list[str] = []
+    papers = Authority(tmp_path).papers("node", "127.0.0.1")
+    ours = client_tls(str(papers.ca)) if secured else None
+
+    async def story() -> None:
+        sock = listen("127.0.0.1", 0)
+        port = sock.getsockname()[1]
+        tls = node_tls(papers.of_node).accepting if secured else None
+        entrance = Entrance(Greeter, Greeter, Limits(), tls, complaints.append)
+        await entrance.open(sock)
+        for _ in range(20):
+            stranger = connect(port)
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stranger.close()
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=ours)
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+        writer.close()
+        assert not entrance.paused
+        entrance.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
+    assert not [each for each in complaints if "can't accept" in each]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +211,40 @@ def test_a_lost_disk_is_refused_until_it_is_declared_with_rebuild(tmp_path: Path
         cluster.start(1, flags=["--quiet", "--rebuild"])
         assert cluster.processes[1].wait(30) == 2
         assert "holds a member's data" in (tmp_path / "1.log").read_text().splitlines()[-1]
+
+
+# ---- open files ----------------------------------------------------------------------------------
+
+
+def open_files(soft: int, hard: int) -> Callable[[], None]:
+    """For the child between fork and exec."""
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_limits_that_do_not_fit_under_the_open_files_are_refused_with_the_numbers(tmp_path: Path) -> None:
+    with Cluster(tmp_path, 1) as cluster:
+        process = run_node(
+            "--config", str(cluster.config(1)), stderr=subprocess.PIPE, preexec_fn=open_files(1024, 1024)
+        )
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert stderr.decode() == (
+        "nodeproc: max_clients 1024 + max_silent 1024 + max_unproven 256 + 128 for the node itself need 2432 open "
+        "files, allowed 1024 (ulimit -Hn): raise that limit, or lower these under limits\n"
+    )
+
+
+def test_connections_of_strangers_leave_descriptors_for_the_disk(tmp_path: Path) -> None:
+    """The soft limit is below what strangers take; each message needs a new file of the write-ahead log."""
+    limits = {"segment_bytes": 4096, "max_clients": 200, "max_silent": 200, "max_unproven": 100}
+    strangers: list[socket.socket] = []
+    with Cluster(tmp_path, 1, limits=limits) as cluster, contextlib.ExitStack() as held:
+        cluster.processes[1] = run_node(
+            "--config", str(cluster.config(1)), log=tmp_path / "1.log", preexec_fn=open_files(100, 700)
+        )
+        until(lambda: cluster.status(1) is not None)
+        for _ in range(300):
+            strangers.append(held.enter_context(socket.create_connection(("127.0.0.1", cluster.port(1)), 30)))
+        for n in range(1, 20):
+            chat(cluster, 1, n, "x" * 4096)
+        assert cluster.stop(1) == 0

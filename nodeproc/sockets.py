@@ -1,0 +1,68 @@
+"""Options of TCP sockets, and how many descriptors this process may have. Not every platform has every option."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+import sys
+
+KEEPALIVE_PROBES = 5
+"""Unanswered probes that end a silent connection."""
+
+
+def send_at_once(transport: asyncio.BaseTransport) -> None:
+    """Small frames must not wait for the acknowledgement of the one before (Nagle)."""
+    sock = _tcp_socket(transport)
+    if sock is not None:
+        with contextlib.suppress(OSError):  # The other end is gone already; macOS says so here.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def probe_when_silent(transport: asyncio.BaseTransport, every_s: int) -> None:
+    """The kernel probes a silent connection, so that the connection of a machine that is gone ends.
+
+    Args:
+        every_s: of silence before the first probe, and between two.
+    """
+    sock = _tcp_socket(transport)
+    if sock is None:
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # The second name is macOS's.
+        for option, value in (
+            (idle, every_s),
+            (getattr(socket, "TCP_KEEPINTVL", None), every_s),
+            (getattr(socket, "TCP_KEEPCNT", None), KEEPALIVE_PROBES),
+        ):
+            if option is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _tcp_socket(transport: asyncio.BaseTransport) -> socket.socket | None:
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    return sock if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) else None
+
+
+def descriptor_limit() -> int:
+    """Open files that this process may have; sys.maxsize if there is no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit(needed: int) -> int:
+    """Raise the limit as far as the system allows, or to `needed` where it does not say how far that is.
+
+    Returns:
+        The limit in force; see descriptor_limit().
+    """
+    limit = descriptor_limit()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (hard, needed):
+        if wanted != resource.RLIM_INFINITY and wanted > limit:
+            with contextlib.suppress(ValueError, OSError):  # macOS: the hard limit may be above what a process gets.
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                break
+    return descriptor_limit()
