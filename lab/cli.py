@@ -16,12 +16,14 @@ import json
 import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lab import __version__
 from lab.runs import (
     HARNESS,
     INTERRUPTED,
@@ -30,7 +32,9 @@ from lab.runs import (
     SCENARIOS,
     USAGE,
     How,
+    Progress,
     Result,
+    count,
     gravest,
     judge,
     near,
@@ -38,10 +42,13 @@ from lab.runs import (
     run_once,
     seed,
     seed_of,
+    size_text,
     summary_row,
 )
+from lab.show import colour
 
 if TYPE_CHECKING:
+    from lab.plan.choosing import Chosen
     from lab.plan.scenario import Scenario
 
 ELSEWHERE = {
@@ -53,6 +60,7 @@ ELSEWHERE = {
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
 }
 """Command -> (the module whose add_arguments() and main() do it, what it is for)."""
+COMMANDS = ("run", "check", "validate", "list", "clean", *ELSEWHERE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None: the process's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser, commands = _parser()
+    parser = _parser()
     if not given:
         parser.print_help(sys.stderr)
         return USAGE
-    if given[0] not in commands and given[0] not in ("-h", "--help", "--version"):
+    if given[0] not in COMMANDS and given[0] not in ("-h", "--help", "--version"):
         given.insert(0, "run")
     options = parser.parse_args(given) if given[0] not in ELSEWHERE else _parse_elsewhere(given)
     code = HARNESS
@@ -95,16 +103,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
-def _parser() -> tuple[_Parser, frozenset[str]]:
+def _parser() -> _Parser:
     parser = _Parser(
         prog="run_lab.py",
         description="Run a chat cluster through a scenario and judge every node's log.",
         epilog="`run_lab.py FILE...` is `run_lab.py run FILE...`. Exit codes: 0 pass, 1 invariant broken, 2 undecided, "
         "3 expectation missed, 64 wrong usage or scenario, 70 the lab itself failed, 130 interrupted.",
     )
+    parser.add_argument("--version", action="version", version=f"chatlab {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = commands.add_parser("run", help="run scenarios on real processes and judge them (the default)")
-    run.add_argument("scenarios", metavar="FILE", nargs="+", type=Path, help="scenario file")
+    _add_scenarios(run)
     run.add_argument("--repeat", metavar="N", type=positive, default=1, help="run each N times")
     run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
     run.add_argument("--seed", metavar="S", type=seed, help="seed of the first run; each repetition adds 1")
@@ -121,15 +130,23 @@ def _parser() -> tuple[_Parser, frozenset[str]]:
     _add_json(check)
     check.set_defaults(do=_do_check)
     validate = commands.add_parser("validate", help="look for mistakes in scenario files without running them")
-    validate.add_argument("scenarios", metavar="FILE", nargs="+", type=Path, help="scenario file")
+    _add_scenarios(validate)
     validate.add_argument("--sim", action="store_true", help="also refuse what makes no sense in virtual time")
     validate.set_defaults(do=_do_validate)
     listing = commands.add_parser("list", help="show name and description of scenarios")
-    listing.add_argument("scenarios", metavar="FILE", nargs="*", type=Path, help="(all in scenarios/)")
+    _add_scenarios(listing)
     listing.set_defaults(do=_do_list)
+    clean = commands.add_parser("clean", help="remove old runs from the results directory")
+    clean.add_argument(
+        "--keep", metavar="N", type=count, default=3, help="newest runs kept of each scenario (%(default)s)"
+    )
+    clean.add_argument("-n", "--dry-run", action="store_true", help="only tell what would be removed")
+    clean.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="the directory (results/)")
+    clean.set_defaults(do=_do_clean)
     for name, (_, what) in ELSEWHERE.items():
         commands.add_parser(name, help=what, add_help=False)
-    return parser, frozenset(commands.choices)
+    assert set(commands.choices) == set(COMMANDS)
+    return parser
 
 
 def _parse_elsewhere(given: list[str]) -> argparse.Namespace:
@@ -142,6 +159,18 @@ def _parse_elsewhere(given: list[str]) -> argparse.Namespace:
     return parser.parse_args(given[1:])
 
 
+def _add_scenarios(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "scenarios",
+        metavar="SCENARIO",
+        nargs="*",
+        help="a file, a directory of files, or the name of a scenario of this project; none: all of them",
+    )
+    parser.add_argument(
+        "--tag", metavar="TAG", action="append", default=[], help="only those with this tag; several: with any of them"
+    )
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
@@ -150,8 +179,8 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _do_validate(options: argparse.Namespace) -> int:
-    loaded, code = load_all(options.scenarios)
-    for path, scenario in loaded:
+    chosen, code = _chosen(options)
+    for path, scenario, _ in chosen:
         refused = scenario.sim_refusals() if options.sim else []
         for reason in refused:
             print(f"{path}: {reason}", file=sys.stderr)
@@ -165,11 +194,11 @@ def _do_validate(options: argparse.Namespace) -> int:
 def _do_list(options: argparse.Namespace) -> int:
     import textwrap
 
-    paths = options.scenarios or sorted(SCENARIOS.glob("*.yml"))
-    loaded, code = load_all(paths)
-    for path, scenario in loaded:
-        description = " ".join(scenario.description.split())
-        print(f"{near(path)}{_tags(scenario)}\n{textwrap.indent(textwrap.fill(description, 96), '    ')}")
+    chosen, code = _chosen(options)
+    width = min(shutil.get_terminal_size((100, 0)).columns, 100)
+    for path, scenario, _ in chosen:
+        description = textwrap.fill(" ".join(scenario.description.split()), width - 4)
+        print(f"{near(path)}{_tags(scenario)}\n{textwrap.indent(description, '    ')}")
     return code
 
 
@@ -177,54 +206,87 @@ def _tags(scenario: Scenario) -> str:
     return f"  [{', '.join(scenario.tags)}]" if scenario.tags else ""
 
 
-def load_all(paths: Sequence[Path]) -> tuple[list[tuple[Path, Scenario]], int]:
-    """Read scenario files; each mistake is told on standard error, and any makes the code USAGE."""
-    from lab.plan import scenario as plan
-    from nodeproc.errors import ConfigError
+def _chosen(options: argparse.Namespace) -> tuple[list[Chosen], int]:
+    """The scenarios that were asked for; each mistake is told on standard error, and any makes the code USAGE."""
+    from lab.plan.choosing import choose
 
-    loaded, code = [], PASS
-    for path in paths:
-        try:
-            loaded.append((path, plan.load(path)))
-        except ConfigError as error:
-            print(error, file=sys.stderr)
-            code = USAGE
-    return loaded, code
+    chosen, mistakes = choose(options.scenarios, options.tag, SCENARIOS, COMMANDS)
+    for mistake in mistakes:
+        print(mistake, file=sys.stderr)
+    return chosen, USAGE if mistakes else PASS
 
 
 # ---- run ----------------------------------------------------------------------------------------
 
 
 def _do_run(options: argparse.Namespace) -> int:
-    loaded, code = load_all(options.scenarios)
-    for _, scenario in loaded:
-        refusals = scenario.sim_refusals() if options.sim else []
-        for reason in refusals:
-            print(f"{scenario.name}: {reason}", file=sys.stderr)
-            code = USAGE
+    if not options.scenarios and not options.tag:
+        print(
+            "no scenario named: `run_lab.py list` shows all, `run_lab.py scenarios/` runs all",
+            file=sys.stderr,
+        )
+        return USAGE
+    chosen, code = _chosen(options)
     if refusal := _option_refusal(options):
         print(refusal, file=sys.stderr)
         code = USAGE
+    if options.sim:
+        chosen, refused = _simulated(chosen)
+        code = USAGE if refused else code
     if code != PASS:
         return code
+    rounds = [(each, number) for each in chosen for number in range(options.repeat)]
     how = How(options.sim, options.mutant, options.frames)
     results: list[Result] = []
-    rounds = [(number, scenario) for _, scenario in loaded for number in range(options.repeat)]
     try:
-        for number, scenario in rounds:
-            result = run_once(scenario, seed_of(scenario, options.seed, number), options.out, how)
-            if how.sim and number + 1 < options.repeat:
-                result = _without_passed_run(result)
-            results.append(result)
-            _show(result, options.json)
-            if options.exitfirst and result.exit_code != PASS:
-                break
-        code = gravest(result.exit_code for result in results)
+        code = _run_all(rounds, options, how, results)
     except KeyboardInterrupt:
         _tell("interrupted; no node is left running")
         code = INTERRUPTED
     _finish(results, options.json, code, len(rounds))
     return code
+
+
+def _simulated(chosen: list[Chosen]) -> tuple[list[Chosen], bool]:
+    """Those that make sense in virtual time. What was named and does not is refused; of a directory it is left out."""
+    kept, refused = [], False
+    for each in chosen:
+        reasons = each.scenario.sim_refusals()
+        for reason in reasons:
+            print(f"{each.scenario.name}: {'' if each.by_name else 'skipped: '}{reason}", file=sys.stderr)
+        refused = refused or (bool(reasons) and each.by_name)
+        if not reasons:
+            kept.append(each)
+    return kept, refused
+
+
+def _run_all(rounds: list[tuple[Chosen, int]], options: argparse.Namespace, how: How, results: list[Result]) -> int:
+    """Run one after the other and show how each ended; returns the exit code of all."""
+    began = time.monotonic()
+    for done, ((path, scenario, _), number) in enumerate(rounds):
+        seed = seed_of(scenario, options.seed, number)
+        label = f"{done + 1} of {len(rounds)}{_time_left(done, len(rounds), began)}, " if len(rounds) > 1 else ""
+        progress = Progress(label + scenario.name, brief=len(rounds) > 1)
+        try:
+            result = run_once(scenario, seed, options.out, how, progress=progress)
+        finally:
+            progress.close()
+        if how.sim and number + 1 < options.repeat:
+            result = _without_passed_run(result)
+        result = replace(result, again=how.command(path, seed))
+        results.append(result)
+        _show(result, options.json, brief=len(rounds) > 1)
+        if options.exitfirst and result.exit_code != PASS:
+            break
+    return gravest(result.exit_code for result in results)
+
+
+def _time_left(done: int, planned: int, began: float) -> str:
+    """How long the rest will take if it is like what is done."""
+    if not done:
+        return ""
+    left_s = (time.monotonic() - began) / done * (planned - done)
+    return f", about {left_s:.0f} s left" if left_s < 90 else f", about {left_s / 60:.0f} min left"
 
 
 def _without_passed_run(result: Result) -> Result:
@@ -265,10 +327,25 @@ def _do_check(options: argparse.Namespace) -> int:
             return USAGE
         result = judge(run, run.path.parent.name, None)
         results.append(result)
-        _show(result, options.json)
+        _show(result, options.json, brief=len(options.runs) > 1)
     code = gravest(result.exit_code for result in results)
     _finish(results, options.json, code, len(results))
     return code
+
+
+# ---- clean --------------------------------------------------------------------------------------
+
+
+def _do_clean(options: argparse.Namespace) -> int:
+    from lab.rundir import clean
+
+    cleaned = clean(options.out, options.keep, dry_run=options.dry_run)
+    would = "would remove" if options.dry_run else "removed"
+    print(
+        f"{would} {cleaned.removed} runs ({size_text(cleaned.removed_bytes)}), "
+        f"{cleaned.kept} runs ({size_text(cleaned.kept_bytes)}) stay in {near(options.out)}"
+    )
+    return PASS
 
 
 # ---- telling ------------------------------------------------------------------------------------
@@ -278,15 +355,19 @@ def _tell(text: str) -> None:
     print(f"run_lab: {text}", file=sys.stderr, flush=True)
 
 
-def _show(result: Result, as_json: bool) -> None:
-    """The summary of one run, for people."""
-    stream = sys.stderr if as_json else sys.stdout
-    print(result.text(), end="", file=sys.stderr if result.problem else stream)
-    if result.directory is not None:
-        seed = "" if result.seed is None else f"seed {result.seed}, "
-        print(f"{seed}{near(result.directory)}\n", file=stream, flush=True)
-    elif not result.problem:
-        print(f"seed {result.seed}, not kept\n", file=stream, flush=True)
+def _show(result: Result, as_json: bool, brief: bool) -> None:
+    """How one run ended, for people.
+
+    Args:
+        brief: one of several runs: a line alone where it passed.
+    """
+    stream = sys.stderr if as_json or result.problem else sys.stdout
+    if brief and result.exit_code == PASS:
+        text = f"{result.scenario}: {result.closing}  ({result.origin})\n"
+    else:
+        text = result.text(shutil.get_terminal_size().columns if stream.isatty() else 0) + ("\n" if brief else "")
+    stream.write(colour.coloured(text) if colour.wanted(stream) else text)
+    stream.flush()
 
 
 def _finish(results: Sequence[Result], as_json: bool, code: int, planned: int) -> None:
@@ -298,10 +379,10 @@ def _finish(results: Sequence[Result], as_json: bool, code: int, planned: int) -
         print(json.dumps({"exit_code": code, "runs": [result.plain() for result in results]}, indent=1))
     elif planned > 1:
         passed = sum(result.exit_code == PASS for result in results)
-        failed = [
-            f"{each.scenario}: {each.exit_code}, {each.problem or (each.directory and near(each.directory))}"
-            for each in results
-            if each.exit_code != PASS
-        ]
         left = f", {planned - len(results)} not run" if len(results) < planned else ""
-        print(f"{passed} of {planned} runs passed{left}" + "".join(f"\n  not passed: {line}" for line in failed))
+        lines = [f"{passed} of {planned} runs passed{left}"]
+        for each in results:
+            if each.exit_code != PASS:
+                lines += [f"  {each.scenario}: {each.closing}", f"      {each.again or each.origin}"]
+        text = "\n".join(lines) + "\n"
+        sys.stdout.write(colour.coloured(text) if colour.wanted(sys.stdout) else text)

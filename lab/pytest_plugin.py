@@ -9,6 +9,7 @@ is shown is the verdict as run_lab.py shows it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,7 +107,11 @@ class ScenarioItem(pytest.Item):
         option = self.config.getoption
         seed = runs.seed_of(self._scenario, option("lab_seed"), self._number)
         out = option("lab_out") or self.config.rootpath / "results"
-        result = runs.run_once(self._scenario, seed, out, runs.How(sim=option("lab_sim")))
+        how = runs.How(sim=option("lab_sim"))
+        result = runs.run_once(self._scenario, seed, out, how, progress=runs.Progress(self._scenario.name))
+        nodeid = f"{runs.near(self.path)}::{self._scenario.name}"
+        again = f"pytest {nodeid} --lab-seed {seed}" + (" --lab-sim" if how.sim else "")
+        result = replace(result, again=again)
         row = structs.asdict(runs.summary_row(result))
         self.user_properties += [(name, value) for name, value in row.items() if value is not None]
         if result.exit_code != runs.PASS:
@@ -126,7 +131,7 @@ class ScenarioFailed(Exception):
     """A run did not pass."""
 
     def __init__(self, result: Result) -> None:
-        super().__init__(runs.summary_row(result).verdict)
+        super().__init__(result.closing)
         self.result = result
 
 
@@ -140,9 +145,8 @@ class Shown:
     """What is shown of a run that did not pass. `reprcrash` and `toterminal` are what pytest asks for."""
 
     def __init__(self, result: Result) -> None:
-        self.reprcrash = Headline(runs.summary_row(result).verdict)
-        where = [] if result.directory is None else [f"seed {result.seed}, {runs.near(result.directory)}"]
-        self._text = "\n".join([result.text().rstrip("\n"), *where])
+        self.reprcrash = Headline(f"{result.closing}; again: {result.again}")
+        self._text = result.text().rstrip("\n")
 
     def toterminal(self, writer: Any) -> None:
         writer.line(self._text)

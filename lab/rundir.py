@@ -6,10 +6,14 @@ stamps points to the newest run of that scenario, and results/latest to the newe
 
 from __future__ import annotations
 
+import re
+import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from lab.rows import (
     FaultRow,
@@ -25,6 +29,7 @@ from lab.rows import (
 )
 
 LATEST = "latest"
+_STAMP = re.compile(r"\d{8}T\d{6}\.\d{3}Z(-\d+)?")
 
 
 class RunDirError(Exception):
@@ -196,6 +201,54 @@ class RunDir:
 
     def write_meta(self, meta: Meta) -> None:
         self.meta.write_bytes(encode_meta(meta))
+
+
+class Cleaned(NamedTuple):
+    """What `clean` did: runs and their bytes."""
+
+    removed: int
+    removed_bytes: int
+    kept: int
+    kept_bytes: int
+
+
+def clean(results_root: Path, keep: int, *, dry_run: bool = False) -> Cleaned:
+    """Remove all but the newest `keep` runs of each scenario. Only directories that are runs by name are touched.
+
+    A run without meta.json may be under way: it stays while its directory changed within the last hour.
+    """
+    counts = [0, 0, 0, 0]
+    for home in sorted(results_root.iterdir()) if results_root.is_dir() else []:
+        if home.is_symlink() or not home.is_dir():
+            continue
+        runs = sorted(
+            (each for each in home.iterdir() if _STAMP.fullmatch(each.name) and not each.is_symlink()), key=_age
+        )
+        for place, run in enumerate(reversed(runs)):
+            size = sum(file.lstat().st_size for file in run.rglob("*") if not file.is_dir())
+            stays = place < keep or (not (run / "meta.json").exists() and time.time() - run.stat().st_mtime < 3600)
+            counts[2 if stays else 0] += 1
+            counts[3 if stays else 1] += size
+            if not stays and not dry_run:
+                shutil.rmtree(run)
+        if not dry_run:
+            _drop_if_broken(home / LATEST)
+            if not any(home.iterdir()):
+                home.rmdir()
+    if not dry_run:
+        _drop_if_broken(results_root / LATEST)
+    return Cleaned(*counts)
+
+
+def _age(run: Path) -> tuple[str, int]:
+    """Stamp, and the number behind it where several runs have one stamp."""
+    stamp, _, number = run.name.partition("-")
+    return stamp, int(number or 1)
+
+
+def _drop_if_broken(link: Path) -> None:
+    if link.is_symlink() and not link.exists():
+        link.unlink()
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import shlex
+import shutil
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +49,12 @@ class How:
     mutant: str = ""
     frames: bool = False
 
+    def command(self, path: Path, seed: int) -> str:
+        """The command that runs the scenario file once more in the same way."""
+        parts = ["python3 run_lab.py", shlex.quote(str(near(path))), "--sim" if self.sim else "", f"--seed {seed}"]
+        parts += ["--frames" if self.frames else "", f"--mutant {self.mutant}" if self.mutant else ""]
+        return " ".join(part for part in parts if part)
+
 
 LIVE = How()
 
@@ -56,7 +64,7 @@ class Result:
     """How one run, or one judgement, ended.
 
     directory: None where none could be made, or it was not kept. problem: why there is no verdict; empty where there is
-    one.
+    one. again: the command that repeats the run; "": none is known.
     """
 
     scenario: str
@@ -66,6 +74,7 @@ class Result:
     verdict: Verdict | None = None
     metrics: Metrics | None = None
     problem: str = ""
+    again: str = ""
 
     def plain(self) -> dict[str, Any]:
         """For --json."""
@@ -77,19 +86,42 @@ class Result:
             "directory": None if self.directory is None else str(self.directory),
             "exit_code": self.exit_code,
             "problem": self.problem,
+            "again": self.again,
             "verdict": msgspec.to_builtins(self.verdict),
             "metrics": msgspec.to_builtins(self.metrics),
         }
 
-    def text(self) -> str:
-        """What people read of it: its summary, or why it has none; of a run that was not kept the last line alone."""
+    @property
+    def closing(self) -> str:
+        """How it ended, on one line: PASS, or the first cause of anything else."""
         if self.verdict is None:
-            return f"{self.scenario}: the lab failed: {self.problem}\n"
-        if self.directory is None:
-            from lab.show.table import CLOSING
+            return f"the lab failed: {self.problem}"
+        from lab.show.table import closing
 
-            return f"{self.scenario}: {CLOSING[self.verdict.outcome]}\n"
-        return (self.directory / "summary.txt").read_text("utf-8")
+        return closing(self.verdict)
+
+    @property
+    def origin(self) -> str:
+        """Seed and directory."""
+        seed = "" if self.seed is None else f"seed {self.seed}, "
+        return seed + ("not kept" if self.directory is None else str(near(self.directory)))
+
+    def text(self, width: int = 0) -> str:
+        """The tables of the run where there are any, where it lies, how to repeat it, and last how it ended.
+
+        Args:
+            width: of the terminal in characters; 0: that of summary.txt.
+        """
+        lines = []
+        if self.verdict is not None and self.directory is not None:
+            from lab.rundir import RunDir
+            from lab.show import table
+
+            lines += [table.render(RunDir(self.directory), self.verdict, self.metrics, width or table.WIDTH), ""]
+        lines.append(self.origin)
+        if self.again and self.exit_code != PASS:
+            lines.append(f"again: {self.again}")
+        return "\n".join([*lines, f"{self.scenario}: {self.closing}"]) + "\n"
 
 
 def summary_row(result: Result) -> RunRow:
@@ -97,7 +129,9 @@ def summary_row(result: Result) -> RunRow:
     from lab.show import stepsummary
 
     directory = "" if result.directory is None else str(near(result.directory))
-    return stepsummary.row_of(result.scenario, result.seed, directory, result.verdict, result.metrics, result.problem)
+    return stepsummary.row_of(
+        result.scenario, result.seed, directory, result.verdict, result.metrics, result.problem, result.again
+    )
 
 
 # ---- options ------------------------------------------------------------------------------------
@@ -106,6 +140,11 @@ def summary_row(result: Result) -> RunRow:
 def positive(text: str) -> int:
     """An option's value that counts something."""
     return whole_number(text, 1, "1 or more")
+
+
+def count(text: str) -> int:
+    """An option's value that counts something, perhaps nothing."""
+    return whole_number(text, 0, "0 or more")
 
 
 def seed(text: str) -> int:
@@ -136,25 +175,27 @@ def seed_of(scenario: Scenario, first: int | None, number: int) -> int:
     return random.SystemRandom().randrange(SEED_MAX) if scenario.seed is None else scenario.seed
 
 
-def run_once(scenario: Scenario, seed: int, out: Path, how: How = LIVE) -> Result:
-    """Run a scenario and judge what it left; a failure of the lab itself is a result too."""
+def run_once(
+    scenario: Scenario, seed: int, out: Path, how: How = LIVE, *, progress: Callable[[str], None] = lambda text: None
+) -> Result:
+    """Run a scenario and judge what it left; a failure of the lab itself is a result too.
+
+    Args:
+        progress: gets a line at each step of a live run.
+    """
     from lab.rundir import RunDir, utc_stamp
 
     directory: Path | None = None
     try:
         run = RunDir.create(out, scenario.name, utc_stamp())
         directory = run.path
-        progress = Progress(scenario.name)
-        try:
-            _carry_out(scenario, run, seed, progress, how)
-        finally:
-            progress.close()
+        _carry_out(scenario, run, seed, progress, how)
     except Exception as error:
         return _lab_failed(scenario.name, seed, directory, error)
     return judge(run, scenario.name, seed)
 
 
-def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Progress, how: How) -> None:
+def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[str], None], how: How) -> None:
     with contextlib.ExitStack() as stack:
         if how.mutant:
             from lab.selftest.mutants import mutated
@@ -202,33 +243,53 @@ def judge(run: RunDir, name: str, seed: int | None) -> Result:
         if metrics is not None:
             run.metrics.write_bytes(encode_metrics(metrics))
         run.junit.write_text(junit.render(name, verdict, metrics), encoding="utf-8")
-        run.summary.write_text(table.render(run, verdict, metrics) + "\n", encoding="utf-8")
+        result = Result(name, seed, run.path, verdict.exit_code, verdict, metrics)
+        summary = f"{table.render(run, verdict, metrics)}\n\n{name}: {result.closing}\n"
+        run.summary.write_text(summary, encoding="utf-8")
     except Exception as error:
         return _lab_failed(name, seed, run.path, error)
-    return Result(name, seed, run.path, verdict.exit_code, verdict, metrics)
+    return result
 
 
 # ---- telling ------------------------------------------------------------------------------------
 
 
 class Progress:
-    """One line on standard error that changes; where that is no terminal, plain lines."""
+    """One line on standard error that changes; where that is no terminal, plain lines.
 
-    def __init__(self, name: str) -> None:
-        self._name, self._open = name, False
+    Args:
+        brief: where it is no terminal, only the name is told, once.
+    """
+
+    def __init__(self, name: str, *, brief: bool = False) -> None:
+        self._name, self._brief, self._open, self._told = name, brief, False, False
 
     def __call__(self, text: str) -> None:
         if sys.stderr.isatty():
-            print(f"\r\x1b[K{self._name}: {text}", end="", file=sys.stderr, flush=True)
+            line = f"{self._name}: {text}"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
             self._open = True
-        else:
+        elif not self._brief:
             print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+        elif not self._told:
+            print(self._name, file=sys.stderr, flush=True)
+            self._told = True
 
     def close(self) -> None:
         """Wipe the line."""
         if self._open:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
             self._open = False
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people: 12 KiB, 3.4 GiB."""
+    amount, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024 or unit == "GiB":
+            break
+        amount /= 1024
+    return f"{amount:.0f} {unit}" if amount >= 10 or unit == "B" else f"{amount:.1f} {unit}"
 
 
 def near(path: Path) -> Path:

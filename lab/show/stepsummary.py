@@ -15,10 +15,10 @@ from msgspec import Struct
 
 from lab.check.metrics import Metrics
 from lab.check.verdict import Verdict
-from lab.show.table import CLOSING
+from lab.show.table import closing
 
 VARIABLE = "GITHUB_STEP_SUMMARY"
-PASSED = CLOSING["pass"]
+PASSED = "PASS"
 DETAILS_BYTES = 500_000
 """Of all texts of runs that did not pass; half of what GitHub takes, for other steps may append to the same file."""
 _NONE = "-"
@@ -27,13 +27,14 @@ _NONE = "-"
 class RunRow(Struct, frozen=True, kw_only=True):
     """One run in the table; None: not measured.
 
-    verdict: as the last line of a summary has it.
+    verdict: as the last line of a summary has it. again: the command that repeats the run; "": none is known.
     """
 
     scenario: str
     verdict: str
     seed: int | None = None
     directory: str = ""
+    again: str = ""
     acknowledged: int | None = None
     throughput_per_s: float | None = None
     latency_p50_ms: float | None = None
@@ -42,22 +43,30 @@ class RunRow(Struct, frozen=True, kw_only=True):
 
 
 def row_of(
-    scenario: str, seed: int | None, directory: str, verdict: Verdict | None, metrics: Metrics | None, problem: str
+    scenario: str,
+    seed: int | None,
+    directory: str,
+    verdict: Verdict | None,
+    metrics: Metrics | None,
+    problem: str,
+    again: str = "",
 ) -> RunRow:
     """The row of one run.
 
     Args:
         problem: why the lab could not carry it out or judge it, "" where it could.
     """
-    word = CLOSING[verdict.outcome] if verdict is not None else f"the lab failed: {problem}"
+    word = closing(verdict) if verdict is not None else f"the lab failed: {problem}"
+    again = "" if word == PASSED else again
     if metrics is None:
-        return RunRow(scenario=scenario, verdict=word, seed=seed, directory=directory)
+        return RunRow(scenario=scenario, verdict=word, seed=seed, directory=directory, again=again)
     load, latency = metrics.load, metrics.load.latency
     return RunRow(
         scenario=scenario,
         verdict=word,
         seed=seed,
         directory=directory,
+        again=again,
         acknowledged=load.acknowledged,
         throughput_per_s=load.throughput_per_s,
         latency_p50_ms=latency.p50_ms if latency is not None else None,
@@ -70,8 +79,19 @@ def render(runs: Sequence[tuple[RunRow, str]]) -> str:
     """The Markdown text of some runs, each with what is to be shown of it where it did not pass."""
     passed = sum(row.verdict == PASSED for row, _ in runs)
     lines = [f"### chatlab: {passed} of {len(runs)} runs passed", ""]
-    heads = ("scenario", "verdict", "seed", "acknowledged", "messages/s", "p50 ms", "p99 ms", "longest gap ms", "run")
-    lines += [_line(heads), _line([":--", ":--", *(["--:"] * 6), ":--"])]
+    heads = (
+        "scenario",
+        "verdict",
+        "seed",
+        "acknowledged",
+        "messages/s",
+        "p50 ms",
+        "p99 ms",
+        "longest gap ms",
+        "run",
+        "again",
+    )
+    lines += [_line((*heads, "run", "again")), _line([":--", ":--", *(["--:"] * 6), ":--", ":--"])]
     lines += [_line(_cells(row)) for row, _ in runs]
     left = DETAILS_BYTES
     for row, details in runs:
@@ -111,6 +131,7 @@ def _cells(row: RunRow) -> list[str]:
         _number(row.latency_p99_ms, 2),
         _number(row.longest_gap_ms, 1),
         row.directory,
+        row.again,
     ]
 
 

@@ -4,51 +4,90 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import tabulate as tabulate_module
 from tabulate import tabulate
 
 from lab.check.metrics import Failover, Latency, Metrics
-from lab.check.verdict import Check, ExpectationResult, Outcome, Verdict
+from lab.check.verdict import Check, ExpectationResult, Verdict
 from lab.rundir import RunDir
 
-CLOSING: dict[Outcome, str] = {
-    "pass": "PASS",
-    "broken": "FAIL: an invariant is broken",
-    "missed": "FAIL: an expectation was missed",
-    "undecided": "UNKNOWN: not everything could be judged",
-}
+tabulate_module.MIN_PADDING = 0  # Of headers over numbers: they need no more room than the numbers have.
+
+WIDTH = 110
+"""Characters of a line of summary.txt."""
 _NONE = "-"
 _MOST_FAILOVERS = 20
-_WIDEST = 60
-"""Characters of a column of text; longer ones go on in the next line."""
+_NARROWEST = 12
+"""Characters that a column of text keeps in the narrowest terminal."""
+_GAP = 2
+"""Spaces between two columns."""
 
 
-def render(run: RunDir, verdict: Verdict, metrics: Metrics | None) -> str:
-    """The whole text, without a newline at its end."""
+def closing(verdict: Verdict) -> str:
+    """The verdict on one line: PASS, or FAIL or UNKNOWN with its first cause."""
+    for check in verdict.checks:
+        if check.result == "FAIL":
+            cause = check.detail if check.first is None else f"{check.first.place}: {check.first.message}"
+            return f"FAIL: {check.name} {check.title}: {cause}"
+    for expected in verdict.expectations:
+        if expected.met is False and not expected.soft:
+            return f"FAIL: expected {expected.text}; found {expected.found}"
+    if verdict.outcome == "pass":
+        return "PASS"
+    for check in verdict.checks:
+        if check.result == "UNKNOWN" and check.decisive:
+            return f"UNKNOWN: {check.name} {check.title}: {check.detail}"
+    unjudged = next(each for each in verdict.expectations if each.met is None and not each.soft)
+    return f"UNKNOWN: expected {unjudged.text}; found {unjudged.found}"
+
+
+def render(run: RunDir, verdict: Verdict, metrics: Metrics | None, width: int = WIDTH) -> str:
+    """The tables of a run, without a newline at the end.
+
+    Args:
+        width: of the terminal in characters. Text wraps to it; evidence from logs does not.
+    """
     name = metrics.scenario if metrics is not None else run.path.parent.name
-    blocks = [name, _checks(verdict.checks), _violations(verdict.checks)]
+    blocks = [name, _checks(verdict.checks, width), _violations(verdict.checks)]
     if verdict.expectations:
-        blocks.append(_expectations(verdict.expectations))
+        blocks.append(_expectations(verdict.expectations, width))
     if metrics is not None:
-        blocks += [_load(metrics, verdict), _availability(metrics), _failovers(metrics.failovers)]
-        blocks += [_segments(metrics), _nodes(metrics)]
-    blocks.append(f"{name}: {CLOSING[verdict.outcome]}")
+        blocks += [_load(metrics, verdict, width), _availability(metrics, width), _failovers(metrics.failovers, width)]
+        blocks += [_segments(metrics, width), _nodes(metrics, width)]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], right_from: int = 0) -> str:
-    """Columns from right_from on are numbers and stand at the right; 0: all stand at the left."""
+def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], width: int, wrapped: Sequence[int] = (0,)) -> str:
+    """A table that is at most `width` characters wide, as far as its columns allow.
+
+    Args:
+        wrapped: the columns of text, which go on in the next line where they must. All columns behind the last of
+            them hold numbers and stand at the right.
+    """
     if not rows:
         return ""
-    align = ["left" if not right_from or at < right_from else "right" for at in range(len(headers))]
-    widths = None if right_from else _WIDEST
+    columns = range(len(headers))
+    natural = [max(len(line) for row in (headers, *rows) for line in row[at].split("\n")) for at in columns]
+    fixed = sum(natural[at] for at in columns if at not in wrapped) + _GAP * (len(headers) - 1)
+    free, widths = width - fixed, dict(enumerate(natural))
+    for left, at in zip(range(len(wrapped), 0, -1), sorted(wrapped, key=lambda at: natural[at]), strict=True):
+        widths[at] = max(min(natural[at], free // left), _NARROWEST)
+        free -= widths[at]
     return str(
-        tabulate(rows, headers=headers, tablefmt="simple", colalign=align, disable_numparse=True, maxcolwidths=widths)
+        tabulate(
+            rows,
+            headers=headers,
+            tablefmt="simple",
+            colalign=["left" if at <= max(wrapped) else "right" for at in columns],
+            disable_numparse=True,
+            maxcolwidths=[widths[at] if at in wrapped else None for at in columns],
+        )
     )
 
 
-def _checks(checks: Sequence[Check]) -> str:
+def _checks(checks: Sequence[Check], width: int) -> str:
     rows = [(check.name, check.title, _result(check), check.detail) for check in checks]
-    return _table(rows, ("check", "about", "result", "judged"))
+    return _table(rows, ("check", "about", "result", "judged"), width, wrapped=(3,))
 
 
 def _result(check: Check) -> str:
@@ -64,9 +103,9 @@ def _violations(checks: Sequence[Check]) -> str:
     return "\n".join(blocks)
 
 
-def _expectations(expectations: Sequence[ExpectationResult]) -> str:
+def _expectations(expectations: Sequence[ExpectationResult], width: int) -> str:
     rows = [(expectation_word(expected), expected.text, expected.found) for expected in expectations]
-    return _table(rows, ("result", "expected", "found"))
+    return _table(rows, ("result", "expected", "found"), width, wrapped=(1, 2))
 
 
 def expectation_word(expected: ExpectationResult) -> str:
@@ -75,7 +114,7 @@ def expectation_word(expected: ExpectationResult) -> str:
     return f"{word} (soft)" if expected.soft and not expected.met else word
 
 
-def _load(metrics: Metrics, verdict: Verdict) -> str:
+def _load(metrics: Metrics, verdict: Verdict, width: int) -> str:
     load, messages = metrics.load, verdict.messages
     unknown = messages.unknown_in_log + messages.unknown_not_in_log
     rows = [
@@ -102,7 +141,7 @@ def _load(metrics: Metrics, verdict: Verdict) -> str:
         rows.append(("terms", f"{terms.first} to {terms.last}, {terms.elections} times a node became leader"))
     if metrics.cpu_us_per_message is not None:
         rows.append(("CPU", f"{metrics.cpu_us_per_message:,.2f} µs/message, all nodes added"))
-    return _table(rows, ("load", ""))
+    return _table(rows, ("load", ""), width, wrapped=(1,))
 
 
 def _latency(latency: Latency | None) -> str:
@@ -117,11 +156,11 @@ def _number(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.1f}"
 
 
-def _availability(metrics: Metrics) -> str:
+def _availability(metrics: Metrics, width: int) -> str:
     """What came of each kind of fault."""
     rows = [
         (
-            shortened(kind.asked),
+            kind.asked,
             str(kind.times),
             _seconds(kind.unavailable_s_median),
             _seconds(kind.unavailable_s_max),
@@ -132,20 +171,24 @@ def _availability(metrics: Metrics) -> str:
         )
         for kind in metrics.availability
     ]
-    headers = ("fault", "times", "no ack s", "longest", "elections", "suspected ms", "leader ms", "first ack ms")
-    return _table(rows, headers, right_from=1)
-
-
-def shortened(text: str) -> str:
-    """For a column."""
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+    headers = (
+        "fault",
+        "times",
+        "no ack\ns",
+        "longest\ns",
+        "leader\nchanges",
+        "suspected\nms",
+        "leader\nms",
+        "first ack\nms",
+    )
+    return _table(rows, headers, width)
 
 
 def _seconds(value: float | None) -> str:
     return _NONE if value is None else f"{value:.3f}"
 
 
-def _failovers(failovers: Sequence[Failover]) -> str:
+def _failovers(failovers: Sequence[Failover], width: int) -> str:
     rows = [
         (
             f"{failover.fault} node {failover.node}",
@@ -157,12 +200,12 @@ def _failovers(failovers: Sequence[Failover]) -> str:
         )
         for failover in failovers[:_MOST_FAILOVERS]
     ]
-    headers = ("failover", "at s", "suspected ms", "leader ms", "who", "first ack ms")
+    headers = ("failover", "at\ns", "suspected\nms", "leader\nms", "new\nleader", "first ack\nms")
     more = len(failovers) - len(rows)
-    return _table(rows, headers, right_from=1) + (f"\nand {more} more in metrics.json" if more else "")
+    return _table(rows, headers, width) + (f"\nand {more} more in metrics.json" if more else "")
 
 
-def _segments(metrics: Metrics) -> str:
+def _segments(metrics: Metrics, width: int) -> str:
     rows = []
     for segment in metrics.segments:
         latency = segment.latency
@@ -178,11 +221,11 @@ def _segments(metrics: Metrics) -> str:
                 _number(latency.max_ms if latency else None),
             )
         )
-    headers = ("part of the run", "from s", "for s", "acks", "acks/s", "p50 ms", "p99 ms", "max ms")
-    return _table(rows, headers, right_from=1)
+    headers = ("part of the run", "from\ns", "for\ns", "acks", "acks/s", "p50\nms", "p99\nms", "max\nms")
+    return _table(rows, headers, width)
 
 
-def _nodes(metrics: Metrics) -> str:
+def _nodes(metrics: Metrics, width: int) -> str:
     rows = [
         (
             f"node {cost.node}",
@@ -193,4 +236,4 @@ def _nodes(metrics: Metrics) -> str:
         )
         for cost in metrics.nodes
     ]
-    return _table(rows, ("node", "starts", "CPU s", "CPU % of a core", "peak memory MiB"), right_from=1)
+    return _table(rows, ("node", "starts", "CPU\ns", "CPU %\nof a core", "peak memory\nMiB"), width)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab import cli, runs
+from lab import __version__, cli, runs
 from lab.check.metrics import Load, Metrics
 from lab.check.verdict import Check, ExpectationResult, Outcomes, Verdict, decide
 from lab.plan.scenario import Scenario
@@ -121,10 +121,10 @@ def test_a_failure_of_the_lab_is_70(lab: FakeLab, error: Exception, capsys: pyte
 
 
 def test_a_failure_outside_of_a_run_is_70_and_no_broken_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(paths: object) -> None:
+    def fail(options: object) -> None:
         raise ValueError("ours")
 
-    monkeypatch.setattr(cli, "load_all", fail)
+    monkeypatch.setattr(cli, "_chosen", fail)
     assert cli.main(["validate", "quiet.yml"]) == 70
 
 
@@ -158,8 +158,13 @@ def test_of_repeated_simulations_those_that_did_not_pass_and_the_last_are_kept(
     assert [json.loads((path / "verdict.json").read_text())["outcome"] for path in kept] == ["broken", "pass"]
     assert Path("out/latest").resolve() == kept[-1].resolve()
     shown = capsys.readouterr().out
-    assert "quiet: PASS\nseed 5, not kept\n" in shown and "quiet: PASS\nseed 7, not kept\n" in shown
+    assert "quiet: PASS  (seed 5, not kept)\n" in shown and "quiet: PASS  (seed 7, not kept)\n" in shown
     assert "seed 6, out/quiet" in shown and "the lab failed" not in shown
+    assert shown.count("the table") == 1
+    assert shown.endswith(
+        "3 of 4 runs passed\n  quiet: FAIL: A1 agreement: two lines differ\n"
+        "      python3 run_lab.py quiet.yml --sim --seed 6\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,8 +189,10 @@ def test_wrong_usage_is_64(lab: FakeLab, arguments: tuple[str, ...]) -> None:
     assert lab.runs == []
 
 
-def test_help_is_0() -> None:
-    assert run("--help") == 0
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_are_0(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(option) == 0
+    assert option == "--help" or capsys.readouterr().out == f"chatlab {__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -254,11 +261,61 @@ def test_a_run_leaves_what_the_judges_write(lab: FakeLab) -> None:
     assert left >= {"verdict.json", "metrics.json", "summary.txt", "junit.xml"}
 
 
-def test_the_table_is_shown(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_shown_and_the_last_line_says_how_it_ended(
+    lab: FakeLab, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("quiet.yml", "--seed", "5", "--out", "out")
-    shown = capsys.readouterr().out
-    assert "the table" in shown
-    assert "seed 5, out/quiet/" in shown
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "the table"
+    assert lines[-2].startswith("seed 5, out/quiet/") and lines[-1] == "quiet: PASS"
+    assert not [line for line in lines if line.startswith("again: ")]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cause"),
+    [
+        ("broken", "FAIL: A1 agreement: two lines differ"),
+        ("missed", "FAIL: expected last_seq: 3; found 2"),
+        ("undecided", "UNKNOWN: A1 agreement: no log"),
+        (OSError("no space"), "the lab failed: no space"),
+    ],
+    ids=str,
+)
+def test_the_end_of_a_run_that_did_not_pass_is_its_cause_and_how_to_repeat_it(
+    lab: FakeLab, outcome: str | BaseException, cause: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lab.outcomes = [outcome]
+    run("quiet.yml", "--seed", "5", "--out", "out", "--mutant", "two_votes_in_one_term")
+    captured = capfd.readouterr()
+    assert (captured.out or captured.err).splitlines()[-2:] == [
+        "again: python3 run_lab.py quiet.yml --seed 5 --mutant two_votes_in_one_term",
+        f"quiet: {cause}",
+    ]
+
+
+def test_of_several_runs_only_those_that_did_not_pass_show_their_table(
+    lab: FakeLab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.outcomes = ["pass", "missed"]
+    assert run("quiet.yml", "other.yml", "--out", "out") == 3
+    captured = capsys.readouterr()
+    assert captured.out.startswith("quiet: PASS  (seed ") and captured.out.count("the table") == 1
+    first, second = captured.err.splitlines()
+    assert first == "1 of 2, quiet" and second.startswith("2 of 2, about 0 s left, other")
+
+
+def test_verdicts_are_coloured_on_a_terminal_that_wants_it(
+    lab: FakeLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lab.outcomes = ["pass", "broken"]
+    run("quiet.yml", "--out", "out")
+    assert capsys.readouterr().out.endswith("quiet: \x1b[32mPASS\x1b[0m\n")
+    monkeypatch.setenv("NO_COLOR", "1")
+    run("quiet.yml", "--out", "out")
+    assert capsys.readouterr().out.endswith("quiet: FAIL: A1 agreement: two lines differ\n")
 
 
 def test_json_is_alone_on_standard_output(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +335,8 @@ def test_a_build_server_s_summary_page_gets_every_run(lab: FakeLab, monkeypatch:
     assert run("quiet.yml", "--repeat", "3", "--out", "out") == 1
     page = Path("page.md").read_text()
     assert page.startswith("### chatlab: 1 of 3 runs passed\n")
-    assert "| quiet | FAIL: an invariant is broken |" in page and "the table" in page
+    assert "| quiet | FAIL: A1 agreement: two lines differ |" in page and "the table" in page
+    assert page.count("| python3 run_lab.py quiet.yml --seed ") == 2
     assert "| quiet | the lab failed: no space |" in page
 
 
@@ -296,6 +354,113 @@ def test_progress_on_a_terminal_is_one_line(
     progress("two")
     progress.close()
     assert capsys.readouterr().err == "\r\x1b[Kquiet: one\r\x1b[Kquiet: two\r\x1b[K"
+
+
+def test_progress_fits_into_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    runs.Progress("quiet")("a very long step that would go on in the next line")
+    assert capsys.readouterr().err == "\r\x1b[Kquiet: a very long "
+
+
+# ---- which scenarios ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's scenarios: two in the directory itself, one below it."""
+    home = Path("home")
+    (home / "perf").mkdir(parents=True)
+    (home / "calm.yml").write_text(GOOD.replace("quiet", "calm"))
+    (home / "wild.yml").write_text(GOOD.replace("quiet", "wild") + "tags: [network, slow]\n")
+    (home / "perf" / "heavy.yml").write_text(GOOD.replace("quiet", "heavy") + "tags: [slow]\n")
+    monkeypatch.setattr(cli, "SCENARIOS", home)
+    return home
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (("calm",), ["calm"]),
+        (("heavy",), ["heavy"]),
+        (("quiet.yml", "wild"), ["quiet", "wild"]),
+        (("home",), ["calm", "wild"]),
+        (("home/perf/",), ["heavy"]),
+        (("--tag", "slow"), ["wild"]),
+        (("home", "home/perf", "--tag", "slow"), ["wild", "heavy"]),
+        (("home", "--tag", "slow", "--tag", "none"), ["wild"]),
+    ],
+    ids=" ".join,
+)
+def test_scenarios_are_chosen_by_name_tag_and_directory(
+    lab: FakeLab, home: Path, arguments: tuple[str, ...], names: list[str]
+) -> None:
+    assert run(*arguments, "--out", "out") == 0
+    assert lab.runs == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("clam",), "clam: no such file, directory or scenario; did you mean calm?\n"),
+        (("lits",), "lits: no such file, directory or scenario; did you mean list?\n"),
+        (("home/xyz.yml",), "home/xyz.yml: no such file, directory or scenario\n"),
+        (("out",), "out: no scenario files in this directory; they end in .yml or .yaml\n"),
+        (("home", "--tag", "netwrk"), "no scenario has the tag netwrk\n"),
+        (
+            ("run",),
+            "no scenario named: `run_lab.py list` shows all, `run_lab.py scenarios/` runs all\n",
+        ),
+    ],
+    ids=str,
+)
+def test_what_names_no_scenario_is_told(
+    lab: FakeLab, home: Path, arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    assert run(*arguments) == 64
+    assert capsys.readouterr().err == says
+    assert lab.runs == []
+
+
+def test_what_can_t_be_simulated_is_skipped_in_a_directory_and_refused_by_name(
+    lab: FakeLab, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "calm.yml").write_text(
+        "name: calm\ndescription: d\nsteps: [{load: start}]\nload: {rate: 5}\nexpectations: [{throughput: 5}]\n"
+    )
+    assert run("home", "--sim", "--seed", "1", "--out", "out") == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("calm: skipped: expectations[0].throughput: measures the machine")
+    assert captured.out.endswith("\nwild: PASS\n")
+    assert run("calm", "--sim", "--out", "out") == 64
+
+
+# ---- clean --------------------------------------------------------------------------------------
+
+
+def test_clean_removes_the_oldest_runs_of_each_scenario(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    run("quiet.yml", "--repeat", "4", "--out", "out")
+    run("other.yml", "--out", "out")
+    newest = Path("out/quiet/latest").resolve()
+    Path("out/notes").mkdir()
+    Path("out/notes/mine.txt").write_text("kept")
+    capsys.readouterr()
+    assert run("clean", "--keep", "1", "--dry-run", "--out", "out") == 0
+    assert capsys.readouterr().out.startswith("would remove 3 runs (")
+    assert len([each for each in Path("out/quiet").iterdir() if not each.is_symlink()]) == 4
+    assert run("clean", "--keep", "1", "--out", "out") == 0
+    assert "removed 3 runs (" in (told := capsys.readouterr().out) and "2 runs (" in told
+    assert [each for each in Path("out/quiet").iterdir() if not each.is_symlink()] == [Path("out/quiet") / newest.name]
+    assert Path("out/latest").exists() and Path("out/notes/mine.txt").exists()
+
+
+def test_clean_leaves_a_run_that_may_be_under_way_and_no_dead_link(lab: FakeLab) -> None:
+    run("quiet.yml", "--out", "out")
+    run("other.yml", "--out", "out")
+    (Path("out/other/latest").resolve() / "meta.json").unlink()
+    assert run("clean", "--keep", "0", "--out", "out") == 0
+    assert sorted(each.name for each in Path("out").iterdir()) == ["latest", "other"]
 
 
 # ---- check, validate, list ----------------------------------------------------------------------

@@ -112,20 +112,22 @@ def test_run_directories_go_where_they_are_told(lab: FakeLab, pytester: pytest.P
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        ("broken", "FAIL: an invariant is broken"),
-        ("missed", "FAIL: an expectation was missed"),
-        ("undecided", "UNKNOWN: not everything could be judged"),
+        ("broken", "FAIL: A1 agreement: two lines differ"),
+        ("missed", "FAIL: expected last_seq: 3; found 2"),
+        ("undecided", "UNKNOWN: A1 agreement: no log"),
     ],
 )
 def test_a_failure_is_the_verdict_and_no_traceback(
-    lab: FakeLab, pytester: pytest.Pytester, outcome: str, words: str
+    lab: FakeLab, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, outcome: str, words: str
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     lab.outcomes = [outcome]
     done = ran(pytester, "scenarios/quiet.yml", "--lab-seed", "5")
     done.assert_outcomes(failed=1)
     shown = done.stdout.str()
     assert "agreement" in shown and f"quiet: {words}" in shown
-    assert f"FAILED scenarios/quiet.yml::quiet - {words}" in shown
+    again = "pytest scenarios/quiet.yml::quiet --lab-seed 5"
+    assert f"FAILED scenarios/quiet.yml::quiet - {words}; again: {again}" in shown
     assert "seed 5, results/quiet/" in shown
     assert "Traceback" not in shown and "ScenarioFailed" not in shown
 
@@ -144,7 +146,7 @@ def test_junit_holds_verdict_and_figures(lab: FakeLab, pytester: pytest.Pytester
     properties = {each.get("name"): each.get("value") for each in cases["quiet"].iter("property")}
     assert (properties["verdict"], properties["seed"], properties["acknowledged"]) == ("PASS", "3", "0")
     failure = cases["other"].find("failure")
-    assert failure is not None and failure.get("message") == "FAIL: an expectation was missed"
+    assert failure is not None and failure.get("message", "").startswith("FAIL: expected last_seq: 3;")
     assert failure.text is not None and "last_seq: 3" in failure.text
 
 
@@ -173,7 +175,7 @@ def test_the_step_summary_of_a_build_server_gets_all_runs(
     ran(pytester, "scenarios", "test_plain.py")
     page = Path("page.md").read_text()
     assert page.startswith("### chatlab: 1 of 2 runs passed\n")
-    assert "| other | PASS |" in page and "| quiet | FAIL: an invariant is broken |" in page
+    assert "| other | PASS |" in page and "| quiet | FAIL: A1 agreement: two lines differ |" in page
     assert "two lines differ" in page
 
 
@@ -196,7 +198,7 @@ def test_a_project_of_its_own_needs_nothing_but_the_plugin(
     done = pytester.runpytest_subprocess(*PLUGIN, "scenarios", "--lab-sim", "--junitxml=out.xml")
     done.assert_outcomes(passed=1, failed=1)
     shown = done.stdout.str()
-    assert "agreement" in shown and "three: FAIL: an expectation was missed" in shown
+    assert "agreement" in shown and "three: FAIL: expected last_seq: 3; found" in shown
     assert "Traceback" not in shown
     properties = {each.get("name"): each.get("value") for each in ElementTree.parse("out.xml").iter("property")}
     assert properties["acknowledged"] == "2"
