@@ -2,6 +2,7 @@
 
     ChatError
     ├── ConfigError         the configuration file or a flag is wrong          exit code 2
+    │   ├── FileProblem     its place in a file is known
     │   └── TlsProblem      a PEM file is missing or does not fit (nodeproc.tls)
     ├── StorageError
     │   ├── CorruptionError durable data is not what was written               exit code 3
@@ -15,6 +16,9 @@ A broken invariant of our own is an AssertionError and ends the process with exi
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
 
 class ChatError(Exception):
     """Base of all; its text is one line that names what was found and what is allowed."""
@@ -22,6 +26,26 @@ class ChatError(Exception):
 
 class ConfigError(ChatError):
     """The user's configuration can't be used."""
+
+
+class FileProblem(ConfigError):
+    """A configuration file or scenario can't be used.
+
+    Attributes:
+        path: the file.
+        line, column: from 1; 0 where the whole file is meant.
+        message: what was found and what is allowed, without the place.
+        source: the line and a caret beneath, each behind a newline; "" where there is nothing to see.
+        allowed: the words that may stand there, where they are a list.
+    """
+
+    def __init__(
+        self, path: str, message: str, line: int = 0, column: int = 0, source: str = "", allowed: Sequence[str] = ()
+    ) -> None:
+        at = f":{line}:{column}" if line else ""
+        super().__init__(f"{path}{at}: {message}{source}")
+        self.path, self.line, self.column, self.message = path, line, column, message
+        self.source, self.allowed = source, tuple(allowed)
 
 
 class StorageError(ChatError):
@@ -46,3 +70,10 @@ class FrameError(ChatError):
 
 class Unreachable(ChatError):
     """No node answered a client in time; names the addresses and the last error."""
+
+
+def did_you_mean(found: str, allowed: Iterable[str]) -> str:
+    """` (did you mean X?)` with the allowed word that is most like the one found; "" where none is like it."""
+    by_small = {each.lower(): each for each in allowed}
+    near = get_close_matches(found.lower()[:200], by_small, 1)
+    return f" (did you mean {by_small[near[0]]}?)" if near else ""

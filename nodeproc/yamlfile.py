@@ -1,27 +1,32 @@
-"""YAML files whose errors name file, line, column and key.
+"""YAML files whose errors name file, line, column and key, and point at the place.
 
-    configs/node1.yml:7:9: peers[0].port: found "abc", allowed int >= 1
+    configs/node1.yml:7:19: peers[0].port: found "abc", allowed 1..65535
         7 |   - {id: 2, port: abc}
+          |                   ^
 
 parse() reads the text, Document.convert() makes a msgspec Struct of it, Document.error() places a complaint that
-only the caller can make ("no such node"). Plain YAML 1.2 scalars: `on`, `yes` and dates are text; a key may stand
-once. Structs that refuse unknown keys say so themselves (forbid_unknown_fields=True).
+only the caller can make ("no such node"). Structs that refuse unknown keys say so themselves
+(forbid_unknown_fields=True).
+
+Plain scalars are those of nodeproc.yamlscalar. A key stands once, merge keys (`<<`) work, tags (`!!int`) are refused:
+the types say what a value is. A file has at most MAX_FILE_BYTES, and MAX_VALUES values with its aliases expanded.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
+from unicodedata import east_asian_width
 
 import msgspec
 import yaml
 from msgspec import inspect
 
-from nodeproc.errors import ConfigError
+from nodeproc.errors import FileProblem, did_you_mean
+from nodeproc.yamlscalar import Scalar, read_plain
 
 Place: TypeAlias = tuple[str | int, ...]
 """The way to a value: ("peers", 0, "port")."""
@@ -29,28 +34,73 @@ Place: TypeAlias = tuple[str | int, ...]
 T = TypeVar("T")
 DecHook: TypeAlias = Callable[[type, Any], Any]
 
-_SCALARS: tuple[tuple[str, str, str], ...] = (
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)",
-        "-+.0123456789",
-    ),
-)
+MAX_FILE_BYTES = 1 << 20
+MAX_VALUES = 100_000
+"""Values of one file; one that aliases repeat counts each time."""
+MAX_DEPTH = 100
+"""Lists and mappings inside each other."""
+_MERGE = "<<"
+_SHOWN_COLUMNS = 160
+"""Of a longer source line only this much is shown, around the place."""
+_OURS = "\0"
+"""Begins a problem that is in our words already."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2."""
+    """PyYAML's parser, used for its nodes and marks alone; what a scalar means is nodeproc.yamlscalar's."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's own table, replaced)
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise _refused(event.start_mark, f"a tag ({tag}); write the value without it, text in quotes")
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _refused(event.start_mark, "nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
-for _tag, _pattern, _starts in _SCALARS:
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _starts]
-    )
+def _refused(mark: yaml.Mark, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=_OURS + problem, problem_mark=mark)
+
+
+_IN_OUR_WORDS: tuple[tuple[str, str], ...] = (
+    (r"expected the node content, but found '<stream end>'", "the file ends where a value is expected"),
+    (r"found unexpected end of stream", "a quote that is never closed"),
+    (r"found unexpected document separator", "a quote that is not closed before `---` or `...`"),
+    (
+        r"mapping values are not allowed here",
+        "a second `: ` in this line, or a wrong indentation; text that holds `: ` needs quotes",
+    ),
+    (r"could not find expected ':'", "a key without `: ` behind it, or a line that is indented too little"),
+    (r"found character '\\t' that cannot start any token", "a tab; use spaces"),
+    (r"found character (.*) that cannot start any token", r"text can't begin with \1; put it in quotes"),
+    (r"expected ',' or '\]', but got .*", "a list in [ ] that is not closed, or lacks a comma"),
+    (r"expected ',' or '\}', but got .*", "a mapping in { } that is not closed, or lacks a comma"),
+    (r"expected <block end>, but found .*", "this does not fit the lines above; look at their indentation"),
+    (r"expected '<document start>', but found .*", "text behind the end of the file's one value"),
+    (
+        r"(block )?sequence entries are not allowed .*",
+        "`- ` can't stand here; a list begins on a line of its own",
+    ),
+    (r"mapping keys are not allowed .*", "`? ` can't stand here"),
+    (r"found undefined alias '(.*)'", r"the alias *\1 has no anchor &\1 above it"),
+    (r"second occurrence", "an anchor (&) that stands in the file twice"),
+    (r"but found another document", "a second document (`---`); a file holds one"),
+    (
+        r"found unknown escape character (.*)",
+        r"\1 behind a backslash means nothing in double quotes; use single quotes, or two backslashes",
+    ),
+    (r"expected escape sequence of (\d) hexadecimal .*", r"an escape with fewer than \1 hexadecimal digits"),
+    (r"expected alphabetic or numeric .*", "a name is needed behind * or &; text that begins so needs quotes"),
+    (r"expected the node content, but found .*", "a value is expected here"),
+)
+"""PyYAML's words for a problem -> ours."""
 
 
 def load_as(path: Path | str, wanted: type[T], *, text: str | None = None, dec_hook: DecHook | None = None) -> T:
@@ -60,7 +110,7 @@ def load_as(path: Path | str, wanted: type[T], *, text: str | None = None, dec_h
         text: the file's content where the caller has it already.
 
     Raises:
-        ConfigError: unreadable, not YAML, or not what the type allows.
+        FileProblem: unreadable, not YAML, or not what the type allows.
     """
     return parse(path, text=text).convert(wanted, dec_hook=dec_hook)
 
@@ -69,31 +119,68 @@ def parse(path: Path | str, *, text: str | None = None) -> Document:
     """Read a file as plain values that remember where they stand.
 
     Raises:
-        ConfigError: unreadable or not YAML.
+        FileProblem: unreadable or not YAML.
     """
     if text is None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+        text = _read(Path(path))
     loader: Any = None
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
-            raise ConfigError(f"{path}: empty, a mapping is needed")
-        return Document(path, text, root, _Values(path, text, loader).of(root))
+            raise FileProblem(str(path), "empty, a mapping is needed")
+        return Document(path, text, root, _Values(path, text).of(root))
     except yaml.MarkedYAMLError as error:
-        raise _at(path, text, error.problem_mark or error.context_mark, error.problem or "not YAML") from None
+        raise _at(path, text, error.problem_mark or error.context_mark, _in_our_words(error.problem or "")) from None
+    except yaml.reader.ReaderError as error:
+        line, column = text.count("\n", 0, error.position), error.position - text.rfind("\n", 0, error.position) - 1
+        found = f"the character {ascii(text[error.position])[1:-1]}, which no YAML file may hold"
+        raise FileProblem(str(path), found, line + 1, column + 1) from None
     except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}".replace("\n", " ")) from None
+        raise FileProblem(str(path), "nested too deeply") from None
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _in_our_words(problem: str) -> str:
+    if problem.startswith(_OURS):
+        return problem.removeprefix(_OURS)
+    for pattern, words in _IN_OUR_WORDS:
+        if match := re.fullmatch(pattern, problem, re.DOTALL):
+            return match.expand(words)
+    return f"not YAML: {problem}"
+
+
+def _read(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        FileProblem: it can't be read, is too large or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        near = did_you_mean(path.name, _files_beside(path))
+        raise FileProblem(str(path), f"{error.strerror}{near}") from None
+    except OSError as error:
+        raise FileProblem(str(path), f"{error.strerror}") from None
+    except ValueError:
+        raise FileProblem(ascii(str(path)), "no file can have this name") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise FileProblem(str(path), f"found more than {MAX_FILE_BYTES} bytes, which is the most that is read")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileProblem(str(path), f"not UTF-8 at byte {error.start}") from None
+
+
+def _files_beside(path: Path) -> list[str]:
+    try:
+        return sorted(each.name for each in path.parent.iterdir() if each.suffix in (".yml", ".yaml"))
+    except OSError:
+        return []
 
 
 def show_place(place: Place) -> str:
@@ -109,21 +196,39 @@ class Document:
         self.path, self.text, self.data = path, text, data
         self._root = root
 
-    def error(self, place: Place, message: str, *, at_key: bool = False) -> ConfigError:
+    def error(self, place: Place, message: str, *, at_key: bool = False, allowed: Sequence[str] = ()) -> FileProblem:
         """A complaint about the value at `place`, to be raised by the caller.
 
         Args:
             place: as far as it exists in the file; the deepest part that does is pointed at.
             at_key: point at the key and not at its value.
+            allowed: the words that may stand there, where they are a list.
         """
         shown = show_place(place)
-        return _at(self.path, self.text, self._mark(place, at_key), f"{shown}: {message}" if shown else message)
+        text = f"{shown}: {message}" if shown else message
+        return _at(self.path, self.text, self._mark(place, at_key), text, allowed)
+
+    def wrong(self, place: Place, allowed: str, names: Sequence[str] = ()) -> FileProblem:
+        """The complaint that the value at `place`, or the one beside which it would stand, is not allowed.
+
+        Args:
+            allowed: in words.
+            names: which of the allowed words may have been meant.
+        """
+        found = self._value_or_none(place)
+        near = did_you_mean(found, names) if isinstance(found, str) else ""
+        return self.error(place, f"found {show_value(found)}{near}, allowed {allowed}", allowed=names)
+
+    def unknown_key(self, place: Place, allowed: Sequence[str], what: str = "unknown key") -> FileProblem:
+        """The complaint that a mapping has the key that `place` ends with."""
+        near = did_you_mean(str(place[-1]), allowed)
+        return self.error(place, f"{what}{near}; allowed: {', '.join(allowed) or 'none'}", at_key=True, allowed=allowed)
 
     def convert(self, wanted: type[T], *, dec_hook: DecHook | None = None) -> T:
         """The whole document as one Struct.
 
         Raises:
-            ConfigError: a missing or unknown key, or a value that the type doesn't allow.
+            FileProblem: a missing or unknown key, or a value that the type doesn't allow.
         """
         return self.convert_at((), wanted, dec_hook=dec_hook)
 
@@ -147,7 +252,7 @@ class Document:
         node, mark = self._root, self._root.start_mark
         for depth, part in enumerate(place):
             if isinstance(node, yaml.MappingNode):
-                pairs = [(key, value) for key, value in node.value if key.value == part]
+                pairs = [(key, value) for key, value in node.value if _key(key) == part]
                 if not pairs:
                     break
                 key, node = pairs[0]
@@ -159,24 +264,24 @@ class Document:
                 break
         return mark
 
-    def _explained(self, problem: str, wanted: Any, base: Place) -> ConfigError:
+    def _explained(self, problem: str, wanted: Any, base: Place) -> FileProblem:
         """msgspec's complaint in the words of this file."""
-        text, _, where = problem.partition(" - at `")
-        inside = _place_of(where.rstrip("`"))
+        found = re.fullmatch(r"(.*?)(?: - at `(?:key in )?(\$[^`]*)`)?", problem, re.DOTALL)
+        assert found is not None
+        text, inside = found[1], _place_of(found[2] or "")
         place = base + inside
         allowed = _type_at(inspect.type_info(wanted), inside, self.value(base))
-        if match := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-            name, names = match[1], _keys(allowed)
-            near = get_close_matches(name, names, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            return self.error((*place, name), f"unknown key{hint}; allowed: {', '.join(names)}", at_key=True)
+        if match := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
+            return self.unknown_key((*place, match[1]), _keys(allowed))
         if match := re.fullmatch(r"Object missing required field `(.*)`", text):
             return self.error(place, f"the key {match[1]} is missing")
-        found = _shown(self._value_or_none(place))
-        if match := re.fullmatch(r"Expected `(.*?)`, got `.*`|Expected (.*)", text):
-            return self.error(place, f"found {found}, allowed {_in_yaml_words(match[1] or match[2])}")
-        if re.match(r"Invalid (enum )?value", text) and (values := _values(allowed)):
-            return self.error(place, f"found {found}, allowed {', '.join(values)}")
+        if match := re.match(r"Invalid (?:enum )?value|Expected (.*?)(?:, got `.*`)?$", text):
+            value = self._value_or_none(place)
+            words = _in_words(allowed) or (match[1] or "").replace("`", "")
+            if _is_number(value):  # Then it is out of bounds, or text was meant.
+                words = words.removeprefix("a whole number, " if isinstance(value, int) else "a number, ")
+                words += " in quotes" if words.startswith("text") else ""
+            return self.wrong(place, words, _values(allowed))
         return self.error(place, text)
 
     def _value_or_none(self, place: Place) -> Any:
@@ -189,75 +294,142 @@ class Document:
 class _Values:
     """Turns YAML nodes into plain values, refusing what would be lost silently."""
 
-    def __init__(self, path: Path | str, text: str, loader: Any) -> None:
-        self._path, self._text, self._loader = path, text, loader
+    def __init__(self, path: Path | str, text: str) -> None:
+        self._path, self._text = path, text
         self._open: set[int] = set()
+        self._count = 0
 
-    def of(self, node: yaml.Node) -> Any:
-        if id(node) in self._open:
-            raise _at(self._path, self._text, node.start_mark, "an alias that contains itself")
-        self._open.add(id(node))
+    def of(self, node: yaml.Node, place: Place = ()) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            self._count_one(node, place)
+            return self._scalar(node, place)
+        self._enter(node, place)
         try:
             if isinstance(node, yaml.MappingNode):
-                return self._mapping(node)
-            if isinstance(node, yaml.SequenceNode):
-                return [self.of(item) for item in node.value]
-            return self._loader.construct_object(node)
-        except (
-            ValueError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ):  # PyYAML's constructors, on values like `!!int x`
-            found = f"found {node.value[:80]!r}" if isinstance(node, yaml.ScalarNode) else "nested too deeply"
-            raise _at(self._path, self._text, node.start_mark, f"{found}, not a value of its kind") from None
+                return self._mapping(node, place)
+            return [self.of(item, (*place, index)) for index, item in enumerate(node.value)]
         finally:
             self._open.discard(id(node))
 
-    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+        node.value = list(self._with_merged(node, place))
         values: dict[str, Any] = {}
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise _at(self._path, self._text, key.start_mark, "a key must be plain text")
-            if key.value in values:
-                raise _at(self._path, self._text, key.start_mark, f"the key {key.value} stands here twice")
-            values[key.value] = self.of(value)
+            self._scalar(key, place)
+            name = _key(key)
+            if name in values:
+                raise self._error(key, place, f"the key {name} stands here twice")
+            values[name] = self.of(value, (*place, name))
         return values
 
+    def _with_merged(self, node: yaml.MappingNode, place: Place) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+        """The mapping's own pairs, then those of its `<<` whose keys it lacks; of several the first counts."""
+        merged: list[yaml.Node] = []
+        names: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._error(key, place, "a key must be plain text")
+            if key.value == _MERGE and key.style is None:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            else:
+                names.add(_key(key))
+                yield key, value
+        for each in merged:
+            if not isinstance(each, yaml.MappingNode):
+                raise self._error(each, place, f"allowed behind {_MERGE}: an alias of a mapping, or a list of such")
+            self._enter(each, place)
+            for key, value in self._with_merged(each, place):
+                self._count_one(key, place)
+                if _key(key) not in names:
+                    names.add(_key(key))
+                    yield key, value
+            self._open.discard(id(each))
 
-def _at(path: Path | str, text: str, mark: yaml.Mark | None, message: str) -> ConfigError:
-    """A ConfigError of two lines: the complaint with its position, and the source line."""
+    def _scalar(self, node: yaml.ScalarNode, place: Place) -> Scalar:
+        text: str = node.value
+        try:
+            text.encode()
+            return read_plain(text) if node.style is None else text
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])[1:-1]
+            message = f"found {half}, half of a character; write the character itself"
+            raise self._error(node, place, message) from None
+        except ValueError as error:
+            raise self._error(node, place, str(error)) from None
+
+    def _enter(self, node: yaml.Node, place: Place) -> None:
+        if id(node) in self._open:
+            raise self._error(node, place, "an alias that contains itself")
+        self._open.add(id(node))
+        self._count_one(node, place)
+        if len(self._open) > MAX_DEPTH:
+            raise self._error(node, (), "nested too deeply")
+
+    def _count_one(self, node: yaml.Node, place: Place) -> None:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise self._error(node, place[:1], f"more than {MAX_VALUES} values in the file, with its aliases expanded")
+
+    def _error(self, node: yaml.Node, place: Place, message: str) -> FileProblem:
+        shown = show_place(place)
+        return _at(self._path, self._text, node.start_mark, f"{shown}: {message}" if shown else message)
+
+
+def _key(node: yaml.ScalarNode) -> str:
+    """A key as it is known further on: 1 and +1 are the same."""
+    try:
+        value = read_plain(node.value) if node.style is None else None
+    except ValueError:
+        value = None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else str(node.value)
+
+
+def _at(path: Path | str, text: str, mark: yaml.Mark | None, message: str, allowed: Sequence[str] = ()) -> FileProblem:
+    """A complaint of three lines: what is wrong and where, the source line and a caret beneath."""
     if mark is None:
-        return ConfigError(f"{path}: {message}")
+        return FileProblem(str(path), message)
     lines = text.splitlines()
     source = lines[mark.line].rstrip() if mark.line < len(lines) else ""
-    shown = f"\n    {mark.line + 1} | {source}" if source.strip() else ""
-    return ConfigError(f"{path}:{mark.line + 1}:{mark.column + 1}: {message}{shown}")
+    return FileProblem(str(path), message, mark.line + 1, mark.column + 1, _pointed_at(source, mark), allowed)
+
+
+def _pointed_at(source: str, mark: yaml.Mark) -> str:
+    """The source line and a caret beneath the column, each on a line of its own; "" where there is nothing to see."""
+    if not source.strip():
+        return ""
+    column, number = mark.column, f"    {mark.line + 1}"
+    if len(source) > _SHOWN_COLUMNS:
+        start = min(max(0, column - _SHOWN_COLUMNS // 2), len(source))
+        source, column = source[start : start + _SHOWN_COLUMNS], column - start
+    # Tabs stay tabs, and characters of double width take two columns, so that the caret stands where it should.
+    blank = "".join("\t" if c == "\t" else "  " if east_asian_width(c) in "WF" else " " for c in source[:column])
+    return f"\n{number} | {source}\n{' ' * len(number)} | {blank.ljust(column)}^"
 
 
 def _place_of(where: str) -> Place:
     """msgspec's `$.peers[0].port` as a place; it ends at `[...]`, which names no one entry."""
     place: list[str | int] = []
-    for name, index in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", where.removeprefix("key in ")):
-        if index == "...":
+    for name, index in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", where):
+        if not name and not index.isdecimal():
             break
         place.append(name or int(index))
     return tuple(place)
 
 
-def _in_yaml_words(allowed: str) -> str:
-    words = allowed.replace("`", "").replace("object", "a mapping").replace("array", "a list")
-    return words.replace("str", "text").replace("bool", "true or false")
-
-
-def _shown(value: Any) -> str:
-    """A value as the user may recognise it, shortened."""
+def show_value(value: object) -> str:
+    """A plain value as the user may recognise it, shortened."""
     if isinstance(value, dict):
         return "a mapping"
-    if isinstance(value, list):
-        return "a list"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    if value is None:
+        return "nothing"
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _type_at(info: inspect.Type, place: Place, data: Any) -> inspect.Type:
@@ -306,6 +478,38 @@ def _keys(info: inspect.Type) -> list[str]:
 def _values(info: inspect.Type) -> list[str]:
     if isinstance(info, inspect.LiteralType):
         return [str(value) for value in info.values]
-    if isinstance(info, inspect.EnumType):
-        return [str(member.value) for member in info.cls]
     return []
+
+
+def _in_words(info: inspect.Type) -> str:
+    """What a type allows; "" for a type that no file has."""
+    match info:
+        case inspect.LiteralType():
+            return ", ".join(_values(info))
+        case inspect.IntType() | inspect.FloatType():
+            kind = "a whole number" if isinstance(info, inspect.IntType) else "a number"
+            return f"{kind}, {bounds}" if (bounds := _bounds(info.ge, info.gt, info.le)) else kind
+        case inspect.StrType():
+            length = _bounds(info.min_length, None, info.max_length)
+            return f"text of {length} characters" if length else "text"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.ListType() | inspect.VarTupleType():
+            return "a list"
+        case inspect.StructType() | inspect.DictType():
+            return "a mapping"
+        case inspect.UnionType():
+            return " or ".join(dict.fromkeys(filter(None, map(_in_words, info.types))))
+        case inspect.Metadata():
+            return _in_words(info.type)
+        case _:
+            return ""
+
+
+def _bounds(least: float | None, above: float | None, most: float | None) -> str:
+    """`1..9`, `1 or more`, `above 0, up to 1`; "" without bounds."""
+    if above is not None:
+        return f"above {above:.15g}" + ("" if most is None else f", up to {most:.15g}")
+    if least is None:
+        return "" if most is None else f"up to {most:.15g}"
+    return f"{least:.15g} or more" if most is None else f"{least:.15g}..{most:.15g}"

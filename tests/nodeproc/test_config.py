@@ -46,9 +46,9 @@ def test_the_ready_configs_form_one_cluster(number: int) -> None:
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        (("node_id: 1", "node_id: one"), 'n.yml:1:10: node_id: found "one", allowed int'),
-        (("node_id: 1", "node_id: 0"), "n.yml:1:10: node_id: found 0, allowed int >= 1"),
-        (("port: 5001", "port: 70000"), "n.yml:2:7: port: found 70000, allowed int <= 65535"),
+        (("node_id: 1", "node_id: one"), 'n.yml:1:10: node_id: found "one", allowed a whole number, 1..2147483647'),
+        (("node_id: 1", "node_id: 0"), "n.yml:1:10: node_id: found 0, allowed 1..2147483647"),
+        (("port: 5001", "port: 70000"), "n.yml:2:7: port: found 70000, allowed 0..65535"),
         (("port: 5001", "port: 0"), "n.yml:2:7: port: found 0 (any free port), allowed 1..65535"),
         (("{id: 2,", "{id: 1,"), "n.yml:4:10: peers[0].id: found 1, which is node_id already"),
         (("{id: 3,", "{id: 2,"), "n.yml:5:10: peers[1].id: found 2, which is peers[0].id already"),
