@@ -132,6 +132,14 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
     round: int = 0
     """Of a nemesis: which of its faults, from 1."""
 
+    @property
+    def moved(self) -> bool:
+        """The process really ended, stopped, went on or started.
+
+        A power loss that finds nothing to lose has no effect on the disk, and takes its node down all the same.
+        """
+        return self.effect or "exit" in self.evidence
+
 
 # ---- frames.jsonl --------------------------------------------------------------------------------
 
@@ -163,6 +171,11 @@ class NodeExit(Struct, frozen=True):
     """The lab asked for it, or `because` says why it had to come."""
     because: str = ""
     """What was done to its disk that a node has to end of by itself: full, failing sync, rot of wal, …"""
+
+    @property
+    def asked(self) -> bool:
+        """The lab ended the process itself, by a signal or with the machine's power."""
+        return self.expected and not self.because
 
 
 class NodeUse(Struct, frozen=True):

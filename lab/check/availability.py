@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import Struct
 
@@ -68,6 +68,8 @@ class Window:
     elections: int = 0
     acked: int = 0
     """First acknowledgement from `led` on."""
+    faults: list[FaultRow] = field(default_factory=list)
+    """The rows that opened it."""
 
 
 def windows_of(faults: Iterable[FaultRow]) -> list[Window]:
@@ -82,6 +84,7 @@ def windows_of(faults: Iterable[FaultRow]) -> list[Window]:
             if windows:
                 windows[-1].end = row.t
             windows.append(Window(row.asked or row.fault, row.t))
+        windows[-1].faults.append(row)
         latest = cause
     return windows
 
@@ -102,8 +105,20 @@ def add_elections(windows: Sequence[Window], events: Iterable[EventLine]) -> Non
         if event.event == "became_leader":
             window.elections += 1
             window.led = window.led or event.t_ns
-        elif not window.led:
+        elif not window.led and any(explains(row, event) for row in window.faults):
             window.suspected = window.suspected or event.t_ns
+
+
+def explains(fault: FaultRow, timeout: EventLine) -> bool:
+    """Whether a fault can be why this node suspected that leader; else an earlier one that still holds is.
+
+    Args:
+        timeout: a leader_timeout.
+    """
+    ends = {timeout.node, timeout.leader}
+    if pairs := fault.evidence.get("pairs"):
+        return any(ends == set(pair) for pair in pairs)
+    return not fault.target or not timeout.leader or fault.target in ends
 
 
 class Silence:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import Struct
 
-from lab.check.availability import FaultKind, Silence, TermCount, Terms, add_elections, fault_kinds, windows_of
+from lab.check.availability import (
+    FaultKind,
+    Silence,
+    TermCount,
+    Terms,
+    add_elections,
+    explains,
+    fault_kinds,
+    windows_of,
+)
 from lab.check.history import EventLine, read_events, read_history, read_pieces
 from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Sample, Unknown
 from lab.rundir import RunDir
@@ -237,7 +246,8 @@ def _add_elections(events: list[EventLine], hits: list[_Hit]) -> None:
         if hit.leader_fault is None:
             continue
         later = [event for event in events if event.t_ns >= hit.t]
-        hit.suspected = next((event.t_ns for event in later if event.event == "leader_timeout"), 0)
+        timeouts = (event for event in later if event.event == "leader_timeout" and explains(hit.leader_fault, event))
+        hit.suspected = next((event.t_ns for event in timeouts), 0)
         led = next((event for event in later if event.event == "became_leader"), None)
         if led is not None:
             hit.led, hit.leader = led.t_ns, led.node

@@ -41,7 +41,7 @@ def healthy_stretches(faults: Iterable[FaultRow], nodes: list[int], t_start: int
     for row in rows:
         if 2 * sum(up.values()) > len(nodes) and not ruled and row.t > since:
             stretches.append(Stretch(since, row.t, fault))
-        if row.fault in _DOWN or row.fault in _UP:
+        if row.fault in (*_DOWN, *_UP) and row.moved:
             up[row.target] = row.fault in _UP
         elif row.fault in ("link", "heal"):
             ruled = row.fault == "link"
@@ -52,7 +52,7 @@ def healthy_stretches(faults: Iterable[FaultRow], nodes: list[int], t_start: int
 
 
 def _first_kind(rows: list[FaultRow], node: int) -> str:
-    return next((row.fault for row in rows if row.target == node and row.fault in (*_DOWN, *_UP)), "")
+    return next((row.fault for row in rows if row.target == node and row.moved and row.fault in (*_DOWN, *_UP)), "")
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ class NodeView(Struct, frozen=True):
 class ClusterView(Struct, frozen=True):
     """All nodes of the cluster at one moment.
 
-    killed: what the latest kill or stop step put down, less what was started since.
+    killed: every node that the lab took down and has not started since.
     """
 
     nodes: dict[NodeId, NodeView]

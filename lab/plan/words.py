@@ -58,7 +58,7 @@ follower    one running follower, drawn with the run's seed
 followers   all running followers
 all         every node of the cluster
 running     every node whose process runs, paused ones left out
-killed      what the latest kill or stop put down, until it is started again
+killed      every node that the lab took down (kill, stop, power_loss, …), until it is started again
 paused      what is paused now
 down        every node whose process does not run"""
 

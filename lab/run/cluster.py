@@ -166,8 +166,6 @@ class Cluster:
         self._seed = 0
         self._asking = ("", 0)
         """See asking()."""
-        self.killed: tuple[NodeId, ...] = ()
-        """What the latest kill or stop put down, less what was started since."""
         self._disks = Disks(run, self.nodes, self._role, self._row, self._record)
 
     @property
@@ -258,6 +256,12 @@ class Cluster:
         self.statuses = {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
         return ClusterView({node: self._node_view(node) for node in self.nodes}, self.killed)
 
+    @property
+    def killed(self) -> tuple[NodeId, ...]:
+        """The nodes that the lab took down and has not started since."""
+        down = (process for process in self.nodes.values() if not process.running and process.exits)
+        return tuple(process.node for process in down if process.exits[-1].asked)
+
     def _node_view(self, node: NodeId) -> NodeView:
         process, answer = self.nodes[node], self.statuses.get(node)
         if answer is None:
@@ -310,7 +314,6 @@ class Cluster:
         for node in down:
             self.nodes[node].start()
         took = await asyncio.gather(*(self._ready(node) for node in down))
-        self.killed = tuple(node for node in self.killed if node not in down)
         return {node: ready_s for node, ready_s in zip(down, took, strict=True) if ready_s is not None}
 
     async def _ready(self, node: NodeId) -> float | None:
@@ -355,7 +358,6 @@ class Cluster:
         running = [node for node in targets if self.nodes[node].running]
         ends = zip(running, await self._end_all([self.nodes[node] for node in running], how), strict=True)
         exits = {node: end for node, end in ends if end is not None}
-        self.killed = tuple(exits)
         for node in targets:
             evidence: dict[str, Any] = {"found": "runs on" if node in running else "did not run"}
             if node in exits:
@@ -471,7 +473,7 @@ class Cluster:
     async def hurt(self, step: MachineStep, targets: Sequence[NodeId], index: int) -> None:
         match step:
             case PowerLoss():
-                self.killed = await self._disks.lose_power(step, targets, index)
+                await self._disks.lose_power(step, targets, index)
             case Disk():
                 await self._disks.hurt(step, targets, index)
             case Clock():
@@ -489,7 +491,6 @@ class Cluster:
         self.nodes[node].start("--rebuild")
         evidence = {"pid": self.nodes[node].pid, "rebuild": True, "ready_s": round(await self.nodes[node].ready(), 4)}
         self._disks.came_up(node)
-        self.killed = tuple(each for each in self.killed if each != node)
         self._record(self._row("start", node, "down", began, evidence, True, index))
 
     # ---- links -----------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ MID_WRITE_OPERATIONS = 12
 MID_WRITE_PATIENCE_S = 5.0
 END_PATIENCE_S = 10.0
 """From a write that fails to the end of the process: half a second, and more on a busy machine."""
-_FATAL = ("refused", "failed")
+FATAL = ("refused", "failed")
 """Counts of operations after which a node has to end."""
 MOST_ROOM_BYTES = 256
 """A disk that becomes full takes up to so much more: the last write is torn."""
@@ -90,8 +90,8 @@ class Disks:
 
     # ---- power -------------------------------------------------------------------------------------
 
-    async def lose_power(self, step: PowerLoss, targets: Sequence[NodeId], index: int) -> tuple[NodeId, ...]:
-        """The machines of these nodes stop, all at once; returns those that ran.
+    async def lose_power(self, step: PowerLoss, targets: Sequence[NodeId], index: int) -> None:
+        """The machines of these nodes stop, all at once.
 
         Done when the processes are gone and their files are cut back.
         """
@@ -101,7 +101,8 @@ class Disks:
         if step.tail == "torn":
             await self._wait_for_tears(running)
         if step.mid_write:
-            await asyncio.gather(*(self._die_in_a_write(node) for node in running))
+            writing = [node for node in running if not self._nodes[node].paused]
+            await asyncio.gather(*(self._die_in_a_write(node) for node in writing))
         gone = [node for node in running if self._nodes[node].running]
         await asyncio.gather(*(self._nodes[node].end(signal.SIGKILL) for node in gone))
         for node in targets:
@@ -117,7 +118,6 @@ class Disks:
                 else:
                     hit = loss.tear is not None if step.tail == "torn" else loss.effect
             self._record(self._row("power_loss", node, roles[node], began, evidence, hit, index))
-        return tuple(running)
 
     async def _wait_for_tears(self, nodes: Sequence[NodeId]) -> None:
         """The disks stop answering; done when an entry of each log waits for its fdatasync, or it takes too long."""
@@ -150,6 +150,7 @@ class Disks:
             if cause := cause_of(step, index):
                 self._causes.add(node, cause)
             if step.slow:
+                self._settle(node, proof="slowed")  # A disk is slow in one way at a time.
                 state, proof = f"slow by {step.slow}", "slowed"
                 self._change(node, slow_s=float(step.slow))
             elif step.full:
@@ -261,19 +262,19 @@ class Disks:
         """A write or fdatasync of this node came to nothing."""
         now = self._ledgers[node].counts()
         rows = self._open_rows.get(node, ())
-        return any(proof in _FATAL and getattr(now, proof) > getattr(before, proof) for _, proof, before in rows)
+        return any(proof in FATAL and getattr(now, proof) > getattr(before, proof) for _, proof, before in rows)
 
-    def _settle(self, node: NodeId, fault: str = "") -> None:
-        """Faults of this kind, or all, are over: write their rows with the evidence that they had an effect."""
+    def _settle(self, node: NodeId, fault: str = "", proof: str = "") -> None:
+        """Write the rows of faults that are over, with their evidence: of this kind, with this proof, or all."""
         left, rows = [], self._open_rows.pop(node, [])
         counts = self._ledgers[node].counts() if rows else Counts()
-        for row, proof, before in rows:
-            if fault and row.fault != fault:
-                left.append((row, proof, before))
+        for row, counted, before in rows:
+            if (fault and row.fault != fault) or (proof and counted != proof):
+                left.append((row, counted, before))
                 continue
-            hits = getattr(counts, proof) - getattr(before, proof)
-            evidence = row.evidence | {proof: hits}
-            if proof in _FATAL:
+            hits = getattr(counts, counted) - getattr(before, counted)
+            evidence = row.evidence | {counted: hits}
+            if counted in FATAL:
                 evidence["exits"] = [end.code for end in self._nodes[node].exits if end.t >= row.t]
             self._record(structs.replace(row, evidence=evidence, effect=hits > 0, t_healed=time.monotonic_ns()))
         if left:

@@ -25,7 +25,7 @@ def with_heals(rows: Sequence[FaultRow]) -> list[FaultRow]:
     down: dict[NodeId, list[int]] = {}
     """Node -> places of the faults that hold it."""
     for at, row in enumerate(ordered):
-        if not row.effect:
+        if not row.moved:
             continue
         if row.fault in _HOLDS:
             down.setdefault(row.target, []).append(at)

@@ -9,6 +9,7 @@ and not synced.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,17 @@ def lose_power(data_dir: Path, ledger_path: Path, rng: random.Random, *, torn: b
             ledger.note_found(name, len(data))
     finally:
         ledger.close()
+    return loss_of(before, synced, after, tear)
+
+
+def loss_of(
+    before: Mapping[str, bytes], synced: Mapping[str, int], after: Mapping[str, bytes], tear: Tear | None
+) -> Loss:
+    """What a power loss took, by the files before and after it.
+
+    Args:
+        synced: file name -> bytes at its start that were durable.
+    """
     unsynced = sum(len(data) - synced[name] for name, data in before.items())
     lost, noise = _compared(before, after)
     return Loss(unsynced, lost, noise, tuple(sorted(before.keys() ^ after.keys())), tear)
@@ -135,7 +147,7 @@ def _write(data_dir: Path, before: dict[str, bytes], after: dict[str, bytes]) ->
             (data_dir / name).write_bytes(data)
 
 
-def _compared(before: dict[str, bytes], after: dict[str, bytes]) -> tuple[int, int]:
+def _compared(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> tuple[int, int]:
     """Bytes lost and bytes of noise, over all files."""
     lost = noise = 0
     for name in before.keys() | after.keys():

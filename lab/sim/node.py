@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lab.run.damage import Tear
+from lab.run.powerloss import Loss, loss_of
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import Network, SimTransport, join
 from nodeproc.clients import Clients
@@ -69,8 +70,11 @@ class SimNode:
         self.drift, self.wall_offset = 0.0, 0.0
         self._clock_base = self._clock_at = loop.now
         self.slow_sync = 0.0
-        self.slowed = 0
-        """Syncs that took longer than they would have."""
+        self.slowed = self.refused = self.failed = self.misread = 0
+        """What faults of the disk and the clock did to the node so far: syncs that took longer, appends that found no
+        room, operations that failed, readings of a wrong clock."""
+        self.loss: Loss | None = None
+        """What the latest power loss took."""
         self.core: Node
         self.storage: Storage
         self.clients: Clients
@@ -83,15 +87,20 @@ class SimNode:
 
     def clock(self) -> float:
         """The core's clock: it runs too fast or slow by `drift`, and stands while the process is stopped."""
+        self.misread += self.drift != 0.0
+        return self._clock()
+
+    def _clock(self) -> float:
         if self.paused:
             return self._clock_base
         return self._clock_base + (self._loop.now - self._clock_at) * (1.0 + self.drift)
 
     def set_drift(self, drift: float) -> None:
-        self._clock_base, self._clock_at = self.clock(), self._loop.now
+        self._clock_base, self._clock_at = self._clock(), self._loop.now
         self.drift = drift
 
     def _wall(self) -> float:
+        self.misread += self.wall_offset != 0.0
         return EPOCH + self._loop.now + self.wall_offset
 
     # ---- life --------------------------------------------------------------------------------------
@@ -117,11 +126,12 @@ class SimNode:
             self.files = self.files.crash(self._rng)
             return False
         except ChatError as error:
+            self._count_full(error)
             self._emit([Failed(str(error))])
             self._on_end(self.node_id, EXIT_CORRUPTION if isinstance(error, CorruptionError) else 4, False)
             return False
         self.identity = recovered.identity
-        self._clock_base, self._clock_at = self.clock(), self._loop.now
+        self._clock_base, self._clock_at = self._clock(), self._loop.now
         self.running, self.paused = True, False
         self._inbox: list[Envelope] = []
         self._fetches: list[Fetch] = []
@@ -152,9 +162,12 @@ class SimNode:
         """The machine stops: what was not synced is lost, in part or whole; tear: so much of the log is left."""
         before = self.files
         before.crash_at = None
+        contents = before.contents()
         self.files = before.crash(self._rng)
+        self.files.on_operation = before.on_operation  # What is in force outlasts the power.
         if tear is not None:
-            self.files.put(tear.name, before.contents()[tear.name][: tear.end])
+            self.files.put(tear.name, contents[tear.name][: tear.end])
+        self.loss = loss_of(contents, before.synced(), self.files.contents(), tear)
         self._end(KILLED, asked=True)
 
     def lose_disk(self) -> None:
@@ -166,6 +179,7 @@ class SimNode:
 
         def refuse(what: str, name: str) -> None:
             if what == operation:
+                self.failed += 1
                 raise OSError(errno.EIO, "Input/output error", name)
 
         self.files.on_operation = refuse
@@ -183,7 +197,7 @@ class SimNode:
         self._end(EXIT_CLEAN, asked=True)
 
     def pause(self) -> None:
-        self._clock_base, self._clock_at = self.clock(), self._loop.now
+        self._clock_base, self._clock_at = self._clock(), self._loop.now
         self.paused = True
 
     def resume(self) -> None:
@@ -215,8 +229,13 @@ class SimNode:
         if isinstance(error, PowerLost):
             self.lose_power()
         else:
+            self._count_full(error)
             self._emit([Failed(str(error))])
             self._end(EXIT_WRITE_FAILED if isinstance(error, WriteFailed) else EXIT_CORRUPTION, asked=False)
+
+    def _count_full(self, error: BaseException) -> None:
+        """A write that failed on a full disk found no room: nothing else fails there."""
+        self.refused += isinstance(error, WriteFailed) and self.files.capacity is not None
 
     # ---- clients -----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,7 @@ from lab.run.clients import START_DELAY_S, Addresses
 from lab.run.cluster import node_settings, rule_of
 from lab.run.conductor import Pair
 from lab.run.damage import Cause, Causes, Tear, cause_of, draw_rot, draw_tear, file_name, lost_place
+from lab.run.disks import FATAL, MID_WRITE_OPERATIONS, MID_WRITE_PATIENCE_S
 from lab.run.links import LINK_EFFECTS
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
 from lab.run.observation import as_text
@@ -42,8 +43,20 @@ BOOT_LEAST_S, BOOT_MOST_S = 0.05, 0.15
 """From the start of a process to its first answer."""
 TORN_PATIENCE_S, TORN_LOOK_S = 2.0, 0.001
 """A disk that is to leave a torn log waits so long for an entry that is not synced, and looks so often."""
-MID_WRITE_OPERATIONS = 12
-"""A power loss in the middle of a write comes within so many disk operations."""
+
+
+class _InForce(NamedTuple):
+    """A fault of a disk or a clock that lasts.
+
+    kind: disks or clocks: which heal ends it. proof: the node's count that proves an effect, and what it was before.
+    row: number of its row.
+    """
+
+    node: NodeId
+    kind: str
+    proof: str
+    row: int
+    before: int
 
 
 class SimWorld(World):
@@ -198,11 +211,8 @@ class SimCluster:
         self._causes = Causes()
         self._up: set[NodeId] = set()
         """Nodes whose process came up."""
-        self._unmended: list[tuple[str, int]] = []
-        """disks or clocks, and the number of the row, of faults that a heal ends."""
-        self._slow: dict[NodeId, tuple[int, int]] = {}
-        """Node with a slow disk -> (number of its row in `faults`, syncs slowed before)."""
-        self.killed: tuple[NodeId, ...] = ()
+        self._in_force: list[_InForce] = []
+        """Faults of disks and clocks that a heal ends."""
         self.statuses: dict[NodeId, Status] = {}
         self._reasons: dict[NodeId, str] = {}
         """Why a node failed last, as it reported."""
@@ -306,6 +316,12 @@ class SimCluster:
                 views[node] = NodeView(each.running, each.paused)
         return ClusterView(views, self.killed)
 
+    @property
+    def killed(self) -> tuple[NodeId, ...]:
+        """As Cluster.killed."""
+        down = (node for node, each in self.nodes.items() if not each.running and self._exits[node])
+        return tuple(node for node in down if self._exits[node][-1].asked)
+
     def _role(self, node: NodeId) -> str:
         each = self.nodes[node]
         if not each.running:
@@ -322,7 +338,6 @@ class SimCluster:
                 took[node] = self._rng.uniform(BOOT_LEAST_S, BOOT_MOST_S)
                 self._loop.post(self._loop.now + took[node], self._boot, node)
         await asyncio.sleep(max(took.values(), default=0.0) + 0.001)
-        self.killed = tuple(node for node in self.killed if node not in took)
         return took
 
     def _boot(self, node: NodeId, rebuild: bool = False) -> None:
@@ -353,23 +368,25 @@ class SimCluster:
         took = await self.launch(targets)
         for node in targets:
             hit = node in took and self.nodes[node].running
-            evidence: dict[str, Any] = {"ready_s": round(took[node], 4)} if node in took else {"found": "ran already"}
+            evidence: dict[str, Any] = {"found": "its disk kept it from running" if node in took else "ran already"}
+            if hit:
+                evidence = {"ready_s": round(took[node], 4)}
             self._record("start", node, roles[node], began, evidence, hit, step)
 
     async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None:
-        began, ended = self.now_ns(), []
+        began = self.now_ns()
         for node in targets:
             each, role = self.nodes[node], self._role(node)
-            hit = each.running
-            if hit:
-                ended.append(node)
+            evidence: dict[str, Any] = {"found": "did not run"}
+            if each.running:
                 if fault == "kill":
                     each.kill()
                 else:
                     each.stop()
-            evidence = {"signal": "SIGKILL" if fault == "kill" else "SIGTERM"} if hit else {"found": "did not run"}
+                signal = "SIGKILL" if fault == "kill" else "SIGTERM"
+                evidence = {"signal": signal, "exit": self._exits[node][-1].code}
+            hit = "exit" in evidence and not each.running
             self._record(fault, node, role, began, evidence, hit, step)
-        self.killed = tuple(ended)
         await asyncio.sleep(0.001)
 
     async def pause(self, targets: Sequence[NodeId], step: int) -> None:
@@ -398,7 +415,7 @@ class SimCluster:
         """As Cluster._disturb_one."""
         each, role, began = self.nodes[node], self._role(node), self.now_ns()
         stints = random.Random(self._rng.getrandbits(64))
-        until, stops, whole = self._loop.now + chaos.time, 0, 0.0
+        until, stops, longest, whole = self._loop.now + chaos.time, 0, 0.0, 0.0
         runs = draw_first_stint(chaos, stints)
         while each.running and not each.paused:
             await asyncio.sleep(min(runs, max(0.0, until - self._loop.now)))
@@ -408,10 +425,10 @@ class SimCluster:
             stint = min(draw_stint(chaos.longest, stints), max(0.0, until - self._loop.now))
             each.pause()
             await asyncio.sleep(stint)
-            stops, whole = stops + 1, whole + stint
+            stops, longest, whole = stops + 1, max(longest, stint), whole + stint
             if each.running and each.paused:
                 each.resume()
-        evidence = {"stops": stops, "stopped_s": round(whole, 4)}
+        evidence = {"stops": stops, "stopped_s": round(whole, 4), "longest_s": round(longest, 4)}
         self._record("chaos", node, role, began, evidence, stops > 0, step)
 
     async def crowd(self, busy: Busy, step: int) -> None:
@@ -483,32 +500,47 @@ class SimCluster:
                     each = self.nodes[node]
                     each.set_drift(step.drift)
                     each.wall_offset += float(step.jump)
-                    evidence = {"drift": step.drift, "jump_s": float(step.jump)}
-                    self._record("clock", node, self._role(node), self.now_ns(), evidence, True, index)
-                    if step.drift:
-                        self._unmended.append(("clocks", len(self.faults) - 1))
+                    evidence = {"drift": step.drift, "jump_s": float(step.jump), "misread": 0}
+                    self._record("clock", node, self._role(node), self.now_ns(), evidence, False, index)
+                    self._now_in_force(node, "clocks", "misread")
             case Rebuild():
                 await self._rebuild(nodes, index)
         await asyncio.sleep(0.001)
 
     async def _lose_power(self, nodes: Sequence[NodeId], step: PowerLoss, index: int) -> None:
-        tears: dict[NodeId, Tear | None] = dict.fromkeys(nodes)
+        """As Disks.lose_power."""
+        began, roles = self.now_ns(), {node: self._role(node) for node in nodes}
+        running = [node for node in nodes if self.nodes[node].running]
+        tears: dict[NodeId, Tear | None] = {}
         if step.tail == "torn":
-            tears = await self._wait_for_tears(nodes)
+            tears = await self._wait_for_tears(running)
+        for node in running:
+            self.nodes[node].loss = None
+        if step.mid_write:
+            await self._die_in_a_write([node for node in running if not self.nodes[node].paused])
         for node in nodes:
-            each, role, tear = self.nodes[node], self._role(node), tears[node]
-            evidence: dict[str, Any] = {"mid_write": step.mid_write}
-            if step.tail == "torn":
-                evidence["torn"] = "" if tear is None else str(tear)
-            hit = each.running and (tear is not None or step.tail != "torn")
-            self._record("power_loss", node, role, self.now_ns(), evidence, hit, index)
-            if step.mid_write:
+            each, in_a_write = self.nodes[node], self.nodes[node].loss is not None
+            if each.running:
+                each.lose_power(tears.get(node))
+            evidence: dict[str, Any] = {"found": "did not run"}
+            hit = False
+            if node in running and each.loss is not None:
+                evidence = {"exit": self._exits[node][-1].code} | each.loss.evidence()
+                hit = each.loss.tear is not None if step.tail == "torn" else each.loss.effect
+            if "exit" in evidence and step.mid_write:
+                evidence["in_a_write"] = hit = in_a_write
+            self._record("power_loss", node, roles[node], began, evidence, hit, index)
+            if hit and step.mid_write:
                 self._count("power_loss in a write")
-            if step.mid_write and each.running and not each.paused:
-                each.files.crash_at = each.files.operations + self._rng.randint(1, MID_WRITE_OPERATIONS)
-            elif each.running:
-                each.lose_power(tear)
-        self.killed = tuple(nodes)
+
+    async def _die_in_a_write(self, nodes: Sequence[NodeId]) -> None:
+        """Each node dies in the middle of one of its next disk operations; done when all have, or have none."""
+        for node in nodes:
+            files = self.nodes[node].files
+            files.crash_at = files.operations + self._rng.randint(1, MID_WRITE_OPERATIONS)
+        until = self._loop.now + MID_WRITE_PATIENCE_S
+        while self._loop.now < until and any(self.nodes[node].running for node in nodes):
+            await asyncio.sleep(TORN_LOOK_S)
 
     async def _wait_for_tears(self, nodes: Sequence[NodeId]) -> dict[NodeId, Tear | None]:
         """The disks stop answering; where each log will end once an entry of it waits."""
@@ -540,19 +572,18 @@ class SimCluster:
             return
         if cause := cause_of(step, index):
             self._causes.add(node, cause)
-        state = "slow" if step.slow else "full" if step.full else f"failing {step.failing}"
-        evidence: dict[str, Any] = {"state": state}
-        self._record("disk", node, role, self.now_ns(), evidence, False, index)
         if step.slow:
-            self._settle_slow(node)
+            self._settle_in_force("disks", node, "slowed")
+            state, proof = f"slow by {step.slow}", "slowed"
             each.slow_sync = float(step.slow)
-            self._slow[node] = len(self.faults) - 1, each.slowed
-            return
-        self._unmended.append(("disks", len(self.faults) - 1))
-        if step.full:
+        elif step.full:
+            state, proof = "full", "refused"
             each.files.capacity = each.files.used()
         else:
+            state, proof = f"failing {step.failing}", "failed"
             each.fail(step.failing)
+        self._record("disk", node, role, self.now_ns(), {"state": state, proof: 0}, False, index)
+        self._now_in_force(node, "disks", proof)
 
     def _damage(self, node: NodeId, step: Disk) -> tuple[str, str]:
         """Change a byte or lose a file; returns which, and where a node has to see it; "" where nothing was damaged."""
@@ -572,26 +603,39 @@ class SimCluster:
         files.put(rot.name, bytes(damaged))
         return str(rot), rot.name
 
-    def _settle_slow(self, node: NodeId) -> None:
-        """A disk is not slow any more: its row says how many syncs were."""
-        if node not in self._slow:
-            return
-        number, before = self._slow.pop(node)
-        slowed = self.nodes[node].slowed - before
-        self.faults[number].evidence["slowed"] = slowed
-        self.faults[number] = msgspec.structs.replace(self.faults[number], t_healed=self.now_ns())
-        if slowed:
-            self._hit(number)
+    def _now_in_force(self, node: NodeId, kind: str, proof: str) -> None:
+        """The latest row is of a fault that lasts, and that this count of the node proves."""
+        self._in_force.append(_InForce(node, kind, proof, len(self.faults) - 1, getattr(self.nodes[node], proof)))
+
+    def _settle_in_force(self, kind: str, node: NodeId = 0, proof: str = "") -> None:
+        """Faults of disks or clocks are over, on all nodes or of one node and proof: their rows get the evidence."""
+        over = [
+            each
+            for each in self._in_force
+            if each.kind == kind and (not node or (each.node, each.proof) == (node, proof))
+        ]
+        self._in_force = [each for each in self._in_force if each not in over]
+        for fault in over:
+            row = self.faults[fault.row]
+            hits = row.evidence[fault.proof] = getattr(self.nodes[fault.node], fault.proof) - fault.before
+            if fault.proof in FATAL:
+                row.evidence["exits"] = [end.code for end in self._exits[fault.node] if end.t >= row.t]
+            self.faults[fault.row] = msgspec.structs.replace(row, t_healed=self.now_ns())
+            if hits and not row.effect:
+                self._hit(fault.row)
 
     async def _rebuild(self, nodes: Sequence[NodeId], index: int) -> None:
         for node in nodes:
             each, role = self.nodes[node], self._role(node)
-            each.kill()
+            evidence: dict[str, Any] = {"disk": "lost"}
+            if each.running:
+                each.kill()
+                evidence["exit"] = self._exits[node][-1].code
+            lost = evidence["lost_bytes"] = each.files.used()
             each.lose_disk()
             self._causes.forget(node)
             self._watch.forget(node)
-            self._record("rebuild", node, role, self.now_ns(), {"disk": "lost"}, True, index)
-            self._count("rebuild")
+            self._record("rebuild", node, role, self.now_ns(), evidence, lost > 0, index)
             await asyncio.sleep(self._rng.uniform(BOOT_LEAST_S, BOOT_MOST_S))
             self._boot(node, rebuild=True)
             self._record("start", node, "down", self.now_ns(), {"rebuild": True}, each.running, index)
@@ -604,11 +648,9 @@ class SimCluster:
                 each.slow_sync, each.files.capacity, each.files.on_operation = 0.0, None, None
                 each.files.crash_at = None
                 self._causes.mended(node, each.starts)
-                self._settle_slow(node)
-        for kind, number in self._unmended:
+        for kind in ("disks", "clocks"):
             if what in (kind, "all"):
-                self.faults[number] = msgspec.structs.replace(self.faults[number], t_healed=self.now_ns())
-        self._unmended = [(kind, number) for kind, number in self._unmended if what not in (kind, "all")]
+                self._settle_in_force(kind)
 
     # ---- rows --------------------------------------------------------------------------------------
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from lab.check.availability import Silence, TermCount, Window, add_elections, fault_kinds, windows_of
+from lab.check.availability import Silence, TermCount, Window, add_elections, explains, fault_kinds, windows_of
 from lab.check.history import EventLine
 from lab.check.invariants import check
 from lab.check.metrics import measure
@@ -67,7 +68,7 @@ def test_the_first_acknowledgement_counts_behind_the_new_leader_only() -> None:
 
 
 def test_an_election_is_put_down_to_the_fault_before_it() -> None:
-    windows = [Window("a", 10, 20), Window("b", 20)]
+    windows = [Window("a", 10, 20, faults=[row("kill", 10, 0)]), Window("b", 20, faults=[row("kill", 20, 1)])]
     events = [
         EventLine(5, 1, "became_leader", term=1),
         EventLine(12, 1, "leader_timeout"),
@@ -130,3 +131,29 @@ def test_a_nemesis_is_one_part_of_the_run_however_many_faults_it_did(tmp_path: P
     metrics = measure(run)
     assert [part.name for part in metrics.segments] == ["before the nemesis", "during the nemesis"]
     assert metrics.availability[0].times == 14 and len(metrics.failovers) == 14
+
+
+def test_a_suspicion_belongs_to_the_fault_that_explains_it_and_not_to_the_latest() -> None:
+    """Node 1, the leader, stands still; while it does a follower is killed, and only then is node 1 suspected."""
+    pause = row("pause", 10, 0)
+    kill = FaultRow("kill", 2, "follower", 20, 21, {}, True, 1)
+    timeout = EventLine(30, 3, "leader_timeout", leader=1)
+    assert explains(pause, timeout) and not explains(kill, timeout)
+    windows = windows_of([pause, kill])
+    add_elections(windows, [timeout, EventLine(31, 3, "became_leader", term=2)])
+    assert [each.suspected for each in windows] == [0, 0]
+
+
+@pytest.mark.parametrize(("pairs", "expected"), [(((1, 3), (3, 1)), True), (((1, 2),), False), (((3, 1),), True)])
+def test_a_rule_on_links_explains_a_suspicion_between_their_ends(
+    pairs: tuple[tuple[int, int], ...], expected: bool
+) -> None:
+    cut = FaultRow("link", 0, "", 1, 2, {"pairs": pairs}, True, 0)
+    assert explains(cut, EventLine(3, 3, "leader_timeout", leader=1)) is expected
+
+
+def test_a_failover_counts_only_suspicions_of_the_node_that_was_hit(tmp_path: Path) -> None:
+    run = build_run(tmp_path)
+    other = {"t_ns": T_START + 25 * MS, "node": 1, "event": "leader_timeout", "leader": 2, "reason": "an older fault"}
+    doctor_lines(run.events(1), lambda lines: lines.insert(2, msgspec.json.encode(other) + b"\n"))
+    assert [each.suspected_ms for each in measure(run).failovers] == [20]
