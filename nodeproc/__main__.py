@@ -29,6 +29,7 @@ from typing import Any, Final
 import msgspec
 
 from nodeproc.config import NodeConfig, load
+from nodeproc.core.events import NothingSynced
 from nodeproc.core.node import Node
 from nodeproc.entrance import RESERVED_DESCRIPTORS, listen
 from nodeproc.errors import ChatError, ConfigError, CorruptionError, WriteFailed
@@ -124,6 +125,8 @@ async def serve(config: NodeConfig, options: argparse.Namespace) -> int:
         storage, recovered, events = open_storage(config, options.rebuild)
         log = open_log(config, options)
         log.emit(events)
+        if config.durability == "os":
+            log.emit([NothingSynced()])
         rng = random.Random()
         node = Node.recover(config.core(), recovered, time.monotonic(), rng, Sealer(time.time))
         runtime = Runtime(config, node, storage, log, sock, random.Random(rng.getrandbits(64)))
@@ -154,6 +157,7 @@ def open_storage(config: NodeConfig, rebuild: bool) -> tuple[Storage, Any, list[
         segment_bytes=config.limits.segment_bytes,
         max_sessions=config.limits.max_sessions,
         rebuild=rebuild,
+        members=config.members,
     )
 
 

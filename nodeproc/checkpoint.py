@@ -32,6 +32,7 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
 
     lines_bytes, lines_crc: of the message log up to `delivered`: its length and the CRC of its last 4096 bytes.
     first_segment: the oldest WAL segment that is still needed.
+    members: the cluster that the data directory belongs to; empty: written before directories knew that.
     """
 
     node: NodeId
@@ -48,6 +49,7 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
     lines_crc: int = 0
     archive: ArchiveEnd = ArchiveEnd()
     first_segment: int = 1
+    members: tuple[NodeId, ...] = ()
 
 
 _decode = msgspec.json.Decoder(Checkpoint).decode

@@ -98,7 +98,8 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     priority: breaks ties of the election; the id where it is not given.
     data_dir: relative to the working directory.
     join_timeout_ms: how long the members of a new cluster wait for all of them before they elect.
-    durability: fsync waits for the disk; os survives a killed process, not a lost machine.
+    durability: fsync waits for the disk; os survives killed processes, but a node whose machine loses power has
+        forgotten acknowledgements and its vote, and needs --rebuild.
     secret: both ends of a link prove that they know it; the same on all nodes.
     client_token: what clients must show; "": nothing.
     tls: the port speaks TLS only, to nodes and clients.

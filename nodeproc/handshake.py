@@ -3,6 +3,7 @@
     dialler  --- PEER_HELLO(who, nonce) ------------------>  acceptor
              <-- PEER_CHALLENGE(who, nonce, proof) --------
              --- PEER_PROOF(proof) ----------------------->
+             <-- PEER_WELCOME, or PEER_REFUSAL(reason) at any point
 
 A proof is HMAC-SHA256, keyed with the shared secret, over the role, the channel and everything that both have said; the
 two nonces make it worthless on any other link, the role makes one end's proof worthless as the other's, and the channel
@@ -11,11 +12,17 @@ of his own. Without a secret the key is empty: then a link only keeps apart clus
 
 What follows the handshake is not under the secret: whoever can change bytes on the way can speak for a node, unless the
 link is TLS.
+
+Versions: a node takes a link to one of the version before its own, so that a cluster is renewed one node at a time. A
+new version may add fields with defaults to a frame, for unknown fields are passed over; it sends a new kind of frame
+only to those whose version knows it, and counts what it has added to PEER_HELLO and PEER_CHALLENGE into a proof only
+where both versions have it.
 """
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -25,8 +32,10 @@ from nodeproc.core.messages import NodeId
 from nodeproc.errors import LinkRefused
 from nodeproc.wire import PeerChallenge, PeerHello, PeerProof
 
-VERSION: Final = 2
-"""Of the frames between nodes; both ends must speak the same."""
+VERSION: Final = 3
+"""Of the frames between nodes."""
+OLDEST: Final = 3
+"""Read as well. VERSION - 1 from version 4 on; version 2 knew nothing of the other end's versions."""
 
 NONCE_BYTES: Final = 16
 
@@ -61,7 +70,7 @@ class Dialling:
 
     def __init__(self, own: Credentials, peer: NodeId, nonce: str) -> None:
         self._own, self._peer = own, peer
-        self.hello = PeerHello(VERSION, own.cluster, own.node, own.identity, own.rebuilding, nonce)
+        self.hello = PeerHello(VERSION, own.cluster, own.node, own.identity, own.rebuilding, nonce, own.members, OLDEST)
 
     def on_challenge(self, challenge: PeerChallenge, channel: str = "") -> tuple[PeerProof, Proven]:
         """The proof to be sent, and who is at the other end.
@@ -100,24 +109,30 @@ class Accepting:
         """The challenge to be sent.
 
         Raises:
-            LinkRefused: another version or cluster, no member, or this node itself.
+            LinkRefused: another version or cluster, no member, other members, or this node itself.
         """
         own = self._own
         if self._hello is not None:
             raise LinkRefused("PEER_HELLO came twice")
-        if hello.version != VERSION:
-            raise LinkRefused(f"version {hello.version}, allowed {VERSION}")
+        if hello.version < OLDEST or (hello.least or hello.version) > VERSION:
+            raise LinkRefused(f"version {hello.version}, allowed {OLDEST}..{VERSION}")
         if hello.cluster != own.cluster:
             raise LinkRefused(f"cluster {hello.cluster[:64]!r}, allowed {own.cluster!r}")
         if hello.node == own.node or hello.node not in own.members:
             allowed = ", ".join(str(member) for member in own.members if member != own.node)
             raise LinkRefused(f"node id {hello.node}, allowed {allowed or 'none'}")
+        if hello.members != own.members:
+            # hit: M5 a node with other members is refused
+            raise LinkRefused(
+                f"{_shown(hello.members[:10])} in node_{hello.node}'s configuration, "
+                f"allowed {_shown(own.members)}, as in node_{own.node}'s"
+            )
         if len(hello.nonce) != 2 * NONCE_BYTES:
             raise LinkRefused(f"a nonce of {len(hello.nonce)} digits, allowed {2 * NONCE_BYTES}")
-        unproven = PeerChallenge(own.node, own.identity, own.rebuilding, self._nonce, "")
+        unproven = PeerChallenge(own.node, own.identity, own.rebuilding, self._nonce, "", VERSION)
         proof = _proof("accept", own.secret, self._channel, hello, unproven).decode()
         self._hello = hello
-        self._challenge = PeerChallenge(own.node, own.identity, own.rebuilding, self._nonce, proof)
+        self._challenge = msgspec.structs.replace(unproven, proof=proof)
         return self._challenge
 
     def on_proof(self, proof: PeerProof) -> Proven:
@@ -135,9 +150,13 @@ class Accepting:
         return Proven(hello.node, hello.identity, hello.rebuilding)
 
 
+def _shown(members: Sequence[NodeId]) -> str:
+    return f"members {', '.join(map(str, members)) or 'none'}"
+
+
 def _proof(
     role: Literal["dial", "accept"], secret: str, channel: str, hello: PeerHello, challenge: PeerChallenge
 ) -> bytes:
     """64 hex digits. Everything said but the proof itself is in it, as JSON, which nothing can be mistaken in."""
-    said = (role, channel, hello, challenge.node, challenge.identity, challenge.rebuilding, challenge.nonce)
+    said = (role, channel, hello, msgspec.structs.replace(challenge, proof=""))
     return hmac.digest(secret.encode(), msgspec.json.encode(said), "sha256").hex().encode()

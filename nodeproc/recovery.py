@@ -370,7 +370,7 @@ def _unknown(first: Scan) -> Checkpoint:
     """What a checkpoint made at the very start would say."""
     opening = first.opening
     assert opening is not None, first.where
-    return Checkpoint(opening.node, opening.identity, opening.rebuilding)
+    return Checkpoint(opening.node, opening.identity, opening.rebuilding, members=opening.members)
 
 
 def repair(files: Files, found: Found) -> list[Event]:
@@ -412,7 +412,22 @@ def _repair_lines(files: Files, found: Found) -> list[Event]:
     return [MessageLogRepaired(lines.kept_seq, lines.delivered_seq)] if damaged_tail or lines.missing else []
 
 
-def make(files: Files, node_id: NodeId, identity: str, rebuilding: bool) -> None:
+def check_members(where: str, known: tuple[NodeId, ...], members: tuple[NodeId, ...]) -> None:
+    """The configuration must name the members that the data directory was made for. Rule: M5.
+
+    Raises:
+        ConfigError: it names others: two majorities that have nobody in common could both acknowledge.
+    """
+    if known and members and known != members:
+        # hit: M5 a data directory of other members is refused
+        found, allowed = (", ".join(map(str, each)) for each in (members, known))
+        raise ConfigError(
+            f"peers: found members {found}, allowed {allowed}, which data directory {where} was made for: "
+            "the members of a cluster can't be changed yet"
+        )
+
+
+def make(files: Files, node_id: NodeId, identity: str, rebuilding: bool, members: tuple[NodeId, ...]) -> None:
     """Make an empty data directory one that a Survey can read, durably. Rule: M4."""
     files.make_folder(wal.FOLDER)
     files.make_folder(LINES_FOLDER)
@@ -423,7 +438,7 @@ def make(files: Files, node_id: NodeId, identity: str, rebuilding: bool) -> None
     file = files.open(first + wal.NEXT, create=True)
     try:
         file.truncate(0)  # What a first start has left that did not come to its end.
-        file.append([wire.encode_entry(wire.Opening(1, 0, node_id, identity, rebuilding))])
+        file.append([wire.encode_entry(wire.Opening(1, 0, node_id, identity, rebuilding, members))])
         file.sync()
     finally:
         file.close()

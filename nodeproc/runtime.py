@@ -95,6 +95,7 @@ class Runtime:
             rng,
             config.limits,
             tls,
+            lambda who: node.stranger(who.peer, who.identity, who.rebuilding),
         )
         self.clients = Clients(config.node_id, self, config.limits, config.client_token)
         self._entrance = Entrance(

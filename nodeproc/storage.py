@@ -9,8 +9,8 @@ Truncation is an entry of the WAL; files are only ever cut at recovery (nodeproc
 belong to one thread. sync and checkpoint may run in others, also at the same time; none of them holds a lock that the
 first thread needs while it waits for the disk.
 
-Durability "os" leaves it to the system when entries reach the disk: a power loss may then take what was acknowledged,
-and a WAL file that lost its end while the next one kept its beginning is refused as corrupt.
+Durability "os" leaves it to the system when entries reach the disk: a power loss may then take what was acknowledged or
+voted, and a WAL file that lost its end while the next one kept its beginning is refused as corrupt.
 """
 
 from __future__ import annotations
@@ -62,12 +62,14 @@ class _Plan(NamedTuple):
 class Storage:
     """One node's disk. Made by Storage.open."""
 
-    def __init__(self, files: Files, found: Found, durability: Durability, segment_bytes: int) -> None:
+    def __init__(
+        self, files: Files, found: Found, durability: Durability, segment_bytes: int, members: tuple[NodeId, ...]
+    ) -> None:
         known = found.checkpoint
         self.delivered_seq: SeqNo = found.lines.delivered_seq
         self._files = files
         self._durability, self._segment_bytes = durability, segment_bytes
-        self._node_id, self._identity = known.node, known.identity
+        self._node_id, self._identity, self._members = known.node, known.identity, known.members or members
         self._lines, self._lines_size = found.lines_file, found.lines_bytes
         self._archive = found.archive
         self._cursors: dict[SeqNo, int] = {}
@@ -95,6 +97,7 @@ class Storage:
         max_sessions: int = 100_000,
         rebuild: bool = False,
         new_identity: Callable[[], str] = random_identity,
+        members: tuple[NodeId, ...] = (),
     ) -> tuple[Storage, Recovered, list[Event]]:
         """Recover what the directory holds; make it where it is empty. Rule: K2, K3, K4, M4.
 
@@ -102,19 +105,21 @@ class Storage:
             segment_bytes: a WAL file is finished once it is that long.
             max_sessions: as in CoreConfig.
             rebuild: the directory must be empty, or hold a rebuild that is not over.
+            members: all ids of the cluster, ascending; a directory made for others is refused. Empty: whatever it says.
 
         Raises:
             CorruptionError: what is there is not what was written; nothing was changed.
-            ConfigError: `rebuild` of a directory that holds a member's data, or another node's data.
+            ConfigError: `rebuild` of a directory that holds a member's data, another node's data, other members.
             WriteFailed: reading, repairing or making it failed.
         """
         survey = Survey(files, node_id)
         try:
             if survey.empty():
                 survey.close()
-                recovery.make(files, node_id, new_identity(), rebuild)
+                recovery.make(files, node_id, new_identity(), rebuild, members)
                 survey = Survey(files, node_id)
             found = survey.run()
+            recovery.check_members(files.where("."), found.checkpoint.members, members)
             if rebuild and not found.replay.promises.rebuilding:
                 where = files.where(".")
                 # hit: M4 a rebuild over a member's data is refused
@@ -129,7 +134,7 @@ class Storage:
         except BaseException:
             survey.close()
             raise
-        return cls(files, found, durability, segment_bytes), recovered, events
+        return cls(files, found, durability, segment_bytes, members), recovered, events
 
     # ---- writing -----------------------------------------------------------------------------------
 
@@ -181,7 +186,9 @@ class Storage:
         before = self._active
         number = before.number + 1
         rebuilding = self._promises.rebuilding
-        opening = wire.encode_entry(wire.Opening(number, before.size, self._node_id, self._identity, rebuilding))
+        opening = wire.encode_entry(
+            wire.Opening(number, before.size, self._node_id, self._identity, rebuilding, self._members)
+        )
         file = self._files.open(wal.segment_name(number) + wal.NEXT, create=True)
         file.append([opening])
         self._active = self._segments[number] = Segment(number, file, len(opening), 0)
@@ -383,6 +390,7 @@ class Storage:
             lines_crc=checkpoint.lines_crc(self._lines, plan.lines_bytes),
             archive=self._archive.extend(plan.archived, plan.segments),
             first_segment=plan.first_segment,
+            members=self._members,
         )
         checkpoint.write(self._files, kept)
         return kept

@@ -20,7 +20,7 @@ from random import Random
 from typing import Any, Final, TypeAlias, cast
 
 from nodeproc.config import Limits
-from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused
+from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, StrangerRefused
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
@@ -31,10 +31,12 @@ from nodeproc.wire import (
     MAX_HEADER,
     PREAMBLE,
     FrameDecoder,
+    Handshake,
     PeerChallenge,
     PeerHello,
     PeerProof,
     PeerRefusal,
+    PeerWelcome,
     brief,
     encode_frame,
 )
@@ -50,6 +52,10 @@ SHORT_LIFE_S: Final = 1.0
 """A link that lived less long counts as a failed attempt from the second time on: no storm of new links."""
 
 
+class PeerIsStranger(LinkRefused):
+    """A proven peer's data directory is not the one by which the member is known. Rule: M4."""
+
+
 class Links:
     """All links of a node.
 
@@ -59,6 +65,7 @@ class Links:
         take: gets every input for the core, in order.
         report: gets every event.
         tls: of links and of the port; None: neither has any.
+        stranger: says why a peer that has proven itself is refused; None: it is not. Asked before a link is opened.
     """
 
     def __init__(
@@ -70,9 +77,10 @@ class Links:
         rng: Random,
         limits: Limits,
         tls: NodeTls | None = None,
+        stranger: Callable[[Proven], StrangerRefused | None] = lambda who: None,
     ) -> None:
         self.credentials, self.take, self.report, self.limits = credentials, take, report, limits
-        self.tls = tls
+        self.tls, self._stranger = tls, stranger
         self._refusals: dict[NodeId, str] = {}
         self._accepted: dict[NodeId, Accepted] = {}
         self._unproven: dict[Accepted, None] = {}
@@ -113,6 +121,18 @@ class Links:
             del self._unproven[oldest]
             oldest.drop()
         self._unproven[accepted] = None
+
+    def examine(self, who: Proven) -> None:
+        """Refuse a proven peer with a data directory that is not the member's, before any link of that one is dropped.
+
+        Raises:
+            PeerIsStranger: reported already. Rule: M4.
+        """
+        refused = self._stranger(who)
+        if refused is not None:
+            if self._is_news(who.peer, refused.line()):
+                self.report(refused)
+            raise PeerIsStranger(refused.line())
 
     def proven(self, accepted: Accepted, who: Proven) -> None:
         """A peer's connection to us is open; it replaces an older one, which the peer must have lost."""
@@ -156,12 +176,13 @@ class Links:
 class Dialled(asyncio.Protocol):
     """One connection to a peer. `met` tells who is there once both have proven themselves, `lost` why it ended."""
 
-    def __init__(self, handshake: Dialling, tls: NodeTls | None) -> None:
+    def __init__(self, handshake: Dialling, tls: NodeTls | None, examine: Callable[[Proven], None]) -> None:
         loop = asyncio.get_running_loop()
-        self._handshake, self._tls = handshake, tls
+        self._handshake, self._tls, self._examine = handshake, tls, examine
         self._channel = ""
         self._decoder = FrameDecoder(UNPROVEN_HEADER_BYTES, 0)
         self.transport: asyncio.Transport
+        self._proven: Proven | None = None
         self.met: asyncio.Future[Proven] = loop.create_future()
         self.lost: asyncio.Future[str] = loop.create_future()
 
@@ -175,10 +196,13 @@ class Dialled(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for message in self._decoder.feed(data):
-                if isinstance(message, PeerChallenge) and not self.met.done():
+                if isinstance(message, PeerChallenge) and self._proven is None:
                     proof, who = self._handshake.on_challenge(message, self._channel)
+                    self._examine(who)
                     self.transport.writelines(encode_frame(proof))
-                    self.met.set_result(who)
+                    self._proven = who
+                elif isinstance(message, PeerWelcome) and self._proven is not None and not self.met.done():
+                    self.met.set_result(self._proven)
                 elif isinstance(message, PeerRefusal):
                     raise LinkRefused(f"it says: {brief(message.reason)}")
                 else:
@@ -284,11 +308,14 @@ class Outgoing:
         try:
             async with asyncio.timeout(self._handshake_s):
                 _, connection = await loop.create_connection(
-                    lambda: Dialled(handshake, tls), *self._address, ssl=tls.dialling if tls is not None else None
+                    lambda: Dialled(handshake, tls, self._links.examine),
+                    *self._address,
+                    ssl=tls.dialling if tls is not None else None,
                 )
                 who = await connection.met
         except LinkRefused as error:
-            self._links.refused_there(self._peer, str(error))
+            if not isinstance(error, PeerIsStranger):
+                self._links.refused_there(self._peer, str(error))
             self._tell_down(str(error))
         except TimeoutError:
             self._tell_down(f"no answer within {self._handshake_s:g} s")
@@ -364,10 +391,10 @@ class Accepted(asyncio.Protocol):
                 data = self._take_greeting(data)
             self._take_frames(self._decoder.feed(data))
         except LinkRefused as error:
-            self._refuse(str(error))
+            self._refuse(error)
         except FrameError as error:
             if self._peer is None:
-                self._refuse(str(error))
+                self._refuse(error)
             else:
                 self._links.report(BadInput(f"link from node_{self._peer}", str(error)))
                 self.transport.abort()
@@ -391,7 +418,7 @@ class Accepted(asyncio.Protocol):
     def _take_frames(self, messages: Iterable[Any]) -> None:
         links, peer = self._links, self._peer
         for message in messages:
-            if peer is not None and not isinstance(message, PeerHello | PeerChallenge | PeerProof | PeerRefusal):
+            if peer is not None and not isinstance(message, Handshake):
                 links.frames_in += 1
                 links.take(peer, cast(PeerMessage, message))
             elif peer is None and isinstance(message, PeerHello):
@@ -401,19 +428,22 @@ class Accepted(asyncio.Protocol):
                 self.transport.writelines(encode_frame(self._handshake.on_hello(message)))
             elif peer is None and isinstance(message, PeerProof):
                 who = self._handshake.on_proof(message)
+                links.examine(who)
                 peer = self._peer = who.peer
                 longest = links.limits.max_frame_bytes
                 self._decoder.max_header, self._decoder.max_body = min(MAX_HEADER, longest), longest
                 if self._timer is not None:
                     self._timer.cancel()
+                self.transport.writelines(encode_frame(PeerWelcome()))
                 links.proven(self, who)
             else:
                 raise FrameError(f"{type(message).__name__} out of turn")
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, error: LinkRefused | FrameError) -> None:
         """Say why, and close."""
-        reason = brief(reason)
-        self._links.refused_here(self._claimed, reason)
+        reason = brief(error)
+        if not isinstance(error, PeerIsStranger):
+            self._links.refused_here(self._claimed, reason)
         self.transport.writelines(encode_frame(PeerRefusal(reason)))
         self.transport.close()
 

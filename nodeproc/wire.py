@@ -73,6 +73,8 @@ class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
     identity: str
     rebuilding: bool
     """When the file was opened."""
+    members: tuple[NodeId, ...] = ()
+    """The cluster that this data directory belongs to; empty: written before directories knew that."""
 
 
 EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed | Opening
@@ -186,12 +188,17 @@ class PeerHello(Struct, frozen=True, tag_field="type", tag="PEER_HELLO"):
     """The dialling node says who it is. Rule: M3, M4."""
 
     version: int
+    """The newest that it speaks."""
     cluster: str
     node: NodeId
     identity: str
     rebuilding: bool
     nonce: str
     """Fresh random, 32 hex digits; makes every proof unrepeatable."""
+    members: tuple[NodeId, ...] = ()
+    """All ids, ascending, as its configuration has them."""
+    least: int = 0
+    """The oldest version that it speaks; 0: `version` only."""
 
 
 class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE"):
@@ -202,12 +209,18 @@ class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE")
     rebuilding: bool
     nonce: str
     proof: str
+    version: int = 0
+    """The newest that it speaks."""
 
 
 class PeerProof(Struct, frozen=True, tag_field="type", tag="PEER_PROOF"):
     """The dialling node proves that it knows the secret. Rule: M3."""
 
     proof: str
+
+
+class PeerWelcome(Struct, frozen=True, tag_field="type", tag="PEER_WELCOME"):
+    """The accepting node takes the link: frames may follow. Rule: M3, M4."""
 
 
 class PeerRefusal(Struct, frozen=True, tag_field="type", tag="PEER_REFUSAL"):
@@ -224,7 +237,7 @@ class _AppendHeader(Struct, frozen=True, tag_field="type", tag="APPEND"):
     commit_seq: SeqNo
 
 
-Handshake: TypeAlias = PeerHello | PeerChallenge | PeerProof | PeerRefusal
+Handshake: TypeAlias = PeerHello | PeerChallenge | PeerProof | PeerWelcome | PeerRefusal
 FrameMessage: TypeAlias = PeerMessage | Handshake
 
 _HEADERS: Any = _AppendHeader

@@ -441,8 +441,9 @@ class Cluster:
         """Connections that say nonsense or nothing whole; a row for each node says what became of them."""
         roles = {node: self._role(node) for node in targets}
         began = time.monotonic_ns()
+        ids = tuple(sorted(self.nodes))
         crowds = {
-            node: Crowd(Mark(node, (HOST, self._ports[node].port), self._cluster_id, self._peer_of(node)))
+            node: Crowd(Mark(node, (HOST, self._ports[node].port), self._cluster_id, self._peer_of(node), ids))
             for node in targets
         }
         before = {node: self.nodes[node].memory_bytes() for node in targets}

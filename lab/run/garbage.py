@@ -30,12 +30,14 @@ class Mark:
     node: whose port it is.
     cluster: what its links go by; the secret they don't know.
     peer: a member that they claim to be.
+    members: all ids, ascending.
     """
 
     node: NodeId
     address: Address
     cluster: str
     peer: NodeId
+    members: tuple[NodeId, ...]
 
 
 # ---- what they say -------------------------------------------------------------------------------
@@ -94,7 +96,8 @@ def torn_greeting(rng: random.Random, mark: Mark) -> bytes:
 
 def liar(rng: random.Random, mark: Mark) -> bytes:
     """A member's greeting with a proof that is none, and a frame right behind it."""
-    hello = PeerHello(VERSION, mark.cluster, mark.peer, "x", False, rng.randbytes(NONCE_BYTES).hex())
+    nonce = rng.randbytes(NONCE_BYTES).hex()
+    hello = PeerHello(VERSION, mark.cluster, mark.peer, "x", False, nonce, mark.members)
     proof = PeerProof(rng.randbytes(32).hex())
     return PREAMBLE + b"".join(b"".join(encode_frame(each)) for each in (hello, proof, Join(START)))
 

@@ -113,7 +113,8 @@ class Way:
         if self.up or not near.running:
             return
         self.counts.refused += self.refuses
-        if far.running and not far.paused and not near.paused and not self.shut:
+        there = far.running and not far.paused and not near.paused and not self.shut
+        if there and not near.refuses(far) and not far.refuses(near):
             self.open()
         else:
             self._loop.post(self._loop.now + DIAL_EVERY_S * (0.5 + self._rng.random()), self.dial)

@@ -121,6 +121,7 @@ class SimNode:
                 max_sessions=limits.max_sessions,
                 rebuild=rebuild,
                 new_identity=lambda: f"{self._rng.getrandbits(128):032x}",
+                members=self.config.members,
             )
         except PowerLost:
             self.files = self.files.crash(self._rng)
@@ -139,6 +140,7 @@ class SimNode:
         self._syncing = self._turn_due = False
         self._timer_at = float("inf")
         self._connections: dict[SimTransport, None] = {}
+        self._refused: dict[NodeId, Event] = {}
         core_rng = random.Random(self._rng.getrandbits(64))
         self.core = Node.recover(self.config.core(), recovered, self.clock(), core_rng, Sealer(self._wall))
         self._route = self.core.route
@@ -236,6 +238,16 @@ class SimNode:
     def _count_full(self, error: BaseException) -> None:
         """A write that failed on a full disk found no room: nothing else fails there."""
         self.refused += isinstance(error, WriteFailed) and self.files.capacity is not None
+
+    # ---- links -------------------------------------------------------------------------------------
+
+    def refuses(self, peer: SimNode) -> bool:
+        """Whether this node's handshake refuses the peer's data directory, which it reports once. Rule: M4."""
+        refused = self.core.stranger(peer.node_id, peer.identity, peer.rebuilding)
+        if refused is not None and self._refused.get(peer.node_id) != refused:
+            self._refused[peer.node_id] = refused
+            self._emit([refused])
+        return refused is not None
 
     # ---- clients -----------------------------------------------------------------------------------
 

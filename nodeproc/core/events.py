@@ -38,6 +38,12 @@ class Starting(Event, frozen=True, tag="starting"):
     last_seq: SeqNo
 
 
+class NothingSynced(Event, frozen=True, tag="nothing_synced"):
+    logger = "storage"
+    level = "WARNING"
+    text = "durability: os: once this machine has lost its power, only --rebuild keeps acknowledged messages safe"
+
+
 class BecameLeader(Event, frozen=True, tag="became_leader"):
     logger = "node"
     text = "Became LEADER for term {term}"

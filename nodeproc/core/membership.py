@@ -122,17 +122,29 @@ def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: E
     """
     known = state.identities.get(peer)
     state.strangers.discard(peer)
+    refused = stranger(state, peer, identity, rebuilding)
+    if refused is not None:
+        state.strangers.add(peer)  # hit: M4 a stranger is refused
+        fx.emit.append(refused)
+        return False
     if rebuilding and (known is None or known.identity != identity):
         state.learners.add(peer)  # hit: M4 a declared rebuild is admitted without vote
         return True
     if known is None:
         remember(state, peer, Known(identity), fx)
-    elif known.identity != identity:
-        state.strangers.add(peer)  # hit: M4 a stranger is refused
-        fx.emit.append(StrangerRefused(peer, known.identity, identity))
-        return False
     state.learners.discard(peer)
     return True
+
+
+def stranger(state: NodeState, peer: NodeId, identity: str, rebuilding: bool) -> StrangerRefused | None:
+    """Why a peer with this data directory is refused; None: it is not. Rule: M4.
+
+    The transport asks at the end of each handshake, so that a link of the known member is not dropped for a stranger's.
+    """
+    known = state.identities.get(peer)
+    if rebuilding or known is None or known.identity == identity:
+        return None
+    return StrangerRefused(peer, known.identity, identity)
 
 
 def remember(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:

@@ -12,7 +12,7 @@ from typing import TypeAlias, cast, get_args
 
 from nodeproc.core import catchup, election, failure, membership, ordering
 from nodeproc.core.effects import Effects
-from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting
+from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting, StrangerRefused
 from nodeproc.core.log import Log
 from nodeproc.core.messages import (
     NOBODY,
@@ -220,6 +220,10 @@ class Node:
         if not isinstance(role, Leader):
             return {}
         return {peer: (progress.live, progress.matched) for peer, progress in role.progress.items()}
+
+    def stranger(self, peer: NodeId, identity: str, rebuilding: bool) -> StrangerRefused | None:
+        """Why a link to or from a peer with this data directory must not be opened; None: it may. Rule: M4."""
+        return membership.stranger(self.state, peer, identity, rebuilding)
 
     def snapshot(self) -> Snapshot:
         """What a checkpoint keeps: the state as of delivered_seq, and every promise that was written. Rule: K4."""

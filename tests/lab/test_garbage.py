@@ -34,7 +34,7 @@ from nodeproc.wire import (
     decode_client_line,
 )
 
-MARK = Mark(1, ("127.0.0.1", 0), "chat", 2)
+MARK = Mark(1, ("127.0.0.1", 0), "chat", 2, (1, 2))
 
 
 def is_refused(said: bytes) -> bool:
@@ -102,7 +102,7 @@ class Door(asyncio.Protocol):
 async def door(closes: bool) -> AsyncIterator[Crowd]:
     server = await asyncio.get_running_loop().create_server(lambda: Door(closes), "127.0.0.1", 0)
     try:
-        yield Crowd(Mark(1, server.sockets[0].getsockname()[:2], "chat", 2))
+        yield Crowd(Mark(1, server.sockets[0].getsockname()[:2], "chat", 2, (1, 2)))
     finally:
         server.close()
 

@@ -282,7 +282,11 @@ REFUSED = {
     "a link that does nothing": ("steps:\n  - link: {from: 1, to: 2}", "4:11: steps[0].link", "does nothing"),
     "an unknown frame": ("steps:\n  - link: {frames: [APEND], delay: 5ms}", "4:21: steps[0].link.frames[0]", "APPEND"),
     "a share above 1": ("steps:\n  - link: {loss: 1.5}", "4:18: steps[0].link.loss: found 1.5", "0..1"),
-    "a share that is no number": ("steps:\n  - link: {duplicate: .nan}", "4:23: steps[0].link.duplicate", "allowed finite numbers"),
+    "a share that is no number": (
+        "steps:\n  - link: {duplicate: .nan}",
+        "4:23: steps[0].link.duplicate",
+        "allowed finite numbers",
+    ),
     "a cut of unknown frames": ("steps:\n  - cut: {frames: [APEND]}", "4:20: steps[0].cut.frames[0]", "APPEND"),
     "a cut to nobody": ("steps:\n  - cut: {to: 7}", "4:15: steps[0].cut.to", "1..3"),
     "a partition of no kind": ("steps:\n  - partition: thirds", "4:16: steps[0].partition", "thirds"),

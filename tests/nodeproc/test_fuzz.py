@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from nodeproc.config import Limits
 from nodeproc.errors import FrameError, LinkRefused
-from nodeproc.handshake import Accepting, Credentials, Dialling
+from nodeproc.handshake import VERSION, Accepting, Credentials, Dialling
 from nodeproc.nodestream import NodeStream
 from nodeproc.session import Session
 from nodeproc.wire import (
@@ -83,9 +83,11 @@ GOOD_FRAMES = [b"".join(encode_frame(frame)) for frame in FRAMES]
 GOOD_ENTRIES = ENTRIES
 GOOD_NODE_LINES = [encode_line(line) for line in NODE_LINES]
 GREETINGS = [
-    PREAMBLE + b"".join(encode_frame(PeerHello(2, "chat", 2, "x", False, "0" * 32))),
+    PREAMBLE + b"".join(encode_frame(PeerHello(VERSION, "chat", 2, "x", False, "0" * 32, (1, 2)))),
     PREAMBLE
-    + b"".join(encode_frame(PeerHello(2, "chat", 1, "x", False, "0" * 32)) + encode_frame(PeerProof("0" * 64))),
+    + b"".join(
+        encode_frame(PeerHello(VERSION, "chat", 1, "x", False, "0" * 32, (1, 2))) + encode_frame(PeerProof("0" * 64))
+    ),
 ]
 CLIENT_LINES: list[ClientLine] = [Hello(101, "5f0c", 7), Chat(1, ("a", "b")), Subscribe(3), StatusRequest()]
 GOOD_CLIENT_LINES = [encode_line(line) for line in CLIENT_LINES]
@@ -165,12 +167,14 @@ def test_a_client_takes_or_refuses_whatever_a_node_says(said: list[bytes], cuts:
 words = st.text(max_size=40)
 hellos = st.builds(
     PeerHello,
-    st.sampled_from([2, 0, -1, LARGE]),
+    st.sampled_from([VERSION, 0, -1, LARGE]),
     st.sampled_from(["chat", ""]) | words,
     st.sampled_from([1, 2, 3, LARGE]),
     words,
     st.booleans(),
     st.sampled_from(["0" * 32, ""]) | words,
+    st.just((1, 2)) | st.lists(st.sampled_from([1, 2, 0, LARGE]), max_size=20).map(tuple),
+    st.sampled_from([0, VERSION, -1, LARGE]),
 )
 challenges = st.builds(PeerChallenge, st.sampled_from([1, 2]), words, st.booleans(), st.just("1" * 32) | words, words)
 NEVER_SAID = Credentials(1, (1, 2), "chat", "a secret that nobody says", "one", False)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import pytest
 
+from nodeproc.core.messages import JoinAck
 from nodeproc.errors import LinkRefused
-from nodeproc.handshake import Accepting, Credentials, Dialling, Proven
-from nodeproc.wire import PeerProof
+from nodeproc.handshake import OLDEST, VERSION, Accepting, Credentials, Dialling, Proven
+from nodeproc.wire import PREFIX, FrameDecoder, PeerProof
 
 ONE = Credentials(1, (1, 2, 3), "chat", "secret", "id-one", False)
 TWO = Credentials(2, (1, 2, 3), "chat", "secret", "id-two", True)
@@ -38,6 +40,10 @@ def test_without_a_secret_the_handshake_works_too() -> None:
         (replace(ONE, cluster="other"), "cluster 'other', allowed 'chat'"),
         (replace(ONE, node=7), "node id 7, allowed 1, 3"),
         (replace(ONE, node=2), "node id 2, allowed 1, 3"),
+        (
+            replace(ONE, members=(1, 2, 4)),
+            "members 1, 2, 4 in node_1's configuration, allowed members 1, 2, 3, as in node_2's",
+        ),
         (replace(ONE, secret="wrong"), "does not know this cluster's secret"),
     ],
 )
@@ -46,10 +52,24 @@ def test_a_dialler_of_another_cluster_is_refused(dialler: Credentials, complaint
         shake(dialler, TWO)
 
 
-def test_another_version_is_refused() -> None:
-    hello = msgspec.structs.replace(Dialling(ONE, 2, NONCE_1).hello, version=1)
-    with pytest.raises(LinkRefused, match="version 1, allowed 2"):
+@pytest.mark.parametrize(
+    ("version", "least"), [(OLDEST - 1, 0), (OLDEST - 1, 1), (VERSION + 1, 0), (VERSION + 2, VERSION + 1)]
+)
+def test_a_version_that_neither_end_can_bring_itself_to_is_refused(version: int, least: int) -> None:
+    hello = msgspec.structs.replace(Dialling(ONE, 2, NONCE_1).hello, version=version, least=least)
+    with pytest.raises(LinkRefused, match=f"version {version}, allowed {OLDEST}..{VERSION}"):
         Accepting(TWO, NONCE_2).on_hello(hello)
+
+
+def test_a_node_of_the_next_version_is_taken_and_told_of_ours() -> None:
+    hello = msgspec.structs.replace(Dialling(ONE, 2, NONCE_1).hello, version=VERSION + 1, least=VERSION)
+    assert Accepting(TWO, NONCE_2).on_hello(hello).version == VERSION
+
+
+def test_what_the_next_version_adds_to_a_frame_is_passed_over() -> None:
+    head = b'{"type":"JOIN_ACK","term":3,"leader":1,"news":[1]}'
+    (message,) = FrameDecoder().feed(PREFIX.pack(len(head), 0, crc32(head)) + head)
+    assert message == JoinAck(3, 1)
 
 
 def test_a_node_that_answers_at_anothers_address_is_refused() -> None:

@@ -192,6 +192,22 @@ def test_a_node_with_another_secret_stays_outside(tmp_path: Path) -> None:
         assert cluster.log_lines(3) == b""
 
 
+def test_peers_changed_under_existing_data_end_with_2_and_both_lists(tmp_path: Path) -> None:
+    """Rule: M5."""
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        assert chat(cluster, 1, 1) == 1
+        assert cluster.stop(1) == 0
+        config = json.loads(cluster.config(1).read_text())
+        config["peers"] = [{"id": 4, "port": cluster.port(2)}, {"id": 5, "port": cluster.port(3)}]
+        other = tmp_path / "other.yml"
+        other.write_text(json.dumps(config))
+        with (tmp_path / "refused.log").open("wb"):
+            process = run_node("--config", str(other), "--quiet", log=tmp_path / "refused.log")
+            assert process.wait(30) == 2
+        assert "found members 1, 4, 5, allowed 1, 2, 3" in (tmp_path / "refused.log").read_text()
+
+
 def test_a_lost_disk_is_refused_until_it_is_declared_with_rebuild(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
         cluster.start()
@@ -200,6 +216,9 @@ def test_a_lost_disk_is_refused_until_it_is_declared_with_rebuild(tmp_path: Path
         shutil.rmtree(tmp_path / "node_1")
         cluster.start(1)
         until(lambda: "stranger_refused" in {event["event"] for event in cluster.events(3)})
+        until(lambda: "peer_refused" in {event["event"] for event in cluster.events(1)})
+        said = {event["reason"] for event in cluster.events(1) if event["event"] == "peer_refused"}
+        assert all("refused (a lost disk needs --rebuild)" in reason for reason in said), "its own console says why"
         assert cluster.log_lines(1) == b""
         cluster.stop(1)
         shutil.rmtree(tmp_path / "node_1")
@@ -248,3 +267,10 @@ def test_connections_of_strangers_leave_descriptors_for_the_disk(tmp_path: Path)
         for n in range(1, 20):
             chat(cluster, 1, n, "x" * 4096)
         assert cluster.stop(1) == 0
+
+
+def test_a_node_that_syncs_nothing_says_what_that_means(tmp_path: Path) -> None:
+    with Cluster(tmp_path, 1, durability="os") as cluster:
+        cluster.start()
+        assert cluster.leader() == 1
+        assert "nothing_synced" in {event["event"] for event in cluster.events(1)}

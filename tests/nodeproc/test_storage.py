@@ -99,6 +99,33 @@ def test_another_nodes_directory_is_refused() -> None:
     assert files.contents() == before
 
 
+def with_members(files: SimFiles, *members: int) -> Storage:
+    return Storage.open(files, 1, members=members, segment_bytes=500)[0]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_directory_made_for_other_members_is_refused(checkpointed: bool) -> None:
+    """Rule: M5."""
+    files, scribe = SimFiles(), Scribe()
+    storage = with_members(files, 1, 2, 3)
+    storage.write([scribe.mark(1)])
+    storage.close(scribe.meaning.snapshot(0) if checkpointed else None)
+    before = files.contents()
+    with pytest.raises(ConfigError, match="found members 1, 4, 5, allowed 1, 2, 3, which data directory"):
+        with_members(files, 1, 4, 5)
+    assert files.contents() == before
+    with_members(files, 1, 2, 3).close()
+
+
+def test_a_directory_older_than_its_list_of_members_takes_it_over() -> None:
+    """Rule: M5."""
+    files, scribe = SimFiles(), Scribe()
+    with_members(files).close()
+    with_members(files, 1, 2, 3).close(scribe.meaning.snapshot(0))
+    with pytest.raises(ConfigError, match="allowed 1, 2, 3"):
+        with_members(files, 1, 2)
+
+
 def test_sessions_past_the_limit_are_dropped_at_recovery_too() -> None:
     files, scribe = SimFiles(), Scribe()
     storage, _, _ = opened(files)

@@ -15,11 +15,11 @@ import pytest
 import uvloop
 
 from nodeproc.config import Limits
-from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused
+from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, StrangerRefused
 from nodeproc.core.messages import START, Input, Join, LinkDown, LinkUp, NodeId
 from nodeproc.entrance import Entrance, listen
 from nodeproc.errors import ConfigError
-from nodeproc.handshake import VERSION, Credentials
+from nodeproc.handshake import VERSION, Credentials, Proven
 from nodeproc.tls import NodeTls
 from nodeproc.transport import Links
 from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
@@ -39,6 +39,8 @@ class End:
         self.events: list[Event] = []
         self._news = asyncio.Event()
         self._tls = tls
+        self.known = ""
+        """The identity by which this end knows the other one; "": it takes any."""
         self._limits = limits or Limits(link_buffer_bytes=1 << 20)
         self.links: Links
         self._entrance: Entrance | None = None
@@ -53,6 +55,7 @@ class End:
             random.Random(1),
             self._limits,
             self._tls,
+            self._stranger,
         )
         tls = self._tls.accepting if self._tls is not None else None
         self._entrance = Entrance(self.links.accept, asyncio.Protocol, self._limits, tls)
@@ -64,6 +67,10 @@ class End:
             self._entrance.close()
             self._entrance = None
             await self.links.close()
+
+    def _stranger(self, who: Proven) -> StrangerRefused | None:
+        refused = self.known and who.identity != self.known
+        return StrangerRefused(who.peer, self.known, who.identity) if refused else None
 
     def _take(self, peer: NodeId, message: Input) -> None:
         self.inputs.append((peer, message))
@@ -212,7 +219,11 @@ def test_frames_without_a_link_are_lost_and_nothing_else(run: Run) -> None:
     [
         ({"secret": "other"}, "it does not know this cluster's secret"),
         ({"cluster": "other"}, "it says: cluster 'chat', allowed 'other'"),
-        ({"node": 9, "members": (1, 9)}, "node_9 answers there, not node_2"),
+        ({"node": 9}, "node_9 answers there, not node_2"),
+        (
+            {"members": (1, 2, 3)},
+            "it says: members 1, 2 in node_1's configuration, allowed members 1, 2, 3, as in node_2's",
+        ),
     ],
 )
 def test_a_peer_of_another_cluster_is_refused_and_reported(run: Run, said: dict[str, Any], reason: str) -> None:
@@ -220,6 +231,47 @@ def test_a_peer_of_another_cluster_is_refused_and_reported(run: Run, said: dict[
         async with two_ends(None, said) as (one, _):
             await one.reported(PeerRefused(2, reason))
             assert not [message for _, message in one.inputs if isinstance(message, LinkUp) and message.outgoing]
+
+    run(story())
+
+
+def test_a_stranger_under_a_members_id_costs_the_member_no_link(run: Run) -> None:
+    """Rule: M4."""
+
+    async def story() -> None:
+        async with two_ends() as (one, two):
+            await one.told(IN_2)
+            await two.told(UP_1)
+            one.known = "identity-2"
+            refused = StrangerRefused(2, "identity-2", "foreign")
+            stranger = End(2, free_ports(1)[0], identity="foreign")
+            await stranger.open(one.port)
+            await stranger.reported(PeerRefused(1, f"it says: {refused.line()}"))
+            await one.reported(refused)
+            assert not stranger.inputs
+            two.links.send(1, encode_frame(Join(START)))
+            await one.told(Join(START))
+            assert (1, LinkDown()) not in two.inputs and one.inputs.count((2, IN_2)) == 1
+            assert one.events.count(refused) == 1, "told once, however often it tries"
+            await stranger.close()
+
+    run(story())
+
+
+def test_a_stranger_at_a_members_address_is_no_link(run: Run) -> None:
+    """Rule: M4."""
+
+    async def story() -> None:
+        ports = free_ports(2)
+        one, two = End(1, ports[0]), End(2, ports[1], identity="foreign")
+        one.known = "identity-2"
+        await two.open(ports[0])
+        await one.open(ports[1])
+        await one.reported(StrangerRefused(2, "identity-2", "foreign"))
+        await one.until(lambda: any(isinstance(event, PeerLost) for event in one.events))
+        assert not one.inputs and not two.inputs
+        await one.close()
+        await two.close()
 
     run(story())
 
@@ -237,7 +289,7 @@ async def talk(port: int, said: bytes) -> bytes:
             writer.close()
 
 
-HELLO = encode_frame(PeerHello(VERSION, "chat", 2, "x", False, "0" * 32))[0]
+HELLO = encode_frame(PeerHello(VERSION, "chat", 2, "x", False, "0" * 32, (1, 2)))[0]
 
 
 @pytest.mark.parametrize(

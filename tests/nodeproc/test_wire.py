@@ -84,6 +84,7 @@ FRAMES: list[wire.FrameMessage] = [
     wire.PeerHello(1, "lab", 1, "one", False, "00ff"),
     wire.PeerChallenge(2, "two", True, "ff00", "proof"),
     wire.PeerProof("proof"),
+    wire.PeerWelcome(),
     wire.PeerRefusal("wrong cluster"),
 ]
 CLIENT_LINES: list[wire.ClientLine] = [
