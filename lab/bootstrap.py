@@ -63,6 +63,7 @@ def ensure_packages(root: Path = ROOT) -> None:
             raise BootstrapError(f"{sys.executable} is Python {sys.version.split()[0]}; allowed: {oldest} or newer")
         restarted = os.environ.pop(RESTARTED, None) is not None
         if importable(RUN):
+            _refuse_foreign(RUN)
             return
         if restarted:
             names = ", ".join(missing(RUN))
@@ -86,6 +87,21 @@ def missing(wanted: Wanted, path: Sequence[str] | None = None) -> list[str]:
         return [name for name in wanted.modules if importlib.util.find_spec(name) is None]
     importlib.invalidate_caches()
     return [name for name in wanted.modules if importlib.machinery.PathFinder.find_spec(name, list(path)) is None]
+
+
+def _refuse_foreign(wanted: Wanted) -> None:
+    """Modules of the same names that stand before the packages on the path, such as a yaml.py on PYTHONPATH.
+
+    Raises:
+        BootstrapError: names the file that stands in the way.
+    """
+    for name in wanted.modules:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None, name
+        file = Path(spec.origin or name)
+        folder = file.parents[1] if spec.submodule_search_locations else file.parent
+        if not any(folder.glob("*.dist-info")) and not any(folder.glob("*.egg-info")):
+            raise BootstrapError(f"{file} hides the package that `import {name}` means; rename it, or mend PYTHONPATH")
 
 
 def importable(wanted: Wanted) -> bool:
@@ -142,6 +158,11 @@ def _locked(file: Path) -> Iterator[None]:
 
 def _build(venv: Path, root: Path, wanted: Wanted) -> None:
     """Repair .venv in place, or make it anew where that fails; the copy of the requirements is written last."""
+    if not os.access(venv if venv.exists() else root, os.W_OK):
+        install = f"pip install -r {root / wanted.file}"
+        raise BootstrapError(
+            f"{root} can't be written, so there is no place for .venv; make it writable, or: {install}"
+        )
     _say(f"installing the packages of {wanted.file} into {venv} (once)")
     repaired = venv.exists() and _runs(venv) and _install(venv, root, wanted) is None and _complete(venv, wanted)
     if not repaired:
@@ -152,8 +173,12 @@ def _build(venv: Path, root: Path, wanted: Wanted) -> None:
         if not _complete(venv, wanted):
             raise BootstrapError(f"{wanted.file} was installed into {venv}, but its packages can't be imported")
     for each in {RUN, wanted}:  # the development requirements hold those of a run
-        with contextlib.suppress(FileNotFoundError):
+        try:
             (venv / each.file).write_bytes((root / each.file).read_bytes())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise BootstrapError(f"{error.filename}: {error.strerror}") from None
 
 
 def _runs(venv: Path) -> bool:

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from lab import __version__
 from lab.runs import (
@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None: the process's own.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # The process was started with it closed.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     if not given:
@@ -77,15 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] not in COMMANDS and given[0] not in ("-h", "--help", "--version"):
         given.insert(0, "run")
     options = parser.parse_args(given) if given[0] not in ELSEWHERE else _parse_elsewhere(given)
-    code = HARNESS
     try:
-        code = options.do(options)
+        code: int = options.do(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         _tell("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # The reader of our output has gone (`| head`): what is buffered must go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _drop_output()
+        return PASS if options.do is _do_list else HARNESS
     except Exception:  # Ours. Python would end with 1, which here means that an invariant is broken.
         traceback.print_exc()
         return HARNESS
@@ -355,6 +358,20 @@ def _tell(text: str) -> None:
     print(f"run_lab: {text}", file=sys.stderr, flush=True)
 
 
+def _write(stream: TextIO, text: str) -> None:
+    """Text with verdicts, coloured where the stream is a terminal. A reader that has gone stops no further run."""
+    try:
+        stream.write(colour.coloured(text) if colour.wanted(stream) else text)
+        stream.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """The reader of standard output has gone (`| head`): what is buffered, and all that follows, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _show(result: Result, as_json: bool, brief: bool) -> None:
     """How one run ended, for people.
 
@@ -366,8 +383,7 @@ def _show(result: Result, as_json: bool, brief: bool) -> None:
         text = f"{result.scenario}: {result.closing}  ({result.origin})\n"
     else:
         text = result.text(shutil.get_terminal_size().columns if stream.isatty() else 0) + ("\n" if brief else "")
-    stream.write(colour.coloured(text) if colour.wanted(stream) else text)
-    stream.flush()
+    _write(stream, text)
 
 
 def _finish(results: Sequence[Result], as_json: bool, code: int, planned: int) -> None:
@@ -384,5 +400,4 @@ def _finish(results: Sequence[Result], as_json: bool, code: int, planned: int) -
         for each in results:
             if each.exit_code != PASS:
                 lines += [f"  {each.scenario}: {each.closing}", f"      {each.again or each.origin}"]
-        text = "\n".join(lines) + "\n"
-        sys.stdout.write(colour.coloured(text) if colour.wanted(sys.stdout) else text)
+        _write(sys.stdout, "\n".join(lines) + "\n")

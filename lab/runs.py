@@ -216,6 +216,8 @@ def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exce
     """The world's errors have a sentence of their own; anything else is ours and shown in full."""
     from lab.run.children import RunFailed
 
+    if isinstance(error, OSError) and error.strerror:
+        return Result(name, seed, directory, HARNESS, problem=f"{error.filename or directory}: {error.strerror}")
     if isinstance(error, OSError | RunFailed):
         return Result(name, seed, directory, HARNESS, problem=str(error))
     traceback.print_exception(error)

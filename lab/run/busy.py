@@ -47,6 +47,10 @@ class BusyProcesses:
         for child in self._children:
             child.kill()
 
+    async def gone(self) -> None:
+        """Wait for the end of processes that were killed."""
+        await asyncio.gather(*(child.process.wait() for child in self._children))
+
 
 def _cpu_s(pid: int) -> float:
     """User and system seconds so far; 0 where the process is gone."""

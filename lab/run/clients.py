@@ -168,6 +168,11 @@ class LoadWorkers:
         for child in self._children:
             child.kill()
 
+    async def gone(self) -> None:
+        """Wait for the end of processes that were killed."""
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        await asyncio.gather(*(child.process.wait() for child in self._children))
+
 
 class NamedClient:
     """A client of `send` steps; it keeps its session from step to step."""

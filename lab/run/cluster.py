@@ -230,6 +230,12 @@ class Cluster:
             await self._proxy.close()
         self.drop()
 
+    async def gone(self) -> None:
+        """Wait for the end of the lab's own processes that drop() killed."""
+        await asyncio.gather(*(busy.gone() for busy, _ in self._busy))
+        if self._proxy is not None:
+            await self._proxy.process.wait()
+
     def drop(self) -> None:
         """Kill what still runs and let go of everything, at once: for any end of a run. May be called again."""
         for node in self.nodes.values():

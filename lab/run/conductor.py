@@ -229,6 +229,7 @@ class Conductor:
         self._step_text = ""
         self._one_fault = asyncio.Lock()
         """Held while a fault is being done: triggers may want to do one at the same time."""
+        self._sampler: asyncio.Task[None] | None = None
         self._triggers: dict[int, asyncio.Task[None]] = {}
         """Index of a `when` step -> what waits for it, and does it."""
         self._fired: set[int] = set()
@@ -237,7 +238,7 @@ class Conductor:
 
     async def carry_out(self) -> None:
         """The whole run. See the module's docstring."""
-        sampler = asyncio.create_task(self._sample_regularly())
+        self._sampler = sampler = asyncio.create_task(self._sample_regularly())
         try:
             await self._open()
             await self._do_steps()
@@ -664,10 +665,10 @@ class Conductor:
             self._tell(f"{self._step_text}{numbers}")
 
     def _check_alive(self) -> None:
-        """The lab's own processes are still there; a node that fell over is the judges' affair. No trigger failed."""
-        for trigger in self._triggers.values():
-            if trigger.done():
-                trigger.result()
+        """Raise what ended the lab's own processes, triggers or sampling; a node that ended is the judges' affair."""
+        for task in (self._sampler, *self._triggers.values()):
+            if task is not None and task.done():
+                task.result()
         if self._load is not None:
             self._load.check()
 

@@ -80,6 +80,9 @@ class LiveRun:
         try:
             await self._conductor.carry_out()
         finally:
+            await self._cluster.gone()
+            if self._load is not None:
+                await self._load.gone()
             self._write_papers()
 
     def _write_papers(self) -> None:

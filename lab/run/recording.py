@@ -48,9 +48,11 @@ class HistoryWriter:
 
     def flush(self) -> None:
         if self._rows:
-            self._file.write(b"".join(self._rows))
+            left = memoryview(b"".join(self._rows))
             self._rows.clear()
             self._size = 0
+            while left:  # A nearly full disk takes a part first, and says why at the next try.
+                left = left[self._file.write(left) :]
 
     def close(self) -> None:
         self.flush()

@@ -224,6 +224,38 @@ def test_an_old_python_gets_a_sentence(
     assert "allowed: 3.11 or newer" in capsys.readouterr().err
 
 
+def test_run_lab_is_read_by_any_python_so_that_an_old_one_ends_with_a_sentence() -> None:
+    source = (PROJECT / "run_lab.py").read_text("ascii")
+    newer = (ast.JoinedStr, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef, ast.NamedExpr, ast.MatchAs)
+    nodes = list(ast.walk(ast.parse(source)))
+    assert not [node for node in nodes if isinstance(node, newer) or (isinstance(node, ast.Raise) and node.cause)]
+    assert "__future__" not in source
+    own = [node.lineno for node in nodes if isinstance(node, ast.ImportFrom)]
+    version = next(node.lineno for node in nodes if isinstance(node, ast.Attribute) and node.attr == "version_info")
+    assert own and all(line > version for line in own)
+
+
+@pytest.mark.parametrize("place", ["yaml.py", "yaml/__init__.py"])
+def test_a_module_that_hides_a_package_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("")
+    command = [sys.executable, str(PROJECT / "run_lab.py"), "list"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 70
+    assert done.stderr.startswith(f"run_lab: {tmp_path / place} hides the package that `import yaml` means;")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_checkout_that_can_t_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = project(tmp_path)
+    fake = tools(monkeypatch, root)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(bootstrap.BootstrapError, match="can't be written"):
+        bootstrap.prepare(root, bootstrap.RUN)
+    assert fake.done == []
+
+
 def test_bootstrap_imports_the_standard_library_only() -> None:
     assert _foreign_imports((PROJECT / "lab" / "bootstrap.py").read_text()) == []
 

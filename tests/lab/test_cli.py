@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -316,6 +318,45 @@ def test_verdicts_are_coloured_on_a_terminal_that_wants_it(
     monkeypatch.setenv("NO_COLOR", "1")
     run("quiet.yml", "--out", "out")
     assert capsys.readouterr().out.endswith("quiet: FAIL: A1 agreement: two lines differ\n")
+
+
+def lab_process(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(PROJECT / "run_lab.py"), *arguments], **options)
+
+
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    process = lab_process("list", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_a_reader_that_has_gone_changes_no_verdict(
+    lab: FakeLab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def gone(text: str) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_drop_output", lambda: None)
+    monkeypatch.setattr(sys.stdout, "write", gone)
+    lab.outcomes = ["broken", "pass"]
+    assert run("quiet.yml", "other.yml", "--out", "out") == 1
+    assert lab.runs == ["quiet", "other"]
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_standard_stream_that_was_closed_at_the_start_is_no_failure(closed: int) -> None:
+    process = lab_process("list", preexec_fn=lambda: os.close(closed), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_a_full_disk_is_one_line_that_names_the_run(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.outcomes = [OSError(errno.ENOSPC, "No space left on device")]
+    assert run("quiet.yml", "--out", "out") == 70
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("quiet: the lab failed: out/quiet/") and last.endswith("Z: No space left on device")
 
 
 def test_json_is_alone_on_standard_output(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
