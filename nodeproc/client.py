@@ -24,7 +24,7 @@ from msgspec import UNSET
 from nodeproc.core.messages import SeqNo
 from nodeproc.errors import FrameError, Unreachable
 from nodeproc.nodestream import NodeStream, Shown
-from nodeproc.session import NEVER, Outcome, Session, SessionSettings
+from nodeproc.session import EXPIRED, NEVER, Outcome, Session, SessionSettings
 from nodeproc.sockets import send_at_once
 from nodeproc.tls import describe
 from nodeproc.wire import Reject, Status, StatusRequest, decode_node_line, encode_line
@@ -102,7 +102,7 @@ class ChatClient:
 
     Args:
         addresses: the nodes, in order of preference.
-        session: the session's token; made up where it is empty. Never one that was used before.
+        session_token: the session's secret; made up where it is empty. Never one that was used before.
         on_outcome: called with every Outcome, a range of messages each, in no particular order between ranges.
         on_change: called when the connection, the leader or the term changed.
         rng: for the jitter of the back-off.
@@ -116,7 +116,7 @@ class ChatClient:
         addresses: Sequence[Address],
         client_id: int,
         *,
-        session: str = "",
+        session_token: str = "",
         settings: SessionSettings | None = None,
         on_outcome: Callable[[Outcome], None] | None = None,
         on_change: Callable[[], None] | None = None,
@@ -129,7 +129,7 @@ class ChatClient:
         self.addresses = list(addresses)
         self._tls = tls
         self._clock, self._tokens = clock, tokens or new_token
-        self.session = Session(client_id, session or self._tokens(), settings)
+        self.session = Session(client_id, session_token or self._tokens(), settings)
         self.last_error = ""
         """Why the latest connection, or attempt at one, failed."""
         self._on_outcome = on_outcome
@@ -233,7 +233,21 @@ class ChatClient:
         return (await self.send_many([payload]))[0]
 
     async def send_many(self, payloads: Sequence[str]) -> list[Outcome]:
-        """Send messages and wait for the outcome of each; if one of them can't be sent all are rejected with n 0."""
+        """Send messages and wait for the outcome of each; if one of them can't be sent all are rejected with n 0.
+
+        A session that has ended is replaced by a fresh one first. Messages that were not ordered because the cluster
+        has forgotten their session are sent again in a fresh one.
+        """
+        outcomes = await self._send_once(payloads)
+        expired = [each.kind == "rejected" and each.reason == EXPIRED for each in outcomes]
+        if any(expired):
+            at = expired.index(True)  # All behind it are rejected with it.
+            outcomes[at:] = await self._send_once(payloads[at:])
+        return outcomes
+
+    async def _send_once(self, payloads: Sequence[str]) -> list[Outcome]:
+        if self.session.ended and not self.session.unsettled and not self._closed:
+            self.renew()
         try:
             first = self.submit_nowait(payloads)
         except ValueError as error:
@@ -423,7 +437,7 @@ def why_lost(error: Exception) -> str:
 
 def new_token() -> str:
     """A session token that nobody else has."""
-    return secrets.token_hex(8)
+    return secrets.token_hex(16)
 
 
 async def status(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 import secrets
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from nodeproc.entrance import address_of
 from nodeproc.errors import FrameError
 from nodeproc.sockets import probe_when_silent, send_at_once
 from nodeproc.wire import (
+    SESSION_TOKEN,
     TOKEN_REFUSED,
     Ack,
     Chat,
@@ -42,9 +42,9 @@ from nodeproc.wire import (
     brief,
     decode_client_line,
     encode_line,
+    session_of,
 )
 
-SESSION: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 LARGEST: Final = 2**53 - 1
 """Of client ids, n and seq_no: what every JSON reader keeps exact."""
 CHUNK_BYTES: Final = 256 << 10
@@ -58,6 +58,10 @@ OVERDUE_S: Final = 1.0
 """Who has not said a line after so long gives way to a new client where there are too many."""
 KEEPALIVE_S: Final = 60
 """A silent connection is tried so often by the kernel: one whose machine is gone without a word ends."""
+NEW_SESSIONS_S: Final = 600.0
+"""Sessions that begin are counted for so long: see Limits.new_sessions."""
+COUNTED_SESSIONS: Final = 100_000
+"""Past it counting starts anew: with so many addresses no bound for each of them helps."""
 LINGER_S: Final = 5.0
 """For a closed connection to take the line that says why."""
 
@@ -99,6 +103,10 @@ class Clients:
         self.unfinished_bytes = 0
         """Of lines whose end has not come."""
         self._of_address: Counter[str] = Counter()
+        self._begun: dict[str, set[str]] = {}
+        """Address -> sessions that began there since _counting_since; at most COUNTED_SESSIONS in all."""
+        self._begun_count = 0
+        self._counting_since = -NEW_SESSIONS_S
         self._sweeper: asyncio.TimerHandle | None = None
         self._held: dict[ClientConnection, None] = {}
         self._deliveries = 0
@@ -224,6 +232,20 @@ class Clients:
         if self.connections:
             self._sweep_later()
 
+    def begin_session(self, session: str, address: str) -> bool:
+        """Count a session that sends its first message; False: none may begin from there now. Rule: S3."""
+        now = asyncio.get_running_loop().time()
+        if now - self._counting_since > NEW_SESSIONS_S or self._begun_count >= COUNTED_SESSIONS:
+            self._begun.clear()
+            self._begun_count, self._counting_since = 0, now
+        begun = self._begun.setdefault(address, set())
+        if session not in begun:
+            if len(begun) >= self.limits.new_sessions:
+                return False  # hit: S3 one address begins too many sessions
+            begun.add(session)
+            self._begun_count += 1
+        return True
+
     # ---- how much is taken in -----------------------------------------------------------------------
 
     def take_in(self, connection: ClientConnection, size: int) -> None:
@@ -280,6 +302,10 @@ class ClientConnection(asyncio.Protocol):
         self._client_id = 0
         self._born: SeqNo = 0
         self._acked: tuple[int, SeqNo] = (0, 0)
+        self._is_new = True
+        """The session sends its first message over this connection, if it has not sent it yet."""
+        self._begun = False
+        """The session is in the table, or was counted as one that may come into it."""
         self.intake: deque[tuple[int, int]] = deque()
         """(last n, bytes) of what was submitted and is not acknowledged."""
         self._closing = self._half_closed = False
@@ -343,6 +369,8 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client that only closed its sending half (`nc` at the end of its input) still gets its answers."""
+        if self._decoder.unfinished:
+            self._fail("the input ends in the middle of a line: a newline is missing")
         self._half_closed = bool(self.intake or self._next) and not self._closing
         return self._half_closed
 
@@ -401,11 +429,9 @@ class ClientConnection(asyncio.Protocol):
                 self._say(self._backend.status())
 
     def _on_hello(self, hello: Hello) -> None:
-        session = hello.session or secrets.token_hex(8)
         if self.session:
             raise FrameError("HELLO twice on one connection")
-        if not SESSION.fullmatch(session):
-            raise FrameError(f"session {session[:80]!r}, allowed 1 to 64 of A-Z a-z 0-9 _ . : -")
+        session = proven_session(hello)
         for name, number in (("client_id", hello.client_id), ("born", hello.born or 0)):
             if not 0 <= number <= LARGEST:
                 raise FrameError(f"{name} {number}, allowed 0..{LARGEST}")
@@ -416,6 +442,7 @@ class ClientConnection(asyncio.Protocol):
         self.session, self._client_id = session, hello.client_id
         self._born = delivered_seq if hello.born is None else hello.born
         self._acked = self._backend.delivered_session(session) or (0, 0)
+        self._is_new, self._begun = hello.born is None, self._acked != (0, 0)
         self._clients.sessions[session] = self  # hit: S1 a session is opened
         leader, term = self._backend.route()
         acked_n, acked_seq = self._acked
@@ -431,7 +458,7 @@ class ClientConnection(asyncio.Protocol):
             raise FrameError(
                 f"CHAT of {len(chat.payloads)} messages from n={chat.first}, allowed one or more from 1 on"
             )
-        if reason := self._too_large(chat, size):
+        if reason := self._why_refused(chat, size):
             self._say(Reject(self.session, chat.first, reason, False))
         elif last_n <= self._acked[0]:
             self._say(Ack(self.session, *self._acked))  # hit: S4 delivered messages sent again are acknowledged at once
@@ -440,7 +467,15 @@ class ClientConnection(asyncio.Protocol):
             self._clients.take_in(self, size)
             self._backend.submit(Submit(self.session, self._client_id, self._born, chat.first, chat.payloads))
 
-    def _too_large(self, chat: Chat, size: int) -> str:
+    def _why_refused(self, chat: Chat, size: int) -> str:
+        """Why none of these messages is ever ordered; "" where they may be."""
+        if not self._begun:
+            self._begun = self._clients.begin_session(self.session, self.address)
+            if not self._begun:
+                minutes, allowed = NEW_SESSIONS_S / 60, self._limits.new_sessions
+                return f"new sessions from {self.address}: allowed {allowed} within {minutes:g} minutes"
+            if self._is_new:
+                self._born = self._backend.delivered_seq()  # hit: S3 a session is born when it sends its first message
         allowed = self._limits.max_line_messages
         if len(chat.payloads) > allowed:
             return f"CHAT of {len(chat.payloads)} messages, allowed {allowed}"
@@ -495,8 +530,9 @@ class ClientConnection(asyncio.Protocol):
             self._next = last + 1
 
     def supersede(self) -> None:
-        """The same session was opened on another connection."""
-        self.give_up("this session was opened on another connection")
+        """Close it: its client has opened the session on another connection. That is no misuse: nothing is reported."""
+        self._end_with(Problem("this session was opened on another connection"))
+        self._clients.left(self)
 
     def hold(self, held: bool) -> None:
         """Stop or go on reading because of what the node has taken in (S7)."""
@@ -525,12 +561,17 @@ class ClientConnection(asyncio.Protocol):
 
     def _fail(self, reason: str, line: NodeLine | None = None) -> None:
         """One clear line, then the end; other clients don't notice. Rule: S7."""
+        if not self._closing:
+            reason = brief(reason)
+            self._end_with(line or Problem(reason))
+            self._backend.report(BadInput(f"client {self._client_id}" if self.session else "a client", reason))
+
+    def _end_with(self, line: NodeLine) -> None:
+        """Say a last line and close."""
         if self._closing:
             return
-        reason = brief(reason)
-        self._say(line or Problem(reason))
+        self._say(line)
         self._closing = True
-        self._backend.report(BadInput(f"client {self._client_id}" if self.session else "a client", reason))
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
@@ -544,3 +585,26 @@ class ClientConnection(asyncio.Protocol):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
+
+
+def proven_session(hello: Hello) -> str:
+    """The public id of the session that a client opens. Rule: S1.
+
+    Raises:
+        FrameError: the client does not show that the session is its own.
+    """
+    token = hello.session_token
+    if token is UNSET:
+        if hello.session:
+            # hit: S1 a session without its token is refused
+            raise FrameError(
+                f"session {hello.session!r} without its session_token, allowed with it, or neither of both"
+            )
+        token = secrets.token_hex(16)
+    if not SESSION_TOKEN.fullmatch(token):
+        raise FrameError(f"session_token of {len(token)} characters, allowed 16 to 64 of A-Z a-z 0-9 _ . : -")
+    session = session_of(token)
+    if hello.session not in ("", session):
+        # hit: S1 a session with another one's token is refused
+        raise FrameError(f"session {hello.session!r}, allowed {session!r} for this session_token")
+    return session

@@ -46,6 +46,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
     max_clients: open client connections.
     max_per_address: of them, those from one address; and as many silent ones from there. Nodes don't count.
+    new_sessions: sessions in which one address may send a first message within ten minutes; a small part of
+        max_sessions, so that no single address drops everybody else's sessions from the table (S3).
     max_silent: connections that have not sent a byte yet; for one more the oldest goes.
     max_unproven: connections that opened like a node's and are not proven yet; for one more the oldest goes.
     first_line_ms: for a connection's first byte, and for a client's first line behind it.
@@ -89,6 +91,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     fetch_max_bytes: Annotated[int, Meta(ge=1024, le=8 << 20)] = 128 << 10
     buffer_max_bytes: Annotated[int, Meta(ge=1024, le=1 << 28)] = 8 << 20
     max_sessions: Count = 100_000
+    new_sessions: Count = 5000
 
 
 class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

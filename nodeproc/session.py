@@ -48,9 +48,12 @@ from nodeproc.wire import (
     Subscribe,
     Welcome,
     encode_line,
+    session_of,
 )
 
 NEVER: Final = math.inf
+EXPIRED: Final = "session expired"
+USED_BY_ANOTHER: Final = "another client used this session"
 
 OutcomeKind: TypeAlias = Literal["ok", "rejected", "unknown"]
 
@@ -115,12 +118,13 @@ class Session:
     """See the module's docstring.
 
     Args:
-        token: fresh and random for each Session; two clients with one token would number over each other.
+        token: the session's secret, 16 to 64 of A-Z a-z 0-9 _ . : -, fresh and random for each Session: two clients
+            with one token number over each other.
     """
 
     def __init__(self, client_id: int, token: str, settings: SessionSettings | None = None) -> None:
         self.client_id = client_id
-        self.token = token
+        self.token, self.id = token, session_of(token)
         self.settings = settings = settings or SessionSettings()
         self.born: SeqNo | None = None
 
@@ -256,7 +260,9 @@ class Session:
         self._connected, self._welcomed, self._asked = True, False, False
         self._heard_at = self._waiting_since = now
         self._to_say.clear()
-        self._to_say.append(Hello(self.client_id, self.token, self.born, self.settings.client_token or UNSET))
+        shown = self.settings.client_token or UNSET
+        born = self.born if self._sent else None  # hit: S3 a session that has sent nothing is born anew
+        self._to_say.append(Hello(self.client_id, self.id, born, shown, self.token))
 
     def disconnected(self) -> None:
         """The connection is gone; what was sent on it may or may not have arrived."""
@@ -276,10 +282,10 @@ class Session:
             case Shown():
                 self._on_shown(line)
             case Ack():
-                self._check_token(line.session)
+                self._check_session(line.session)
                 self._on_acknowledged(line.n, line.seq_no, now)
             case Reject():
-                self._check_token(line.session)
+                self._check_session(line.session)
                 self._on_reject(line, now)
             case LeaderLine():
                 self._on_leader(line.leader, line.term, now)
@@ -379,18 +385,32 @@ class Session:
 
     # ---- what nodes say --------------------------------------------------------------------------
 
-    def _check_token(self, token: str) -> None:
-        if token != self.token:
-            raise FrameError(f"an answer for session {token!r}, not {self.token!r}")
+    def _check_session(self, session: str) -> None:
+        if session != self.id:
+            raise FrameError(f"an answer for session {session!r}, not {self.id!r}")
+
+    def _is_foreign(self, n: int) -> bool:
+        """Whether a node knows a message n of this session that this client has not sent. The session ends then.
+
+        What was sent may have been taken for a repetition of the other client's messages, and what was acknowledged
+        lately may be theirs; what was never sent was certainly not ordered. Rule: S1.
+        """
+        if n <= self._sent:
+            return False
+        # hit: S1 another client used the session
+        self._end(USED_BY_ANOTHER, self._base, certain_above=self._sent)
+        return True
 
     def _on_welcome(self, line: Welcome, now: float) -> None:
-        self._check_token(line.session)
-        if self.born is None:
+        self._check_session(line.session)
+        if not self._sent:
             self.born = line.born
         self._welcomed = True
         self._waiting_since = now
         self.node, self.problem = line.node, ""
         self.last_seq = max(self.last_seq, line.last_seq)
+        if self._is_foreign(line.acknowledged):
+            return
         if line.acknowledged_seq:
             self._on_acknowledged(line.acknowledged, line.acknowledged_seq, now)
         self._on_leader(line.leader, line.term, now)
@@ -408,10 +428,8 @@ class Session:
 
     def _on_acknowledged(self, n: int, seq_no: SeqNo, now: float) -> None:
         """All up to n are delivered. Cumulative. Rule: S4."""
-        if n > self._sent:
-            raise FrameError(f"an ACK of n={n}, sent {self._sent}")
         self.last_seq = max(self.last_seq, seq_no)
-        if n < self._base:
+        if n < self._base or self._is_foreign(n):
             return
         self._base = n + 1
         self._cursor = max(self._cursor, self._base)
@@ -433,15 +451,18 @@ class Session:
             self.problem = "the client token is wrong or missing"
             self._end(self.problem, self._base, certain_above=self._sent)
         elif not line.retry:
+            # The leader takes nothing above line.first without it (S2), but an earlier copy of it may have reached a
+            # leader over another way.
+            certain_above = line.first - 1 if line.first > self._repeated else self._sent
             if line.reason == "expired":
-                # Earlier copies may have been ordered before the table forgot the session (S3).
+                # The messages below may have been ordered before the table forgot the session (S3).
                 # hit: S3 a client's session has expired
-                self._end("session expired", self._base, certain_above=self._sent)
+                self._end(EXPIRED, self._base, certain_above)
             elif line.first >= self._base:
-                # The leader takes nothing above line.first without it (S2), but an earlier copy may have reached it
-                # over another way.
-                certain = line.first > self._repeated  # hit: S5 a rejection ends a client's session
-                self._end(line.reason, line.first, certain_above=line.first - 1 if certain else self._sent)
+                # hit: S5 a rejection ends a client's session
+                self._end(line.reason, line.first, certain_above)
+            return
+        if self._is_foreign(line.expected - 1):
             return
         self.refused = line.reason
         if self._cursor > self._base:

@@ -16,9 +16,11 @@ bytes that no continuation can mend.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar, get_args
+from hashlib import sha256
+from typing import Any, Final, TypeAlias, TypeVar, get_args
 from zlib import crc32
 
 import msgspec
@@ -328,16 +330,33 @@ def _cut(buffer: bytes | bytearray, start: int, end: int) -> bytes:
 # ---- lines of clients ---------------------------------------------------------------------------
 
 
+SESSION_TOKEN: Final = re.compile(r"[A-Za-z0-9_.:-]{16,64}")
+
+
+def session_of(token: str) -> str:
+    """The public id of the session whose secret is this token. Rule: S1.
+
+    Everybody sees the id, in every msg_id; only the client and the node to which it is connected see the token. 96 bits
+    are enough: also somebody who would be content with any of 100,000 sessions has to try 2^79 tokens.
+
+    Returns:
+        The first 24 hexadecimal digits, in lower case, of the SHA-256 of the token's bytes.
+    """
+    return sha256(token.encode()).hexdigest()[:24]
+
+
 class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="HELLO"):
     """First line of a client. Rule: S1, S3."""
 
     client_id: int
     session: str = ""
-    """A fresh random token of the client process; made up by the node where it is empty."""
+    """The session's public id, session_of(session_token); left out, the node works it out."""
     born: SeqNo | None = None
     """Delivered seq_no when the session was born, as the first WELCOME told; None: born now."""
     client_token: str | UnsetType = UNSET
     """What the node asks of everybody in the first line of a connection, where it asks for one."""
+    session_token: str | UnsetType = UNSET
+    """The session's secret, which proves that the session is this client's. Left out, the node makes a session up."""
 
 
 class Chat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="CHAT"):
@@ -370,6 +389,7 @@ class Welcome(Struct, frozen=True, tag_field="type", tag="WELCOME"):
 
     node: NodeId
     session: str
+    """Its public id."""
     born: SeqNo
     """To be repeated in every later HELLO of this session."""
     acknowledged: int

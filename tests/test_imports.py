@@ -19,7 +19,7 @@ LONGEST_FUNCTION = 60
 
 PURE_STDLIB = frozenset(
     {"__future__", "abc", "binascii", "bisect", "collections", "dataclasses", "enum", "functools", "heapq", "itertools"}
-    | {"math", "operator", "random", "struct", "typing", "zlib"}
+    | {"hashlib", "math", "operator", "random", "re", "struct", "typing", "zlib"}
 )
 """Parts of the standard library that touch no file, socket, clock or thread; of random only the class."""
 

@@ -190,14 +190,14 @@ class NamedClient:
             self.chat.renew()
         now, session = self._world.now_ns(), self.chat.session
         # The row goes first: an acknowledgement must not be older than what it answers.
-        row = Invoke(now, self.client, session.token, session.last_n + 1, len(payloads), now, payloads=payloads)
+        row = Invoke(now, self.client, session.id, session.last_n + 1, len(payloads), now, payloads=payloads)
         self._history.write(row)
         first = self.chat.submit_nowait(payloads)
         assert first == row.n, (first, row.n)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.outcomes[outcome.kind] += outcome.last - outcome.first + 1
-        self._history.outcome(self.chat.session.token, outcome)
+        self._history.outcome(self.chat.session.id, outcome)
 
 
 class NamedClients:

@@ -181,8 +181,8 @@ class LoadClient:
         if plan.interval_s:
             intended = int((zero + plan.due_s(self.sent + 1)) * 1e9)
             every = int(plan.interval_s * 1e9)
-        token = self.client.session.token
-        self._history.write(Invoke(now, plan.client, token, n, count, intended, every, gen=self._gen))
+        session = self.client.session.id
+        self._history.write(Invoke(now, plan.client, session, n, count, intended, every, gen=self._gen))
         self._n += count
         self.sent += count
         self._counts.sent += count
@@ -198,7 +198,7 @@ class LoadClient:
         return not self.client.session.ended
 
     def _on_outcome(self, outcome: Outcome) -> None:
-        self._history.outcome(self.client.session.token, outcome)
+        self._history.outcome(self.client.session.id, outcome)
         count = outcome.last - outcome.first + 1
         match outcome.kind:
             case "ok":

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from lab.selftest.patch import Collection, Patch
 from nodeproc.nodestream import Shown
 from nodeproc.session import Outcome, Session
-from nodeproc.wire import Ack, Chat, NodeLine, Reject, Welcome, decode_client_line, encode_line
+from nodeproc.wire import Ack, Chat, NodeLine, Reject, Subscribe, Welcome, decode_client_line, encode_line
 
 CLIENTS: Final = Collection()
 
@@ -64,6 +64,19 @@ def client_counts_sent_as_acknowledged(patch: Patch) -> None:
         return line
 
     patch.set(Session, "_next_chat", wrong)
+
+
+@CLIENTS.add("S6", "A subscriber that subscribes again, on another connection, asks for all behind the next message.")
+def resubscription_skips_one(patch: Patch) -> None:
+    right = Session._on_welcome
+
+    def wrong(self: Session, line: Welcome, now: float) -> None:
+        right(self, line, now)
+        last = self._to_say[-1] if self._to_say else None
+        if isinstance(last, Subscribe) and last.start > 1:
+            self._to_say[-1] = Subscribe(last.start + 1)
+
+    patch.set(Session, "_on_welcome", wrong)
 
 
 @CLIENTS.add("S5", "A message whose outcome is unknown is reported as rejected.")

@@ -8,6 +8,8 @@ from random import Random
 from typing import Final
 
 from lab.selftest.patch import Collection, Patch
+from nodeproc import wire
+from nodeproc.clients import Clients
 from nodeproc.core import membership, ordering
 from nodeproc.core.effects import Effects
 from nodeproc.core.messages import Batch, Known, NodeId, Record, Submit
@@ -76,6 +78,16 @@ def eviction_without_horizon(patch: Patch) -> None:
         self.horizon = horizon
 
     patch.set(Sessions, "delivered", wrong)
+
+
+@SESSIONS.add("S1", "A session's public id is its token: everybody who reads the log can go on in the session.")
+def token_in_every_msg_id(patch: Patch) -> None:
+    patch.everywhere(wire.session_of, lambda token: token)
+
+
+@SESSIONS.add("S3", "One address may begin any number of sessions: whoever likes makes the cluster forget all others.")
+def session_table_flushed_by_anybody(patch: Patch) -> None:
+    patch.set(Clients, "begin_session", lambda self, session, address: True)
 
 
 @SESSIONS.add("M4", "A node whose disk was lost votes and counts at once, under whatever identity it comes.")

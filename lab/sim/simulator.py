@@ -111,7 +111,8 @@ class Simulation:
         logs = {}
         for node, each in self.cluster.nodes.items():
             logs[node] = each.files.contents()[recovery.lines_name(node)]
-        self.watch.at_end(logs)
+        self.watch.at_end(logs, self.world.tokens)
+        self.watch.all_shown(self.scenario.subscribers)
 
     # ---- the run directory ---------------------------------------------------------------------------
 

@@ -66,6 +66,8 @@ class SimWorld(World):
         super().__init__()
         self._loop = loop
         self._rng = random.Random(f"{seed} world")
+        self.tokens: set[str] = set()
+        """The secrets of all sessions so far."""
 
     def now(self) -> float:
         return self._loop.now
@@ -91,8 +93,13 @@ class SimWorld(World):
             on_outcome=on_outcome,
             rng=random.Random(self._rng.getrandbits(64)),
             clock=self.now,
-            tokens=lambda: f"{self._rng.getrandbits(64):016x}",
+            tokens=self._draw_token,
         )
+
+    def _draw_token(self) -> str:
+        token = f"{self._rng.getrandbits(64):016x}"
+        self.tokens.add(token)
+        return token
 
 
 class SimHistory:

@@ -7,12 +7,13 @@ breaks nothing leaves nothing behind. A seed that does is played again into a ru
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from zlib import crc32
 
 import msgspec
 
 from lab.rows import Acked, Failed, HistoryRow, Invoke, Shown, Unknown
+from lab.run.clients import FIRST_SUBSCRIBER
 from nodeproc.core.events import BecameLeader, Event, HeartbeatReceived, NewCoordinator, Starting
 from nodeproc.core.messages import Batch, Line, NodeId, Record, SeqNo, Term
 
@@ -164,11 +165,18 @@ class Watch:
 
     # ---- at the end --------------------------------------------------------------------------------
 
-    def at_end(self, message_logs: dict[NodeId, bytes]) -> None:
+    def all_shown(self, subscribers: int) -> None:
+        """Every subscriber stayed, and has been shown the whole log. Rule: A8, S6."""
+        for client in range(FIRST_SUBSCRIBER, FIRST_SUBSCRIBER + subscribers):
+            if (last := self._shown.get(client, 0)) < self.last_seq:
+                raise Violation("A8", f"subscriber {client} was shown up to {last}, delivered is {self.last_seq}")
+
+    def at_end(self, message_logs: dict[NodeId, bytes], tokens: Set[str] = frozenset()) -> None:
         """Every message was sent, once, in its sender's order, and no acknowledged one came too early. A1, A3, A5, A6.
 
         Args:
             message_logs: the file of each node that has delivered everything.
+            tokens: the secrets of the clients' sessions, which no line may show.
         """
         whole = b"".join(bytes(record.body) for record in self.log)
         for node, data in sorted(message_logs.items()):
@@ -183,6 +191,8 @@ class Watch:
         for line in _decode_lines(whole):
             session, _, digits = line.msg_id.rpartition("-")
             n = int(digits)
+            if session in tokens:
+                raise Violation("A3", f"seq_no {line.seq_no}: {line.msg_id} shows the secret of its session")
             if n != last.get(session, 0) + 1:
                 raise Violation("A5", f"seq_no {line.seq_no} is n={n} of {session} behind n={last.get(session, 0)}")
             last[session] = n

@@ -12,8 +12,9 @@ import pytest
 
 from lab.selftest.mutants import MUTANTS, PARTS, Patch, apply_for_good, mutated
 from nodeproc.core import catchup, failure, ordering
+from nodeproc.nodestream import read_run
 from nodeproc.session import Session, SessionSettings
-from nodeproc.wire import Ack, Chat, LeaderLine, Reject, Welcome, decode_client_line
+from nodeproc.wire import Ack, Chat, LeaderLine, Reject, Subscribe, Welcome, decode_client_line, session_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 each_mutant = pytest.mark.parametrize("name", MUTANTS)
@@ -86,11 +87,15 @@ def test_an_attribute_that_is_not_there_is_no_place_for_a_patch() -> None:
 # ---- the mutants of the client do what they say -----------------------------------------------------
 
 
+TOKEN = "5f0c2a9be1d044171d3c7e0f96b25a48"
+ID = session_of(TOKEN)
+
+
 def connected(session: Session, acknowledged: int = 0) -> list[Chat]:
     """Open a connection; the CHAT lines that the session says on it."""
     session.connected(0.0)
     assert session.next_line(0.0)
-    session.received(Welcome(1, "s", 0, acknowledged, acknowledged, 9, 1, 1), 0.0)
+    session.received(Welcome(1, ID, 0, acknowledged, acknowledged, 9, 1, 1), 0.0)
     lines = []
     while (line := session.next_line(0.0)) is not None:
         lines.append(decode_client_line(line.rstrip()))
@@ -99,19 +104,19 @@ def connected(session: Session, acknowledged: int = 0) -> list[Chat]:
 
 def test_a_retry_with_a_new_n() -> None:
     with mutated("client_gives_a_retry_a_new_n"):
-        session = Session(7, "s")
+        session = Session(7, TOKEN)
         session.submit(["a", "b"], 0.0)
         assert connected(session) == [Chat(1, ("a", "b"))]
         session.disconnected()
         assert connected(session, acknowledged=2) == [Chat(3, ("a", "b"))]
         assert not session.take_outcomes()
-        session.received(Ack("s", 4, 4), 0.0)
+        session.received(Ack(ID, 4, 4), 0.0)
         assert [(each.kind, each.last) for each in session.take_outcomes()] == [("ok", 2)]
 
 
 def test_what_was_sent_counted_as_acknowledged() -> None:
     with mutated("client_counts_sent_as_acknowledged"):
-        session = Session(7, "s")
+        session = Session(7, TOKEN)
         session.submit(["a", "b"], 0.0)
         assert not session.take_outcomes()
         connected(session)
@@ -122,20 +127,36 @@ def test_what_was_sent_counted_as_acknowledged() -> None:
 
 def test_unknown_reported_as_rejected() -> None:
     with mutated("unknown_reported_as_rejected"):
-        session = Session(7, "s", SessionSettings(deadline=1.0))
+        session = Session(7, TOKEN, SessionSettings(deadline=1.0))
         session.submit(["a"], 0.0)
         connected(session)
         session.tick(2.0)
         assert [each.kind for each in session.take_outcomes()] == ["rejected"]
 
 
+def test_a_resubscription_that_skips_one() -> None:
+    with mutated("resubscription_skips_one"):
+        session = Session(7, TOKEN)
+        session.subscribe(1)
+        asked = []
+        for last in (3, 5):
+            connected(session)
+            asked.append(session.place)
+            session.received(read_run(b"".join(b'{"seq_no":%d,}\n' % n for n in range(session.place, last + 1))), 0.0)
+            session.disconnected()
+        session.connected(0.0)
+        session.received(Welcome(1, ID, 0, 0, 9, 9, 1), 0.0)
+        lines = [decode_client_line(session.next_line(0.0) or b"") for _ in range(2)]
+        assert asked == [1, 4] and lines[1] == Subscribe(7)
+
+
 def test_lines_without_numbers_are_taken_as_they_are() -> None:
     with mutated("client_gives_a_retry_a_new_n"):
-        session = Session(7, "s")
+        session = Session(7, TOKEN)
         session.submit(["a"], 0.0)
         connected(session)
         session.received(LeaderLine(2, 2), 0.0)
-        session.received(Reject("s", 1, "gap", True, 1), 0.0)
+        session.received(Reject(ID, 1, "gap", True, 1), 0.0)
         assert session.leader == 2
 
 

@@ -8,6 +8,7 @@ from zlib import crc32
 import pytest
 
 from lab.rows import Acked, Failed, Invoke, Shown
+from lab.run.clients import FIRST_SUBSCRIBER
 from lab.sim.watch import Violation, Watch
 from nodeproc.core.events import BecameLeader, HeartbeatReceived, NewCoordinator, Starting
 from nodeproc.core.messages import Batch, Record, SessionUse, Submit
@@ -28,7 +29,7 @@ def sent(n: int, *payloads: str, session: str = "s") -> Invoke:
 def shown(*records: Record) -> Shown:
     first, last = records[0].header, records[-1].header
     assert isinstance(first, Batch) and isinstance(last, Batch)
-    return Shown(0, 9001, first.first, last.last, crc32(b"".join(bytes(record.body) for record in records)))
+    return Shown(0, FIRST_SUBSCRIBER, first.first, last.last, crc32(b"".join(bytes(record.body) for record in records)))
 
 
 A, B, C = batch(1, 1, "a", "b"), batch(3, 3, "c"), batch(4, 1, "x", session="t")
@@ -134,6 +135,29 @@ def test_what_breaks_an_invariant_shows_at_the_end(what: str) -> None:
     with pytest.raises(Violation) as broken:
         happens()
     assert broken.value.invariant == invariant, broken.value.text
+
+
+def test_a_subscriber_that_is_not_shown_all_is_noticed() -> None:
+    """Rule: A8. It may have been shown nothing at all."""
+    watch = honest()
+    watch.all_shown(1)
+    watch.on_delivered(3, [OTHER])
+    for subscribers, text in ((1, "subscriber 900001 was shown up to 4, delivered is 5"), (2, "was shown up to 4")):
+        with pytest.raises(Violation, match=text) as broken:
+            watch.all_shown(subscribers)
+        assert broken.value.invariant == "A8"
+    watch.on_row(shown(OTHER))
+    with pytest.raises(Violation, match="subscriber 900002 was shown up to 0, delivered is 5"):
+        watch.all_shown(2)
+
+
+def test_a_secret_in_the_log_is_noticed() -> None:
+    """Rule: A3, S1."""
+    whole = b"".join(bytes(record.body) for record in (A, B, C))
+    honest().at_end({1: whole}, {"another"})
+    with pytest.raises(Violation, match="s-1 shows the secret of its session") as broken:
+        honest().at_end({1: whole}, {"another", "s"})
+    assert broken.value.invariant == "A3"
 
 
 def test_a_message_log_that_is_not_what_was_delivered_is_noticed() -> None:

@@ -126,8 +126,7 @@ def test_a_dead_node_is_left_for_the_next_and_nothing_is_ordered_twice() -> None
             await cluster.nodes[0].stop()
             assert [outcome.kind for outcome in await asyncio.gather(*sends)] == ["ok"] * 10
             assert cluster.payloads() == [str(i) for i in range(10)]
-            hello = cluster.nodes[1].lines[0]
-            assert hello == Hello(101, client.session.token, 0)
+            assert cluster.nodes[1].lines[0] == hello_of(client)
 
     run(story)
 
@@ -225,21 +224,46 @@ def test_closing_settles_everything() -> None:
     run(story)
 
 
-def test_an_expired_session_can_be_renewed_and_the_subscription_keeps_its_place() -> None:
+def hello_of(client: ChatClient) -> Hello:
+    return Hello(101, client.session.id, 0, session_token=client.session.token)
+
+
+def test_a_client_recovers_from_a_session_that_another_client_used() -> None:
+    """Rule: S1. Its token is known to somebody else, who sent messages in the session."""
+
+    async def story() -> None:
+        async with cluster_of(1) as cluster, client_of(cluster) as client:
+            await client.send("one")
+            session = client.session.id
+            cluster.nodes[0].drop_chats = 1
+            lost = asyncio.ensure_future(client.send("lost"))
+            await cluster.nodes[0].saw(lambda: not cluster.nodes[0].drop_chats)
+            cluster.order(7, session, Chat(2, ("by another", "and one more")))
+            cluster.nodes[0].reset_connections()
+            outcome = await lost
+            assert (outcome.kind, outcome.reason) == ("unknown", "another client used this session")
+            assert await client.send("two") == Outcome("ok", 1, 1, 4)
+            assert client.session.id != session
+        assert cluster.payloads() == ["one", "by another", "and one more", "two"]
+
+    run(story)
+
+
+def test_an_expired_session_is_renewed_and_the_subscription_keeps_its_place() -> None:
+    """Rule: S3. What was not ordered for that reason is sent again."""
+
     async def story() -> None:
         seen = bytearray()
         async with cluster_of(1) as cluster, client_of(cluster) as client:
             client.follow(1, lambda shown: seen.extend(shown.lines))
             await client.send("one")
-            cluster.expired.add(client.session.token)
-            assert (await client.send("two")).kind == "unknown"
-            assert (await client.send("three")).kind == "rejected"
-            old = client.session.token
-            client.renew()
-            assert (await client.send("four")) == Outcome("ok", 1, 1, 2)
-            assert client.session.token != old
-            await client.until(lambda: client.session.place == 3)
-        assert [msgspec.json.decode(line)["payload"] for line in seen.splitlines()] == ["one", "four"]
+            old = client.session
+            cluster.expired.add(old.id)
+            two, more = await asyncio.gather(client.send("two"), client.send_many(["three", "four"]))
+            assert [outcome.kind for outcome in (two, *more)] == ["ok"] * 3
+            assert client.session.token != old.token
+            await client.until(lambda: client.session.place == 5)
+        assert [msgspec.json.decode(line)["payload"] for line in seen.splitlines()] == ["one", "two", "three", "four"]
 
     run(story)
 
@@ -297,7 +321,7 @@ def test_a_client_moves_to_another_node_when_told_and_its_session_goes_on() -> N
             client.move(addresses(cluster.nodes[2:]))
             assert await client.send("two") == Outcome("ok", 2, 2, 2)
             assert client.session.node == 3
-            assert cluster.nodes[2].lines[0] == Hello(101, client.session.token, 0)
+            assert cluster.nodes[2].lines[0] == hello_of(client)
 
     run(story)
 

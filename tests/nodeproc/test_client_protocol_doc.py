@@ -32,6 +32,13 @@ def test_every_line_shown_is_one_of_the_protocol() -> None:
     assert sent == set(FROM_CLIENT)
 
 
+def test_the_session_shown_is_that_of_the_token_shown() -> None:
+    """Rule: S1. The test vector for clients and nodes in other languages."""
+    token = re.search(r"printf %s (\w+) \| sha256sum \| cut -c 1-24\n    (\w{24})\n", TEXT)
+    assert token is not None
+    assert wire.session_of(token[1]) == token[2] == "c4de547cd6625e4e6444c5cf"
+
+
 def test_every_type_and_field_is_described() -> None:
     tables = "\n".join(line for line in TEXT.splitlines() if line.startswith("|"))
     for kind in (*FROM_CLIENT, *FROM_NODE):

@@ -14,9 +14,14 @@ from nodeproc.clients import ClientConnection, Clients
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event
 from nodeproc.core.messages import Batch, NodeId, Record, Refuse, RefuseReason, SeqNo, SessionUse, Submit, Term
-from nodeproc.wire import Sealer, Status
+from nodeproc.wire import Sealer, Status, session_of
 
-HELLO = b'{"type":"HELLO","client_id":101,"session":"s1"}\n'
+HELLO = b'{"type":"HELLO","client_id":101,"session_token":"the.own.token.of.s1"}\n'
+
+
+def named(name: str) -> str:
+    """The session of a client that says HELLO with this name in its token."""
+    return session_of(f"the.own.token.of.{name}")
 
 
 class Wire(asyncio.Transport):
@@ -159,7 +164,7 @@ def in_loop(story: Callable[[], Any]) -> Callable[[], None]:
 
 
 def submit(session: str, first: int, *payloads: str) -> Submit:
-    return Submit(session, 101, 0, first, payloads)
+    return Submit(named(session), 101, 0, first, payloads)
 
 
 def chat(first: int, *payloads: str) -> bytes:
@@ -172,7 +177,7 @@ async def test_hello_is_welcomed_with_all_that_a_client_needs_to_go_on() -> None
     hall.deliver(submit("s1", 1, "a", "b"), submit("other", 1, "c"))
     [welcome] = hall.connect(b"").says(HELLO)
     assert welcome == {
-        "type": "WELCOME", "node": 1, "session": "s1", "born": 3, "acknowledged": 2, "last_seq": 3,
+        "type": "WELCOME", "node": 1, "session": named("s1"), "born": 3, "acknowledged": 2, "last_seq": 3,
         "leader": 3, "term": 7, "acknowledged_seq": 2,
     }  # fmt: skip
 
@@ -181,7 +186,71 @@ async def test_hello_is_welcomed_with_all_that_a_client_needs_to_go_on() -> None
 async def test_a_client_without_a_session_gets_one() -> None:
     wire = Hall().connect(b"")
     [welcome] = wire.says(b'{"type":"HELLO","client_id":1}\n')
-    assert len(welcome["session"]) == 16
+    assert len(welcome["session"]) == 24
+
+
+@in_loop
+async def test_what_every_subscriber_sees_takes_no_session_over() -> None:
+    """Rule: S1. A msg_id names the session; only its token opens it."""
+    hall = Hall()
+    owner = hall.connect(HELLO + chat(1, "a"))
+    hall.deliver(*hall.node.submitted)
+    session = json.loads(bytes(hall.node.records[0].body))["msg_id"].removesuffix("-1")
+    assert session == named("s1") and b"own.token" not in bytes(hall.node.records[0].raw)
+    owner.lines()
+    for said in ({"session": session}, {"session": session, "session_token": session}):
+        thief = hall.connect(b"")
+        [answer] = thief.says(json.dumps({"type": "HELLO", "client_id": 1, **said}).encode() + b"\n")
+        assert answer["type"] == "ERROR" and thief.closed
+    thief = hall.connect(HELLO.replace(b"the.own.token.of.s1", session.encode()))
+    assert thief.protocol.session != session
+    assert thief.says(chat(2, "not by the owner")) == [] and hall.node.submitted[-1].session != session
+    assert not owner.closed and owner.lines() == []
+
+
+@in_loop
+async def test_a_session_may_be_named_beside_its_token() -> None:
+    """Rule: S1. Nodes of other makes take the name; this one works it out."""
+    line = HELLO.replace(b'"session_', f'"session":"{named("s1")}","session_'.encode())
+    [welcome] = Hall().connect(b"").says(line)
+    assert (welcome["type"], welcome["session"]) == ("WELCOME", named("s1"))
+
+
+@in_loop
+async def test_one_address_begins_no_more_sessions_than_allowed_and_those_that_are_known_go_on() -> None:
+    """Rule: S3."""
+    hall = Hall(new_sessions=2)
+    known = hall.connect(address="192.0.2.1")
+    for name in (b"s1", b"s2", b"s2"):
+        hall.connect(HELLO.replace(b"s1", name) + chat(1, "m"), "192.0.2.1")
+    hall.deliver(hall.node.submitted[0])
+    refused = hall.connect(HELLO.replace(b"s1", b"s3"), "192.0.2.1")
+    for first in (1, 1):
+        reason = "new sessions from 192.0.2.1: allowed 2 within 10 minutes"
+        rejection = {"type": "REJECT", "session": named("s3"), "first": first, "reason": reason, "retry": False}
+        assert refused.says(chat(first, "m")) == [rejection | {"expected": 0}]
+    assert len(hall.node.submitted) == 3 and not refused.closed
+    known = hall.connect(address="192.0.2.1")
+    assert known.says(chat(2, "m")) == [] and len(hall.node.submitted) == 4
+    elsewhere = hall.connect(HELLO.replace(b"s1", b"s4"), "192.0.2.2")
+    assert elsewhere.says(chat(1, "m")) == [] and len(hall.node.submitted) == 5
+    hall.clients._counting_since -= module.NEW_SESSIONS_S
+    assert refused.says(chat(1, "m")) == [] and len(hall.node.submitted) == 6
+
+
+@in_loop
+async def test_a_session_is_born_when_it_sends_its_first_message() -> None:
+    """Rule: S3. Else it would expire without having sent anything, where others make the table forget much."""
+    hall = Hall()
+    silent, resumed = hall.connect(), hall.connect(HELLO.replace(b'"client_id"', b'"born":0,"client_id"'))
+    hall.deliver(submit("other", 1, "a", "b"))
+    silent = hall.connect()
+    hall.deliver(submit("other", 3, "c"))
+    for n in (1, 2):
+        silent.says(chat(n, "m"))
+        hall.deliver(submit("other", 3 + n, "d"))
+    resumed = hall.connect(HELLO.replace(b"s1", b"s2").replace(b'"client_id"', b'"born":1,"client_id"') + chat(1, "m"))
+    assert [each.born for each in hall.node.submitted] == [3, 3, 1] and not resumed.closed
 
 
 @in_loop
@@ -191,7 +260,7 @@ async def test_messages_go_to_the_core_and_are_acknowledged_when_delivered() -> 
     assert wire.says(chat(1, "a", "b")) == []
     assert hall.node.submitted == [submit("s1", 1, "a", "b")]
     hall.deliver(*hall.node.submitted)
-    assert wire.lines() == [{"type": "ACK", "session": "s1", "n": 2, "seq_no": 2}]
+    assert wire.lines() == [{"type": "ACK", "session": named("s1"), "n": 2, "seq_no": 2}]
 
 
 @in_loop
@@ -200,7 +269,7 @@ async def test_what_one_turn_delivers_is_one_acknowledgement() -> None:
     wire = hall.connect()
     records = [hall.node.order(submit("s1", n, "x"), submit("s2", n, "y")) for n in (1, 2, 3)]
     hall.clients.delivered(records)
-    assert wire.lines() == [{"type": "ACK", "session": "s1", "n": 3, "seq_no": 5}]
+    assert wire.lines() == [{"type": "ACK", "session": named("s1"), "n": 3, "seq_no": 5}]
 
 
 @in_loop
@@ -209,7 +278,7 @@ async def test_a_message_delivered_before_is_acknowledged_at_once() -> None:
     wire = hall.connect()
     hall.deliver(submit("s1", 1, "a", "b"))
     wire.lines()
-    assert wire.says(chat(1, "a")) == [{"type": "ACK", "session": "s1", "n": 2, "seq_no": 2}]
+    assert wire.says(chat(1, "a")) == [{"type": "ACK", "session": named("s1"), "n": 2, "seq_no": 2}]
     assert hall.node.submitted == []
 
 
@@ -221,9 +290,9 @@ async def test_refusals_reach_their_client() -> None:
         ("gap", True), ("no_leader", True), ("no_quorum", True), ("expired", False), ("invalid", False),
     ]  # fmt: skip
     for reason, retry in cases:
-        hall.clients.refused([Refuse("s1", 4, reason, 2), Refuse("nobody", 1, reason, 0)])
+        hall.clients.refused([Refuse(named("s1"), 4, reason, 2), Refuse("nobody", 1, reason, 0)])
         assert wire.lines() == [
-            {"type": "REJECT", "session": "s1", "first": 4, "reason": reason, "retry": retry, "expected": 2}
+            {"type": "REJECT", "session": named("s1"), "first": 4, "reason": reason, "retry": retry, "expected": 2}
         ]
 
 
@@ -251,8 +320,10 @@ BAD_LINES = [
     (HELLO + HELLO, "HELLO twice"),
     (b'{"type":"HELLO","client_id":-1}\n', "client_id -1, allowed 0.."),
     (b'{"type":"HELLO","client_id":1,"born":-1}\n', "born -1, allowed 0.."),
-    (b'{"type":"HELLO","client_id":1,"session":"a b"}\n', "session 'a b', allowed"),
-    (b'{"type":"HELLO","client_id":1,"session":"' + b"a" * 65 + b'"}\n', "session 'aaaa"),
+    (b'{"type":"HELLO","client_id":1,"session":"a b"}\n', "session 'a b' without its session_token, allowed with"),
+    (HELLO.replace(b"the.own.token.of.s1", b"only.15.letters"), "session_token of 15 characters, allowed 16"),
+    (HELLO.replace(b"s1", b"x" * 65), "session_token of 82 characters, allowed 16 to 64 of A-Z"),
+    (HELLO.replace(b'"session_', b'"session":"other","session_'), "session 'other', allowed"),
     (HELLO + chat(0, "a"), "CHAT of 1 messages from n=0"),
     (HELLO + chat(1), "CHAT of 0 messages from n=1"),
     (HELLO + chat(2**53, "a"), "CHAT of 1 messages from n=9007199254740992"),
@@ -325,6 +396,7 @@ async def test_a_session_that_is_opened_again_belongs_to_the_newer_connection() 
     assert older.closed and not newer.closed
     hall.deliver(submit("s1", 1, "a"))
     assert [line["type"] for line in newer.lines()] == ["ACK"]
+    assert not [event for event in hall.node.events if isinstance(event, BadInput)]
 
 
 @in_loop
@@ -349,7 +421,7 @@ async def test_a_new_route_a_refusal_or_a_lost_client_forgets_what_was_taken_in(
     hall = Hall(intake_window_bytes=1024)
     forget: list[Callable[[Wire], None]] = [
         lambda wire: hall.clients.route_changed(2, 8),
-        lambda wire: hall.clients.refused([Refuse("s1", 1, "gap", 1)]),
+        lambda wire: hall.clients.refused([Refuse(named("s1"), 1, "gap", 1)]),
         lambda wire: wire.abort(),
     ]
     for what in forget:
@@ -490,6 +562,17 @@ async def test_a_client_that_closed_its_half_still_gets_its_acknowledgement() ->
     assert wire.lines()[0]["type"] == "ACK"
     assert wire.closed
     assert not hall.connect().protocol.eof_received()
+
+
+@in_loop
+async def test_a_line_that_the_end_of_the_input_cuts_gets_its_error() -> None:
+    hall = Hall()
+    wire = hall.connect()
+    wire.says(chat(1, "last words").rstrip(b"\n"))
+    assert not wire.protocol.eof_received()
+    reason = "the input ends in the middle of a line: a newline is missing"
+    assert wire.lines() == [{"type": "ERROR", "reason": reason}] and wire.closed
+    assert hall.node.submitted == []
 
 
 @in_loop
@@ -666,7 +749,7 @@ async def test_without_the_token_no_message_is_taken() -> None:
     hall = Hall(TOKEN)
     assert hall.connect(b"").says(chat(1, "m"))[0]["type"] == "REJECT"
     refused = hall.connect(b"").says(HELLO)
-    assert (refused[0]["session"], refused[0]["first"]) == ("s1", 0)
+    assert (refused[0]["session"], refused[0]["first"]) == ("", 0)
     assert not hall.node.submitted
     assert hall.node.events == [BadInput("a client", "a wrong client token, or none")] * 2
 

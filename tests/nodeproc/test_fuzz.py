@@ -39,6 +39,7 @@ from nodeproc.wire import (
     decode_records,
     encode_frame,
     encode_line,
+    session_of,
 )
 from tests.fuzz import decoders
 from tests.nodeproc.test_runtime import TIMEOUT_S, Chatter, Member, single
@@ -89,11 +90,16 @@ GREETINGS = [
         encode_frame(PeerHello(VERSION, "chat", 1, "x", False, "0" * 32, (1, 2))) + encode_frame(PeerProof("0" * 64))
     ),
 ]
-CLIENT_LINES: list[ClientLine] = [Hello(101, "5f0c", 7), Chat(1, ("a", "b")), Subscribe(3), StatusRequest()]
+CLIENT_LINES: list[ClientLine] = [
+    Hello(101, "", 7, session_token="0123456789abcdef"),
+    Chat(1, ("a", "b")),
+    Subscribe(3),
+    StatusRequest(),
+]
 GOOD_CLIENT_LINES = [encode_line(line) for line in CLIENT_LINES]
 FIELDS = (
-    *("client_id", "session", "born", "first", "payloads", "from", "n", "seq_no", "leader", "term", "reason", "retry"),
-    *("expected", "node", "acknowledged", "acknowledged_seq", "last_seq", "client_token"),
+    *("client_id", "session", "session_token", "born", "first", "payloads", "from", "n", "seq_no", "leader", "term"),
+    *("reason", "retry", "expected", "node", "acknowledged", "acknowledged_seq", "last_seq", "client_token"),
 )
 odd_objects = st.fixed_dictionaries(
     {"type": st.sampled_from(["HELLO", "CHAT", "SUBSCRIBE", "STATUS", "ACK", "WELCOME", "REJECT", "LEADER", "ERROR"])},
@@ -253,7 +259,7 @@ class Besieged:
         listening = [each for each in clients.connections if each.only_listens]
         assert clients.unfinished_bytes == sum(each.unfinished for each in listening)
         assert clients.intake_bytes == 0
-        assert set(clients.sessions) - {each.session for each in listening} == {"friend"}
+        assert set(clients.sessions) - {each.session for each in listening} == {session_of("token.of.session.friend")}
         assert (await self.friend.status())["role"] == "leader"
 
     def _strangers(self) -> int:

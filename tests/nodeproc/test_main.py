@@ -131,7 +131,7 @@ def chat(cluster: Cluster, node: int, n: int, payload: str = "", session: str = 
     """Send message n until it is acknowledged, as a client would. Returns its seq_no."""
     until(lambda: cluster.status(node) is not None)
     with Line(cluster.port(node)) as line:
-        line.say({"type": "HELLO", "client_id": 9999, "session": session, "born": 0})
+        line.say({"type": "HELLO", "client_id": 9999, "session_token": f"token.of.session.{session}", "born": 0})
         welcome = line.hear_type("WELCOME")
         message: dict[str, Any] = {"type": "CHAT", "first": n, "payloads": [payload or f"message {n}"]}
         leader = welcome["leader"]

@@ -81,7 +81,7 @@ class Chatter:
     async def open(cls, port: int, session: str = "s") -> Chatter:
         """Connected, greeted and told a leader."""
         chatter = cls(*await asyncio.open_connection("127.0.0.1", port))
-        chatter.say({"type": "HELLO", "client_id": 101, "session": session, "born": 0})
+        chatter.say({"type": "HELLO", "client_id": 101, "session_token": f"token.of.session.{session}", "born": 0})
         heard = await chatter.hear()
         while not heard.get("leader"):
             heard = await chatter.hear()

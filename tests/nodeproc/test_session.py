@@ -32,9 +32,15 @@ from nodeproc.wire import (
     Welcome,
     decode_client_line,
     encode_line,
+    session_of,
 )
 
-TOKEN = "5f0c2a9be1d04417"
+TOKEN = "5f0c2a9be1d044171d3c7e0f96b25a48"
+ID = session_of(TOKEN)
+
+
+def hello(born: int | None = None) -> Hello:
+    return Hello(101, ID, born, session_token=TOKEN)
 
 
 def make_session(**changes: float | str) -> Session:
@@ -42,7 +48,7 @@ def make_session(**changes: float | str) -> Session:
 
 
 def welcome(leader: int = 3, last_seq: int = 0, acknowledged: int = 0, acknowledged_seq: int = 0) -> Welcome:
-    return Welcome(1, TOKEN, last_seq, acknowledged, last_seq, leader, 1, acknowledged_seq)
+    return Welcome(1, ID, last_seq, acknowledged, last_seq, leader, 1, acknowledged_seq)
 
 
 def said(session: Session, now: float) -> list[object]:
@@ -58,7 +64,7 @@ def connected_session(**changes: float) -> Session:
     """A session that was welcomed at time 0, HELLO already said."""
     session = make_session(**changes)
     session.connected(0.0)
-    assert said(session, 0.0) == [Hello(101, TOKEN)]
+    assert said(session, 0.0) == [hello()]
     session.received(welcome(), 0.0)
     return session
 
@@ -81,7 +87,7 @@ def test_nothing_is_sent_before_the_welcome() -> None:
     session.submit(["a"], 0.0)
     assert said(session, 0.0) == []
     session.connected(0.0)
-    assert said(session, 0.0) == [Hello(101, TOKEN)]
+    assert said(session, 0.0) == [hello()]
     session.received(welcome(), 0.1)
     assert said(session, 0.1) == [Chat(1, ("a",))]
 
@@ -117,9 +123,9 @@ def test_the_window_bounds_what_is_sent_and_not_acknowledged() -> None:
     session = connected_session(window_messages=4, line_messages=2)
     session.submit(list("abcdef"), 0.0)
     assert said(session, 0.0) == [Chat(1, ("a", "b")), Chat(3, ("c", "d"))]
-    session.received(Ack(TOKEN, 1, 1), 0.1)
+    session.received(Ack(ID, 1, 1), 0.1)
     assert said(session, 0.1) == [Chat(5, ("e",))]
-    session.received(Ack(TOKEN, 5, 5), 0.1)
+    session.received(Ack(ID, 5, 5), 0.1)
     assert said(session, 0.1) == [Chat(6, ("f",))]
 
 
@@ -127,7 +133,7 @@ def test_the_window_bounds_bytes_too() -> None:
     session = connected_session(window_bytes=1000, line_messages=1)
     session.submit(["x" * 400] * 5, 0.0)
     assert len(said(session, 0.0)) == 3
-    session.received(Ack(TOKEN, 2, 2), 0.1)
+    session.received(Ack(ID, 2, 2), 0.1)
     assert len(said(session, 0.1)) == 2
 
 
@@ -153,22 +159,34 @@ def test_an_ack_settles_every_message_up_to_its_n() -> None:
     session = connected_session()
     session.submit(list("abc"), 0.0)
     said(session, 0.0)
-    session.received(Ack(TOKEN, 2, 9), 0.1)
+    session.received(Ack(ID, 2, 9), 0.1)
     assert session.take_outcomes() == [Outcome("ok", 1, 2, 9)]
-    session.received(Ack(TOKEN, 2, 9), 0.1)
-    session.received(Ack(TOKEN, 1, 8), 0.1)
+    session.received(Ack(ID, 2, 9), 0.1)
+    session.received(Ack(ID, 1, 8), 0.1)
     assert session.take_outcomes() == []
-    session.received(Ack(TOKEN, 3, 12), 0.2)
+    session.received(Ack(ID, 3, 12), 0.2)
     assert session.take_outcomes() == [Outcome("ok", 3, 3, 12)]
     assert (session.unsettled, session.last_seq) == (0, 12)
 
 
-def test_an_ack_of_what_was_never_sent_is_the_nodes_fault() -> None:
-    session = connected_session()
-    session.submit(["a"], 0.0)
+@pytest.mark.parametrize(
+    "line", [Ack(ID, 3, 9), Reject(ID, 2, "gap", True, 4), Welcome(1, ID, 0, 3, 9, 3, 1, 9)], ids=type
+)
+def test_a_session_that_another_client_used_ends_with_what_was_sent_unknown(line: NodeLine) -> None:
+    """Rule: S1."""
+    session = connected_session(window_messages=2)
+    session.submit(["a", "b", "never sent"], 0.0)
     said(session, 0.0)
-    with pytest.raises(FrameError, match="an ACK of n=2, sent 1"):
-        session.received(Ack(TOKEN, 2, 2), 0.1)
+    for _ in range(2):  # Whatever a node says of the session afterwards changes nothing.
+        if isinstance(line, Welcome):
+            session.disconnected()
+            session.connected(0.1)
+        session.received(line, 0.1)
+    assert session.take_outcomes() == [
+        Outcome("unknown", 1, 2, reason="another client used this session"),
+        Outcome("rejected", 3, 3, reason="another client used this session"),
+    ]
+    assert session.ended == "another client used this session" and not session.unsettled
 
 
 def test_an_answer_for_another_session_is_the_nodes_fault() -> None:
@@ -186,11 +204,11 @@ def test_a_reconnect_sends_what_is_not_acknowledged_again_in_order() -> None:
     session = connected_session(line_messages=2)
     session.submit(list("abcd"), 0.0)
     said(session, 0.0)
-    session.received(Ack(TOKEN, 1, 1), 0.1)
+    session.received(Ack(ID, 1, 1), 0.1)
     session.disconnected()
     assert said(session, 0.2) == []
     session.connected(0.3)
-    assert said(session, 0.3) == [Hello(101, TOKEN, 0)]
+    assert said(session, 0.3) == [hello(0)]
     session.received(welcome(), 0.4)
     assert said(session, 0.4) == [Chat(2, ("b", "c")), Chat(4, ("d",))]
 
@@ -200,11 +218,24 @@ def test_born_is_repeated_as_the_first_welcome_told_it() -> None:
     session.connected(0.0)
     said(session, 0.0)
     session.received(welcome(last_seq=40), 0.0)
+    session.submit(["a"], 0.0)
+    said(session, 0.0)
     session.disconnected()
     session.connected(1.0)
-    assert said(session, 1.0) == [Hello(101, TOKEN, 40)]
+    assert said(session, 1.0) == [hello(40)]
     session.received(welcome(last_seq=70), 1.0)
     assert session.born == 40
+
+
+def test_a_session_that_has_sent_nothing_is_born_anew_on_each_connection() -> None:
+    """Rule: S3."""
+    session = make_session()
+    for last_seq in (40, 70):
+        session.connected(0.0)
+        assert said(session, 0.0) == [hello()]
+        session.received(welcome(last_seq=last_seq), 0.0)
+        assert session.born == last_seq
+        session.disconnected()
 
 
 def test_a_welcome_acknowledges_what_the_node_has_delivered() -> None:
@@ -235,7 +266,7 @@ def test_a_gap_sends_again_from_the_expected_number() -> None:
     session = connected_session(line_messages=1)
     session.submit(list("abc"), 0.0)
     said(session, 0.0)
-    session.received(Reject(TOKEN, 3, "gap", True, 2), 0.1)
+    session.received(Reject(ID, 3, "gap", True, 2), 0.1)
     assert said(session, 0.1) == [Chat(2, ("b",)), Chat(3, ("c",))]
 
 
@@ -245,7 +276,7 @@ def test_a_burst_of_gaps_repeats_the_window_once_and_once_more_after_a_pause() -
     said(session, 0.0)
     sent = 0
     for n in range(2, 101):
-        session.received(Reject(TOKEN, n, "gap", True, 1), 0.1)
+        session.received(Reject(ID, n, "gap", True, 1), 0.1)
         sent += len(said(session, 0.1))
     assert sent == 100
     assert session.next_deadline() == pytest.approx(0.12)
@@ -257,9 +288,9 @@ def test_an_acknowledgement_ends_a_repetition_that_is_due() -> None:
     session = connected_session()
     session.submit(list("ab"), 0.0)
     said(session, 0.0)
-    session.received(Reject(TOKEN, 1, "no_leader", True, 0), 0.1)
+    session.received(Reject(ID, 1, "no_leader", True, 0), 0.1)
     assert said(session, 0.1) == [] and session.refused == "no_leader"
-    session.received(Ack(TOKEN, 2, 2), 0.11)
+    session.received(Ack(ID, 2, 2), 0.11)
     session.tick(10.0)
     assert [line for line in said(session, 10.0) if isinstance(line, Chat)] == []
 
@@ -270,7 +301,7 @@ def test_a_refusal_without_a_leader_is_repeated_after_a_growing_pause() -> None:
     said(session, 0.0)
     now, pauses = 0.1, []
     for _ in range(8):
-        session.received(Reject(TOKEN, 1, "no_leader", True, 0), now)
+        session.received(Reject(ID, 1, "no_leader", True, 0), now)
         at = session.next_deadline()
         assert said(session, now) == []
         pauses.append(at - now)
@@ -312,7 +343,7 @@ def test_past_its_deadline_a_message_is_unknown_and_a_late_ack_changes_nothing()
     assert session.take_outcomes() == []
     session.tick(10.2)
     assert session.take_outcomes() == [Outcome("unknown", 1, 1, reason="no answer within 10 s")]
-    session.received(Ack(TOKEN, 1, 1), 10.3)
+    session.received(Ack(ID, 1, 1), 10.3)
     assert session.take_outcomes() == []
 
 
@@ -326,7 +357,7 @@ def test_an_unknown_message_is_sent_again_only_when_a_later_one_needs_it() -> No
     session.submit(["b"], 60.0)
     session.tick(60.0)
     assert said(session, 60.0) == [Chat(1, ("a", "b"))]
-    session.received(Ack(TOKEN, 2, 2), 60.1)
+    session.received(Ack(ID, 2, 2), 60.1)
     assert [(o.kind, o.first, o.last) for o in session.take_outcomes()] == [("unknown", 1, 1), ("ok", 2, 2)]
 
 
@@ -339,16 +370,19 @@ def test_many_messages_of_one_moment_share_one_deadline() -> None:
     assert session.next_deadline() == NEVER
 
 
-def test_an_expired_session_leaves_what_was_sent_unknown_and_rejects_the_rest() -> None:
+def test_an_expired_session_leaves_what_was_sent_twice_unknown_and_rejects_the_rest() -> None:
+    """Rule: S3."""
     session = connected_session(window_messages=3)
     session.submit(list("abcde"), 0.0)
     said(session, 0.0)
-    session.received(Ack(TOKEN, 1, 1), 0.1)
-    session.received(Reject(TOKEN, 2, "expired", False), 0.2)
+    session.received(Ack(ID, 1, 1), 0.1)
+    session.received(LeaderLine(2, 2), 0.1)
+    said(session, 0.1)
+    session.received(Reject(ID, 2, "expired", False), 0.2)
     assert [(o.kind, o.first, o.last) for o in session.take_outcomes()] == [
         ("ok", 1, 1),
-        ("unknown", 2, 3),
-        ("rejected", 4, 5),
+        ("unknown", 2, 4),
+        ("rejected", 5, 5),
     ]
     assert session.ended == "session expired"
     assert session.submit(["f"], 0.3) == 6
@@ -356,14 +390,28 @@ def test_an_expired_session_leaves_what_was_sent_unknown_and_rejects_the_rest() 
     assert said(session, 0.3) == []
 
 
+def test_what_an_expired_session_sent_once_was_certainly_not_ordered() -> None:
+    """Rule: S3, S5. The session was idle until the table forgot it; the message before may have been ordered."""
+    session = connected_session(line_messages=1)
+    session.submit(list("abcd"), 0.0)
+    said(session, 0.0)
+    session.received(Ack(ID, 1, 1), 0.1)
+    session.received(Reject(ID, 3, "expired", False), 0.2)
+    assert [(o.kind, o.first, o.last) for o in session.take_outcomes()] == [
+        ("ok", 1, 1),
+        ("unknown", 2, 2),
+        ("rejected", 3, 4),
+    ]
+
+
 def test_an_invalid_message_rejects_itself_and_all_behind_it_but_nothing_before() -> None:
     session = connected_session(line_messages=2)
     session.submit(list("abcdef"), 0.0)
     said(session, 0.0)
-    session.received(Reject(TOKEN, 3, "invalid", False), 0.1)
+    session.received(Reject(ID, 3, "invalid", False), 0.1)
     assert session.take_outcomes() == [Outcome("rejected", 3, 6, reason="invalid")]
-    session.received(Reject(TOKEN, 5, "gap", True, 3), 0.1)
-    session.received(Ack(TOKEN, 2, 2), 0.2)
+    session.received(Reject(ID, 5, "gap", True, 3), 0.1)
+    session.received(Ack(ID, 2, 2), 0.2)
     assert session.take_outcomes() == [Outcome("ok", 1, 2, 2)]
 
 
@@ -373,7 +421,7 @@ def test_an_invalid_message_that_was_sent_twice_is_unknown() -> None:
     said(session, 0.0)
     session.received(LeaderLine(2, 2), 0.1)
     said(session, 0.1)
-    session.received(Reject(TOKEN, 1, "invalid", False), 0.2)
+    session.received(Reject(ID, 1, "invalid", False), 0.2)
     assert session.take_outcomes() == [Outcome("unknown", 1, 1, reason="invalid")]
 
 
@@ -402,7 +450,7 @@ def test_a_node_that_acknowledges_nothing_is_given_up_and_one_that_does_is_not()
     session = connected_session(patience=3.0)
     session.submit(list("ab"), 1.0)
     said(session, 1.0)
-    session.received(Ack(TOKEN, 1, 1), 3.5)
+    session.received(Ack(ID, 1, 1), 3.5)
     assert not session.gave_up(4.5)
     assert session.gave_up(6.5)
 
@@ -503,10 +551,10 @@ def stream_of_all() -> tuple[bytes, list[object]]:
     pieces: list[object] = [
         welcome(),
         Shown(1, 3, message_lines(1, 3)),
-        Ack(TOKEN, 2, 2),
+        Ack(ID, 2, 2),
         LeaderLine(2, 4),
         Shown(4, 4, message_lines(4, 4)),
-        Reject(TOKEN, 3, "gap", True, 2),
+        Reject(ID, 3, "gap", True, 2),
     ]
     return b"".join(p.lines if isinstance(p, Shown) else encode_line(p) for p in pieces), pieces  # type: ignore[arg-type]
 
@@ -703,15 +751,15 @@ class SessionAgainstCluster(RuleBasedStateMachine):
         seq_no = cluster.delivered[self.node]
         n = cluster.last_n(seq_no)
         self.downstream.append(
-            Welcome(self.node, TOKEN, 0, n, seq_no, cluster.leader, cluster.term, seq_no if self.node == 1 else 0)
+            Welcome(self.node, ID, 0, n, seq_no, cluster.leader, cluster.term, seq_no if self.node == 1 else 0)
         )
 
     def take_chat(self, chat: Chat) -> None:
         delivered = self.cluster.delivered[self.node]
         if self.node == 1 and any("BAD" in payload for payload in chat.payloads):
-            self.downstream.append(Reject(TOKEN, chat.first, "invalid", False))
+            self.downstream.append(Reject(ID, chat.first, "invalid", False))
         elif chat.first + len(chat.payloads) - 1 <= self.cluster.last_n(delivered):
-            self.downstream.append(Ack(TOKEN, self.cluster.last_n(delivered), delivered))
+            self.downstream.append(Ack(ID, self.cluster.last_n(delivered), delivered))
         else:
             self.cluster.links[self.node].lines.append((self.connection, chat))
 
@@ -722,7 +770,7 @@ class SessionAgainstCluster(RuleBasedStateMachine):
             refusal = None if lost else self.cluster.order(chat)
             if refusal is not None and connection == self.connection and self.node:
                 reason, expected = refusal
-                self.downstream.append(Reject(TOKEN, chat.first, reason, reason != "expired", expected))
+                self.downstream.append(Reject(ID, chat.first, reason, reason != "expired", expected))
 
     @rule(count=st.integers(1, 9))
     def commit(self, count: int) -> None:
@@ -735,7 +783,7 @@ class SessionAgainstCluster(RuleBasedStateMachine):
         if now > before:
             self.cluster.delivered[node] = now
             if node == self.node:
-                self.downstream.append(Ack(TOKEN, self.cluster.last_n(now), now))
+                self.downstream.append(Ack(ID, self.cluster.last_n(now), now))
 
     @rule(kept=st.integers(0, 4), leader=st.sampled_from([0, 1, 2, 3]), told=st.booleans())
     def change_leader(self, kept: int, leader: int, told: bool) -> None:
@@ -922,7 +970,7 @@ def test_random_walks_keep_every_promise_and_reach_every_outcome() -> None:
 def test_the_token_is_shown_in_every_hello() -> None:
     session = make_session(client_token="secret")
     session.connected(0.0)
-    assert said(session, 0.0) == [Hello(101, TOKEN, client_token="secret")]
+    assert said(session, 0.0) == [Hello(101, ID, client_token="secret", session_token=TOKEN)]
 
 
 def test_a_refused_token_ends_the_session_and_says_so() -> None:
@@ -930,6 +978,6 @@ def test_a_refused_token_ends_the_session_and_says_so() -> None:
     session.submit(["a", "b"], 0.0)
     session.connected(0.0)
     said(session, 0.0)
-    session.received(Reject(TOKEN, 0, TOKEN_REFUSED, False), 0.1)
+    session.received(Reject(ID, 0, TOKEN_REFUSED, False), 0.1)
     assert session.ended == session.problem == "the client token is wrong or missing"
     assert session.take_outcomes() == [Outcome("rejected", 1, 2, reason="the client token is wrong or missing")]
