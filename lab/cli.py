@@ -73,13 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # The process was started with it closed.
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
     if not given:
-        parser.print_help(sys.stderr)
+        _parser().print_help(sys.stderr)
         return USAGE
-    if given[0] not in COMMANDS and given[0] not in ("-h", "--help", "--version"):
-        given.insert(0, "run")
-    options = parser.parse_args(given) if given[0] not in ELSEWHERE else _parse_elsewhere(given)
+    options = parse(given)
     try:
         code: int = options.do(options)
         sys.stdout.flush()
@@ -93,6 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return HARNESS
     return code
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; `do` among them carries it out. Ends the process where it is wrong."""
+    if given[0] in ELSEWHERE:
+        return _parse_elsewhere(given)
+    known = given[0] in COMMANDS or given[0] in ("-h", "--help", "--version")
+    return _parser().parse_args(given if known else ["run", *given])
 
 
 # ---- the command line ---------------------------------------------------------------------------
@@ -152,7 +157,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _parse_elsewhere(given: list[str]) -> argparse.Namespace:
+def _parse_elsewhere(given: Sequence[str]) -> argparse.Namespace:
     """The options of a command that has a module of its own."""
     name, what = ELSEWHERE[given[0]]
     module = importlib.import_module(name)

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from lab.rundir import RunDir, RunDirError
-from lab.show.story import CLIENTS, Arrow, Item, Note, Skipped, Story, read
+from lab.show.story import CLIENTS, Arrow, Item, Note, Skipped, Story, around, read
 
 LANE: Final = 12
 """Characters from one lane to the next."""
 LATE_S: Final = 0.005
 """A frame that took longer is told with when it was sent."""
 LINES_MAX: Final = 400
+AROUND: Final = 60
+"""Lines that --around shows."""
 PASS, USAGE = 0, 64
 
 ROW_PX, LANE_PX, LEFT_PX, TOP_PX, TEXT_PX = 18, 150, 90, 60, 620
@@ -70,7 +72,7 @@ def _line(story: Story, lanes: list[int], item: Item) -> str:
             rails[at[item.lane]] = item.mark
             words = item.text
         case Skipped():
-            words = f"… {item.count} of what was said before"
+            words = f"… {item.count} {item.what}"
     return f"{story.seconds(item.t):9.4f} {''.join(rails)}  {words}".rstrip()
 
 
@@ -147,7 +149,7 @@ def _svg_items(
                 yield f'<circle cx="{x[item.lane]}" cy="{y}" r="5" fill="{fill}"/>'
                 words, colour = item.text, fill
             case Skipped():
-                words, colour = f"… {item.count} of what was said before", "#777"
+                words, colour = f"… {item.count} {item.what}", "#777"
         yield f'<text x="{words_at}" y="{y + 4}" fill="{colour}">{escape(words)}</text>'
 
 
@@ -173,7 +175,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--svg", action="store_true", help="write diagram.svg into the run directory instead")
     parser.add_argument("--all", action="store_true", help="also what repeats itself, and the start of the nodes")
     parser.add_argument(
-        "--lines", metavar="N", type=_lines, default=LINES_MAX, help="at most the last N lines (%(default)s)"
+        "--around", metavar="WORD", help="only what is around the first fault or event with this word, such as kill"
+    )
+    parser.add_argument(
+        "--lines", metavar="N", type=_lines, help=f"at most the last N lines ({LINES_MAX}), or around WORD ({AROUND})"
     )
 
 
@@ -191,9 +196,16 @@ def main(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return USAGE
     story = read(run, everything=options.all)
+    lines = options.lines or LINES_MAX
+    if options.around:
+        try:
+            around(story, options.around, options.lines or AROUND)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return USAGE
     if options.svg:
-        run.diagram.write_text(render_svg(story, options.lines), "utf-8")
+        run.diagram.write_text(render_svg(story, lines), "utf-8")
         print(run.diagram)
     else:
-        print(render_text(story, options.lines), end="")
+        print(render_text(story, lines), end="")
     return PASS

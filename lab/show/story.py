@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -25,6 +26,10 @@ NO_NEWS: Final = frozenset(
     | {"coordinator_received", "becoming_coordinator", "checkpoint_written", "stopping"}
 )
 """Events that say what the frames beside them say, or nothing about the story."""
+TRAFFIC: Final = frozenset({"SUBMIT", "APPEND", "APPENDED", "COMMIT", "HEARTBEAT", "HEARTBEAT_ACK"})
+TROUBLE: Final = ("rejected", "given up, outcome unknown")
+TRAFFIC_LEAST, TRAFFIC_ENDS = 40, 4
+"""Lines of messages on their way from which on they are left out, and how many stay at either end."""
 NS_PER_S: Final = 1_000_000_000
 
 
@@ -57,10 +62,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Here were so many frames and reports that repeat what was there before."""
+    """Lines that were left out. what: says of which kind."""
 
     t: int
     count: int
+    what: str = "of what was said before"
 
 
 Item: TypeAlias = Arrow | Note | Skipped
@@ -99,7 +105,7 @@ def read(run: RunDir, *, everything: bool = False) -> Story:
     if everything:
         story.items = [*items]
     else:
-        story.items = list(_without_repeats(item for item in items if item.t >= meta.t_start))
+        story.items = list(_without_traffic(_without_repeats(item for item in items if item.t >= meta.t_start)))
     story.ending = _ending(run, meta.watched)
     return story
 
@@ -193,6 +199,46 @@ def _without_repeats(items: Iterable[Arrow | Note]) -> Iterator[Item]:
         yield item
     if left_out:
         yield Skipped(since, left_out)
+
+
+def _is_traffic(item: Item) -> bool:
+    """Messages on their way, as under any load: nothing was lost, nobody gave up."""
+    match item:
+        case Arrow():
+            return item.kind in TRAFFIC and not item.lost
+        case Note():
+            return item.text.startswith("delivered:") or (item.mark == "o" and not item.text.endswith(TROUBLE))
+        case Skipped():
+            return True
+
+
+def _without_traffic(items: Iterable[Item]) -> Iterator[Item]:
+    """A long stretch of nothing but messages on their way is counted and left out, but for its ends."""
+    for traffic, group in groupby(items, _is_traffic):
+        stretch = list(group)
+        inner = stretch[TRAFFIC_ENDS:-TRAFFIC_ENDS]
+        if not traffic or len(stretch) < TRAFFIC_LEAST:
+            yield from stretch
+            continue
+        lines = sum(item.count if isinstance(item, Skipped) else 1 for item in inner)
+        yield from stretch[:TRAFFIC_ENDS]
+        yield Skipped(inner[0].t, lines, "of messages on their way")
+        yield from stretch[-TRAFFIC_ENDS:]
+
+
+def around(story: Story, word: str, lines: int) -> None:
+    """Keep about so many lines around the first fault, event or outcome that has the word in it.
+
+    Raises:
+        ValueError: nothing has; names what could be asked for.
+    """
+    notes = [(at, item) for at, item in enumerate(story.items) if isinstance(item, Note)]
+    found = next((at for at, item in notes if word in item.text), None)
+    if found is None:
+        kinds = sorted({item.text.partition(":")[0] for _, item in notes if item.mark != "o"})
+        raise ValueError(f"--around: nothing in this run has {word!r} in it; there are: {', '.join(kinds)}")
+    start = max(0, found - lines // 2)
+    story.items = story.items[start : start + lines]
 
 
 def _ending(run: RunDir, watched: str) -> str:

@@ -16,7 +16,7 @@ from lab.rows import Acked, FaultRow, FrameRow, HistoryRow, Invoke, Phase, Unkno
 from lab.rundir import RunDir
 from lab.runs import How, run_once
 from lab.show.diagram import LANE, render_svg, render_text
-from lab.show.story import Skipped, read
+from lab.show.story import CLIENTS, Arrow, Note, Skipped, Story, _without_traffic, around, read
 from tests.lab.synthetic import build_run, doctor_meta
 
 MS = 1_000_000
@@ -144,3 +144,55 @@ def test_the_command_draws_a_simulated_run(tmp_path: Path, capsys: pytest.Captur
 def test_a_directory_that_is_no_run_is_64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["diagram", str(tmp_path)]) == 64
     assert "not a finished run" in capsys.readouterr().err
+
+
+# ---- long stories ---------------------------------------------------------------------------------------
+
+
+def loaded_story() -> Story:
+    """A kill between two long stretches of messages on their way."""
+    story = Story("loaded", [1, 2], 0)
+    acks = [Note(at, CLIENTS, "o", f"client 9: up to n={at} acknowledged, seq_no {at}") for at in range(200)]
+    story.items = list(_without_traffic([*acks[:100], Note(100, 2, "#", "kill"), *acks[100:]]))
+    return story
+
+
+def test_messages_on_their_way_are_counted_and_left_out() -> None:
+    items = loaded_story().items
+    skipped = [item for item in items if isinstance(item, Skipped)]
+    assert [(each.count, each.what) for each in skipped] == [(92, "of messages on their way")] * 2
+    assert len(items) == 2 * (4 + 1 + 4) + 1
+    assert "… 92 of messages on their way" in render_text(loaded_story())
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Note(5, CLIENTS, "o", "client 9: n=5 rejected"),
+        Note(5, CLIENTS, "o", "client 9: n=5..7 given up, outcome unknown"),
+        Note(5, 1, "*", "leader timeout: leader 2"),
+        Arrow(5, 4, 1, 2, "APPEND", "", lost=True),
+        Arrow(5, 4, 1, 2, "ELECTION", "term 2", lost=False),
+    ],
+    ids=lambda item: item.text,
+)
+def test_what_is_not_everyday_is_never_left_out(odd: Note | Arrow) -> None:
+    usual = [Arrow(at, at, 1, 2, "APPEND", str(at), lost=False) for at in range(100)]
+    assert odd in list(_without_traffic([*usual[:50], odd, *usual[50:]]))
+
+
+def test_only_what_is_around_a_word_is_kept() -> None:
+    story = loaded_story()
+    around(story, "kill", 4)
+    assert [item.t for item in story.items] == [98, 99, 100, 100]
+    with pytest.raises(ValueError, match="there are: kill"):
+        around(story, "cut", 4)
+
+
+def test_the_command_draws_around_a_word_and_refuses_one_that_is_not_there(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["diagram", str(run.path), "--around", "heal", "--lines", "2"]) == 0
+    assert "#           |           |        heal, all nodes" in capsys.readouterr().out
+    assert cli.main(["diagram", str(run.path), "--around", "earthquake"]) == 64
+    assert "nothing in this run has 'earthquake' in it; there are: became leader," in capsys.readouterr().err

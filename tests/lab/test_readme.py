@@ -1,0 +1,45 @@
+"""The commands of README.md and docs/: each is one that run_lab.py takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lab import cli
+from lab.plan.choosing import choose
+from lab.runs import SCENARIOS
+
+PROJECT = Path(__file__).resolve().parents[2]
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PLACEHOLDER = re.compile(r"\b(?:FILE|DIR|NAME|SEED|SCENARIO|RUN_DIR|TAG|my_\w+)\b|…|\.\.\.|\*")
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """The arguments of every run_lab.py line in a block of shell commands, with the page."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                if len(words) > 1 and words[1] == "run_lab.py" and not PLACEHOLDER.search(" ".join(words)):
+                    found.append((page.name, words[2:]))
+    return found
+
+
+COMMANDS = commands()
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS])
+def test_every_command_shown_is_one(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    options = cli.parse(words)
+    if "tag" in options:
+        chosen, mistakes = choose(options.scenarios, options.tag, SCENARIOS)
+        assert chosen and not mistakes
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len([page for page, _ in COMMANDS if page == "README.md"]) > 10
