@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from nodeproc.archive import ArchiveEnd
-from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, SeqNo, Term
+from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, SeqNo, Term
 from nodeproc.files import File, Files
 from nodeproc.wal import FOLDER, damaged
 
@@ -50,6 +50,7 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
     archive: ArchiveEnd = ArchiveEnd()
     first_segment: int = 1
     members: tuple[NodeId, ...] = ()
+    promised: dict[NodeId, Promised] = {}
 
 
 _decode = msgspec.json.Decoder(Checkpoint).decode

@@ -183,6 +183,7 @@ class Found:
             tail=tail,
             sessions=sessions.table,
             horizon=sessions.horizon,
+            promised=dict(known.promised),
         )
 
 

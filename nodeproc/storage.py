@@ -391,6 +391,7 @@ class Storage:
             archive=self._archive.extend(plan.archived, plan.segments),
             first_segment=plan.first_segment,
             members=self._members,
+            promised=snapshot.promised,
         )
         checkpoint.write(self._files, kept)
         return kept

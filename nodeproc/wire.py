@@ -27,7 +27,21 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from nodeproc.core.effects import LocalOp, Met, Promise, Readmitted, Truncate
-from nodeproc.core.messages import Append, Batch, Line, Mark, NodeId, PeerMessage, Position, Record, SeqNo, Submit, Term
+from nodeproc.core.messages import (
+    NOTHING,
+    Append,
+    Batch,
+    Line,
+    Mark,
+    NodeId,
+    PeerMessage,
+    Position,
+    Promised,
+    Record,
+    SeqNo,
+    Submit,
+    Term,
+)
 from nodeproc.errors import FrameError
 
 PREAMBLE = b"\x93LC1"
@@ -216,13 +230,18 @@ class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE")
 
 
 class PeerProof(Struct, frozen=True, tag_field="type", tag="PEER_PROOF"):
-    """The dialling node proves that it knows the secret. Rule: M3."""
+    """The dialling node proves that it knows the secret. Rule: M3, M6."""
 
     proof: str
+    promised: Promised = NOTHING
+    """By the accepting node, as the dialling one knows; neither says so to one that has proven nothing."""
 
 
 class PeerWelcome(Struct, frozen=True, tag_field="type", tag="PEER_WELCOME"):
-    """The accepting node takes the link: frames may follow. Rule: M3, M4."""
+    """The accepting node takes the link: frames may follow. Rule: M3, M4, M6."""
+
+    promised: Promised = NOTHING
+    """By the dialling node, as the accepting one knows."""
 
 
 class PeerRefusal(Struct, frozen=True, tag_field="type", tag="PEER_REFUSAL"):

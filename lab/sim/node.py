@@ -20,7 +20,7 @@ from nodeproc.clients import Clients
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Effects, Fetch
 from nodeproc.core.events import Event, Failed, Listening, Stopping
-from nodeproc.core.messages import START, Envelope, NodeId, Record, SeqNo, Submit, Term
+from nodeproc.core.messages import NOTHING, START, Envelope, NodeId, Promised, Record, SeqNo, Submit, Term
 from nodeproc.core.node import Node
 from nodeproc.errors import ChatError, CorruptionError, WriteFailed
 from nodeproc.runtime import EXIT_CLEAN, EXIT_CORRUPTION, EXIT_WRITE_FAILED
@@ -248,6 +248,10 @@ class SimNode:
             self._refused[peer.node_id] = refused
             self._emit([refused])
         return refused is not None
+
+    def promised(self, peer: NodeId) -> Promised:
+        """What this node's handshake says that the peer has promised. Rule: M6."""
+        return self.core.state.promises().get(peer, NOTHING)
 
     # ---- clients -----------------------------------------------------------------------------------
 
