@@ -33,6 +33,7 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
     lines_bytes, lines_crc: of the message log up to `delivered`: its length and the CRC of its last 4096 bytes.
     first_segment: the oldest WAL segment that is still needed.
     members: the cluster that the data directory belongs to; empty: written before directories knew that.
+    newest_segment, durable: the WAL was durable up to this byte of this segment, its newest; 0: not known (version 1).
     """
 
     node: NodeId
@@ -51,6 +52,8 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
     first_segment: int = 1
     members: tuple[NodeId, ...] = ()
     promised: dict[NodeId, Promised] = {}
+    newest_segment: int = 0
+    durable: int = 0
 
 
 _decode = msgspec.json.Decoder(Checkpoint).decode

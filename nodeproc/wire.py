@@ -73,9 +73,18 @@ def brief(reason: object) -> str:
 
 
 class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"):
-    """A note of the storage in its own WAL: all up to here was delivered. Rule: K3."""
+    """A note of the storage in its own WAL: what was delivered and what was durable by then. Rule: K2, K3.
+
+    The WAL was durable up to byte `durable` of file number `segment`; 0 in both: the note does not say.
+    """
 
     seq_no: SeqNo
+    segment: int = 0
+    durable: int = 0
+
+
+WAL_VERSION = 2
+"""Of the WAL's format. In version 1 notes did not say what was durable."""
 
 
 class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
@@ -84,13 +93,14 @@ class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
     number: int
     """1, 2, 3, …; the file's name."""
     previous_bytes: int
-    """Length of the file before it; 0 for the first."""
+    """Of the file before it so many bytes count; 0 for the first."""
     node: NodeId
     identity: str
     rebuilding: bool
     """When the file was opened."""
     members: tuple[NodeId, ...] = ()
     """The cluster that this data directory belongs to; empty: written before directories knew that."""
+    version: int = 1
 
 
 EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed | Opening
@@ -108,6 +118,10 @@ class Entry(Struct, frozen=True, gc=False):
 
 class Broken(FrameError):
     """Bytes that are no entry: bad CRC, impossible length or unknown header."""
+
+
+class NotUnderstood(Broken):
+    """The CRC is right and the header is unknown: these bytes were written so, by another version."""
 
 
 def encode_entry(header: EntryHeader, body: bytes = b"") -> bytes:
@@ -143,7 +157,7 @@ def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | Non
     try:
         header = _decode_entry_header(view[head_at:body_at])
     except MALFORMED as error:
-        raise Broken(f"entry header at {at}: {brief(error)}") from None
+        raise NotUnderstood(f"entry header at {at}: {brief(error)}") from None
     return Entry(header, at, body_at, end)
 
 
