@@ -35,6 +35,7 @@ from nodeproc.entrance import Entrance
 from nodeproc.errors import CorruptionError, WriteFailed
 from nodeproc.eventlog import EventLog
 from nodeproc.handshake import Credentials
+from nodeproc.silence import TIMEOUTS
 from nodeproc.storage import Storage
 from nodeproc.syncing import Syncing
 from nodeproc.tls import node_tls
@@ -96,6 +97,7 @@ class Runtime:
             config.limits,
             tls,
             lambda who: node.stranger(who.peer, who.identity, who.rebuilding),
+            TIMEOUTS * config.election_timeout_ms / 1000,
         )
         self.clients = Clients(config.node_id, self, config.limits, config.client_token)
         self._entrance = Entrance(
@@ -432,11 +434,5 @@ class Runtime:
     def _credentials(self) -> Credentials:
         config, state = self._config, self._node.state
         return Credentials(
-            config.node_id,
-            config.members,
-            config.cluster_id,
-            config.secret,
-            state.identity,
-            state.rebuilding,
-            state.promises(),
+            config.node_id, config.members, config.cluster_id, config.secret, state.identity, state.rebuilding
         )

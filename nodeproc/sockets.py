@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import struct
 import sys
 
 KEEPALIVE_PROBES = 5
@@ -44,6 +45,51 @@ def probe_when_silent(transport: asyncio.BaseTransport, every_s: int) -> None:
 def _tcp_socket(transport: asyncio.BaseTransport) -> socket.socket | None:
     sock: socket.socket | None = transport.get_extra_info("socket")
     return sock if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) else None
+
+
+async def connect(host: str, port: int, patience_s: float) -> socket.socket:
+    """A TCP connection.
+
+    Raises:
+        OSError: the other end's system refused it, or did not answer in time.
+    """
+    loop = asyncio.get_running_loop()
+    failure: OSError = OSError(f"no address for {host}")
+    async with asyncio.timeout(patience_s):
+        for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, protocol)
+            sock.setblocking(False)
+            try:
+                await loop.sock_connect(sock, address)
+            except OSError as error:
+                failure = error
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+    raise failure
+
+
+_TCP_INFO = struct.Struct("=24x I 28x I 84x I")
+"""struct tcp_info of Linux: segments on their way, milliseconds since the last acknowledgement, bytes not sent yet."""
+
+
+def unacknowledged(transport: asyncio.Transport) -> tuple[bool, float]:
+    """Whether bytes written are not acknowledged by the other end's system, and seconds since it last acknowledged any.
+
+    (False, 0.0) where the system does not tell: only Linux does.
+    """
+    sock = _tcp_socket(transport)
+    if sock is None or not hasattr(socket, "TCP_INFO"):
+        return False, 0.0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        on_way, quiet_ms, not_sent = _TCP_INFO.unpack(info)
+    except (OSError, struct.error):
+        return False, 0.0
+    return bool(on_way or not_sent or transport.get_write_buffer_size()), quiet_ms / 1000
 
 
 def descriptor_limit() -> int:

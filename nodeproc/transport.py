@@ -6,6 +6,9 @@ in one order with the frames that came before and after.
 
 A dead process is known by its refusing port: whenever a link is lost, and also when the peer's own connection to us
 closes, the peer is dialled at once, and only if that fails the core is told LinkDown. Failover starts there (F2).
+
+A network that drops packets closes no connection. A link on which the peer's system acknowledges nothing is dialled
+anew beside the old connection, which stays until the new one is proven: a stopped peer loses nothing by it (L1).
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, Final, TypeAlias, cast
 
@@ -25,7 +28,8 @@ from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerR
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
-from nodeproc.sockets import send_at_once
+from nodeproc.silence import LOOKS, Silence
+from nodeproc.sockets import connect, send_at_once, unacknowledged
 from nodeproc.tls import NodeTls, channel_of, shown_certificate
 from nodeproc.tls import describe as describe_tls
 from nodeproc.wire import (
@@ -51,10 +55,17 @@ PAUSE_FIRST_S: Final = 0.02
 PAUSE_MAX_S: Final = 0.25
 SHORT_LIFE_S: Final = 1.0
 """A link that lived less long counts as a failed attempt from the second time on: no storm of new links."""
+MEETING_MAX_S: Final = 32.0
+"""A connection beside a silent one waits so long at most for a peer whose system took it, and whose process may be
+stopped."""
 
 
 class PeerIsStranger(LinkRefused):
     """A proven peer's data directory is not the one by which the member is known. Rule: M4."""
+
+
+class NotNeeded(LinkRefused):
+    """The connection beside which this one was dialled is heard again."""
 
 
 class Links:
@@ -67,6 +78,7 @@ class Links:
         report: gets every event.
         tls: of links and of the port; None: neither has any.
         stranger: says why a peer that has proven itself is refused; None: it is not. Asked before a link is opened.
+        silence_s: a link on which nothing is acknowledged for so long is dialled anew.
     """
 
     def __init__(
@@ -79,9 +91,10 @@ class Links:
         limits: Limits,
         tls: NodeTls | None = None,
         stranger: Callable[[Proven], StrangerRefused | None] = lambda who: None,
+        silence_s: float = 1.0,
     ) -> None:
         self.credentials, self.take, self.report, self.limits = credentials, take, report, limits
-        self.tls, self._stranger = tls, stranger
+        self.tls, self._stranger, self.silence_s = tls, stranger, silence_s
         self._refusals: dict[NodeId, str] = {}
         self._accepted: dict[NodeId, Accepted] = {}
         self._unproven: dict[Accepted, None] = {}
@@ -144,7 +157,7 @@ class Links:
             older.drop()
         self._refusals.pop(who.peer, None)
         self._dialled[who.peer].hurry()
-        self.take(who.peer, LinkUp(who.identity, who.rebuilding, False, who.promised))
+        self.take(who.peer, LinkUp(who.identity, who.rebuilding, False))
 
     def gone(self, accepted: Accepted, peer: NodeId | None) -> None:
         self._unproven.pop(accepted, None)
@@ -203,7 +216,7 @@ class Dialled(asyncio.Protocol):
                     self.transport.writelines(encode_frame(proof))
                     self._proven = who
                 elif isinstance(message, PeerWelcome) and self._proven is not None and not self.met.done():
-                    self.met.set_result(replace(self._proven, promised=message.promised))
+                    self.met.set_result(self._proven)
                 elif isinstance(message, PeerRefusal):
                     raise LinkRefused(f"it says: {brief(message.reason)}")
                 else:
@@ -234,6 +247,8 @@ class Outgoing:
         self._links, self._peer, self._address, self._rng = links, peer, address, rng
         self._buffer_max_bytes = links.limits.link_buffer_bytes  # Past it the link is reset: no peer fills our memory.
         self._handshake_s = links.limits.handshake_ms / 1000
+        # The system repeats a lost SYN after a second: a fresh attempt comes earlier.
+        self._reach_s = min(links.silence_s / 2, self._handshake_s)
         self._connection: Dialled | None = None
         self._hurry = asyncio.Event()
         self._up = False
@@ -274,10 +289,11 @@ class Outgoing:
         if self._connection is not None:
             self._connection.transport.abort()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _keep(self) -> None:
         """Dial at once after a loss, then in growing steps."""
@@ -286,7 +302,7 @@ class Outgoing:
             connection = await self._dial()
             if connection is not None:
                 opened = time.monotonic()
-                reason = await connection.lost
+                reason = await self._stay(connection)
                 self._connection = None
                 short = time.monotonic() - opened < SHORT_LIFE_S
                 failures = failures + 1 if short else 0
@@ -302,44 +318,126 @@ class Outgoing:
 
     async def _dial(self) -> Dialled | None:
         """One attempt. None: it failed and whom that concerns was told."""
-        loop = asyncio.get_running_loop()
-        tls = self._links.tls
-        handshake = Dialling(self._links.credentials(), self._peer, secrets.token_hex(NONCE_BYTES))
-        connection: Dialled | None = None
         try:
-            async with asyncio.timeout(self._handshake_s):
-                _, connection = await loop.create_connection(
-                    lambda: Dialled(handshake, tls, self._links.examine),
-                    *self._address,
-                    ssl=tls.dialling if tls is not None else None,
-                )
-                who = await connection.met
+            sock = await self._reach()
+            connection, who = await self._meet(sock, self._handshake_s, self._links.examine)
         except LinkRefused as error:
             if not isinstance(error, PeerIsStranger):
                 self._links.refused_there(self._peer, str(error))
             self._tell_down(str(error))
         except TimeoutError:
-            self._tell_down(f"no answer within {self._handshake_s:g} s")
+            self._tell_down("no answer")
         except (OSError, FrameError) as error:
             self._tell_down(describe(error))
         else:
             self._tell_up(connection, who)
             return connection
-        finally:
-            if connection is not None and connection is not self._connection:
-                connection.transport.abort()
         return None
+
+    async def _reach(self) -> socket.socket:
+        """Connect to the peer's system.
+
+        Raises:
+            OSError: it refused, or did not answer.
+        """
+        return await connect(*self._address, self._reach_s)
+
+    async def _meet(
+        self, sock: socket.socket, patience_s: float, examine: Callable[[Proven], None]
+    ) -> tuple[Dialled, Proven]:
+        """Shake hands with the peer's process.
+
+        Raises:
+            TimeoutError: it does not answer.
+            OSError, LinkRefused, FrameError: it, or `examine`, wants no link.
+        """
+        tls, connection = self._links.tls, None
+        handshake = Dialling(self._links.credentials(), self._peer, secrets.token_hex(NONCE_BYTES))
+        try:
+            async with asyncio.timeout(patience_s):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Dialled(handshake, tls, examine),
+                    sock=sock,
+                    ssl=tls.dialling if tls is not None else None,
+                    server_hostname=self._address[0] if tls is not None else None,
+                )
+                return connection, await connection.met
+        except BaseException:
+            if connection is not None:
+                connection.transport.abort()
+            raise
+
+    async def _stay(self, connection: Dialled) -> str:
+        """Until the connection, and each that took its place, is lost. Returns why."""
+        watching = self._spawn(self._watch())
+        try:
+            while True:
+                reason = await connection.lost
+                if self._connection is connection or self._connection is None:
+                    return reason
+                connection = self._connection
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        """Look at the connection at equal intervals; one that is silent gets another beside it. Rule: L1."""
+        silence, patience_s = Silence(), self._handshake_s
+        looked = time.monotonic()
+        while (current := self._connection) is not None:
+            await asyncio.sleep(self._links.silence_s / LOOKS)
+            before, looked = looked, time.monotonic()
+            waits, quiet_s = unacknowledged(current.transport)
+            if not silence.look(waits, quiet_s <= looked - before):
+                continue
+            self._tell_lost(f"nothing acknowledged for {quiet_s:.1f} s")
+            try:
+                sock = await self._reach()
+            except ConnectionRefusedError:
+                current.transport.abort()  # _keep dials once more, is refused too, and says so.
+                return
+            except OSError:
+                continue
+            try:
+                fresh, who = await self._meet(sock, patience_s, lambda who: self._examine_beside(current, who))
+            except NotNeeded:
+                self._tell_connected()
+                silence, patience_s = Silence(), self._handshake_s
+            except TimeoutError:
+                patience_s = min(patience_s * 2, MEETING_MAX_S)
+            except LinkRefused:
+                current.transport.abort()
+                return
+            except (OSError, FrameError):
+                continue
+            else:
+                self._tell_up(fresh, who)
+                current.transport.abort()
+                silence, patience_s = Silence(), self._handshake_s
+
+    def _examine_beside(self, current: Dialled, who: Proven) -> None:
+        """Refuse a link beside one that is heard again: its peer was stopped, and is about to read what waits there."""
+        _, quiet_s = unacknowledged(current.transport)
+        if quiet_s < self._links.silence_s / LOOKS:
+            raise NotNeeded("the older connection is heard again")
+        self._links.examine(who)
 
     def _tell_up(self, connection: Dialled, who: Proven) -> None:
         self._connection = connection
-        self._up, self._complained = True, False
-        self._links.report(PeerConnected(self._peer))
-        self._links.take(self._peer, LinkUp(who.identity, who.rebuilding, True, who.promised))
+        self._up = True
+        self._tell_connected()
+        self._links.take(self._peer, LinkUp(who.identity, who.rebuilding, True))
 
-    def _tell_down(self, reason: str) -> None:
+    def _tell_connected(self) -> None:
+        self._complained = False
+        self._links.report(PeerConnected(self._peer))
+
+    def _tell_lost(self, reason: str) -> None:
         if not self._complained:
             self._complained = True
             self._links.report(PeerLost(self._peer, reason))
+
+    def _tell_down(self, reason: str) -> None:
+        self._tell_lost(reason)
         if self._up:
             self._up = False
             self._links.take(self._peer, LinkDown())
@@ -435,7 +533,7 @@ class Accepted(asyncio.Protocol):
                 self._decoder.max_header, self._decoder.max_body = min(MAX_HEADER, longest), longest
                 if self._timer is not None:
                     self._timer.cancel()
-                self.transport.writelines(encode_frame(self._handshake.welcome(who)))
+                self.transport.writelines(encode_frame(PeerWelcome()))
                 links.proven(self, who)
             else:
                 raise FrameError(f"{type(message).__name__} out of turn")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -148,5 +147,4 @@ def _flow(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_flow(each) for each in value) + "]"
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if text.isprintable() else json.dumps(text)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -62,7 +62,9 @@ class Mark(NamedTuple):
 def marked_files() -> dict[str, Path]:
     """Module name -> file, of all modules that may have marks."""
     files = sorted((PROJECT / "nodeproc" / "core").glob("[!_]*.py"))
-    files += [PROJECT / "nodeproc" / f"{name}.py" for name in ("storage", "wal", "recovery", "clients", "session")]
+    files += [
+        PROJECT / "nodeproc" / f"{name}.py" for name in ("storage", "wal", "recovery", "clients", "session", "silence")
+    ]
     return {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in files}
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from lab.selftest.patch import Collection, Patch
 from nodeproc import recovery
+from nodeproc.core.events import Event
 from nodeproc.core.messages import Record, SeqNo
 from nodeproc.core.recovered import Snapshot
-from nodeproc.recovery import Anew, Lines, Survey
+from nodeproc.files import Files
+from nodeproc.recovery import Found, Lines
 from nodeproc.storage import Storage
-from nodeproc.wal import Promises, Scan
+from nodeproc.wal import Promises
 
 DISK: Final = Collection()
 
@@ -21,7 +24,8 @@ def unsynced_message_log_trusted(patch: Patch) -> None:
 
     def wrong(data: bytes, batches: list[Record], start: SeqNo, noted: SeqNo) -> Lines:
         lines = right(data, batches, start, noted)
-        return Lines(lines.kept_bytes, lines.kept_seq, lines.delivered_seq, [memoryview(data)])
+        lines.kept_bytes = len(data)
+        return lines
 
     patch.everywhere(right, wrong)
 
@@ -40,9 +44,11 @@ def checkpoint_forgets_the_vote(patch: Patch) -> None:
 
 @DISK.add("K2", "Recovery leaves a torn tail where it is and writes behind it.")
 def torn_tail_kept(patch: Patch) -> None:
-    right = Survey._anew
+    right = recovery.repair
 
-    def wrong(self: Survey, last: Scan, durable: int, delivered_seq: SeqNo) -> Anew:
-        return right(self, last._replace(end=len(last.data)), durable, delivered_seq)
+    def wrong(files: Files, found: Found) -> list[Event]:
+        last = found.scans[-1]
+        whole = last._replace(data=last.data[: last.end])
+        return right(files, replace(found, scans=[*found.scans[:-1], whole]))
 
-    patch.set(Survey, "_anew", wrong)
+    patch.everywhere(right, wrong)

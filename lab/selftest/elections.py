@@ -1,4 +1,4 @@
-"""Mutants of terms, votes, polls and heartbeats."""
+"""Mutants of terms, votes, polls, heartbeats and links."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nodeproc.core.messages import (
     VoteRequest,
 )
 from nodeproc.core.state import Candidate, Follower, NodeState, Poll
+from nodeproc.silence import Silence
 
 ELECTIONS: Final = Collection()
 
@@ -153,3 +154,8 @@ def proposed_term_taken_over(patch: Patch) -> None:
 def leader_never_steps_down(patch: Patch) -> None:
     # Only where a leader judges itself: what it says to VOTE_REQUEST is another rule.
     patch.set(failure, "has_quorum", lambda state, leader, now: True)
+
+
+@ELECTIONS.add("L1", "A link on which nothing is acknowledged is never dialled anew.", "liveness")
+def link_never_redialled(patch: Patch) -> None:
+    patch.set(Silence, "look", lambda self, waits, heard: False)

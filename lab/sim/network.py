@@ -3,6 +3,9 @@
 A link treats its frames by the same lab.run.links as the live proxy does; without a rule a frame takes a small random
 time and stays in order, as on TCP. What is on its way when a link breaks is lost. A frame that was spoilt breaks the
 link where it arrives, as its CRC makes a node do.
+
+A cut drops packets, and TCP repeats them later and later: what was sent during the cut, and all behind it, arrives when
+the next repetition is due after the heal, or is lost when the sender's end dials anew before that (rule L1).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from lab.run.proxy import CLIENTS
 from lab.sim.frames import Frames
 from lab.sim.loop import VirtualLoop
 from nodeproc.core.messages import Envelope, LinkDown, LinkUp, NodeId, PeerMessage
+from nodeproc.silence import LOOKS, TIMEOUTS, Silence
 from nodeproc.wire import encode_frame
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ LEAST_DELAY_S, MOST_DELAY_S = 0.00005, 0.0006
 """A frame's time between two processes of one host."""
 DIAL_EVERY_S = 0.05
 """Between two attempts of a node to open a link."""
+REPEAT_FIRST_S, REPEAT_MOST_S = 0.2, 120.0
+"""Linux's TCP repeats a packet so long after it was sent; the time doubles up to the second number."""
 BEHIND_DOOR = 100
 """Added to a node's id it is the port that only the door in front of the node knows."""
 HIGH_BYTES = 256 << 10
@@ -67,6 +73,9 @@ class Way:
         self._free_at = 0.0
         self._treated = TreatedLink(random.Random(f"{network.seed} {source} {to}"), FRAMES)
         self._woken_at = NEVER
+        self._stalled: list[PeerMessage] = []
+        """Sent and dropped by a cut, and what was sent behind it: TCP repeats it."""
+        self._silence = Silence()
 
     @property
     def rule(self) -> Rule | None:
@@ -79,8 +88,12 @@ class Way:
     @property
     def shut(self) -> bool:
         """No connection can be opened: it is refused, or nothing at all gets through in one direction."""
-        back = self._network.ways[self.to, self.source].rule
-        return self.refuses or (self.rule is not None and self.rule.silent) or (back is not None and back.silent)
+        return self.refuses or self.silent or self._network.ways[self.to, self.source].silent
+
+    @property
+    def silent(self) -> bool:
+        """All packets are dropped."""
+        return self.rule is not None and self.rule.silent
 
     @property
     def refuses(self) -> bool:
@@ -100,11 +113,10 @@ class Way:
         near, far = nodes[self.source], nodes[self.to]
         if not (near.running and far.running):
             return
-        self._epoch += 1
-        self._treated.clear()
+        self._forget()
         self.up, self._free_at = True, 0.0
-        near.take(Envelope(self.to, LinkUp(far.identity, far.rebuilding, True, far.promised(self.source))))
-        far.take(Envelope(self.source, LinkUp(near.identity, near.rebuilding, False, near.promised(self.to))))
+        near.take(Envelope(self.to, LinkUp(far.identity, far.rebuilding, True)))
+        far.take(Envelope(self.source, LinkUp(near.identity, near.rebuilding, False)))
 
     def dial(self) -> None:
         """Try to connect now, and again until it works or this end is gone."""
@@ -119,6 +131,12 @@ class Way:
         else:
             self._loop.post(self._loop.now + DIAL_EVERY_S * (0.5 + self._rng.random()), self.dial)
 
+    def _forget(self) -> None:
+        """What is on its way on the present connection is lost."""
+        self._epoch += 1
+        self._treated.clear()
+        self._stalled.clear()
+
     def reset(self) -> int:
         """Break the connection; returns how many there were, 0 or 1."""
         return int(self.lose(gone=False))
@@ -132,8 +150,7 @@ class Way:
         if not self.up:
             return False
         self.up = False
-        self._epoch += 1
-        self._treated.clear()
+        self._forget()
         near = self._network.nodes[self.source]
         if near.running:
             if gone or self.shut:
@@ -149,10 +166,19 @@ class Way:
         now, network = self._loop.now, self._network
         if network.record is not None:
             network.record.sent(now, self.source, self.to, message)
+        if self._stalled and not self.silent:
+            self._stalled.append(message)
+            return
         if self._treated.rule is not None:
             self._treated.enter(str(type(message).__struct_config__.tag), Cargo(self._epoch, message), now)
+            if self.silent:
+                self._stall(message)
             self._wake()
             return
+        self._pass_on(message)
+
+    def _pass_on(self, message: PeerMessage) -> None:
+        now = self._loop.now
         due = now + LEAST_DELAY_S + self._rng.random() * (MOST_DELAY_S - LEAST_DELAY_S)
         if due < self._free_at:
             due = self._free_at
@@ -166,6 +192,46 @@ class Way:
             if network.record is not None:
                 network.record.arrived(self._loop.now, self.source, self.to, message)
             network.nodes[self.to].take(Envelope(self.source, message))
+
+    # ---- a cut, as TCP has it -----------------------------------------------------------------------
+
+    def _stall(self, message: PeerMessage) -> None:
+        """A frame whose packets are dropped."""
+        self._stalled.append(message)
+        if len(self._stalled) == 1:
+            self._silence = Silence()
+            self._loop.post(self._loop.now + REPEAT_FIRST_S, self._repeat, self._epoch, REPEAT_FIRST_S)
+            self._loop.post(self._loop.now + self._look_s, self._look, self._epoch)
+
+    def _repeat(self, epoch: int, waited: float) -> None:
+        """TCP sends again what was dropped, and all behind it follows."""
+        if epoch != self._epoch:
+            return
+        if self.silent:
+            wait = min(2 * waited, REPEAT_MOST_S)
+            self._loop.post(self._loop.now + wait, self._repeat, epoch, wait)
+            return
+        stalled, self._stalled = self._stalled, []
+        for message in stalled:
+            self._pass_on(message)
+
+    @property
+    def _look_s(self) -> float:
+        """Between two looks at whether anything was acknowledged."""
+        return TIMEOUTS * self._network.nodes[self.source].config.election_timeout_ms / 1000 / LOOKS
+
+    def _look(self, epoch: int) -> None:
+        """As nodeproc.transport: who finds the other end silent dials anew beside the connection. Rule: L1."""
+        if epoch != self._epoch or not self._stalled:
+            return
+        nodes = self._network.nodes
+        near, far = nodes[self.source], nodes[self.to]
+        if near.paused or not self._silence.look(True, False) or self.shut or far.paused:
+            self._loop.post(self._loop.now + self._look_s, self._look, epoch)
+        elif near.refuses(far) or far.refuses(near):
+            self.lose(gone=True)
+        else:
+            self.open()
 
     def _wake(self) -> None:
         due = self._treated.next_due()

@@ -12,8 +12,8 @@ import pytest
 HERE = Path(__file__).parent
 PROTOCOL = HERE.parents[1] / "docs" / "protocol.md"
 
-ELSEWHERE = frozenset({"M5", "S1", "S6", "S7", "K1", "K2", "K3", "K4", "K5"} | {f"A{n}" for n in range(1, 11)})
-"""Rules outside the core: members, clients, flow control, disk (tests/nodeproc) and the checks of a run (tests/lab)."""
+ELSEWHERE = frozenset({"L1", "M5", "S1", "S6", "S7", "K1", "K2", "K3", "K4", "K5"} | {f"A{n}" for n in range(1, 11)})
+"""Rules outside the core: links, members, clients, flow control, disk (tests/nodeproc); checks of a run (tests/lab)."""
 
 
 def numbered(text: str) -> set[str]:

@@ -51,6 +51,7 @@ def test_there_are_enough_and_no_two_have_one_name() -> None:
         "ok_vetoes",
         "proposed_term_taken_over",
         "leader_never_steps_down",
+        "link_never_redialled",
     }
 
 

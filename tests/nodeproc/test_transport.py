@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import uvloop
 
+from nodeproc import transport
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, StrangerRefused
 from nodeproc.core.messages import START, Input, Join, LinkDown, LinkUp, NodeId
 from nodeproc.entrance import Entrance, listen
 from nodeproc.errors import ConfigError
 from nodeproc.handshake import VERSION, Credentials, Proven
+from nodeproc.silence import LOOKS
 from nodeproc.tls import NodeTls
 from nodeproc.transport import Links
 from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
@@ -31,7 +33,13 @@ class End:
     """One node's links, its port and what they told."""
 
     def __init__(
-        self, number: NodeId, port: int, limits: Limits | None = None, tls: NodeTls | None = None, **said: Any
+        self,
+        number: NodeId,
+        port: int,
+        limits: Limits | None = None,
+        tls: NodeTls | None = None,
+        silence_s: float = 0.08,
+        **said: Any,
     ) -> None:
         self.node, self.port = number, port
         self.credentials = replace(Credentials(number, (1, 2), "chat", "s", f"identity-{number}", False), **said)
@@ -41,6 +49,7 @@ class End:
         self._tls = tls
         self.known = ""
         """The identity by which this end knows the other one; "": it takes any."""
+        self._silence_s = silence_s
         self._limits = limits or Limits(link_buffer_bytes=1 << 20)
         self.links: Links
         self._entrance: Entrance | None = None
@@ -56,6 +65,7 @@ class End:
             self._limits,
             self._tls,
             self._stranger,
+            self._silence_s,
         )
         tls = self._tls.accepting if self._tls is not None else None
         self._entrance = Entrance(self.links.accept, asyncio.Protocol, self._limits, tls)
@@ -428,3 +438,66 @@ def test_a_bound_port_that_does_not_listen_can_be_taken() -> None:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
         listen("127.0.0.1", holder.getsockname()[1]).close()
+
+
+# ---- links that the network has cut ---------------------------------------------------------------
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, *quiet_s: float) -> None:
+    """What the system says of unacknowledged bytes, look by look; the last one from then on."""
+    left = list(quiet_s)
+    say = lambda each: (True, left.pop(0) if len(left) > 1 else left[0])  # noqa: E731
+    monkeypatch.setattr(transport, "unacknowledged", say)
+
+
+LONG = 1000.0
+
+
+def test_a_silent_link_is_dialled_anew_and_nobody_is_told_that_it_was_lost(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: L1"""
+
+    async def story() -> None:
+        async with two_ends(None, {"silence_s": LONG}) as (one, two):
+            await one.told(UP_2)
+            await two.told(UP_1)
+            looks(monkeypatch, LONG)
+            await one.until(lambda: [message for _, message in one.inputs].count(UP_2) >= 2)
+            looks(monkeypatch, 0.0)
+            assert any(isinstance(event, PeerLost) and "nothing acknowledged" in event.reason for event in one.events)
+            frame = Join(START._replace(seq_no=7))
+            one.links.send(2, encode_frame(frame))
+            await two.told(frame)
+            assert LinkDown() not in [message for _, message in one.inputs]
+
+    run(story())
+
+
+def test_a_link_that_is_heard_again_stays_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer was stopped: it takes up the link beside as soon as it goes on. Rule: L1"""
+
+    async def story() -> None:
+        async with two_ends(None, {"silence_s": LONG}) as (one, _):
+            await one.told(UP_2)
+            before = one.links._dialled[2]._connection
+            looks(monkeypatch, *[LONG] * LOOKS, 0.0)
+            await one.until(lambda: one.events.count(PeerConnected(2)) >= 2)
+            assert one.links._dialled[2]._connection is before
+            assert [message for _, message in one.inputs].count(UP_2) == 1
+
+    run(story())
+
+
+def test_a_silent_link_to_a_port_that_refuses_is_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: L1"""
+
+    async def story() -> None:
+        async with two_ends() as (one, two):
+            await one.told(UP_2)
+            await two.told(UP_1)
+            two._entrance.close()
+            looks(monkeypatch, LONG)
+            await one.told(LinkDown())
+
+    run(story())
