@@ -5,6 +5,7 @@
 
 All rules live in nodeproc.session; here are the sockets, the timer and the choice of the next node. One node is used
 at a time: the first address that answers; when its connection is lost, or it lets the client wait too long, the next.
+With one address alone a node that answers is not left: it tells as soon as there is a leader again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from msgspec import UNSET
 
-from nodeproc.core.messages import SeqNo
+from nodeproc.core.messages import NOBODY, SeqNo
 from nodeproc.errors import FrameError, Unreachable
 from nodeproc.nodestream import NodeStream, Shown
 from nodeproc.session import EXPIRED, NEVER, Outcome, Session, SessionSettings
@@ -104,7 +105,8 @@ class ChatClient:
         addresses: the nodes, in order of preference.
         session_token: the session's secret; made up where it is empty. Never one that was used before.
         on_outcome: called with every Outcome, a range of messages each, in no particular order between ranges.
-        on_change: called when the connection, the leader or the term changed.
+        on_change: called when the connection, the leader or the term changed; without a leader, also when nodes come
+            or go, and when a first message waits.
         rng: for the jitter of the back-off.
         clock: monotonic seconds.
         tokens: makes a session's token that nobody else has.
@@ -129,7 +131,7 @@ class ChatClient:
         self.addresses = list(addresses)
         self._tls = tls
         self._clock, self._tokens = clock, tokens or new_token
-        self.session = Session(client_id, session_token or self._tokens(), settings)
+        self.session = self._session(client_id, session_token, settings)
         self.last_error = ""
         """Why the latest connection, or attempt at one, failed."""
         self._on_outcome = on_outcome
@@ -198,6 +200,7 @@ class ChatClient:
         """Leave the present node and use these addresses from now on, the first one first; the session goes on."""
         assert addresses, "no address"
         self.addresses = list(addresses)
+        self.session.elsewhere = len(addresses) > 1
         self._at = -1
         if self._connection is not None:
             self._connection.give_up("moved to another node")
@@ -207,11 +210,16 @@ class ChatClient:
         self._turn()  # The outcomes that the old one has still to tell.
         old = self.session
         assert old.ended and not old.unsettled, (old.ended, old.unsettled)
-        self.session = Session(old.client_id, self._tokens(), old.settings)
+        self.session = self._session(old.client_id, "", old.settings)
         if old.place:
             self.session.subscribe(old.place)
         if self._connection is not None:
             self._connection.give_up("new session")
+
+    def _session(self, client_id: int, token: str, settings: SessionSettings | None) -> Session:
+        session = Session(client_id, token or self._tokens(), settings)
+        session.elsewhere = len(self.addresses) > 1
+        return session
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -369,7 +377,8 @@ class ChatClient:
                 self._on_shown(shown)
         for outcome in session.take_outcomes():
             self._tell(outcome)
-        known = (session.node, session.leader, session.term, session.welcomed, self.last_error)
+        waits = session.leader == NOBODY and session.unsettled > 0
+        known = (session.node, session.leader, session.term, session.welcomed, self.last_error, session.members, waits)
         if known != self._known:
             self._known = known
             if self._on_change is not None:

@@ -34,7 +34,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from nodeproc.client import Address, ChatClient
 from nodeproc.core.messages import NOBODY, Line
 from nodeproc.nodestream import Shown
-from nodeproc.session import Outcome, SessionSettings
+from nodeproc.session import EXPIRED, Outcome, SessionSettings
 from nodeproc.tls import TlsProblem, client_tls
 
 PIPE_WINDOW: Final = 50_000
@@ -96,7 +96,12 @@ class Chat:
         self.acknowledged_seq = 0
         self._quiet = quiet
         self._unsettled: dict[int, str] = {}
-        self._told = ""
+        self._again: list[str] = []
+        """Not ordered, because the cluster has forgotten the session: for the next session."""
+        self._told: object = None
+        """What was reported last."""
+        self._troubles: set[object] = set()
+        """What was reported since a leader was known."""
         self._closing = False
         self.stop: Callable[[], object] = lambda: None
         """Ends the run early; set by the one who runs it."""
@@ -133,16 +138,31 @@ class Chat:
         session = self.client.session
         if not session.welcomed:
             return f"not connected ({self.client.last_error or 'connecting'})"
-        leader = f"node {session.leader}" if session.leader != NOBODY else "none"
-        text = f"node {session.node} | leader {leader} | term {session.term} | last seq_no {session.last_seq}"
-        return text + (f" | {session.unsettled} waiting" if session.unsettled else "")
+        if session.leader == NOBODY:
+            return self._without_leader()
+        text = f"node {session.node} | leader node {session.leader} | term {session.term}"
+        waiting = f" | {session.unsettled} waiting" if session.unsettled else ""
+        return f"{text} | last seq_no {session.last_seq}{waiting}"
+
+    def _without_leader(self) -> str:
+        session = self.client.session
+        text, (up, members), waiting = (
+            f"node {session.node} has no leader",
+            session.members or (1, 1),
+            session.unsettled,
+        )
+        if members > 1:
+            text += f" ({up} of {members} nodes up)"
+        return f"{text}; {waiting} message{'s' * (waiting != 1)} waiting" if waiting else text
 
     def _on_outcome(self, outcome: Outcome) -> None:
         if outcome.kind == "ok":
             self.acknowledged_seq = max(self.acknowledged_seq, outcome.seq_no)
         for n in range(outcome.first, outcome.last + 1):
             message = self._unsettled.pop(n, "")
-            if outcome.kind != "ok":
+            if outcome.kind == "rejected" and outcome.reason == EXPIRED:
+                self._again.append(message)
+            elif outcome.kind != "ok":
                 self._fail(f"{outcome.kind}: {outcome.reason}", message)
         if self.client.session.ended and not self.client.session.unsettled and not self._closing:
             # Not from inside the outcome of the session that it replaces.
@@ -152,29 +172,35 @@ class Chat:
         session = self.client.session
         if session.ended and not session.unsettled and not self._closing:
             self.client.renew()
+            again, self._again = self._again, []
+            self.submit(again)
 
     def _fail(self, why: str, message: str) -> None:
         self.failed += 1
         self.warn(f"! {why}: {printable(message)[:200]}")
 
     def _on_change(self) -> None:
-        """Tell where the client is connected and who leads, each once."""
+        """Report where the client is connected and who leads when it changes; until a node leads, each trouble once."""
         session = self.client.session
-        if session.welcomed:
-            leader = f"leader node {session.leader}" if session.leader != NOBODY else "no leader"
-            text = f"-- node {session.node}, {leader}, term {session.term}"
-        elif self.client.last_error and not self._told.startswith(NOT_CONNECTED):
-            text = f"{NOT_CONNECTED}: {self.client.last_error}"
+        news: object
+        if session.welcomed and session.leader != NOBODY:
+            self._troubles.clear()
+            news = text = f"-- node {session.node}, leader node {session.leader}, term {session.term}"
+        elif session.welcomed and session.members is not None:
+            news, text = (session.node, session.members, session.unsettled > 0), f"-- {self._without_leader()}"
+        elif not session.welcomed and self.client.last_error:
+            news, text = NOT_CONNECTED, f"{NOT_CONNECTED}: {self.client.last_error}"
         else:
             return
-        if text != self._told and not self._quiet and not self._closing:
-            self._told = text
+        if news != self._told and news not in self._troubles and not self._quiet and not self._closing:
+            self._told = news
+            self._troubles.add(news)
             self.warn(text)
 
     async def finish(self) -> None:
         """Wait until every message has its outcome and what they are part of was shown."""
         client = self.client
-        await client.drained()
+        await client.until(lambda: not client.session.unsettled and not self._again)
         with contextlib.suppress(TimeoutError):
             if self.start is not None:
                 async with asyncio.timeout(LAST_SHOWN_S):

@@ -77,8 +77,10 @@ class SessionSettings:
     deadline: how long a message is waited for before its outcome is unknown.
     retry_interval: without progress for so long, everything unacknowledged is sent again.
     retry_pause: least time between two repetitions that refusals ask for; doubles up to retry_interval.
-    patience: a node that gives no progress for so long is left for another one.
-    keepalive: an idle node is asked for its STATUS after so long, so that a dead one is noticed.
+    patience: a node that does not answer for so long is left; one that answers and makes no progress for so long is
+        left for another one. Each time that this was for want of a leader it doubles, up to 8 times.
+    keepalive: a silent node is asked for its STATUS after so long, so that a dead one is noticed; one without a leader
+        too, which tells how many nodes are up.
     window_messages, window_bytes: sent and not acknowledged; past either, later messages wait.
     line_messages, line_bytes: largest CHAT line; a single larger message still travels, alone.
     payload_bytes: largest message, UTF-8.
@@ -122,23 +124,27 @@ class Session:
             with one token number over each other.
     """
 
+    # What the nodes told, for people and for choosing.
+    node: NodeId = NOBODY
+    leader: NodeId = NOBODY
+    term: Term = 0
+    last_seq: SeqNo = 0
+    members: tuple[int, int] | None = None
+    """(nodes that are up, all nodes) as a node without a leader told in its STATUS; None: it has not told yet."""
+    elsewhere = True
+    """Another node can be tried. Else a node that answers is not left."""
+    refused = ""
+    """Why a node took none of our messages the last time that it told us to send them again."""
+    problem = ""
+    """The reason of the latest ERROR line."""
+    ended = ""
+    """Why the session takes no more messages, "" while it does."""
+
     def __init__(self, client_id: int, token: str, settings: SessionSettings | None = None) -> None:
         self.client_id = client_id
         self.token, self.id = token, session_of(token)
         self.settings = settings = settings or SessionSettings()
         self.born: SeqNo | None = None
-
-        # What the nodes told, for people and for choosing.
-        self.node: NodeId = NOBODY
-        self.leader: NodeId = NOBODY
-        self.term: Term = 0
-        self.last_seq: SeqNo = 0
-        self.refused = ""
-        """Why a node took none of our messages the last time that it told us to send them again."""
-        self.problem = ""
-        """The reason of the latest ERROR line."""
-        self.ended = ""
-        """Why the session takes no more messages, "" while it does."""
 
         # The messages. _base <= _cursor <= _last + 1; n below _base are acknowledged.
         self._payloads: list[str] = []
@@ -169,7 +175,11 @@ class Session:
         self._lines_bytes = 0
         self._line_messages = settings.line_messages
         self._heard_at = self._waiting_since = 0.0
-        self._asked = False
+        self._asked_at = NEVER
+        """When the node was asked for its STATUS and has not said anything since."""
+        self._survey_at = NEVER
+        """When a node without a leader is asked for its STATUS."""
+        self._patience = settings.patience
 
         # Sending again.
         self._retry_from = self._rewind_ok_at = 0.0
@@ -257,8 +267,9 @@ class Session:
     def connected(self, now: float) -> None:
         """A connection to some node is open."""
         assert not self._connected
-        self._connected, self._welcomed, self._asked = True, False, False
+        self._connected, self._welcomed = True, False
         self._heard_at = self._waiting_since = now
+        self._asked_at = NEVER
         self._to_say.clear()
         shown = self.settings.client_token or UNSET
         born = self.born if self._sent else None  # hit: S3 a session that has sent nothing is born anew
@@ -266,7 +277,10 @@ class Session:
 
     def disconnected(self) -> None:
         """The connection is gone; what was sent on it may or may not have arrived."""
+        if self._welcomed and self.leader == NOBODY:
+            self._patience = min(self._patience * 2, self.settings.patience * 8)
         self._connected = self._welcomed = False
+        self.members = None
         self.node = self.leader = NOBODY
         self._move_cursor(self._base)  # hit: S5 a lost connection has all sent again
 
@@ -277,7 +291,7 @@ class Session:
             FrameError: not what a node may say now; this connection is to be given up.
         """
         self._heard_at = now
-        self._asked = False
+        self._asked_at = NEVER
         match line:
             case Shown():
                 self._on_shown(line)
@@ -295,6 +309,9 @@ class Session:
                 self.last_seq = max(self.last_seq, line.delivered_seq)
                 if (line.leader, line.term) != (self.leader, self.term):
                     self._on_leader(line.leader, line.term, now)
+                if line.leader == NOBODY:
+                    self.members = 1 + sum(peer.connected for peer in line.peers), 1 + len(line.peers)
+                    self._survey_at = now + self.settings.keepalive
             case Problem():
                 self.problem = line.reason
 
@@ -310,10 +327,9 @@ class Session:
             self._rewind(self._rewind_to, now)
         elif self._retry_due() <= now:
             self._rewind(self._base, now)  # hit: S5 want of progress has all sent again
-        if self._keepalive_due() <= now:
+        if self._status_due() <= now:
             self._to_say.append(StatusRequest())
-            self._asked = True
-            self._waiting_since = now
+            self._asked_at = now
 
     def next_deadline(self) -> float:
         """When tick or gave_up has something to do; NEVER where only input can bring it."""
@@ -321,16 +337,18 @@ class Session:
         if self._connected:
             when = min(when, self._give_up_at())
         if self._welcomed:
-            when = min(when, self._rewind_at, self._retry_due(), self._keepalive_due())
+            when = min(when, self._rewind_at, self._retry_due(), self._status_due())
         return when
 
     def gave_up(self, now: float) -> bool:
-        """This node lets the client wait too long: another may do better."""
+        """The connection is of no use any more, or another node may do better."""
         return self._connected and self._give_up_at() <= now
 
     def excuse(self, now: float) -> None:
         """The silence up to now was ours: the caller had stopped reading."""
         self._heard_at = self._waiting_since = self._retry_from = now
+        if self._asked_at != NEVER:
+            self._asked_at = now
 
     def close(self, reason: str) -> None:
         """End the session: what was never sent is rejected, the rest unknown. Rule: S5."""
@@ -421,7 +439,11 @@ class Session:
     def _on_leader(self, leader: NodeId, term: Term, now: float) -> None:
         """Send everything unacknowledged again over the new way. Rule: S5."""
         self.leader, self.term = leader, term
-        if leader != NOBODY:
+        if leader == NOBODY:
+            # Most elections are over sooner than that.
+            self._survey_at = now + self.settings.keepalive / 8
+        else:
+            self.members, self._patience = None, self.settings.patience
             self._waiting_since = self._retry_from = self._rewind_ok_at = now
             self._pause = self.settings.retry_pause
             self._move_cursor(self._base)  # hit: S5 another leader has all sent again
@@ -538,10 +560,16 @@ class Session:
         in_flight = self._cursor > self._base and self.unsettled and self.leader != NOBODY
         return self._retry_from + self.settings.retry_interval if in_flight else NEVER
 
-    def _keepalive_due(self) -> float:
-        idle = not self.unsettled and not self._asked
-        return self._heard_at + self.settings.keepalive if idle else NEVER
+    def _status_due(self) -> float:
+        if self._asked_at != NEVER:
+            return NEVER
+        if self.leader == NOBODY:
+            return self._survey_at
+        # Where a node can be left for another one, its acknowledgements show soon enough whether it lives.
+        return NEVER if self.unsettled and self.elsewhere else self._heard_at + self.settings.keepalive
 
     def _give_up_at(self) -> float:
-        waiting = not self._welcomed or self.unsettled or self._asked
-        return self._waiting_since + self.settings.patience if waiting else NEVER
+        if not self._welcomed:
+            return self._waiting_since + self.settings.patience
+        stuck = self._waiting_since + self._patience if self.unsettled and self.elsewhere else NEVER
+        return min(stuck, self._asked_at + self.settings.patience)

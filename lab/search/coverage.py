@@ -35,6 +35,10 @@ EXEMPT: dict[str, str] = {
     "K2 a WAL that lost what was delivered is refused": "with fsync no crash leaves such a disk, only damage does",
     "R2 a fork below what is committed stops the node": "only a majority of lost disks leads there",
     "M4 a rebuild over a member's data is refused": "a mistake of whoever starts the node; no fault does it",
+    "S1 a session without its token is refused": "simulated clients know the tokens of their own sessions alone",
+    "S1 a session with another one's token is refused": "as above",
+    "S1 another client used the session": "as above",
+    "S3 one address begins too many sessions": "the limit refuses honest clients too; a story does it",
 }
 """Rule or mark -> why a simulation can't hit it."""
 

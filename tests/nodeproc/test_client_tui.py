@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nodeproc.client_tui import TOKEN_VARIABLE, keyboard, parse, printable, split_messages
-from nodeproc.wire import Chat, Hello
+from nodeproc.wire import Chat, Hello, StatusRequest
 from tests.nodeproc.fakenode import FakeCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +163,9 @@ def test_a_pipe_moves_to_the_next_node_and_repeats_nothing() -> None:
     run(story, nodes=2)
 
 
-def test_an_expired_session_is_told_and_the_chat_goes_on_in_a_new_one() -> None:
+def test_a_chat_goes_on_in_a_new_session_when_the_old_one_has_expired() -> None:
+    """Rule: S3. What was not ordered for that reason is sent again."""
+
     async def story(cluster: FakeCluster) -> None:
         node = cluster.nodes[0]
         async with piped(cluster) as process:
@@ -171,13 +173,53 @@ def test_an_expired_session_is_told_and_the_chat_goes_on_in_a_new_one() -> None:
             process.stdin.write(b"one\n")
             await node.saw(lambda: len(cluster.messages) == 1)
             cluster.expired.update(cluster.sessions)
-            process.stdin.write(b"two\n")
-            while b"! unknown: session expired: two" not in await process.stderr.readline():
+            out, err = await process.communicate(b"two\nthree\n")
+        assert out.decode() == "[seq=1] node_9999: one\n[seq=2] node_9999: two\n[seq=3] node_9999: three\n"
+        assert len(cluster.sessions) == 2
+        assert (process.returncode, b"!" in err) == (0, False)
+
+    run(story)
+
+
+def test_a_chat_says_so_when_another_client_used_its_session() -> None:
+    """Rule: S1."""
+
+    async def story(cluster: FakeCluster) -> None:
+        node = cluster.nodes[0]
+        async with piped(cluster) as process:
+            assert process.stdin is not None and process.stderr is not None
+            process.stdin.write(b"one\n")
+            await node.saw(lambda: len(cluster.messages) == 1)
+            node.drop_chats = 1
+            process.stdin.write(b"lost\n")
+            await node.saw(lambda: not node.drop_chats)
+            cluster.order(7, next(iter(cluster.sessions)), Chat(2, ("by another", "and one more")))
+            node.reset_connections()
+            while b"! unknown: another client used this session: lost" not in await process.stderr.readline():
                 pass
-            await node.saw(lambda: len({line.session for line in node.lines if isinstance(line, Hello)}) == 2)
-            out, _ = await process.communicate(b"three\n")
-        assert out.decode() == "[seq=1] node_9999: one\n[seq=2] node_9999: three\n"
+            out, _ = await process.communicate(b"two\n")
+        assert out.decode().endswith("[seq=4] node_9999: two\n")
         assert process.returncode == 1
+
+    run(story)
+
+
+def test_without_a_leader_the_chat_says_so_once_and_stays() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        node = cluster.nodes[0]
+        cluster.leader = 0
+        async with piped(cluster, "--deadline", "60") as process:
+            assert process.stdin is not None and process.stderr is not None
+            process.stdin.write(b"one\n")
+            await node.saw(lambda: sum(isinstance(line, StatusRequest) for line in node.lines) == 2)
+            cluster.change_leader(2)
+            _, err = await process.communicate(b"")
+        assert err.decode().splitlines() == [
+            "-- node 1 has no leader (2 of 2 nodes up); 1 message waiting",
+            "-- node 1, leader node 2, term 2",
+        ]
+        assert sum(isinstance(line, Hello) for line in node.lines) == 1
+        assert cluster.payloads() == ["one"]
 
     run(story)
 

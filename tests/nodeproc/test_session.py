@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -474,6 +475,75 @@ def test_an_idle_node_is_asked_and_one_that_does_not_answer_is_given_up() -> Non
     assert not session.gave_up(4.9) and session.gave_up(5.0)
     session.received(LeaderLine(3, 1), 4.9)
     assert not session.gave_up(5.0) and session.next_deadline() == pytest.approx(6.9)
+
+
+def no_leader(up: int, term: int = 1) -> Status:
+    peers = tuple(PeerStatus(node, node <= up, False, 0) for node in (2, 3))
+    return Status(1, "follower", term, 0, 0, 0, 0, peers=peers)
+
+
+def test_a_node_without_a_leader_is_asked_who_is_up_and_kept_where_there_is_no_other() -> None:
+    session = connected_session(keepalive=2.0, patience=3.0, deadline=1000)
+    session.elsewhere = False
+    session.submit(["a"], 0.0)
+    said(session, 0.0)
+    session.received(LeaderLine(0, 1), 1.0)
+    now, asked = 1.0, []
+    for term in range(1, 50):
+        now = session.next_deadline()
+        session.tick(now)
+        assert not session.gave_up(now)
+        assert said(session, now) == [StatusRequest()]
+        asked.append(now)
+        session.received(no_leader(1 + term % 2, term), now)
+        assert session.members == (1 + term % 2, 3)
+    assert asked[0] == 1.25 and min(b - a for a, b in itertools.pairwise(asked)) == 2.0
+    session.received(LeaderLine(2, 60), now)
+    assert said(session, now) == [Chat(1, ("a",))]
+    assert session.members is None
+
+
+def test_a_node_without_a_leader_that_falls_silent_is_left_also_where_there_is_no_other() -> None:
+    session = connected_session(keepalive=2.0, patience=3.0)
+    session.elsewhere = False
+    session.submit(["a"], 0.0)
+    session.received(LeaderLine(0, 1), 0.0)
+    session.tick(0.25)
+    assert said(session, 0.25) == [StatusRequest()]
+    assert not session.gave_up(3.2) and session.gave_up(3.25)
+
+
+def test_a_node_that_acknowledges_nothing_but_answers_is_kept_where_there_is_no_other() -> None:
+    session = connected_session(keepalive=2.0, patience=3.0, retry_interval=100)
+    session.elsewhere = False
+    session.submit(["a"], 0.0)
+    said(session, 0.0)
+    for now in (2.0, 4.0, 6.0):
+        assert session.next_deadline() == now
+        session.tick(now)
+        assert said(session, now) == [StatusRequest()]
+        session.received(Status(1, "follower", 1, 3, 0, 0, 0), now)
+    session.tick(8.0)
+    assert not session.gave_up(10.9) and session.gave_up(11.0)
+
+
+def test_the_patience_with_a_node_without_a_leader_doubles_until_there_is_one() -> None:
+    session = make_session(patience=1.0, keepalive=2.0, deadline=1000)
+    session.submit(["a"], 0.0)
+    waits = []
+    for leader in (0, 0, 0, 0, 0, 3, 0, 0):
+        session.connected(0.0)
+        said(session, 0.0)
+        session.received(welcome(leader), 0.0)
+        if leader:
+            session.received(LeaderLine(0, 2), 0.0)
+        at = 1.0
+        while not session.gave_up(at):
+            session.received(no_leader(1), at)
+            at += 1.0
+        waits.append(at)
+        session.disconnected()
+    assert waits == [1, 2, 4, 8, 8, 1, 2, 4]
 
 
 def test_silence_of_the_readers_own_making_is_excused() -> None:
