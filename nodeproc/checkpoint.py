@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from nodeproc.archive import ArchiveEnd
-from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, SeqNo, Term
+from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, SeqNo, Term
 from nodeproc.files import File, Files
 from nodeproc.wal import FOLDER, damaged
 
@@ -33,6 +33,7 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
     lines_bytes, lines_crc: of the message log up to `delivered`: its length and the CRC of its last 4096 bytes.
     first_segment: the oldest WAL segment that is still needed.
     members: the cluster that the data directory belongs to; empty: written before directories knew that.
+    newest_segment, durable: the WAL was durable up to this byte of this segment, its newest; 0: not known (version 1).
     """
 
     node: NodeId
@@ -50,6 +51,9 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
     archive: ArchiveEnd = ArchiveEnd()
     first_segment: int = 1
     members: tuple[NodeId, ...] = ()
+    promised: dict[NodeId, Promised] = {}
+    newest_segment: int = 0
+    durable: int = 0
 
 
 _decode = msgspec.json.Decoder(Checkpoint).decode

@@ -16,7 +16,7 @@ from nodeproc.core.events import Level
 from nodeproc.core.messages import NodeId
 from nodeproc.core.recovered import CoreConfig
 from nodeproc.tls import TlsFiles, TlsProblem, node_tls
-from nodeproc.yamlfile import Document, parse
+from nodeproc.yamlfile import Document, Place, parse
 
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
@@ -171,7 +171,7 @@ def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
     config = document.convert(NodeConfig)
     _check_members(document, config)
     _check_times(document, config)
-    _check_limits(document, config.limits)
+    check_limits(document, config.limits)
     if config.tls is not None:
         _check_tls(document, config.tls)
     if not config.allow_open and not _is_loopback(config.host):
@@ -234,14 +234,18 @@ def _check_times(document: Document, config: NodeConfig) -> None:
         )
 
 
-def _check_limits(document: Document, limits: Limits) -> None:
-    """However it is escaped (six bytes for one), the largest message must fit a line, and the largest batch a frame."""
+def check_limits(document: Document, limits: Limits, place: Place = ("limits",)) -> None:
+    """However it is escaped (six bytes for one), the largest message must fit a line, and the largest batch a frame.
+
+    Args:
+        place: where the limits stand in the document, if they do.
+    """
     least = 6 * limits.max_payload_bytes + 1024
     if limits.max_line_bytes < least:
-        given = document.data["limits"]
+        given = document.value(place)
         key = "max_line_bytes" if "max_line_bytes" in given else "max_payload_bytes"
         raise document.error(
-            ("limits", key),
+            (*place, key),
             f"found a max_line_bytes of {limits.max_line_bytes}, "
             f"allowed {least} or more: six times max_payload_bytes and 1024",
         )
@@ -252,7 +256,7 @@ def _check_limits(document: Document, limits: Limits) -> None:
     )
     if limits.max_frame_bytes < least:
         raise document.error(
-            ("limits", "max_frame_bytes") if "max_frame_bytes" in document.data["limits"] else ("limits",),
+            (*place, "max_frame_bytes") if "max_frame_bytes" in document.value(place) else place,
             f"found a max_frame_bytes of {limits.max_frame_bytes}, allowed {least} or more: "
             f"six times batch_max_bytes and {RECORD_OVERHEAD_BYTES} for each of batch_max_messages, "
             "fetch_max_bytes, max_line_bytes and 1024",

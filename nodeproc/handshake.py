@@ -2,8 +2,8 @@
 
     dialler  --- PEER_HELLO(who, nonce) ------------------>  acceptor
              <-- PEER_CHALLENGE(who, nonce, proof) --------
-             --- PEER_PROOF(proof) ----------------------->
-             <-- PEER_WELCOME, or PEER_REFUSAL(reason) at any point
+             --- PEER_PROOF(proof, promised) ------------->
+             <-- PEER_WELCOME(promised), or PEER_REFUSAL(reason) at any point
 
 A proof is HMAC-SHA256, keyed with the shared secret, over the role, the channel and everything that both have said; the
 two nonces make it worthless on any other link, the role makes one end's proof worthless as the other's, and the channel
@@ -22,15 +22,15 @@ where both versions have it.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import msgspec
 
-from nodeproc.core.messages import NodeId
+from nodeproc.core.messages import NOTHING, NodeId, Promised
 from nodeproc.errors import LinkRefused
-from nodeproc.wire import PeerChallenge, PeerHello, PeerProof
+from nodeproc.wire import PeerChallenge, PeerHello, PeerProof, PeerWelcome
 
 VERSION: Final = 3
 """Of the frames between nodes."""
@@ -50,15 +50,21 @@ class Credentials:
     secret: str
     identity: str
     rebuilding: bool
+    promised: Mapping[NodeId, Promised] = field(default_factory=dict)
+    """What each member is known to have promised (M6)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """Who the other end is."""
+    """Who the other end is.
+
+    promised: what it knows this node to have promised.
+    """
 
     peer: NodeId
     identity: str
     rebuilding: bool
+    promised: Promised = NOTHING
 
 
 class Dialling:
@@ -88,7 +94,8 @@ class Dialling:
         wanted = _proof("accept", self._own.secret, channel, self.hello, challenge)
         if not hmac.compare_digest(wanted, challenge.proof.encode()):
             raise LinkRefused("it does not know this cluster's secret")
-        proof = PeerProof(_proof("dial", self._own.secret, channel, self.hello, challenge).decode())
+        known = self._own.promised.get(self._peer, NOTHING)
+        proof = PeerProof(_proof("dial", self._own.secret, channel, self.hello, challenge).decode(), known)
         return proof, Proven(challenge.node, challenge.identity, challenge.rebuilding)
 
 
@@ -147,7 +154,11 @@ class Accepting:
         wanted = _proof("dial", self._own.secret, self._channel, hello, self._challenge)
         if not hmac.compare_digest(wanted, proof.proof.encode()):
             raise LinkRefused("it does not know this cluster's secret")
-        return Proven(hello.node, hello.identity, hello.rebuilding)
+        return Proven(hello.node, hello.identity, hello.rebuilding, proof.promised)
+
+    def welcome(self, who: Proven) -> PeerWelcome:
+        """What is sent to a peer that is taken."""
+        return PeerWelcome(self._own.promised.get(who.peer, NOTHING))
 
 
 def _shown(members: Sequence[NodeId]) -> str:

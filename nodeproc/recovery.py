@@ -1,26 +1,30 @@
 """What a data directory holds, found out without changing it, and then made whole. Rules: K2, K3, K4.
 
-A Survey only reads, and raises CorruptionError for whatever is not as it was written; `repair` then drops torn tails,
-mends the message log and syncs everything, so that all that is handed to the core is durable.
+A Survey only reads, and raises CorruptionError for whatever is not as it was written; `repair` then makes durable all
+that is handed to the core. What was read is no proof of that: after a failed fdatasync the system serves from its cache
+pages that it never wrote, calls them clean, and the next fdatasync passes over them. So whatever no claim
+(nodeproc.wal) covers is written anew: entries of the WAL into a new segment, lines of the message log behind a cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+from msgspec import structs
 
 from nodeproc import archive, checkpoint, wal, wire
 from nodeproc.archive import Archive
 from nodeproc.checkpoint import Checkpoint
 from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
-from nodeproc.core.events import Event, Loaded, MessageLogRepaired, TornTailDropped
-from nodeproc.core.messages import Batch, Mark, NodeId, Position, Record, SeqNo
+from nodeproc.core.events import Event, Loaded, MessageLogRepaired, TailWrittenAnew, TornTailDropped
+from nodeproc.core.messages import Batch, Line, Mark, NodeId, Position, Record, SeqNo
 from nodeproc.core.recovered import Recovered
 from nodeproc.core.sessions import Sessions
-from nodeproc.errors import ConfigError
+from nodeproc.errors import ConfigError, FrameError
 from nodeproc.files import File, Files
-from nodeproc.wal import Index, Promises, Scan, Segment, damaged
+from nodeproc.wal import Claim, Index, Promises, Scan, Segment, damaged
 
 LINES_FOLDER = "logs"
 
@@ -87,12 +91,20 @@ def follows(header: Mark | Batch, end: Position) -> bool:
 
 @dataclass(slots=True)
 class Lines:
-    """What is to be done with the message log: keep so many bytes, then append `missing`. Rule: K3."""
+    """What belongs into the message log behind what is trusted. Rule: K3.
+
+    kept_bytes, kept_seq: so much of it was there.
+    bodies: all of it, up to delivered_seq.
+    """
 
     kept_bytes: int
     kept_seq: SeqNo
     delivered_seq: SeqNo
-    missing: list[memoryview] = field(default_factory=list)
+    bodies: list[memoryview] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.bodies))
 
 
 def compare_lines(data: bytes, batches: list[Record], start: SeqNo, noted: SeqNo) -> Lines:
@@ -115,8 +127,7 @@ def compare_lines(data: bytes, batches: list[Record], start: SeqNo, noted: SeqNo
         if same:
             lines.kept_bytes += same
             lines.kept_seq = header.last if same == len(body) else header.first + found[:same].count(b"\n") - 1
-        if same < len(body):
-            lines.missing.append(body[same:])
+        lines.bodies.append(body)
         lines.delivered_seq = header.last
     return lines
 
@@ -131,31 +142,43 @@ def _same_lines(found: bytes, body: bytes) -> int:
     return same
 
 
+class Anew(NamedTuple):
+    """A segment to be written, with a copy of the last one's entries from some offset on.
+
+    data_at: where the copy begins, tail: its bytes.
+    """
+
+    number: int
+    data_at: int
+    tail: int
+    data: bytes
+
+
 @dataclass(slots=True)
 class Found:
     """What a survey found. Files are open.
 
-    active: the last segment that counts; whatever it holds behind its scan's end is a torn tail.
-    settle: the active segment has not got its own name yet.
-    refused: name and size of a begun segment whose predecessor is incomplete.
-    stale: names of files that a crash between two steps of a checkpoint has left.
+    anew: the segment to be written; None where all that was read is durable. `replay` has its entries in it already.
+    claim: the highest there is.
+    dropped: what of the WAL is torn or begun and does not count: file and bytes.
+    stale: names of files that a crash between two steps of a checkpoint or of a new segment has left.
     """
 
     checkpoint: Checkpoint
-    scans: list[Scan]
     segments: list[Segment]
     replay: Replay
     archive: Archive
     lines_file: File
     lines: Lines
-    settle: bool = False
-    refused: tuple[str, int] | None = None
-    stale: list[str] = field(default_factory=list)
+    anew: Anew | None
+    claim: Claim
+    dropped: list[TornTailDropped]
+    stale: list[str]
 
     @property
     def lines_bytes(self) -> int:
         """Length of the message log once it is repaired."""
-        return self.checkpoint.lines_bytes + self.lines.kept_bytes + sum(map(len, self.lines.missing))
+        return self.checkpoint.lines_bytes + self.lines.size
 
     def recovered(self, max_sessions: int) -> Recovered:
         """What the core gets."""
@@ -183,6 +206,7 @@ class Found:
             tail=tail,
             sessions=sessions.table,
             horizon=sessions.horizon,
+            promised=dict(known.promised),
         )
 
 
@@ -230,22 +254,28 @@ class Survey:
         numbers = wal.segment_numbers(self.names)
         self._check_numbers(numbers, known)
         first_live = known.first_segment if known else 1
-        live = list(self._live([number for number in numbers if number >= first_live]))
+        live = [self._scan(wal.segment_name(number), number) for number in numbers if number >= first_live]
         scans, segments = [found for found, _ in live], [segment for _, segment in live]
-        begun, refused = self._begun(scans[-1])
-        if begun is not None:
-            scans.append(begun[0])
-            segments.append(begun[1])
+        last, begun = scans[-1], self._begun(scans[-1])
+        claim = self._highest_claim([*scans, *begun], known)
+        scans = self._complete(scans, claim)
+        durable = self._durable_end(last, claim)
         known = known or _unknown(scans[0])
         self._check_owner(scans, known)
         replay = self._replay(scans, known)
-        lines_file, lines = self._lines(replay, known)
+        lines_file, lines = self._lines(replay, known, last)
+        anew = None
+        if len(last.data) > durable or lines.delivered_seq > max(replay.noted, known.delivered.seq_no):
+            anew = self._anew(last, durable, lines.delivered_seq)
+            replay.index.move(last.number, durable, anew.number, anew.data_at)
         stale = [wal.segment_name(number) for number in numbers if number < first_live]
-        if checkpoint.ASIDE.rpartition("/")[2] in self.names:
-            stale.append(checkpoint.ASIDE)
+        stale += [checkpoint.ASIDE] if checkpoint.ASIDE.rpartition("/")[2] in self.names else []
+        stale += [wal.segment_name(each.number) + wal.NEXT for each in begun if anew is None]
+        dropped = [TornTailDropped(each.where, len(each.data)) for each in begun if each.data]
+        if last.broken:
+            dropped.append(TornTailDropped(last.where, len(last.data) - last.end))
         kept = self._archive(known, lines_file)
-        settle = begun is not None
-        return Found(known, scans, segments, replay, kept, lines_file, lines, settle, refused, stale)
+        return Found(known, segments, replay, kept, lines_file, lines, anew, claim, dropped, stale)
 
     def _check_numbers(self, numbers: list[int], known: Checkpoint | None) -> None:
         """The live segments are there, one number after the other."""
@@ -261,43 +291,66 @@ class Survey:
             if after != before + 1:
                 raise damaged(where, 0, f"WAL file {after} stands behind {before}, those between are missing")
 
-    def _live(self, numbers: list[int]) -> Iterator[tuple[Scan, Segment]]:
-        """The live segments, each proven complete by the one behind it, save the last."""
-        before: Scan | None = None
-        for number in numbers:
-            found, segment = self._scan(wal.segment_name(number), number)
-            if found.opening is None:
-                raise damaged(found.where, 0, "the file's first entry, durable since it got its name, is broken")
-            if before is not None:
-                self._check_complete(before, found.opening)
-            yield found, segment
-            before = found
-
     def _scan(self, name: str, number: int) -> tuple[Scan, Segment]:
         file = self.open(name)
         found = wal.scan(number, self.files.where(name), file.pread(file.size(), 0))
         return found, Segment(number, file, found.end, found.end)
 
-    def _check_complete(self, before: Scan, opening: wire.Opening) -> None:
-        if not before.end == len(before.data) == opening.previous_bytes:
-            what = f"broken here, but WAL file {opening.number} goes on behind its {opening.previous_bytes} bytes"
-            # hit: K2 a broken record before a later segment is refused
-            raise damaged(before.where, min(before.end, opening.previous_bytes), what)
-
-    def _begun(self, last: Scan) -> tuple[tuple[Scan, Segment] | None, tuple[str, int] | None]:
-        """The segment without its own name, if it counts: all before it must be there; else its name and size."""
+    def _begun(self, last: Scan) -> list[Scan]:
+        """The segment without its own name, if there is one. Nothing in it was promised; it may hold claims."""
         numbers = wal.segment_numbers(self.names, wal.NEXT)
         if not numbers:
-            return None, None
+            return []
         name = wal.segment_name(numbers[0]) + wal.NEXT
         if numbers != [last.number + 1]:
             raise damaged(self.files.where(name), 0, f"begun WAL files {numbers}, allowed: [{last.number + 1}]")
         found, segment = self._scan(name, numbers[0])
-        opening = found.opening
-        if opening is None or not last.end == len(last.data) == opening.previous_bytes:
-            segment.file.close()  # hit: K2 a begun segment behind an incomplete one does not count
-            return None, (name, len(found.data))
-        return (found, segment), None
+        segment.file.close()
+        return [found]
+
+    def _highest_claim(self, scans: list[Scan], known: Checkpoint | None) -> Claim:
+        """What was durable for certain, as the WAL and the checkpoint say."""
+        of_checkpoint = Claim()
+        if known is not None:
+            of_checkpoint = Claim(known.newest_segment, known.durable, self.files.where(checkpoint.NAME))
+        return max(chain([of_checkpoint], *map(wal.claims, scans)))
+
+    def _complete(self, scans: list[Scan], claim: Claim) -> list[Scan]:
+        """The scans of what counts: of each segment but the last that is as much as the next one continues."""
+        for each in scans:
+            if each.opening is None:
+                raise damaged(each.where, 0, "the file's first entry, durable since it got its name, is broken")
+        last = scans[-1]
+        if claim.segment > last.number:
+            # hit: K2 a missing WAL file is noticed by the file that names it
+            where = self.files.where(wal.segment_name(claim.segment))
+            raise damaged(where, 0, f"the WAL file is missing; {claim.where} says that it was durable")
+        continued = [each.opening.previous_bytes for each in scans[1:] if each.opening is not None]
+        return [wal.first_bytes(each, size) for each, size in zip(scans, continued, strict=False)] + [last]
+
+    def _durable_end(self, last: Scan, claim: Claim) -> int:
+        """So many bytes of the last segment were durable for certain; what is broken behind them was never promised."""
+        durable = last.entries[0].end
+        if claim.segment == last.number:
+            durable = max(durable, claim.durable)
+        if all(entry.end != durable for entry in last.entries):
+            # hit: K2 what is broken below a claim is refused
+            what = last.broken or "no entry ends there"
+            raise damaged(last.where, last.end, f"{what}, but {claim.where} says that {durable} bytes were durable")
+        assert last.opening is not None, last.where
+        if last.opening.version == 1 and (intact := next(wal.behind(last), None)) is not None:
+            raise damaged(last.where, last.end, f"{last.broken}, but an intact entry follows at offset {intact.start}")
+        return durable
+
+    def _anew(self, last: Scan, durable: int, delivered_seq: SeqNo) -> Anew:
+        """The segment for all that no claim covers. Rule: K2, K5."""
+        number, before = last.number + 1, last.opening
+        assert before is not None, last.where
+        header = structs.replace(before, number=number, previous_bytes=durable, version=wire.WAL_VERSION)
+        opening = wire.encode_entry(header)
+        # The note outlives the lines that prove it, which are cut and written again.
+        note = wire.encode_entry(wire.Committed(delivered_seq, last.number, durable))
+        return Anew(number, len(opening), last.end - durable, opening + last.data[durable : last.end] + note)
 
     def _check_owner(self, scans: list[Scan], known: Checkpoint) -> None:
         if known.node != self.node_id:
@@ -336,7 +389,7 @@ class Survey:
             raise damaged(last.where, last.end, f"the WAL ends at {index.end}, but seq_no {replay.noted} was delivered")
         return replay
 
-    def _lines(self, replay: Replay, known: Checkpoint) -> tuple[File, Lines]:
+    def _lines(self, replay: Replay, known: Checkpoint, last: Scan) -> tuple[File, Lines]:
         """Open the message log and compare what the checkpoint does not vouch for with the WAL. Rule: K3."""
         name = lines_name(self.node_id)
         where = self.files.where(name)
@@ -353,6 +406,12 @@ class Survey:
             raise damaged(where, known.lines_bytes, "the lines before this offset are not those that were delivered")
         batches = [record for record in replay.records if record is not None and isinstance(record.header, Batch)]
         data = file.pread(size - known.lines_bytes, known.lines_bytes)
+        index = replay.index
+        for line in data[index.lines_end(len(index.places)) - known.lines_bytes :].splitlines():
+            if (seq_no := _seq_no(line)) > index.end.seq_no:
+                # hit: K3 a WAL that is shorter than the message log proves is refused
+                what = f"the WAL ends at {index.end}, but {where} holds the delivered line {seq_no}"
+                raise damaged(last.where, last.end, what)
         return file, compare_lines(data, batches, known.delivered.seq_no, replay.noted)
 
     def _archive(self, known: Checkpoint, lines_file: File) -> Archive:
@@ -373,23 +432,23 @@ def _unknown(first: Scan) -> Checkpoint:
     return Checkpoint(opening.node, opening.identity, opening.rebuilding, members=opening.members)
 
 
+def _seq_no(line: bytes) -> SeqNo:
+    """Of an intact line of the message log; 0 for anything else."""
+    try:
+        found = wire.decode_node_line(line)
+    except FrameError:
+        return 0
+    return found.seq_no if isinstance(found, Line) else 0
+
+
 def repair(files: Files, found: Found) -> list[Event]:
-    """Drop torn tails, mend the message log, make everything durable; returns what was done."""
-    events: list[Event] = []
-    last, scanned = found.segments[-1], found.scans[-1]
-    if found.refused is not None:
-        name, size = found.refused
-        files.unlink(name)
-        files.sync_folder(wal.FOLDER)
-        events += [TornTailDropped(files.where(name), size)] if size else []
-    if scanned.end < len(scanned.data):
-        last.file.truncate(scanned.end)  # hit: K2 a torn tail is dropped
-        events.append(TornTailDropped(scanned.where, len(scanned.data) - scanned.end))
+    """Make all that was found durable, and drop what does not count; returns what was done."""
     for segment in found.segments:
         segment.file.sync()
-    if found.settle:
-        name = wal.segment_name(last.number)
-        files.rename(name + wal.NEXT, name)
+    events: list[Event] = [*found.dropped]
+    if found.anew is not None:
+        events += _write_anew(files, found, found.anew)
+    _claim_newest(found)
     found.archive.cut_back()
     for name in found.stale:
         files.unlink(name)  # hit: K4 what a checkpoint cut short has left is removed
@@ -399,17 +458,39 @@ def repair(files: Files, found: Found) -> list[Event]:
     return events
 
 
+def _write_anew(files: Files, found: Found, anew: Anew) -> list[Event]:
+    """Write what no claim covers into a segment of its own; until that has its name, the file before it counts."""
+    name = wal.segment_name(anew.number)
+    file = files.open(name + wal.NEXT, create=True)
+    found.segments.append(Segment(anew.number, file, len(anew.data), len(anew.data)))
+    file.truncate(0)
+    file.append([anew.data])
+    file.sync()
+    files.rename(name + wal.NEXT, name)
+    files.sync_folder(wal.FOLDER)  # hit: K5 what nobody can be sure of is written anew
+    return [TailWrittenAnew(files.where(name), anew.tail)] if anew.tail else []
+
+
+def _claim_newest(found: Found) -> None:
+    """The file before the newest one names it."""
+    if len(found.segments) > 1:
+        before, newest = found.segments[-2:]
+        if (newest.number, newest.synced) > found.claim[:2]:
+            note = wire.Committed(found.lines.delivered_seq, newest.number, newest.synced)
+            before.file.append([wire.encode_entry(note)])
+            before.file.sync()
+
+
 def _repair_lines(files: Files, found: Found) -> list[Event]:
-    file, lines = found.lines_file, found.lines
-    kept = found.checkpoint.lines_bytes + lines.kept_bytes
-    damaged_tail = file.size() > kept
-    if damaged_tail:
-        file.truncate(kept)  # hit: K3 the message log is cut to what the WAL proves
-    if lines.missing:
-        file.append(lines.missing)  # hit: K3 delivered lines are written again
+    file, lines, trusted = found.lines_file, found.lines, found.checkpoint.lines_bytes
+    size = file.size()
+    if size > trusted or lines.bodies:
+        file.truncate(trusted)
+        file.append(lines.bodies)  # hit: K3 what no checkpoint vouches for is written anew
     file.sync()
     files.sync_folder(LINES_FOLDER)
-    return [MessageLogRepaired(lines.kept_seq, lines.delivered_seq)] if damaged_tail or lines.missing else []
+    as_it_was = size == trusted + lines.kept_bytes == found.lines_bytes
+    return [] if as_it_was else [MessageLogRepaired(lines.kept_seq, lines.delivered_seq)]
 
 
 def check_members(where: str, known: tuple[NodeId, ...], members: tuple[NodeId, ...]) -> None:
@@ -438,7 +519,8 @@ def make(files: Files, node_id: NodeId, identity: str, rebuilding: bool, members
     file = files.open(first + wal.NEXT, create=True)
     try:
         file.truncate(0)  # What a first start has left that did not come to its end.
-        file.append([wire.encode_entry(wire.Opening(1, 0, node_id, identity, rebuilding, members))])
+        opening = wire.Opening(1, 0, node_id, identity, rebuilding, members, wire.WAL_VERSION)
+        file.append([wire.encode_entry(opening)])
         file.sync()
     finally:
         file.close()

@@ -434,5 +434,11 @@ class Runtime:
     def _credentials(self) -> Credentials:
         config, state = self._config, self._node.state
         return Credentials(
-            config.node_id, config.members, config.cluster_id, config.secret, state.identity, state.rebuilding
+            config.node_id,
+            config.members,
+            config.cluster_id,
+            config.secret,
+            state.identity,
+            state.rebuilding,
+            state.promises(),
         )

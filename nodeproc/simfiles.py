@@ -2,9 +2,13 @@
 
 Each file has the bytes that reads show and the bytes that are durable; each name is durable only once its folder was
 synced. A crash keeps the durable part and, drawn from a random generator, some of the rest: a prefix of the unsynced
-bytes, sometimes followed by zeros or noise where a length was written and its data was not, and a prefix of the
-unsynced renames and removals. It does not model pages that reach the disk out of order inside one unsynced tail (a hole
-with intact data behind it): recovery refuses such a tail, because it can't tell it from damage (K2).
+bytes, sometimes followed by zeros or noise where a length was written and its data was not; or pages of it in any
+order, with what was there before, or zeros, in the holes; and a prefix of the unsynced renames and removals.
+
+A failed sync of a file is modelled as Linux does it: the pages that it could not write count as clean. Reads show them,
+later syncs pass over them, a power loss takes them. (Rebello et al., Can Applications Recover from fsync Failures?,
+USENIX ATC 2020.) A failed sync of a folder leaves its names to the next one: names are in the file system's journal,
+and a journal that can't be written ends all writing.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import TypeAlias
 
 from nodeproc.files import Buffer
 
@@ -21,41 +26,94 @@ class PowerLost(BaseException):
     """The simulated machine stopped in the middle of an operation; no code of the node runs any more."""
 
 
+PAGES = (16, 64, 512, 4096)
+"""Bytes of a page that reaches the disk whole or not at all. Small ones make holes in short files, too."""
+
+Range: TypeAlias = tuple[int, int]
+
+
 @dataclass(eq=False, slots=True)
 class _Inode:
     """A file's content apart from its names.
 
-    synced: bytes at the start that a power loss leaves as they are.
+    synced: bytes at the start that a power loss leaves as they are, but for `unwritten`.
+    unwritten: ranges that a failed sync has marked clean; only a truncation ends one.
     before_cut: what was durable before the file was cut below it; None once the cut is durable too.
     """
 
     data: bytearray = field(default_factory=bytearray)
     synced: int = 0
+    unwritten: list[Range] = field(default_factory=list)
     before_cut: bytes | None = None
 
     def sync(self, size: int) -> None:
-        """The first `size` bytes are durable now."""
+        """The first `size` bytes are durable now, but for `unwritten`."""
         self.synced = min(size, len(self.data))
         self.before_cut = None
+
+    def fail_to_sync(self, size: int) -> None:
+        """The system could not write these bytes, and will not try again."""
+        if self.synced < size:
+            self.unwritten.append((self.synced, size))
 
     def truncate(self, size: int) -> None:
         if size < self.synced:
             if self.before_cut is None:
-                self.before_cut = bytes(self.data[: self.synced])
+                self.before_cut = self._durable()
             self.synced = size
         del self.data[size:]
+        self.unwritten = cut_ranges(self.unwritten, size)
+
+    def durable_prefix(self) -> int:
+        return min([self.synced, *(start for start, _ in self.unwritten)])
+
+    def _durable(self) -> bytes:
+        return blanked(self.data[: self.synced], self.unwritten)
 
     def left_by_crash(self, rng: Random) -> bytes:
         """What a power loss leaves: never less than what was synced and not cut since."""
+        old = b""
         if self.before_cut is not None and rng.random() < 0.5:
-            return self.before_cut  # The cut was not durable.
+            old = self.before_cut  # The cut was not durable.
+            if rng.random() < 0.5:
+                return old
+        if self.synced < len(self.data) and rng.random() < 0.4:
+            return self._pages_in_any_order(rng, old)
+        if old:
+            return old
         kept = rng.randint(self.synced, len(self.data))
         missing = len(self.data) - kept
-        left = bytes(self.data[:kept])
+        left = self.data[:kept]
         if missing and rng.random() < 0.4:
             hole = rng.randint(1, missing)
             left += bytes(hole) if rng.random() < 0.5 else rng.randbytes(hole)
-        return left
+        return blanked(left, self.unwritten)
+
+    def _pages_in_any_order(self, rng: Random, old: bytes) -> bytes:
+        """Some pages of the unsynced tail reached the disk; elsewhere is what was there, or zeros."""
+        page, share = rng.choice(PAGES), rng.random()
+        left = bytearray(old or self.data[: self.synced])
+        if rng.random() < 0.3:
+            left += bytes(max(0, len(self.data) - len(left)))  # The length was written.
+        for at in range(self.synced - self.synced % page, len(self.data), page):
+            if rng.random() < share:
+                start, end = max(at, self.synced), min(at + page, len(self.data))
+                left += bytes(max(0, end - len(left)))
+                left[start:end] = self.data[start:end]
+        return blanked(left, self.unwritten)
+
+
+def cut_ranges(ranges: Sequence[Range], size: int) -> list[Range]:
+    """What lies below `size` of each."""
+    return [(start, min(end, size)) for start, end in ranges if start < size]
+
+
+def blanked(data: bytes | bytearray, ranges: Sequence[Range]) -> bytes:
+    """The same with zeros in these ranges."""
+    left = bytearray(data)
+    for start, end in cut_ranges(ranges, len(left)):
+        left[start:end] = bytes(end - start)
+    return bytes(left)
 
 
 class SimFile:
@@ -88,11 +146,13 @@ class SimFile:
 
     def sync(self) -> None:
         files, inode = self._files, self._inode
-        files.about_to("sync", self._name)
-        if files.under_way is None:
-            inode.sync(len(inode.data))
-        else:
-            files.under_way.append((inode, len(inode.data)))
+        size = len(inode.data) if files.began is None else files.began.get(inode, 0)
+        try:
+            files.about_to("sync", self._name)
+        except OSError:
+            inode.fail_to_sync(size)
+            raise
+        inode.sync(max(size, inode.synced))
 
     def truncate(self, size: int) -> None:
         self._files.about_to("truncate", self._name)
@@ -100,6 +160,10 @@ class SimFile:
 
     def close(self) -> None:
         pass
+
+    def never_written(self, ranges: Sequence[Range]) -> None:
+        """Failed syncs have marked these bytes clean."""
+        self._inode.unwritten = list(ranges)
 
 
 class SimFiles:
@@ -121,8 +185,8 @@ class SimFiles:
         """Raise PowerLost instead of the operation of this number."""
         self.on_operation: Callable[[str, str], None] | None = None
         """Called with operation and name before each; raises OSError to make it fail."""
-        self.under_way: list[tuple[_Inode, int]] | None = None
-        """Where it is a list, fdatasync only begins: each file and how much of it is durable after settle()."""
+        self.began: dict[_Inode, int] | None = None
+        """What sizes() was when the syncs began that end now: they cover no more. None: a sync takes no time."""
         self._names: dict[str, _Inode] = {}
         self._durable: dict[str, _Inode] = {}
         self._unsynced: list[tuple[str, dict[str, _Inode]]] = []
@@ -167,15 +231,9 @@ class SimFiles:
     def close(self) -> None:
         pass
 
-    def settle(self, begun: list[tuple[_Inode, int]]) -> None:
-        """The fdatasyncs that had begun have returned."""
-        for inode, size in begun:
-            inode.sync(max(size, inode.synced))
-
-    def sync_all(self) -> None:
-        """Whatever was written to any file is durable; names are not."""
-        for inode in self._names.values():
-            inode.sync(len(inode.data))
+    def sizes(self) -> dict[_Inode, int]:
+        """How long each file is now; for `began`."""
+        return {inode: len(inode.data) for inode in self._names.values()}
 
     # ---- faults --------------------------------------------------------------------------------------
 
@@ -212,16 +270,19 @@ class SimFiles:
 
     def synced(self) -> dict[str, int]:
         """File name -> bytes at its start that a power loss leaves as they are."""
-        return {name: inode.synced for name, inode in sorted(self._names.items())}
+        return {name: inode.durable_prefix() for name, inode in sorted(self._names.items())}
 
     def put(self, name: str, data: bytes) -> None:
         """Replace a file's content, durably: damage, or a file put back."""
-        self._names[name] = self._durable[name] = _Inode(bytearray(data), len(data))
+        inode = _Inode(bytearray(data), len(data))
+        for names in (self._names, self._durable, *(after for _, after in self._unsynced)):
+            names[name] = inode
 
     def remove(self, name: str) -> None:
         """Lose a file, durably."""
         del self._names[name]
-        self._durable.pop(name, None)
+        for names in (self._durable, *(after for _, after in self._unsynced)):
+            names.pop(name, None)
 
     def used(self) -> int:
         """Bytes that all files take."""

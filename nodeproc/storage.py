@@ -5,9 +5,9 @@
     wal/checkpoint                  what is known of the log behind the oldest WAL file (nodeproc.checkpoint)
     wal/archive.headers, .index     the records of dropped WAL files without their bodies (nodeproc.archive)
 
-Truncation is an entry of the WAL; files are only ever cut at recovery (nodeproc.recovery). write, deliver and the reads
-belong to one thread. sync and checkpoint may run in others, also at the same time; none of them holds a lock that the
-first thread needs while it waits for the disk.
+Truncation is an entry of the WAL, and no WAL file is ever cut; the message log is, but only at recovery
+(nodeproc.recovery). write, deliver and the reads belong to one thread. sync and checkpoint may run in others, also at
+the same time; none of them holds a lock that the first thread needs while it waits for the disk.
 
 Durability "os" leaves it to the system when entries reach the disk: a power loss may then take what was acknowledged or
 voted, and a WAL file that lost its end while the next one kept its beginning is refused as corrupt.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from nodeproc import checkpoint, recovery, wal, wire
@@ -73,7 +73,7 @@ class Storage:
         self._lines, self._lines_size = found.lines_file, found.lines_bytes
         self._archive = found.archive
         self._cursors: dict[SeqNo, int] = {}
-        self._noted = found.replay.noted
+        self._noted = wire.Committed(found.replay.noted)
         self._failed = ""
         self._lock = threading.Lock()
         """Guards all below; held for moments only."""
@@ -160,11 +160,11 @@ class Storage:
         active, index = self._active, self._index
         number, at = active.number, active.size
         buffers: list[Buffer] = []
-        if self.delivered_seq > self._noted:
-            self._noted = self.delivered_seq
-            note = wire.encode_entry(wire.Committed(self._noted))
-            buffers.append(note)
-            at += len(note)
+        note = wire.Committed(self.delivered_seq, *self._durable_end())
+        if note != self._noted:
+            self._noted = note
+            buffers.append(wire.encode_entry(note))
+            at += len(buffers[0])
         for op in ops:
             if isinstance(op, Record):
                 raw = op.raw
@@ -181,14 +181,24 @@ class Storage:
         active.file.append(buffers)
         active.size = at
 
+    def _durable_end(self) -> tuple[int, int]:
+        """Segment and byte up to which the WAL is durable, as `durability` means it. Needs the lock."""
+        active = self._active
+        if self._durability == "os":
+            return active.number, active.size
+        if self._unsettled is not None:
+            active = self._segments[active.number - 1]
+        return active.number, active.synced
+
     def _begin_segment(self) -> None:
         """Go on in a new file. It gets its own name when sync() has made the one before it durable."""
         before = self._active
         number = before.number + 1
         rebuilding = self._promises.rebuilding
-        opening = wire.encode_entry(
-            wire.Opening(number, before.size, self._node_id, self._identity, rebuilding, self._members)
+        header = wire.Opening(
+            number, before.size, self._node_id, self._identity, rebuilding, self._members, wire.WAL_VERSION
         )
+        opening = wire.encode_entry(header)
         file = self._files.open(wal.segment_name(number) + wal.NEXT, create=True)
         file.append([opening])
         self._active = self._segments[number] = Segment(number, file, len(opening), 0)
@@ -196,39 +206,55 @@ class Storage:
         if self._durability == "fsync":
             self._unsettled = self._active
         else:
-            self._settle(number)
+            self._files.rename(wal.segment_name(number) + wal.NEXT, wal.segment_name(number))
+            before.file.append([wire.encode_entry(wire.Committed(0, number, len(opening)))])
 
-    def _settle(self, number: int) -> None:
-        name = wal.segment_name(number)
+    def _settle(self, segment: Segment) -> None:
+        """Give a segment its own name, then note in the one before it that it has it, so that it can't go missing."""
+        name = wal.segment_name(segment.number)
         self._files.rename(name + wal.NEXT, name)
+        self._files.sync_folder(wal.FOLDER)
+        before = self._segments[segment.number - 1].file
+        before.append([wire.encode_entry(wire.Committed(0, segment.number, segment.synced))])
+        before.sync()
 
     @property
     def settling(self) -> bool:
         """The next sync() also gives a new WAL file its name."""
         return self._unsettled is not None
 
-    def sync(self) -> None:
+    def written(self) -> dict[int, int]:
+        """Segment -> bytes written to it; for sync()."""
+        with self._lock:
+            return {each.number: each.size for each in self._segments.values()}
+
+    def sync(self, upto: Mapping[int, int] | None = None) -> None:
         """Make all that was written before the call durable. May run in another thread. Nothing to do for "os".
+
+        Args:
+            upto: no more than this, which written() returned: of a simulated sync only the end is a call.
 
         Raises:
             WriteFailed: the node must stop. Rule: K5.
         """
         self._check()
         if self._durability == "fsync":
-            self._sync()
+            self._sync(upto)
 
-    def _sync(self) -> None:
+    def _sync(self, upto: Mapping[int, int] | None = None) -> None:
         with self._sync_lock:
+            ends = self.written() if upto is None else upto
             with self._lock:
                 unsettled = self._unsettled
-                behind = [(each, each.size) for each in self._segments.values() if each.synced < each.size]
+                behind = [
+                    (each, size) for each in self._segments.values() if each.synced < (size := ends.get(each.number, 0))
+                ]
             try:
                 for segment, size in behind:
                     segment.file.sync()
                     segment.synced = size
-                if unsettled is not None:
-                    self._settle(unsettled.number)
-                    self._files.sync_folder(wal.FOLDER)
+                if unsettled is not None and unsettled.number in ends:
+                    self._settle(unsettled)
                     with self._lock:
                         self._unsettled = None
             except OSError as error:
@@ -375,6 +401,8 @@ class Storage:
     def _keep(self, plan: _Plan, snapshot: Snapshot) -> Checkpoint:
         """Extend the archive and write the checkpoint, durably."""
         promises = plan.promises
+        with self._lock:
+            newest, durable = self._durable_end()
         kept = Checkpoint(
             node=self._node_id,
             identity=self._identity,
@@ -391,6 +419,9 @@ class Storage:
             archive=self._archive.extend(plan.archived, plan.segments),
             first_segment=plan.first_segment,
             members=self._members,
+            promised=snapshot.promised,
+            newest_segment=newest,
+            durable=durable,
         )
         checkpoint.write(self._files, kept)
         return kept
@@ -438,6 +469,5 @@ class Storage:
 
 def _write_failed(where: str, error: OSError) -> WriteFailed:
     reason = error.strerror or str(error)
-    return WriteFailed(
-        f"{where}: {reason}: the node stops, nothing durable is lost; start it again when that is mended"
-    )
+    advice = "start it again once the disk works: it then writes anew whatever may not have reached the disk"
+    return WriteFailed(f"{where}: {reason}: the node stops; {advice}")

@@ -20,6 +20,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any, Final, TypeAlias, cast
 
@@ -157,7 +158,7 @@ class Links:
             older.drop()
         self._refusals.pop(who.peer, None)
         self._dialled[who.peer].hurry()
-        self.take(who.peer, LinkUp(who.identity, who.rebuilding, False))
+        self.take(who.peer, LinkUp(who.identity, who.rebuilding, False, who.promised))
 
     def gone(self, accepted: Accepted, peer: NodeId | None) -> None:
         self._unproven.pop(accepted, None)
@@ -216,7 +217,7 @@ class Dialled(asyncio.Protocol):
                     self.transport.writelines(encode_frame(proof))
                     self._proven = who
                 elif isinstance(message, PeerWelcome) and self._proven is not None and not self.met.done():
-                    self.met.set_result(self._proven)
+                    self.met.set_result(replace(self._proven, promised=message.promised))
                 elif isinstance(message, PeerRefusal):
                     raise LinkRefused(f"it says: {brief(message.reason)}")
                 else:
@@ -425,7 +426,7 @@ class Outgoing:
         self._connection = connection
         self._up = True
         self._tell_connected()
-        self._links.take(self._peer, LinkUp(who.identity, who.rebuilding, True))
+        self._links.take(self._peer, LinkUp(who.identity, who.rebuilding, True, who.promised))
 
     def _tell_connected(self) -> None:
         self._complained = False
@@ -533,7 +534,7 @@ class Accepted(asyncio.Protocol):
                 self._decoder.max_header, self._decoder.max_body = min(MAX_HEADER, longest), longest
                 if self._timer is not None:
                     self._timer.cancel()
-                self.transport.writelines(encode_frame(PeerWelcome()))
+                self.transport.writelines(encode_frame(self._handshake.welcome(who)))
                 links.proven(self, who)
             else:
                 raise FrameError(f"{type(message).__name__} out of turn")

@@ -1,17 +1,23 @@
 """The write-ahead log's files: names, what is in them, and the index of the records that they hold.
 
 A WAL file (segment) starts with an Opening and goes on with entries as nodeproc.wire lays them out. A new segment is
-called NNNNNNNNNNNN.wal.next until the one before it is durable to its end; only then it gets its own name, and only
-then anything in it can be promised. So a segment with its own name proves the one before it complete, and a torn tail
-can only be in the last of them.
+called NNNNNNNNNNNN.wal.next until it and the one before it are durable; only then it gets its own name, and only then
+anything in it can be promised. So a segment with its own name proves the one before it complete, and a torn tail can
+only be in the last of them. A file under the name .next counts for nothing.
+
+Claims say what was durable. A write carries a note (wire.Committed) of the durable end of the WAL before it; a segment
+that got its name is noted once more behind the end of the one before it; a checkpoint names the durable end, too. What
+is missing or broken below a claim was promised and is damaged. What is broken above all claims was never promised.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from nodeproc import wire
@@ -53,14 +59,26 @@ class Segment:
     synced: int
 
 
+class Claim(NamedTuple):
+    """The WAL was durable up to byte `durable` of this segment, says the file `where`. Claims compare as places."""
+
+    segment: int = 0
+    durable: int = 0
+    where: str = ""
+
+
 class Scan(NamedTuple):
-    """What a segment holds: its intact entries, Opening included, and where they end."""
+    """What a segment holds: its intact entries, Opening included, and where they end.
+
+    broken: why the bytes there are no entry; "" where there are none.
+    """
 
     number: int
     where: str
     data: bytes
     entries: list[wire.Entry]
     end: int
+    broken: str = ""
 
     @property
     def opening(self) -> wire.Opening | None:
@@ -77,42 +95,64 @@ def scan(number: int, where: str, data: bytes) -> Scan:
         where: the file's name for messages.
 
     Raises:
-        CorruptionError: an intact entry lies behind a broken one, or an Opening is missing or not this file's.
+        CorruptionError: an entry is intact and not understood, or an Opening is missing or not this file's.
     """
     entries: list[wire.Entry] = []
-    at, found = 0, ""
+    at, broken = 0, ""
     while at < len(data):
         try:
             entry = wire.decode_entry(data, at)
+        except wire.NotUnderstood as error:
+            # hit: K2 an intact entry that is not understood is refused
+            raise damaged(where, at, f"{error}, but its CRC is right: another version wrote it") from None
         except wire.Broken as error:
-            entry, found = None, str(error)  # hit: K1 a broken entry is found by its CRC or length
+            entry, broken = None, str(error)  # hit: K1 a broken entry is found by its CRC or length
         if entry is None:
+            broken = broken or f"the file ends inside the entry at {at}"
             break
         opens = isinstance(entry.header, wire.Opening)
         if opens != (at == 0) or (isinstance(entry.header, wire.Opening) and entry.header.number != number):
             raise damaged(
                 where, at, f"found {entry.header}, allowed: the opening of segment {number}, once, at offset 0"
             )
+        if isinstance(entry.header, wire.Opening) and entry.header.version > wire.WAL_VERSION:
+            raise damaged(where, at, f"WAL version {entry.header.version}, allowed: up to {wire.WAL_VERSION}")
         entries.append(entry)
         at = entry.end
-    behind = _intact_behind(data, at)
-    if behind is not None:
-        raise damaged(where, at, f"{found or 'entry too long'}, but an intact entry follows at offset {behind}")
-    return Scan(number, where, data, entries, at)
+    return Scan(number, where, data, entries, at, broken)
 
 
-def _intact_behind(data: bytes, broken: int) -> int | None:
-    """Offset of the first intact entry behind a broken one; the bytes that every header starts with give them away."""
-    found = data.find(_ENTRY_START, broken + 1 + wire.PREFIX.size)
-    while found >= 0:
-        at = found - wire.PREFIX.size
-        try:
-            if wire.decode_entry(data, at) is not None:
-                return at
-        except wire.Broken:
-            pass
-        found = data.find(_ENTRY_START, found + 1)
-    return None
+def first_bytes(found: Scan, size: int) -> Scan:
+    """The scan of the first `size` bytes of the segment.
+
+    Raises:
+        CorruptionError: no intact entry ends there.
+    """
+    entries = [entry for entry in found.entries if entry.end <= size]
+    if not entries or entries[-1].end != size:
+        what = found.broken or "the file ends here"
+        raise damaged(found.where, min(found.end, size), f"{what}, but the first {size} bytes were durable")
+    return Scan(found.number, found.where, found.data[:size], entries, size)
+
+
+def behind(found: Scan) -> Iterator[wire.Entry]:
+    """Intact entries behind the broken one; the bytes that every header starts with give them away."""
+    data = found.data
+    at = data.find(_ENTRY_START, found.end + 1 + wire.PREFIX.size)
+    while at >= 0:
+        entry = None
+        with contextlib.suppress(wire.Broken):
+            entry = wire.decode_entry(data, at - wire.PREFIX.size)
+        if entry is not None:
+            yield entry
+        at = data.find(_ENTRY_START, at + 1 if entry is None else entry.end)
+
+
+def claims(found: Scan) -> Iterator[Claim]:
+    """What a segment's notes say of the WAL, those behind a broken entry included."""
+    for entry in chain(found.entries, behind(found)):
+        if isinstance(entry.header, wire.Committed):
+            yield Claim(entry.header.segment, entry.header.durable, found.where)
 
 
 @dataclass(slots=True)
@@ -193,6 +233,14 @@ class Index:
     def truncate(self, keep: Position) -> None:
         """Drop every record whose position is above `keep`. Rule: R2."""
         del self.places[bisect_right(self.places, keep, key=_position) :]
+
+    def move(self, segment: int, at: int, to: int, to_at: int) -> None:
+        """What stands in the last segment from offset `at` on stands in segment `to` from `to_at` on."""
+        for number in range(len(self.places) - 1, -1, -1):
+            place = self.places[number]
+            if place.segment != segment or place.at < at:
+                break
+            self.places[number] = place._replace(segment=to, at=place.at - at + to_at)
 
     def some_behind(self, after: Position, max_bytes: int) -> list[Place]:
         """Consecutive places behind a position, up to max_bytes but at least one if there is any."""

@@ -27,7 +27,21 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from nodeproc.core.effects import LocalOp, Met, Promise, Readmitted, Truncate
-from nodeproc.core.messages import Append, Batch, Line, Mark, NodeId, PeerMessage, Position, Record, SeqNo, Submit, Term
+from nodeproc.core.messages import (
+    NOTHING,
+    Append,
+    Batch,
+    Line,
+    Mark,
+    NodeId,
+    PeerMessage,
+    Position,
+    Promised,
+    Record,
+    SeqNo,
+    Submit,
+    Term,
+)
 from nodeproc.errors import FrameError
 
 PREAMBLE = b"\x93LC1"
@@ -59,9 +73,18 @@ def brief(reason: object) -> str:
 
 
 class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"):
-    """A note of the storage in its own WAL: all up to here was delivered. Rule: K3."""
+    """A note of the storage in its own WAL: what was delivered and what was durable by then. Rule: K2, K3.
+
+    The WAL was durable up to byte `durable` of file number `segment`; 0 in both: the note does not say.
+    """
 
     seq_no: SeqNo
+    segment: int = 0
+    durable: int = 0
+
+
+WAL_VERSION = 2
+"""Of the WAL's format. In version 1 notes did not say what was durable."""
 
 
 class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
@@ -70,13 +93,14 @@ class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
     number: int
     """1, 2, 3, …; the file's name."""
     previous_bytes: int
-    """Length of the file before it; 0 for the first."""
+    """Of the file before it so many bytes count; 0 for the first."""
     node: NodeId
     identity: str
     rebuilding: bool
     """When the file was opened."""
     members: tuple[NodeId, ...] = ()
     """The cluster that this data directory belongs to; empty: written before directories knew that."""
+    version: int = 1
 
 
 EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed | Opening
@@ -94,6 +118,10 @@ class Entry(Struct, frozen=True, gc=False):
 
 class Broken(FrameError):
     """Bytes that are no entry: bad CRC, impossible length or unknown header."""
+
+
+class NotUnderstood(Broken):
+    """The CRC is right and the header is unknown: these bytes were written so, by another version."""
 
 
 def encode_entry(header: EntryHeader, body: bytes = b"") -> bytes:
@@ -129,7 +157,7 @@ def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | Non
     try:
         header = _decode_entry_header(view[head_at:body_at])
     except MALFORMED as error:
-        raise Broken(f"entry header at {at}: {brief(error)}") from None
+        raise NotUnderstood(f"entry header at {at}: {brief(error)}") from None
     return Entry(header, at, body_at, end)
 
 
@@ -216,13 +244,18 @@ class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE")
 
 
 class PeerProof(Struct, frozen=True, tag_field="type", tag="PEER_PROOF"):
-    """The dialling node proves that it knows the secret. Rule: M3."""
+    """The dialling node proves that it knows the secret. Rule: M3, M6."""
 
     proof: str
+    promised: Promised = NOTHING
+    """By the accepting node, as the dialling one knows; neither says so to one that has proven nothing."""
 
 
 class PeerWelcome(Struct, frozen=True, tag_field="type", tag="PEER_WELCOME"):
-    """The accepting node takes the link: frames may follow. Rule: M3, M4."""
+    """The accepting node takes the link: frames may follow. Rule: M3, M4, M6."""
+
+    promised: Promised = NOTHING
+    """By the dialling node, as the accepting one knows."""
 
 
 class PeerRefusal(Struct, frozen=True, tag_field="type", tag="PEER_REFUSAL"):

@@ -238,7 +238,26 @@ class Document:
         try:
             return msgspec.convert(data, wanted, dec_hook=dec_hook, str_keys=True)
         except msgspec.ValidationError as error:
-            raise self._explained(str(error), wanted, place) from None
+            problem = str(error)
+            inside = _place_of(problem.rpartition("$")[2].rstrip("`"))
+            if ("[...]" in problem or "`key` in" in problem) and (
+                key := self._culprit(place, inside, wanted, dec_hook)
+            ) is not None:
+                if "`key` in" in problem:
+                    raise self.error((*place, *inside, key), "is no whole number", at_key=True) from None
+                raise self._explained(problem, wanted, place, (*inside, key)) from None
+            raise self._explained(problem, wanted, place) from None
+
+    def _culprit(self, base: Place, inside: Place, wanted: Any, dec_hook: DecHook | None) -> str | None:
+        """The key of the mapping at base + inside that msgspec refuses, or whose value; it names neither."""
+        mapping = self._value_or_none((*base, *inside))
+        for key in mapping if isinstance(mapping, dict) else ():
+            try:
+                alone = _replaced(self.value(base), inside, {key: mapping[key]})
+                msgspec.convert(alone, wanted, dec_hook=dec_hook, str_keys=True)
+            except msgspec.ValidationError:
+                return str(key)
+        return None
 
     def value(self, place: Place) -> Any:
         """The plain value at a place that exists."""
@@ -264,11 +283,11 @@ class Document:
                 break
         return mark
 
-    def _explained(self, problem: str, wanted: Any, base: Place) -> FileProblem:
+    def _explained(self, problem: str, wanted: Any, base: Place, inside: Place = ()) -> FileProblem:
         """msgspec's complaint in the words of this file."""
         found = re.fullmatch(r"(.*?)(?: - at `(?:key in )?(\$[^`]*)`)?", problem, re.DOTALL)
         assert found is not None
-        text, inside = found[1], _place_of(found[2] or "")
+        text, inside = found[1], inside or _place_of(found[2] or "")
         place = base + inside
         allowed = _type_at(inspect.type_info(wanted), inside, self.value(base))
         if match := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
@@ -414,6 +433,15 @@ def _place_of(where: str) -> Place:
             break
         place.append(name or int(index))
     return tuple(place)
+
+
+def _replaced(data: Any, place: Place, new: Any) -> Any:
+    """The data with another value at a place."""
+    if not place:
+        return new
+    changed: Any = data.copy()
+    changed[place[0]] = _replaced(data[place[0]], place[1:], new)
+    return changed
 
 
 def show_value(value: object) -> str:

@@ -11,12 +11,12 @@ field named by `short`.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from lab.plan.words import Duration, Target
-from nodeproc.core.messages import NodeId, SeqNo
+from lab.plan.words import Count, CountOrNone, Duration, Period, Target
+from nodeproc.core.messages import NodeId
 
 
 class Expectation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,8 +64,8 @@ class LastSeq(Expectation, frozen=True, rename={"seq_no": "is"}):
 
     word = "last_seq"
     short = "seq_no"
-    seq_no: SeqNo | None = None
-    at_least: SeqNo | None = None
+    seq_no: CountOrNone | None = None
+    at_least: CountOrNone | None = None
     on: Target = "all"
 
 
@@ -83,7 +83,7 @@ class Order(Expectation, frozen=True, rename={"first": "from"}):
     short = "payloads"
     payloads: tuple[str, ...]
     consecutive: bool = False
-    first: SeqNo | None = None
+    first: Count | None = None
 
 
 class NumberingContinues(Expectation, frozen=True, rename={"terms": "over_terms"}):
@@ -91,7 +91,7 @@ class NumberingContinues(Expectation, frozen=True, rename={"terms": "over_terms"
 
     word = "numbering_continues"
     short = "terms"
-    terms: int = 2
+    terms: Count = 2
 
 
 class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
@@ -105,8 +105,8 @@ class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
     event: str
     on: Target = "all"
     where: dict[str, str | int | bool] = {}
-    at_least: int = 1
-    at_most: int | None = None
+    at_least: CountOrNone = 1
+    at_most: CountOrNone | None = None
 
 
 class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
@@ -118,10 +118,10 @@ class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
 
     word = "interval"
     event: str
-    near: Duration
+    near: Period
     tolerance: Duration
     on: Target = "all"
-    at_least: int = 3
+    at_least: Count = 3
 
 
 class Acknowledged(Expectation, frozen=True):
@@ -129,7 +129,7 @@ class Acknowledged(Expectation, frozen=True):
 
     word = "acknowledged"
     short = "at_least"
-    at_least: int = 1
+    at_least: CountOrNone = 1
 
 
 class Throughput(Expectation, frozen=True):
@@ -140,7 +140,7 @@ class Throughput(Expectation, frozen=True):
 
     word = "throughput"
     short = "at_least"
-    at_least: float
+    at_least: Annotated[float, Meta(gt=0, le=1e9)]
     soft: bool = True
 
 
@@ -152,7 +152,7 @@ class Unavailable(Expectation, frozen=True):
 
     word = "unavailable"
     short = "at_most"
-    at_most: Duration
+    at_most: Period
     soft: bool = False
 
 
@@ -161,7 +161,7 @@ class Memory(Expectation, frozen=True):
 
     word = "memory"
     short = "at_most"
-    at_most: float
+    at_most: Annotated[float, Meta(gt=0, le=1e9)]
 
 
 class TermGrowth(Expectation, frozen=True):
@@ -169,7 +169,7 @@ class TermGrowth(Expectation, frozen=True):
 
     word = "term_growth"
     short = "at_most"
-    at_most: int
+    at_most: CountOrNone
 
 
 MomentExpectation: TypeAlias = LeaderIs | RoleIs | CaughtUp | LastSeq

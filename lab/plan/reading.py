@@ -7,7 +7,6 @@ fields and frame types exist, and that fields fit together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, cast, get_args
 
@@ -20,6 +19,7 @@ from lab.plan.expectation import (
     LastSeq,
     LeaderIs,
     MomentExpectation,
+    Order,
     RunExpectation,
 )
 from lab.plan.faults import SHORTEST_STINT_S
@@ -29,7 +29,6 @@ from lab.plan.step import (
     STEPS,
     TRIGGERED_STEPS,
     UNTILS,
-    Busy,
     Chaos,
     Clock,
     Cut,
@@ -48,15 +47,14 @@ from lab.plan.step import (
     StepAny,
     Until,
     UntilAny,
-    UntilCaughtUp,
     Wait,
     When,
     is_about_clients,
 )
-from lab.plan.words import TARGET_WORDS, Duration, LinkEnd, Target, decode_word
+from lab.plan.words import LARGEST_PAYLOAD_BYTES, TARGET_WORDS, Duration, LinkEnd, Target, Title, decode_word, is_period
 from nodeproc.core import events, messages
 from nodeproc.core.messages import NodeId
-from nodeproc.yamlfile import Document, Place
+from nodeproc.yamlfile import Document, Place, show_value
 
 _S = TypeVar("_S", bound=Struct)
 
@@ -86,7 +84,7 @@ _LINK_RULES = ("reorder", "delay", "jitter", "loss", "duplicate", "corrupt", "ba
 """Fields of `link`, each of which does something."""
 _NODE_LINKS_ONLY = ("reorder", "loss", "duplicate", "corrupt")
 """Those that TCP does to no connection that lives."""
-MOST_DRIFT = 0.5
+TIMES = next(field.type for field in structs.fields(Repeat) if field.name == "times")
 
 
 class Reader:
@@ -116,7 +114,8 @@ class Reader:
         inside = (*place, word)
         step = self._step_inside(inside, STEPS[word])
         if "name" in self._document.value(place):
-            name = self._document.convert_at((*place, "name"), str)
+            name = self._document.convert_at((*place, "name"), Title)
+            check_title(self._document, (*place, "name"), name)
             step = structs.replace(step, name=name)
         return step
 
@@ -164,36 +163,22 @@ class Reader:
                         (*place, "tail"), "what mid_write leaves is drawn, so that nothing else may be asked for"
                     )
             case Clock():
-                if not -MOST_DRIFT <= step.drift <= MOST_DRIFT:
-                    self._wrong((*place, "drift"), step.drift, f"-{MOST_DRIFT}..{MOST_DRIFT}")
                 if not step.drift and not step.jump:
                     self._fail(place, "does nothing; give drift or jump (heal ends a drift)")
             case Chaos():
-                if step.time <= 0:
-                    self._wrong((*place, "for"), str(step.time), "above 0")
                 if step.longest < SHORTEST_STINT_S:
-                    self._wrong((*place, "longest"), str(step.longest), "1ms or more")
-            case Busy():
-                if step.processes < 1:
-                    self._wrong((*place, "processes"), step.processes, "1 or more")
+                    self._wrong((*place, "longest"), "1ms or more")
             case Garbage():
-                for name in ("connections", "half_open"):
-                    if getattr(step, name) < 0:
-                        self._wrong((*place, name), getattr(step, name), "0 or more")
                 if not step.connections and not step.half_open:
                     self._fail(place, "nobody comes; give connections or half_open above 0")
-                if step.time <= 0:
-                    self._wrong((*place, "for"), str(step.time), "above 0")
             case _:
                 pass
 
     def _repeat(self, place: Place) -> Repeat:
         self._keys(place, ("times", "steps"))
-        times = self._document.convert_at((*place, "times"), int)
-        if times < 1:
-            self._wrong((*place, "times"), times, "1 or more")
+        times = self._document.convert_at((*place, "times"), TIMES)
         if not self._list((*place, "steps"), "steps"):
-            self._wrong((*place, "steps"), [], "at least one step")
+            self._wrong((*place, "steps"), "at least one step")
         return Repeat(times=times, steps=self.steps((*place, "steps")))
 
     def _when(self, place: Place) -> When:
@@ -215,8 +200,7 @@ class Reader:
         for key in ("for", "every"):
             if key in value:
                 times[key] = self._document.convert_at((*place, key), Duration, dec_hook=decode_word)
-                if times[key] <= 0:
-                    self._wrong((*place, key), str(times[key]), "above 0")
+                check_period(self._document, (*place, key), times[key])
         faults = self.steps((*place, "faults"))
         self._check_inner((*place, "faults"), faults, NEMESIS_STEPS)
         for index, fault in enumerate(faults):
@@ -228,7 +212,7 @@ class Reader:
     def _check_inner(self, place: Place, steps: Sequence[StepAny], allowed: Sequence[type[Step]]) -> None:
         """Some steps of these kinds and no others stand in a list."""
         if not steps:
-            self._wrong(place, [], "at least one step")
+            self._wrong(place, "at least one step")
         for index, step in enumerate(steps):
             if not isinstance(step, tuple(allowed)):
                 words = ", ".join(each.word for each in allowed)
@@ -272,23 +256,24 @@ class Reader:
                 outer[field.encode_name] = self._document.convert_at(
                     (*place, field.encode_name), field.type, dec_hook=decode_word
                 )
+        if "within" in outer:
+            check_period(self._document, (*place, "within"), outer["within"])
         return Send(clients=(Sender(**fields),), **outer)
 
     def _check_sender(self, place: Place, sender: Sender) -> None:
         if sender.via is not None:
             self._check_id((*place, "via"), sender.via)
-        if sender.client < 1:
-            self._wrong((*place, "client"), sender.client, "1 or more")
-        if not sender.messages or (isinstance(sender.messages, int) and sender.messages < 1):
-            self._wrong((*place, "messages"), sender.messages, "a list of texts, or how many, 1 or more")
+        if not sender.messages:
+            self._wrong((*place, "messages"), "a list of texts, or how many, 1 or more")
+        if isinstance(sender.messages, tuple):
+            for index, text in enumerate(sender.messages):
+                self._check_payload((*place, "messages", index), text)
+
+    def _check_payload(self, place: Place, text: str) -> None:
+        if (size := len(text.encode())) > LARGEST_PAYLOAD_BYTES:
+            self._fail(place, f"found {size} bytes in UTF-8, allowed {LARGEST_PAYLOAD_BYTES}")
 
     def _check_link(self, place: Place, step: Link) -> None:
-        for name in ("loss", "duplicate", "corrupt"):
-            if not 0 <= getattr(step, name) <= 1:
-                self._wrong((*place, name), getattr(step, name), "0..1")
-        for name, unit in (("bandwidth", "bytes a second"), ("chunk", "bytes")):
-            if getattr(step, name) < 0:
-                self._wrong((*place, name), getattr(step, name), f"0 (no limit) or more {unit}")
         treats = [name for name in _LINK_RULES if getattr(step, name)]
         if not treats:
             self._fail(
@@ -298,8 +283,6 @@ class Reader:
             self._fail((*place, "refuse"), "lets nothing through, so that nothing else may be asked of this link")
         if step.distribution != "uniform" and not step.jitter:
             self._fail((*place, "distribution"), "is how jitter is drawn, and there is no jitter")
-        if step.reorder is not None and (step.reorder.every < 1 or step.reorder.behind < 1 or not step.reorder.at_most):
-            self._fail((*place, "reorder"), "every and behind must be 1 or more and at_most above 0")
 
     def _check_clients(self, place: Place, step: Link | Cut | Reset) -> None:
         """What can't be asked of the links of clients."""
@@ -321,7 +304,9 @@ class Reader:
     def _check_frames(self, place: Place, frames: Sequence[str]) -> None:
         for index, frame in enumerate(frames):
             if frame not in FRAME_TYPES:
-                self._wrong((*place, "frames", index), frame, ", ".join(FRAME_TYPES))
+                self._wrong((*place, "frames", index), ", ".join(FRAME_TYPES), FRAME_TYPES)
+            if frame in frames[:index]:
+                self._fail((*place, "frames", index), f"{frame} stands here twice")
 
     def _check_partition(self, place: Place, step: Partition) -> None:
         least = _PARTITION_NODES[step.kind]
@@ -342,20 +327,14 @@ class Reader:
         self._mapping(place)
         if "for" not in value:
             self._fail(place, f"the key for is missing; allowed: {', '.join(UNTILS)}")
-        if value["for"] not in UNTILS:
-            self._wrong((*place, "for"), value["for"], ", ".join(UNTILS))
+        if not isinstance(value["for"], str) or value["for"] not in UNTILS:
+            self._wrong((*place, "for"), ", ".join(UNTILS), tuple(UNTILS))
         until = self._struct(place, UNTILS[value["for"]], "")
-        if until.within <= 0:
-            self._wrong((*place, "within"), str(until.within), "above 0")
-        if isinstance(until, UntilCaughtUp) and not 0 < until.share <= 1:
-            self._wrong((*place, "share"), until.share, "above 0, up to 1")
-        if getattr(until, "count", 1) < 1:
-            self._wrong((*place, "count"), getattr(until, "count", 1), "1 or more")
         return cast(UntilAny, until)
 
     def _until_of_word(self, place: Place, word: str) -> UntilAny:
         if word not in UNTILS:
-            self._wrong(place, word, ", ".join(UNTILS))
+            self._wrong(place, ", ".join(UNTILS), tuple(UNTILS))
         kind: type[Until] = UNTILS[word]
         needed = [field.encode_name for field in structs.fields(kind) if field.required]
         if needed:
@@ -390,9 +369,21 @@ class Reader:
         if isinstance(expectation, LeaderIs):
             shown = (*inside, "is") if isinstance(self._document.value(inside), dict) else inside
             self._check_id(shown, expectation.node)
-        if getattr(expectation, "payloads", "some") == ():
-            self._fail(inside, "no payloads, at least one is needed")
+        if isinstance(expectation, Order):
+            self._check_order(inside, expectation)
+        least, most = getattr(expectation, "at_least", None), getattr(expectation, "at_most", None)
+        exact = expectation.seq_no if isinstance(expectation, LastSeq) else None
+        most = exact if most is None else most
+        if least is not None and most is not None and least > most:
+            self._fail(inside, f"never holds: at_least is {least}, and no more than {most} are allowed")
         return expectation
+
+    def _check_order(self, place: Place, order: Order) -> None:
+        if not order.payloads:
+            self._fail(place, "no payloads, at least one is needed")
+        listed = (*place, "payloads") if isinstance(self._document.value(place), dict) else place
+        for index, text in enumerate(order.payloads):
+            self._check_payload((*listed, index), text)
 
     # ---- one struct -----------------------------------------------------------------------------
 
@@ -404,11 +395,12 @@ class Reader:
                 if field.encode_name in value:
                     self._check_field((*place, field.encode_name), field)
             read = self._document.convert_at(place, kind, dec_hook=decode_word)
+            check_periods(self._document, place, read)
             self._check_event(place, read)
             return read
         if not short:
             allowed = ", ".join(field.encode_name for field in structs.fields(kind) if field.name != "name")
-            self._fail(place, f"found {_shown(value)}, allowed a mapping with the keys {allowed}")
+            self._fail(place, f"found {show_value(value)}, allowed a mapping with the keys {allowed}")
         field = next(each for each in structs.fields(kind) if each.name == short)
         self._check_field(place, field)
         short_value = self._document.convert_at(place, field.type, dec_hook=decode_word)
@@ -416,6 +408,7 @@ class Reader:
         if needed:
             self._fail(place, f"also needs {', '.join(needed)}: {{{field.encode_name}: …, {needed[0]}: …}}")
         read = kind(**{short: short_value})
+        check_periods(self._document, place, read)
         self._check_event(place, read)
         return read
 
@@ -431,23 +424,26 @@ class Reader:
         value = self._document.value(place)
         if isinstance(value, list):
             if not value:
-                self._wrong(place, value, beside + self._allowed_targets())
-            for index in range(len(value)):
+                self._wrong(place, beside + self._allowed_targets())
+            for index, part in enumerate(value):
                 self._check_target_part((*place, index), "")
+                if part in value[:index]:
+                    self._fail((*place, index), f"{part} stands here twice")
         else:
             self._check_target_part(place, beside)
 
     def _check_target_part(self, place: Place, beside: str) -> None:
         value = self._document.value(place)
-        if isinstance(value, bool) or (value not in TARGET_WORDS and value not in self._ids):
-            self._wrong(place, value, beside + self._allowed_targets())
+        known = value in TARGET_WORDS if isinstance(value, str) else type(value) is int and value in self._ids
+        if not known:
+            self._wrong(place, beside + self._allowed_targets(), TARGET_WORDS)
 
     def _allowed_targets(self) -> str:
         return f"{', '.join(TARGET_WORDS)}, {self._ids[0]}..{self._ids[-1]} or a list of these"
 
     def _check_id(self, place: Place, node: NodeId) -> None:
         if node not in self._ids:
-            self._wrong(place, node, f"{self._ids[0]}..{self._ids[-1]}")
+            self._wrong(place, f"{self._ids[0]}..{self._ids[-1]}")
 
     def _check_event(self, place: Place, read: Struct) -> None:
         """An event that is named exists, is reported, and has the fields that are asked for."""
@@ -457,17 +453,13 @@ class Reader:
         value = self._document.value(place)
         named = (*place, "is") if isinstance(value, dict) else place
         if event not in EVENTS:
-            self._wrong(named, event, ", ".join(sorted(EVENTS)))
+            self._wrong(named, ", ".join(sorted(EVENTS)), sorted(EVENTS))
         level, fields = EVENTS[event].level, EVENTS[event].__struct_fields__
         if _LEVELS.index(level) < _LEVELS.index(self._log_level):
             self._fail(named, f"{event} is reported at {level}, below this cluster's log_level {self._log_level}")
         for field in getattr(read, "where", {}):
             if field not in fields:
-                raise self._document.error(
-                    (*place, "where", field),
-                    f"{event} has no such field; allowed: {', '.join(fields) or 'none'}",
-                    at_key=True,
-                )
+                raise self._document.unknown_key((*place, "where", field), fields, f"{event} has no such field")
 
     # ---- mappings -------------------------------------------------------------------------------
 
@@ -477,11 +469,11 @@ class Reader:
         if isinstance(value, str) and value in known:
             self._fail(place, f"{value} needs a value: `{value}: …`")
         if not isinstance(value, dict):
-            self._wrong(place, value, f"a mapping with one of {', '.join(known)}")
+            self._wrong(place, f"a mapping with one of {', '.join(known)}", tuple(known))
         words = [key for key in value if key not in beside]
         for word in words:
             if word not in known:
-                raise self._document.error((*place, word), f"no such {what}; allowed: {', '.join(known)}", at_key=True)
+                raise self._document.unknown_key((*place, word), tuple(known), f"no such {what}")
         if len(words) != 1:
             found = " and ".join(words) or "none"
             self._fail(place, f"found {found}, allowed exactly one of {', '.join(known)}")
@@ -495,7 +487,7 @@ class Reader:
     def _known_keys(self, place: Place, value: Mapping[str, object], allowed: tuple[str, ...]) -> None:
         for key in value:
             if key not in allowed:
-                raise self._document.error((*place, key), f"unknown key; allowed: {', '.join(allowed)}", at_key=True)
+                raise self._document.unknown_key((*place, key), allowed)
 
     def _needed_keys(self, place: Place, value: Mapping[str, object], needed: tuple[str, ...]) -> None:
         for key in needed:
@@ -505,24 +497,47 @@ class Reader:
     def _mapping(self, place: Place) -> dict[str, Any]:
         value = self._document.value(place)
         if not isinstance(value, dict):
-            self._wrong(place, value, "a mapping")
+            self._wrong(place, "a mapping")
         return cast(dict[str, Any], value)
 
     def _list(self, place: Place, what: str) -> list[Any]:
         value = self._document.value(place)
         if not isinstance(value, list):
-            self._wrong(place, value, f"a list of {what}")
+            self._wrong(place, f"a list of {what}")
         return value
 
-    def _wrong(self, place: Place, found: object, allowed: str) -> NoReturn:
-        raise self._document.error(place, f"found {_shown(found)}, allowed {allowed}")
+    def _wrong(self, place: Place, allowed: str, names: Sequence[str] = ()) -> NoReturn:
+        raise self._document.wrong(place, allowed, names)
 
     def _fail(self, place: Place, message: str) -> NoReturn:
         raise self._document.error(place, message)
 
 
-def _shown(value: object) -> str:
-    """A value as the user may recognise it."""
-    if isinstance(value, dict):
-        return "a mapping"
-    return json.dumps(value, ensure_ascii=False, default=str)
+# ---- what the types can't say ---------------------------------------------------------------------
+
+
+def check_periods(document: Document, place: Place, value: Struct) -> None:
+    """Refuse a duration of 0 where a Period is wanted.
+
+    Args:
+        place: where the struct stands, or the one field that stands for it.
+    """
+    for field in structs.fields(value):
+        found = getattr(value, field.name)
+        if isinstance(found, Struct):
+            check_periods(document, (*place, field.encode_name), found)
+        elif isinstance(found, Duration) and found <= 0 and is_period(field.type):
+            short = not isinstance(document.value(place), dict)
+            check_period(document, place if short else (*place, field.encode_name), found)
+
+
+def check_period(document: Document, place: Place, found: Duration) -> None:
+    if found <= 0:
+        raise document.error(place, f"found {found}, allowed a duration above 0")
+
+
+def check_title(document: Document, place: Place, text: str) -> None:
+    """Refuse what would break a line or steer a terminal."""
+    if not text.isprintable():
+        bad = next(each for each in text if not each.isprintable())
+        raise document.error(place, f"found the character {ascii(bad)[1:-1]}, allowed characters that can be printed")

@@ -11,16 +11,17 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from lab.plan.command import split_command
 from lab.plan.expectation import Memory, RunExpectation, Throughput, Unavailable
-from lab.plan.reading import Reader
+from lab.plan.reading import Reader, check_periods, check_title
 from lab.plan.step import (
     LINK_STEPS,
+    MAX_STEPS,
     Busy,
     Garbage,
     Link,
@@ -36,17 +37,21 @@ from lab.plan.step import (
     is_about_clients,
     needs_layer,
 )
-from lab.plan.words import Duration, Target, decode_word
+from lab.plan.words import LARGEST_PAYLOAD_BYTES, ClientId, Count, Duration, Period, Target, decode_word
 from lab.plan.writing import brief, brief_expectations, brief_steps, plain, plain_expectations, plain_steps
-from nodeproc.config import Limits
+from nodeproc.config import Limits, check_limits
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Document, Place, parse, show_place
 
 MAX_NODES = 9
-MAX_STEPS = 10_000
-"""Written out. More is a slip of the pen: nobody waits for so many."""
 MAX_SEED = 2**31 - 1
 MAX_PRIORITY = 2**31 - 1
+CLUSTER_TIMES = (Duration(0.001), Duration(3600))
+"""Least and greatest: a node takes no other."""
+Name: TypeAlias = Annotated[str, Meta(max_length=100)]
+Description: TypeAlias = Annotated[str, Meta(max_length=4000)]
+Subscribers: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
+Seed: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SEED)]
 MAX_SIM_MESSAGES = 200_000
 MAX_SIM_IN_FLIGHT = 2_000
 """Of one client."""
@@ -66,20 +71,20 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     client_token: what the nodes ask of every client; the lab's own show it.
     """
 
-    nodes: int = 3
+    nodes: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 3
     start: Literal["all", "none"] | tuple[NodeId, ...] = "all"
     priorities: dict[int, int] = {}
-    heartbeat_interval: Duration = Duration(0.1)
-    election_timeout: Duration = Duration(0.5)
-    answer_timeout: Duration | None = None
-    coordinator_timeout: Duration | None = None
-    join_timeout: Duration | None = None
+    heartbeat_interval: Period = Duration(0.1)
+    election_timeout: Period = Duration(0.5)
+    answer_timeout: Period | None = None
+    coordinator_timeout: Period | None = None
+    join_timeout: Period | None = None
     durability: Literal["fsync", "os"] = "fsync"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     limits: dict[str, int] = {}
     command: str | tuple[str, ...] | None = None
     directory: str = ""
-    client_token: str = ""
+    client_token: Annotated[str, Meta(max_length=256)] = ""
 
     @property
     def is_foreign(self) -> bool:
@@ -111,16 +116,16 @@ class Load(Struct, frozen=True, forbid_unknown_fields=True):
     workers: worker processes; 0: as many as the rate needs.
     """
 
-    clients: int = 1
-    first_client: int = 1001
+    clients: Annotated[int, Meta(ge=1, le=20_000)] = 1
+    first_client: ClientId = 1001
     via: Target = "all"
-    rate: float | None = None
-    in_flight: int | None = None
-    size: int = 100
-    count: int | None = None
-    duration: Duration | None = None
-    deadline: Duration = Duration(30)
-    workers: int = 0
+    rate: Annotated[float, Meta(ge=0.001, le=10_000_000)] | None = None
+    in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    size: Annotated[int, Meta(ge=1, le=LARGEST_PAYLOAD_BYTES)] = 100
+    count: Count | None = None
+    duration: Period | None = None
+    deadline: Period = Duration(30)
+    workers: Annotated[int, Meta(ge=0, le=64)] = 0
 
     @property
     def planned(self) -> int:
@@ -137,8 +142,8 @@ class Bounds(Struct, frozen=True, forbid_unknown_fields=True):
     convergence: with all healed and nothing more sent, all nodes have delivered the same within this time.
     """
 
-    recovery: Duration = Duration(5)
-    convergence: Duration = Duration(15)
+    recovery: Period = Duration(5)
+    convergence: Period = Duration(15)
 
 
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,15 +155,15 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     seed: all random choices of a run follow from it; None: drawn when the run starts.
     """
 
-    name: str
-    description: str
+    name: Name
+    description: Description
     steps: tuple[StepAny, ...]
     cluster: Cluster = Cluster()
     load: Load | None = None
     expectations: tuple[RunExpectation, ...] = ()
-    subscribers: int = 1
+    subscribers: Subscribers = 1
     bounds: Bounds = Bounds()
-    seed: int | None = None
+    seed: Seed | None = None
     tags: tuple[str, ...] = ()
 
     @property
@@ -254,15 +259,15 @@ def _unrolled(steps: tuple[StepAny, ...]) -> Iterator[StepAny]:
 class _Outline(Struct, frozen=True, forbid_unknown_fields=True):
     """The file's outer shape: as Scenario, what a Reader must read left as it is."""
 
-    name: str
-    description: str
+    name: Name
+    description: Description
     steps: list[Any]
     cluster: Cluster = Cluster()
     load: Load | None = None
     expectations: list[Any] = []
-    subscribers: int = 1
+    subscribers: Subscribers = 1
     bounds: Bounds = Bounds()
-    seed: int | None = None
+    seed: Seed | None = None
     tags: tuple[str, ...] = ()
 
 
@@ -378,22 +383,17 @@ def _check_outline(document: Document, outline: _Outline) -> None:
             raise document.error(("tags", index), f"found {tag!r}, allowed {allowed}")
     if not outline.steps:
         raise document.error(("steps",), "no step, at least one is needed")
-    if outline.subscribers < 0:
-        raise document.error(("subscribers",), f"found {outline.subscribers}, allowed 0 or more")
-    if outline.seed is not None and not 0 <= outline.seed <= MAX_SEED:
-        raise document.error(("seed",), f"found {outline.seed}, allowed 0..{MAX_SEED}")
-    for bound in ("recovery", "convergence"):
-        if getattr(outline.bounds, bound) <= 0:
-            raise document.error(("bounds", bound), "must be above 0")
+    check_title(document, ("description",), " ".join(outline.description.split()))
+    check_periods(document, ("bounds",), outline.bounds)
 
 
 def _check_cluster(document: Document, cluster: Cluster) -> None:
-    if not 1 <= cluster.nodes <= MAX_NODES:
-        raise document.error(("cluster", "nodes"), f"found {cluster.nodes}, allowed 1..{MAX_NODES}")
     if isinstance(cluster.start, tuple):
         for index, node in enumerate(cluster.start):
             if node not in cluster.ids:
                 raise document.error(("cluster", "start", index), f"found {node}, allowed 1..{cluster.nodes}")
+            if node in cluster.start[:index]:
+                raise document.error(("cluster", "start", index), f"{node} stands here twice")
     for node, priority in cluster.priorities.items():
         if node not in cluster.ids:
             raise document.error(
@@ -402,11 +402,12 @@ def _check_cluster(document: Document, cluster: Cluster) -> None:
         if not 0 <= priority <= MAX_PRIORITY:
             raise document.error(("cluster", "priorities", str(node)), f"found {priority}, allowed 0..{MAX_PRIORITY}")
     if cluster.limits:
-        document.convert_at(("cluster", "limits"), Limits)
+        check_limits(document, document.convert_at(("cluster", "limits"), Limits), ("cluster", "limits"))
+    least, most = CLUSTER_TIMES
     for name in structs.fields(cluster):
         value = getattr(cluster, name.name)
-        if isinstance(value, Duration) and value <= 0:
-            raise document.error(("cluster", name.encode_name), "must be above 0")
+        if isinstance(value, Duration) and not least <= value <= most:
+            raise document.error(("cluster", name.encode_name), f"found {value}, allowed {least}..{most}")
     if cluster.election_timeout < 2 * cluster.heartbeat_interval:
         allowed = f"twice heartbeat_interval ({cluster.heartbeat_interval}) or more"
         raise document.error(("cluster", "election_timeout"), f"found {cluster.election_timeout}, allowed {allowed}")
@@ -436,21 +437,7 @@ def _check_load(document: Document, reader: Reader, load: Load) -> None:
         raise document.error(("load",), "give exactly one of rate (open loop) and in_flight (closed loop)")
     if load.count is not None and load.duration is not None:
         raise document.error(("load",), "give count or duration, not both")
-    for name, least in (
-        ("clients", 1),
-        ("first_client", 1),
-        ("in_flight", 1),
-        ("size", 1),
-        ("count", 1),
-        ("workers", 0),
-    ):
-        value = getattr(load, name)
-        if value is not None and value < least:
-            raise document.error(("load", name), f"found {value}, allowed {least} or more")
-    for name in ("rate", "duration", "deadline"):
-        value = getattr(load, name)
-        if value is not None and not 0 < value < math.inf:
-            raise document.error(("load", name), "must be above 0, and finite")
+    check_periods(document, ("load",), load)
 
 
 def _check_load_use(document: Document, scenario: Scenario) -> None:

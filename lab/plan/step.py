@@ -8,13 +8,26 @@ are left out, everything is healed and judged all the same.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from lab.plan.expectation import MomentExpectation
-from lab.plan.words import Duration, LinkEnd, Target
-from nodeproc.core.messages import SeqNo
+from lab.plan.words import (
+    ClientId,
+    Count,
+    CountOrNone,
+    Duration,
+    LinkEnd,
+    Period,
+    Share,
+    Target,
+    Title,
+)
+
+MAX_STEPS = 10_000
+"""Written out. More is a slip of the pen: nobody waits for so many."""
+MOST_DRIFT = 0.5
 
 
 class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -24,7 +37,7 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The key that it has in YAML."""
     short: ClassVar[str] = ""
     """The field that a plain value stands for; "": none."""
-    name: str = ""
+    name: Title = ""
     """For progress lines and results; "": the step itself is shown."""
 
 
@@ -108,9 +121,9 @@ class Reorder(Struct, frozen=True, forbid_unknown_fields=True):
     at_most: it is let go after this time even when nothing overtook it.
     """
 
-    every: int = 2
-    behind: int = 1
-    at_most: Duration = Duration(0.1)
+    every: Count = 2
+    behind: Count = 1
+    at_most: Period = Duration(0.1)
 
 
 class Link(Step, frozen=True, rename={"source": "from"}):
@@ -135,11 +148,11 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     delay: Duration = Duration(0)
     jitter: Duration = Duration(0)
     distribution: Literal["uniform", "exponential", "normal"] = "uniform"
-    loss: float = 0.0
-    duplicate: float = 0.0
-    corrupt: float = 0.0
-    bandwidth: int = 0
-    chunk: int = 0
+    loss: Share = 0.0
+    duplicate: Share = 0.0
+    corrupt: Share = 0.0
+    bandwidth: CountOrNone = 0
+    chunk: CountOrNone = 0
     refuse: bool = False
 
 
@@ -244,7 +257,7 @@ class Clock(Step, frozen=True):
 
     word = "clock"
     on: Target
-    drift: float = 0.0
+    drift: Annotated[float, Meta(ge=-MOST_DRIFT, le=MOST_DRIFT)] = 0.0
     jump: Duration = Duration(0)
 
 
@@ -267,9 +280,9 @@ class Chaos(Step, frozen=True, rename={"time": "for"}):
 
     word = "chaos"
     short = "time"
-    time: Duration
+    time: Period
     on: Target = "running"
-    longest: Duration = Duration(2)
+    longest: Period = Duration(2)
 
 
 class Busy(Step, frozen=True, rename={"time": "for"}):
@@ -280,7 +293,7 @@ class Busy(Step, frozen=True, rename={"time": "for"}):
 
     word = "busy"
     short = "processes"
-    processes: int
+    processes: Annotated[int, Meta(ge=1, le=1000)]
     time: Duration = Duration(0)
 
 
@@ -296,9 +309,9 @@ class Garbage(Step, frozen=True, rename={"time": "for"}):
 
     word = "garbage"
     short = "connections"
-    connections: int = 1000
-    half_open: int = 100
-    time: Duration = Duration(5)
+    connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
+    half_open: Annotated[int, Meta(ge=0, le=10_000)] = 100
+    time: Period = Duration(5)
     on: Target = "running"
 
 
@@ -314,8 +327,8 @@ class Sender(Struct, frozen=True, forbid_unknown_fields=True):
     fresh: the client process ended and a new one comes: a new session.
     """
 
-    client: int
-    messages: tuple[str, ...] | int
+    client: ClientId
+    messages: tuple[str, ...] | Annotated[int, Meta(ge=1, le=1_000_000)]
     via: int | None = None
     fresh: bool = False
 
@@ -332,7 +345,7 @@ class Send(Step, frozen=True):
     word = "send"
     short = "clients"
     clients: tuple[Sender, ...]
-    within: Duration = Duration(10)
+    within: Period = Duration(10)
     wait: bool = True
     refused: bool = False
 
@@ -351,7 +364,7 @@ class LoadSwitch(Step, frozen=True):
 class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="for"):
     """Base of what can be waited for; `for` names it in YAML."""
 
-    within: Duration = Duration(10)
+    within: Period = Duration(10)
 
 
 class UntilLeader(Until, frozen=True, tag="leader"):
@@ -374,20 +387,20 @@ class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
     """
 
     on: Target = "running"
-    share: float = 1.0
+    share: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
 
 class UntilDelivered(Until, frozen=True, tag="delivered"):
     """Each of these nodes has delivered at least `count` messages."""
 
-    count: SeqNo
+    count: Count
     on: Target = "running"
 
 
 class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
     """`count` more of the load's messages are acknowledged than when the wait began."""
 
-    count: int
+    count: Count
 
 
 class UntilLoadDone(Until, frozen=True, tag="load_done"):
@@ -413,7 +426,7 @@ class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
     event: str
     on: Target = "all"
     where: dict[str, str | int | bool] = {}
-    count: int = 1
+    count: Count = 1
 
 
 UntilAny: TypeAlias = (
@@ -474,16 +487,16 @@ class Nemesis(Step, frozen=True, rename={"time": "for"}):
     """
 
     word = "nemesis"
-    time: Duration
+    time: Period
     faults: tuple[StepAny, ...]
-    every: Duration = Duration(2)
+    every: Period = Duration(2)
 
 
 class Repeat(Step, frozen=True):
     """The steps inside, so many times. lab.plan.scenario.Scenario.unrolled() has them one by one."""
 
     word = "repeat"
-    times: int
+    times: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
     steps: tuple[StepAny, ...]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 from lab.plan.step import Disk
@@ -43,8 +44,8 @@ def file_name(what: str, node: NodeId) -> str:
 def draw_rot(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random.Random) -> Rot | None:
     """Choose a byte that recovery has to look at, and what becomes of it.
 
-    Of the log it is one in front of its last entries: damage at its very end can't be told from a torn tail (K2). Of
-    the message log it is one of those that no checkpoint vouches for, or of the last that it vouches for: older ones
+    Of the log it is one of those that were durable for certain: damage behind them can't be told from a torn tail (K2).
+    Of the message log it is one of those that no checkpoint vouches for, or of the last that it vouches for: older ones
     are read only when somebody asks for them (K4).
 
     Args:
@@ -68,26 +69,50 @@ def _looked_at(contents: Mapping[str, bytes], what: str, node: NodeId, rng: rand
     """A file, and from where to where recovery looks at its bytes."""
     if what == "wal":
         numbers = _numbers(contents)
-        name = wal.segment_name(rng.choice(numbers)) if numbers else ""
-        return name, 0, _last_entries(name, contents)
+        number = rng.choice(numbers) if numbers else 0
+        return wal.segment_name(number), 0, _durable(number, numbers, contents)
     name = file_name(what, node)
-    start = max(0, _vouched_for(contents) - checkpoint.TAIL_BYTES) if what == "messages" else 0
+    start = max(0, _known(contents).lines_bytes - checkpoint.TAIL_BYTES) if what == "messages" else 0
     return name, start, len(contents.get(name, b""))
 
 
-def _last_entries(name: str, contents: Mapping[str, bytes]) -> int:
-    """Where the last two entries of a WAL file begin; 0 where it has hardly more."""
-    if not name:
+def _durable(number: int, numbers: list[int], contents: Mapping[str, bytes]) -> int:
+    """Bytes of a live WAL file that were durable for certain: all that the next one continues, or that a note says."""
+    if number == 0:
         return 0
-    entries = wal.scan(_number(name), name, contents[name]).entries
-    return entries[-2].start if len(entries) > 3 else 0
+    scans = _scans(numbers, contents)
+    first = _known(contents).first_segment
+    following = next((each.opening for each in scans if each.number == number + 1), None)
+    if following is not None:
+        return following.previous_bytes if number >= first else 0
+    durable = _claimed(number, scans)
+    return durable if durable <= scans[-1].end else 0
 
 
-def _vouched_for(contents: Mapping[str, bytes]) -> int:
-    """Bytes of the message log that the checkpoint knows."""
+def _claimed(number: int, scans: list[wal.Scan]) -> int:
+    """What notes say of this file."""
+    return max((claim.durable for each in scans for claim in wal.claims(each) if claim.segment == number), default=0)
+
+
+def _scans(numbers: list[int], contents: Mapping[str, bytes]) -> list[wal.Scan]:
+    """Of these WAL files.
+
+    Raises:
+        CorruptionError: one is damaged already.
+    """
+    names = [wal.segment_name(number) for number in numbers]
+    scans = [wal.scan(number, name, contents[name]) for number, name in zip(numbers, names, strict=True)]
+    for each, behind in pairwise(scans):
+        if behind.opening is not None:
+            wal.first_bytes(each, behind.opening.previous_bytes)
+    return scans
+
+
+def _known(contents: Mapping[str, bytes]) -> checkpoint.Checkpoint:
+    """The checkpoint, or what one would say that was made at the very start."""
     data = contents.get(checkpoint.NAME)
     known = None if data is None else checkpoint.read(SimFiles.holding({checkpoint.NAME: data}))
-    return 0 if known is None else known.lines_bytes
+    return checkpoint.Checkpoint(0, "", False) if known is None else known
 
 
 class Tear(NamedTuple):
@@ -115,10 +140,12 @@ def draw_tear(contents: Mapping[str, bytes], synced: Mapping[str, int], rng: ran
         return None
     name = names[-1]
     try:
-        entries = wal.scan(_number(name), name, contents[name]).entries
+        found = wal.scan(_number(name), name, contents[name])
     except CorruptionError:
         return None
-    waiting = [entry for entry in entries if entry.start >= synced.get(name, 0)]
+    if _claimed(found.number, [found]) > found.end:
+        return None
+    waiting = [entry for entry in found.entries if entry.start >= synced.get(name, 0)]
     if not waiting:
         return None
     entry = rng.choice(waiting)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lab.run.ledger import NEVER, Ledger, NameChange, Number, Orders, folder_of
 from nodeproc.files import Buffer, File, Files
+from nodeproc.simfiles import blanked, cut_ranges
 
 HANG_LOOK_S = 0.002
 
@@ -52,6 +53,7 @@ class FaultyFile:
         files = self._files
         orders = files.begin(synced=1)
         if orders.fail_sync:
+            files.failed_to_sync(self._number, self._inner.size())
             raise files.fault(errno.EIO, self._name, failed=1)
         if files.dies(orders):
             die()
@@ -119,13 +121,22 @@ class FaultyFiles:
             self._ledger.write_synced(number, size)
             self._ledger.drop_cut(number)
 
+    def failed_to_sync(self, number: Number, size: int) -> None:
+        """The system calls these bytes clean, and will never write them."""
+        with self._lock:
+            synced = self._ledger.synced(number)
+            if synced < size:
+                self._ledger.write_unwritten(number, [*self._ledger.unwritten(number), (synced, size)])
+
     def about_to_cut(self, number: Number, file: File, size: int) -> None:
         """Keep what a truncation takes away, as long as a power loss may bring it back."""
         with self._lock:
-            synced = self._ledger.synced(number)
+            synced, unwritten = self._ledger.synced(number), self._ledger.unwritten(number)
+            if unwritten:
+                self._ledger.write_unwritten(number, cut_ranges(unwritten, size))
             if size < synced:
                 earlier = self._ledger.cut(number)
-                taken = file.pread(synced - size, size)
+                taken = blanked(file.pread(synced, 0), unwritten)[size:]
                 if earlier is not None:
                     taken += earlier[1]
                 self._ledger.keep_cut(number, size, taken)

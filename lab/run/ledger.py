@@ -9,7 +9,8 @@ reads at each operation. Everything stands in files, so that it outlives the nod
     names    node -> lab   a line for each change of a name: what is about to be done, or a folder that was synced
     sizes    node -> lab   for each file, by its number, how many bytes at its start are durable (u64)
     kept/    node -> lab   NUMBER: content of a name that is gone, while a power loss may bring it back;
-                           NUMBER.cut: length after a truncation (u64) and the durable bytes that it took away
+                           NUMBER.cut: length after a truncation (u64) and the durable bytes that it took away;
+                           NUMBER.unwritten: ranges (u64, u64) that a failed fdatasync has marked clean
 
 The node writes down what it is about to take away before it does so, and what is durable only after the system has
 said so: whenever it is killed, the ledger never claims more than the disk has.
@@ -20,13 +21,16 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from nodeproc.simfiles import Range
+
 _SIZE = struct.Struct("<Q")
+_RANGE = struct.Struct("<QQ")
 _ORDERS = struct.Struct("<dqq???dddd")
 _COUNTS = struct.Struct("<7Q")
 NEVER = -1
@@ -232,6 +236,22 @@ class Ledger:
 
     def _cut(self, number: Number) -> Path:
         return self._kept / f"{number}.cut"
+
+    def write_unwritten(self, number: Number, ranges: Sequence[Range]) -> None:
+        """Only a truncation ends such a range."""
+        aside = self._kept / "unwritten.new"
+        aside.write_bytes(b"".join(_RANGE.pack(start, end) for start, end in ranges))
+        aside.replace(self._unwritten(number))
+
+    def unwritten(self, number: Number) -> list[Range]:
+        """Ranges of a file that the system could not write and takes for written."""
+        try:
+            return list(_RANGE.iter_unpack(self._unwritten(number).read_bytes()))
+        except FileNotFoundError:
+            return []
+
+    def _unwritten(self, number: Number) -> Path:
+        return self._kept / f"{number}.unwritten"
 
     def begin_anew(self) -> None:
         """All that is on the disk from now on was found there. Orders and counts stay."""

@@ -9,14 +9,14 @@ and not synced.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab.run.damage import Tear, draw_tear
 from lab.run.ledger import Ledger, Number
 from nodeproc import wal
-from nodeproc.simfiles import SimFile, SimFiles
+from nodeproc.simfiles import Range, SimFile, SimFiles, cut_ranges
 
 
 class Loss(NamedTuple):
@@ -120,11 +120,11 @@ def as_simulated(data_dir: Path, ledger: Ledger) -> SimFiles:
     for number, file in files.items():
         path = places.get(number, ledger.kept(number))
         if path.is_file():
-            _fill(file, path.read_bytes(), ledger.synced(number), ledger.cut(number))
+            _fill(file, path.read_bytes(), ledger.synced(number), ledger.cut(number), ledger.unwritten(number))
     return disk
 
 
-def _fill(file: SimFile, data: bytes, synced: int, cut: tuple[int, bytes] | None) -> None:
+def _fill(file: SimFile, data: bytes, synced: int, cut: tuple[int, bytes] | None, unwritten: Sequence[Range]) -> None:
     if cut is None:
         file.append([data[:synced]])
         file.sync()
@@ -132,8 +132,10 @@ def _fill(file: SimFile, data: bytes, synced: int, cut: tuple[int, bytes] | None
         synced, taken = cut
         file.append([data[:synced], taken])
         file.sync()
+        file.never_written(cut_ranges(unwritten, synced))
         file.truncate(synced)
     file.append([data[synced:]])
+    file.never_written(unwritten)
 
 
 def _write(data_dir: Path, before: dict[str, bytes], after: dict[str, bytes]) -> None:

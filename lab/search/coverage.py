@@ -31,7 +31,6 @@ NOTES = "__hits__"
 
 EXEMPT: dict[str, str] = {
     "M3": "the handshake belongs to the transport, which the simulation leaves out: its links open proven",
-    "K2 a broken record before a later segment is refused": "with fsync no crash leaves such a disk, only damage does",
     "K2 a WAL that lost what was delivered is refused": "with fsync no crash leaves such a disk, only damage does",
     "R2 a fork below what is committed stops the node": "only a majority of lost disks leads there",
     "M4 a rebuild over a member's data is refused": "a mistake of whoever starts the node; no fault does it",

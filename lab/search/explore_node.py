@@ -30,6 +30,7 @@ from nodeproc.core.messages import (
     Known,
     Mark,
     NodeId,
+    Promises,
     Record,
     Submit,
     Term,
@@ -45,8 +46,8 @@ from nodeproc.wire import Sealer
 SESSION: Final = "s"
 NUMBERS_A_LIFE: Final = 1000
 """Request numbers that one process may draw; the next one's start behind them."""
-UNSEEN: Final = frozenset({"config", "rng", "seal", "route_epoch"})
-"""Fields of the core that never change or that it never looks at itself."""
+UNSEEN: Final = frozenset({"config", "rng", "seal", "route_epoch", "promised"})
+"""Fields of the core that never change, that it never looks at itself, or that matter only where a disk goes back."""
 
 
 class Violation(Exception):
@@ -487,6 +488,8 @@ class _Step:
         pending = (*self._disk.pending, *fx.persist)
         self._disk = self._disk._replace(pending=pending, begun=self._disk.begun or len(pending))
         for peer, message in fx.send:
+            if isinstance(message, Promises):
+                continue  # No disk ever goes back.
             if isinstance(message, Vote | VoteRequest):
                 self._show_vote(message.term, peer if isinstance(message, Vote) else self._before.node_id)
             self.sends.append((peer, self._nodes.message(message)))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from lab.selftest.patch import Collection, Patch
 from nodeproc import recovery
-from nodeproc.core.events import Event
 from nodeproc.core.messages import Record, SeqNo
 from nodeproc.core.recovered import Snapshot
-from nodeproc.files import Files
-from nodeproc.recovery import Found, Lines
+from nodeproc.recovery import Anew, Lines, Survey
 from nodeproc.storage import Storage
-from nodeproc.wal import Promises
+from nodeproc.wal import Promises, Scan
 
 DISK: Final = Collection()
 
@@ -24,8 +21,7 @@ def unsynced_message_log_trusted(patch: Patch) -> None:
 
     def wrong(data: bytes, batches: list[Record], start: SeqNo, noted: SeqNo) -> Lines:
         lines = right(data, batches, start, noted)
-        lines.kept_bytes = len(data)
-        return lines
+        return Lines(lines.kept_bytes, lines.kept_seq, lines.delivered_seq, [memoryview(data)])
 
     patch.everywhere(right, wrong)
 
@@ -44,11 +40,9 @@ def checkpoint_forgets_the_vote(patch: Patch) -> None:
 
 @DISK.add("K2", "Recovery leaves a torn tail where it is and writes behind it.")
 def torn_tail_kept(patch: Patch) -> None:
-    right = recovery.repair
+    right = Survey._anew
 
-    def wrong(files: Files, found: Found) -> list[Event]:
-        last = found.scans[-1]
-        whole = last._replace(data=last.data[: last.end])
-        return right(files, replace(found, scans=[*found.scans[:-1], whole]))
+    def wrong(self: Survey, last: Scan, durable: int, delivered_seq: SeqNo) -> Anew:
+        return right(self, last._replace(end=len(last.data)), durable, delivered_seq)
 
-    patch.everywhere(right, wrong)
+    patch.set(Survey, "_anew", wrong)

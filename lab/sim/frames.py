@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lab.rows import FrameRow
-from nodeproc.core.messages import Append, Batch, Known, NodeId, PeerMessage, Position, Record, Submit
+from nodeproc.core.messages import Append, Batch, Known, NodeId, PeerMessage, Position, Promised, Record, Submit
 
 
 class Frames:
@@ -54,6 +54,8 @@ def _value(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_value(each)}" for key, each in value.items()) + "}"
     if isinstance(value, Known):
         return f"{value.identity[:4]}… of term {value.term}"
+    if isinstance(value, Promised):
+        return f"term {value.term}, {_position(value.position)}"
     if isinstance(value, tuple):
         return "[" + ", ".join(f"{term}:{after}" for term, after in value) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)

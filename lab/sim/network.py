@@ -115,8 +115,8 @@ class Way:
             return
         self._forget()
         self.up, self._free_at = True, 0.0
-        near.take(Envelope(self.to, LinkUp(far.identity, far.rebuilding, True)))
-        far.take(Envelope(self.source, LinkUp(near.identity, near.rebuilding, False)))
+        near.take(Envelope(self.to, LinkUp(far.identity, far.rebuilding, True, far.promised(self.source))))
+        far.take(Envelope(self.source, LinkUp(near.identity, near.rebuilding, False, near.promised(self.to))))
 
     def dial(self) -> None:
         """Try to connect now, and again until it works or this end is gone."""

@@ -20,7 +20,7 @@ from nodeproc.clients import Clients
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Effects, Fetch
 from nodeproc.core.events import Event, Failed, Listening, Stopping
-from nodeproc.core.messages import START, Envelope, NodeId, Record, SeqNo, Submit, Term
+from nodeproc.core.messages import NOTHING, START, Envelope, NodeId, Promised, Record, SeqNo, Submit, Term
 from nodeproc.core.node import Node
 from nodeproc.errors import ChatError, CorruptionError, WriteFailed
 from nodeproc.runtime import EXIT_CLEAN, EXIT_CORRUPTION, EXIT_WRITE_FAILED
@@ -111,7 +111,6 @@ class SimNode:
         self._life += 1
         self.starts += 1
         limits = self.config.limits
-        self.files.under_way = None
         try:
             self.storage, recovered, events = Storage.open(
                 self.files,
@@ -138,6 +137,8 @@ class SimNode:
         self._fetches: list[Fetch] = []
         self._durable = self._told_durable = 0
         self._syncing = self._turn_due = False
+        self._begun: tuple[Any, Any] | None = None
+        """What the sync under way covers: of the storage's segments, of the files."""
         self._timer_at = float("inf")
         self._connections: dict[SimTransport, None] = {}
         self._refused: dict[NodeId, Event] = {}
@@ -194,7 +195,7 @@ class SimNode:
 
     def _stop(self) -> None:
         self._emit([Stopping("SIGTERM")])
-        self.files.under_way = None
+        self._end_sync()
         self.storage.close(self.core.snapshot())
         self._end(EXIT_CLEAN, asked=True)
 
@@ -248,6 +249,10 @@ class SimNode:
             self._refused[peer.node_id] = refused
             self._emit([refused])
         return refused is not None
+
+    def promised(self, peer: NodeId) -> Promised:
+        """What this node's handshake says that the peer has promised. Rule: M6."""
+        return self.core.state.promises().get(peer, NOTHING)
 
     # ---- clients -----------------------------------------------------------------------------------
 
@@ -366,32 +371,35 @@ class SimNode:
         if self._syncing:
             return
         self._syncing = True
-        ticket = self.core.written
-        begun: list[Any] = []
-        if not self.storage.settling:  # Else the new file's name must not be durable before what it stands behind.
-            self.files.under_way = begun
-        try:
-            self.storage.sync()
-        finally:
-            self.files.under_way = None
+        self._begun = self.storage.written(), self.files.sizes()
         took = SYNC_LEAST_S + self._rng.random() * (SYNC_MOST_S - SYNC_LEAST_S) + self.slow_sync
         self.slowed += self.slow_sync > 0
-        self._loop.post(self._loop.now + took, self._synced, self._life, ticket, begun)
+        self._loop.post(self._loop.now + took, self._synced, self._life, self.core.written)
 
-    def _synced(self, life: int, ticket: int, begun: list[Any]) -> None:
-        if life != self._life:
-            return
-        self.files.settle(begun)
+    def _synced(self, life: int, ticket: int) -> None:
+        if life == self._life:
+            self._guarded(self._after_sync, ticket)
+
+    def _after_sync(self, ticket: int) -> None:
+        self._end_sync()
         self._syncing = False
         self._durable = ticket
         if self.core.written > ticket:
-            self._guarded(self._sync_soon)
-        if self.running:
-            self._ask_for_turn()
+            self._sync_soon()
+        self._ask_for_turn()
+
+    def _end_sync(self) -> None:
+        """The sync under way returns, or fails."""
+        if self._begun is not None:
+            (written, self.files.began), self._begun = self._begun, None
+            try:
+                self.storage.sync(written)
+            finally:
+                self.files.began = None
 
     def _checkpoint(self) -> None:
-        """At once, where the product has a thread for it; what an fdatasync under way covers is synced by it too."""
-        self.files.sync_all()
+        """At once, where the product has a thread for it; that waits for a sync under way and then syncs for itself."""
+        self._end_sync()
         self._emit([self.storage.checkpoint(self.core.snapshot())])
 
     # ---- what clients ask (nodeproc.clients.Backend) -----------------------------------------------

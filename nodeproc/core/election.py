@@ -219,6 +219,7 @@ def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: flo
         reason = "its log is behind ours" if behind else "this node is being rebuilt"
         fx.emit.append(VoteRefused(msg.term, sender, reason))  # hit: E4 a vote is refused for the position or a rebuild
     elif state.voted_for == sender:
+        state.note_vote(sender, state.term)  # The candidate's own.
         fx.emit.append(VoteGranted(state.term, sender))  # hit: E4 a durable vote is sent
         state.send(fx, sender, Vote(state.term))
         state.poll = state.deferral = None
@@ -227,6 +228,7 @@ def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: flo
 
 def on_vote(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
     """A peer's durable vote in our term. Rule: E5."""
+    state.note_vote(sender, state.term)
     if isinstance(state.role, Candidate) and sender not in state.learners:
         state.role.votes.add(sender)
         count_votes(state, state.role, now, fx)

@@ -290,6 +290,15 @@ class TornTailDropped(Event, frozen=True, tag="torn_tail_dropped"):
     lost: int
 
 
+class TailWrittenAnew(Event, frozen=True, tag="tail_written_anew"):
+    """After an end that was not clean: these entries were read, and may never have reached the disk."""
+
+    logger = "storage"
+    text = "Wrote the last {size} bytes of the log again, in {file}"
+    file: str
+    size: int
+
+
 class MessageLogRepaired(Event, frozen=True, tag="message_log_repaired"):
     logger = "storage"
     level = "WARNING"

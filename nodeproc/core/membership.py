@@ -16,6 +16,8 @@ from nodeproc.core.messages import (
     LinkUp,
     Members,
     NodeId,
+    Promised,
+    Promises,
     VoteRequest,
 )
 from nodeproc.core.ordering import majority_position
@@ -147,6 +149,35 @@ def stranger(state: NodeState, peer: NodeId, identity: str, rebuilding: bool) ->
     return StrangerRefused(peer, known.identity, identity)
 
 
+def forgotten(state: NodeState, promised: Promised, by: NodeId) -> str:
+    """Why this node must stop: its data is older than what it has promised; "": it is not. Rule: M6.
+
+    What it showed others was durable, and nothing of it is ever dropped but in a higher term.
+
+    Args:
+        promised: by this node, as node `by` knows.
+    """
+    identity, term, position = promised
+    if identity != state.identity:
+        return ""
+    if state.term >= term and (state.term > position.term or state.log.position >= position):
+        return ""
+    # hit: M6 a node that has forgotten a promise stops
+    return (
+        f"this node's data is older than what it promised: node_{by} knows of term {max(term, position.term)} and an "
+        f"acknowledgement up to {tuple(position)}, here are term {state.term} and {tuple(state.log.position)}. It was "
+        "put back from an older copy, or the disk lost what was synced. Nothing was changed; to get this node's "
+        "data from the others, move its data directory away and start it with --rebuild"
+    )
+
+
+def on_promises(state: NodeState, msg: Promises) -> None:
+    """Remember what members have promised; Node has judged what it says of this one. Rule: M6."""
+    for member, promised in sorted(msg.promised.items()):
+        if member in state.config.members:
+            state.note_promise(promised, member)
+
+
 def remember(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:
     """Know a member by this data directory from now on, durably. Rule: M4."""
     state.identities[member] = known
@@ -154,7 +185,7 @@ def remember(state: NodeState, member: NodeId, known: Known, fx: Effects) -> Non
 
 
 def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
-    """Make rebuilt peers members again. Called with every heartbeat. Rule: M4.
+    """Make rebuilt peers members again, pass promises on. Called with every heartbeat. Rule: M4, M6.
 
     A vote or acknowledgement that the lost disk had given may still count for a candidate of some term we never
     heard of. It can't win any more once a record ordered after the peer joined is durable on a majority without
@@ -167,6 +198,7 @@ def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> 
             # Again and again: one that is lost would leave a rebuilt node without a vote, or a stranger to the others.
             progress.members_due = now + state.config.election_timeout
             state.send_members(fx, peer)
+            state.send(fx, peer, Promises(state.promises()))  # hit: M6 the leader passes promises on
         if peer not in state.learners or peer not in state.rebuilds or reached is None:
             continue
         if reached > state.rebuilds[peer][1] and progress.matched >= reached:
@@ -181,6 +213,7 @@ def _readmit(state: NodeState, leader: Leader, peer: NodeId, now: float, fx: Eff
     before = state.identities.get(peer)
     change = before.change + 1 if before is not None and before.term == state.term else 1
     remember(state, peer, Known(state.presented[peer], state.term, change), fx)
+    state.promised.pop(peer, None)
     state.learners.discard(peer)
     fx.emit.append(NodeReadmitted(peer, state.term))
     for other, progress in leader.progress.items():
@@ -199,6 +232,7 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
             continue
         if known.newer_than(state.identities.get(member)):
             remember(state, member, known, fx)
+            state.promised.pop(member, None)
         if state.presented.get(member) == state.identities[member].identity:
             state.learners.discard(member)
             state.strangers.discard(member)

@@ -48,6 +48,26 @@ class Known(NamedTuple):
         return other is None or self[1:] > other[1:]
 
 
+class Promised(NamedTuple):
+    """The least that a data directory must hold, for this it has shown others. Rule: M6."""
+
+    identity: str = ""
+    term: Term = 0
+    """Shown in a frame: no vote was given, or will be, in a lower one."""
+    position: Position = START
+    """Acknowledged under its own term: nothing up to it was dropped but in a higher term."""
+
+    def joined(self, other: Promised) -> Promised:
+        """What both together know; of two data directories what this one knows."""
+        if self.identity != other.identity:
+            return self
+        return Promised(self.identity, max(self.term, other.term), max(self.position, other.position))
+
+
+NOTHING = Promised()
+"""No promise is known."""
+
+
 class SessionUse(NamedTuple):
     """The last message of one session in one batch."""
 
@@ -141,6 +161,12 @@ class Members(Struct, frozen=True, tag_field="type", tag="MEMBERS"):
     """
 
     identities: dict[NodeId, Known]
+
+
+class Promises(Struct, frozen=True, tag_field="type", tag="PROMISES"):
+    """What the sender knows each member's data directory to have promised. Under no term. Rule: M6."""
+
+    promised: dict[NodeId, Promised]
 
 
 # ---- failure detection --------------------------------------------------------------------------
@@ -324,6 +350,8 @@ class LinkUp(Struct, frozen=True):
     rebuilding: bool
     outgoing: bool
     """True: frames can be sent to the peer now. False: frames from it come over a new link."""
+    promised: Promised = NOTHING
+    """What the peer knows this node to have promised."""
 
 
 class LinkDown(Struct, frozen=True, gc=False):
@@ -334,6 +362,7 @@ PeerMessage: TypeAlias = (
     Join
     | JoinAck
     | Members
+    | Promises
     | Heartbeat
     | HeartbeatAck
     | Election

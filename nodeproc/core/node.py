@@ -16,6 +16,7 @@ from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting,
 from nodeproc.core.log import Log
 from nodeproc.core.messages import (
     NOBODY,
+    NOTHING,
     Abstain,
     Append,
     Appended,
@@ -34,6 +35,7 @@ from nodeproc.core.messages import (
     NodeId,
     Ok,
     Position,
+    Promises,
     Record,
     Refuse,
     Resume,
@@ -102,6 +104,7 @@ class Node:
             identity=recovered.identity,
             rebuilding=recovered.rebuilding,
             identities=dict(recovered.identities),
+            promised=dict(recovered.promised),
             log=log,
             sessions=sessions,
             durable=recovered.position,
@@ -238,6 +241,7 @@ class Node:
             delivered_seq=state.delivered_seq,
             sessions=dict(state.sessions.table),
             horizon=state.sessions.horizon,
+            promised=state.promises(),
         )
 
     # ---- the term rule ------------------------------------------------------------------------------
@@ -246,6 +250,8 @@ class Node:
         """Put it behind a pledge, or apply the term rule and dispatch. Rule: E6, M4."""
         state = self.state
         sender, message = envelope
+        if isinstance(message, LinkUp | Promises) and self._has_forgotten(sender, message, fx):
+            return
         if state.pledge is not None:
             if len(self._backlog) < BACKLOG_MAX or isinstance(message, LinkUp | LinkDown):
                 self._backlog.append(envelope)  # hit: E6 a frame waits behind a pledge
@@ -263,6 +269,12 @@ class Node:
                 state.pledge_term(fx, message.term, NOBODY, envelope)
                 return
         self._dispatch(sender, message, now, fx)
+
+    def _has_forgotten(self, sender: NodeId, message: LinkUp | Promises, fx: Effects) -> bool:
+        """Judged at once, also while a higher term is on its way to the disk: behind that nothing could be seen."""
+        own = message.promised if isinstance(message, LinkUp) else message.promised.get(self.state.node_id, NOTHING)
+        fx.halt = fx.halt or membership.forgotten(self.state, own, sender)
+        return bool(fx.halt)
 
     def _keep_pledge(self, now: float, fx: Effects) -> None:
         """Term and vote are durable: show them, and take the frame that brought them. Rule: E3, E4, E6."""
@@ -313,6 +325,8 @@ class Node:
                 membership.on_join_ack(state, sender, message, now, fx)
             case Members():
                 membership.on_members(state, message, fx)
+            case Promises():
+                membership.on_promises(state, message)
             case Election():
                 election.on_election(state, sender, message, now, fx)
             case LeaderAnswer() | Ok() | Support() | Abstain():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Record, SeqNo, Term
+from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, Record, SeqNo, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Recovered:
     tail: the records behind the last delivered batch, in order, marks included.
     sessions: session -> (last n, its seq_no) over all delivered messages, least recently used first.
     horizon: highest seq_no at which a session dropped from the table was last used (S3).
+    promised: what the members' data directories were known to have promised at the latest checkpoint (M6).
     """
 
     identity: str
@@ -56,6 +57,7 @@ class Recovered:
     tail: list[Record] = field(default_factory=list)
     sessions: dict[str, tuple[int, SeqNo]] = field(default_factory=dict)
     horizon: SeqNo = 0
+    promised: dict[NodeId, Promised] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +72,4 @@ class Snapshot:
     delivered_seq: SeqNo
     sessions: dict[str, tuple[int, SeqNo]]
     horizon: SeqNo
+    promised: dict[NodeId, Promised] = field(default_factory=dict)

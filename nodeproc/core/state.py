@@ -15,6 +15,7 @@ from nodeproc.core.events import BecameFollower
 from nodeproc.core.log import Log
 from nodeproc.core.messages import (
     NOBODY,
+    NOTHING,
     START,
     Batch,
     Envelope,
@@ -24,6 +25,7 @@ from nodeproc.core.messages import (
     NodeId,
     PeerMessage,
     Position,
+    Promised,
     Rank,
     Record,
     SeqNo,
@@ -120,7 +122,7 @@ class Progress:
     fetch: int = 0
     """Token of the read under way; 0: none."""
     members_due: float = 0.0
-    """When it is told again which data directories have changed. Rule: M4."""
+    """When it is told again which data directories have changed, and what each has promised. Rule: M4, M6."""
 
 
 @dataclass(slots=True)
@@ -164,6 +166,8 @@ class NodeState:
     identity: str
     rebuilding: bool
     identities: dict[NodeId, Known]
+    promised: dict[NodeId, Promised]
+    """What each member's data directory, this node's too, is known to have promised. Durable with a checkpoint (M6)."""
     log: Log
     sessions: Sessions
     # what is durable of the log, and what is on its way
@@ -266,6 +270,27 @@ class NodeState:
         if any(known.term for known in self.identities.values()):
             self.send(fx, peer, Members(dict(self.identities)))
 
+    def note_promise(self, promised: Promised, member: NodeId) -> None:
+        """Remember what a member's data directory has promised, if it is the one by which the member is known."""
+        known = self.identities.get(member)
+        if promised.identity == (self.identity if member == self.node_id else known.identity if known else ""):
+            self.promised[member] = promised.joined(self.promised.get(member, NOTHING))
+
+    def note_vote(self, member: NodeId, term: Term) -> None:
+        """A member has shown a vote in this term. Rule: M6."""
+        self.note_promise(Promised(self.presented.get(member, ""), term), member)
+
+    def promises(self) -> dict[NodeId, Promised]:
+        """All that is known of what data directories have promised, up to this moment. Rule: M6."""
+        role = self.role
+        if isinstance(role, Leader):
+            for peer, progress in role.progress.items():
+                if peer not in self.learners:
+                    matched = progress.matched
+                    self.note_promise(Promised(self.presented.get(peer, ""), matched.term, matched), peer)
+            self.note_promise(Promised(self.identity, self.durable.term, self.durable), self.node_id)
+        return dict(self.promised)
+
     def broadcast(self, fx: Effects, message: PeerMessage) -> int:
         """To every peer with a link; returns how many."""
         reached = [peer for peer in self.peers if peer in self.links]
@@ -278,6 +303,7 @@ def become_follower(state: NodeState, now: float, fx: Effects, reason: str) -> N
     if not isinstance(state.role, Follower):
         fx.emit.append(BecameFollower(state.term, reason))
     if isinstance(state.role, Leader):
+        state.promises()  # What the followers acknowledged is known to nobody else.
         state.sessions.rebuild(state.log.tail)  # hit: S3 a lost leadership rolls the sessions back
     state.role = Follower(heard_at=now)
     state.leader_id = NOBODY

@@ -14,6 +14,7 @@ from random import Random
 from nodeproc.core.effects import Effects, Met, PersistOp, Promise, Readmitted, Truncate
 from nodeproc.core.events import Event
 from nodeproc.core.messages import (
+    NOTHING,
     START,
     Batch,
     Envelope,
@@ -189,8 +190,18 @@ class Cluster:
         """Open the directed link a -> b; what was on its way over the old one is lost."""
         self.queues[a, b].clear()
         self.up.add((a, b))
-        self.step(a, b, LinkUp(self.members[b].disk.identity, self._rebuilding(b), True))
-        self.step(b, a, LinkUp(self.members[a].disk.identity, self._rebuilding(a), False))
+        self._open(a, b, True)
+        self._open(b, a, False)
+
+    def _open(self, near: NodeId, far: NodeId, outgoing: bool) -> None:
+        """What a node's transport tells it of a peer whose link was opened."""
+        node = self.members[far].node
+        promised = node.state.promises().get(near, NOTHING) if node else NOTHING
+        self.step(near, far, LinkUp(self.members[far].disk.identity, self._rebuilding(far), outgoing, promised))
+
+    def put_back(self, node_id: NodeId, copy: Disk) -> None:
+        """Give a killed node an older copy of its data directory: the disk's `ops` and `delivered` of that time."""
+        self.members[node_id].disk = replace(copy, ops=list(copy.ops), delivered=list(copy.delivered))
 
     def unlink(self, a: NodeId, b: NodeId) -> None:
         """Lose the directed link a -> b, and what is on its way over it, until it is opened again."""

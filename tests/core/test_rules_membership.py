@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nodeproc.core.effects import Effects, Met, Readmitted
 from nodeproc.core.events import ElectionStarted, JoinAnswered, NodeReadmitted, StrangerRefused
 from nodeproc.core.messages import (
+    NOTHING,
     START,
     Abstain,
     Append,
@@ -22,6 +25,8 @@ from nodeproc.core.messages import (
     Members,
     NodeId,
     Position,
+    Promised,
+    Promises,
     Support,
     Vote,
     VoteRequest,
@@ -447,3 +452,120 @@ def test_a_poll_is_started_by_nobody_who_hears_a_leader() -> None:
     single = Single(node_id=3)
     single.follow(1, 4)
     assert not events(single.give(2, Election(5, START, 2, 1)), ElectionStarted)
+
+
+# ---- M6 promises ----------------------------------------------------------------------------------
+
+
+def up(promised: Promised, identity: str = "disk-1") -> LinkUp:
+    return LinkUp(identity, False, True, promised)
+
+
+@pytest.mark.parametrize(
+    ("promised", "stops"),
+    [
+        (Promised("disk-2", 4, Position(4, 4)), True),
+        (Promised("disk-2", 4, Position(4, 3)), False),
+        (Promised("disk-2", 5, START), True),
+        (Promised("disk-2", 4, Position(3, 9)), False),
+        (Promised("disk-2", 3, Position(3, 9)), False),
+        (Promised("disk-2, lost long ago", 9, Position(9, 9)), False),
+        (NOTHING, False),
+    ],
+)
+@pytest.mark.parametrize("told_by", ["link", "frame"])
+def test_a_node_whose_data_is_older_than_what_it_promised_stops(promised: Promised, stops: bool, told_by: str) -> None:
+    """What it dropped under a higher term was never promised in that. Rule: M6."""
+    single = Single(log=stretch(4, 0, 3))
+    fx = single.give(1, up(promised) if told_by == "link" else Promises({2: promised, 3: NOTHING}))
+    assert bool(fx.halt) is stops
+    if stops:
+        assert "older than what it promised" in fx.halt and "--rebuild" in fx.halt
+        assert not fx.persist and not fx.send
+
+
+def test_a_promise_in_the_term_that_is_being_written_is_judged_by_the_disk() -> None:
+    """Behind the pledge the forgotten term would be its own again. Rule: M6, E6."""
+    single = Single(log=stretch(4, 0, 3), sync=False)
+    assert not single.give(3, Heartbeat(9, 0, START)).halt
+    assert single.give(1, up(Promised("disk-2", 6, Position(6, 5)))).halt
+
+
+def test_a_leader_knows_what_its_followers_acknowledged_and_passes_it_on() -> None:
+    """Rule: M6."""
+    single = Single()
+    single.lead()
+    term = single.state.term
+    single.caught_up(1)
+    single.submit("s", 1, "a")
+    single.give(1, Appended(term, Position(term, 1)))
+    told = sent(single.wait(1.0), Promises, to=3)[-1].promised
+    assert told[1] == Promised("disk-1", term, Position(term, 1))
+    assert told[2] == Promised("disk-2", term, Position(term, 1)), "its own copy counts too"
+
+
+def test_what_a_leader_knew_it_knows_as_a_follower_and_after_a_checkpoint() -> None:
+    """Rule: M6, K4."""
+    single = Single()
+    single.lead()
+    term = single.state.term
+    single.caught_up(1)
+    single.submit("s", 1, "a")
+    single.give(1, Appended(term, Position(term, 1)))
+    single.give(3, Heartbeat(term + 1, 0, START))
+    known = Promised("disk-1", term, Position(term, 1))
+    assert single.state.promises()[1] == known
+    assert single.node.snapshot().promised[1] == known
+
+
+def test_the_voter_and_the_candidate_remember_each_others_vote() -> None:
+    """Rule: M6, E4."""
+    voter = Single()
+    voter.give(3, VoteRequest(7, START))
+    assert voter.state.promises()[3] == Promised("disk-3", 7)
+    candidate = Single()
+    candidate.give(1, Support(candidate.poll()))
+    candidate.give(1, Vote(candidate.state.term))
+    assert candidate.state.promises()[1] == Promised("disk-1", candidate.state.term)
+
+
+def test_a_follower_remembers_what_it_is_told_and_never_less() -> None:
+    """Rule: M6."""
+    single = Single()
+    more, less = Promised("disk-3", 5, Position(4, 7)), Promised("disk-3", 4, Position(4, 9))
+    for told in (more, less, Promised("another", 9, Position(9, 9))):
+        single.give(1, Promises({3: told, 8: told}))
+    assert single.state.promises() == {3: Promised("disk-3", 5, Position(4, 9))}
+
+
+def test_the_promises_of_a_lost_disk_are_nobodys_any_more() -> None:
+    """Rule: M6, M4."""
+    single = Single()
+    single.give(1, Promises({3: Promised("disk-3", 5, Position(5, 7))}))
+    single.give(1, Members({3: Known("new", 6, 1)}))
+    assert 3 not in single.state.promises()
+
+
+@pytest.mark.parametrize("through_wire", [False, True])
+def test_a_disk_put_back_from_an_older_copy_is_refused_by_a_follower_alone(through_wire: bool) -> None:
+    """The leader is dead, and the follower lacks what the copy forgets: together they would lose it. Rule: M6, A4."""
+    cluster = Cluster(3, through_wire=through_wire)
+    cluster.run(3)
+    copy = replace(cluster.members[2].disk, ops=list(cluster.members[2].disk.ops))
+    cluster.cut |= {(3, 1)}
+    cluster.submit(3, "s", 1, "acknowledged by 2 and 3")
+    cluster.run(0.2)
+    assert cluster.node(3).state.delivered_seq == 1
+    cluster.cut.clear()
+    cluster.queues[3, 1].clear()
+    cluster.step(1, 3, Promises(cluster.node(3).state.promises()))
+    cluster.kill(3)
+    cluster.kill(2)
+    cluster.put_back(2, copy)
+    cluster.start(2)
+    cluster.run(5)
+    assert "older than what it promised" in cluster.members[2].halted
+    assert cluster.node(1).route[0] == 0, "nobody leads, and nothing is lost"
+    cluster.start(3)
+    cluster.run(5)
+    assert cluster.leader() == 3 and cluster.node(1).state.delivered_seq == 1

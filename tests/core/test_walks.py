@@ -9,7 +9,7 @@ from tests.core.walks import Walk
 
 RIGHT = range(150)
 """Seeds of the walks that the protocol has to stand in every run of the tests."""
-BOUND = 60
+BOUND = 90
 """Seeds within which a broken rule has to be noticed; most are within ten."""
 NOTICED = (
     "vote_without_the_position_check",

@@ -184,7 +184,7 @@ NAMES = ("wal/a", "wal/b", "logs/c")
 FOLDERS = ("wal", "logs")
 OPERATIONS: SearchStrategy[list[Operation]] = st.lists(
     st.tuples(
-        st.sampled_from(("append", "append", "sync", "truncate", "rename", "unlink", "folder", "restart")),
+        st.sampled_from(("append", "append", "sync", "fail", "truncate", "rename", "unlink", "folder", "restart")),
         st.integers(0, 2),
         st.integers(0, 9),
     ),
@@ -213,6 +213,20 @@ def carry_out(files: Files, operation: Operation) -> None:
         files.rename(name, NAMES[1 - which])
 
 
+def fail_to_sync(real: Disk, simulated: SimFiles, name: str) -> None:
+    def fail(what: str, name: str) -> None:
+        if what == "sync":
+            raise OSError(errno.EIO, "Input/output error", name)
+
+    real.order(fail_sync=True)
+    simulated.on_operation = fail
+    for files in (real.files, simulated):
+        with pytest.raises(OSError):
+            files.open(name, create=True).sync()
+    real.order(fail_sync=False)
+    simulated.on_operation = None
+
+
 @settings(max_examples=200, deadline=None)
 @given(operations=OPERATIONS, seed=st.integers(0, 2**32))
 def test_the_ledger_knows_of_a_real_disk_what_a_simulated_one_knows_of_itself(
@@ -224,6 +238,9 @@ def test_the_ledger_knows_of_a_real_disk_what_a_simulated_one_knows_of_itself(
     for operation in operations:
         if operation[0] == "restart":
             real.restart()
+            continue
+        if operation[0] == "fail":
+            fail_to_sync(real, simulated, NAMES[operation[1]])
             continue
         carry_out(real.files, operation)
         carry_out(simulated, operation)

@@ -9,7 +9,7 @@ from zlib import crc32
 import msgspec
 import pytest
 
-from nodeproc.core.messages import JoinAck
+from nodeproc.core.messages import JoinAck, Position, Promised
 from nodeproc.errors import LinkRefused
 from nodeproc.handshake import OLDEST, VERSION, Accepting, Credentials, Dialling, Proven
 from nodeproc.wire import PREFIX, FrameDecoder, PeerProof
@@ -176,3 +176,14 @@ def test_a_proof_that_is_no_text_of_digits_is_refused_and_no_error() -> None:
     for proof in ("", "ä" * 64, "\x00" * 64, "0" * 63):
         with pytest.raises(LinkRefused, match="secret"):
             accepting.on_proof(PeerProof(proof))
+
+
+def test_each_end_learns_what_the_other_knows_it_to_have_promised_once_both_are_proven() -> None:
+    """Rule: M6."""
+    of_one, of_two = Promised("id-one", 3, Position(3, 7)), Promised("id-two", 4, Position(2, 9))
+    dialling = Dialling(replace(ONE, promised={2: of_two, 3: of_one}), 2, NONCE_1)
+    accepting = Accepting(replace(TWO, promised={1: of_one}), NONCE_2)
+    proof, _ = dialling.on_challenge(accepting.on_hello(dialling.hello))
+    who = accepting.on_proof(proof)
+    assert who.promised == of_two
+    assert accepting.welcome(who).promised == of_one

@@ -274,3 +274,24 @@ def test_a_node_that_syncs_nothing_says_what_that_means(tmp_path: Path) -> None:
         cluster.start()
         assert cluster.leader() == 1
         assert "nothing_synced" in {event["event"] for event in cluster.events(1)}
+
+
+def test_a_data_directory_put_back_from_an_older_copy_is_refused_by_those_that_know(tmp_path: Path) -> None:
+    """Rule: M6."""
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        assert chat(cluster, 1, 1) == 1
+        assert [cluster.stop(node) for node in (1, 2, 3)] == [0, 0, 0]
+        shutil.copytree(tmp_path / "node_2" / "wal", tmp_path / "old" / "wal")
+        shutil.copytree(tmp_path / "node_2" / "logs", tmp_path / "old" / "logs")
+        cluster.start()
+        assert chat(cluster, 1, 2) == 2
+        until(lambda: cluster.log_lines(2) == cluster.log_lines(3))
+        assert [cluster.stop(node) for node in (1, 2, 3)] == [0, 0, 0]
+        for folder in ("wal", "logs"):
+            shutil.rmtree(tmp_path / "node_2" / folder)
+            shutil.copytree(tmp_path / "old" / folder, tmp_path / "node_2" / folder)
+        cluster.start()
+        assert cluster.processes[2].wait(30) == 3
+        assert "older than what it promised" in (tmp_path / "2.log").read_text()
+        assert chat(cluster, 1, 3) == 3

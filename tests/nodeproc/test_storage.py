@@ -10,8 +10,9 @@ from typing import NoReturn
 
 import pytest
 
+from nodeproc import wal
 from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
-from nodeproc.core.events import CheckpointWritten, Loaded
+from nodeproc.core.events import CheckpointWritten, Loaded, TailWrittenAnew
 from nodeproc.core.messages import START, Known, Position
 from nodeproc.core.recovered import Recovered
 from nodeproc.errors import ConfigError, CorruptionError, WriteFailed
@@ -22,6 +23,7 @@ from tests.nodeproc.disks import (
     FIRST,
     IDENTITY,
     LINES,
+    SECOND,
     Scribe,
     a_short_life,
     all_lines,
@@ -78,7 +80,16 @@ def test_a_restart_finds_what_was_written() -> None:
     files, scribe = a_short_life()
     _, recovered, events = opened(files)
     assert recovered == scribe.meaning.recovered(4)
-    assert events == [Loaded(4)]
+    assert isinstance(events[0], TailWrittenAnew) and events[1:] == [Loaded(4)]
+
+
+def test_a_clean_stop_proves_all_that_was_written() -> None:
+    files, scribe = a_short_life()
+    storage, _, _ = opened(files)
+    storage.close(scribe.meaning.snapshot(4))
+    before = files.contents()
+    assert opened(files)[2] == [Loaded(4)]
+    assert files.contents() == before
 
 
 def test_a_clean_stop_keeps_what_was_delivered_without_a_note() -> None:
@@ -366,7 +377,7 @@ def test_a_full_disk_stops_the_node_and_a_restart_goes_on() -> None:
     files, scribe = a_short_life()
     storage, _, _ = opened(files)
     files.capacity = files.used() + 50
-    with pytest.raises(WriteFailed, match=f"{FIRST}: No space left on device"):
+    with pytest.raises(WriteFailed, match=f"{SECOND}: No space left on device"):
         storage.write([scribe.batch("x" * 200)])
     refuse_all(storage, scribe)
     storage.close(scribe.meaning.snapshot(4))
@@ -386,15 +397,15 @@ def test_a_full_disk_at_a_restart_is_a_write_failure_and_harmless() -> None:
 
 
 @pytest.mark.parametrize("operation", ["append", "sync"])
-@pytest.mark.parametrize("victim", [FIRST, LINES])
+@pytest.mark.parametrize("victim", [SECOND, LINES])
 def test_a_failing_write_or_fdatasync_is_not_tried_again(operation: str, victim: str) -> None:
     files, scribe = a_short_life()
     storage, _, _ = opened(files)
     tries = []
 
     def fail(what: str, name: str) -> None:
-        if (what, name) == (operation, victim):
-            tries.append(name)
+        if what == operation and name.removesuffix(wal.NEXT) == victim:
+            tries.append(victim)
             raise OSError(errno.EIO, "Input/output error")
 
     files.on_operation = fail

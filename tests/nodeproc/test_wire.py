@@ -36,6 +36,8 @@ from nodeproc.core.messages import (
     Ok,
     PeerMessage,
     Position,
+    Promised,
+    Promises,
     Record,
     Refuse,
     Resume,
@@ -63,6 +65,7 @@ FRAMES: list[wire.FrameMessage] = [
     Join(Position(3, 7)),
     JoinAck(3, 2),
     Members({1: Known("one"), 2: Known("two", 4, 1)}),
+    Promises({1: Promised("one", 3, Position(2, 9)), 2: Promised("two")}),
     Heartbeat(3, 7, Position(3, 9)),
     HeartbeatAck(3, Position(3, 8)),
     Election(4, Position(3, 8), 2, 77),
@@ -84,7 +87,7 @@ FRAMES: list[wire.FrameMessage] = [
     wire.PeerHello(1, "lab", 1, "one", False, "00ff"),
     wire.PeerChallenge(2, "two", True, "ff00", "proof"),
     wire.PeerProof("proof"),
-    wire.PeerWelcome(),
+    wire.PeerWelcome(Promised("one", 3, Position(3, 1))),
     wire.PeerRefusal("wrong cluster"),
 ]
 CLIENT_LINES: list[wire.ClientLine] = [
