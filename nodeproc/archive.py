@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from nodeproc import wire
 from nodeproc.core.messages import START, Batch, Mark, Position, Record, SeqNo
-from nodeproc.files import File
+from nodeproc.errors import ReadFailed, Unreadable
+from nodeproc.files import Buffer, File, pread
 from nodeproc.wal import FOLDER, Place, Segment, damaged
 
 HEADERS = f"{FOLDER}/archive.headers"
@@ -29,6 +30,7 @@ ROW = struct.Struct("<QQQQQII")
 CHECK = struct.Struct("<I")
 ROW_BYTES = ROW.size + CHECK.size
 ROWS_AT_ONCE = 2048
+TAIL_MAX = 1 << 30
 
 
 class ArchiveEnd(Struct, frozen=True):
@@ -61,6 +63,9 @@ def encode_row(row: Row) -> bytes:
 @dataclass(eq=False, slots=True)
 class Archive:
     """Look-ups and growth. Reading and extending may run in different threads: what is read lies before `end`.
+
+    Nothing is handed out that its CRC does not prove. A row or record that is damaged, or that the disk can't read, is
+    Unreadable, and what lies before it is handed out.
 
     where: makes a file's name one for messages.
     """
@@ -98,88 +103,176 @@ class Archive:
         )
 
     def extend(self, places: Sequence[Place], segments: dict[int, Segment]) -> ArchiveEnd:
-        """Take in the next records, durably; the caller makes the result the new `end` once a checkpoint has it."""
+        """Take in the next records, durably; the caller makes the result the new `end` once a checkpoint has it.
+
+        Raises:
+            ReadFailed: a segment can't be read; nothing was changed.
+        """
         if not places:
             return self.end
         at = self.end.header_bytes
+        heads, rows = [], []
         for number, group in groupby(places, key=lambda place: place.segment):
             segment = segments[number]
-            data = segment.file.pread(segment.size, 0)
-            heads, rows = [], []
+            data = pread(segment.file, segment.size, 0)
             for place in group:
                 heads.append(data[place.at : place.at + place.body_at])
                 body_bytes = place.size - place.body_at
                 row = Row(place.position, place.first, at, place.lines_at, place.body_at, body_bytes)
                 rows.append(encode_row(row))
                 at += place.body_at
-            self.headers.append([b"".join(heads)])
-            self.index.append([b"".join(rows)])
+        self.headers.append([b"".join(heads)])
+        self.index.append([b"".join(rows)])
         self.headers.sync()
         self.index.sync()
         last = places[-1]
         lines_end = last.lines_at + last.size - last.body_at
         return ArchiveEnd(self.end.records + len(places), at, last.position, lines_end)
 
+    # ---- reading -----------------------------------------------------------------------------------
+
     def read(self, after: Position, max_bytes: int) -> list[Record]:
-        """Consecutive records behind a position, up to max_bytes but at least one if there is any.
+        """Consecutive records behind a position, up to max_bytes but at least one if there is any. Rule: R1, K6.
 
         Raises:
-            CorruptionError: they are not what was written.
+            Unreadable: the very first of them can't be read or is damaged.
         """
-        start = self._bisect(lambda row: row.position > after)
+        number = self._first(lambda row: row.position > after)
+        records: list[Record] = []
+        for row, head, body in self._stretch(number, max_bytes):
+            header = wire.decode_header(head)
+            if not isinstance(header, Mark | Batch) or header.position != row.position:
+                if records:
+                    break
+                raise self._unreadable(number, HEADERS, row.header_at, f"found {header}, not {tuple(row.position)}")
+            records.append(Record(header, b"".join((head, body)), row.header_bytes))
+        return records
+
+    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[list[Buffer], SeqNo, SeqNo]:
+        """Bodies of consecutive batches from the one with message `start` on; first and last seq_no in them.
+
+        Raises:
+            Unreadable: the very first of them can't be read or is damaged.
+        """
+        stretch = self._stretch(self._first(lambda row: row.position.seq_no >= start), max_bytes)
+        return [body for _, _, body in stretch], stretch[0][0].first, stretch[-1][0].position.seq_no
+
+    def tail(self, size: int) -> bytes:
+        """The last lines that the archive covers: `size` bytes or more where there are so many.
+
+        Raises:
+            ReadFailed, Unreadable: they are damaged or can't be read.
+        """
+        number = self.end.records
+        while number and size > 0:
+            number -= 1
+            row = self._row(number)
+            if row is None:
+                raise self._unreadable(number, INDEX, number * ROW_BYTES, "the row is damaged or can't be read")
+            size -= row.body_bytes
+        pieces = self._stretch(number, TAIL_MAX)
+        if len(pieces) < self.end.records - number:
+            raise ReadFailed(f"{self.where(self.lines_name)}: its end can't be read or is damaged")
+        return b"".join(body for _, _, body in pieces)
+
+    def _stretch(self, number: int, max_bytes: int) -> list[tuple[Row, Buffer, Buffer]]:
+        """Rows from this number on with the bytes of header and body, each checked by its CRC."""
         rows: list[Row] = []
         size = 0
-        for row in self._rows(start, min(ROWS_AT_ONCE, self.end.records - start)):
-            size += row.header_bytes + row.body_bytes
-            if rows and size > max_bytes:
+        for row in self._rows(number, min(ROWS_AT_ONCE, self.end.records - number)):
+            size += 0 if row is None else row.header_bytes + row.body_bytes
+            if row is None or (rows and size > max_bytes):
                 break
             rows.append(row)
-        return self._records(rows) if rows else []
+        if number < self.end.records and not rows:
+            raise self._unreadable(number, INDEX, number * ROW_BYTES, "the row is damaged or can't be read")
+        try:
+            return self._checked(number, rows)
+        except ReadFailed as error:
+            if len(rows) > 1:
+                return self._stretch(number, 0)  # One by one: the bad place may be behind the first of them.
+            raise self._unreadable(number, self.lines_name, rows[0].lines_at, str(error)) from error
 
-    def holding(self, seq_no: SeqNo) -> Row | None:
-        """The batch with this message; None where it is newer than the archive."""
-        number = self._bisect(lambda row: row.position.seq_no >= seq_no)
-        return self._row(number) if number < self.end.records else None
+    def _checked(self, number: int, rows: Sequence[Row]) -> list[tuple[Row, Buffer, Buffer]]:
+        """Headers and bodies, both contiguous, up to the first that is not what was written."""
+        if not rows:
+            return []
+        first, last = rows[0], rows[-1]
+        heads = pread(self.headers, last.header_at + last.header_bytes - first.header_at, first.header_at)
+        lines = memoryview(pread(self.lines, last.lines_at + last.body_bytes - first.lines_at, first.lines_at))
+        found: list[tuple[Row, Buffer, Buffer]] = []
+        for row in rows:
+            at = row.header_at - first.header_at
+            head, at = heads[at : at + row.header_bytes], row.lines_at - first.lines_at
+            body = lines[at : at + row.body_bytes]
+            if not wire.is_intact(head, body):
+                break
+            found.append((row, head, body))
+        if not found:
+            place = f"record {tuple(first.position)} of {self.where(HEADERS)}, offset {first.header_at}"
+            raise self._unreadable(number, self.lines_name, first.lines_at, f"CRC mismatch with {place}")
+        return found
 
-    def _bisect(self, reached: Callable[[Row], bool]) -> int:
-        """Number of the first row that satisfies a condition which, once true, stays true."""
+    def _unreadable(self, number: int, name: str, at: int, what: str) -> Unreadable:
+        """The error for the record of a row behind which all is well: see _first."""
+        before = self._row(number - 1) if number else None
+        return Unreadable(before.position if before is not None else START, self.where(name), at, what)
+
+    def _first(self, reached: Callable[[Row], bool]) -> int:
+        """Number of the first row that satisfies a condition which, once true, stays true.
+
+        Where rows before it are damaged, that of the first of these: the row before the result is always intact.
+        """
         low, high = 0, self.end.records
         while low < high:
             middle = (low + high) // 2
-            if reached(self._row(middle)):
+            at, row = middle, self._row(middle)
+            while row is None and (at := at + 1) < high:
+                row = self._row(at)
+            if row is None or reached(row):
                 high = middle
             else:
-                low = middle + 1
+                low = at + 1
         return low
 
-    def _rows(self, start: int, count: int) -> Iterator[Row]:
-        """Rows from one read, decoded as they are asked for."""
-        data = self.index.pread(count * ROW_BYTES, start * ROW_BYTES)
+    def _rows(self, start: int, count: int) -> Iterator[Row | None]:
+        """Rows from one read, decoded as they are asked for; None for a damaged one, and for all that can't be read."""
+        try:
+            data = self.index.pread(count * ROW_BYTES, start * ROW_BYTES)
+        except OSError:
+            data = b""
         for at in range(0, count * ROW_BYTES, ROW_BYTES):
             row = data[at : at + ROW.size]
             if len(data) < at + ROW_BYTES or crc32(row) != CHECK.unpack_from(data, at + ROW.size)[0]:
-                raise damaged(self.where(INDEX), start * ROW_BYTES + at, "row CRC mismatch")
-            term, seq_no, *rest = ROW.unpack(row)
-            yield Row(Position(term, seq_no), *rest)
+                yield None
+            else:
+                term, seq_no, *rest = ROW.unpack(row)
+                yield Row(Position(term, seq_no), *rest)
 
-    def _row(self, number: int) -> Row:
+    def _row(self, number: int) -> Row | None:
         return next(self._rows(number, 1))
 
-    def _records(self, rows: Sequence[Row]) -> list[Record]:
-        """Put headers and bodies together again: both are contiguous."""
-        heads_at, lines_at = rows[0].header_at, rows[0].lines_at
-        heads = self.headers.pread(rows[-1].header_at + rows[-1].header_bytes - heads_at, heads_at)
-        lines = self.lines.pread(rows[-1].lines_at + rows[-1].body_bytes - lines_at, lines_at)
-        records = []
-        for row in rows:
-            head_at, body_at = row.header_at - heads_at, row.lines_at - lines_at
-            raw = heads[head_at : head_at + row.header_bytes] + lines[body_at : body_at + row.body_bytes]
-            try:
-                entry = wire.decode_entry(raw, 0)
-            except wire.Broken:
-                entry = None
-            if entry is None or not isinstance(entry.header, Mark | Batch) or entry.header.position != row.position:
-                place = f"record {tuple(row.position)} of {self.where(HEADERS)}, offset {row.header_at}"
-                raise damaged(self.where(self.lines_name), row.lines_at, f"CRC mismatch with {place}")
-            records.append(Record(entry.header, raw, entry.body_at))
-        return records
+    # ---- repair ------------------------------------------------------------------------------------
+
+    def places(self, after: Position, records: Sequence[Record]) -> Iterator[tuple[str, int, Buffer]]:
+        """Where a copy of the records behind a position belongs: file, offset, bytes. Rule: K6.
+
+        Raises:
+            ReadFailed: they do not fit to what is intact here.
+        """
+        number = self._first(lambda row: row.position > after)
+        before = self._row(number - 1) if number else None
+        at = before.header_at + before.header_bytes if before is not None else 0
+        lines_at = before.lines_at + before.body_bytes if before is not None else 0
+        for record in records[: self.end.records - number]:
+            header = record.header
+            first = header.first if isinstance(header, Batch) else header.after + 1
+            row = Row(header.position, first, at, lines_at, record.body_at, len(record.raw) - record.body_at)
+            known = self._row(number)
+            at, lines_at, number = at + row.header_bytes, lines_at + row.body_bytes, number + 1
+            at_end = number == self.end.records and (at, lines_at) != (self.end.header_bytes, self.end.lines_bytes)
+            if known not in (None, row) or at_end:
+                raise ReadFailed(f"a copy of {tuple(row.position)} has other lengths than the record here")
+            yield HEADERS, row.header_at, memoryview(record.raw)[: record.body_at]
+            yield self.lines_name, row.lines_at, record.body
+            yield INDEX, (number - 1) * ROW_BYTES, encode_row(row)

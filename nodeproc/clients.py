@@ -19,9 +19,9 @@ from msgspec import UNSET
 
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
-from nodeproc.core.messages import Batch, NodeId, Record, Refuse, SeqNo, Submit, Term
+from nodeproc.core.messages import Batch, NodeId, Position, Record, Refuse, SeqNo, Submit, Term
 from nodeproc.entrance import address_of
-from nodeproc.errors import FrameError
+from nodeproc.errors import FrameError, Unreadable
 from nodeproc.sockets import probe_when_silent, send_at_once
 from nodeproc.wire import (
     SESSION_TOKEN,
@@ -79,7 +79,8 @@ class Backend(Protocol):
 
     def last_seq(self) -> SeqNo: ...
 
-    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]: ...
+    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
+        """As Reading.lines: what can't be read now is told by Clients.read_again."""
 
     def status(self) -> Status: ...
 
@@ -132,6 +133,15 @@ class Clients:
             self._acknowledge([header for header, _ in batches])
         if self._held and self.intake_bytes * 2 <= self.limits.intake_window_bytes:
             self._let_go()
+
+    def read_again(self, after: Position, reason: str) -> None:
+        """The search for a copy of what stands behind a position has ended. Rule: K6.
+
+        Args:
+            reason: why it still can't be read; "": it can be.
+        """
+        for subscriber in list(self.subscribers):
+            subscriber.read_again(after, reason)
 
     def _acknowledge(self, headers: Sequence[Batch]) -> None:
         """One ACK a session for all of them."""
@@ -314,6 +324,8 @@ class ClientConnection(asyncio.Protocol):
         """Next seq_no for the subscriber; 0: none is subscribed."""
         self._behind = False
         """Its next messages come from the disk."""
+        self._lacking: Position | None = None
+        """Its next messages can't be read: those behind this position; whether they can be had is not known yet."""
 
     # ---- asyncio ------------------------------------------------------------------------------------
 
@@ -541,15 +553,30 @@ class ClientConnection(asyncio.Protocol):
 
     def _pump(self) -> None:
         """One chunk from the disk to the subscriber; the next one after the others had their turn. Rule: S6."""
-        if not self._behind or self._choked or self._closing:
+        if not self._behind or self._choked or self._closing or self._lacking is not None:
             return
-        lines, last = self._backend.read_lines(self._next, CHUNK_BYTES)
+        try:
+            lines, last = self._backend.read_lines(self._next, CHUNK_BYTES)
+        except Unreadable as error:
+            self._lacking = Position(*error.after)
+            return
         if not lines:
             self._behind = False
             return
         self.transport.write(lines)
         self._next = last + 1
         asyncio.get_running_loop().call_soon(self._pump)
+
+    def read_again(self, after: Position, reason: str) -> None:
+        """Go on, or say what is missing and leave it to another node: a subscriber never gets a gap. Rule: S6, K6."""
+        if self._lacking is None:
+            return
+        if reason and self._lacking == after:
+            # hit: K6 a subscriber is told what is missing
+            self._fail(f"messages from seq_no {self._next} on can't be read here: {reason}; ask another node")
+        else:
+            self._lacking = None
+            self._pump()
 
     def _end_half_closed(self) -> None:
         if self._half_closed and not self.intake and not self._next:

@@ -6,6 +6,8 @@
     │   └── TlsProblem      a PEM file is missing or does not fit (nodeproc.tls)
     ├── StorageError
     │   ├── CorruptionError durable data is not what was written               exit code 3
+    │   ├── ReadFailed      the disk gave an error instead of bytes            what needed them is put off
+    │   ├── Unreadable      delivered records can't be read, or are damaged    a copy is fetched from a peer
     │   └── WriteFailed     a write or fdatasync failed; the file is given up  exit code 4
     ├── Unreachable         no node answered a client at the addresses given
     ├── LinkRefused         a peer is not of this cluster, or says so of us    the link is closed
@@ -54,6 +56,22 @@ class StorageError(ChatError):
 
 class CorruptionError(StorageError):
     """Durable data is damaged: nothing was changed. Names file and offset. Rule: K2, R2."""
+
+
+class ReadFailed(StorageError):
+    """The disk gave an error instead of bytes; unlike a failed write, this says nothing about others. Rule: K6."""
+
+
+class Unreadable(StorageError):
+    """Delivered records can't be read, or are not what was written; the node goes on. Rule: K6.
+
+    after: (term, seq_no) of the record before the first of them.
+    file, at: where that was seen.
+    """
+
+    def __init__(self, after: tuple[int, int], file: str, at: int, what: str) -> None:
+        super().__init__(f"{file}: offset {at}: {what}")
+        self.after, self.file, self.at, self.what = after, file, at, what
 
 
 class WriteFailed(StorageError):

@@ -1,8 +1,9 @@
 """The few file operations that storage is built on, with a real form here and a simulated one in nodeproc.simfiles.
 
-Files are appended to and read at an offset; nothing is overwritten in place. A name or a length is durable only when
-the folder or the file was synced after it changed. Names are relative to the data directory, with forward slashes.
-Everything here raises OSError as the system does; storage turns it into its own errors.
+Files are appended to and read at an offset; only damage is overwritten in place, by what stood there before it. A name
+or a length is durable only when the folder or the file was synced after it changed. Names are relative to the data
+directory, with forward slashes. Everything here but pread() raises OSError as the system does; storage turns it into
+its own errors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from nodeproc.errors import ConfigError
+from nodeproc.errors import ConfigError, ReadFailed
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -64,11 +65,26 @@ class Files(Protocol):
 
     def unlink(self, name: str) -> None: ...
 
+    def rewrite(self, name: str, at: int, data: Buffer) -> None:
+        """Overwrite bytes in the middle of a file, durably. Cut short, each of them may be the old or the new one."""
+
     def where(self, name: str) -> str:
         """The name as a human finds it, for messages."""
 
     def close(self) -> None:
         """Let another process have the directory."""
+
+
+def pread(file: File, size: int, at: int) -> bytes:
+    """As File.pread.
+
+    Raises:
+        ReadFailed: the disk gave an error.
+    """
+    try:
+        return file.pread(size, at)
+    except OSError as error:
+        raise ReadFailed(f"can't be read: {error.strerror or error}") from error
 
 
 class RealFile:
@@ -156,6 +172,18 @@ class RealFiles:
 
     def unlink(self, name: str) -> None:
         (self._root / name).unlink()
+
+    def rewrite(self, name: str, at: int, data: Buffer) -> None:
+        # A descriptor of its own: with O_APPEND, as the file has, Linux writes at the end whatever the offset.
+        fd = os.open(self._root / name, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            rest = memoryview(data)
+            while rest:
+                written = os.pwrite(fd, rest, at)
+                rest, at = rest[written:], at + written
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def where(self, name: str) -> str:
         return str(self._root / name)

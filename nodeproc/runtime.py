@@ -27,14 +27,15 @@ from typing import Any, Final
 from nodeproc.clients import Clients
 from nodeproc.complaints import Complaints
 from nodeproc.config import NodeConfig
-from nodeproc.core.effects import Effects, Fetch
-from nodeproc.core.events import BadInput, Event, Failed, Listening, Stopping
+from nodeproc.core.effects import Copied, Effects, Fetch
+from nodeproc.core.events import BadInput, CheckpointPutOff, Event, Failed, Listening, Stopping
 from nodeproc.core.messages import START, Envelope, Input, NodeId, PeerMessage, SeqNo, Submit, Term
 from nodeproc.core.node import Node
 from nodeproc.entrance import Entrance
-from nodeproc.errors import CorruptionError, WriteFailed
+from nodeproc.errors import CorruptionError, ReadFailed, Unreadable, WriteFailed
 from nodeproc.eventlog import EventLog
 from nodeproc.handshake import Credentials
+from nodeproc.reading import Reading
 from nodeproc.silence import TIMEOUTS
 from nodeproc.storage import Storage
 from nodeproc.syncing import Syncing
@@ -75,6 +76,7 @@ class Runtime:
         self._durable_ticket = 0
         self._synced_ticket = 0
         self._fetches: list[Fetch] = []
+        self._reading = Reading(storage, config.node_id, self.take, self.report)
         self._turn_due = self._looking = False
         self._longest_turn_s = self._stood_still_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -262,9 +264,10 @@ class Runtime:
         return inbox
 
     def _serve(self, fetch: Fetch, now: float) -> None:
-        """Read what a follower lacks; one read for each peer and turn, so that the others' frames are not held up."""
-        records = self._storage.read_records(fetch.after, fetch.max_bytes)
-        self._perform(self._node.fetched(fetch.peer, fetch.token, records, now))
+        """Read what a peer lacks; one read for each peer and turn, so that the others' frames are not held up."""
+        records = self._reading.records(fetch)
+        if records is not None:
+            self._perform(self._node.fetched(fetch.peer, fetch.token, records, now))
 
     def _perform(self, fx: Effects) -> None:
         """The duties, in their order."""
@@ -292,6 +295,15 @@ class Runtime:
         if fx.fetch:
             self._fetches += fx.fetch
             self._ask_for_turn()
+        for copied in fx.copied:
+            self._take_copy(copied)
+
+    def _take_copy(self, copied: Copied) -> None:
+        """What could not be read is repaired, or is had nowhere: those that wait for it go on. Rule: K6."""
+        reason, fetches = self._reading.take_copy(copied)
+        self.clients.read_again(copied.after, reason)
+        self._fetches += fetches
+        self._ask_for_turn()
 
     def _send(self, messages: list[tuple[NodeId, PeerMessage]]) -> None:
         """Each peer's frames in one write; a message for several peers is encoded once."""
@@ -343,7 +355,9 @@ class Runtime:
         if work.cancelled():
             return
         error = work.exception()
-        if error is not None:
+        if isinstance(error, ReadFailed | Unreadable):
+            self.report(CheckpointPutOff(str(error)))
+        elif error is not None:
             self._on_error(error)
         else:
             self.report(work.result())
@@ -388,7 +402,7 @@ class Runtime:
         return self._node.state.log.position.seq_no
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
-        return self._storage.read_lines(start, max_bytes)
+        return self._reading.lines(start, max_bytes)
 
     def status(self) -> Status:
         """What this node knows now."""

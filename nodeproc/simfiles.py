@@ -225,6 +225,16 @@ class SimFiles:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
         self._change(_folder(name), {each: inode for each, inode in self._names.items() if each != name})
 
+    def rewrite(self, name: str, at: int, data: Buffer) -> None:
+        inode = self._names[name]
+        try:
+            self.about_to("rewrite", name)
+        except PowerLost:
+            done = self.rng.randint(0, len(data))
+            inode.data[at : at + done] = data[:done]
+            raise
+        inode.data[at : at + len(data)] = data
+
     def where(self, name: str) -> str:
         return name
 
@@ -277,6 +287,10 @@ class SimFiles:
         inode = _Inode(bytearray(data), len(data))
         for names in (self._names, self._durable, *(after for _, after in self._unsynced)):
             names[name] = inode
+
+    def rot(self, name: str, at: int, value: int) -> None:
+        """A byte that was written and synced long ago changes by itself, also under a node that runs."""
+        self._names[name].data[at] = value
 
     def remove(self, name: str) -> None:
         """Lose a file, durably."""

@@ -17,25 +17,24 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
+from zlib import crc32
 
-from nodeproc import checkpoint, recovery, wal, wire
+from nodeproc import archive, checkpoint, recovery, wal, wire
 from nodeproc.checkpoint import Checkpoint
 from nodeproc.core.effects import PersistOp, Truncate
 from nodeproc.core.events import CheckpointWritten, Event
-from nodeproc.core.messages import Mark, NodeId, Position, Record, SeqNo
+from nodeproc.core.messages import Batch, Mark, NodeId, Position, Record, SeqNo
 from nodeproc.core.recovered import Recovered, Snapshot
-from nodeproc.errors import ConfigError, WriteFailed
-from nodeproc.files import Buffer, Files
+from nodeproc.errors import ConfigError, ReadFailed, Unreadable, WriteFailed
+from nodeproc.files import Buffer, File, Files, pread
 from nodeproc.recovery import Found, Survey
 from nodeproc.wal import Place, Promises, Segment
 
 Durability: TypeAlias = Literal["fsync", "os"]
 
 SEGMENT_BYTES = 16 << 20
-CURSORS_MAX = 1024
-"""Readers of the message log whose place is remembered; another one is found again by counting lines in a batch."""
 
 
 def random_identity() -> str:
@@ -57,6 +56,8 @@ class _Plan(NamedTuple):
     delivered: Position
     lines_bytes: int
     first_segment: int
+    tail: list[Place]
+    """The last delivered places: the lines that the checkpoint vouches for, or as many of them as are in the WAL."""
 
 
 class Storage:
@@ -70,9 +71,8 @@ class Storage:
         self._files = files
         self._durability, self._segment_bytes = durability, segment_bytes
         self._node_id, self._identity, self._members = known.node, known.identity, known.members or members
-        self._lines, self._lines_size = found.lines_file, found.lines_bytes
+        self._lines = found.lines_file
         self._archive = found.archive
-        self._cursors: dict[SeqNo, int] = {}
         self._noted = wire.Committed(found.replay.noted)
         self._failed = ""
         self._lock = threading.Lock()
@@ -284,67 +284,105 @@ class Storage:
         except OSError as error:
             # hit: K5 a write to the message log fails
             raise self._give_up(recovery.lines_name(self._node_id), error) from error
-        self._lines_size += size
         self.delivered_seq = last
 
     # ---- reading -----------------------------------------------------------------------------------
 
     def read_records(self, after: Position, max_bytes: int) -> list[Record]:
-        """Consecutive records behind a position, up to max_bytes but at least one if there is any. Rule: R1, P1.
+        """Consecutive records behind a position, up to max_bytes but at least one if there is any. Rule: R1, P1, K6.
 
         Raises:
-            CorruptionError: they are not what was written.
+            Unreadable: the very first of them can't be read or is damaged.
         """
         with self._lock:
-            try:
-                if after < self._index.base:
-                    return self._archive.read(after, max_bytes)  # hit: K4 the archive serves older records
-                records: list[Record] = []
-                for run in wal.runs(self._index.some_behind(after, max_bytes)):
-                    where = self._files.where(wal.segment_name(run[0].segment))
-                    records += wal.read_run(self._segments[run[0].segment], where, run)
-                return records
-            except OSError as error:
-                raise self._give_up(wal.FOLDER, error) from error
+            if after >= self._index.base:
+                number = self._index.number_behind(after)
+                pieces = self._intact(number, self._index.some(number, max_bytes))
+                return [_record(place, head, body) for place, head, body in pieces]
+        return self._archive.read(after, max_bytes)  # hit: K4 the archive serves older records
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
         """Delivered lines from seq_no `start` on and the last seq_no in them; (b"", start - 1) where there is none.
 
-        Whole lines: as many as fit into max_bytes, but at least one.
+        The rest of the batch that holds `start`, and as many whole batches more as fit into max_bytes, each checked by
+        its CRC. Rule: S6, K6.
+
+        Raises:
+            Unreadable: that batch can't be read or is damaged.
         """
         if start > self.delivered_seq:
             return b"", start - 1
-        try:
-            at = self._cursors.pop(start, None) or self._line_offset(start)
-            data = self._lines.pread(min(max_bytes, self._lines_size - at), at)
-            end = data.rfind(b"\n") + 1
-            while not end:  # A line longer than max_bytes.
-                assert at + len(data) < self._lines_size, (start, at, self._lines_size)
-                data = self._lines.pread(min(2 * len(data) + 4096, self._lines_size - at), at)
-                end = data.find(b"\n") + 1
-        except OSError as error:
-            raise self._give_up(recovery.lines_name(self._node_id), error) from error
-        last = start + data.count(b"\n", 0, end) - 1
-        if last < self.delivered_seq:
-            if len(self._cursors) >= CURSORS_MAX:
-                del self._cursors[next(iter(self._cursors))]
-            self._cursors[last + 1] = at + end
-        return data[:end], last
-
-    def _line_offset(self, seq_no: SeqNo) -> int:
-        """Where a delivered message stands in the message log: found by its batch, then by counting lines."""
         with self._lock:
-            place = self._index.holding(seq_no)
-            if place is not None:
-                first, lines_at, size = place.first, place.lines_at, place.size - place.body_at
-            else:
-                row = self._archive.holding(seq_no)
-                assert row is not None, (seq_no, self.delivered_seq)
-                first, lines_at, size = row.first, row.lines_at, row.body_bytes
-        if seq_no == first:
-            return lines_at
-        body = self._lines.pread(size, lines_at)
-        return lines_at + size - len(body.split(b"\n", seq_no - first)[-1])
+            number = self._index.number_holding(start)
+            if number is not None:
+                places = [place for place in self._index.some(number, max_bytes) if self._is_delivered(place)]
+                pieces = self._intact(number, places)
+                first, last = pieces[0][0].first, pieces[-1][0].position.seq_no
+                bodies = [body for _, _, body in pieces]
+        if number is None:
+            bodies, first, last = self._archive.read_lines(start, max_bytes)
+        lines = b"".join(bodies)
+        return lines.split(b"\n", start - first)[-1] if start > first else lines, last
+
+    def _is_delivered(self, place: Place) -> bool:
+        return place.position.seq_no <= self.delivered_seq
+
+    def _intact(self, number: int, places: Sequence[Place]) -> list[tuple[Place, Buffer, Buffer]]:
+        """Header and body of records in WAL files, the first of which has this number, up to one that is damaged."""
+        found: list[tuple[Place, Buffer, Buffer]] = []
+        for run in wal.runs(places):
+            intact = wal.read_run(self._segments[run[0].segment], run)
+            found += intact
+            if len(intact) < len(run):
+                break
+        if places and not found:
+            where = self._files.where(wal.segment_name(places[0].segment))
+            # hit: K6 a damaged record in the WAL is found by a read
+            raise Unreadable(self._index.before(number), where, places[0].at, "the record is damaged or can't be read")
+        return found
+
+    def restore(self, after: Position, records: Sequence[Record]) -> list[str]:
+        """Put a copy of the delivered records behind a position in the place of those that are damaged. Rule: K6.
+
+        Each byte that is overwritten is damaged, or has the same value before and after: whatever a power loss leaves
+        of it is found by a CRC again.
+
+        Returns:
+            What was rewritten, as "file: offset".
+
+        Raises:
+            ReadFailed: the disk does not take them, or they do not fit to what is intact here.
+            WriteFailed: the storage is given up already.
+        """
+        self._check()
+        with self._lock:
+            base = self._index.base
+            cold = [record for record in records if record.position <= base]
+            places = [*self._archive.places(after, cold)] if cold else []
+            places += self._places(max(after, base), records[len(cold) :])
+            files = {archive.HEADERS: self._archive.headers, archive.INDEX: self._archive.index}
+            files[self._archive.lines_name] = self._lines
+            files |= {wal.segment_name(each.number): each.file for each in self._segments.values()}
+        rewritten = []
+        for name, at, data in places:
+            if _differs(files[name], at, data):
+                try:
+                    self._files.rewrite(name, at, data)  # hit: K6 what is damaged is overwritten
+                except OSError as error:
+                    raise ReadFailed(f"{self._files.where(name)}: offset {at}: {error.strerror or error}") from error
+                rewritten.append(f"{self._files.where(name)}: offset {at}")
+        return rewritten
+
+    def _places(self, after: Position, records: Sequence[Record]) -> Iterator[tuple[str, int, Buffer]]:
+        """Where delivered records that are still in the WAL belong: file, offset, bytes."""
+        number, unsettled = self._index.number_behind(after), self._unsettled
+        for place, record in zip(self._index.places[number:], records, strict=False):
+            if not self._is_delivered(place) or (unsettled is not None and place.segment == unsettled.number):
+                return
+            if (place.position, place.size, place.body_at) != (record.position, len(record.raw), record.body_at):
+                raise ReadFailed(f"a copy of {tuple(record.position)} has other lengths than the record here")
+            yield wal.segment_name(place.segment), place.at, record.raw
+            yield recovery.lines_name(self._node_id), place.lines_at, record.body
 
     # ---- checkpoints -------------------------------------------------------------------------------
 
@@ -361,6 +399,7 @@ class Storage:
             snapshot: made after all that it knows was handed to write() and deliver().
 
         Raises:
+            ReadFailed: what it needs can't be read; put off until the next WAL segment is finished. Rule: K6.
             WriteFailed: the node must stop. Rule: K5.
         """
         self._check()
@@ -396,7 +435,11 @@ class Storage:
             settled = self._active.number - (1 if self._unsettled is not None else 0)
             first = min(index.places[count].segment if count < len(index.places) else settled, settled)
             archived = index.places[: min(count, index.before_segment(first))]
-            return _Plan(promises, archived, dict(self._segments), delivered, lines_bytes, first)
+            start = count
+            while start and lines_bytes - index.places[start - 1].lines_at < checkpoint.TAIL_BYTES:
+                start -= 1
+            tail = index.places[max(0, start - 1) : count]
+            return _Plan(promises, archived, dict(self._segments), delivered, lines_bytes, first, tail)
 
     def _keep(self, plan: _Plan, snapshot: Snapshot) -> Checkpoint:
         """Extend the archive and write the checkpoint, durably."""
@@ -415,7 +458,7 @@ class Storage:
             sessions=snapshot.sessions,
             horizon=snapshot.horizon,
             lines_bytes=plan.lines_bytes,
-            lines_crc=checkpoint.lines_crc(self._lines, plan.lines_bytes),
+            lines_crc=self._tail_crc(plan),
             archive=self._archive.extend(plan.archived, plan.segments),
             first_segment=plan.first_segment,
             members=self._members,
@@ -425,6 +468,19 @@ class Storage:
         )
         checkpoint.write(self._files, kept)
         return kept
+
+    def _tail_crc(self, plan: _Plan) -> int:
+        """What checkpoint.lines_crc must find, from records that their CRC proves: the file itself may have rotted."""
+        bodies: list[Buffer] = []
+        for run in wal.runs(plan.tail):
+            intact = wal.read_run(plan.segments[run[0].segment], run)
+            if len(intact) < len(run):
+                raise ReadFailed(f"{self._files.where(wal.FOLDER)}: delivered records can't be read or are damaged")
+            bodies += [body for _, _, body in intact]
+        lacking = checkpoint.TAIL_BYTES - sum(map(len, bodies))
+        if lacking > 0:
+            bodies.insert(0, self._archive.tail(lacking))
+        return crc32(b"".join(bodies)[-checkpoint.TAIL_BYTES :])
 
     # ---- the end -----------------------------------------------------------------------------------
 
@@ -451,8 +507,8 @@ class Storage:
             raise self._give_up(recovery.lines_name(self._node_id), error) from error
         finally:
             self._failed = self._failed or f"{self._files.where('.')}: storage is closed"
-            archive = self._archive
-            for file in (self._lines, archive.headers, archive.index, *(each.file for each in self._segments.values())):
+            kept = self._archive
+            for file in (self._lines, kept.headers, kept.index, *(each.file for each in self._segments.values())):
                 file.close()
             self._files.close()
 
@@ -465,6 +521,19 @@ class Storage:
         failed = _write_failed(self._files.where(name), error)
         self._failed = self._failed or str(failed)
         return failed
+
+
+def _record(place: Place, head: Buffer, body: Buffer) -> Record:
+    header = wire.decode_header(head)
+    assert isinstance(header, Batch | Mark) and header.position == place.position, (header, place)
+    return Record(header, b"".join((head, body)), place.body_at)
+
+
+def _differs(file: File, at: int, data: Buffer) -> bool:
+    try:
+        return pread(file, len(data), at) != data
+    except ReadFailed:
+        return True
 
 
 def _write_failed(where: str, error: OSError) -> WriteFailed:

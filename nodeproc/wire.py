@@ -31,6 +31,7 @@ from nodeproc.core.messages import (
     NOTHING,
     Append,
     Batch,
+    Copy,
     Line,
     Mark,
     NodeId,
@@ -103,6 +104,7 @@ class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
     version: int = 1
 
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
 EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed | Opening
 _decode_entry_header: Callable[[bytes | memoryview], EntryHeader] = msgspec.json.Decoder(EntryHeader).decode
 
@@ -159,6 +161,30 @@ def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | Non
     except MALFORMED as error:
         raise NotUnderstood(f"entry header at {at}: {brief(error)}") from None
     return Entry(header, at, body_at, end)
+
+
+def is_intact(head: Buffer, body: Buffer) -> bool:
+    """Whether an entry's prefix and header, and its body that was kept elsewhere, are what was made. Rule: K1."""
+    if len(head) <= PREFIX.size:
+        return False
+    head_len, body_len, crc = PREFIX.unpack_from(head)
+    lengths = (PREFIX.size + head_len, body_len) == (len(head), len(body))
+    return lengths and crc32(body, crc32(memoryview(head)[PREFIX.size :])) == crc
+
+
+def decode_header(head: Buffer) -> EntryHeader:
+    """The header of an intact entry.
+
+    Args:
+        head: its prefix and header.
+
+    Raises:
+        Broken: a kind of entry that is not known.
+    """
+    try:
+        return _decode_entry_header(memoryview(head)[PREFIX.size :])
+    except MALFORMED as error:
+        raise Broken(f"entry header: {brief(error)}") from None
 
 
 def decode_records(body: bytes) -> tuple[Record, ...]:
@@ -272,13 +298,20 @@ class _AppendHeader(Struct, frozen=True, tag_field="type", tag="APPEND"):
     commit_seq: SeqNo
 
 
+class _CopyHeader(Struct, frozen=True, gc=False, tag_field="type", tag="COPY"):
+    """A Copy on the wire: its records are the frame's body."""
+
+    number: int
+
+
 Handshake: TypeAlias = PeerHello | PeerChallenge | PeerProof | PeerWelcome | PeerRefusal
 FrameMessage: TypeAlias = PeerMessage | Handshake
 
-_HEADERS: Any = _AppendHeader
+_HEADERS: Any = _AppendHeader | _CopyHeader
 for _message in get_args(FrameMessage):
-    _HEADERS |= _message if _message is not Append else _AppendHeader
-_decode_frame_header: Callable[[bytes | memoryview], _AppendHeader | FrameMessage] = msgspec.json.Decoder(
+    if _message not in (Append, Copy):
+        _HEADERS |= _message
+_decode_frame_header: Callable[[bytes | memoryview], _AppendHeader | _CopyHeader | FrameMessage] = msgspec.json.Decoder(
     _HEADERS
 ).decode
 
@@ -287,10 +320,16 @@ def encode_frame(message: FrameMessage) -> list[bytes]:
     """The buffers of one frame, ready for writelines; the records' bytes are not copied."""
     if isinstance(message, Append):
         head = _encode(_AppendHeader(message.term, message.previous, message.commit_seq))
-        bodies = [record.raw for record in message.records]
-        return [PREFIX.pack(len(head), sum(map(len, bodies)), crc32(head)), head, *bodies]
+        return _with_records(head, message.records)
+    if isinstance(message, Copy):
+        return _with_records(_encode(_CopyHeader(message.number)), message.records)
     head = _encode(message)
     return [PREFIX.pack(len(head), 0, crc32(head)) + head]
+
+
+def _with_records(head: bytes, records: Sequence[Record]) -> list[bytes]:
+    bodies = [record.raw for record in records]
+    return [PREFIX.pack(len(head), sum(map(len, bodies)), crc32(head)), head, *bodies]
 
 
 def _decode_frame(head: bytes | memoryview, body: bytes) -> FrameMessage:
@@ -302,6 +341,8 @@ def _decode_frame(head: bytes | memoryview, body: bytes) -> FrameMessage:
         if not body:
             raise FrameError("APPEND without records")
         return Append(message.term, message.previous, message.commit_seq, decode_records(body))
+    if isinstance(message, _CopyHeader):
+        return Copy(message.number, decode_records(body))
     if body:
         raise FrameError(f"a body of {len(body)} bytes behind {type(message).__name__}, which has none")
     return message

@@ -28,7 +28,7 @@ CORE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"log", "sessions", "events"}),
     frozenset({"effects", "recovered"}),
     frozenset({"state"}),
-    frozenset({"membership", "failure", "election", "catchup", "ordering"}),
+    frozenset({"membership", "failure", "election", "catchup", "ordering", "repair"}),
     frozenset({"node"}),
 )
 """nodeproc.core from below to above: a module imports from lower layers and from its own."""

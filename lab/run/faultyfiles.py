@@ -183,6 +183,15 @@ class FaultyFiles:
                 self._ledger.note(NameChange("unlink", name))
             self._inner.unlink(name)
 
+    def rewrite(self, name: str, at: int, data: Buffer) -> None:
+        orders = self.begin()
+        if orders.fail_append:
+            raise self.fault(errno.EIO, name, failed=1)
+        if self.dies(orders):
+            self._inner.rewrite(name, at, memoryview(data)[: len(data) // 2])
+            die()
+        self._inner.rewrite(name, at, data)
+
     def where(self, name: str) -> str:
         return self._inner.where(name)
 

@@ -19,10 +19,11 @@ from lab.sim.network import Network, SimTransport, join
 from nodeproc.clients import Clients
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Effects, Fetch
-from nodeproc.core.events import Event, Failed, Listening, Stopping
+from nodeproc.core.events import CheckpointPutOff, Event, Failed, Listening, Stopping
 from nodeproc.core.messages import NOTHING, START, Envelope, NodeId, Promised, Record, SeqNo, Submit, Term
 from nodeproc.core.node import Node
-from nodeproc.errors import ChatError, CorruptionError, WriteFailed
+from nodeproc.errors import ChatError, CorruptionError, ReadFailed, Unreadable, WriteFailed
+from nodeproc.reading import Reading
 from nodeproc.runtime import EXIT_CLEAN, EXIT_CORRUPTION, EXIT_WRITE_FAILED
 from nodeproc.simfiles import PowerLost, SimFiles
 from nodeproc.storage import Storage
@@ -135,6 +136,9 @@ class SimNode:
         self.running, self.paused = True, False
         self._inbox: list[Envelope] = []
         self._fetches: list[Fetch] = []
+        self._reading = Reading(
+            self.storage, self.node_id, lambda peer, said: self.take(Envelope(peer, said)), self.report
+        )
         self._durable = self._told_durable = 0
         self._syncing = self._turn_due = False
         self._begun: tuple[Any, Any] | None = None
@@ -311,8 +315,9 @@ class SimNode:
             self._fetches = []
         self._perform(fx)
         for fetch in fetches:
-            records = self.storage.read_records(fetch.after, fetch.max_bytes)
-            self._perform(core.fetched(fetch.peer, fetch.token, records, now))
+            records = self._reading.records(fetch)
+            if records is not None:
+                self._perform(core.fetched(fetch.peer, fetch.token, records, now))
         route = core.route
         if route != self._route:
             self._route = route
@@ -344,6 +349,11 @@ class SimNode:
             self.clients.refused(fx.reply)
         if fx.fetch:
             self._fetches += fx.fetch
+            self._ask_for_turn()
+        for copied in fx.copied:
+            reason, fetches = self._reading.take_copy(copied)
+            self.clients.read_again(copied.after, reason)
+            self._fetches += fetches
             self._ask_for_turn()
 
     def _arm(self, deadline: float, now: float) -> None:
@@ -400,7 +410,10 @@ class SimNode:
     def _checkpoint(self) -> None:
         """At once, where the product has a thread for it; that waits for a sync under way and then syncs for itself."""
         self._end_sync()
-        self._emit([self.storage.checkpoint(self.core.snapshot())])
+        try:
+            self._emit([self.storage.checkpoint(self.core.snapshot())])
+        except (ReadFailed, Unreadable) as error:
+            self._emit([CheckpointPutOff(str(error))])
 
     # ---- what clients ask (nodeproc.clients.Backend) -----------------------------------------------
 
@@ -421,7 +434,7 @@ class SimNode:
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
         try:
-            return self.storage.read_lines(start, max_bytes)
+            return self._reading.lines(start, max_bytes)
         except PowerLost:  # A subscriber's own turn: nothing of the node is above it that could end the process.
             self.lose_power()
             return b"", start - 1

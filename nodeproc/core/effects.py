@@ -8,6 +8,7 @@ The fields of Effects stand in the order of duty. The outside must
 4. append the bodies of `deliver` to the message log, acknowledge their sessions, push them to subscribers;
 5. answer its own clients with `reply`;
 6. read what `fetch` asks for and hand it back with Node.fetched;
+7. put what `copied` holds in the place of what could not be read, and let those read again who wait for it;
 
 and call Node.persisted(ticket) once all operations up to that ticket (Node.written, read after the step) are
 durable, in whatever order fdatasync allows.
@@ -63,6 +64,14 @@ class Fetch(NamedTuple):
     """Handed back with the result; the core ignores an answer whose token is no longer the peer's."""
 
 
+class Copied(NamedTuple):
+    """The end of a search for records that our own disk can't give. Rule: K6."""
+
+    after: Position
+    records: tuple[Record, ...]
+    """Consecutive, behind that position; none: no peer within reach has them."""
+
+
 class Effects(Struct):
     """See the module's docstring for the duties. A Struct because every turn makes one: a third of a dataclass's cost.
 
@@ -75,6 +84,7 @@ class Effects(Struct):
     deliver: list[Record] = []
     reply: list[Refuse] = []
     fetch: list[Fetch] = []
+    copied: list[Copied] = []
     halt: str = ""
     """Not empty: durable data contradicts the cluster; stop at once, do nothing else, exit code 3 (R2)."""
 
@@ -86,4 +96,5 @@ class Effects(Struct):
         self.deliver += later.deliver
         self.reply += later.reply
         self.fetch += later.fetch
+        self.copied += later.copied
         self.halt = self.halt or later.halt

@@ -307,6 +307,43 @@ class MessageLogRepaired(Event, frozen=True, tag="message_log_repaired"):
     last: SeqNo
 
 
+class DamageFound(Event, frozen=True, tag="damage_found"):
+    logger = "storage"
+    level = "WARNING"
+    text = "Damage in {file}, offset {at} (messages from seq_no={seq_no} on): {what}; asking the others for a copy"
+    file: str
+    at: int
+    seq_no: SeqNo
+    what: str
+
+
+class DamageRepaired(Event, frozen=True, tag="damage_repaired"):
+    """The records of seq_no `first` to `last` are intact again; `places` names up to three of `count` places."""
+
+    logger = "storage"
+    level = "WARNING"
+    text = "Repaired seq_no={first}..{last} with a copy from another node: {count} places, {places}"
+    first: SeqNo
+    last: SeqNo
+    places: str
+    count: int
+
+
+class DamageLeft(Event, frozen=True, tag="damage_left"):
+    logger = "storage"
+    level = "WARNING"
+    text = "Messages from seq_no={seq_no} on can't be read: {reason}"
+    seq_no: SeqNo
+    reason: str
+
+
+class CheckpointPutOff(Event, frozen=True, tag="checkpoint_put_off"):
+    logger = "storage"
+    level = "WARNING"
+    text = "Checkpoint put off until the next WAL file is finished: {reason}"
+    reason: str
+
+
 class CheckpointWritten(Event, frozen=True, tag="checkpoint_written"):
     logger = "storage"
     level = "DEBUG"

@@ -43,6 +43,7 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
     state.shut.discard(peer)
     if msg.outgoing:
         state.links.add(peer)
+        state.uncopied.clear()  # It may have what nobody had (K6).
         state.send_members(fx, peer)
         if not state.joined:
             state.send(fx, peer, Join(state.log.position))

@@ -306,6 +306,25 @@ class Commit(Struct, frozen=True, gc=False, tag_field="type", tag="COMMIT"):
     commit_seq: SeqNo
 
 
+class CopyRequest(Struct, frozen=True, tag_field="type", tag="COPY_REQUEST"):
+    """The sender's disk can't give the delivered records behind this position: who has them? Rule: K6.
+
+    Under no term: what is delivered is the same in all of them.
+    """
+
+    after: Position
+    number: int
+    """The answers repeat it."""
+
+
+class Copy(Struct, frozen=True, tag_field="type", tag="COPY"):
+    """Delivered records behind the position that was asked for. Rule: K6. Their bytes are the same on every node."""
+
+    number: int
+    records: tuple[Record, ...]
+    """Consecutive; none where the sender has none. On the wire they are the frame's body, verbatim."""
+
+
 # ---- client messages on their way to the leader ------------------------------------------------
 
 
@@ -340,7 +359,7 @@ class Refuse(Struct, frozen=True, tag_field="type", tag="REFUSE"):
     """The n that the leader expects next; 0 where it does not know."""
 
 
-# ---- what the transport tells about links (never on a wire) ------------------------------------
+# ---- what transport and storage tell (never on a wire) -----------------------------------------
 
 
 class LinkUp(Struct, frozen=True):
@@ -356,6 +375,12 @@ class LinkUp(Struct, frozen=True):
 
 class LinkDown(Struct, frozen=True, gc=False):
     """The outgoing link is lost and could not be opened again at once. Rule: F2."""
+
+
+class Damaged(Struct, frozen=True):
+    """From our own disk: the delivered records behind this position can't be read. Rule: K6."""
+
+    after: Position
 
 
 PeerMessage: TypeAlias = (
@@ -379,12 +404,14 @@ PeerMessage: TypeAlias = (
     | Append
     | Appended
     | Commit
+    | CopyRequest
+    | Copy
     | Submit
     | Refuse
 )
 """All that a frame between nodes can hold."""
 
-Input: TypeAlias = PeerMessage | LinkUp | LinkDown
+Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Damaged
 
 
 class Envelope(NamedTuple):

@@ -10,7 +10,7 @@ from collections import deque
 from random import Random
 from typing import TypeAlias, cast, get_args
 
-from nodeproc.core import catchup, election, failure, membership, ordering
+from nodeproc.core import catchup, election, failure, membership, ordering, repair
 from nodeproc.core.effects import Effects
 from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting, StrangerRefused
 from nodeproc.core.log import Log
@@ -23,6 +23,9 @@ from nodeproc.core.messages import (
     CatchUp,
     Commit,
     Coordinator,
+    Copy,
+    CopyRequest,
+    Damaged,
     Election,
     Envelope,
     Heartbeat,
@@ -152,9 +155,11 @@ class Node:
         return fx
 
     def fetched(self, peer: NodeId, token: int, records: list[Record], now: float) -> Effects:
-        """What the disk had for a Fetch: consecutive records behind its position, at least one."""
+        """What the disk had for a Fetch: consecutive records behind its position; none where they can't be had (K6)."""
         fx = Effects()
-        if isinstance(self.state.role, Leader):
+        if repair.is_copy_wanted(self.state, peer, token):
+            repair.send_copy(self.state, peer, records, fx)
+        elif isinstance(self.state.role, Leader):
             catchup.on_fetched(self.state, self.state.role, peer, token, records, fx)
         return fx
 
@@ -163,6 +168,7 @@ class Node:
         state, fx = self.state, fx or Effects()
         if state.pledge is not None:
             return fx
+        repair.tick_copying(state, now, fx)
         role = state.role
         if isinstance(role, Leader):
             if ordering.is_order_due(state, role):
@@ -185,9 +191,12 @@ class Node:
     def next_deadline(self) -> float:
         """Call tick no later than this (monotonic seconds); 0 when something waits for the end of the turn."""
         state = self.state
-        role = state.role
         if state.pledge is not None:
             return FOREVER
+        return min(self._role_deadline(), repair.copying_deadline(state)) if state.copying else self._role_deadline()
+
+    def _role_deadline(self) -> float:
+        state, role = self.state, self.state.role
         if isinstance(role, Leader):
             return 0.0 if role.commit_untold or ordering.is_order_due(state, role) else role.heartbeat_at
         if isinstance(role, Candidate):
@@ -327,6 +336,12 @@ class Node:
                 membership.on_members(state, message, fx)
             case Promises():
                 membership.on_promises(state, message)
+            case Damaged():
+                repair.on_damaged(state, message.after, now, fx)
+            case CopyRequest():
+                repair.on_copy_request(state, sender, message, fx)
+            case Copy():
+                repair.on_copy(state, sender, message, now, fx)
             case Election():
                 election.on_election(state, sender, message, now, fx)
             case LeaderAnswer() | Ok() | Support() | Abstain():

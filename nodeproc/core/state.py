@@ -154,6 +154,17 @@ class Pledge:
 
 
 @dataclass(slots=True)
+class Copying:
+    """A stretch of our log that our disk can't give, asked for from one peer after the other. Rule: K6."""
+
+    after: Position
+    number: int
+    untried: list[NodeId]
+    asked: NodeId = NOBODY
+    until: float = FOREVER
+
+
+@dataclass(slots=True)
 class NodeState:
     """All of a node. The stories change it; only the functions named become_… change `role`."""
 
@@ -219,6 +230,12 @@ class NodeState:
     """The last poll was put off for want of links to a majority."""
     failures: int = 0
     """Candidacies lost since a leader was heard (E3)."""
+    # what a disk can't give
+    copying: Copying | None = None
+    uncopied: dict[Position, float] = field(default_factory=dict)
+    """Position behind which no peer had a copy -> not to be asked for again before. Rule: K6."""
+    copy_requests: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
+    """Peer -> (token of the read for it, its number). Rule: K6."""
     numbers: int = 0
     """Last poll, request or token number drawn; starts at random so that a restart repeats none."""
 

@@ -13,7 +13,19 @@ from nodeproc import clients as module
 from nodeproc.clients import ClientConnection, Clients
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event
-from nodeproc.core.messages import Batch, NodeId, Record, Refuse, RefuseReason, SeqNo, SessionUse, Submit, Term
+from nodeproc.core.messages import (
+    Batch,
+    NodeId,
+    Position,
+    Record,
+    Refuse,
+    RefuseReason,
+    SeqNo,
+    SessionUse,
+    Submit,
+    Term,
+)
+from nodeproc.errors import Unreadable
 from nodeproc.wire import Sealer, Status, session_of
 
 HELLO = b'{"type":"HELLO","client_id":101,"session_token":"the.own.token.of.s1"}\n'
@@ -84,6 +96,8 @@ class Node:
         self.events: list[Event] = []
         self.records: list[Record] = []
         self.reads = 0
+        self.damaged_from: SeqNo = 0
+        self.place = Position(7, 2)
         self.undelivered = 0
         """Messages in the log that are not delivered."""
 
@@ -105,6 +119,8 @@ class Node:
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
         self.reads += 1
+        if self.damaged_from and self.damaged_from <= start <= self.delivered_seq():
+            raise Unreadable(self.place, "the message log", 17, "CRC mismatch")
         lines = b"".join(bytes(record.body) for record in self.records).splitlines(keepends=True)
         return b"".join(lines[start - 1 :][:2]), min(start + 1, len(lines))
 
@@ -539,6 +555,42 @@ async def test_a_delivery_between_two_chunks_neither_skips_nor_repeats() -> None
     await settled()
     hall.deliver(submit("s9", 5, "m"))
     assert shown(wire) == [3, 4, 5]  # 1 and 2 went out with SUBSCRIBE itself.
+
+
+@in_loop
+async def test_a_subscriber_waits_for_what_can_not_be_read_and_then_goes_on() -> None:
+    hall = Hall()
+    hall.deliver(*(submit("s9", n, "m") for n in range(1, 6)))
+    hall.node.damaged_from = 3
+    wire = hall.connect(b"")
+    wire.protocol.data_received(b'{"type":"SUBSCRIBE"}\n')
+    await settled()
+    assert shown(wire) == [1, 2]
+    hall.deliver(submit("s9", 6, "m"))
+    hall.clients.read_again(Position(7, 4), "another place")
+    wire.protocol.pause_writing()
+    wire.protocol.resume_writing()
+    assert shown(wire) == []
+    hall.node.damaged_from = 0
+    hall.clients.read_again(hall.node.place, "")
+    await settled()
+    assert shown(wire) == [3, 4, 5, 6]
+
+
+@in_loop
+async def test_a_subscriber_never_gets_a_gap_but_hears_what_is_missing() -> None:
+    hall = Hall()
+    hall.deliver(*(submit("s9", n, "m") for n in range(1, 6)))
+    hall.node.damaged_from = 3
+    wire, other = hall.connect(b""), hall.connect(b'{"type":"SUBSCRIBE","from":6}\n')
+    wire.protocol.data_received(b'{"type":"SUBSCRIBE"}\n')
+    await settled()
+    assert shown(wire) == [1, 2]
+    hall.clients.read_again(hall.node.place, "no node within reach has a copy")
+    [problem] = wire.lines()
+    assert problem["type"] == "ERROR" and "from seq_no 3 on" in problem["reason"] and wire.closed
+    hall.deliver(submit("s9", 6, "m"))
+    assert wire.written == b"" and shown(other) == [6]
 
 
 @in_loop
