@@ -159,3 +159,30 @@ def leader_never_steps_down(patch: Patch) -> None:
 @ELECTIONS.add("L1", "A link on which nothing is acknowledged is never dialled anew.", "liveness")
 def link_never_redialled(patch: Patch) -> None:
     patch.set(Silence, "look", lambda self, waits, heard: False)
+
+
+@ELECTIONS.add(
+    "E4", "A node that has just voted starts a poll of its own as soon as somebody of lower rank asks.", "liveness"
+)
+def poll_while_a_vote_has_its_time(patch: Patch) -> None:
+    right = election.on_election
+
+    def wrong(state: NodeState, sender: NodeId, msg: Election, now: float, fx: Effects) -> None:
+        state.vote_until = 0.0
+        right(state, sender, msg, now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("E3", "A candidate counts its own vote, and asks for others', before that is durable.")
+def own_vote_counted_before_durable(patch: Patch) -> None:
+    right = election.become_candidate
+
+    def wrong(state: NodeState, now: float, fx: Effects) -> None:
+        right(state, now, fx)
+        pledge, state.pledge = state.pledge, None
+        assert pledge is not None
+        state.term, state.voted_for = pledge.term, pledge.voted_for
+        election.open_candidacy(state, now, fx)
+
+    patch.everywhere(right, wrong)

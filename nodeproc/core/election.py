@@ -49,7 +49,7 @@ from nodeproc.core.state import (
 )
 
 MAX_DOUBLINGS = 6
-"""A candidate's time grows to at most 64 election timeouts."""
+"""The patience with a candidate grows to at most 64 election timeouts."""
 
 # ---- silence, poll --------------------------------------------------------------------------------
 
@@ -86,6 +86,9 @@ def start_poll(state: NodeState, now: float, fx: Effects) -> None:
         state.poll_at = now + state.jittered(state.config.election_timeout)
         return
     state.starved = False
+    if state.vote_until:
+        state.vote_until = 0.0
+        state.failures += 1  # hit: E4 a vote was given without success
     state.poll_at = FOREVER
     state.poll = Poll(state.fresh_number(), now + state.config.answer_timeout, reachable)
     fx.emit.append(ElectionStarted(state.term + 1))
@@ -95,16 +98,18 @@ def start_poll(state: NodeState, now: float, fx: Effects) -> None:
 
 
 def ask_again(state: NodeState, peer: NodeId, fx: Effects) -> None:
-    """A link to or from a peer opened during our poll: until now question or answer had no way. Rule: E1."""
+    """Ask a peer once more, as it may answer otherwise or for the first time now. Rule: E1."""
     poll = state.poll
     if poll is not None and peer in state.links and peer not in poll.supports and peer not in poll.oks:
-        poll.awaiting.add(peer)  # hit: E1 a peer is asked again as its link opens
+        poll.awaiting.add(peer)  # hit: E1 a peer is asked again
         state.send(fx, peer, Election(state.term + 1, state.log.position, state.config.priority, poll.number))
 
 
 def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx: Effects) -> None:
     """Answer a poll; take part in the search if we outrank the asker. Rule: E1, F2."""
     on_sign_of_restart(state, sender, "ELECTION", now, fx)
+    if state.poll is not None and sender not in state.poll.awaiting:
+        ask_again(state, sender, fx)  # It hears no leader any more, whatever it has answered before.
     if isinstance(state.role, Leader):
         state.send(fx, sender, LeaderAnswer(state.term, state.node_id, msg.poll))
     elif hears_leader(state, now):
@@ -122,6 +127,8 @@ def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx:
                 # hit: E1 OK of one just started puts its own poll off
                 state.poll_at = min(state.poll_at, now + state.config.answer_timeout)
                 return
+            if now < state.vote_until:
+                return  # hit: E4 no poll while a vote has its time
             start_poll(state, now, fx)  # hit: E1 OK is followed by a poll of its own
     else:
         state.send(fx, sender, Support(msg.poll))
@@ -141,7 +148,7 @@ def on_poll_answer(
         poll.supports.add(sender)
     elif isinstance(msg, LeaderAnswer) and msg.term == state.term and msg.leader != state.node_id:
         poll.told = msg.leader
-    if not poll.awaiting:
+    if is_over(state, poll):
         end_poll(state, poll, now, fx)
 
 
@@ -150,15 +157,26 @@ def on_poll_unreachable(state: NodeState, peer: NodeId, now: float, fx: Effects)
     poll = state.poll
     if poll is not None and peer in poll.awaiting:
         poll.awaiting.discard(peer)
-        if not poll.awaiting:
+        if is_over(state, poll):
             end_poll(state, poll, now, fx)
+
+
+def is_over(state: NodeState, poll: Poll) -> bool:
+    """All have answered; or all but the leader that is suspected for its silence, and they decide. Rule: E1."""
+    if not poll.awaiting:
+        return True
+    if state.silent_since == FOREVER or poll.awaiting != {state.suspected}:
+        return False
+    # hit: E1 the silent leader's answer is not waited for
+    return (
+        bool(poll.deferred_to(state.spent)) or len(poll.supporters(state.spent) - state.learners) + 1 >= state.majority
+    )
 
 
 def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
     """Defer, become candidate, or try the leader we were told of. Rule: E2, E3."""
     state.poll = None
-    waited_for = tuple(peer for peer in sorted(poll.oks) if peer not in state.spent)
-    supporters = poll.supports | {peer for peer, could_vote in poll.oks.items() if could_vote and peer in state.spent}
+    waited_for, supporters = poll.deferred_to(state.spent), poll.supporters(state.spent)
     if waited_for:
         until = now + state.config.coordinator_timeout * (1 + state.rng.random() / 2)  # hit: E2 an OK defers a poll
         state.deferral = Deferral(until, waited_for)
@@ -180,23 +198,30 @@ def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
 
 def become_candidate(state: NodeState, now: float, fx: Effects) -> None:
     """Vote for ourselves in the next term; votes are asked for once that is durable. Rule: E3."""
-    patience = state.config.election_timeout * (1 + state.rng.random()) * 2 ** min(state.failures, MAX_DOUBLINGS)
     if isinstance(state.role, Leader):
         # hit: M4 an idle leader opens a new term for a rebuilt node
         become_follower(state, now, fx, "renewing the term")
-    state.role = Candidate(now + patience)
+    state.role = Candidate(now)
     state.leader_id = NOBODY
     state.poll = state.deferral = None
     state.pledge_term(fx, state.term + 1, state.node_id, None)
 
 
+def patience(state: NodeState) -> float:
+    """How long a candidate is waited for to become leader, by itself and by those who voted for it. Rule: E3, E4."""
+    return state.config.election_timeout * (1 + state.rng.random()) * (1 << min(state.failures, MAX_DOUBLINGS))
+
+
 def open_candidacy(state: NodeState, now: float, fx: Effects) -> None:
     """Our own vote is durable: ask for the others'. Rule: E3."""
     assert isinstance(state.role, Candidate)
+    candidate = state.role
+    # The others' disks will take about as long.
+    candidate.until = now + patience(state) + (now - candidate.began)
     fx.emit.append(BecameCandidate(state.term))
-    state.role.votes.add(state.node_id)
+    candidate.votes.add(state.node_id)
     state.broadcast(fx, VoteRequest(state.term, state.log.position))
-    count_votes(state, state.role, now, fx)
+    count_votes(state, candidate, now, fx)
 
 
 def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
@@ -223,7 +248,7 @@ def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: flo
         fx.emit.append(VoteGranted(state.term, sender))  # hit: E4 a durable vote is sent
         state.send(fx, sender, Vote(state.term))
         state.poll = state.deferral = None
-        state.poll_at = now + state.config.election_timeout * (1 + state.rng.random())
+        state.poll_at = state.vote_until = now + patience(state)
 
 
 def on_vote(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:

@@ -18,18 +18,38 @@ from nodeproc.core.messages import (
 from nodeproc.core.ordering import follow_commit
 from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Progress, become_follower
 
+LEARNT = 10
+"""So many pauses between heartbeats are measured before they count."""
+FADING = 0.999
+"""The longest pause counts for less with each heartbeat: after 690 of them for half."""
+PAUSES = 2.25
+"""A leader is suspected after so many times the longest pause: one heartbeat may be lost."""
+SHORTEST = 0.45
+"""Of election_timeout: a shorter silence says nothing, however regular the heartbeats were."""
+
 # ---- questions ------------------------------------------------------------------------------------
 
 
 def hears_leader(state: NodeState, now: float) -> bool:
-    """The leader was heard in this term within election_timeout. Rule: F2.
+    """The leader was heard in this term, and its silence since is not too long. Rule: F2.
 
     A lost link needs no test: on_link_down has made the node suspect its leader at once.
     """
     role = state.role
     if not isinstance(role, Follower) or state.leader_id == NOBODY:
         return False
-    return role.heard and now - role.heard_at < state.config.election_timeout
+    return role.heard and now - role.heard_at < longest_silence(state)
+
+
+def longest_silence(state: NodeState) -> float:
+    """Seconds after which a leader that is not heard is suspected. Rule: F2.
+
+    The pauses belong to the machine and the network more than to one leader: a new one does not begin at the start.
+    """
+    most = state.config.election_timeout
+    if state.beats < LEARNT:
+        return most
+    return min(most, max(SHORTEST * most, PAUSES * state.longest_pause))
 
 
 def has_quorum(state: NodeState, leader: Leader, now: float) -> bool:
@@ -56,8 +76,11 @@ def hear(
     if not isinstance(msg, Commit):
         follower.heard, follower.heard_at = True, now
         state.joined = True
-        state.failures = 0
-        state.suspected = NOBODY
+        state.failures, state.vote_until = 0, 0.0
+        if sender == state.suspected and state.silent_since != FOREVER:
+            # hit: F2 a suspicion was wrong and teaches patience
+            state.longest_pause = max(state.longest_pause, now - state.silent_since)
+        state.suspected, state.silent_since = NOBODY, FOREVER
         if state.spent:
             state.spent.clear()  # hit: E2 a leader is heard and spent OKs are good again
     if not isinstance(msg, Resume) and msg.commit_seq > follower.leader_commit:
@@ -69,6 +92,10 @@ def on_heartbeat(state: NodeState, sender: NodeId, msg: Heartbeat, now: float, f
     """Answer with what is durable; notice a hole behind which nothing came. Rule: F1, C2, R1."""
     follower = hear(state, sender, msg, now, fx)
     fx.emit.append(HeartbeatReceived(sender, state.term))
+    if follower.beat_at:
+        state.beats += 1
+        state.longest_pause = max(state.longest_pause * FADING, now - follower.beat_at)
+    follower.beat_at = now
     follow_commit(state, follower, fx)
     if msg.sent > state.log.position and not follower.request and follower.hole_since == FOREVER:
         follower.hole_since = now  # hit: R1 a heartbeat shows a hole
@@ -77,10 +104,14 @@ def on_heartbeat(state: NodeState, sender: NodeId, msg: Heartbeat, now: float, f
     state.send(fx, sender, HeartbeatAck(state.term, state.durable))  # hit: F1 a heartbeat is answered
 
 
-def suspect(state: NodeState, reason: str, now: float, fx: Effects) -> None:
-    """Take the leader for lost and ask around at once. Rule: F2."""
+def suspect(state: NodeState, reason: str, now: float, fx: Effects, silent_since: float = FOREVER) -> None:
+    """Take the leader for lost and ask around at once. Rule: F2.
+
+    Args:
+        silent_since: when it was heard last, if it is suspected for its silence.
+    """
     fx.emit.append(LeaderTimeout(state.leader_id, reason))
-    state.suspected = state.leader_id
+    state.suspected, state.silent_since = state.leader_id, silent_since
     become_follower(state, now, fx, reason)
     state.poll_at = now
 
@@ -94,15 +125,16 @@ def on_sign_of_restart(state: NodeState, sender: NodeId, what: str, now: float, 
 def tick_follower(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
     """Notice a leader that fell silent, and a catch-up or hole that makes no headway. Rule: F2, R1."""
     # As in follower_deadline: a difference may round to less than the timeout when that deadline is reached.
-    if now >= follower.heard_at + state.config.election_timeout:
-        suspect(state, "not heard", now, fx)  # hit: F2 a leader is suspected for its silence
+    if now >= follower.heard_at + longest_silence(state):
+        # hit: F2 a leader is suspected for its silence
+        suspect(state, "not heard", now, fx, follower.heard_at)
     elif now >= catch_up_deadline(state, follower):
         ask_again(state, follower, now, fx)  # hit: R1 a hole or an answer that stays away is asked for again
 
 
 def follower_deadline(state: NodeState, follower: Follower) -> float:
     """When tick_follower is due."""
-    silence = follower.heard_at + state.config.election_timeout
+    silence = follower.heard_at + longest_silence(state)
     if not follower.request and follower.hole_since == FOREVER:
         return silence
     return min(silence, catch_up_deadline(state, follower))

@@ -62,6 +62,14 @@ class Poll:
     told: NodeId = NOBODY
     """A leader of the present term that somebody hears."""
 
+    def deferred_to(self, spent: set[NodeId]) -> tuple[NodeId, ...]:
+        """Who outranks us and was not yet waited for without success, ascending. Rule: E2."""
+        return tuple(peer for peer in sorted(self.oks) if peer not in spent)
+
+    def supporters(self, spent: set[NodeId]) -> set[NodeId]:
+        """Who would vote for us. Rule: E2."""
+        return self.supports | {peer for peer, could_vote in self.oks.items() if could_vote and peer in spent}
+
 
 @dataclass(slots=True)
 class Deferral:
@@ -81,6 +89,8 @@ class Follower:
     heard: bool = False
     """HEARTBEAT, APPEND or RESUME came from the leader in this term (F2)."""
     heard_at: float = 0.0
+    beat_at: float = 0.0
+    """When its last HEARTBEAT came; 0: none came yet."""
     leader_commit: SeqNo = 0
     """The highest commit_seq that the leader told; used as far as C2 allows."""
     request: int = 0
@@ -98,7 +108,9 @@ class Follower:
 class Candidate:
     """Asks for votes in state.term."""
 
-    until: float
+    began: float
+    until: float = FOREVER
+    """Set when its own vote is durable."""
     votes: set[NodeId] = field(default_factory=set)
 
 
@@ -224,8 +236,15 @@ class NodeState:
     """Peers that were waited for in vain (E2)."""
     poll_at: float = FOREVER
     """When to ask again, while there is no leader and no poll."""
+    vote_until: float = 0.0
+    """Until then a leader is awaited from the candidate that has our vote (E4)."""
     suspected: NodeId = NOBODY
     """The leader that fell silent last; until a leader is heard, being told of it again is no news."""
+    silent_since: float = FOREVER
+    """When `suspected` was heard last, if it is suspected for its silence."""
+    beats: int = 0
+    longest_pause: float = 0.0
+    """How many pauses between heartbeats were measured, and the longest of late (F2)."""
     starved: bool = False
     """The last poll was put off for want of links to a majority."""
     failures: int = 0

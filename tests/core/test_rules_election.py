@@ -103,6 +103,45 @@ def test_who_outranks_the_asker_answers_ok_and_whether_it_could_vote(position: P
     assert sent(single.give(1, Election(4, position, 1, 7)), Ok, to=1) == [Ok(7, could_vote)]
 
 
+def test_a_poll_does_not_wait_for_the_leader_that_is_suspected_for_its_silence() -> None:
+    """Rule: E1, F2."""
+    single = Single()
+    single.follow(3, 1)
+    answer(single, n1=(Support,))
+    assert (single.state.suspected, single.node.role_name) == (3, "candidate")
+
+
+def test_a_poll_waits_for_a_suspected_leader_whose_link_was_lost_and_opened_again() -> None:
+    """It answers, so it may outrank all others. Rule: E1, F2."""
+    single = Single()
+    single.follow(3, 1)
+    single.unlink(3)
+    single.link(3)
+    answer(single, n1=(Support,))
+    assert (single.state.suspected, single.node.role_name) == (3, "follower")
+
+
+def test_a_poll_that_the_others_do_not_decide_waits_for_the_silent_leader_too() -> None:
+    """Rule: E1."""
+    single = Single()
+    single.follow(3, 1)
+    answer(single, n1=(Leader, 1, 3))
+    assert single.state.poll is not None
+    single.wait(0.16)
+    assert single.state.poll is None
+
+
+def test_a_peer_that_polls_itself_is_asked_again_whatever_it_answered_before() -> None:
+    """It heard the leader a moment longer than we did. Rule: E1."""
+    single = Single()
+    single.follow(3, 1)
+    answer(single, n1=(Leader, 1, 3))
+    fx = single.give(1, Election(2, START, 1, 7))
+    assert peers_sent(fx, Election) == [1]
+    answer(single, n1=(Support,))
+    assert single.node.role_name == "candidate"
+
+
 def test_who_outranks_the_asker_starts_its_own_poll_unless_it_is_in_one() -> None:
     """Rule: E1."""
     single = Single()
@@ -237,7 +276,7 @@ def test_a_spent_ok_defers_again_once_a_leader_was_heard() -> None:
     single.wait(0.76)
     assert single.state.spent == {3}
     single.follow(3, 1)
-    answer(single, n1=(Support,), n3=(Ok, True))
+    answer(single, n3=(Ok, True), n1=(Support,))
     assert single.node.role_name == "follower"
 
 
@@ -356,6 +395,18 @@ def test_jitter_comes_from_the_nodes_own_generator() -> None:
     assert deadlines(1) != deadlines(2)
 
 
+def test_a_candidates_time_begins_when_it_asks_and_adds_what_its_own_vote_took() -> None:
+    """A slow disk of its own says how long the others may need. Rule: E3."""
+    single = Single(sync=False)
+    answer(single, n1=(Support,), n3=(Support,))
+    single.now += 5.0
+    single.sync()
+    single.wait(5.4)
+    assert single.node.role_name == "candidate", "5 s for its own vote and at least election_timeout"
+    single.wait(0.7)
+    assert single.node.role_name == "follower", "and at most twice election_timeout"
+
+
 # ---- E4 vote ----------------------------------------------------------------------------------------
 
 
@@ -385,6 +436,16 @@ def test_a_vote_is_durable_before_it_is_sent() -> None:
     assert written(fx, Promise) == [Promise(1, 1)]
     assert not fx.send
     assert sent(single.sync(), Vote, to=1) == [Vote(1)]
+
+
+def test_who_has_just_voted_starts_no_poll_at_an_election_until_its_vote_has_had_its_time() -> None:
+    """Its own poll would end the candidacy that has its vote. Rule: E1, E4."""
+    single = Single()
+    assert sent(single.give(3, VoteRequest(1, START)), Vote)
+    fx = single.give(1, Election(1, START, 1, 7))
+    assert sent(fx, Ok) and not events(fx, ElectionStarted)
+    assert not events(single.wait(0.49), ElectionStarted)
+    assert events(single.wait(0.52), ElectionStarted), "the candidate did not become leader in time"
 
 
 def test_no_vote_for_a_term_below_the_own_one_which_is_told_instead() -> None:

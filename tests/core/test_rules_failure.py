@@ -110,6 +110,47 @@ def test_a_follower_suspects_a_leader_that_is_silent_for_election_timeout() -> N
     assert single.state.leader_id == 0
 
 
+def hear_regularly(single: Single, pause: float, times: int = 11) -> None:
+    """Node 1's heartbeats, so many seconds apart."""
+    for _ in range(times):
+        single.wait(pause)
+        single.give(1, Heartbeat(TERM, 0, Position(TERM, 2)))
+
+
+@pytest.mark.parametrize(
+    ("pause", "silence"),
+    [(0.01, 0.225), (0.1, 0.225), (0.16, 0.36), (0.4, 0.5)],
+    ids=["at least 45 % of election_timeout", "that too", "2.25 pauses", "at most election_timeout"],
+)
+def test_a_leader_is_suspected_after_a_silence_that_its_heartbeats_do_not_explain(pause: float, silence: float) -> None:
+    """Rule: F2."""
+    single = following()
+    hear_regularly(single, pause)
+    assert not events(single.wait(silence - 0.01), LeaderTimeout)
+    assert events(single.wait(0.02), LeaderTimeout)
+
+
+def test_the_longest_pause_counts_and_what_was_learnt_holds_for_the_next_leader() -> None:
+    """Rule: F2."""
+    single = following()
+    hear_regularly(single, 0.1)
+    hear_regularly(single, 0.2, 1)
+    hear_regularly(single, 0.1)
+    single.follow(3, TERM + 1)
+    assert not events(single.wait(0.43), LeaderTimeout)
+    assert events(single.wait(0.03), LeaderTimeout)
+
+
+def test_a_wrong_suspicion_teaches_patience() -> None:
+    """Rule: F2."""
+    single = following()
+    hear_regularly(single, 0.1)
+    assert events(single.wait(0.3), LeaderTimeout)
+    single.give(1, Heartbeat(TERM, 0, Position(TERM, 2)))
+    assert single.state.leader_id == 1
+    assert not events(single.wait(0.49), LeaderTimeout)
+
+
 def test_heartbeat_append_and_resume_are_what_a_leader_is_heard_by() -> None:
     """Rule: F2."""
     frames: list[Input] = [

@@ -367,7 +367,7 @@ def test_a_loop_in_virtual_time_does_not_wait_and_knows_when_nothing_can_come() 
 
 
 def test_what_breaks_in_a_simulation_is_in_its_run_directory(tmp_path: Path) -> None:
-    scenario = story("  - pause: leader\n  - sleep: 1s", nodes=4)
+    scenario = story("  - cut: {from: 3, to: [1, 2], both: true}\n  - pause: leader\n  - sleep: 1s", nodes=4)
     with mutated("classic_bully_without_majority"):
         run = simulate_into(tmp_path, scenario, 1)
     watched = run.read_meta().watched
