@@ -65,11 +65,11 @@ class ScenarioFile(pytest.File):
     """One scenario file: a test, or as many as --lab-repeat says."""
 
     def collect(self) -> Iterator[ScenarioItem]:
-        from lab.plan import scenario as plan
+        from lab.plan.sense import load_checked
         from nodeproc.errors import ConfigError
 
         try:
-            scenario = plan.load(self.path)
+            scenario = load_checked(self.path)
         except ConfigError as error:
             raise self.CollectError(str(error)) from None
         for index, tag in enumerate(scenario.tags):

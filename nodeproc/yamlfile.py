@@ -524,6 +524,8 @@ def _in_words(info: inspect.Type) -> str:
             return "true or false"
         case inspect.ListType() | inspect.VarTupleType():
             return "a list"
+        case inspect.TupleType():
+            return f"a list of {len(info.item_types)}"
         case inspect.StructType() | inspect.DictType():
             return "a mapping"
         case inspect.UnionType():

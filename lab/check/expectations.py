@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Iterator
 from typing import Any, NamedTuple, assert_never
 
 from lab.check.agreement import NodeFile
-from lab.check.history import LogLine, MessageLog, read_pieces
-from lab.check.metrics import Metrics
+from lab.check.history import LogLine, MessageLog, RunFileError, read_history, read_pieces
+from lab.check.metrics import Metrics, latencies_between
 from lab.check.verdict import ExpectationResult, Outcomes
 from lab.plan.expectation import (
+    LATENCY_SHARES,
     Acknowledged,
     EventInterval,
     EventSeen,
     LastSeq,
+    LatencyIs,
     Memory,
     NumberingContinues,
     Order,
@@ -30,7 +33,7 @@ from lab.plan.expectation import (
 from lab.plan.faults import meets
 from lab.plan.words import Target, target_parts
 from lab.plan.writing import show_expectation
-from lab.rows import Meta
+from lab.rows import Meta, Phase
 from lab.rundir import RunDir
 
 NS_PER_S = 1_000_000_000
@@ -69,7 +72,7 @@ def moment_results(meta: Meta) -> list[ExpectationResult]:
 def judge_expectation(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Facts) -> ExpectationResult:
     """Judge one expectation of the scenario's final section."""
     found = _judge(run, nodes, expectation, facts)
-    soft = isinstance(expectation, Throughput | Unavailable) and expectation.soft
+    soft = isinstance(expectation, Throughput | Unavailable | LatencyIs) and expectation.soft
     return ExpectationResult(show_expectation(expectation), found.met, found.text, soft)
 
 
@@ -97,6 +100,8 @@ def _judge(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Fa
                 return _Found(None, "nothing was measured")
             gap = facts.metrics.load.longest_gap_s
             return _Found(gap <= expectation.at_most, f"{gap:.3f} s without an acknowledgement")
+        case LatencyIs():
+            return _latency(run, expectation)
         case Memory():
             return _memory(expectation, facts.metrics)
         case TermGrowth():
@@ -106,6 +111,49 @@ def _judge(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Fa
             return _Found(terms.growth <= expectation.at_most, f"from term {terms.first} to {terms.last}")
         case _:
             assert_never(expectation)
+
+
+def _latency(run: RunDir, expectation: LatencyIs) -> _Found:
+    """A message that was not acknowledged is slower than all that were: it must not make the figures better."""
+    try:
+        part = _part_between(run, expectation.between)
+        if isinstance(part, str):
+            return _Found(None, part)
+        took, sent = latencies_between(run, *part)
+    except RunFileError as error:
+        return _Found(None, str(error))
+    if not sent:
+        return _Found(
+            None, "no message was sent in this part of the run" if expectation.between else "nothing was sent"
+        )
+    met, found = True, []
+    for name, share in LATENCY_SHARES.items():
+        allowed: float | None = getattr(expectation, name)
+        if allowed is None:
+            continue
+        if share * sent > took.count:
+            met = False
+            found.append(f"{name} not acknowledged")
+            continue
+        value_ns = took.largest if share == 1.0 else took.percentiles((share * sent / took.count,))[0]
+        met = met and value_ns <= allowed * NS_PER_S
+        found.append(f"{name} {value_ns / 1e6:.3g} ms")
+    return _Found(met, f"{', '.join(found)}; {took.count:,} of {sent:,} messages acknowledged")
+
+
+def _part_between(run: RunDir, names: tuple[str, str] | None) -> tuple[float, float] | str:
+    """From when to when a part of the run was, in ns; why it has none."""
+    if names is None:
+        return (-math.inf, math.inf)
+    if not run.history.is_file():
+        return "no history"
+    times: list[float] = []
+    for _, row in read_history(run.history):
+        if isinstance(row, Phase) and row.phase == "step" and row.detail == names[len(times)]:
+            times.append(row.t)
+            if len(times) == len(names):
+                return (times[0], times[1])
+    return f"the step {names[len(times)]!r} did not begin" + (f" after {names[0]!r}" if times else "")
 
 
 def _memory(expectation: Memory, metrics: Metrics | None) -> _Found:

@@ -374,6 +374,43 @@ def _settle(session: _Session, row: Acked, histogram: Histogram) -> int:
     return size
 
 
+class _Window(Histogram):
+    """Counts only what should have been sent in a part of the run; `t` is the time of the acknowledgement."""
+
+    __slots__ = ("end", "start", "t")
+
+    def __init__(self, start: float, end: float) -> None:
+        super().__init__()
+        self.start, self.end, self.t = start, end, 0
+
+    def add(self, value_ns: int, weight: int = 1) -> None:
+        if self.start <= self.t - value_ns < self.end:
+            super().add(value_ns, weight)
+
+
+def latencies_between(run: RunDir, start: float, end: float) -> tuple[Histogram, int]:
+    """Latencies of the messages that should have been sent from start to before end, ns, and how many those are.
+
+    As for the other figures, only the load's messages count where the scenario has one.
+
+    Raises:
+        RunFileError: history.jsonl is not readable.
+    """
+    window, sent = _Window(start, end), 0
+    if not run.history.is_file():
+        return window, sent
+    has_load, sessions = _has_load(run), dict[str, _Session]()
+    for _, row in read_history(run.history):
+        if isinstance(row, Invoke) and (row.gen is not None or not has_load):
+            sessions.setdefault(row.session, _Session()).waiting.append(row)
+            sent += sum(start <= row.intended + i * row.every < end for i in range(row.count))
+        elif isinstance(row, Acked) and (session := sessions.get(row.session)) and row.n > session.acked:
+            window.t = row.t
+            _settle(session, row, window)
+            session.acked = row.n
+    return window, sent
+
+
 def measure(run: RunDir) -> Metrics:
     """All figures of a run.
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
+from lab.plan.sense import load_checked
 from nodeproc.errors import ConfigError
 
 SUFFIXES = (".yml", ".yaml")
@@ -50,7 +50,7 @@ def choose(
             continue
         for path in paths:
             try:
-                scenario = plan.load(path)
+                scenario = load_checked(path)
             except ConfigError as error:
                 mistakes.append(str(error))
                 continue

@@ -156,6 +156,31 @@ class Unavailable(Expectation, frozen=True):
     soft: bool = False
 
 
+class LatencyIs(Expectation, frozen=True):
+    """How long messages took, from when each should have been sent to its acknowledgement. At least one bound is given.
+
+    p50, p90, p99, p999: the time within which that share of the messages was acknowledged; a message that never was
+        counts as slower than all others. max: within which all were.
+    between: names of two steps: only messages count that should have been sent after the first began and before the
+        second did. None: all of the run.
+    Of a scenario with a load only the load's messages count. soft: as in Throughput.
+    """
+
+    word = "latency"
+    short = "p99"
+    p50: Period | None = None
+    p90: Period | None = None
+    p99: Period | None = None
+    p999: Period | None = None
+    max: Period | None = None
+    between: tuple[str, str] | None = None
+    soft: bool = False
+
+
+LATENCY_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+"""Field of LatencyIs -> share of the messages."""
+
+
 class Memory(Expectation, frozen=True):
     """No node process ever had more resident memory, in MiB."""
 
@@ -182,6 +207,7 @@ RunExpectation: TypeAlias = (
     | Acknowledged
     | Throughput
     | Unavailable
+    | LatencyIs
     | Memory
     | TermGrowth
 )
@@ -198,6 +224,7 @@ RUN_EXPECTATIONS: dict[str, type[Expectation]] = {
         Acknowledged,
         Throughput,
         Unavailable,
+        LatencyIs,
         Memory,
         TermGrowth,
     )

@@ -13,10 +13,12 @@ from typing import Any, NoReturn, TypeVar, cast, get_args
 from msgspec import Struct, structs
 
 from lab.plan.expectation import (
+    LATENCY_SHARES,
     MOMENT_EXPECTATIONS,
     RUN_EXPECTATIONS,
     Expectation,
     LastSeq,
+    LatencyIs,
     LeaderIs,
     MomentExpectation,
     Order,
@@ -369,6 +371,8 @@ class Reader:
         if isinstance(expectation, LeaderIs):
             shown = (*inside, "is") if isinstance(self._document.value(inside), dict) else inside
             self._check_id(shown, expectation.node)
+        if isinstance(expectation, LatencyIs) and all(getattr(expectation, name) is None for name in LATENCY_SHARES):
+            self._fail(inside, f"no time is given; allowed: {', '.join(LATENCY_SHARES)}")
         if isinstance(expectation, Order):
             self._check_order(inside, expectation)
         least, most = getattr(expectation, "at_least", None), getattr(expectation, "at_most", None)

@@ -17,7 +17,7 @@ import yaml
 from msgspec import Meta, Struct, structs
 
 from lab.plan.command import split_command
-from lab.plan.expectation import Memory, RunExpectation, Throughput, Unavailable
+from lab.plan.expectation import LatencyIs, Memory, RunExpectation, Throughput, Unavailable
 from lab.plan.reading import Reader, check_periods, check_title
 from lab.plan.step import (
     LINK_STEPS,
@@ -305,6 +305,7 @@ def load(path: Path | str, *, text: str | None = None) -> Scenario:
             ("steps",), f"{scenario.step_count} steps with repeats written out, allowed 1..{MAX_STEPS}"
         )
     _check_load_use(document, scenario)
+    _check_named_steps(document, scenario)
     return scenario
 
 
@@ -456,6 +457,18 @@ def _check_load_use(document: Document, scenario: Scenario) -> None:
     for index, expectation in enumerate(scenario.expectations):
         if isinstance(expectation, Throughput | Unavailable) and scenario.load is None:
             raise document.error(("expectations", index), "needs a load, and this scenario has none")
+
+
+def _check_named_steps(document: Document, scenario: Scenario) -> None:
+    """The steps that bound a part of the run exist."""
+    names = sorted({step.name for step in scenario.every_step() if step.name})
+    for index, expectation in enumerate(scenario.expectations):
+        for end, name in enumerate(expectation.between or () if isinstance(expectation, LatencyIs) else ()):
+            if name not in names:
+                allowed = ", ".join(names) or "none, for no step has a `name`"
+                raise document.wrong(
+                    ("expectations", index, "latency", "between", end), f"the name of a step: {allowed}", names
+                )
 
 
 def _endless(load: Load | None) -> bool:

@@ -26,7 +26,7 @@ GOOD = """\
 name: quiet
 description: Nothing happens.
 steps:
-  - sleep: 1ms
+  - send: {client: 1, messages: [a]}
 """
 
 CHECKS = {
@@ -227,7 +227,7 @@ def test_with_x_the_first_failure_is_the_last_run(lab: FakeLab, capsys: pytest.C
 
 
 def test_a_mistake_in_one_scenario_starts_none(lab: FakeLab, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("wrong.yml").write_text(GOOD.replace("sleep: 1ms", "sleeep: 1ms"))
+    Path("wrong.yml").write_text(GOOD.replace("send:", "sennd:"))
     assert run("quiet.yml", "wrong.yml", "--out", "out") == 64
     assert lab.runs == []
     assert "wrong.yml:4:5" in capsys.readouterr().err

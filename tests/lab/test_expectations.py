@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import ExpectationResult
 from lab.plan.workload import payload
-from lab.rows import Expectation, Unknown, encode_row
+from lab.rows import Expectation, Phase, Unknown, encode_row
 from lab.rundir import RunDir
 from tests.lab.synthetic import MS, NODES, SCENARIO, SEED, T_START, build_run, doctor_lines, doctor_meta
 
@@ -63,6 +64,9 @@ def first_of(client: int, n: int = 1) -> str:
         ("unavailable: 200ms", True, "0.101 s without"),
         ("unavailable: 50ms", False, "0.101 s without"),
         ("throughput: 1000", True, "messages/s"),
+        ("latency: 1ms", True, "p99 0.5 ms; 200 of 200 messages acknowledged"),
+        ("latency: {p50: 0.4ms, p99: 1s}", False, "p50 0.5 ms, p99 0.5 ms"),
+        ("latency: {max: 1ms, soft: true}", True, "max 0.5 ms"),
         ("memory: 64", True, "MiB on node"),
         ("memory: {at_most: 0.5}", False, "MiB on node"),
         ("throughput: {at_least: 1000000, soft: false}", False, "messages/s"),
@@ -72,6 +76,41 @@ def test_an_expectation_is_met_or_missed(run: RunDir, expectation: str, met: boo
     result = judged(run, expectation)
     assert result.met is met, result
     assert found in result.found, result
+
+
+PART = "latency: {p99: 1ms, between: [from here, to here]}"
+
+
+def judged_part(run: RunDir, start_ms: float, end_ms: float) -> ExpectationResult:
+    """PART, of a run whose two steps began then, counted from its first message."""
+    rows = [Phase(T_START + int(ms * MS), "step", name) for ms, name in ((start_ms, "from here"), (end_ms, "to here"))]
+    text = SCENARIO.replace("  - load: start\n", "  - {load: start, name: from here}\n")
+    text = text.replace("  - kill: leader\n", "  - {kill: leader, name: to here}\n").partition("expectations:")[0]
+    run.scenario.write_text(f"{text}expectations:\n  - {PART}\n")
+    lines = run.history.read_bytes().splitlines(keepends=True) + [encode_row(row) for row in rows]
+    run.history.write_bytes(b"".join(sorted(lines, key=lambda line: int(json.loads(bytes(line))["t"]))))
+    return check(run, None).expectations[1]
+
+
+def test_a_latency_may_be_that_of_a_part_of_the_run(run: RunDir) -> None:
+    result = judged_part(run, 9.5, 19.5)
+    assert (result.met, result.found) == (True, "p99 0.5 ms; 50 of 50 messages acknowledged")
+
+
+def test_a_part_in_which_nothing_was_sent_has_no_latency(run: RunDir) -> None:
+    result = judged_part(run, 25, 90)
+    assert (result.met, result.found) == (None, "no message was sent in this part of the run")
+
+
+def test_a_step_that_did_not_begin_bounds_no_part(run: RunDir) -> None:
+    result = judged_part(run, 20, 10)
+    assert (result.met, result.found) == (None, "the step 'to here' did not begin after 'from here'")
+
+
+def test_a_message_that_was_never_acknowledged_is_slower_than_all_others(run: RunDir) -> None:
+    doctor_lines(run.history, lambda lines: lines.__delitem__(118))
+    result = judged(run, "latency: {p50: 1ms, p99: 1s}")
+    assert (result.met, result.found) == (False, "p50 0.5 ms, p99 not acknowledged; 195 of 200 messages acknowledged")
 
 
 def test_payloads_are_found_in_order(run: RunDir) -> None:

@@ -85,10 +85,10 @@ def test_a_tag_that_pytest_has_a_meaning_for_is_refused(lab: FakeLab, pytester: 
 
 
 def test_a_mistake_in_a_scenario_is_an_error_with_its_place(lab: FakeLab, pytester: pytest.Pytester) -> None:
-    Path("scenarios/other.yml").write_text(GOOD.replace("sleep: 1ms", "sleeep: 1ms"))
+    Path("scenarios/other.yml").write_text(GOOD.replace("send:", "sennd:"))
     done = ran(pytester, "scenarios")
     done.assert_outcomes(errors=1)
-    assert "other.yml:4:5: steps[0].sleeep: no such step" in done.stdout.str()
+    assert "other.yml:4:5: steps[0].sennd: no such step" in done.stdout.str()
     assert "Traceback" not in done.stdout.str()
 
 
@@ -194,11 +194,11 @@ def test_a_project_of_its_own_needs_nothing_but_the_plugin(
     monkeypatch.setenv("PYTHONPATH", child_environment()["PYTHONPATH"])
     steps = "steps:\n  - send: {client: 9, messages: [a, b]}\nexpectations:\n  - last_seq: "
     (pytester.mkdir("scenarios") / "two.yml").write_text(f"name: two\ndescription: d\n{steps}2\n")
-    Path("scenarios/three.yml").write_text(f"name: three\ndescription: d\n{steps}3\n")
+    Path("scenarios/one.yml").write_text(f"name: one\ndescription: d\n{steps}1\n")
     done = pytester.runpytest_subprocess(*PLUGIN, "scenarios", "--lab-sim", "--junitxml=out.xml")
     done.assert_outcomes(passed=1, failed=1)
     shown = done.stdout.str()
-    assert "agreement" in shown and "three: FAIL: expected last_seq: 3; found" in shown
+    assert "agreement" in shown and "one: FAIL: expected last_seq: 1; found" in shown
     assert "Traceback" not in shown
     properties = {each.get("name"): each.get("value") for each in ElementTree.parse("out.xml").iter("property")}
     assert properties["acknowledged"] == "2"

@@ -540,6 +540,22 @@ REFUSED = {
         "5:12: expectations[0].event: never holds",
         "at_least is 1",
     ),
+    "a latency without time": (
+        "steps: [{load: start}]\nload: {rate: 5}\nexpectations:\n  - latency: {soft: true}",
+        "6:14: expectations[0].latency: no time is given",
+        "p50, p90, p99",
+    ),
+    "a part from a step that is not there": (
+        "steps: [{load: start, name: begin}]\nload: {rate: 5}\nexpectations:\n"
+        "  - latency: {p99: 1s, between: [begin, begn]}",
+        '6:41: expectations[0].latency.between[1]: found "begn" (did you mean begin?)',
+        "the name of a step: begin",
+    ),
+    "a part with one end": (
+        "steps: [{load: start, name: begin}]\nload: {rate: 5}\nexpectations:\n  - latency: {p99: 1s, between: [begin]}",
+        "6:33: expectations[0].latency.between",
+        "a list of 2",
+    ),
     "last_seq without number": (
         "steps: [{kill: 1}]\nexpectations:\n  - last_seq: {on: 1}",
         "5:15: expectations[0].last_seq",
@@ -645,6 +661,7 @@ STORY: Final[dict[str, Any]] = {
         {"acknowledged": {"at_least": 1}},
         {"throughput": {"at_least": 1, "soft": True}},
         {"unavailable": {"at_most": "1s", "soft": True}},
+        {"latency": {"p50": "1s", "p90": "1s", "p99": "1s", "p999": "1s", "max": "1s", "between": None, "soft": True}},
         {"memory": {"at_most": 5}},
         {"term_growth": {"at_most": 5}},
     ],
