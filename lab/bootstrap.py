@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
 RUN = Wanted("requirements.txt", ("msgspec", "prompt_toolkit", "psutil", "yaml", "tabulate"))
 DEV = Wanted(
     "requirements-dev.txt",
-    (*RUN.modules, "hypothesis", "mypy", "pytest", "pytest_benchmark", "xdist", "ruff", "trustme"),
+    (*RUN.modules, "fastjsonschema", "hypothesis", "mypy", "pytest", "pytest_benchmark", "xdist", "ruff", "trustme"),
 )
 
 

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lab import __version__
 from lab.runs import (
@@ -50,6 +50,7 @@ from lab.show import colour
 if TYPE_CHECKING:
     from lab.plan.choosing import Chosen
     from lab.plan.scenario import Scenario
+    from nodeproc.errors import ConfigError
 
 ELSEWHERE = {
     "sim": ("lab.search.search", "simulate random scenarios, one a seed, and look for a broken invariant"),
@@ -57,6 +58,8 @@ ELSEWHERE = {
     "explore": ("lab.search.explore", "try every order of events within small bounds"),
     "bench": ("lab.bench.bench", "measure how fast all of it is, and how fast this machine lets anything be"),
     "selftest": ("lab.selftest.selftest", "break one rule after the other: is each noticed?"),
+    "new": ("lab.plan.scaffold", "write a small scenario that runs and passes, to be changed"),
+    "schema": ("lab.plan.schema", "print a JSON Schema of the scenario format, for editors"),
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
 }
 """Command -> (the module whose add_arguments() and main() do it, what it is for)."""
@@ -140,9 +143,11 @@ def _parser() -> _Parser:
     validate = commands.add_parser("validate", help="look for mistakes in scenario files without running them")
     _add_scenarios(validate)
     validate.add_argument("--sim", action="store_true", help="also refuse what makes no sense in virtual time")
+    _add_json(validate)
     validate.set_defaults(do=_do_validate)
     listing = commands.add_parser("list", help="show name and description of scenarios")
     _add_scenarios(listing)
+    _add_json(listing)
     listing.set_defaults(do=_do_list)
     clean = commands.add_parser("clean", help="remove old runs from the results directory")
     clean.add_argument(
@@ -187,38 +192,85 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _do_validate(options: argparse.Namespace) -> int:
-    chosen, code = _chosen(options)
+    from nodeproc.errors import ConfigError
+
+    chosen, mistakes = _choice(options)
+    refused = [
+        ConfigError(f"{path}: {reason}")
+        for path, scenario, _ in chosen
+        for reason in (scenario.sim_refusals() if options.sim else ())
+    ]
+    if options.json:
+        return _print_scenarios(chosen, [*mistakes, *refused])
+    for mistake in mistakes + refused:
+        print(mistake, file=sys.stderr)
     for path, scenario, _ in chosen:
-        refused = scenario.sim_refusals() if options.sim else []
-        for reason in refused:
-            print(f"{path}: {reason}", file=sys.stderr)
-        if refused:
-            code = USAGE
-        else:
+        if not (options.sim and scenario.sim_refusals()):
             print(f"{path}: ok, {scenario.name}: {scenario.step_count} steps{_tags(scenario)}")
+    return USAGE if mistakes or refused else PASS
+
+
+def _print_scenarios(chosen: list[Chosen], mistakes: list[ConfigError]) -> int:
+    """One JSON document: the scenarios that are good, and what is wrong with the others."""
+    code = USAGE if mistakes else PASS
+    scenarios = [
+        {
+            "file": str(path),
+            "name": scenario.name,
+            "description": " ".join(scenario.description.split()),
+            "tags": list(scenario.tags),
+            "steps": scenario.step_count,
+            "sim_refusals": scenario.sim_refusals(),
+        }
+        for path, scenario, _ in chosen
+    ]
+    print(json.dumps({"exit_code": code, "scenarios": scenarios, "problems": list(map(_plain, mistakes))}, indent=1))
     return code
+
+
+def _plain(mistake: ConfigError) -> dict[str, Any]:
+    from nodeproc.errors import FileProblem
+
+    if not isinstance(mistake, FileProblem):
+        return {"file": "", "line": 0, "column": 0, "message": str(mistake), "allowed": []}
+    return {
+        "file": mistake.path,
+        "line": mistake.line,
+        "column": mistake.column,
+        "message": mistake.message,
+        "allowed": list(mistake.allowed),
+    }
 
 
 def _do_list(options: argparse.Namespace) -> int:
     import textwrap
 
-    chosen, code = _chosen(options)
+    chosen, mistakes = _choice(options)
+    if options.json:
+        return _print_scenarios(chosen, mistakes)
+    for mistake in mistakes:
+        print(mistake, file=sys.stderr)
     width = min(shutil.get_terminal_size((100, 0)).columns, 100)
     for path, scenario, _ in chosen:
         description = textwrap.fill(" ".join(scenario.description.split()), width - 4)
         print(f"{near(path)}{_tags(scenario)}\n{textwrap.indent(description, '    ')}")
-    return code
+    return USAGE if mistakes else PASS
 
 
 def _tags(scenario: Scenario) -> str:
     return f"  [{', '.join(scenario.tags)}]" if scenario.tags else ""
 
 
-def _chosen(options: argparse.Namespace) -> tuple[list[Chosen], int]:
-    """The scenarios that were asked for; each mistake is told on standard error, and any makes the code USAGE."""
+def _choice(options: argparse.Namespace) -> tuple[list[Chosen], list[ConfigError]]:
+    """The scenarios that were asked for, and the mistakes in the others."""
     from lab.plan.choosing import choose
 
-    chosen, mistakes = choose(options.scenarios, options.tag, SCENARIOS, COMMANDS)
+    return choose(options.scenarios, options.tag, SCENARIOS, COMMANDS)
+
+
+def _chosen(options: argparse.Namespace) -> tuple[list[Chosen], int]:
+    """The scenarios that were asked for; each mistake is told on standard error, and any makes the code USAGE."""
+    chosen, mistakes = _choice(options)
     for mistake in mistakes:
         print(mistake, file=sys.stderr)
     return chosen, USAGE if mistakes else PASS
@@ -305,10 +357,21 @@ def _without_passed_run(result: Result) -> Result:
     return replace(result, directory=None)
 
 
+def _out_refusal(out: Path) -> str:
+    """Why no run directory can be made in `out`; "" where one can."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"--out: found {out}, allowed a directory that can be written: {error.strerror}"
+    return "" if os.access(out, os.W_OK | os.X_OK) else f"--out: found {out}, which can't be written"
+
+
 def _option_refusal(options: argparse.Namespace) -> str:
     """What is wrong with options that go together; "": nothing."""
     if options.frames and not options.sim:
         return "--frames: only with --sim; real nodes' frames are not kept"
+    if refusal := _out_refusal(options.out):
+        return refusal
     if not options.mutant:
         return ""
     from lab.selftest.mutants import mutant

@@ -27,7 +27,7 @@ class Chosen(NamedTuple):
 
 def choose(
     words: Sequence[str], tags: Collection[str], home: Path, commands: Sequence[str] = ()
-) -> tuple[list[Chosen], list[str]]:
+) -> tuple[list[Chosen], list[ConfigError]]:
     """The scenarios that the words name and that have at least one of the tags, in order, and what is wrong.
 
     Args:
@@ -41,23 +41,23 @@ def choose(
         each file that is no scenario.
     """
     chosen: list[Chosen] = []
-    mistakes: list[str] = []
+    mistakes: list[ConfigError] = []
     for word in words or [str(home)]:
         try:
             paths, by_name = _paths(word, home, commands)
         except ConfigError as error:
-            mistakes.append(str(error))
+            mistakes.append(error)
             continue
         for path in paths:
             try:
                 scenario = load_checked(path)
             except ConfigError as error:
-                mistakes.append(str(error))
+                mistakes.append(error)
                 continue
             if not tags or not set(tags).isdisjoint(scenario.tags):
                 chosen.append(Chosen(path, scenario, by_name))
     if not chosen and not mistakes:
-        mistakes.append(f"no scenario has the tag {' or '.join(sorted(tags))}")
+        mistakes.append(ConfigError(f"no scenario has the tag {' or '.join(sorted(tags))}"))
     return chosen, mistakes
 
 

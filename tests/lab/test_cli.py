@@ -126,8 +126,17 @@ def test_a_failure_outside_of_a_run_is_70_and_no_broken_invariant(monkeypatch: p
     def fail(options: object) -> None:
         raise ValueError("ours")
 
-    monkeypatch.setattr(cli, "_chosen", fail)
+    monkeypatch.setattr(cli, "_choice", fail)
     assert cli.main(["validate", "quiet.yml"]) == 70
+
+
+@pytest.mark.parametrize("out", ["/proc/out", "quiet.yml", "quiet.yml/out", "x" * 300])
+def test_runs_that_can_t_be_written_are_wrong_usage_before_anything_starts(
+    out: str, lab: FakeLab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("quiet.yml", "--out", out) == 64
+    assert f"--out: found {out}, allowed a directory that can be written: " in capsys.readouterr().err
+    assert lab.runs == []
 
 
 def test_a_checker_that_fails_is_70_and_no_pass(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+"""`run_lab.py new NAME`: a small scenario that runs and passes, to be changed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lab.plan.scenario import load
+from nodeproc.errors import ConfigError
+
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
+TEXT = """\
+name: {name}
+description: >
+  Say in a sentence what the story shows. Here: the leader is killed under load, another node takes over, and no
+  acknowledged message is lost.
+
+cluster: {{nodes: 3}}
+
+# Two clients send 200 messages a second, from `load: start` to `load: stop`.
+load: {{clients: 2, rate: 200}}
+
+# One step after the other; docs/scenarios.md lists all. `run_lab.py validate {name}` checks this file.
+steps:
+  - load: start
+  - wait: {{for: acknowledged, count: 100}}
+  - kill: leader
+    name: the leader is killed
+  - wait: new_leader
+  - wait: {{for: acknowledged, count: 100}}
+  - start: killed
+  - wait: {{for: caught_up, on: all}}
+  - load: stop
+
+# The invariants A1 to A10 are judged in every run. What the story claims beyond them stands here.
+expectations:
+  - acknowledged: 200
+  - numbering_continues: 2
+  - unavailable: 5s
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of a scenario in scenarios/, or the path of a new .yml file")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Write the file and say what to do with it; returns the exit code."""
+    name: str = options.name
+    path = Path(name) if name.endswith((".yml", ".yaml")) else SCENARIOS / f"{name}.yml"
+    text = TEXT.format(name=path.stem)
+    try:
+        load(path, text=text)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        print(f"{path}: is there already, and stays as it is", file=sys.stderr)
+        return 64
+    except (ConfigError, OSError) as error:
+        print(error if isinstance(error, ConfigError) else f"{path}: {error.strerror}", file=sys.stderr)
+        return 64
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    print(f"{shown}\n    run it:                  python run_lab.py {shown}")
+    print(f"    without real processes:  python run_lab.py {shown} --sim")
+    return 0

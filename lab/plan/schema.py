@@ -1,0 +1,196 @@
+"""A JSON Schema of the scenario format for editors, made from the types.
+
+    python run_lab.py schema > scenario.schema.json
+
+It knows every key, word, bound and short form, and describes each with the first line of its type's docstring. What
+only a whole file can tell (a node beyond the cluster, steps that can't work together) is for `run_lab.py validate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+from msgspec import NODEFAULT, Struct, inspect, structs
+
+from lab.plan.expectation import MOMENT_EXPECTATIONS, RUN_EXPECTATIONS, Expectation
+from lab.plan.reading import EVENTS, FRAME_TYPES
+from lab.plan.scenario import Cluster, Scenario
+from lab.plan.step import STEPS, UNTILS, Expect, Nemesis, Repeat, Send, Sender, Step, Until, Wait, When
+from lab.plan.words import DURATION_ALLOWED, Duration, Title, encode_word
+from nodeproc.config import Limits
+
+Schema: TypeAlias = dict[str, Any]
+
+DURATION: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m)$",
+    "description": DURATION_ALLOWED,
+}
+_STEPS: Final[Schema] = {"type": "array", "minItems": 1, "items": {"$ref": "#/definitions/step"}}
+_UNTIL: Final[Schema] = {"$ref": "#/definitions/until"}
+_MOMENT: Final[Schema] = {"$ref": "#/definitions/moment"}
+_SPECIAL: Final[dict[tuple[type[Struct], str], Schema]] = {
+    (Scenario, "steps"): _STEPS,
+    (Scenario, "expectations"): {"type": "array", "items": {"$ref": "#/definitions/expectation"}},
+    (Cluster, "limits"): {"$ref": "#/definitions/limits"},
+    (Repeat, "steps"): _STEPS,
+    (When, "steps"): _STEPS,
+    (When, "until"): _UNTIL,
+    (Nemesis, "faults"): _STEPS,
+}
+"""(type, field) -> its schema, where the annotation holds a union that msgspec can't describe."""
+
+
+def schema() -> Schema:
+    """The whole schema, draft 07."""
+    top = _struct(Scenario)
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "chat lab scenario",
+        **top,
+        "definitions": {
+            "duration": DURATION,
+            "limits": _struct(Limits),
+            "step": _one_of_words({word: _step(kind) for word, kind in STEPS.items()}, beside={"name": _of(Title)}),
+            "until": _until(),
+            "moment": _one_of_words({word: _shortened(kind) for word, kind in MOMENT_EXPECTATIONS.items()}),
+            "expectation": _one_of_words({word: _shortened(kind) for word, kind in RUN_EXPECTATIONS.items()}),
+        },
+    }
+
+
+def _one_of_words(words: Mapping[str, Schema], beside: Mapping[str, Schema] | None = None) -> Schema:
+    """A mapping of exactly one of these keys."""
+    return {
+        "type": "object",
+        "properties": {**words, **(beside or {})},
+        "additionalProperties": False,
+        "oneOf": [{"required": [word]} for word in words],
+    }
+
+
+def _step(kind: type[Step]) -> Schema:
+    described = {"description": _summary(kind)}
+    if kind is Wait:
+        return described | _UNTIL
+    if kind is Expect:
+        return described | {"anyOf": [_MOMENT, {"type": "array", "minItems": 1, "items": _MOMENT}]}
+    if kind is Send:
+        several = _struct(Send, without=("name",))
+        one = _struct(Sender)
+        shared = {key: value for key, value in several["properties"].items() if key != "clients"}
+        single = one | {"properties": one["properties"] | shared}
+        return described | {"anyOf": [several["properties"]["clients"], several, single]}
+    return _shortened(kind)
+
+
+def _shortened(kind: type[Step] | type[Expectation]) -> Schema:
+    """A mapping of the fields, or the value of the one that may stand alone."""
+    full = _struct(kind, without=("name",))
+    fields = structs.fields(kind)
+    if not kind.short or any(field.required and field.name not in (kind.short, "name") for field in fields):
+        return full
+    short = next(field for field in fields if field.name == kind.short)
+    return {"description": full.pop("description"), "anyOf": [_field(kind, short), full]}
+
+
+def _until() -> Schema:
+    """A word, or a mapping that names it."""
+    forms: list[Schema] = []
+    alone = []
+    for word, kind in UNTILS.items():
+        full = _struct(kind)
+        full["properties"] = {"for": {"const": word}, **full["properties"]}
+        full["required"] = ["for", *full.get("required", ())]
+        forms.append(full)
+        if not any(field.required for field in structs.fields(kind)):
+            alone.append(word)
+    return {"anyOf": [{"enum": alone}, *forms]}
+
+
+def _struct(kind: type[Struct], without: Iterable[str] = ()) -> Schema:
+    fields = [field for field in structs.fields(kind) if field.name not in without]
+    made: Schema = {
+        "description": _summary(kind),
+        "type": "object",
+        "properties": {field.encode_name: _field(kind, field) for field in fields},
+        "additionalProperties": False,
+    }
+    if required := [field.encode_name for field in fields if field.required]:
+        made["required"] = required
+    return made
+
+
+def _field(kind: type[Struct], field: structs.FieldInfo) -> Schema:
+    if (kind, field.name) in _SPECIAL:
+        return _SPECIAL[kind, field.name]
+    if field.name == "event":
+        return {"enum": sorted(EVENTS)}
+    if field.name == "frames":
+        return {"type": "array", "items": {"enum": list(FRAME_TYPES)}}
+    made = _of(field.type)
+    default = field.default
+    if default is not NODEFAULT and default is not None and default != "":
+        plain = encode_word(default) if isinstance(default, Duration) else default
+        made = made | {"default": plain} if isinstance(plain, str | int | float) else made
+    return made
+
+
+def _of(kind: Any) -> Schema:
+    """The schema of an annotation."""
+    return _of_type(inspect.type_info(kind))
+
+
+def _of_type(info: inspect.Type) -> Schema:
+    match info:
+        case inspect.Metadata():
+            return _of_type(info.type)
+        case inspect.IntType():
+            return _bounded("integer", minimum=info.ge, exclusiveMinimum=info.gt, maximum=info.le)
+        case inspect.FloatType():
+            return _bounded("number", minimum=info.ge, exclusiveMinimum=info.gt, maximum=info.le)
+        case inspect.StrType():
+            return _bounded("string", minLength=info.min_length, maxLength=info.max_length)
+        case inspect.BoolType():
+            return {"type": "boolean"}
+        case inspect.NoneType():
+            return {"type": "null"}
+        case inspect.LiteralType():
+            return {"enum": list(info.values)}
+        case inspect.VarTupleType() | inspect.ListType():
+            return {"type": "array", "items": _of_type(info.item_type)}
+        case inspect.TupleType():
+            size = len(info.item_types)
+            return {"type": "array", "items": [*map(_of_type, info.item_types)], "minItems": size, "maxItems": size}
+        case inspect.DictType():
+            return {"type": "object", "additionalProperties": _of_type(info.value_type)}
+        case inspect.UnionType():
+            return {"anyOf": [_of_type(each) for each in info.types]}
+        case inspect.StructType():
+            return _struct(info.cls)
+        case inspect.CustomType() if info.cls is Duration:
+            return {"$ref": "#/definitions/duration"}
+        case _:
+            raise AssertionError(info)
+
+
+def _bounded(kind: str, **bounds: float | None) -> Schema:
+    return {"type": kind, **{name: bound for name, bound in bounds.items() if bound is not None}}
+
+
+def _summary(kind: type[Struct] | type[Until]) -> str:
+    """The first line of a type's docstring."""
+    return (kind.__doc__ or "").partition("\n")[0]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "An editor uses it with the first line `# yaml-language-server: $schema=scenario.schema.json`."
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print it."""
+    print(json.dumps(schema(), indent=1))
+    return 0
