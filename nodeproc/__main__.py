@@ -1,6 +1,9 @@
 """Run one node: python -m nodeproc --config configs/node1.yml
 
-Exit codes:
+Or look for damage in the data of a node that is down: python -m nodeproc verify DATA_DIR. Its exit codes are 0 for
+none, 3 for damage, 2 where that is no data directory or is in use.
+
+Exit codes of a node:
     0   stopped by SIGTERM or SIGINT
     2   configuration: the file, a flag, the port or the data directory can't be used
     3   corruption: durable data is not what was written; nothing was changed
@@ -38,6 +41,7 @@ from nodeproc.files import RealFiles
 from nodeproc.runtime import EXIT_CONFIG, EXIT_CORRUPTION, EXIT_INTERNAL, EXIT_WRITE_FAILED, Runtime
 from nodeproc.sockets import raise_descriptor_limit
 from nodeproc.storage import Storage
+from nodeproc.verify import verify
 from nodeproc.wire import Sealer
 
 PR_SET_PDEATHSIG: Final = 1
@@ -62,6 +66,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["verify"]:
+        return verify_directory(arguments[1:])
     parent = os.getppid()
     options = parse_arguments(arguments)
     if options.die_with_parent:
@@ -82,6 +89,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return EXIT_INTERNAL
+
+
+def verify_directory(arguments: Sequence[str]) -> int:
+    """Print each damage of a data directory on a line of its own. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nodeproc verify",
+        description="Read everything in a node's data directory and say what is damaged.",
+    )
+    parser.add_argument("data_dir", metavar="DATA_DIR", type=Path, help="of a node that is down; nothing is changed")
+    root = parser.parse_args(arguments).data_dir
+    found = 0
+    try:
+        for damage in verify(root):
+            found += 1
+            print(damage, flush=True)
+    except (ConfigError, OSError) as error:
+        print(f"nodeproc: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    print(f"{root}: {found} damaged places" if found else f"{root}: no damage")
+    return EXIT_CORRUPTION if found else 0
 
 
 def configured(options: argparse.Namespace) -> NodeConfig:

@@ -157,6 +157,12 @@ class Archive:
         stretch = self._stretch(self._first(lambda row: row.position.seq_no >= start), max_bytes)
         return [body for _, _, body in stretch], stretch[0][0].first, stretch[-1][0].position.seq_no
 
+    def behind(self, after: Position) -> Position:
+        """Position of the next record whose row is intact, or of the last record."""
+        number = self._first(lambda row: row.position > after)
+        rows = self._rows(number, self.end.records - number)
+        return next((row.position for row in rows if row is not None), self.end.position)
+
     def tail(self, size: int) -> bytes:
         """The last lines that the archive covers: `size` bytes or more where there are so many.
 

@@ -64,6 +64,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     subscriber_buffer_bytes: waiting to be sent to one subscriber; past it that one is served from disk.
     link_buffer_bytes: waiting to be sent to one peer; past it the link is reset.
     segment_bytes: one file of the write-ahead log.
+    scrub_bytes_per_s: of what is delivered, read again in the background to find damage (K6); 0: none.
+    scrub_rest_ms: from the end of one such pass to the next.
     The rest: see CoreConfig.
     """
 
@@ -84,6 +86,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     subscriber_buffer_bytes: Annotated[int, Meta(ge=1024, le=1 << 28)] = 1 << 20
     link_buffer_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 30)] = 32 << 20
     segment_bytes: Annotated[int, Meta(ge=4096, le=1 << 30)] = 16 << 20
+    scrub_bytes_per_s: Annotated[int, Meta(ge=0, le=1 << 30)] = 1 << 20
+    scrub_rest_ms: Annotated[float, Meta(ge=100, le=1e9)] = 600_000
     batch_least_messages: Annotated[int, Meta(ge=1, le=65_536)] = 256
     batch_max_messages: Annotated[int, Meta(ge=1, le=65_536)] = 4096
     batch_max_bytes: Annotated[int, Meta(ge=1, le=4 << 20)] = 1 << 20

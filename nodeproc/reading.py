@@ -47,7 +47,7 @@ class Reading:
         try:
             return self._storage.read_lines(start, max_bytes)
         except Unreadable as error:
-            self._ask(error)  # hit: K6 a subscriber waits for what can't be read
+            self.ask(error)  # hit: K6 a subscriber waits for what can't be read
             raise
 
     def records(self, fetch: Fetch) -> list[Record] | None:
@@ -58,10 +58,11 @@ class Reading:
         try:
             return self._storage.read_records(fetch.after, fetch.max_bytes)
         except Unreadable as error:
-            self._waiting.append((self._ask(error), fetch))
+            self._waiting.append((self.ask(error), fetch))
             return None
 
-    def _ask(self, error: Unreadable) -> Position:
+    def ask(self, error: Unreadable) -> Position:
+        """A read has failed: have the core look for a copy. Returns the position before what can't be read."""
         after = Position(*error.after)
         if after not in self._damaged:
             self._damaged[after] = ""

@@ -29,13 +29,14 @@ from nodeproc.complaints import Complaints
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Copied, Effects, Fetch
 from nodeproc.core.events import BadInput, CheckpointPutOff, Event, Failed, Listening, Stopping
-from nodeproc.core.messages import START, Envelope, Input, NodeId, PeerMessage, SeqNo, Submit, Term
+from nodeproc.core.messages import START, Envelope, Input, NodeId, PeerMessage, Position, SeqNo, Submit, Term
 from nodeproc.core.node import Node
 from nodeproc.entrance import Entrance
 from nodeproc.errors import CorruptionError, ReadFailed, Unreadable, WriteFailed
 from nodeproc.eventlog import EventLog
 from nodeproc.handshake import Credentials
 from nodeproc.reading import Reading
+from nodeproc.scrub import FIRST_S, Scrub
 from nodeproc.silence import TIMEOUTS
 from nodeproc.storage import Storage
 from nodeproc.syncing import Syncing
@@ -88,6 +89,9 @@ class Runtime:
         self._turns = 0
         self._checkpointer = ThreadPoolExecutor(1, "checkpoint")
         self._checkpointing = False
+        limits = config.limits
+        self._scrub = Scrub(storage, limits.scrub_bytes_per_s or 1, limits.scrub_rest_ms / 1000)
+        self._scrub_timer: asyncio.TimerHandle | None = None
         self._complaints = Complaints(config.limits.complaints_per_s)
         tls = node_tls(config.tls) if config.tls is not None else None
         self.links = Links(
@@ -128,6 +132,8 @@ class Runtime:
         self._log.flush()
         self._arm()
         self.links.start()
+        if self._config.limits.scrub_bytes_per_s:
+            self._scrub_after(FIRST_S)
         code = await self._stopped
         # First of all: peers that dial again because their links are gone must find a closed door.
         self._entrance.close()
@@ -151,6 +157,8 @@ class Runtime:
         """Returns the exit code: the end is not clean either when only the last write fails. Rule: K5."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._scrub_timer is not None:
+            self._scrub_timer.cancel()
         failure = self._syncing.close()
         self._checkpointer.shutdown()
         try:
@@ -362,6 +370,28 @@ class Runtime:
         else:
             self.report(work.result())
 
+    # ---- scrub ---------------------------------------------------------------------------------------
+
+    def _scrub_after(self, seconds: float) -> None:
+        self._scrub_timer = self._loop.call_later(seconds, self._scrub_piece)
+
+    def _scrub_piece(self) -> None:
+        if not self._stopped.done():
+            work = self._loop.run_in_executor(self._checkpointer, self._scrub.read)
+            work.add_done_callback(self._on_scrubbed)
+
+    def _on_scrubbed(self, work: asyncio.Future[tuple[Position, int]]) -> None:
+        if work.cancelled() or self._stopped.done():
+            return
+        error = work.exception()
+        if isinstance(error, Unreadable):
+            self._reading.ask(error)
+            self._scrub_after(self._scrub.failed(error))
+        elif error is not None:
+            self._on_error(error)
+        else:
+            self._scrub_after(self._scrub.succeeded(*work.result()))
+
     # ---- failures -----------------------------------------------------------------------------------
 
     def _on_error(self, error: BaseException) -> None:
@@ -443,6 +473,7 @@ class Runtime:
             "silent": self._entrance.silent,
             "unproven": self.links.unproven,
             "complaints": self._complaints.total,
+            "scrubs": self._scrub.passes,
         }
 
     def _credentials(self) -> Credentials:

@@ -477,6 +477,11 @@ class Cluster:
 
     # ---- machines, disks and clocks --------------------------------------------------------------
 
+    @property
+    def rotten(self) -> list[str]:
+        """As Disks.rotten."""
+        return self._disks.rotten
+
     async def hurt(self, step: MachineStep, targets: Sequence[NodeId], index: int) -> None:
         match step:
             case PowerLoss():

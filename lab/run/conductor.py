@@ -126,6 +126,10 @@ class Nodes(Protocol):
     @property
     def addresses(self) -> Addresses: ...
 
+    @property
+    def rotten(self) -> list[str]:
+        """Bytes that old rot has changed and nobody has repaired yet."""
+
     async def open(self, seed: int) -> None: ...
 
     async def launch(self, targets: Sequence[NodeId]) -> dict[NodeId, float]: ...
@@ -605,7 +609,7 @@ class Conductor:
         await self._stop_load()
         await self._settle_named()
         convergence = self.facts.convergence = await self._converge()
-        self._phase("converged" if convergence.reached else "diverged")
+        self._phase("converged" if convergence.reached else "diverged", "; ".join(self._cluster.rotten))
         if self._subscribers is not None:
             await self._subscribers.until_shown(max(convergence.delivered.values(), default=0))
             await self._subscribers.close()
@@ -635,6 +639,8 @@ class Conductor:
 
     def _is_converged(self, view: ClusterView) -> bool:
         answers = self._cluster.statuses
+        if self._cluster.rotten:
+            return False
         if len(answers) < len(view.nodes) or view.agreed_leader() is None:
             return False
         last = answers[view.leader].last_seq

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from lab.plan.step import Disk
-from nodeproc import checkpoint, recovery, wal
+from nodeproc import archive, checkpoint, recovery, wal
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import CorruptionError
 from nodeproc.runtime import EXIT_CORRUPTION, EXIT_WRITE_FAILED
@@ -42,14 +42,14 @@ def file_name(what: str, node: NodeId) -> str:
 
 
 def draw_rot(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random.Random) -> Rot | None:
-    """Choose a byte that recovery has to look at, and what becomes of it.
+    """Choose a byte that recovery has to look at, or an old one at which only reads look, and what becomes of it.
 
     Of the log it is one of those that were durable for certain: damage behind them can't be told from a torn tail (K2).
     Of the message log it is one of those that no checkpoint vouches for, or of the last that it vouches for: older ones
     are read only when somebody asks for them (K4).
 
     Args:
-        what: wal, messages or checkpoint.
+        what: as in Disk.rot.
 
     Returns:
         None where there is too little to damage, or damage already.
@@ -71,9 +71,17 @@ def _looked_at(contents: Mapping[str, bytes], what: str, node: NodeId, rng: rand
         numbers = _numbers(contents)
         number = rng.choice(numbers) if numbers else 0
         return wal.segment_name(number), 0, _durable(number, numbers, contents)
+    known = _known(contents)
+    vouched_for = max(0, known.lines_bytes - checkpoint.TAIL_BYTES)
+    match what:
+        case "old_lines":
+            return recovery.lines_name(node), 0, min(known.archive.lines_bytes, vouched_for)
+        case "old_headers":
+            return archive.HEADERS, 0, known.archive.header_bytes
+        case "old_index":
+            return archive.INDEX, 0, known.archive.records * archive.ROW_BYTES
     name = file_name(what, node)
-    start = max(0, _known(contents).lines_bytes - checkpoint.TAIL_BYTES) if what == "messages" else 0
-    return name, start, len(contents.get(name, b""))
+    return name, vouched_for if what == "messages" else 0, len(contents.get(name, b""))
 
 
 def _durable(number: int, numbers: list[int], contents: Mapping[str, bytes]) -> int:
@@ -180,11 +188,11 @@ class Cause(NamedTuple):
 
 
 def cause_of(step: Disk, index: int, place: str = "") -> Cause | None:
-    """What a `disk` step brings about; None for a slow disk, of which no node may end.
+    """What a `disk` step brings about; None for a slow disk and old rot, of which no node may end.
 
     place: as in Cause, for rot and lose.
     """
-    if step.slow:
+    if step.slow or (step.rot and not step.needs_dead_node):
         return None
     if step.rot:
         return Cause(f"rot of {step.rot}", EXIT_CORRUPTION, index, place)

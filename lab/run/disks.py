@@ -21,12 +21,12 @@ from msgspec import structs
 from lab.plan.step import Clock, Disk, PowerLoss
 from lab.rows import FaultRow
 from lab.run.children import last_line
-from lab.run.damage import Causes, cause_of, draw_rot, file_name, lost_place
+from lab.run.damage import Causes, Rot, cause_of, draw_rot, file_name, lost_place
 from lab.run.ledger import NEVER, Counts, Ledger, NameChange
 from lab.run.powerloss import lose_power, tearable
 from lab.run.processes import NodeProcess
 from lab.rundir import RunDir
-from nodeproc import recovery, wal
+from nodeproc import archive, checkpoint, recovery, wal
 from nodeproc.core.messages import NodeId
 from nodeproc.runtime import EXIT_CORRUPTION
 
@@ -69,6 +69,8 @@ class Disks:
         self._causes = Causes()
         self._asked: dict[int, FaultRow] = {}
         """Step -> its latest row."""
+        self._rotten: list[tuple[Path, Rot]] = []
+        """What old rot has changed, by file."""
         self._up: dict[NodeId, int] = {}
         """Node -> which of its processes has answered, counted from 1."""
         self._open_rows: dict[NodeId, list[tuple[FaultRow, str, Counts]]] = {}
@@ -143,8 +145,11 @@ class Disks:
     async def hurt(self, step: Disk, targets: Sequence[NodeId], index: int) -> None:
         """From now on these disks are bad; rot and loss are done with when this returns."""
         for node in targets:
-            if step.rot or step.lose:
+            if step.needs_dead_node:
                 await self._damage(node, step, index)
+                continue
+            if step.rot:
+                self._rot_old(node, step.rot, index)
                 continue
             role, began, before = self._role(node), time.monotonic_ns(), self._ledgers[node].counts()
             if cause := cause_of(step, index):
@@ -174,12 +179,29 @@ class Disks:
             if end is None:
                 return
         began = time.monotonic_ns()
-        found, place = self._lose(node, step.lose) if step.lose else self._rot(node, step.rot)
+        if step.lose:
+            found, place = self._lose(node, step.lose)
+        else:
+            rot = self._rot(node, step.rot)
+            found, place = (str(rot), rot.name) if rot is not None else ("", "")
         if found and (cause := cause_of(step, index, place)):
             self._causes.add(node, cause)
         evidence = {"lost" if step.lose else "rot": found or "nothing"}
         row = self._asked[index] = self._row("disk", node, "down", began, evidence, bool(found), index)
         self._record(row)
+
+    def _rot_old(self, node: NodeId, what: str, index: int) -> None:
+        """A byte rots that is older than any restart looks at; the node goes on."""
+        began, role = time.monotonic_ns(), self._role(node)
+        rot = self._rot(node, what)
+        if rot is not None:
+            self._rotten.append((self._run.node_dir(node) / rot.name, rot))
+        self._record(self._row("disk", node, role, began, {"rot": str(rot or "nothing")}, rot is not None, index))
+
+    @property
+    def rotten(self) -> list[str]:
+        """Bytes that old rot has changed and nobody has repaired yet."""
+        return [str(rot) for path, rot in self._rotten if _is_rotten(path, rot)]
 
     def _lose(self, node: NodeId, what: str) -> tuple[str, str]:
         """Delete a file; returns its name and where a node must see that it is gone, "" where there was none."""
@@ -192,18 +214,20 @@ class Disks:
             self._ledgers[node].note(NameChange("lost", name))
         return name, lost_place(name)
 
-    def _rot(self, node: NodeId, what: str) -> tuple[str, str]:
-        """Change a byte; returns what became of it and its file, "" where there was none to change."""
+    def _rot(self, node: NodeId, what: str) -> Rot | None:
+        """Change a byte; None where there was none to change."""
         root = self._run.node_dir(node)
-        paths = [path for folder in DISK_FOLDERS for path in sorted((root / folder).glob("*"))]
-        contents = {str(path.relative_to(root)): path.read_bytes() for path in paths}
+        # The checkpoint first: what a node that runs has in its other files by then is at least what it says.
+        names = [checkpoint.NAME, archive.HEADERS, archive.INDEX, recovery.lines_name(node)]
+        if what == "wal":
+            names += [f"{wal.FOLDER}/{path.name}" for path in sorted((root / wal.FOLDER).glob("*.wal*"))]
+        contents = {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
         rot = draw_rot(contents, what, node, self._rng)
-        if rot is None:
-            return "", ""
-        with (root / rot.name).open("r+b") as file:
-            file.seek(rot.at)
-            file.write(bytes([rot.after]))
-        return str(rot), rot.name
+        if rot is not None:
+            with (root / rot.name).open("r+b") as file:
+                file.seek(rot.at)
+                file.write(bytes([rot.after]))
+        return rot
 
     async def wipe(self, node: NodeId, index: int) -> bool:
         """The node dies and its disk is lost; an empty one takes its place. False: it did not die."""
@@ -326,6 +350,14 @@ class Disks:
     def _change(self, node: NodeId, **orders: Any) -> None:
         ledger = self._ledgers[node]
         ledger.order(ledger.orders()._replace(**orders))
+
+
+def _is_rotten(path: Path, rot: Rot) -> bool:
+    if not path.is_file():
+        return False  # Its disk was lost since.
+    with path.open("rb") as file:
+        file.seek(rot.at)
+        return file.read(1) == bytes([rot.after])
 
 
 def _wiped(folder: Path) -> int:

@@ -14,6 +14,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias
 
+from msgspec import structs
+
 from lab.plan.scenario import Cluster, Load, Scenario
 from lab.plan.step import (
     Chaos,
@@ -57,6 +59,8 @@ STORMY_SHARE: Final = 0.5
 SPREADS: Final[tuple[Literal["uniform", "exponential"], ...]] = ("uniform", "exponential")
 DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
 ROTTEN: Final[tuple[Literal["wal", "messages", "checkpoint"], ...]] = ("wal", "wal", "messages", "checkpoint")
+OLD: Final[tuple[Literal["old_lines", "old_headers", "old_index"], ...]] = ("old_lines", "old_headers", "old_index")
+SCRUBBED: Final = {"scrub_rest_ms": 1000}
 LOST: Final[tuple[Literal["checkpoint", "messages"], ...]] = ("checkpoint", "messages")
 LONGEST: Final = 1200
 """Bytes of the longest message that a node takes where that is limited; the load's are shorter."""
@@ -86,6 +90,9 @@ class _Draw:
 
     def scenario(self) -> Scenario:
         cluster, faults = self._cluster(), self._faults()
+        if any(isinstance(step, Disk) and step.rot in OLD for step in faults):
+            # Else hardly a file is old enough, and the pass that finds what nobody reads comes after the run.
+            cluster = structs.replace(cluster, limits={"segment_bytes": 4096, **cluster.limits, **SCRUBBED})
         if self.rebuilt:
             faults += [WHOLE, CAUGHT_UP]
         steps: Steps = [LoadSwitch(do="start"), *faults, *self._ending()]
@@ -165,9 +172,13 @@ class _Draw:
         weights = [rng.choice((1, 1, 3, 10)) for _ in some]
         steps: Steps = []
         short = rng.choice((0.02, 0.2, 1.0))
+        rot = random.Random(f"{self.seed} old rot")
+        share, rotting = rot.choice((0.0, 0.0, 0.0, 0.3)), rot.choice(self.ids)
         for _ in range(rng.randint(4, 16)):
             steps += makers[rng.choices(some, weights)[0]]()
             steps.append(Sleep(time=_time(short * math.exp(rng.gauss(0.0, 1.2)))))
+            if self.nodes >= 3 and rot.random() < share:  # Of one node only: all others have what it loses.
+                steps.append(Disk(on=rotting, rot=rot.choice(OLD)))
         return steps
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:

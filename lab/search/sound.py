@@ -54,7 +54,7 @@ def _disks_are_spared(steps: Sequence[StepAny]) -> bool:
     rotten: tuple[Target, ...] = ()
     for at, step in enumerate(steps):
         quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
-        if isinstance(step, Disk) and (step.rot or step.lose):
+        if isinstance(step, Disk) and step.needs_dead_node:
             if rotten or not quiet:
                 return False
             rotten = target_parts(step.on)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from lab.selftest.patch import Collection, Patch
-from nodeproc import recovery
+from nodeproc import recovery, wire
+from nodeproc.core.effects import Fetch
 from nodeproc.core.messages import Record, SeqNo
 from nodeproc.core.recovered import Snapshot
+from nodeproc.errors import CorruptionError
+from nodeproc.reading import Reading
 from nodeproc.recovery import Anew, Lines, Survey
 from nodeproc.storage import Storage
 from nodeproc.wal import Promises, Scan
@@ -46,3 +49,21 @@ def torn_tail_kept(patch: Patch) -> None:
         return right(self, last._replace(end=len(last.data)), durable, delivered_seq)
 
     patch.set(Survey, "_anew", wrong)
+
+
+@DISK.add("K6", "What is read for others is handed out whether its CRC is right or not.")
+def rot_served(patch: Patch) -> None:
+    patch.everywhere(wire.is_intact, lambda head, body: True)
+
+
+@DISK.add("K6", "A damaged record that a follower needs ends the leader.")
+def read_that_fails_ends_the_node(patch: Patch) -> None:
+    right = Reading.records
+
+    def wrong(self: Reading, fetch: Fetch) -> list[Record] | None:
+        found = right(self, fetch)
+        if found is None:
+            raise CorruptionError(f"the records behind {tuple(fetch.after)} can't be read")
+        return found
+
+    patch.set(Reading, "records", wrong)

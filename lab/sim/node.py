@@ -25,6 +25,7 @@ from nodeproc.core.node import Node
 from nodeproc.errors import ChatError, CorruptionError, ReadFailed, Unreadable, WriteFailed
 from nodeproc.reading import Reading
 from nodeproc.runtime import EXIT_CLEAN, EXIT_CORRUPTION, EXIT_WRITE_FAILED
+from nodeproc.scrub import FIRST_S, Scrub
 from nodeproc.simfiles import PowerLost, SimFiles
 from nodeproc.storage import Storage
 from nodeproc.wire import PeerStatus, Sealer, Status
@@ -150,6 +151,9 @@ class SimNode:
         self.core = Node.recover(self.config.core(), recovered, self.clock(), core_rng, Sealer(self._wall))
         self._route = self.core.route
         self.clients = Clients(self.node_id, self, limits)
+        self._scrub = Scrub(self.storage, limits.scrub_bytes_per_s or 1, limits.scrub_rest_ms / 1000)
+        if limits.scrub_bytes_per_s:
+            self._loop.post(self._loop.now + FIRST_S, self._scrub_piece, self._life)
         self._guarded(self._begin, [*events, Listening(self.config.host, self.node_id)])
         if self.running:
             self._network.started(self.node_id)
@@ -414,6 +418,21 @@ class SimNode:
             self._emit([self.storage.checkpoint(self.core.snapshot())])
         except (ReadFailed, Unreadable) as error:
             self._emit([CheckpointPutOff(str(error))])
+
+    def _scrub_piece(self, life: int) -> None:
+        if life != self._life:
+            return
+        wait = FIRST_S
+        if not self.paused:
+            try:
+                wait = self._scrub.succeeded(*self._scrub.read())
+            except Unreadable as error:
+                self._reading.ask(error)
+                wait = self._scrub.failed(error)
+            except PowerLost:
+                self.lose_power()
+                return
+        self._loop.post(self._loop.now + wait, self._scrub_piece, life)
 
     # ---- what clients ask (nodeproc.clients.Backend) -----------------------------------------------
 

@@ -18,7 +18,7 @@ from lab.run.children import RunFailed
 from lab.run.clients import START_DELAY_S, Addresses
 from lab.run.cluster import node_settings, rule_of
 from lab.run.conductor import Pair
-from lab.run.damage import Cause, Causes, Tear, cause_of, draw_rot, draw_tear, file_name, lost_place
+from lab.run.damage import Cause, Causes, Rot, Tear, cause_of, draw_rot, draw_tear, file_name, lost_place
 from lab.run.disks import FATAL, MID_WRITE_OPERATIONS, MID_WRITE_PATIENCE_S
 from lab.run.links import LINK_EFFECTS
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
@@ -216,6 +216,8 @@ class SimCluster:
         self._before: dict[Pair, tuple[int, ...]] = {}
         self._exits: dict[NodeId, list[NodeExit]] = {node: [] for node in plan.ids}
         self._causes = Causes()
+        self._rotten: list[tuple[NodeId, Rot]] = []
+        """What old rot has changed."""
         self._up: set[NodeId] = set()
         """Nodes whose process came up."""
         self._in_force: list[_InForce] = []
@@ -568,7 +570,7 @@ class SimCluster:
     def _hurt_disk(self, node: NodeId, step: Disk, index: int) -> None:
         each, role = self.nodes[node], self._role(node)
         if step.rot or step.lose:
-            if each.running:
+            if each.running and step.needs_dead_node:
                 each.kill()
                 self._record("kill", node, role, self.now_ns(), {"signal": "SIGKILL"}, True, index)
             found, place = self._damage(node, step)
@@ -607,8 +609,21 @@ class SimCluster:
             return "", ""
         damaged = bytearray(contents[rot.name])
         damaged[rot.at] = rot.after
+        if not step.needs_dead_node:
+            files.rot(rot.name, rot.at, rot.after)
+            self._rotten.append((node, rot))
+            return str(rot), ""
         files.put(rot.name, bytes(damaged))
         return str(rot), rot.name
+
+    @property
+    def rotten(self) -> list[str]:
+        """As Disks.rotten."""
+        found = []
+        for node, rot in self._rotten:
+            data = self.nodes[node].files.contents().get(rot.name, b"")
+            found += [str(rot)] if data[rot.at : rot.at + 1] == bytes([rot.after]) else []
+        return found
 
     def _now_in_force(self, node: NodeId, kind: str, proof: str) -> None:
         """The latest row is of a fault that lasts, and that this count of the node proves."""

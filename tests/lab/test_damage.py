@@ -11,10 +11,10 @@ from lab.plan.words import Duration
 from lab.run.damage import Causes, cause_of, draw_rot, draw_tear, file_name, lost_place
 from nodeproc import wal
 from nodeproc.core.events import MessageLogRepaired, TornTailDropped
-from nodeproc.errors import CorruptionError
+from nodeproc.errors import CorruptionError, Unreadable
 from nodeproc.simfiles import SimFiles
 from nodeproc.storage import Storage
-from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, SECOND, Scribe, opened
+from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, SECOND, Scribe, everything, opened
 
 SEEDS = range(40)
 
@@ -70,7 +70,31 @@ def test_rot_of_the_message_log_is_noticed_beside_a_checkpoint_too(seed: int) ->
         assert any(isinstance(event, MessageLogRepaired) for event in events)
 
 
-@pytest.mark.parametrize("what", ["wal", "messages", "checkpoint"])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("what", ["old_lines", "old_headers", "old_index"])
+def test_old_rot_is_where_no_restart_looks_and_a_read_finds_it(what: str, seed: int) -> None:
+    files, scribe = SimFiles(), Scribe()
+    storage, _, _ = opened(files, 4096)
+    storage.write([scribe.mark(1)])
+    for number in range(120):
+        record = scribe.batch(f"message {number}", "y" * 100)
+        storage.write([record])
+        storage.sync()
+        storage.deliver([record])
+    storage.checkpoint(scribe.meaning.snapshot(240))
+    damaged, _ = rotten(files, what, seed)
+    found, recovered, _ = opened(damaged, 4096)
+    assert recovered.delivered_seq == 240
+    with pytest.raises(Unreadable):
+        everything(found)
+
+
+def test_no_node_may_end_of_old_rot() -> None:
+    assert cause_of(Disk(on=1, rot="old_lines"), 3, "") is None
+    assert not Disk(on=1, rot="old_index").needs_dead_node and Disk(on=1, rot="messages").needs_dead_node
+
+
+@pytest.mark.parametrize("what", ["wal", "messages", "checkpoint", "old_lines", "old_headers", "old_index"])
 def test_where_there_is_nothing_nothing_rots(what: str) -> None:
     assert draw_rot({}, what, 1, random.Random(1)) is None
     short, _, _ = a_disk(checkpoint=False, batches=1)

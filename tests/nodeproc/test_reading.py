@@ -15,6 +15,7 @@ from nodeproc.core.messages import START, Batch, Damaged, Input, NodeId, Positio
 from nodeproc.errors import ReadFailed, Unreadable
 from nodeproc.files import RealFiles
 from nodeproc.reading import NOBODY_HAS_IT, Reading
+from nodeproc.scrub import Scrub
 from nodeproc.simfiles import PowerLost, SimFiles
 from nodeproc.storage import Storage
 from tests.nodeproc.disks import LINES, Scribe, all_lines, everything, opened
@@ -221,6 +222,19 @@ def test_a_checkpoint_that_can_not_be_read_for_is_put_off_and_changes_nothing() 
     assert all_lines(opened(files)[0]) == scribe.meaning.lines(20)
 
 
+@pytest.mark.parametrize("name", [HEADERS, INDEX, LINES])
+def test_a_clean_end_with_damaged_old_records_is_clean_all_the_same(name: str) -> None:
+    files, scribe = with_a_checkpoint()
+    storage, _, _ = opened(files)
+    for at in range(100, min(800, len(files.contents()[name]))):
+        files.rot(name, at, 0)
+    storage.write([scribe.batch("the last one")])
+    storage.deliver(scribe.meaning.log[-1:])
+    storage.close(scribe.meaning.snapshot(23))
+    if name != LINES:  # Some of its lines are among those that the checkpoint vouches for.
+        assert opened(files)[1] == scribe.meaning.recovered(23)
+
+
 # ---- who waits ----------------------------------------------------------------------------------------
 
 
@@ -285,3 +299,51 @@ def test_a_copy_that_does_not_fit_repairs_nothing() -> None:
     scribe.mark(1)
     reason, _ = seat.copied(Position(1, 0), [scribe.batch("of another length")])
     assert "other lengths" in reason and isinstance(seat.events[-1], DamageLeft)
+
+
+# ---- the slow pass over everything --------------------------------------------------------------------
+
+
+def scrubbed(scrub: Scrub, most: int = 1000) -> tuple[list[Position], float]:
+    """Play one pass: the places that it found damaged, and the seconds that it waited."""
+    found, waited = list[Position](), 0.0
+    for _ in range(most):
+        try:
+            waited += scrub.succeeded(*scrub.read())
+        except Unreadable as error:
+            found.append(Position(*error.after))
+            waited += scrub.failed(error)
+        if scrub.passes:
+            return found, waited
+    raise AssertionError("no end")
+
+
+def test_a_pass_reads_everything_at_its_rate_and_rests() -> None:
+    files, scribe = with_a_checkpoint()
+    storage, _, _ = opened(files)
+    size = sum(len(record.raw) for record in scribe.meaning.log)
+    found, waited = scrubbed(Scrub(storage, bytes_per_s=1000, rest_s=60.0))
+    assert found == [] and waited == pytest.approx(60.0 + size / 1000)
+
+
+@pytest.mark.parametrize("name", [HEADERS, INDEX, LINES])
+def test_a_pass_finds_a_changed_byte_wherever_it_is(name: str) -> None:
+    files, _ = with_a_checkpoint()
+    storage, _, _ = opened(files)
+    data = files.contents()[name]
+    for at in range(0, len(data), 11):
+        files.rot(name, at, data[at] ^ 8)
+        found, _ = scrubbed(Scrub(storage, 1 << 20, 1.0))
+        assert len(set(found)) == 1, at
+        files.rot(name, at, data[at])
+    assert scrubbed(Scrub(storage, 1 << 20, 1.0))[0] == []
+
+
+def test_a_pass_goes_on_behind_what_stays_damaged() -> None:
+    files, scribe = with_a_checkpoint()
+    storage, _, _ = opened(files)
+    first, second = len(scribe.meaning.lines(2)), len(scribe.meaning.lines(18))
+    files.rot(LINES, first, 0)
+    files.rot(LINES, second, 0)
+    found, _ = scrubbed(Scrub(storage, 1 << 20, 1.0))
+    assert found == [Position(1, 2)] * 2 + [Position(1, 18)] * 2

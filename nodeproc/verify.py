@@ -1,0 +1,185 @@
+"""Read all of a data directory while its node is down, and say what is damaged: python -m nodeproc verify DATA_DIR
+
+Changes nothing. A torn tail that a crash has left is no damage: the next start drops it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from nodeproc import archive, checkpoint, recovery, wal
+from nodeproc.archive import Archive, ArchiveEnd
+from nodeproc.core.messages import START, NodeId, Position
+from nodeproc.errors import ConfigError, CorruptionError, Unreadable
+from nodeproc.files import Buffer, File, Files, RealFiles, pread
+from nodeproc.recovery import Found, Survey, lines_name
+from nodeproc.simfiles import SimFiles
+
+PIECE_BYTES: Final = 1 << 20
+_LINES_NAME = re.compile(r"node_(\d+)_messages\.jsonl")
+
+
+class Damage(NamedTuple):
+    """One place that is not what was written."""
+
+    file: str
+    at: int
+    what: str
+    """With the seq_nos that are concerned, where they are known."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: offset {self.at}: {self.what}"
+
+
+class Untouched:
+    """Files that can be read and not written; what would be made is empty and in memory. See nodeproc.files.Files."""
+
+    def __init__(self, inner: Files) -> None:
+        self._inner, self._made = inner, SimFiles()
+        self.names, self.where, self.close = inner.names, inner.where, inner.close
+
+    def open(self, name: str, *, create: bool = False) -> File:
+        try:
+            return self._inner.open(name)
+        except FileNotFoundError:
+            if not create:
+                raise
+            return self._made.open(name, create=True)
+
+    def make_folder(self, folder: str) -> None:
+        pass
+
+    def sync_folder(self, folder: str) -> None:
+        raise AssertionError(folder)
+
+    def rename(self, old: str, new: str) -> None:
+        raise AssertionError(old)
+
+    def unlink(self, name: str) -> None:
+        raise AssertionError(name)
+
+    def rewrite(self, name: str, at: int, data: Buffer) -> None:
+        raise AssertionError(name)
+
+
+def verify(root: Path) -> Iterator[Damage]:
+    """Everything that is damaged, in the order in which it is read: WAL and checkpoint, archive, message log.
+
+    Raises:
+        ConfigError: no node's data directory, or one in use.
+    """
+    if not (root / wal.FOLDER).is_dir():
+        raise ConfigError(f"{root}: no data directory of a node: it has no folder {wal.FOLDER}")
+    files = RealFiles(root)
+    try:
+        yield from _all(Untouched(files))
+    finally:
+        files.close()
+
+
+def _all(files: Files) -> Iterator[Damage]:
+    node = _node_of(files)
+    survey = Survey(files, node)
+    try:
+        if survey.empty():
+            return
+        found = survey.run()
+    except CorruptionError as error:
+        yield from _refused(files, node, str(error))
+    except OSError as error:
+        yield Damage(files.where("."), 0, f"can't be read: {error.strerror or error}")
+    else:
+        yield from _archived(found.archive)
+        yield from _lines(files, node, found)
+    finally:
+        survey.close()
+
+
+def _node_of(files: Files) -> NodeId:
+    """Whose directory it is: the message log's name tells."""
+    nodes = [int(match[1]) for match in map(_LINES_NAME.fullmatch, files.names(recovery.LINES_FOLDER)) if match]
+    if len(nodes) != 1:
+        found = f"of nodes {nodes}" if nodes else "none"
+        raise ConfigError(f"{files.where(recovery.LINES_FOLDER)}: one message log is needed, found: {found}")
+    return nodes[0]
+
+
+def _refused(files: Files, node: NodeId, reason: str) -> Iterator[Damage]:
+    """What a start says first, and all else that can be read without what it refuses."""
+    match = re.fullmatch(r"(.*?): offset (\d+): (.*?)(; nothing was changed.*)?", reason)
+    assert match is not None, reason
+    first = Damage(match[1], int(match[2]), match[3])
+    yield first
+    names = files.names(wal.FOLDER)
+    for number in wal.segment_numbers(names):
+        name = wal.segment_name(number)
+        for damage in _segment(files, name, number):
+            if damage[:2] != first[:2]:
+                yield damage
+    try:
+        known = checkpoint.read(files)
+    except CorruptionError:
+        known = None
+    if {Path(archive.HEADERS).name, Path(archive.INDEX).name} <= {*names}:
+        opened = [files.open(name) for name in (archive.HEADERS, archive.INDEX, lines_name(node))]
+        headers, index, lines = opened
+        records = index.size() // archive.ROW_BYTES
+        end = known.archive if known is not None else ArchiveEnd(records, headers.size(), START, lines.size())
+        yield from _archived(Archive(headers, index, lines, lines_name(node), files.where, end))
+        for file in opened:
+            file.close()
+
+
+def _segment(files: Files, name: str, number: int) -> Iterator[Damage]:
+    """The broken entry of a WAL file, if intact ones follow it."""
+    file = files.open(name)
+    try:
+        scan = wal.scan(number, files.where(name), file.pread(file.size(), 0))
+        follow = next(wal.behind(scan), None)
+        if follow is not None:
+            yield Damage(scan.where, scan.end, f"{scan.broken}, but an intact entry follows at offset {follow.start}")
+    except CorruptionError as error:
+        yield Damage(files.where(name), 0, str(error).partition("; nothing was changed")[0])
+    finally:
+        file.close()
+
+
+def _archived(kept: Archive) -> Iterator[Damage]:
+    """Every record that is in no WAL file any more: row, header, lines."""
+    after = START
+    while after < kept.end.position or kept.end.position == START:
+        try:
+            records = kept.read(after, PIECE_BYTES)
+            if not records:
+                return
+            after = records[-1].position
+        except Unreadable as error:
+            place = Position(*error.after)
+            behind = kept.behind(place)
+            last = f"to {behind.seq_no}" if behind.seq_no > place.seq_no else "on"
+            yield Damage(error.file, error.at, f"messages from seq_no {place.seq_no + 1} {last}: {error.what}")
+            if behind <= place:
+                return
+            after = behind
+
+
+def _lines(files: Files, node: NodeId, found: Found) -> Iterator[Damage]:
+    """The message log, as far as the WAL holds what must stand in it."""
+    segments = {segment.number: segment for segment in found.segments}
+    file, where = found.lines_file, files.where(lines_name(node))
+    for place, record in zip(found.replay.index.places, found.replay.records, strict=True):
+        if record is not None:
+            break  # What no checkpoint vouches for was compared by the survey.
+        body = pread(segments[place.segment].file, place.size - place.body_at, place.at + place.body_at)
+        if pread(file, len(body), place.lines_at) != body:
+            what = "the lines are not those that were delivered"
+            yield Damage(
+                where, place.lines_at, f"messages from seq_no {place.first} to {place.position.seq_no}: {what}"
+            )
+    kept = found.checkpoint.lines_bytes + found.lines.kept_bytes
+    if file.size() > kept:
+        what = "the lines are not those of the WAL; the next start writes them again"
+        yield Damage(where, kept, f"messages from seq_no {found.lines.kept_seq + 1} on: {what}")
