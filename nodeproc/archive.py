@@ -260,6 +260,24 @@ class Archive:
 
     # ---- repair ------------------------------------------------------------------------------------
 
+    def own_copy(self, after: Position) -> Record | None:
+        """The record behind a position from header and lines alone, where its row is damaged; None if they are too."""
+        number = self._first(lambda row: row.position > after)
+        before = self._row(number - 1) if number else None
+        at = before.header_at + before.header_bytes if before is not None else 0
+        lines_at = before.lines_at + before.body_bytes if before is not None else 0
+        try:
+            prefix = pread(self.headers, wire.PREFIX.size, at)
+            if number == self.end.records or len(prefix) < wire.PREFIX.size:
+                return None
+            head_bytes, body_bytes, _ = wire.PREFIX.unpack(prefix)
+            if head_bytes > wire.MAX_HEADER or body_bytes > wire.MAX_BODY:
+                return None
+            head = pread(self.headers, wire.PREFIX.size + head_bytes, at)
+            return wire.joined(head, pread(self.lines, body_bytes, lines_at))
+        except ReadFailed:
+            return None
+
     def places(self, after: Position, records: Sequence[Record]) -> Iterator[tuple[str, int, Buffer]]:
         """Where a copy of the records behind a position belongs: file, offset, bytes. Rule: K6.
 

@@ -1,11 +1,13 @@
 """What a node reads of its own log for others, and what becomes of what can't be read. Rule: K6.
 
-Nothing damaged is handed out, and no read ends the node. Where a read fails, the core is asked for a copy from a peer
-(nodeproc.core.repair); meanwhile whoever wanted to read waits. The copy takes the place of what is damaged.
+Nothing damaged is handed out, and no read ends the node. Where a read fails, what the node has twice is put together
+again; else the core is asked for a copy from a peer (nodeproc.core.repair), and whoever wanted to read waits. The copy
+takes the place of what is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from nodeproc.core.effects import Copied, Fetch
@@ -15,6 +17,8 @@ from nodeproc.errors import ReadFailed, Unreadable
 from nodeproc.storage import Storage
 
 NOBODY_HAS_IT = "no node within reach has a copy"
+MENDED_AT_ONCE = 64
+"""Records; the loop waits for the disk meanwhile."""
 
 
 class Reading:
@@ -47,8 +51,9 @@ class Reading:
         try:
             return self._storage.read_lines(start, max_bytes)
         except Unreadable as error:
-            self.ask(error)  # hit: K6 a subscriber waits for what can't be read
-            raise
+            if not self.mend(error):
+                raise  # hit: K6 a subscriber waits for what can't be read
+        return self.lines(start, max_bytes)
 
     def records(self, fetch: Fetch) -> list[Record] | None:
         """What a peer is to get: none where it can't be had. None: it waits for a copy and comes again."""
@@ -58,17 +63,41 @@ class Reading:
         try:
             return self._storage.read_records(fetch.after, fetch.max_bytes)
         except Unreadable as error:
-            self._waiting.append((self.ask(error), fetch))
-            return None
+            if not self.mend(error):
+                self._waiting.append((Position(*error.after), fetch))
+                return None
+        return self.records(fetch)
 
-    def ask(self, error: Unreadable) -> Position:
-        """A read has failed: have the core look for a copy. Returns the position before what can't be read."""
+    def mend(self, error: Unreadable) -> bool:
+        """A read has failed: repair it with what is here, which is done when this is true, or look for a copy."""
         after = Position(*error.after)
         if after not in self._damaged:
             self._damaged[after] = ""
             self._report(DamageFound(error.file, error.at, after.seq_no + 1, error.what))
+            if self._mend_here(after):  # Once: a disk that loses what is written is not written to for ever.
+                return True
         self._take(self._node_id, Damaged(after))
-        return after
+        return False
+
+    def _mend_here(self, after: Position) -> bool:
+        """Put together what this node has twice, a few records at once; False where it has not even the first."""
+        rewritten: list[str] = []
+        end = after
+        with contextlib.suppress(ReadFailed):
+            for _ in range(MENDED_AT_ONCE):
+                record = self._storage.own_copy(end)
+                more = self._storage.restore(end, (record,)) if record is not None else []
+                if record is None or not more:
+                    break
+                rewritten += more
+                end = record.position
+        if rewritten:
+            self._tell_repaired(after, end, rewritten)  # hit: K6 a node repairs what it has twice
+        return bool(rewritten)
+
+    def _tell_repaired(self, after: Position, end: Position, rewritten: list[str]) -> None:
+        places = ", ".join(rewritten[:3])
+        self._report(DamageRepaired(after.seq_no + 1, end.seq_no, places, len(rewritten)))
 
     def take_copy(self, copied: Copied) -> tuple[str, list[Fetch]]:
         """Repair with what a peer has sent.
@@ -95,6 +124,5 @@ class Reading:
             return str(error)
         if not rewritten:
             return "the disk has it and can't give it"
-        last = copied.records[-1].position.seq_no
-        self._report(DamageRepaired(copied.after.seq_no + 1, last, ", ".join(rewritten[:3]), len(rewritten)))
+        self._tell_repaired(copied.after, copied.records[-1].position, rewritten)
         return ""

@@ -385,7 +385,7 @@ class Runtime:
             return
         error = work.exception()
         if isinstance(error, Unreadable):
-            self._reading.ask(error)
+            self._reading.mend(error)
             self._scrub_after(self._scrub.failed(error))
         elif error is not None:
             self._on_error(error)

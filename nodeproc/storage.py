@@ -28,7 +28,7 @@ from nodeproc.core.effects import PersistOp, Truncate
 from nodeproc.core.events import CheckpointWritten, Event
 from nodeproc.core.messages import Batch, Mark, NodeId, Position, Record, SeqNo
 from nodeproc.core.recovered import Recovered, Snapshot
-from nodeproc.errors import ConfigError, ReadFailed, Unreadable, WriteFailed
+from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable, WriteFailed
 from nodeproc.files import Buffer, File, Files, pread
 from nodeproc.recovery import Found, Survey
 from nodeproc.wal import Place, Promises, Segment
@@ -350,7 +350,17 @@ class Storage:
         if after < self._index.base:
             records = self._archive.read(after, max_bytes)
             return records[-1].position, sum(len(record.raw) for record in records)
-        return (intact[-1][0].position, sum(each[0].size for each in intact)) if intact else (after, 0)
+        if intact:
+            return intact[-1][0].position, sum(each[0].size for each in intact)
+        self._check_checkpoint()
+        return after, 0
+
+    def _check_checkpoint(self) -> None:
+        """What a checkpoint says is known here: a damaged one is written anew before a restart needs it."""
+        try:
+            checkpoint.read(self._files)
+        except (CorruptionError, OSError):
+            self._finished_segment = True  # hit: K6 a damaged checkpoint is written anew
 
     def behind(self, after: Position) -> Position:
         """Of the next record of which it is known where it stands, or the same where there is none."""
@@ -376,6 +386,25 @@ class Storage:
             # hit: K6 a damaged record in the WAL is found by a read
             raise Unreadable(self._index.before(number), where, places[0].at, "the record is damaged or can't be read")
         return found
+
+    def own_copy(self, after: Position) -> Record | None:
+        """The record behind a position, put together from what this node has twice; None where it can't be. Rule: K6.
+
+        A row of the archive follows from headers and lines; lines and the bodies in the WAL are the same bytes.
+        """
+        with self._lock:
+            if after < self._index.base:
+                return self._archive.own_copy(after)
+            number = self._index.number_behind(after)
+            if number == len(self._index.places) or not self._is_delivered(place := self._index.places[number]):
+                return None
+            size, file = place.size - place.body_at, self._segments[place.segment].file
+            try:
+                head = pread(file, place.body_at, place.at)
+                bodies = [pread(file, size, place.at + place.body_at), pread(self._lines, size, place.lines_at)]
+            except ReadFailed:
+                return None
+            return next(filter(None, (wire.joined(head, body) for body in bodies)), None)
 
     def restore(self, after: Position, records: Sequence[Record]) -> list[str]:
         """Put a copy of the delivered records behind a position in the place of those that are damaged. Rule: K6.

@@ -187,6 +187,12 @@ def decode_header(head: Buffer) -> EntryHeader:
         raise Broken(f"entry header: {brief(error)}") from None
 
 
+def joined(head: Buffer, body: Buffer) -> Record | None:
+    """The record of a prefix and header and a body kept apart from them; None where they are not one as it was made."""
+    header = decode_header(head) if is_intact(head, body) else None
+    return Record(header, b"".join((head, body)), len(head)) if isinstance(header, Mark | Batch) else None
+
+
 def decode_records(body: bytes) -> tuple[Record, ...]:
     """All of a frame's body as records of the log.
 

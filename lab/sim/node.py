@@ -427,7 +427,7 @@ class SimNode:
             try:
                 wait = self._scrub.succeeded(*self._scrub.read())
             except Unreadable as error:
-                self._reading.ask(error)
+                self._reading.mend(error)
                 wait = self._scrub.failed(error)
             except PowerLost:
                 self.lose_power()

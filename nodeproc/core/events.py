@@ -310,7 +310,7 @@ class MessageLogRepaired(Event, frozen=True, tag="message_log_repaired"):
 class DamageFound(Event, frozen=True, tag="damage_found"):
     logger = "storage"
     level = "WARNING"
-    text = "Damage in {file}, offset {at} (messages from seq_no={seq_no} on): {what}; asking the others for a copy"
+    text = "Damage in {file}, offset {at} (messages from seq_no={seq_no} on): {what}"
     file: str
     at: int
     seq_no: SeqNo
@@ -322,7 +322,7 @@ class DamageRepaired(Event, frozen=True, tag="damage_repaired"):
 
     logger = "storage"
     level = "WARNING"
-    text = "Repaired seq_no={first}..{last} with a copy from another node: {count} places, {places}"
+    text = "Repaired seq_no={first}..{last}: {count} places, {places}"
     first: SeqNo
     last: SeqNo
     places: str

@@ -18,7 +18,7 @@ from nodeproc.reading import NOBODY_HAS_IT, Reading
 from nodeproc.scrub import Scrub
 from nodeproc.simfiles import PowerLost, SimFiles
 from nodeproc.storage import Storage
-from tests.nodeproc.disks import LINES, Scribe, all_lines, everything, opened
+from tests.nodeproc.disks import CHECKPOINT, LINES, Scribe, all_lines, everything, opened
 from tests.nodeproc.test_storage_damage import HEADERS, INDEX, with_a_checkpoint
 
 DELIVERED = 22
@@ -270,6 +270,31 @@ def test_a_read_that_fails_asks_the_core_for_a_copy_and_says_so_once() -> None:
     assert seat.reading.lines(1, 1000)[0].startswith(b'{"seq_no":1,')
 
 
+def test_what_a_node_has_twice_it_puts_together_by_itself() -> None:
+    seat = Seat()
+    whole = seat.files.contents()
+    rows = range(4 * 52, 9 * 52)
+    for at in rows:
+        seat.files.rot(INDEX, at, 0)
+    name = wal_name(seat.files)
+    seat.files.rot(name, whole[name].index(b"behind"), 0)
+    start = 1
+    while start <= DELIVERED:
+        start = seat.reading.lines(start, 100)[1] + 1
+    assert seat.files.contents() == whole and not seat.inputs
+    assert [type(event) for event in seat.events] == [DamageFound, DamageRepaired] * 2
+
+
+def test_a_disk_that_loses_what_is_written_is_not_written_to_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    seat = Seat()
+    monkeypatch.setattr(SimFiles, "rewrite", lambda self, name, at, data: None)
+    seat.files.rot(INDEX, 60, 1)
+    for _ in range(3):
+        with pytest.raises(Unreadable):
+            seat.reading.lines(1, 1000)
+    assert seat.inputs == [Damaged(Position(1, 0))] * 3
+
+
 def test_a_peer_waits_for_the_copy_and_then_gets_its_records() -> None:
     seat = Seat()
     seat.files.rot(LINES, 3, 0)
@@ -337,6 +362,19 @@ def test_a_pass_finds_a_changed_byte_wherever_it_is(name: str) -> None:
         assert len(set(found)) == 1, at
         files.rot(name, at, data[at])
     assert scrubbed(Scrub(storage, 1 << 20, 1.0))[0] == []
+
+
+def test_a_damaged_checkpoint_is_written_anew_before_a_restart_needs_it() -> None:
+    files, scribe = with_a_checkpoint()
+    storage, _, _ = opened(files)
+    storage.checkpoint(scribe.meaning.snapshot(DELIVERED))
+    scrubbed(Scrub(storage, 1 << 20, 1.0))
+    assert not storage.checkpoint_due()
+    files.rot(CHECKPOINT, 40, 0)
+    scrubbed(Scrub(storage, 1 << 20, 1.0))
+    assert storage.checkpoint_due()
+    storage.checkpoint(scribe.meaning.snapshot(DELIVERED))
+    assert opened(files)[1] == scribe.meaning.recovered(DELIVERED)
 
 
 def test_a_pass_goes_on_behind_what_stays_damaged() -> None:

@@ -454,6 +454,84 @@ def test_a_follower_far_behind_is_served_from_the_leaders_disk(tmp_path: Path) -
     run(story())
 
 
+OLD_ROT = Limits(segment_bytes=4096, scrub_bytes_per_s=0)
+
+
+async def grown_old(member: Member, client: Chatter) -> None:
+    """200 messages are there, the first ones in no WAL file any more."""
+    for n in range(0, 200, 10):
+        await client.chat(n + 1, *["x" * 100] * 10)
+    await until(lambda: member.storage._archive.end.records > 0)
+
+
+def rot(member: Member, name: str, at: int) -> None:
+    member.files.rot(name, at, member.files.contents()[name][at] ^ 8)
+
+
+@pytest.mark.parametrize("name", ["logs/node_1_messages.jsonl", "wal/archive.headers", "wal/archive.index"])
+def test_a_subscriber_is_shown_the_right_lines_where_the_disk_has_rotted(tmp_path: Path, name: str) -> None:
+    """Rule: K6"""
+
+    async def story() -> None:
+        async with cluster(tmp_path, limits=OLD_ROT) as members:
+            client = await Chatter.open(members[0].port)
+            await grown_old(members[0], client)
+            whole = members[0].files.contents()[name]
+            rot(members[0], name, 60)
+            watcher = await Chatter.open(members[0].port, "w")
+            watcher.say({"type": "SUBSCRIBE", "from": 1})
+            shown = [await watcher.hear() for _ in range(200)]
+            assert shown == members[1].log_lines()[:200]
+            assert members[0].files.contents()[name][: len(whole)] == whole
+            assert {"damage_found", "damage_repaired"} <= {*members[0].events()}
+            assert not any(member.exit.done() for member in members)
+            client.close()
+            watcher.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize("name", ["logs/node_1_messages.jsonl", "wal/archive.headers"])
+def test_without_a_copy_a_subscriber_hears_what_is_missing_and_the_node_goes_on(tmp_path: Path, name: str) -> None:
+    """Rule: K6"""
+
+    async def story() -> None:
+        async with running(tmp_path, single(limits=OLD_ROT)) as member:
+            client = await Chatter.open(member.port)
+            await grown_old(member, client)
+            rot(member, name, 60)
+            for _ in range(2):
+                watcher = await Chatter.open(member.port, "w")
+                watcher.say({"type": "SUBSCRIBE", "from": 1})
+                heard = await watcher.hear()
+                assert heard["type"] == "ERROR" and "from seq_no 1 on can't be read here" in heard["reason"]
+                watcher.close()
+            assert await client.chat(201, "on and on") == 201
+            client.say({"type": "SUBSCRIBE", "from": 200})
+            assert [(await client.hear())["seq_no"] for _ in range(2)] == [200, 201]
+            client.close()
+
+    run(story())
+
+
+def test_the_slow_pass_of_a_node_finds_and_repairs_what_nobody_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: K6"""
+    monkeypatch.setattr(module, "FIRST_S", 0.0)
+
+    async def story() -> None:
+        async with cluster(tmp_path, limits=Limits(segment_bytes=4096, scrub_rest_ms=100)) as members:
+            client = await Chatter.open(members[0].port)
+            await grown_old(members[0], client)
+            rot(members[0], "logs/node_1_messages.jsonl", 60)
+            await until(lambda: "damage_repaired" in members[0].events())
+            assert members[0].log_lines() == members[1].log_lines()
+            client.close()
+
+    run(story())
+
+
 def test_the_configuration_reaches_the_core() -> None:
     config = msgspec.structs.replace(single(), priority=7, heartbeat_interval_ms=800, election_timeout_ms=2500)
     assert (config.core().priority, config.core().heartbeat_interval, config.core().election_timeout) == (7, 0.8, 2.5)
