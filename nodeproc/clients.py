@@ -520,7 +520,7 @@ class ClientConnection(asyncio.Protocol):
 
     def refused(self, refusal: Refuse) -> None:
         """The client sends again from what the node expects, so what it sent is not on its way any more."""
-        retry = refusal.reason in ("gap", "no_leader", "no_quorum")
+        retry = refusal.reason in ("gap", "no_leader", "no_quorum", "disk_stalled")
         self._say(Reject(refusal.session, refusal.first, refusal.reason, retry, refusal.expected))
         self.forget_intake()
 

@@ -59,7 +59,9 @@ class FaultyFile:
             die()
         if orders.slow_s:
             files.count(slowed=1)
-            time.sleep(orders.slow_s)
+            until = time.monotonic() + orders.slow_s
+            while (left := until - time.monotonic()) > 0 and files.orders().slow_s:  # Healed, it answers at once.
+                time.sleep(min(left, HANG_LOOK_S))
         while files.orders().hang:
             time.sleep(HANG_LOOK_S)
         size = self._inner.size()  # What comes behind it while the system writes may or may not be durable.

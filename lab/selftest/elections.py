@@ -186,3 +186,8 @@ def own_vote_counted_before_durable(patch: Patch) -> None:
         election.open_candidacy(state, now, fx)
 
     patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("F4", "A leader whose disk does not answer goes on leading.", "liveness")
+def leader_keeps_on_with_a_stalled_disk(patch: Patch) -> None:
+    patch.everywhere(failure.others_are_ahead, lambda state, leader: False)

@@ -667,7 +667,8 @@ class SimCluster:
             if what in ("clocks", "all"):
                 each.set_drift(0.0)
             if what in ("disks", "all"):
-                each.slow_sync, each.files.capacity, each.files.on_operation = 0.0, None, None
+                each.quicken_disk()
+                each.files.capacity = each.files.on_operation = None
                 each.files.crash_at = None
                 self._causes.mended(node, each.starts)
         for kind in ("disks", "clocks"):

@@ -117,6 +117,8 @@ def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx:
         state.send(fx, sender, LeaderAnswer(state.term, state.leader_id, msg.poll))
     elif state.rebuilding:
         state.send(fx, sender, Abstain(msg.poll))  # hit: M4 a node being rebuilt abstains
+    elif state.stalled:
+        state.send(fx, sender, Abstain(msg.poll))  # hit: F4 a node whose disk is stalled abstains
     elif state.rank > (msg.position, msg.priority, sender):
         state.send(fx, sender, Ok(msg.poll, msg.position >= state.log.position))
         if isinstance(state.role, Follower) and state.poll is None and state.deferral is None:
@@ -181,13 +183,15 @@ def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
         until = now + state.config.coordinator_timeout * (1 + state.rng.random() / 2)  # hit: E2 an OK defers a poll
         state.deferral = Deferral(until, waited_for)
         fx.emit.append(ElectionDeferred(state.term + 1, waited_for[-1]))
-    elif len(supporters - state.learners) + 1 >= state.majority and not state.rebuilding:
+    elif len(supporters - state.learners) + 1 >= state.majority and not (state.rebuilding or state.stalled):
         become_candidate(state, now, fx)  # hit: E3 SUPPORT of a majority makes a candidate
         return
     else:
         # hit: E3 a poll ends without a majority
-        fx.emit.append(ElectionFailed(state.term + 1, f"{len(supporters) + 1} of {state.majority} would follow"))
-        state.poll_at = now + state.jittered(state.config.answer_timeout)
+        support = f"{len(supporters) + 1} of {state.majority} would follow"
+        fx.emit.append(ElectionFailed(state.term + 1, "its disk does not answer" if state.stalled else support))
+        # With a stalled disk nothing comes of it: asked again when the disk answers.
+        state.poll_at = FOREVER if state.stalled else now + state.jittered(state.config.answer_timeout)
     if poll.told in state.links and poll.told != state.suspected:
         # The one that we suspect ourselves comes back by its heartbeat, if it can reach us.
         follow(state, poll.told, now, fx)  # hit: E3 the leader that a poll was told of is tried
@@ -232,6 +236,8 @@ def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: flo
     on_sign_of_restart(state, sender, "VOTE_REQUEST", now, fx)
     if hears_leader(state, now) or (isinstance(state.role, Leader) and has_quorum(state, state.role, now)):
         return  # hit: E4 a vote request is ignored where a leader is heard
+    if state.stalled:
+        return  # hit: F4 a vote that could not become durable is not begun
     if msg.term < state.term:
         state.send(fx, sender, TermIs(state.term))  # hit: E4 a vote request of an older term is answered
         return

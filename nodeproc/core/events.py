@@ -134,6 +134,20 @@ class QuorumLost(Event, frozen=True, tag="quorum_lost"):
     term: Term
 
 
+class DiskStalled(Event, frozen=True, tag="disk_stalled"):
+    logger = "storage"
+    level = "WARNING"
+    text = "The disk has not answered for {waited_ms} ms: no messages are taken until it does"
+    waited_ms: int
+
+
+class DiskAnswered(Event, frozen=True, tag="disk_answered"):
+    logger = "storage"
+    level = "WARNING"
+    text = "The disk answers again after {waited_ms} ms"
+    waited_ms: int
+
+
 class HeartbeatSent(Event, frozen=True, tag="heartbeat_sent"):
     logger = "failure"
     level = "DEBUG"

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from nodeproc.core.catchup import ask_again, catch_up_deadline, follow, on_answer
 from nodeproc.core.effects import Effects
-from nodeproc.core.events import HeartbeatReceived, HeartbeatSent, LeaderTimeout, QuorumLost
+from nodeproc.core.events import (
+    DiskAnswered,
+    DiskStalled,
+    HeartbeatReceived,
+    HeartbeatSent,
+    LeaderTimeout,
+    QuorumLost,
+)
 from nodeproc.core.messages import (
     NOBODY,
     Append,
@@ -59,6 +66,41 @@ def has_quorum(state: NodeState, leader: Leader, now: float) -> bool:
         now - progress.answered_at < timeout for peer, progress in leader.progress.items() if peer not in state.learners
     )
     return recent + 1 >= state.majority
+
+
+# ---- the own disk -----------------------------------------------------------------------------------
+
+
+def expect_disk(state: NodeState, now: float) -> None:
+    """The disk owes an answer from now on, if something waits and did not before. Called after each step. Rule: F4."""
+    if state.owed_since == FOREVER and state.written > state.synced:
+        state.owed_since = now
+
+
+def disk_deadline(state: NodeState) -> float:
+    """When the disk counts as stalled. A slow one is waited for as long again as it took last time, twice. Rule: F4."""
+    if state.stalled:
+        return FOREVER
+    return state.owed_since + state.config.election_timeout + 2 * state.sync_took
+
+
+def on_disk_silent(state: NodeState, now: float, fx: Effects) -> None:
+    """Report it; the node's clients hear that it has no leader for them. Rule: F4."""
+    state.stalled = True  # hit: F4 a disk is stalled
+    fx.emit.append(DiskStalled(round((now - state.owed_since) * 1000)))
+
+
+def on_disk_answer(state: NodeState, ticket: int, now: float, fx: Effects) -> None:
+    """All up to this ticket is durable. Rule: F4."""
+    if ticket <= state.synced:
+        return
+    state.synced, state.sync_took = ticket, now - min(state.owed_since, now)
+    state.owed_since = FOREVER
+    if state.stalled:
+        state.stalled = False  # hit: F4 a stalled disk answers again
+        state.route_epoch += 1
+        state.poll_at = min(state.poll_at, now + state.jittered(state.config.election_timeout))
+        fx.emit.append(DiskAnswered(round(state.sync_took * 1000)))
 
 
 # ---- the follower's side ----------------------------------------------------------------------------
@@ -156,11 +198,26 @@ def tick_leader(state: NodeState, leader: Leader, now: float, fx: Effects) -> No
         become_follower(state, now, fx, "no quorum")
         state.no_quorum = True
         return
+    if state.stalled and others_are_ahead(state, leader):
+        # hit: F4 a leader whose disk is stalled gives the leadership up
+        become_follower(state, now, fx, "its disk does not answer")
+        state.poll_at = now  # Asking around tells the followers at once.
+        return
     interval = state.config.heartbeat_interval
     leader.heartbeat_at += interval
     if leader.heartbeat_at <= now:  # Late by a whole interval: the rhythm starts anew.
         leader.heartbeat_at = now + interval
     send_heartbeats(state, leader, fx)
+
+
+def others_are_ahead(state: NodeState, leader: Leader) -> bool:
+    """A majority without this node has made durable what this node has not: they can go on without it. Rule: F4."""
+    ahead = sum(
+        progress.matched.term == state.term and progress.matched > state.durable
+        for peer, progress in leader.progress.items()
+        if peer not in state.learners
+    )
+    return ahead >= state.majority
 
 
 def send_heartbeats(state: NodeState, leader: Leader, fx: Effects) -> None:

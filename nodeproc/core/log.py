@@ -29,6 +29,10 @@ class Log:
     """Position of the last delivered batch; START while there is none."""
     tail: list[Record] = field(default_factory=list)
     position: Position = START
+    tail_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tail_bytes = sum(len(record.raw) for record in self.tail)
 
     def append(self, record: Record) -> None:
         """Put the record at the end. The caller has checked that it belongs there (R4)."""
@@ -39,6 +43,7 @@ class Log:
         else:
             assert header.term == term and header.first == seq_no + 1 <= header.last, (header, self.position)
         self.tail.append(record)
+        self.tail_bytes += len(record.raw)
         self.position = header.position
 
     def truncate(self, keep: Position) -> int:
@@ -49,6 +54,7 @@ class Log:
         assert keep >= self.base, (keep, self.base)
         kept = bisect_right(self.tail, keep, key=_position)
         dropped = len(self.tail) - kept
+        self.tail_bytes -= sum(len(record.raw) for record in self.tail[kept:])
         del self.tail[kept:]
         self.position = self.tail[-1].header.position if self.tail else self.base
         while self.marks and self.marks[-1].position > self.position:
@@ -66,6 +72,7 @@ class Log:
                 count, self.base = at + 1, header.position
         taken = self.tail[:count]
         del self.tail[:count]
+        self.tail_bytes -= sum(len(record.raw) for record in taken)
         return taken
 
     def records_after(self, after: Position, max_bytes: int) -> list[Record] | None:

@@ -229,7 +229,7 @@ class Support(Struct, frozen=True, gc=False, tag_field="type", tag="SUPPORT"):
 
 
 class Abstain(Struct, frozen=True, gc=False, tag_field="type", tag="ABSTAIN"):
-    """Answer to a poll of a node that is being rebuilt and has no vote. Rule: M4."""
+    """Answer to a poll of a node that has no vote: it is being rebuilt, or its disk is stalled. Rule: M4, F4."""
 
     poll: int
 
@@ -342,13 +342,13 @@ class Submit(Struct, frozen=True, tag_field="type", tag="SUBMIT"):
     payloads: tuple[str, ...]
 
 
-RefuseReason: TypeAlias = Literal["gap", "expired", "no_leader", "no_quorum", "invalid"]
+RefuseReason: TypeAlias = Literal["gap", "expired", "no_leader", "no_quorum", "disk_stalled", "invalid"]
 
 
 class Refuse(Struct, frozen=True, tag_field="type", tag="REFUSE"):
     """Why a Submit was not ordered. Rule: S2, S3, F3.
 
-    gap: send again from `expected`. no_leader, no_quorum: send again when there is a leader.
+    gap: send again from `expected`. no_leader, no_quorum, disk_stalled: send again when there is a leader.
     expired, invalid: rejected for good.
     """
 

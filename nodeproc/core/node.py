@@ -53,7 +53,7 @@ from nodeproc.core.messages import (
 from nodeproc.core.messages import Leader as LeaderAnswer
 from nodeproc.core.recovered import CoreConfig, Recovered, Snapshot
 from nodeproc.core.sessions import Sessions
-from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Seal, become_follower
+from nodeproc.core.state import Candidate, Follower, Leader, NodeState, Seal, become_follower
 
 BACKLOG_MAX = 20_000
 """Frames kept while a pledge is on its way to the disk; more are lost, as frames can be."""
@@ -82,6 +82,7 @@ class Node:
     def __init__(self, state: NodeState) -> None:
         self.state = state
         self._backlog: deque[Envelope] = deque()
+        self._backlog_bytes = 0
 
     @classmethod
     def recover(cls, config: CoreConfig, recovered: Recovered, now: float, rng: Random, seal: Seal) -> Node:
@@ -138,11 +139,13 @@ class Node:
         """
         fx = fx or Effects()
         self._take(envelope, now, fx)
+        failure.expect_disk(self.state, now)
         return fx
 
     def persisted(self, ticket: int, now: float, fx: Effects | None = None) -> Effects:
         """All operations up to this ticket are durable: keep what was promised on that condition."""
         state, fx = self.state, fx or Effects()
+        failure.on_disk_answer(state, ticket, now, fx)
         ordering.on_durable(state, ticket, fx)
         if state.readmission and ticket >= state.readmission:
             state.rebuilding, state.readmission = False, 0
@@ -151,7 +154,8 @@ class Node:
         if pledge is not None and ticket >= pledge.ticket:
             self._keep_pledge(now, fx)
             while self._backlog and state.pledge is None:
-                self._take(self._backlog.popleft(), now, fx)
+                self._take_out(now, fx)
+        failure.expect_disk(state, now)
         return fx
 
     def fetched(self, peer: NodeId, token: int, records: list[Record], now: float) -> Effects:
@@ -166,9 +170,18 @@ class Node:
     def tick(self, now: float, fx: Effects | None = None) -> Effects:
         """Do what is due: order what waits, tell commits, heartbeats, suspicions, polls."""
         state, fx = self.state, fx or Effects()
+        if now >= failure.disk_deadline(state):
+            failure.on_disk_silent(state, now, fx)
+            self._refuse_what_waits(fx)
         if state.pledge is not None:
             return fx
         repair.tick_copying(state, now, fx)
+        self._tick_role(now, fx)
+        failure.expect_disk(state, now)
+        return fx
+
+    def _tick_role(self, now: float, fx: Effects) -> None:
+        state = self.state
         role = state.role
         if isinstance(role, Leader):
             if ordering.is_order_due(state, role):
@@ -186,14 +199,15 @@ class Node:
             failure.tick_follower(state, role, now, fx)
         if isinstance(state.role, Follower) and state.leader_id == NOBODY:
             election.tick_leaderless(state, now, fx)
-        return fx
 
     def next_deadline(self) -> float:
         """Call tick no later than this (monotonic seconds); 0 when something waits for the end of the turn."""
         state = self.state
+        disk = failure.disk_deadline(state)
         if state.pledge is not None:
-            return FOREVER
-        return min(self._role_deadline(), repair.copying_deadline(state)) if state.copying else self._role_deadline()
+            return disk
+        due = min(self._role_deadline(), disk)
+        return min(due, repair.copying_deadline(state)) if state.copying else due
 
     def _role_deadline(self) -> float:
         state, role = self.state, self.state.role
@@ -214,8 +228,12 @@ class Node:
 
     @property
     def route(self) -> tuple[NodeId, Term, int]:
-        """(leader, term, epoch): when it changes, clients must send what is not acknowledged again. Rule: S5."""
-        return (self.state.leader_id, self.state.term, self.state.route_epoch)
+        """(leader, term, epoch): when it changes, clients must send what is not acknowledged again. Rule: S5.
+
+        leader: NOBODY too while the disk is stalled: nothing could be acknowledged here (F4).
+        """
+        state = self.state
+        return (NOBODY if state.stalled else state.leader_id, state.term, state.route_epoch)
 
     @property
     def role_name(self) -> str:
@@ -262,8 +280,7 @@ class Node:
         if isinstance(message, LinkUp | Promises) and self._has_forgotten(sender, message, fx):
             return
         if state.pledge is not None:
-            if len(self._backlog) < BACKLOG_MAX or isinstance(message, LinkUp | LinkDown):
-                self._backlog.append(envelope)  # hit: E6 a frame waits behind a pledge
+            self._wait_behind_pledge(envelope, fx)
             return
         if sender in state.strangers and not isinstance(message, LinkUp | LinkDown):
             return  # hit: M4 a frame of a stranger is dropped
@@ -274,6 +291,8 @@ class Node:
                     state.send(fx, sender, TermIs(state.term))  # hit: E6 a frame of an older term is answered
                 return
             if message.term > state.term:
+                if state.stalled:
+                    return  # hit: F4 a stalled disk is given no term to write
                 # hit: E6 a frame of a higher term makes it durable first
                 state.pledge_term(fx, message.term, NOBODY, envelope)
                 return
@@ -284,6 +303,35 @@ class Node:
         own = message.promised if isinstance(message, LinkUp) else message.promised.get(self.state.node_id, NOTHING)
         fx.halt = fx.halt or membership.forgotten(self.state, own, sender)
         return bool(fx.halt)
+
+    def _wait_behind_pledge(self, envelope: Envelope, fx: Effects) -> None:
+        """Keep a frame for later, within bounds; of the news of one link the latest is enough. Rule: E6, F4."""
+        message = envelope.message
+        if isinstance(message, LinkUp | LinkDown):
+            news = _link_news(envelope)
+            for at, older in enumerate(self._backlog):
+                if _link_news(older) == news:
+                    del self._backlog[at]
+                    break
+        elif self.state.stalled and isinstance(message, Submit):
+            ordering.on_submit(self.state, envelope.sender, message, fx)
+            return
+        elif len(self._backlog) >= BACKLOG_MAX or self._backlog_bytes >= self.state.config.buffer_max_bytes:
+            return  # hit: F4 what is too much to wait behind a pledge is lost
+        self._backlog.append(envelope)  # hit: E6 a frame waits behind a pledge
+        self._backlog_bytes += _bulk(message)
+
+    def _take_out(self, now: float, fx: Effects) -> None:
+        """Take the oldest frame that waited behind a pledge."""
+        envelope = self._backlog.popleft()
+        self._backlog_bytes -= _bulk(envelope.message)
+        self._take(envelope, now, fx)
+
+    def _refuse_what_waits(self, fx: Effects) -> None:
+        """Clients' messages that wait behind a pledge are the clients' again. Rule: F4."""
+        waiting, self._backlog, self._backlog_bytes = self._backlog, deque(), 0
+        for envelope in waiting:
+            self._wait_behind_pledge(envelope, fx)
 
     def _keep_pledge(self, now: float, fx: Effects) -> None:
         """Term and vote are durable: show them, and take the frame that brought them. Rule: E3, E4, E6."""
@@ -356,6 +404,24 @@ class Node:
                 pass  # The term rule has taken what it says.
             case _:
                 raise AssertionError(f"not an input of the core: {message!r}")
+
+
+def _bulk(message: object) -> int:
+    """Bytes of the records or messages in an input."""
+    if isinstance(message, Append):
+        return sum(len(record.raw) for record in message.records)
+    return sum(map(len, message.payloads)) if isinstance(message, Submit) else 0
+
+
+def _link_news(envelope: Envelope) -> tuple[NodeId, bool, bool] | None:
+    """Which link an input is about, and whether it opened; None: it is a frame."""
+    match envelope.message:
+        case LinkUp() as up:
+            return (envelope.sender, True, up.outgoing)
+        case LinkDown():
+            return (envelope.sender, False, True)
+        case _:
+            return None
 
 
 def _base(recovered: Recovered) -> Position:

@@ -29,7 +29,9 @@ from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress
 
 def on_submit(state: NodeState, sender: NodeId, msg: Submit, fx: Effects) -> None:
     """Take a client's messages if we lead, pass them on if another node does. Rule: S2."""
-    if isinstance(state.role, Leader):
+    if state.stalled:
+        refuse(state, sender, msg, "disk_stalled", 0, fx)  # hit: F4 messages are refused while the disk is stalled
+    elif isinstance(state.role, Leader):
         take(state, state.role, sender, msg, fx)
     elif sender == state.node_id and state.leader_id in state.links:
         fx.send.append((state.leader_id, msg))
@@ -271,9 +273,14 @@ def majority_position(state: NodeState, leader: Leader) -> Position | None:
 def advance_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
     """Commit what a majority holds; messages of earlier terms are committed by this term's mark. Rule: C1."""
     reached = majority_position(state, leader)
-    if reached is not None and reached.seq_no > state.commit_seq:
+    if reached is None:
+        return
+    seq_no = reached.seq_no
+    if seq_no > state.durable.seq_no and state.log.tail_bytes > state.config.inflight_max_bytes:
+        seq_no = state.durable.seq_no  # hit: P1 the leader's own disk holds the commit up
+    if seq_no > state.commit_seq:
         leader.commit_untold = True  # hit: C1 a majority commits
-        commit(state, reached.seq_no, fx)
+        commit(state, seq_no, fx)
 
 
 def tell_commit(state: NodeState, leader: Leader, fx: Effects) -> None:

@@ -199,6 +199,14 @@ class NodeState:
     commit_seq: SeqNo
     written: int = 0
     """Persist operations issued so far: the ticket."""
+    synced: int = 0
+    """Ticket up to which all is durable."""
+    owed_since: float = FOREVER
+    """Since when something waits to become durable and nothing has; FOREVER: nothing waits (F4)."""
+    sync_took: float = 0.0
+    """Seconds that the disk took last time."""
+    stalled: bool = False
+    """The disk has owed its answer for too long (F4)."""
     unsynced: deque[tuple[int, Position]] = field(default_factory=deque)
     """(ticket, position of the log once it is durable), ascending."""
     pledge: Pledge | None = None

@@ -65,7 +65,7 @@ class Single:
 
     Args:
         delivered: so many messages of the log were delivered before the restart.
-        sync: every write is durable at once; else `sync()` makes it so.
+        sync: every write from now on is durable at once; else `sync()` makes it so.
         settings: fields of CoreConfig.
     """
 
@@ -98,6 +98,7 @@ class Single:
         if links:
             for peer in self.state.peers:
                 self.link(peer)
+        self.sync()
 
     # ---- inputs -------------------------------------------------------------------------------------
 

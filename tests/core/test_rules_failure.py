@@ -1,12 +1,22 @@
-"""Rules F1 to F3 of docs/protocol.md: heartbeats, suspicion, and the leader that leads nobody."""
+"""Rules F1 to F4 of docs/protocol.md: heartbeats, suspicion, the leader that leads nobody, and the disk that hangs."""
 
 from __future__ import annotations
 
 import pytest
 
-from nodeproc.core.events import HeartbeatReceived, HeartbeatSent, LeaderTimeout, QuorumLost
+from nodeproc.core import failure
+from nodeproc.core.events import (
+    BecameFollower,
+    DiskAnswered,
+    DiskStalled,
+    HeartbeatReceived,
+    HeartbeatSent,
+    LeaderTimeout,
+    QuorumLost,
+)
 from nodeproc.core.messages import (
     START,
+    Abstain,
     Append,
     Appended,
     CatchUp,
@@ -324,3 +334,118 @@ def test_a_leader_may_hear_peers_that_do_not_hear_it_and_steps_down_all_the_same
         single.wait(0.1)
     assert single.node.role_name == "follower"
     assert not sent(single.all, Append)
+
+
+# ---- F4 own disk ------------------------------------------------------------------------------------
+
+
+def stalled(single: Single) -> Single:
+    """Its disk has owed an answer for election_timeout."""
+    single.auto_sync = False
+    single.submit("s", 1, "a")
+    single.wait(0.3)
+    for peer in single.state.peers:
+        single.give(peer, HeartbeatAck(single.state.term, START))
+    single.wait(0.21)
+    assert single.state.stalled
+    return single
+
+
+def test_a_disk_that_owes_an_answer_for_election_timeout_is_reported_and_its_answer_too() -> None:
+    """Rule: F4."""
+    single = leading()
+    single.auto_sync = False
+    single.submit("s", 1, "a")
+    assert not events(single.wait(0.49), DiskStalled)
+    assert events(single.wait(0.02), DiskStalled) == [DiskStalled(500)]
+    assert single.node.route[0] == 0, "no leader for its clients"
+    assert events(single.sync(), DiskAnswered) == [DiskAnswered(510)]
+    assert single.node.route[0] == 2
+
+
+def test_a_disk_known_as_slow_has_twice_the_time_that_it_took_before_besides() -> None:
+    """Rule: F4."""
+    single = Single(election_timeout=100.0)
+    single.lead()
+    single.auto_sync = False
+    single.submit("s", 1, "a")
+    single.wait(20.0)
+    single.sync()
+    single.submit("s", 2, "b")
+    single.wait(10.0)
+    assert failure.disk_deadline(single.state) == pytest.approx(single.now - 10.0 + 140.0)
+
+
+def test_a_leader_with_a_stalled_disk_gives_way_once_a_majority_without_it_is_ahead() -> None:
+    """Rule: F4."""
+    single = stalled(leading())
+    single.wait(0.1)
+    assert single.node.role_name == "leader", "the others have no more on their disks than it has"
+    ahead = single.state.log.position
+    single.give(1, Appended(1, ahead))
+    single.wait(0.1)
+    assert single.node.role_name == "leader", "one of two peers is no majority"
+    single.give(3, Appended(1, ahead))
+    fx = single.wait(0.11)
+    assert events(fx, BecameFollower) == [BecameFollower(1, "its disk does not answer")]
+    assert peers_sent(fx, Election) == [1, 3], "which tells them that it leads no more"
+
+
+def test_a_node_with_a_stalled_disk_neither_stands_nor_votes_nor_takes_over_a_term_and_says_that_it_abstains() -> None:
+    """Rule: F4, E1, E4, E6."""
+    single = stalled(leading())
+    for peer in (1, 3):
+        single.give(peer, Appended(1, single.state.log.position))
+    single.wait(0.11)
+    poll = single.state.poll
+    assert poll is not None
+    for peer in (1, 3):
+        single.give(peer, Support(poll.number))
+    assert (single.node.role_name, single.state.pledge) == ("follower", None)
+    single.give(1, Heartbeat(7, 0, START))
+    single.give(3, VoteRequest(7, Position(9, 9)))
+    assert (single.state.term, single.state.pledge) == (1, None)
+    assert sent(single.give(1, Election(7, START, 1, 9)), Abstain, to=1) == [Abstain(9)]
+    single.sync()
+    single.give(1, Heartbeat(7, 0, START))
+    assert single.state.pledge is not None, "its disk answers"
+
+
+def test_a_node_with_a_stalled_disk_refuses_messages_also_those_that_wait_behind_a_pledge() -> None:
+    """Rule: F4, S2."""
+    assert [refusal.reason for refusal in stalled(leading()).submit("s", 2, "b").reply] == ["disk_stalled"]
+    single = Single(sync=False)
+    single.give(1, Heartbeat(TERM, 0, START))
+    assert single.state.pledge is not None
+    assert not single.submit("s", 1, "a").reply
+    assert [refusal.reason for refusal in single.wait(0.51).reply] == ["disk_stalled"]
+    assert [refusal.reason for refusal in single.submit("s", 1, "a").reply] == ["disk_stalled"]
+
+
+def test_what_waits_behind_a_pledge_is_bounded_in_bytes_and_of_a_links_news_the_latest_is_kept() -> None:
+    """Rule: F4, E6."""
+    single = Single(sync=False, buffer_max_bytes=1000)
+    single.give(1, Heartbeat(TERM, 0, START))
+    for number in range(100):
+        single.give(1, appends(TERM, START, stretch(TERM, 0, 1))[0])
+        single.unlink(3)
+        single.link(3, f"disk-3-{number}")
+    backlog = single.node._backlog
+    assert len([each for each in backlog if isinstance(each.message, Append)]) < 20
+    assert len([each for each in backlog if each.sender == 3]) == 3
+
+
+def test_a_leader_commits_no_further_than_its_own_disk_once_what_that_lacks_fills_its_memory() -> None:
+    """Rule: P1, C1."""
+    single = Single(inflight_max_bytes=1000)
+    single.lead()
+    single.caught_up(1)
+    single.caught_up(3)
+    single.auto_sync = False
+    for n in range(1, 21):
+        single.submit("s", n, "x" * 100)
+        for peer in (1, 3):
+            single.give(peer, Appended(1, single.state.log.position))
+    assert 2 <= single.state.commit_seq < 20
+    single.sync()
+    assert single.state.commit_seq == 20

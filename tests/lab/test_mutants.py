@@ -52,6 +52,7 @@ def test_there_are_enough_and_no_two_have_one_name() -> None:
         "proposed_term_taken_over",
         "leader_never_steps_down",
         "link_never_redialled",
+        "leader_keeps_on_with_a_stalled_disk",
         "poll_while_a_vote_has_its_time",
     }
 
