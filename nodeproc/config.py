@@ -104,7 +104,7 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     host, port: where it listens for peers and clients; port 0 takes a free one (for a cluster of one, in tests).
     priority: breaks ties of the election; the id where it is not given.
     data_dir: relative to the working directory.
-    join_timeout_ms: how long the members of a new cluster wait for all of them before they elect.
+    join_timeout_ms: how long the members of a cluster that starts wait for all of them before they elect (M1).
     durability: fsync waits for the disk; os survives killed processes, but a node whose machine loses power has
         forgotten acknowledgements and its vote, and needs --rebuild.
     secret: both ends of a link prove that they know it; the same on all nodes.

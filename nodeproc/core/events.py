@@ -92,6 +92,13 @@ class Joining(Event, frozen=True, tag="joining"):
     text = "Attempting to join..."
 
 
+class AwaitingMembers(Event, frozen=True, tag="awaiting_members"):
+    logger = "membership"
+    text = "Waiting up to {wait_ms} ms for {missing} before an election"
+    missing: str
+    wait_ms: int
+
+
 class JoinAnswered(Event, frozen=True, tag="join_answered"):
     logger = "membership"
     text = "Sent JOIN_ACK to node_{peer} (leader node_{leader}, term={term})"

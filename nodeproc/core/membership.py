@@ -5,7 +5,7 @@ from __future__ import annotations
 from nodeproc.core.catchup import ask_catch_up, follow
 from nodeproc.core.effects import Effects, Met, Readmitted
 from nodeproc.core.election import ask_again, become_candidate, on_poll_unreachable
-from nodeproc.core.events import JoinAnswered, NodeReadmitted, StrangerRefused
+from nodeproc.core.events import AwaitingMembers, JoinAnswered, NodeReadmitted, StrangerRefused
 from nodeproc.core.failure import hears_leader, heartbeat, on_sign_of_restart, suspect
 from nodeproc.core.messages import (
     NOBODY,
@@ -99,7 +99,8 @@ def answer_join(state: NodeState, sender: NodeId, now: float, fx: Effects) -> No
         leader = state.node_id
     else:
         leader = state.leader_id if hears_leader(state, now) else NOBODY
-    state.send(fx, sender, JoinAck(state.term, leader))
+    waited = 0.0 if state.joined else now - state.started_at
+    state.send(fx, sender, JoinAck(state.term, leader, waited))
     fx.emit.append(JoinAnswered(sender, leader, state.term))
 
 
@@ -113,6 +114,18 @@ def on_join_ack(state: NodeState, sender: NodeId, msg: JoinAck, now: float, fx: 
             follow(state, msg.leader, now, fx)  # hit: M2 a restarted node follows the leader that lives
     elif not state.joined and state.join_answers.issuperset(state.peers):
         state.poll_at = now  # hit: M1 all have answered and none knows a leader
+    elif not state.joined and state.term and len(state.join_answers) + 1 >= state.majority:
+        # hit: M1 a majority that was restarted waits as long again as it took to come
+        waited = max(msg.waited, now - state.started_at)
+        await_members(state, now + max(2 * waited, state.config.election_timeout), now, fx)
+
+
+def await_members(state: NodeState, until: float, now: float, fx: Effects) -> None:
+    """Put the first poll off until then, unless it is due before, and say for whom. Rule: M1."""
+    if until < state.poll_at:
+        state.poll_at = until
+        missing = ", ".join(f"node_{peer}" for peer in state.peers if peer not in state.join_answers)
+        fx.emit.append(AwaitingMembers(missing, round((until - now) * 1000)))
 
 
 # ---- identities -------------------------------------------------------------------------------------

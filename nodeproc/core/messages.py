@@ -148,10 +148,14 @@ class Join(Struct, frozen=True, tag_field="type", tag="JOIN"):
 
 
 class JoinAck(Struct, frozen=True, tag_field="type", tag="JOIN_ACK"):
-    """What a live peer knows, for a starting node. Rule: M1."""
+    """What a live peer knows, for a starting node. Rule: M1.
+
+    waited: seconds since it was started, while it waits for the others itself; else 0.
+    """
 
     term: Term
     leader: NodeId
+    waited: float = 0.0
 
 
 class Members(Struct, frozen=True, tag_field="type", tag="MEMBERS"):

@@ -126,9 +126,11 @@ class Node:
         state, fx = self.state, Effects()
         last_seq = state.log.position.seq_no
         fx.emit += [Starting(state.term, last_seq), SequenceSet(last_seq, last_seq + 1), Joining()]
-        config = state.config
-        patience = config.join_timeout if state.term == 0 else config.election_timeout
-        state.poll_at = now + (patience if state.peers else 0.0)
+        state.started_at = now
+        if state.peers:
+            membership.await_members(state, now + state.config.join_timeout, now, fx)
+        else:
+            state.poll_at = now
         return fx
 
     def step(self, envelope: Envelope, now: float, fx: Effects | None = None) -> Effects:

@@ -12,7 +12,7 @@ class CoreConfig:
     """Settings of the core. Times are seconds, sizes bytes.
 
     members: every node's id, this one's included, ascending; 1 to 9 of them.
-    join_timeout: how long a node of a cluster that never had a leader waits for all members before it polls.
+    join_timeout: how long a node of a cluster that starts waits for all members before it polls (M1).
     coordinator_timeout: how long one OK makes an asker wait.
     batch_least_messages: so many don't wait for the batch before theirs to be committed (R3); 1: none ever waits.
     inflight_max_bytes: sent to one follower and not yet durable there; past it the follower is served from disk.

@@ -232,6 +232,7 @@ class NodeState:
     """Peers that came with another data directory than remembered: nothing of theirs is taken (M4)."""
     shut: set[NodeId] = field(default_factory=set)
     """Strangers to which a link is open: used again once the leader vouches for them."""
+    started_at: float = 0.0
     joined: bool = False
     """Has led or heard a leader since the start of the process."""
     join_answers: set[NodeId] = field(default_factory=set)

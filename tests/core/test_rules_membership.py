@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from nodeproc.core.effects import Effects, Met, Readmitted
-from nodeproc.core.events import ElectionStarted, JoinAnswered, NodeReadmitted, StrangerRefused
+from nodeproc.core.events import AwaitingMembers, ElectionStarted, JoinAnswered, NodeReadmitted, StrangerRefused
 from nodeproc.core.messages import (
     NOTHING,
     START,
@@ -96,6 +96,41 @@ def test_a_node_waits_for_silent_peers_as_long_as_join_timeout() -> None:
     single = Single(join_timeout=2.0)
     assert not sent(single.wait(1.9), Election)
     assert sent(single.wait(0.2), Election)
+
+
+def test_a_restarted_cluster_waits_as_a_new_one_does() -> None:
+    """Rule: M1."""
+    single = Single(term=5, join_timeout=15.0)
+    assert events(single.all, AwaitingMembers) == [AwaitingMembers("node_1, node_3", 15000)]
+    assert not sent(single.wait(14.9), Election)
+    assert sent(single.wait(0.2), Election)
+
+
+@pytest.mark.parametrize(
+    ("own", "told", "longer"),
+    [(5.0, 0.0, 9.5), (0.1, 5.0, 10.0), (0.1, 0.2, 0.5), (12.0, 0.0, 3.0)],
+    ids=["twice what it waited", "twice what the other waited", "election_timeout", "join_timeout in all"],
+)
+def test_a_majority_that_was_restarted_waits_for_the_others_as_long_again_as_it_took_to_come(
+    own: float, told: float, longer: float
+) -> None:
+    """A member that is gone for good must not hold up every restart by join_timeout. Rule: M1."""
+    single = Single(term=5, join_timeout=15.0)
+    single.wait(own)
+    fx = single.give(1, JoinAck(5, 0, told))
+    assert [each.missing for each in events(fx, AwaitingMembers)] in ([], ["node_3"])
+    assert not sent(single.wait(longer - 0.05), Election)
+    assert sent(single.wait(0.6), Election)
+
+
+def test_a_node_that_waits_itself_says_in_its_answer_for_how_long_it_has() -> None:
+    """Rule: M1."""
+    single = Single(term=5)
+    single.wait(0.3)
+    (answer,) = sent(single.give(3, Join(START)), JoinAck)
+    assert answer.waited == pytest.approx(0.3)
+    single.follow(1, 5)
+    assert sent(single.give(3, Join(START)), JoinAck) == [JoinAck(5, 1)]
 
 
 # ---- M2 no return by rank -----------------------------------------------------------------------

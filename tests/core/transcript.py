@@ -21,6 +21,7 @@ from typing import Any
 from nodeproc.core.effects import Effects
 from nodeproc.core.election import become_candidate
 from nodeproc.core.events import (
+    AwaitingMembers,
     BecomingCoordinator,
     CoordinatorReceived,
     Delivered,
@@ -36,6 +37,7 @@ from nodeproc.wire import decode_node_line
 from tests.core.cluster import Cluster
 
 QUIET = (
+    AwaitingMembers,
     BecomingCoordinator,
     CoordinatorReceived,
     Delivered,
