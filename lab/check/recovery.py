@@ -1,7 +1,8 @@
 """A9: with a majority up, messages are acknowledged again within a stated bound, and all files become equal.
 
-A stretch of the run is healthy while a majority of the nodes is up, no fault is just being done and no link rule
-holds. In a healthy stretch no client may wait longer than the bound while nobody gets an acknowledgement.
+A stretch of the run is healthy while a majority of the nodes is up, no fault is just being done, and no link rule holds
+between nodes that are up, or between clients and nodes. In a healthy stretch nobody may wait longer than the bound
+while nobody gets an acknowledgement; where no disk is treated either, no client may wait that long for its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
 
 NS_PER_S = 1_000_000_000
 _DOWN = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
+ANY_LINK = (0, 0)
 _UP = ("start", "resume")
 
 
@@ -26,6 +28,8 @@ class Stretch(NamedTuple):
     end: int
     fault: FaultRow | None
     """What was done just before it; None for the run's beginning."""
+    each: bool = True
+    """Every client must be served, for no node's disk is treated."""
 
 
 def healthy_stretches(faults: Iterable[FaultRow], nodes: list[int], t_start: int, t_end: int) -> list[Stretch]:
@@ -37,18 +41,35 @@ def healthy_stretches(faults: Iterable[FaultRow], nodes: list[int], t_start: int
     rows = sorted(faults, key=lambda row: row.t)
     up = {node: _first_kind(rows, node) not in _UP for node in nodes}
     stretches: list[Stretch] = []
-    since, fault, ruled = t_start, None, False
+    ruled: set[tuple[int, int]] = set()
+    treated: list[FaultRow] = []
+    since: int = t_start
+    fault: FaultRow | None = None
+
+    def close(end: int) -> None:
+        if end > since and _is_healthy(up, ruled):
+            slow = any(row.t_healed == 0 or row.t_healed > since for row in treated)
+            stretches.append(Stretch(since, end, fault, not slow))
+
     for row in rows:
-        if 2 * sum(up.values()) > len(nodes) and not ruled and row.t > since:
-            stretches.append(Stretch(since, row.t, fault))
+        close(row.t)
         if row.fault in (*_DOWN, *_UP) and row.moved:
             up[row.target] = row.fault in _UP
-        elif row.fault in ("link", "heal"):
-            ruled = row.fault == "link"
+        elif row.fault == "link":
+            ruled |= {(source, to) for source, to in row.evidence.get("pairs", (ANY_LINK,))}
+        elif row.fault == "heal":
+            ruled.clear()
+        elif row.fault in ("disk", "clock"):
+            treated.append(row)
         since, fault = max(since, row.t_done), row
-    if 2 * sum(up.values()) > len(nodes) and not ruled and t_end > since:
-        stretches.append(Stretch(since, t_end, fault))
+    close(t_end)
     return stretches
+
+
+def _is_healthy(up: dict[int, bool], ruled: set[tuple[int, int]]) -> bool:
+    """A majority is up, and all that are up hear each other and their clients."""
+    down = {node for node, runs in up.items() if not runs}
+    return 2 * len(down) < len(up) and all(source in down or to in down for source, to in ruled)
 
 
 def _first_kind(rows: list[FaultRow], node: int) -> str:
@@ -59,6 +80,8 @@ def _first_kind(rows: list[FaultRow], node: int) -> str:
 class _Session:
     invoked: int = 0
     settled: int = 0
+    since: int = 0
+    """Since when it waits, or when it last got an outcome."""
 
     @property
     def waits(self) -> bool:
@@ -109,6 +132,10 @@ class Recovery:
         if session is None:
             session = self._sessions[name] = _Session()
         waited = session.waits
+        if waited and settled > session.settled:
+            self._judge_client(name, session, t)
+        if settled or not waited:
+            session.since = t
         session.invoked, session.settled = max(session.invoked, invoked), max(session.settled, settled)
         if session.waits == waited:
             return
@@ -137,12 +164,22 @@ class Recovery:
             if by_ack and t <= stretch.end:
                 self._judged_faults.add(at)
 
-    def _too_long(self, stretch: Stretch, place: int, waited: int, since: int) -> None:
+    def _judge_client(self, name: str, session: _Session, t: int) -> None:
+        """A session got an outcome, or the run ended: judge its own wait."""
+        if t - session.since <= self._bound:
+            return
+        for stretch in self._stretches:
+            start = max(session.since, stretch.start)
+            waited = min(t, stretch.end) - start
+            if stretch.each and waited > self._bound:
+                self._too_long(stretch, self._latest_place, waited, start, f"messages of session {name}")
+
+    def _too_long(self, stretch: Stretch, place: int, waited: int, since: int, whose: str = "messages") -> None:
         where = f"{self._history_name}:{place}"
         behind = "the start" if stretch.fault is None else f"{stretch.fault.fault} of node {stretch.fault.target}"
         self._findings.add(
             where,
-            f"with a majority up, messages waited {waited / NS_PER_S:.3f} s for an acknowledgement behind {behind} "
+            f"with a majority up, {whose} waited {waited / NS_PER_S:.3f} s for an acknowledgement behind {behind} "
             f"(allowed {self._bound_s:g} s)",
             quote(where, f"from t={since} to t={since + waited}"),
         )
@@ -151,6 +188,9 @@ class Recovery:
         """Judge A9. All rows must have been fed."""
         if self._waiting:
             self._end_wait(self._latest_t, self._latest_place, by_ack=False)
+        for name, session in self._sessions.items():
+            if session.waits:
+                self._judge_client(name, session, self._latest_t)
         self._check_files(meta, files)
         if not self._acked:
             return self._findings.unknown("no message was acknowledged")

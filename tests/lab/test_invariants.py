@@ -408,7 +408,41 @@ def test_no_acknowledgement_after_the_heal_is_found(run: RunDir) -> None:
     doctor_lines(run.history, silence)
     add_row(run, Unknown(T_START + 6_000 * MS, "session102", 70, 1))
     doctor_meta(run, t_end=T_START + 6_000 * MS)
-    assert_fails(run, "A9", "history.jsonl:102", "messages waited")
+    assert_fails(run, "A9", "history.jsonl:102", "waited")
+
+
+def starve(run: RunDir, *faults: dict[str, object]) -> None:
+    """One client waits 20 s for its own acknowledgement, while the other is acknowledged every second."""
+    late = T_START + 300 * MS
+    rows: list[Invoke | Acked | Unknown] = [Invoke(late, 101, "session101", 71, 1, late, payloads=("more",))]
+    for second in range(20):
+        rows.append(Acked(late + second * 1000 * MS, "session102", 70, 200))
+    add_row(run, *rows, Unknown(late + 20_000 * MS, "session101", 71, 1))
+    doctor_meta(run, t_end=late + 20_000 * MS)
+    with run.faults.open("ab") as file:
+        for row in faults:
+            t = late - MS
+            file.write(
+                msgspec.json.encode({"target": 0, "role": "", "t": t, "t_done": t, "effect": True, **row}) + b"\n"
+            )
+
+
+def test_a_client_that_starves_while_others_are_served_is_found(run: RunDir) -> None:
+    starve(run)
+    finding = judged(run, "A9")
+    assert finding.result == "FAIL" and "messages of session session101 waited 20.000 s" in str(finding)
+
+
+@pytest.mark.parametrize(("down", "result"), [(1, "FAIL"), (3, "PASS")])
+def test_a_link_rule_counts_only_between_nodes_that_are_up(run: RunDir, down: int, result: str) -> None:
+    link: dict[str, object] = {"fault": "link", "evidence": {"pairs": [[1, 2]]}, "step": 2}
+    starve(run, link, {"fault": "kill", "target": down, "role": "follower", "evidence": {}, "step": 3})
+    assert judged(run, "A9").result == result
+
+
+def test_a_client_may_starve_where_a_disk_is_slow(run: RunDir) -> None:
+    starve(run, {"fault": "disk", "target": 1, "evidence": {"state": "slow by 60s", "slowed": 3}, "step": 2})
+    assert judged(run, "A9").result == "PASS"
 
 
 def test_a_wait_without_a_majority_is_no_breach(run: RunDir) -> None:
