@@ -90,13 +90,14 @@ class _Inode:
         return blanked(left, self.unwritten)
 
     def _pages_in_any_order(self, rng: Random, old: bytes) -> bytes:
-        """Some pages of the unsynced tail reached the disk; elsewhere is what was there, or zeros."""
+        """Some pages of the unsynced tail reached the disk, at least one did not; there is what was there, or zeros."""
         page, share = rng.choice(PAGES), rng.random()
+        lost = rng.randrange(self.synced, len(self.data)) // page
         left = bytearray(old or self.data[: self.synced])
         if rng.random() < 0.3:
             left += bytes(max(0, len(self.data) - len(left)))  # The length was written.
         for at in range(self.synced - self.synced % page, len(self.data), page):
-            if rng.random() < share:
+            if rng.random() < share and at // page != lost:
                 start, end = max(at, self.synced), min(at + page, len(self.data))
                 left += bytes(max(0, end - len(left)))
                 left[start:end] = self.data[start:end]

@@ -234,9 +234,10 @@ class Disk(Step, frozen=True):
     slow: each fdatasync takes that much longer.
     full: nothing more can be written.
     failing: fdatasync (sync) or writes (append) fail.
-    rot: one byte of synced data changes, in the log (wal), in messages.jsonl (messages) or in the checkpoint; or
-        in what is older than any restart looks at: lines of messages.jsonl, headers or index of the archive.
-    lose: the checkpoint or messages.jsonl is gone.
+    rot: one byte of synced data changes, in the log (wal), in the last delivered message of the log (last), in
+        messages.jsonl (messages) or in the checkpoint; or in what is older than any restart looks at: lines of
+        messages.jsonl, headers or index of the archive.
+    lose: the checkpoint, messages.jsonl or the newest file of the log (wal) is gone.
     lose, and rot that is not old, happen while the node is down; a node that runs is killed first.
     """
 
@@ -245,13 +246,13 @@ class Disk(Step, frozen=True):
     slow: Duration = Duration(0)
     full: bool = False
     failing: Literal["", "sync", "append"] = ""
-    rot: Literal["", "wal", "messages", "checkpoint", "old_lines", "old_headers", "old_index"] = ""
-    lose: Literal["", "checkpoint", "messages"] = ""
+    rot: Literal["", "wal", "last", "messages", "checkpoint", "old_lines", "old_headers", "old_index"] = ""
+    lose: Literal["", "checkpoint", "messages", "wal"] = ""
 
     @property
     def needs_dead_node(self) -> bool:
         """It is found, and perhaps refused, by the next start only."""
-        return bool(self.lose) or self.rot in ("wal", "messages", "checkpoint")
+        return bool(self.lose) or self.rot in ("wal", "last", "messages", "checkpoint")
 
 
 class Clock(Step, frozen=True):

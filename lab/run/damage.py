@@ -7,7 +7,7 @@ Both worlds draw from here, so that a disk of the simulation and one of a real p
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -36,15 +36,20 @@ def lost_place(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def file_name(what: str, node: NodeId) -> str:
-    """The file that `messages` or `checkpoint` means."""
-    return recovery.lines_name(node) if what == "messages" else checkpoint.NAME
+def file_name(what: str, node: NodeId, names: Collection[str]) -> str:
+    """The file that `messages`, `checkpoint` or `wal` (the newest of the log) means; "" where it is not there."""
+    if what == "wal":
+        numbers = _numbers(names)
+        return wal.segment_name(numbers[-1]) if numbers else ""
+    name = recovery.lines_name(node) if what == "messages" else checkpoint.NAME
+    return name if name in names else ""
 
 
 def draw_rot(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random.Random) -> Rot | None:
     """Choose a byte that recovery has to look at, or an old one at which only reads look, and what becomes of it.
 
-    Of the log it is one of those that were durable for certain: damage behind them can't be told from a torn tail (K2).
+    Of the log it is one of those that were durable for certain, or of the last message that was delivered: other damage
+    at the end can't be told from a torn tail (K2).
     Of the message log it is one of those that no checkpoint vouches for, or of the last that it vouches for: older ones
     are read only when somebody asks for them (K4).
 
@@ -71,6 +76,8 @@ def _looked_at(contents: Mapping[str, bytes], what: str, node: NodeId, rng: rand
         numbers = _numbers(contents)
         number = rng.choice(numbers) if numbers else 0
         return wal.segment_name(number), 0, _durable(number, numbers, contents)
+    if what == "last":
+        return _last_delivered(contents, node)
     known = _known(contents)
     vouched_for = max(0, known.lines_bytes - checkpoint.TAIL_BYTES)
     match what:
@@ -80,8 +87,19 @@ def _looked_at(contents: Mapping[str, bytes], what: str, node: NodeId, rng: rand
             return archive.HEADERS, 0, known.archive.header_bytes
         case "old_index":
             return archive.INDEX, 0, known.archive.records * archive.ROW_BYTES
-    name = file_name(what, node)
+    name = file_name(what, node, contents)
     return name, vouched_for if what == "messages" else 0, len(contents.get(name, b""))
+
+
+def _last_delivered(contents: Mapping[str, bytes], node: NodeId) -> tuple[str, int, int]:
+    """The last entry of the newest WAL file whose messages the message log holds."""
+    name, lines = file_name("wal", node, contents), contents.get(recovery.lines_name(node), b"")
+    if name:
+        found = wal.scan(_number(name), name, contents[name])
+        for entry in reversed(found.entries):
+            if entry.end > entry.body_at and lines.endswith(found.data[entry.body_at : entry.end]):
+                return name, entry.start, entry.end
+    return "", 0, 0
 
 
 def _durable(number: int, numbers: list[int], contents: Mapping[str, bytes]) -> int:
@@ -160,7 +178,7 @@ def draw_tear(contents: Mapping[str, bytes], synced: Mapping[str, int], rng: ran
     return Tear(name, rng.randrange(entry.start + 1, entry.end))
 
 
-def _numbers(contents: Mapping[str, bytes], suffix: str = "") -> list[int]:
+def _numbers(contents: Collection[str], suffix: str = "") -> list[int]:
     folder = wal.FOLDER + "/"
     return wal.segment_numbers([name.removeprefix(folder) for name in contents if name.startswith(folder)], suffix)
 

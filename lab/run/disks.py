@@ -205,11 +205,11 @@ class Disks:
 
     def _lose(self, node: NodeId, what: str) -> tuple[str, str]:
         """Delete a file; returns its name and where a node must see that it is gone, "" where there was none."""
-        name = file_name(what, node)
-        path = self._run.node_dir(node) / name
-        if not path.is_file():
+        root = self._run.node_dir(node)
+        name = file_name(what, node, _files_in(root))
+        if not name:
             return "", ""
-        path.unlink()
+        (root / name).unlink()
         if node in self._ledgers:
             self._ledgers[node].note(NameChange("lost", name))
         return name, lost_place(name)
@@ -219,7 +219,7 @@ class Disks:
         root = self._run.node_dir(node)
         # The checkpoint first: what a node that runs has in its other files by then is at least what it says.
         names = [checkpoint.NAME, archive.HEADERS, archive.INDEX, recovery.lines_name(node)]
-        if what == "wal":
+        if what in ("wal", "last"):
             names += [f"{wal.FOLDER}/{path.name}" for path in sorted((root / wal.FOLDER).glob("*.wal*"))]
         contents = {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
         rot = draw_rot(contents, what, node, self._rng)
@@ -358,6 +358,12 @@ def _is_rotten(path: Path, rot: Rot) -> bool:
     with path.open("rb") as file:
         file.seek(rot.at)
         return file.read(1) == bytes([rot.after])
+
+
+def _files_in(root: Path) -> dict[str, Path]:
+    """What a node keeps, by the names that it has there."""
+    paths = (path for folder in DISK_FOLDERS for path in sorted((root / folder).glob("*")))
+    return {str(path.relative_to(root)): path for path in paths}
 
 
 def _wiped(folder: Path) -> int:

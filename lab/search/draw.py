@@ -58,10 +58,10 @@ STORMY_SHARE: Final = 0.5
 """Of the seeds."""
 SPREADS: Final[tuple[Literal["uniform", "exponential"], ...]] = ("uniform", "exponential")
 DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
-ROTTEN: Final[tuple[Literal["wal", "messages", "checkpoint"], ...]] = ("wal", "wal", "messages", "checkpoint")
+ROTTEN: Final[tuple[Literal["wal", "last", "messages", "checkpoint"], ...]] = ("wal", "last", "messages", "checkpoint")
 OLD: Final[tuple[Literal["old_lines", "old_headers", "old_index"], ...]] = ("old_lines", "old_headers", "old_index")
 SCRUBBED: Final = {"scrub_rest_ms": 1000}
-LOST: Final[tuple[Literal["checkpoint", "messages"], ...]] = ("checkpoint", "messages")
+LOST: Final[tuple[Literal["checkpoint", "messages", "wal"], ...]] = ("checkpoint", "messages", "wal")
 LONGEST: Final = 1200
 """Bytes of the longest message that a node takes where that is limited; the load's are shorter."""
 
@@ -220,11 +220,15 @@ class _Draw:
         }
 
     def _bad_disk(self) -> Steps:
-        """Its node ends by itself; with the disk healed it comes again."""
+        """Its node ends by itself; with the disk healed it comes again, and may lose its power after that."""
         node = self._one()
         full = self._or(0.4)
         broken = Disk(on=node, full=True) if full else Disk(on=node, failing=self.rng.choice(("sync", "append")))
-        return [broken, Sleep(time=self._short()), Heal(what="disks"), Sleep(time=self._short()), Start(target=node)]
+        again: Steps = [broken, Sleep(time=self._short()), Heal(what="disks"), Sleep(time=self._short())]
+        again.append(Start(target=node))
+        if self._or(0.5):
+            again += [Sleep(time=self._short()), PowerLoss(target=node), Sleep(time=self._short()), Start(target="all")]
+        return again
 
     def _link(self) -> Steps:
         rng = self.rng

@@ -83,8 +83,12 @@ class Storm:
             election_timeout=_time(self.timeout),
             answer_timeout=self._times(0.2, 0.5),
             coordinator_timeout=self._times(0.5, 1.0),
-            limits={"batch_max_messages": 1} if self._or(0.3) else {},
+            limits=({"batch_max_messages": 1} if self._or(0.3) else {}) | self._segments(),
         )
+
+    def _segments(self) -> dict[str, int]:
+        """In some clusters so short that checkpoints are written, and WAL files dropped, again and again."""
+        return {"segment_bytes": 4096} if random.Random(f"{self.seed} segments").random() < 0.4 else {}
 
     def _load(self, faults: Steps) -> Load:
         """Messages from the first fault to the last."""
@@ -121,6 +125,7 @@ class Storm:
                 Sleep(time=self._times(0.0, 0.5)),
                 Start(target="all"),
             ],
+            "failing sync": self._failing_sync,
             "pause": lambda: [Pause(target=self._one())],
             "resume": lambda: [Resume(target="all")],
             "slow disk": lambda: [Disk(on=self._one(), slow=self._times(0.3, 1.0, 2.0))],
@@ -134,6 +139,15 @@ class Storm:
             "heal links": lambda: [Heal(what="links")],
             "heal": lambda: [Heal(what="all")],
         }
+
+    def _failing_sync(self) -> Steps:
+        """The node comes again with what its cache has, others die, and the power takes what only the cache had."""
+        node, other = self.rng.sample(self.ids, 2)
+        steps: Steps = [Disk(on=node, failing="sync"), Sleep(time=self._times(0.2, 1.0)), Heal(what="disks")]
+        steps += [Start(target=node), Sleep(time=self._times(0.2, 1.0, 3.0)), PowerLoss(target=node)]
+        if self._or(0.5):
+            steps.append(Kill(target=other))
+        return [*steps, Start(target=node)]
 
     def _bridge(self) -> Steps:
         """Two nodes don't hear each other; the others hear both."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from lab.selftest.patch import Collection, Patch
 from nodeproc import recovery, wire
+from nodeproc.checkpoint import Checkpoint
 from nodeproc.core.effects import Fetch
+from nodeproc.core.events import Event
 from nodeproc.core.messages import Record, SeqNo
 from nodeproc.core.recovered import Snapshot
 from nodeproc.errors import CorruptionError
+from nodeproc.files import File, Files
 from nodeproc.reading import Reading
-from nodeproc.recovery import Anew, Lines, Survey
+from nodeproc.recovery import Anew, Found, Lines, Survey
 from nodeproc.storage import Storage
-from nodeproc.wal import Promises, Scan
+from nodeproc.wal import Claim, Promises, Scan
 
 DISK: Final = Collection()
 
@@ -27,6 +31,92 @@ def unsynced_message_log_trusted(patch: Patch) -> None:
         return Lines(lines.kept_bytes, lines.kept_seq, lines.delivered_seq, [memoryview(data)])
 
     patch.everywhere(right, wrong)
+
+
+@DISK.add("K5", "What was read after an unclean end counts as durable, though it may stand in the cache only.")
+def tail_trusted_after_an_unclean_end(patch: Patch) -> None:
+    right = Survey._durable_end
+
+    def wrong(self: Survey, last: Scan, claim: Claim) -> int:
+        right(self, last, claim)
+        return last.end
+
+    patch.set(Survey, "_durable_end", wrong)
+
+
+@DISK.add("K3", "The message log's tail is left as it was read, and the next checkpoint vouches for it.")
+def message_log_trusted_as_read(patch: Patch) -> None:
+    right = recovery._repair_lines
+
+    def wrong(files: Files, found: Found) -> list[Event]:
+        if found.lines_file.size() == found.lines_bytes and found.lines.kept_bytes == found.lines.size:
+            return []
+        return right(files, found)
+
+    patch.everywhere(right, wrong)
+
+
+@DISK.add("K3", "A WAL that ends before what the message log shows to be delivered is taken as it is.")
+def message_log_cut_below_proof(patch: Patch) -> None:
+    patch.everywhere(recovery._seq_no, lambda line: 0)
+
+
+@DISK.add("K2", "Nobody asks for a WAL file that is named and not there, if it is the newest.")
+def missing_newest_wal_accepted(patch: Patch) -> None:
+    right = Survey._highest_claim
+
+    def wrong(self: Survey, scans: list[Scan], known: Checkpoint | None) -> Claim:
+        claim = right(self, scans, known)
+        return claim if claim.segment <= scans[-1].number else Claim()
+
+    patch.set(Survey, "_highest_claim", wrong)
+
+
+@DISK.add("K4", "A checkpoint drops WAL files whose messages are in the message log and not synced there.")
+def checkpoint_without_syncing_the_message_log(patch: Patch) -> None:
+    right = Storage.checkpoint
+
+    def wrong(self: Storage, snapshot: Snapshot) -> Event:
+        lines = self._lines
+        self._lines = _NeverSynced(lines)
+        try:
+            return right(self, snapshot)
+        finally:
+            self._lines = lines
+
+    patch.set(Storage, "checkpoint", wrong)
+
+
+class _NeverSynced:
+    """A file whose sync does nothing."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def sync(self) -> None:
+        pass
+
+
+def _checkpoint_without(patch: Patch, **left_out: Any) -> None:
+    right = Storage._keep
+
+    def wrong(self: Storage, plan: Any, snapshot: Snapshot) -> Any:
+        return right(self, plan, replace(snapshot, **left_out))
+
+    patch.set(Storage, "_keep", wrong)
+
+
+@DISK.add("K4", "A checkpoint keeps no sessions.")
+def checkpoint_without_sessions(patch: Patch) -> None:
+    _checkpoint_without(patch, sessions={})
+
+
+@DISK.add("K4", "A checkpoint keeps the sessions and not their horizon.")
+def checkpoint_without_the_horizon(patch: Patch) -> None:
+    _checkpoint_without(patch, horizon=0)
 
 
 @DISK.add("K4", "A checkpoint keeps neither term nor vote.")

@@ -599,8 +599,8 @@ class SimCluster:
         files = self.nodes[node].files
         contents = files.contents()
         if step.lose:
-            name = file_name(step.lose, node)
-            if name not in contents:
+            name = file_name(step.lose, node, contents)
+            if not name:
                 return "", ""
             files.remove(name)
             return name, lost_place(name)

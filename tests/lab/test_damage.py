@@ -53,6 +53,14 @@ def test_rot_of_the_log_or_the_checkpoint_is_refused_and_named(what: str, seed: 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_rot_of_the_last_delivered_message_is_refused_and_named(seed: int) -> None:
+    """No note calls it durable yet; the message log knows that it was."""
+    files, name = rotten(a_disk(checkpoint=False, batches=3)[0], "last", seed)
+    with pytest.raises(CorruptionError, match=name):
+        opened(files)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_rot_of_the_message_log_is_mended_where_no_checkpoint_vouches_for_it(seed: int) -> None:
     files, name = rotten(a_disk(checkpoint=False)[0], "messages", seed)
     _, _, events = opened(files)
@@ -143,7 +151,9 @@ def test_a_file_that_was_begun_is_torn_where_there_is_one() -> None:
 
 
 def test_a_node_has_to_name_the_damaged_file_or_the_folder_of_a_lost_one() -> None:
-    assert (file_name("messages", 1), file_name("checkpoint", 1)) == (LINES, CHECKPOINT)
+    names = [LINES, CHECKPOINT, FIRST, SECOND, SECOND.replace("2", "3") + wal.NEXT]
+    assert [file_name(what, 1, names) for what in ("messages", "checkpoint", "wal")] == [LINES, CHECKPOINT, SECOND]
+    assert [file_name(what, 1, ()) for what in ("messages", "checkpoint", "wal")] == ["", "", ""]
     assert lost_place(LINES) == "logs"
 
 
