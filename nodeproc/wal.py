@@ -130,6 +130,7 @@ def first_bytes(found: Scan, size: int) -> Scan:
     """
     entries = [entry for entry in found.entries if entry.end <= size]
     if not entries or entries[-1].end != size:
+        # hit: K2 a broken record before a later segment is refused
         what = found.broken or "the file ends here"
         raise damaged(found.where, min(found.end, size), f"{what}, but the first {size} bytes were durable")
     return Scan(found.number, found.where, found.data[:size], entries, size)

@@ -347,7 +347,7 @@ REFUSED = {
         "4:11: steps[0].disk: give exactly one of slow",
         "rot and lose",
     ),
-    "a log that is lost": ("steps:\n  - disk: {on: 1, lose: wal}", "4:25: steps[0].disk.lose", "checkpoint"),
+    "a log that is lost": ("steps:\n  - disk: {on: 1, lose: archive}", "4:25: steps[0].disk.lose", "checkpoint"),
     "a tear in the middle of a write": (
         "steps:\n  - power_loss: {target: 1, mid_write: true, tail: torn}",
         "4:52: steps[0].power_loss.tail: what mid_write leaves is drawn",
