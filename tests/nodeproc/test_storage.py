@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from nodeproc.errors import ConfigError, CorruptionError, Unreadable, WriteFaile
 from nodeproc.files import RealFiles
 from nodeproc.simfiles import SimFiles
 from nodeproc.storage import Storage
+from nodeproc.wire import Committed
 from tests.nodeproc.disks import (
     FIRST,
     IDENTITY,
@@ -292,6 +294,21 @@ def test_a_checkpoint_is_due_when_a_segment_was_finished() -> None:
     assert not storage.checkpoint_due()
 
 
+def test_a_checkpoint_keeps_the_sessions_and_their_horizon() -> None:
+    files, storage, scribe = a_long_life(0, segment_bytes=500)
+    for number in range(12):
+        record = scribe.batch("x" * 100, session=f"s{number}")
+        storage.write([record])
+        storage.sync()
+        storage.deliver([record])
+    core = scribe.meaning.recovered(12, max_sessions=3)
+    assert core.horizon == 9
+    storage.checkpoint(replace(scribe.meaning.snapshot(12), sessions=core.sessions, horizon=core.horizon))
+    assert FIRST not in files.contents()
+    again = Storage.open(files, 1, max_sessions=3)[1]
+    assert (list(again.sessions.items()), again.horizon) == (list(core.sessions.items()), core.horizon)
+
+
 def test_a_checkpoint_drops_the_segments_before_it_and_no_record() -> None:
     files, storage, scribe = a_long_life(30)
     count = len(segments(files))
@@ -470,6 +487,20 @@ def test_durability_os_never_waits_for_the_disk() -> None:
     files.on_operation = None
     assert len(segments(files)) > 3
     assert opened(files)[1] == scribe.meaning.recovered(20)
+
+
+def test_a_write_carries_one_note_and_only_where_something_has_moved() -> None:
+    files, scribe = SimFiles(), Scribe()
+    storage, _, _ = opened(files)
+    storage.write([scribe.mark(1), scribe.batch("one"), scribe.batch("two")])
+    storage.write([scribe.batch("three")])
+    end = len(files.contents()[FIRST])
+    storage.sync()
+    storage.write([scribe.batch("four"), scribe.batch("five")])
+    storage.write([scribe.batch("six")])
+    entries = wal.scan(1, FIRST, files.contents()[FIRST]).entries
+    notes = [entry.header for entry in entries if isinstance(entry.header, Committed)]
+    assert notes == [Committed(0, 1, entries[0].end), Committed(0, 1, end)]
 
 
 def test_synced_offsets_tell_what_is_durable() -> None:
