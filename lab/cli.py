@@ -63,7 +63,12 @@ ELSEWHERE = {
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
 }
 """Command -> (the module whose add_arguments() and main() do it, what it is for)."""
-COMMANDS = ("run", "check", "validate", "list", "clean", *ELSEWHERE)
+PROGRAMS = {
+    "node": ("run_node", "run one node by hand: `node 1`, or with a configuration file; python -m nodeproc's flags"),
+    "chat": ("chat", "chat with nodes by hand; python -m nodeproc.client_tui's flags"),
+}
+"""Command -> (the function of lab.byhand that does it, what it is for). They end with their program's exit codes."""
+COMMANDS = ("run", "check", "validate", "list", "clean", *ELSEWHERE, *PROGRAMS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given:
         _parser().print_help(sys.stderr)
         return USAGE
+    if given[0] in PROGRAMS:
+        byhand = importlib.import_module("lab.byhand")
+        ended_with: int = getattr(byhand, PROGRAMS[given[0]][0])(given[1:])
+        return ended_with
     options = parse(given)
     try:
         code: int = options.do(options)
@@ -156,7 +165,7 @@ def _parser() -> _Parser:
     clean.add_argument("-n", "--dry-run", action="store_true", help="only tell what would be removed")
     clean.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="the directory (results/)")
     clean.set_defaults(do=_do_clean)
-    for name, (_, what) in ELSEWHERE.items():
+    for name, (_, what) in (ELSEWHERE | PROGRAMS).items():
         commands.add_parser(name, help=what, add_help=False)
     assert set(commands.choices) == set(COMMANDS)
     return parser

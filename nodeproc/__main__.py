@@ -1,4 +1,4 @@
-"""Run one node: python -m nodeproc --config configs/node1.yml
+"""Run one node: python3 run_lab.py node 1, or with the packages: python -m nodeproc --config configs/node1.yml
 
 Or look for damage in the data of a node that is down: python -m nodeproc verify DATA_DIR. Its exit codes are 0 for
 none, 3 for damage, 2 where that is no data directory or is in use.
@@ -29,20 +29,23 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+from nodeproc.importing import importing
 
-from nodeproc.config import NodeConfig, load
-from nodeproc.core.events import NothingSynced
-from nodeproc.core.node import Node
-from nodeproc.entrance import RESERVED_DESCRIPTORS, listen
-from nodeproc.errors import ChatError, ConfigError, CorruptionError, WriteFailed
-from nodeproc.eventlog import RANK, Console, EventLog
-from nodeproc.files import RealFiles
-from nodeproc.runtime import EXIT_CONFIG, EXIT_CORRUPTION, EXIT_INTERNAL, EXIT_WRITE_FAILED, Runtime
-from nodeproc.sockets import raise_descriptor_limit
-from nodeproc.storage import Storage
-from nodeproc.verify import verify
-from nodeproc.wire import Sealer
+with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
+    import msgspec
+
+    from nodeproc.config import NodeConfig, load
+    from nodeproc.core.events import NothingSynced
+    from nodeproc.core.node import Node
+    from nodeproc.entrance import RESERVED_DESCRIPTORS, listen
+    from nodeproc.errors import ChatError, ConfigError, CorruptionError, WriteFailed
+    from nodeproc.eventlog import RANK, Console, EventLog
+    from nodeproc.files import RealFiles
+    from nodeproc.runtime import EXIT_CONFIG, EXIT_CORRUPTION, EXIT_INTERNAL, EXIT_WRITE_FAILED, Runtime
+    from nodeproc.sockets import raise_descriptor_limit
+    from nodeproc.storage import Storage
+    from nodeproc.verify import verify
+    from nodeproc.wire import Sealer
 
 PR_SET_PDEATHSIG: Final = 1
 SWITCH_INTERVAL_S: Final = 0.0005

@@ -1,11 +1,12 @@
-"""The chat at a terminal or in a pipe: python -m nodeproc.client_tui --host 127.0.0.1 --port 5001 --client-id 101
+"""The chat at a terminal or in a pipe: python3 run_lab.py chat --host 127.0.0.1 --port 5001 --client-id 101
 
 At a terminal: a prompt, delivered messages above it while you type, a state line below. Ctrl+D leaves when
 everything is acknowledged, Ctrl+C at once. When stdin or stdout is no terminal each line of stdin is sent as a message,
 delivered messages go to stdout, trouble to stderr; at stdin's end the client waits for every acknowledgement. Blank
 lines are not sent.
 
-Exit codes: 0 left from a terminal, or every message acknowledged; 1 one was rejected or its outcome is unknown;
+Exit codes: 0 left from a terminal, or every message acknowledged; 1 one was rejected, its outcome is unknown, or
+standard output can't be written;
 2 wrong flags; 130 a pipe's client was interrupted.
 """
 
@@ -23,19 +24,22 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
-import msgspec
-from prompt_toolkit import PromptSession
-from prompt_toolkit.formatted_text import HTML
-from prompt_toolkit.input import Input, create_input
-from prompt_toolkit.patch_stdout import patch_stdout
+from nodeproc.importing import importing
 
-from nodeproc.client import Address, ChatClient
-from nodeproc.core.messages import NOBODY, Line
-from nodeproc.nodestream import Shown
-from nodeproc.session import EXPIRED, Outcome, SessionSettings
-from nodeproc.tls import TlsProblem, client_tls
+with importing("chat", "python3 run_lab.py chat", interrupted=130):
+    import msgspec
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.formatted_text import HTML
+    from prompt_toolkit.input import Input, create_input
+    from prompt_toolkit.patch_stdout import patch_stdout
+
+    from nodeproc.client import Address, ChatClient
+    from nodeproc.core.messages import NOBODY, Line
+    from nodeproc.nodestream import Shown
+    from nodeproc.session import EXPIRED, Outcome, SessionSettings
+    from nodeproc.tls import TlsProblem, client_tls
 
 PIPE_WINDOW: Final = 50_000
 """Messages read from a pipe and not settled; past it the pipe is not read."""
@@ -54,6 +58,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 def printable(text: str) -> str:
     """The text on one line, with nothing in it that a terminal obeys."""
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """The text with escapes for all that the stream's encoding, such as ASCII, does not have."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def show_lines(shown: Shown) -> str:
@@ -93,6 +103,8 @@ class Chat:
         )
         self.start = start
         self.failed = 0
+        self.output_failed = False
+        """Delivered messages could not be written."""
         self.acknowledged_seq = 0
         self._quiet = quiet
         self._unsettled: dict[int, str] = {}
@@ -124,14 +136,17 @@ class Chat:
         if self._closing:
             return
         try:
-            print(show_lines(shown), flush=True)
-        except BrokenPipeError:
-            # Whoever read our stdout has gone; nothing may be written to it at the exit either.
+            print(encodable(show_lines(shown), sys.stdout), flush=True)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):  # Else its reader has gone and wants no more.
+                self.output_failed = True
+                self.warn(f"! standard output: {error.strerror}")
+            # Nothing may be written to it at the exit either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.stop()
 
     def warn(self, text: str) -> None:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(encodable(printable(text), sys.stderr), file=sys.stderr, flush=True)
 
     def state(self) -> str:
         """The state line: node, leader, term, last seq_no, what is on its way."""
@@ -316,7 +331,9 @@ async def run(chat: Chat) -> int:
         await chat.close()
     if interactive:
         return 0
-    return 130 if interrupted else min(chat.failed, 1)
+    if interrupted and not chat.output_failed:
+        return 130
+    return 1 if chat.failed or chat.output_failed else 0
 
 
 def add_tls_flags(parser: argparse.ArgumentParser) -> None:
@@ -395,5 +412,13 @@ async def main(arguments: Sequence[str] | None = None) -> int:
     return await run(chat)
 
 
+def start(arguments: Sequence[str] | None = None) -> int:
+    """Run the command in a loop of its own. Returns the exit code."""
+    try:
+        return asyncio.run(main(arguments))
+    except KeyboardInterrupt:  # Before the loop handles signals.
+        return 130
+
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(start())

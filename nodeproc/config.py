@@ -23,6 +23,7 @@ Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 OwnPort: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Milliseconds: TypeAlias = Annotated[float, Meta(ge=1, le=3_600_000)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+Folder: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 RECORD_OVERHEAD_BYTES = 256
@@ -116,7 +117,7 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     node_id: Id
     port: OwnPort
-    data_dir: Text
+    data_dir: Folder
     host: Text = "127.0.0.1"
     peers: tuple[PeerAddress, ...] = ()
     priority: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None

@@ -63,6 +63,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.selftest": ("lab", "nodeproc"),
     "lab.bench": ("lab", "nodeproc"),
     "lab.runs": ("lab", "nodeproc"),
+    "lab.byhand": ("nodeproc",),
     "lab.cli": ("lab", "nodeproc"),
     "lab.pytest_plugin": ("lab", "nodeproc"),
     "run_lab": ("lab",),

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -574,3 +574,39 @@ def test_help_loads_neither_the_runner_nor_the_checks() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- the chat's own programs ----------------------------------------------------------------------------
+
+
+def test_a_node_and_a_chat_by_hand_get_their_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nodeproc.__main__
+    from nodeproc import client_tui
+
+    given: list[list[str]] = []
+
+    def program(code: int) -> Callable[[Sequence[str]], int]:
+        def run(arguments: Sequence[str]) -> int:
+            given.append(list(arguments))
+            return code
+
+        return run
+
+    monkeypatch.setattr(nodeproc.__main__, "main", program(4))
+    monkeypatch.setattr(client_tui, "start", program(130))
+    assert cli.main(["node", "1", "--log-level", "DEBUG"]) == 4
+    assert cli.main(["node", "some/file.yml"]) == 4
+    assert cli.main(["node", "--config", "x"]) == 4
+    assert cli.main(["chat", "--port", "5002"]) == 130
+    first = str(PROJECT / "configs" / "node1.yml")
+    assert given == [
+        ["--config", first, "--log-level", "DEBUG"],
+        ["--config", "some/file.yml"],
+        ["--config", "x"],
+        ["--port", "5002"],
+    ]
+
+
+def test_a_node_that_is_not_named_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["node"]) == 64
+    assert capsys.readouterr().err == "run_lab: which node? Allowed: 1, 2, 3, or a configuration file\n"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,10 +44,17 @@ def command(cluster: FakeCluster, *flags: str) -> list[str]:
 
 
 @asynccontextmanager
-async def piped(cluster: FakeCluster, *flags: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def piped(
+    cluster: FakeCluster, *flags: str, stdout: Any = asyncio.subprocess.PIPE, environment: dict[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *command(cluster, *flags), cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe
+        *command(cluster, *flags),
+        cwd=ROOT,
+        stdin=pipe,
+        stdout=stdout,
+        stderr=pipe,
+        env=os.environ | (environment or {}),
     )
     try:
         yield process
@@ -95,6 +103,28 @@ def test_many_lines_arrive_in_order() -> None:
             out, _ = await process.communicate("\n".join(lines).encode())
         assert cluster.payloads() == lines
         assert out.decode().splitlines() == [f"[seq={i + 1}] node_9999: {line}" for i, line in enumerate(lines)]
+
+    run(story)
+
+
+def test_where_the_encoding_lacks_a_character_it_is_shown_escaped() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with piped(cluster, environment={"PYTHONIOENCODING": "ascii"}) as process:
+            out, err = await process.communicate("zwei äöü €\n".encode() + "ü".encode() * 40_000)
+        assert out == b"[seq=1] node_9999: zwei \\xe4\\xf6\\xfc \\u20ac\n"
+        assert b": \\xfc\\xfc" in err and len(cluster.nodes[0].lines) < 10
+        assert cluster.payloads() == ["zwei äöü €"]
+
+    run(story)
+
+
+def test_a_standard_output_that_is_full_ends_the_client_with_a_clear_line() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        with Path("/dev/full").open("wb") as full:
+            async with piped(cluster, stdout=full) as process:
+                _, err = await process.communicate(b"a\n")
+        assert err.decode().splitlines()[1:] == ["! standard output: No space left on device"]
+        assert process.returncode == 1
 
     run(story)
 

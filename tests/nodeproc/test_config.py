@@ -43,6 +43,11 @@ def test_the_ready_configs_form_one_cluster(number: int) -> None:
     assert {peer.id: peer.port for peer in config.peers} == {n: 5000 + n for n in (1, 2, 3) if n != number}
 
 
+def test_a_data_directory_may_lie_deep() -> None:
+    deep = "/".join(["x" * 200] * 10)
+    assert load("n.yml", text=GOOD.replace("data/node_1", deep)).data_dir == deep
+
+
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
@@ -55,6 +60,7 @@ def test_the_ready_configs_form_one_cluster(number: int) -> None:
         (("port: 5002", "port: 5001"), "peers[0].port: found 127.0.0.1:5001, which is host and port already"),
         (("port: 5003", "port: 5002"), "peers[1].port: found 127.0.0.1:5002, which is that of peers[0] already"),
         (("data_dir: data/node_1", "data_dri: x"), "data_dri: unknown key (did you mean data_dir?)"),
+        (("data/node_1", "x" * 4097), ", allowed text of 1..4096 characters"),
         (("data_dir: data/node_1", "host: h"), "the key data_dir is missing"),
         (("data_dir", "host: 0.0.0.0\ndata_dir"), "n.yml:6:7: host: found '0.0.0.0', allowed 127.0.0.1"),
         (("data_dir", "election_timeout_ms: 150\ndata_dir"), "n.yml:6:22: election_timeout_ms: found an"),

@@ -1,0 +1,44 @@
+"""The chat's own programs, started by run_lab.py so that their packages are there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+USAGE = 64
+
+
+def run_node(given: Sequence[str]) -> int:
+    """Run one node until it is stopped; returns its exit code.
+
+    Args:
+        given: the number of a configuration in configs/ or a file's path, then flags of python -m nodeproc; or `verify`
+            and its arguments.
+    """
+    flags = list(given)
+    if not flags:
+        print(f"run_lab: which node? Allowed: {', '.join(numbers())}, or a configuration file", file=sys.stderr)
+        return USAGE
+    if not flags[0].startswith("-") and flags[0] != "verify":
+        flags[:1] = ["--config", str(CONFIGS / f"node{flags[0]}.yml") if flags[0] in numbers() else flags[0]]
+    from nodeproc.__main__ import main
+
+    return main(flags)
+
+
+def numbers() -> list[str]:
+    """The nodes that have a configuration in configs/."""
+    return sorted(path.stem.removeprefix("node") for path in CONFIGS.glob("node*.yml"))
+
+
+def chat(given: Sequence[str]) -> int:
+    """Chat until the user leaves or standard input ends; returns the client's exit code.
+
+    Args:
+        given: flags of python -m nodeproc.client_tui.
+    """
+    from nodeproc.client_tui import start
+
+    return start(given)

@@ -1,0 +1,38 @@
+"""The first moments of a program of this package: its imports. Standard library only, and any Python 3.7 or newer."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+OLDEST_PYTHON = (3, 11)
+EXIT_UNUSABLE = 2
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+
+
+@contextlib.contextmanager
+def importing(program: str, command: str, interrupted: int) -> Iterator[None]:
+    """End the process with one line where the imports inside the with block can't be had.
+
+    Args:
+        program: what the line starts with.
+        command: what brings the packages along.
+        interrupted: exit code after Ctrl+C.
+    """
+    try:
+        if sys.version_info < OLDEST_PYTHON:
+            raise ImportError(f"Python {sys.version.split()[0]}, allowed 3.11 or newer")
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(interrupted) from None
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            if str(error.name).startswith("nodeproc"):
+                raise
+            found = f"the package {error.name} is missing in {sys.prefix}"
+        else:
+            found = str(error)
+        print(f"{program}: {found}; `{command}` brings it along, or pip install -r {REQUIREMENTS}", file=sys.stderr)
+        raise SystemExit(EXIT_UNUSABLE) from None
