@@ -377,8 +377,10 @@ class ChatClient:
                 self._on_shown(shown)
         for outcome in session.take_outcomes():
             self._tell(outcome)
-        waits = session.leader == NOBODY and session.unsettled > 0
-        known = (session.node, session.leader, session.term, session.welcomed, self.last_error, session.members, waits)
+        known: tuple[object, ...]
+        known = (session.node, session.leader, session.term, session.welcomed, self.last_error)
+        if session.leader == NOBODY:
+            known += (session.members, session.unsettled > 0)
         if known != self._known:
             self._known = known
             if self._on_change is not None:

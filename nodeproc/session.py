@@ -450,8 +450,9 @@ class Session:
 
     def _on_acknowledged(self, n: int, seq_no: SeqNo, now: float) -> None:
         """All up to n are delivered. Cumulative. Rule: S4."""
-        self.last_seq = max(self.last_seq, seq_no)
-        if n < self._base or self._is_foreign(n):
+        if seq_no > self.last_seq:
+            self.last_seq = seq_no
+        if n < self._base or (n > self._sent and self._is_foreign(n)):
             return
         self._base = n + 1
         self._cursor = max(self._cursor, self._base)
@@ -566,10 +567,10 @@ class Session:
         if self.leader == NOBODY:
             return self._survey_at
         # Where a node can be left for another one, its acknowledgements show soon enough whether it lives.
-        return NEVER if self.unsettled and self.elsewhere else self._heard_at + self.settings.keepalive
+        return NEVER if self.elsewhere and self._last > self._settled else self._heard_at + self.settings.keepalive
 
     def _give_up_at(self) -> float:
         if not self._welcomed:
             return self._waiting_since + self.settings.patience
-        stuck = self._waiting_since + self._patience if self.unsettled and self.elsewhere else NEVER
-        return min(stuck, self._asked_at + self.settings.patience)
+        stuck = self._waiting_since + self._patience if self.elsewhere and self._last > self._settled else NEVER
+        return stuck if self._asked_at == NEVER else min(stuck, self._asked_at + self.settings.patience)
