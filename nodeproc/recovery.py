@@ -500,7 +500,6 @@ def check_members(where: str, known: tuple[NodeId, ...], members: tuple[NodeId, 
         ConfigError: it names others: two majorities that have nobody in common could both acknowledge.
     """
     if known and members and known != members:
-        # hit: M5 a data directory of other members is refused
         found, allowed = (", ".join(map(str, each)) for each in (members, known))
         raise ConfigError(
             f"peers: found members {found}, allowed {allowed}, which data directory {where} was made for: "
