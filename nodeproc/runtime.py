@@ -208,6 +208,7 @@ class Runtime:
         late = self._now() - max(self._timer_at, self._stepped_at)
         if late > LATE_S:
             self._stood_still_s += late
+            self._node.stood_still()
             # Two rounds of the loop's queue, for the sockets are read between them.
             self._looking = True
             self._loop.call_soon(self._loop.call_soon, self._turn_after_look)

@@ -214,6 +214,7 @@ class SimNode:
     def resume(self) -> None:
         self.paused = False
         self._clock_at = self._loop.now
+        self.core.stood_still()
         self._timer_at = float("inf")
         for transport in self._rng.sample(list(self._connections), len(self._connections)):
             transport.pump()  # In any order: a client's new connection may be served before the end of its old one.

@@ -202,6 +202,11 @@ class Node:
         if isinstance(state.role, Follower) and state.leader_id == NOBODY:
             election.tick_leaderless(state, now, fx)
 
+    def stood_still(self) -> None:
+        """This process did not run for a while: the pause between heartbeats says nothing. Rule: F2."""
+        if isinstance(self.state.role, Follower):
+            self.state.role.beat_at = 0.0
+
     def next_deadline(self) -> float:
         """Call tick no later than this (monotonic seconds); 0 when something waits for the end of the turn."""
         state = self.state

@@ -151,6 +151,15 @@ def test_the_longest_pause_counts_and_what_was_learnt_holds_for_the_next_leader(
     assert events(single.wait(0.03), LeaderTimeout)
 
 
+def test_a_pause_in_which_the_own_process_stood_still_is_not_learnt() -> None:
+    """Rule: F2."""
+    single = following()
+    hear_regularly(single, 0.1)
+    single.node.stood_still()
+    hear_regularly(single, 0.2, 1)
+    assert events(single.wait(0.23), LeaderTimeout)
+
+
 def test_a_wrong_suspicion_teaches_patience() -> None:
     """Rule: F2."""
     single = following()
