@@ -200,6 +200,7 @@ def open_log(config: NodeConfig, options: argparse.Namespace) -> EventLog:
             events=path,
             console=Console(),
             show_delivered=not options.quiet,
+            max_bytes=config.limits.events_max_bytes,
         )
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None

@@ -20,9 +20,8 @@ from msgspec import UNSET
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
 from nodeproc.core.messages import Batch, NodeId, Position, Record, Refuse, SeqNo, Submit, Term
-from nodeproc.entrance import address_of
 from nodeproc.errors import FrameError, Unreadable
-from nodeproc.sockets import probe_when_silent, send_at_once
+from nodeproc.sockets import address_of, probe_when_silent, send_at_once
 from nodeproc.wire import (
     SESSION_TOKEN,
     TOKEN_REFUSED,
@@ -84,7 +83,7 @@ class Backend(Protocol):
 
     def status(self) -> Status: ...
 
-    def report(self, event: Event) -> None: ...
+    def report(self, event: Event, address: str = "") -> None: ...
 
 
 class Clients:
@@ -392,7 +391,7 @@ class ClientConnection(asyncio.Protocol):
             self._timer.cancel()
         self._clients.left(self)
         if self.session:
-            self._backend.report(ClientLeft(self._client_id, self.session))
+            self._backend.report(ClientLeft(self._client_id, self.session), self.address)
 
     def pause_writing(self) -> None:
         self._choked = True  # hit: S7 a client is not read as its answers pile up
@@ -459,7 +458,7 @@ class ClientConnection(asyncio.Protocol):
         leader, term = self._backend.route()
         acked_n, acked_seq = self._acked
         self._say(Welcome(self._clients.node_id, session, self._born, acked_n, delivered_seq, leader, term, acked_seq))
-        self._backend.report(ClientConnected(hello.client_id, session))
+        self._backend.report(ClientConnected(hello.client_id, session), self.address)
 
     def _on_chat(self, chat: Chat, size: int) -> None:
         """Pass the messages on, unless all of them are delivered already. Rule: S1, S2, S4."""
@@ -591,7 +590,8 @@ class ClientConnection(asyncio.Protocol):
         if not self._closing:
             reason = brief(reason)
             self._end_with(line or Problem(reason))
-            self._backend.report(BadInput(f"client {self._client_id}" if self.session else "a client", reason))
+            who = f"client {self._client_id}" if self.session else "a client"
+        self._backend.report(BadInput(who, reason), self.address)
 
     def _end_with(self, line: NodeLine) -> None:
         """Say a last line and close."""

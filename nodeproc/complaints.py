@@ -1,43 +1,86 @@
-"""What strangers do wrong is written down, but not so often that they fill the disk with it. Pure."""
+"""Events that anybody who reaches the port can cause are written down in bounded numbers. Pure."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import structs
 
-from nodeproc.core.events import BadInput, Event, PeerRefused
+from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event, PeerRefused
+
+BURST_S: Final = 20.0
+"""The events of so many seconds may come at once."""
+ALL: Final = 10.0
+"""All addresses together may cause so many times what one may."""
+MAX_ADDRESSES: Final = 1024
+"""Counted by themselves; those that come later share one count."""
+OTHERS: Final = "others"
+
+
+class _Allowance:
+    """Grows by `per_s` a second up to the burst; each event takes one."""
+
+    def __init__(self, per_s: float, now: float) -> None:
+        self._per_s, self._since, self._left = per_s, now, per_s * BURST_S
+
+    def left(self, now: float) -> float:
+        most = self._per_s * BURST_S
+        self._since, self._left = now, min(most, self._left + (now - self._since) * self._per_s)
+        return self._left
+
+    def take(self) -> None:
+        self._left -= 1
+
+    def is_whole(self, now: float) -> bool:
+        return self.left(now) >= self._per_s * BURST_S
 
 
 class Complaints:
-    """Lets at most so many complaints a second through, and counts the others.
+    """Lets through what one address, and what all of them, may cause; the others are counted.
+
+    Limited are bad input, refused links, and clients that come and go.
 
     Args:
-        per_s: in each second from the first one on.
+        per_s: events that one address may cause a second, on average.
     """
 
     def __init__(self, per_s: int) -> None:
         self._per_s = per_s
-        self._since = 0.0
-        self._count = 0
+        self._of: dict[str, _Allowance] = {}
+        self._all: _Allowance | None = None
         self._left_out_now = 0
         self.total = 0
         """Complaints, written down or not."""
+        self.left_out = 0
+        """Events that were not written down."""
 
-    def passed(self, event: Event, now: float) -> Event | None:
-        """The event, None where it is one too many. The first one after a gap says how many were left out.
+    def passed(self, event: Event, now: float, address: str = "") -> Event | None:
+        """The event, None where it is one too many. The next complaint after a gap says how many were left out.
 
         Args:
             now: monotonic seconds.
+            address: the host that caused it; "" if it is not known.
         """
-        if not isinstance(event, BadInput | PeerRefused):
+        if not isinstance(event, BadInput | PeerRefused | ClientConnected | ClientLeft):
             return event
-        self.total += 1
-        if now - self._since >= 1.0:
-            self._since, self._count = now, 0
-        self._count += 1
-        if self._count > self._per_s:
+        self.total += isinstance(event, BadInput | PeerRefused)
+        if self._all is None:
+            self._all = _Allowance(self._per_s * ALL, now)
+        own = self._allowance_of(address, now)
+        if min(own.left(now), self._all.left(now)) < 1:
             self._left_out_now += 1
+            self.left_out += 1
             return None
-        left_out, self._left_out_now = self._left_out_now, 0
-        if not left_out:
+        own.take()
+        self._all.take()
+        if not isinstance(event, BadInput | PeerRefused) or not self._left_out_now:
             return event
-        return structs.replace(event, reason=f"{event.reason} (and {left_out} more complaints before it)")
+        left_out, self._left_out_now = self._left_out_now, 0
+        return structs.replace(event, reason=f"{event.reason} (and {left_out} more events left out before it)")
+
+    def _allowance_of(self, address: str, now: float) -> _Allowance:
+        if address not in self._of and len(self._of) >= MAX_ADDRESSES:
+            self._of = {each: own for each, own in self._of.items() if not own.is_whole(now)}
+            if len(self._of) >= MAX_ADDRESSES:
+                address = OTHERS
+        return self._of.setdefault(address, _Allowance(self._per_s, now))

@@ -55,7 +55,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     handshake_ms: for a node to prove itself, and to dial one.
     idle_ms: a client that says nothing for so long, and waits for nothing, is left (at the latest after twice that); 0:
         never.
-    complaints_per_s: events about bad input and refused nodes; those above it are only counted.
+    complaints_per_s: events about bad input, refused nodes and clients that come and go, of one address, and ten times
+        as many of all; those of 20 seconds may come at once. Those above it are only counted.
+    events_max_bytes: of events.jsonl; past it a new one is begun, and the three before it are kept.
     max_line_bytes: longest line of a client; more than six times max_payload_bytes, for escaped characters.
     max_line_messages: messages of one CHAT.
     max_payload_bytes: longest message, UTF-8.
@@ -77,7 +79,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     first_line_ms: Milliseconds = 60_000
     handshake_ms: Milliseconds = 2000
     idle_ms: Annotated[float, Meta(ge=0, le=1e9)] = 3_600_000
-    complaints_per_s: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    complaints_per_s: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    events_max_bytes: Annotated[int, Meta(ge=4096, le=1 << 50)] = 64 << 20
     max_line_bytes: Annotated[int, Meta(ge=1024, le=4 << 20)] = 1 << 20
     max_line_messages: Annotated[int, Meta(ge=1, le=16_384)] = 4096
     max_payload_bytes: Annotated[int, Meta(ge=1, le=512 << 10)] = 64 << 10

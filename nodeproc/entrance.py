@@ -51,12 +51,6 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def address_of(transport: asyncio.BaseTransport) -> str:
-    """The host at the other end; "" where there is none to tell."""
-    name = transport.get_extra_info("peername")
-    return str(name[0]) if isinstance(name, tuple) else ""
-
-
 class Entrance:
     """Hands every connection to the protocol that its first byte asks for.
 
@@ -65,7 +59,7 @@ class Entrance:
     Args:
         for_node, for_client: make the protocol of one connection.
         tls: what the port speaks; None: no TLS.
-        complain: told what was wrong with a connection that came to nothing.
+        complain: told what was wrong with a connection that came to nothing, and its address.
         descriptors: open files that the process may have, RESERVED_DESCRIPTORS of them never for connections; None: the
             system's limit.
     """
@@ -76,7 +70,7 @@ class Entrance:
         for_client: Callable[[], asyncio.Protocol],
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
-        complain: Callable[[str], None] = lambda reason: None,
+        complain: Callable[[str, str], None] = lambda reason, address: None,
         descriptors: int | None = None,
     ) -> None:
         self.for_node, self.for_client = for_node, for_client
@@ -127,7 +121,7 @@ class Entrance:
                 return
             except OSError as error:
                 if error.errno in EXHAUSTED:
-                    self.complain(f"can't accept connections: {error.strerror}")
+                    self.complain(f"can't accept connections: {error.strerror}", "")
                     self._pause_accepting(sock)
                     return
                 continue  # It is gone already.
@@ -135,7 +129,7 @@ class Entrance:
             if connection.fileno() >= self._descriptors - RESERVED_DESCRIPTORS:
                 connection.close()
                 reserved = f"{RESERVED_DESCRIPTORS} of {self._descriptors} open files are kept for this node itself"
-                self.complain(f"no room for another connection: {reserved}")
+                self.complain(f"no room for another connection: {reserved}", str(address[0]))
                 continue
             connection.setblocking(False)
             Undecided(self, str(address[0])).take(connection)
@@ -203,7 +197,7 @@ class Undecided(asyncio.Protocol):
                 lambda: self, sock, ssl=tls, ssl_handshake_timeout=None if tls is None else patience_s
             )
         except ssl.SSLError as error:
-            self._entrance.complain(f"no TLS: {describe(error)}")
+            self._entrance.complain(f"no TLS: {describe(error)}", self.address)
         except OSError:
             pass  # It is gone.
         finally:

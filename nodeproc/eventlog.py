@@ -2,7 +2,7 @@
 
 The console may be a terminal that somebody has stopped or a pipe that nobody reads, so a thread of its own writes
 there, from a bounded queue; what does not fit is left out and counted. events.jsonl is a plain file, written once a
-turn.
+turn; a full one becomes events.jsonl.1, the one before it events.jsonl.2, and so on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from nodeproc.core.messages import Line, NodeId
 
 RANK: Final[dict[Level, int]] = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 
+KEPT: Final = 3
+"""Full files beside the one that is written."""
 CONSOLE_MAX_BYTES = 4 << 20
 """Waiting for the console; more is left out."""
 
@@ -96,23 +98,37 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+def part(events: Path, number: int) -> Path:
+    """The file that was full `number` files ago; 0: the one that is written."""
+    return events.with_name(f"{events.name}.{number}") if number else events
+
+
 class EventLog:
     """Where a node's events go. Events below `level` go nowhere.
 
     Args:
         events: events.jsonl, opened for appending; None: not written.
+        max_bytes: of one such file.
         console: None: nothing for people.
         show_delivered: delivered messages appear on the console.
     """
 
     def __init__(
-        self, node_id: NodeId, *, level: Level, events: Path | None, console: Console | None, show_delivered: bool
+        self,
+        node_id: NodeId,
+        *,
+        level: Level,
+        events: Path | None,
+        console: Console | None,
+        show_delivered: bool,
+        max_bytes: int = 64 << 20,
     ) -> None:
         self._node_id = node_id
         self._rank = RANK[level]
-        self._fd = (
-            -1 if events is None else os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        )
+        self._events, self._max_bytes = events, max_bytes
+        self._fd, self._size = -1, 0
+        if events is not None:
+            self._open(events)
         self._console = console
         self._show_delivered = show_delivered and console is not None
         self._rows: list[bytes] = []
@@ -140,13 +156,32 @@ class EventLog:
         text, self._text = self._text, []
         if self._fd >= 0:
             try:
-                write_all(self._fd, b"".join(rows))
+                self._write(b"".join(rows))
             except OSError as error:  # A full disk stops the node where it matters, in its storage; not here.
-                os.close(self._fd)
+                if self._fd >= 0:
+                    os.close(self._fd)
                 self._fd = -1
                 text.append(f"events.jsonl is given up: {error.strerror}\n")
         if self._console is not None:
             self._console.show("".join(text))
+
+    def _open(self, events: Path) -> None:
+        self._fd = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._size = os.fstat(self._fd).st_size
+
+    def _write(self, data: bytes) -> None:
+        """Append whole rows, to a new file where the present one is full."""
+        assert self._events is not None
+        if self._size and self._size + len(data) > self._max_bytes:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+            for number in range(KEPT, 0, -1):
+                younger = part(self._events, number - 1)
+                if younger.exists():
+                    younger.replace(part(self._events, number))
+            self._open(self._events)
+        write_all(self._fd, data)
+        self._size += len(data)
 
     def close(self) -> None:
         self.flush()

@@ -111,7 +111,7 @@ class Runtime:
             self.clients.accept,
             config.limits,
             tls.accepting if tls is not None else None,
-            lambda reason: self.report(BadInput("a connection", reason)),
+            lambda reason, address: self.report(BadInput("a connection", reason), address),
         )
         self._waits_for_disk = config.durability == "fsync"
         self._syncing = Syncing(storage.sync, self._on_durable, self._on_error)
@@ -181,9 +181,9 @@ class Runtime:
             self._turn_due = True
             self._loop.call_soon(self._turn)
 
-    def report(self, event: Event) -> None:
-        """An event of the outside."""
-        passed = self._complaints.passed(event, time.monotonic())
+    def report(self, event: Event, address: str = "") -> None:
+        """An event of the outside; address: the host that caused it, "" if it is not known."""
+        passed = self._complaints.passed(event, time.monotonic(), address)
         if passed is not None:
             self._log.emit((passed,))
             self._ask_for_turn()
@@ -475,6 +475,7 @@ class Runtime:
             "unproven": self.links.unproven,
             "complaints": self._complaints.total,
             "scrubs": self._scrub.passes,
+            "events_left_out": self._complaints.left_out,
         }
 
     def _credentials(self) -> Credentials:

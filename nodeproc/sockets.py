@@ -13,6 +13,12 @@ KEEPALIVE_PROBES = 5
 """Unanswered probes that end a silent connection."""
 
 
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """The host at the other end; "" where there is none to tell."""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) else ""
+
+
 def send_at_once(transport: asyncio.BaseTransport) -> None:
     """Small frames must not wait for the acknowledgement of the one before (Nagle)."""
     sock = _tcp_socket(transport)

@@ -25,12 +25,12 @@ from random import Random
 from typing import Any, Final, TypeAlias, cast
 
 from nodeproc.config import Limits
-from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, StrangerRefused
+from nodeproc.core.events import BadInput, PeerConnected, PeerLost, PeerRefused, StrangerRefused
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
 from nodeproc.silence import LOOKS, Silence
-from nodeproc.sockets import connect, send_at_once, unacknowledged
+from nodeproc.sockets import address_of, connect, send_at_once, unacknowledged
 from nodeproc.tls import NodeTls, channel_of, shown_certificate
 from nodeproc.tls import describe as describe_tls
 from nodeproc.wire import (
@@ -76,7 +76,7 @@ class Links:
         credentials: what the node says of itself now; asked anew for every link.
         addresses: where to dial each peer.
         take: gets every input for the core, in order.
-        report: gets every event.
+        report: gets every event, and the address of the host that caused it where it is known.
         tls: of links and of the port; None: neither has any.
         stranger: says why a peer that has proven itself is refused; None: it is not. Asked before a link is opened.
         silence_s: a link on which nothing is acknowledged for so long is dialled anew.
@@ -87,7 +87,7 @@ class Links:
         credentials: Callable[[], Credentials],
         addresses: Mapping[NodeId, Address],
         take: Callable[[NodeId, Input], None],
-        report: Callable[[Event], None],
+        report: Callable[..., None],
         rng: Random,
         limits: Limits,
         tls: NodeTls | None = None,
@@ -171,11 +171,11 @@ class Links:
         if self._is_news(peer, f"to {reason}"):
             self.report(PeerRefused(peer, reason))
 
-    def refused_here(self, claimed: NodeId, reason: str) -> None:
+    def refused_here(self, claimed: NodeId, reason: str, address: str) -> None:
         """Somebody said to be this peer. Anybody can: it is a stranger until it is proven, and no fault of ours."""
         if self._is_news(claimed, f"from {reason}"):
             known = claimed in self._dialled
-            self.report(BadInput(f"a link said to be from node_{claimed}" if known else "a link", reason))
+            self.report(BadInput(f"a link said to be from node_{claimed}" if known else "a link", reason), address)
 
     def _is_news(self, peer: NodeId, refusal: str) -> bool:
         """Tell it once until it changes; who is refused tries again and again."""
@@ -543,7 +543,7 @@ class Accepted(asyncio.Protocol):
         """Say why, and close."""
         reason = brief(error)
         if not isinstance(error, PeerIsStranger):
-            self._links.refused_here(self._claimed, reason)
+            self._links.refused_here(self._claimed, reason, address_of(self.transport))
         self.transport.writelines(encode_frame(PeerRefusal(reason)))
         self.transport.close()
 

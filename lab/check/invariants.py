@@ -27,6 +27,7 @@ from lab.plan.step import FAULT_STEPS, Heal
 from lab.rows import FaultRow, Meta
 from lab.rundir import RunDir
 from nodeproc.errors import ConfigError
+from nodeproc.eventlog import part
 
 TITLES = {
     "A3": "integrity",
@@ -215,7 +216,17 @@ def _without_history(agreement: Agreement, log: MessageLog, reason: str) -> _Wal
 
 def _elections(run: RunDir, papers: _Papers, nodes: list[int]) -> Check:
     foreign = papers.scenario is not None and papers.scenario.cluster.is_foreign
-    return Elections(run, _rebuilt(papers.faults)).check(nodes, wanted=not foreign)
+    return _as_far_as_seen(run, Elections(run, _rebuilt(papers.faults)).check(nodes, wanted=not foreign))
+
+
+def _as_far_as_seen(run: RunDir, check: Check) -> Check:
+    """The check of event files, UNKNOWN in place of PASS if older rows stand in files that it does not read."""
+    full = [path for node in run.node_ids() if (path := part(run.events(node), 1)).exists()]
+    if not full or check.result != "PASS":
+        return check
+    name = full[0].relative_to(run.path)
+    reason = f"{name} is not read: set limits.events_max_bytes higher"
+    return msgspec.structs.replace(check, result="UNKNOWN", detail=reason, decisive=True)
 
 
 def _surroundings(run: RunDir, papers: _Papers, nodes: list[int]) -> list[Check]:
@@ -229,7 +240,7 @@ def _surroundings(run: RunDir, papers: _Papers, nodes: list[int]) -> list[Check]
         asked = sum(isinstance(step, FAULT_STEPS) and not isinstance(step, Heal) for step in steps)
     done = sum(1 for row in papers.faults if row.step >= 0)
     return [
-        check_node_health(run, papers.meta, nodes, papers.faults),
+        _as_far_as_seen(run, check_node_health(run, papers.meta, nodes, papers.faults)),
         check_faults(run, papers.faults),
         check_run(papers.meta, asked, done),
         *([check_watch(papers.meta)] if papers.meta.kind == "sim" else []),

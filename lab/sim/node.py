@@ -466,7 +466,7 @@ class SimNode:
             self.lose_power()
             return b"", start - 1
 
-    def report(self, event: Event) -> None:
+    def report(self, event: Event, address: str = "") -> None:
         if self.running:
             self._emit([event])
 

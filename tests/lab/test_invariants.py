@@ -713,3 +713,11 @@ def test_what_a_simulation_saw_break_is_broken(run: RunDir) -> None:
 def test_asked_faults_without_a_row_leave_the_run_undecided(run: RunDir) -> None:
     doctor_lines(run.faults, delete(0))
     assert judged(run, "run").result == "UNKNOWN"
+
+
+@pytest.mark.parametrize("name", ["A7", "A10"])
+def test_events_in_files_that_are_not_read_leave_the_check_undecided(run: RunDir, name: str) -> None:
+    run.path.joinpath(f"{EVENTS_2}.1").write_bytes(b"")
+    answer = judged(run, name)
+    assert answer.result == "UNKNOWN" and f"{EVENTS_2}.1 is not read" in answer.detail
+    assert check(run, None).outcome == "undecided"

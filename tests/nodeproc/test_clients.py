@@ -127,7 +127,7 @@ class Node:
     def status(self) -> Status:
         return Status(1, "leader", 7, 1, 5, 4, 3, False, 1.5, 42, (), {})
 
-    def report(self, event: Event) -> None:
+    def report(self, event: Event, address: str = "") -> None:
         self.events.append(event)
 
     def order(self, *submits: Submit) -> Record:

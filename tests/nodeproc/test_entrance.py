@@ -147,7 +147,7 @@ def at_a_door(door: Door, **options: Any) -> tuple[Entrance, list[str]]:
     complaints: list[str] = []
 
     async def inside() -> Entrance:
-        entrance = Entrance(Greeter, Greeter, Limits(), complain=complaints.append, **options)
+        entrance = Entrance(Greeter, Greeter, Limits(), complain=lambda reason, _: complaints.append(reason), **options)
         await entrance.open(cast(socket.socket, door))
         entrance._accept(cast(socket.socket, door))
         paused = entrance.paused
@@ -207,7 +207,7 @@ def test_connections_that_are_reset_at_once_pause_nothing(
         sock = listen("127.0.0.1", 0)
         port = sock.getsockname()[1]
         tls = node_tls(papers.of_node).accepting if secured else None
-        entrance = Entrance(Greeter, Greeter, Limits(), tls, complaints.append)
+        entrance = Entrance(Greeter, Greeter, Limits(), tls, lambda reason, _: complaints.append(reason))
         await entrance.open(sock)
         for _ in range(20):
             stranger = connect(port)

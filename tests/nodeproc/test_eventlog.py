@@ -113,3 +113,30 @@ def test_a_console_that_is_gone_is_given_up(pipes: Pipes) -> None:
     pipes.console.close(timeout=5)
     os.close(pipes._messages_in)
     assert os.read(pipes.messages, 100) == b"[seq=1] node_9999: to somebody\n"
+
+
+def test_a_full_file_of_events_makes_way_and_three_are_kept(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    log = EventLog(1, level="INFO", events=events, console=None, show_delivered=False, max_bytes=200)
+    for term in range(1, 13):
+        log.emit([BecameLeader(term, 0)])
+        log.flush()
+    log.close()
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "events.jsonl",
+        *(f"events.jsonl.{n}" for n in (1, 2, 3)),
+    ]
+    rows = [
+        json.loads(row) for number in (3, 2, 1, 0) for row in eventlog.part(events, number).read_text().splitlines()
+    ]
+    assert [row["term"] for row in rows] == list(range(13 - len(rows), 13)) and len(rows) >= 4
+    assert all(eventlog.part(events, number).stat().st_size <= 200 for number in range(4))
+
+
+def test_a_file_of_events_goes_on_where_the_process_before_has_left_it(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    for term in (1, 2, 3):
+        log = EventLog(1, level="INFO", events=events, console=None, show_delivered=False, max_bytes=200)
+        log.emit([BecameLeader(term, 0)])
+        log.close()
+    assert eventlog.part(events, 1).exists()

@@ -217,7 +217,9 @@ async def door(papers: Papers, limits: Limits | None = None) -> AsyncIterator[tu
     complaints: list[str] = []
     sock = listen("127.0.0.1", 0)
     tls = node_tls(papers.of_node).accepting
-    entrance = Entrance(lambda: Teller(b"node "), lambda: Teller(b"client "), limits, tls, complaints.append)
+    entrance = Entrance(
+        lambda: Teller(b"node "), lambda: Teller(b"client "), limits, tls, lambda reason, _: complaints.append(reason)
+    )
     await entrance.open(sock)
     try:
         async with asyncio.timeout(TIMEOUT_S):

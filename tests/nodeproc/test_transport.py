@@ -86,7 +86,7 @@ class End:
         self.inputs.append((peer, message))
         self._news.set()
 
-    def _report(self, event: Event) -> None:
+    def _report(self, event: Event, address: str = "") -> None:
         self.events.append(event)
         self._news.set()
 
