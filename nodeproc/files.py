@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -87,6 +88,20 @@ def pread(file: File, size: int, at: int) -> bytes:
         raise ReadFailed(f"can't be read: {error.strerror or error}") from error
 
 
+def sync_file(fd: int) -> None:
+    """Return when everything written to this file or folder is on the disk.
+
+    macOS has no fdatasync, and its fsync leaves the bytes in the drive's cache: only F_FULLFSYNC promises something.
+    """
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        fcntl.fcntl(fd, full)
+    elif hasattr(os, "fdatasync") and not stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
 class RealFile:
     """A file on the disk; see File."""
 
@@ -116,7 +131,7 @@ class RealFile:
         return os.fstat(self._fd).st_size
 
     def sync(self) -> None:
-        os.fdatasync(self._fd)
+        sync_file(self._fd)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
@@ -163,7 +178,7 @@ class RealFiles:
     def sync_folder(self, folder: str) -> None:
         fd = os.open(self._root / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            sync_file(fd)
         finally:
             os.close(fd)
 
@@ -181,7 +196,7 @@ class RealFiles:
             while rest:
                 written = os.pwrite(fd, rest, at)
                 rest, at = rest[written:], at + written
-            os.fdatasync(fd)
+            sync_file(fd)
         finally:
             os.close(fd)
 

@@ -22,6 +22,7 @@ import msgspec
 from lab.bench.figures import Collected
 from lab.bench.pipeline import HOST, Cost, Echo, Order, Send, Sent, Serve, Serving, Spent
 from lab.run.children import Child
+from nodeproc.files import sync_file
 
 FDATASYNC = "write + fdatasync of 512 B"
 PIPELINED = "bare pipeline, 100 B, 1 client"
@@ -58,7 +59,7 @@ def fdatasync_ms(folder: Path, times: int, *, zeros: bool) -> float:
         for number in range(times):
             began = time.perf_counter()
             os.pwrite(fd, data, number * BLOCK)
-            os.fdatasync(fd)
+            sync_file(fd)
             took.append(time.perf_counter() - began)
     return median(took) * 1e3
 

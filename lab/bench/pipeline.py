@@ -30,6 +30,7 @@ from msgspec import Struct
 from lab.plan.workload import payloads
 from lab.run.children import orders, run_child, say
 from nodeproc.core.messages import Line
+from nodeproc.files import sync_file
 
 HOST = "127.0.0.1"
 HEAD = struct.Struct("<II")
@@ -122,7 +123,7 @@ class Disk:
     def _run(self) -> None:
         while True:
             upto = self._asked.get()
-            os.fdatasync(self._log)
+            sync_file(self._log)
             try:
                 self._loop.call_soon_threadsafe(self._on_synced, upto)
             except RuntimeError:

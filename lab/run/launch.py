@@ -15,6 +15,8 @@ import select
 import signal
 import sys
 
+ASK_EVERY_MS = 100
+"""Between two looks at whether the program is still there."""
 EXIT_NOT_STARTED = 127
 """As shells have it."""
 
@@ -45,17 +47,29 @@ def leave_watcher(program: int, lifeline: int) -> None:
 
 def watch(program: int, lifeline: int) -> None:
     """Return when the program has ended, by itself or because the harness did."""
+    poll = select.poll()
+    if not hasattr(os, "pidfd_open"):
+        watch_by_asking(program, lifeline, poll)
+        return
     try:
         ended = os.pidfd_open(program)
     except ProcessLookupError:
         return
-    poll = select.poll()
     poll.register(ended, select.POLLIN)
     poll.register(lifeline, select.POLLIN)  # nothing is ever written: it becomes readable at its end
     ready = [number for number, _ in poll.poll()]
     if ended not in ready:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program, signal.SIGKILL)
+
+
+def watch_by_asking(program: int, lifeline: int, poll: select.poll) -> None:
+    """As watch(), where the system has no pidfd."""
+    poll.register(lifeline, select.POLLIN)
+    with contextlib.suppress(ProcessLookupError):
+        while not poll.poll(ASK_EVERY_MS):
+            os.kill(program, 0)
+        os.killpg(program, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -342,7 +342,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _processors() -> int:
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _jobs(text: str) -> int:
