@@ -90,12 +90,15 @@ class Shown(Struct, frozen=True, gc=False, tag_field="op", tag="shown"):
     crc: int
 
 
+PHASES = ("load_started", "load_stopped", "step", "healed", "converged", "diverged")
+
+
 class Phase(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="phase"):
     """The harness reached a point of the scenario; `node` where the point is about one node."""
 
     t: int
     phase: str
-    """load_started | load_stopped | step | healed | converged | diverged."""
+    """One of PHASES."""
     detail: str = ""
     node: int = 0
 
@@ -211,6 +214,14 @@ class Expectation(Struct, frozen=True):
     t: int
 
 
+class Led(Struct, frozen=True, gc=False):
+    """The STATUS of this node was first seen to say that it leads this term."""
+
+    t: int
+    node: int
+    term: int
+
+
 class Convergence(Struct, frozen=True):
     """How the run ended, once everything was healed. Rule: A9."""
 
@@ -220,6 +231,8 @@ class Convergence(Struct, frozen=True):
     took_s: float
     delivered: dict[int, int]
     """Node id -> delivered_seq at its last STATUS; a node that did not answer is missing."""
+    term: int = 0
+    """The highest that any node showed then; 0: not known."""
 
 
 class Meta(Struct, frozen=True):
@@ -257,6 +270,8 @@ class Meta(Struct, frozen=True):
     """Why the run could not be carried out to its end; empty when it was."""
     watched: str = ""
     """The first that a simulation saw break while it ran, and at which it ended: `A7: …`; empty when nothing did."""
+    led: tuple[Led, ...] = ()
+    """Who said that it leads which term, as far as the run looked."""
     mutant: str = ""
     """Which rule the nodes had broken on purpose (lab.selftest); empty: none."""
 

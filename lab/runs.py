@@ -225,9 +225,7 @@ def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exce
 
 
 def judge(run: RunDir, name: str, seed: int | None) -> Result:
-    """Judge a finished run and write verdict.json, metrics.json, summary.txt and junit.xml into it."""
-    import msgspec
-
+    """Judge a finished run and write verdict.json, metrics.json, summary.txt and junit.xml into it, where it can."""
     from lab.check.history import RunFileError
     from lab.check.invariants import check
     from lab.check.metrics import encode_metrics, measure
@@ -237,20 +235,28 @@ def judge(run: RunDir, name: str, seed: int | None) -> Result:
     try:
         try:
             metrics = measure(run)
-        except (RunFileError, msgspec.MsgspecError) as error:  # The verdict says UNKNOWN for the same reason.
+        except (RunFileError, OSError) as error:  # The verdict says UNKNOWN for the same reason.
             metrics = None
             print(error, file=sys.stderr)
         verdict = check(run, metrics)
-        run.verdict.write_bytes(encode_verdict(verdict))
-        if metrics is not None:
-            run.metrics.write_bytes(encode_metrics(metrics))
-        run.junit.write_text(junit.render(name, verdict, metrics), encoding="utf-8")
         result = Result(name, seed, run.path, verdict.exit_code, verdict, metrics)
         summary = f"{table.render(run, verdict, metrics)}\n\n{name}: {result.closing}\n"
-        run.summary.write_text(summary, encoding="utf-8")
+        _keep(run.verdict, encode_verdict(verdict))
+        if metrics is not None:
+            _keep(run.metrics, encode_metrics(metrics))
+        _keep(run.junit, junit.render(name, verdict, metrics).encode())
+        _keep(run.summary, summary.encode())
     except Exception as error:
         return _lab_failed(name, seed, run.path, error)
     return result
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file of the verdict. A run that may only be read is judged all the same."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        print(f"{near(path)} could not be written: {error.strerror}", file=sys.stderr)
 
 
 # ---- telling ------------------------------------------------------------------------------------

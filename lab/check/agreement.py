@@ -7,10 +7,11 @@ looked at, and all nodes' lines there are shown, the odd one out named first.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
-from lab.check.history import CHUNK_BYTES, line_at
+from lab.check.history import CHUNK_BYTES, NOT_A_MESSAGE, decode_log_lines, find_line
 from lab.check.verdict import Check, Findings, quote
 
 
@@ -46,6 +47,8 @@ def check_agreement(files: list[NodeFile], missing: list[int]) -> Agreement:
     reference = max(files, key=lambda file: file.size, default=None)
     if reference is None or reference.size == 0:
         return Agreement(findings.unknown("no message in any node's log"), reference, ())
+    if shared := _shared_file(files):
+        return Agreement(findings.unknown(shared), reference, ())
     lines = {file: differing_line(file, reference) for file in files if file is not reference}
     first = min((line for line in lines.values() if line), default=0)
     if first:
@@ -61,8 +64,36 @@ def check_agreement(files: list[NodeFile], missing: list[int]) -> Agreement:
         detail = "one node only: nothing to compare"
         return Agreement(findings.unknown(detail, decisive=False), reference, deviating)
     sizes = sorted({file.size for file in files})
+    if sizes[0] < sizes[-1] and not first and _look_behind(findings, reference, sizes[0]):
+        deviating, reference = (reference,), _most_agreed(files, [reference])
     equal = "equal" if len(sizes) == 1 else f"one a prefix of the other, {sizes[0]} to {sizes[-1]} bytes"
     return Agreement(findings.passed(f"{len(files)} logs, {equal}"), reference, deviating)
+
+
+def _shared_file(files: list[NodeFile]) -> str:
+    """Which two nodes' logs are one file, so that comparing them compares nothing; "": none."""
+    seen: dict[tuple[int, int], NodeFile] = {}
+    for file in files:
+        status = file.path.stat()
+        other = seen.setdefault((status.st_dev, status.st_ino), file)
+        if other is not file:
+            return f"{file.name} and {other.name} are one file: there is nothing to compare"
+    return ""
+
+
+def _look_behind(findings: Findings, reference: NodeFile, size: int) -> bool:
+    """Whether what the longest log has and the shortest lacks is no message, so that it can't come there yet."""
+    with reference.path.open("rb") as file:
+        number = 1 + sum(block.count(b"\n") for block in _blocks(file, size))
+        file.seek(size)
+        while line := file.readline():
+            if line.endswith(b"\n") and decode_log_lines(line, 1)[0] is NOT_A_MESSAGE:
+                place = f"{reference.name}:{number}"
+                message = f"line {number} of node {reference.node} is no message, and other nodes end before it"
+                findings.add(place, message, quote(place, line))
+                return True
+            number += 1
+    return False
 
 
 def differing_line(file: NodeFile, other: NodeFile) -> int:
@@ -82,13 +113,15 @@ def differing_line(file: NodeFile, other: NodeFile) -> int:
 
 
 def _newlines_before(file: NodeFile, offset: int) -> int:
-    count = 0
     with file.path.open("rb", buffering=0) as opened:
-        while offset:
-            block = opened.read(min(CHUNK_BYTES, offset))
-            count += block.count(b"\n")
-            offset -= len(block)
-    return count
+        return sum(block.count(b"\n") for block in _blocks(opened, offset))
+
+
+def _blocks(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """The first `size` bytes, in pieces."""
+    while size and (block := file.read(min(CHUNK_BYTES, size))):
+        size -= len(block)
+        yield block
 
 
 def _common_prefix(left: bytes, right: bytes) -> int:
@@ -105,8 +138,7 @@ def _common_prefix(left: bytes, right: bytes) -> int:
 
 def _report(findings: Findings, files: list[NodeFile], number: int) -> list[NodeFile]:
     """Name the files that differ from most at this line; returns them."""
-    found = {file: line_at(file.path, number) for file in files}
-    found = {file: line for file, line in found.items() if line}
+    found = {file: line for file in files if (line := find_line(file.path, number)) is not None}
     usual, votes = Counter(found.values()).most_common(1)[0]
     odd = [file for file, line in found.items() if line != usual]
     if votes == 1:

@@ -2,21 +2,40 @@
 
 Files are read in chunks of whole lines, so that memory does not grow with a run. Line numbers start at 1. A message
 log is delivered bytes (docs/protocol.md, "The message log"), a line that is none is kept as NOT_A_MESSAGE in its place.
+What the lab and its own nodes wrote must be byte for byte what they write: a key that stands twice, or one more, makes
+a row unreadable. Unreadable is RunFileError, and makes a check UNKNOWN.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, assert_never
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from lab.rows import HistoryRow, Invoke, Shown
-from nodeproc.core.messages import SeqNo
+from lab.rows import (
+    PHASES,
+    Acked,
+    Failed,
+    FaultRow,
+    HistoryRow,
+    Invoke,
+    Meta,
+    Phase,
+    Shown,
+    Unknown,
+    decode_fault_row,
+    decode_meta,
+    encode_row,
+)
+from nodeproc.core.messages import NodeId, SeqNo
 
 CHUNK_BYTES = 1 << 19
 """About 2500 lines of 200 bytes: large enough that work per chunk does not show; smaller ones were slower."""
@@ -28,7 +47,7 @@ KEPT_CHUNKS = 4
 class LogLine(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One line of a message log, every field demanded and no other allowed."""
 
-    seq_no: Annotated[SeqNo, Meta(le=2**63 - 1)]
+    seq_no: Annotated[SeqNo, msgspec.Meta(le=2**63 - 1)]
     term: int
     sender_id: int
     msg_id: str
@@ -41,6 +60,36 @@ NOT_A_MESSAGE = LogLine(0, 0, 0, "", 0.0, "")
 
 _decoder = msgspec.json.Decoder(LogLine)
 _row_decoder = msgspec.json.Decoder(HistoryRow)
+_encode_lines = msgspec.json.Encoder().encode_lines
+_decode_any = msgspec.json.Decoder().decode_lines
+
+_TEXT = rb'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
+_NUMBER = rb"(?:0|[1-9][0-9]*)"
+_FORM = re.compile(
+    rb'\{"seq_no":%b,"term":%b,"sender_id":%b,"msg_id":%b,"timestamp":%b(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?,"payload":%b\}'
+    % (_NUMBER, _NUMBER, _NUMBER, _TEXT, _NUMBER, _TEXT)
+)
+"""A line of a message log. Nodes in other languages may write a time and the characters of a text in another way."""
+
+
+def form_fault(line: bytes) -> str:
+    """What is wrong with how a readable line of a message log is written; "": nothing.
+
+    Args:
+        line: without its newline.
+    """
+    if _FORM.fullmatch(line):
+        return ""
+    if line.endswith(b"\r"):
+        return "it ends with CR LF instead of LF"
+    keys = [key for key, _ in json.loads(line, object_pairs_hook=list)]
+    if keys != list(LogLine.__struct_fields__):
+        return f"its keys are {', '.join(keys)} instead of {', '.join(LogLine.__struct_fields__)}"
+    return "it has white space, or numbers or characters, that its form does not allow"
+
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are nothing of ours."""
 
 
 class RunFileError(Exception):
@@ -78,10 +127,15 @@ def read_pieces(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[Pi
 
 def line_at(path: Path, number: int) -> bytes:
     """Line `number` without its newline; empty behind the end of the file."""
+    return find_line(path, number) or b""
+
+
+def find_line(path: Path, number: int) -> bytes | None:
+    """Line `number` without its newline; None behind the end of the file."""
     for piece in read_pieces(path):
         if number < piece.first_line + max(piece.newlines, 1):
             return piece.data.split(b"\n")[number - piece.first_line]
-    return b""
+    return None
 
 
 class Chunk(NamedTuple):
@@ -91,6 +145,8 @@ class Chunk(NamedTuple):
     lines: list[LogLine]
     contiguous: bool
     """seq_no runs without a gap inside this chunk."""
+    misformed: dict[int, str] = {}  # noqa: RUF012 (never changed)
+    """Index of a readable line -> what is wrong with its form."""
 
     def find(self, seq_no: SeqNo) -> LogLine | None:
         """The line with this seq_no, if it is in here."""
@@ -100,18 +156,18 @@ class Chunk(NamedTuple):
         return next((line for line in self.lines if line.seq_no == seq_no), None)
 
     def end_of(self, seq_no: SeqNo, start: int) -> int:
-        """Index behind the first line from index `start` on whose seq_no is at least this one."""
+        """Index of the first line from index `start` on whose seq_no is above this one."""
         lines = self.lines
         if self.contiguous:
             return min(max(seq_no - lines[0].seq_no + 1, start), len(lines))
-        return next((at + 1 for at in range(start, len(lines)) if lines[at].seq_no >= seq_no), len(lines))
+        return next((at for at in range(start, len(lines)) if lines[at].seq_no > seq_no), len(lines))
 
 
 def decode_log_lines(data: bytes, count: int) -> list[LogLine]:
     """One LogLine for each of `count` lines, NOT_A_MESSAGE for what is none."""
     try:
         lines = _decoder.decode_lines(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         lines = []
     if len(lines) == count:
         return lines
@@ -121,7 +177,7 @@ def decode_log_lines(data: bytes, count: int) -> list[LogLine]:
 def _decode_one(line: bytes) -> LogLine:
     try:
         return _decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return NOT_A_MESSAGE
 
 
@@ -191,22 +247,27 @@ def _decode_chunk(piece: Piece) -> Chunk:
     lines = decode_log_lines(piece.data, piece.newlines)
     first = lines[0].seq_no
     contiguous = [line.seq_no for line in lines] == list(range(first, first + len(lines)))
-    return Chunk(piece.first_line, lines, contiguous)
+    misformed = {}
+    if NOT_A_MESSAGE in lines or _encode_lines(lines) != piece.data:
+        for at, (line, text) in enumerate(zip(lines, piece.data.split(b"\n"), strict=False)):
+            if line is not NOT_A_MESSAGE and (fault := form_fault(text)):
+                misformed[at] = fault
+    return Chunk(piece.first_line, lines, contiguous, misformed)
 
 
 def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
     """(line number, row) of history.jsonl, in its order.
 
     Raises:
-        RunFileError: a line is no row, contradicts itself, or its time is before the line's above.
+        RunFileError: a line is no row as the lab writes it, or its time is before the line's above.
     """
     latest = 0
     for piece in read_pieces(path):
         try:
             rows = _row_decoder.decode_lines(piece.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             rows = []
-        if len(rows) != piece.newlines or not rows:
+        if _encode_lines(rows) != piece.data:
             raise RunFileError(_first_bad_row(path.name, piece))
         for number, row in enumerate(rows, piece.first_line):
             if row.t < latest:
@@ -219,18 +280,77 @@ def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
 
 def _is_sound(row: HistoryRow) -> bool:
     """Numbers start at 1, and as many payloads are there as the row counts."""
-    if isinstance(row, Invoke):
-        return row.n >= 1 and row.count >= 1 and (row.gen is not None or len(row.payloads) == row.count)
-    return not isinstance(row, Shown) or row.first >= 1
+    match row:
+        case Invoke():
+            counted = not row.payloads if row.gen is not None else len(row.payloads) == row.count
+            return row.n >= 1 and row.count >= 1 and row.every >= 0 and counted
+        case Acked():
+            return row.n >= 1
+        case Failed() | Unknown():
+            return row.n >= 1 and row.count >= 1
+        case Shown():
+            return row.first >= 1
+        case Phase():
+            return row.phase in PHASES
+        case _:
+            assert_never(row)
 
 
 def _first_bad_row(name: str, piece: Piece) -> str:
     for number, line in enumerate(piece.data.split(b"\n"), piece.first_line):
         try:
-            _row_decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            if msgspec.json.encode(_row_decoder.decode(line)) != line:
+                return f"{name}:{number}: not a row as the lab writes it: {line[:200].decode('utf-8', 'replace')}"
+        except UNREADABLE as error:
             return f"{name}:{number}: not a row of the history: {error}"
-    return f"{name}:{piece.first_line}: not rows of the history, one a line"
+    return f"{name}:{piece.first_line + piece.newlines}: the last line has no end"
+
+
+def read_fault_rows(path: Path) -> list[FaultRow]:
+    """The rows of faults.jsonl.
+
+    Raises:
+        RunFileError: there is no such file, or a line is no row as the lab writes it.
+    """
+    rows = []
+    for number, line in enumerate(_whole(path).splitlines(keepends=True), 1):
+        try:
+            row = decode_fault_row(line)
+        except UNREADABLE as error:
+            raise RunFileError(f"{path.name}:{number}: not a row of the faults: {error}") from None
+        if encode_row(row) != line:
+            raise RunFileError(f"{path.name}:{number}: not a row as the lab writes it")
+        rows.append(row)
+    return rows
+
+
+def read_meta(path: Path) -> Meta:
+    """What meta.json says.
+
+    Raises:
+        RunFileError: it can't be read, or a key stands twice in it.
+    """
+    data = _whole(path)
+    try:
+        meta = decode_meta(data)
+        json.loads(data, object_pairs_hook=_only_once)
+        datetime.fromisoformat(meta.started_utc)
+    except (*UNREADABLE, ValueError) as error:
+        raise RunFileError(f"{path.name}: {error}") from None
+    return meta
+
+
+def _only_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key stands twice among {', '.join(key for key, _ in pairs)[:200]}")
+    return found
+
+
+def _whole(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFileError(f"{path.name}: {error.strerror}") from None
 
 
 class EventLine(Struct, frozen=True, gc=False):
@@ -242,26 +362,78 @@ class EventLine(Struct, frozen=True, gc=False):
     term: int = 0
     leader: int = 0
     reason: str = ""
+    last_seq: int = -1
+    """-1: the event has none."""
 
 
 _event_decoder = msgspec.json.Decoder(EventLine)
+_ROW_START = b'{"t_ns":'
+_FIRST_OF_A_START = ("starting", "loaded", "torn_tail_dropped", "message_log_repaired", "listening", "failed")
 
 
-def read_events(path: Path) -> Iterator[tuple[int, EventLine]]:
-    """(line number, event) of events.jsonl.
+def read_events(path: Path, node: NodeId) -> Iterator[tuple[int, EventLine]]:
+    """(line number, event) of a node's events.jsonl.
 
-    A killed node may leave a torn line, behind which its next start goes on: such a line is passed over.
+    A killed node may leave a torn row at the end, on which its next start writes on: such a tear is passed over.
+
+    Raises:
+        RunFileError: a line is no event of this node, or its time is before that of the line above.
     """
+    name, latest = f"{path.parent.parent.name}/{path.parent.name}/{path.name}", 0
+    for number, event in _every_event(path, name):
+        if event.node != node:
+            raise RunFileError(f"{name}:{number}: an event of node {event.node}")
+        if event.t_ns < latest:
+            raise RunFileError(f"{name}:{number}: t_ns={event.t_ns} is before t_ns={latest} of the line above")
+        latest = event.t_ns
+        yield number, event
+
+
+def _every_event(path: Path, name: str) -> Iterator[tuple[int, EventLine]]:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise RunFileError(f"{name}: {error.strerror}") from None
     for piece in read_pieces(path):
         try:
             events = _event_decoder.decode_lines(piece.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            events = []
-        if len(events) == piece.newlines:
-            yield from enumerate(events, piece.first_line)
-            continue
-        for number, line in enumerate(piece.data.split(b"\n"), piece.first_line):
-            try:
-                yield number, _event_decoder.decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            if len(events) == piece.newlines and not _has_doubled_keys(piece.data):
+                yield from enumerate(events, piece.first_line)
                 continue
+        except UNREADABLE:
+            pass
+        lines = piece.data.split(b"\n")
+        for number, line in enumerate(lines[: piece.newlines], piece.first_line):
+            yield number, _one_event(name, number, line)
+        # A torn row at the end of the file: what lies behind it was never written.
+
+
+def _one_event(name: str, number: int, line: bytes) -> EventLine:
+    torn = line.rfind(_ROW_START)
+    if torn > 0 and line.startswith(_ROW_START):
+        event = _event_or_none(line[torn:])
+        if event is not None and event.event in _FIRST_OF_A_START:
+            return event
+    event = _event_or_none(line)
+    if event is None:
+        raise RunFileError(f"{name}:{number}: not an event: {line[:200].decode('utf-8', 'replace')!r}")
+    return event
+
+
+def _event_or_none(line: bytes) -> EventLine | None:
+    try:
+        event = _event_decoder.decode(line)
+        return None if _has_doubled_keys(line) else event
+    except UNREADABLE:
+        return None
+
+
+def _has_doubled_keys(data: bytes) -> bool:
+    """Whether a key stands twice in a line: JSON readers take the last, so that nobody can say which is meant."""
+    if len(_encode_lines(_decode_any(data))) == len(data.removesuffix(b"\n")) + 1:
+        return False
+    return any(len({key for key, _ in pairs}) < len(pairs) for pairs in map(_pairs, data.split(b"\n")) if pairs)
+
+
+def _pairs(line: bytes) -> list[tuple[str, object]]:
+    return list(json.loads(line, object_pairs_hook=list)) if line else []

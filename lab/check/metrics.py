@@ -23,7 +23,7 @@ from lab.check.availability import (
     fault_kinds,
     windows_of,
 )
-from lab.check.history import EventLine, read_events, read_history, read_pieces
+from lab.check.history import EventLine, read_events, read_fault_rows, read_history, read_meta, read_pieces
 from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Sample, Unknown
 from lab.rundir import RunDir
 
@@ -233,7 +233,7 @@ def _election_events(run: RunDir, terms: TermCount) -> list[EventLine]:
     events = []
     for node in run.node_ids():
         if run.events(node).is_file():
-            for _, event in read_events(run.events(node)):
+            for _, event in read_events(run.events(node), node):
                 terms.on_event(event)
                 if event.event in ("leader_timeout", "became_leader"):
                     events.append(event)
@@ -415,11 +415,10 @@ def measure(run: RunDir) -> Metrics:
     """All figures of a run.
 
     Raises:
-        RunFileError: history.jsonl is not readable.
-        msgspec.MsgspecError: meta.json or faults.jsonl is not.
+        RunFileError: meta.json, history.jsonl, faults.jsonl or a node's events are not readable.
     """
-    meta = run.read_meta()
-    faults, terms = run.read_faults(), TermCount()
+    meta = read_meta(run.meta)
+    faults, terms = read_fault_rows(run.faults), TermCount()
     hits, windows = _hits(faults), windows_of(faults)
     events = _election_events(run, terms)
     _add_elections(events, hits)

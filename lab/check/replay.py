@@ -9,6 +9,7 @@ counter per session proves that no msg_id stands twice.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -121,11 +122,14 @@ class Replay:
     Args:
         log: the reference log, not read yet.
         history: the file that the rows come from; read again only to tell of what was lost.
+        times: between which the timestamps of messages must lie, seconds since the epoch.
     """
 
-    def __init__(self, log: MessageLog, history: Path) -> None:
+    def __init__(self, log: MessageLog, history: Path, times: tuple[float, float] = (-math.inf, math.inf)) -> None:
         self.log, self.history_name = log, history.name
-        self._history = history
+        self._history, self._times = history, times
+        self.unreadable = 0
+        """The first line of the log that can't be read; 0: there is none."""
         self.contiguity = Findings("A2", "contiguity")
         self.integrity = Findings("A3", "integrity")
         self.durability = Findings("A4", "durability")
@@ -221,7 +225,7 @@ class Replay:
     # ---- the log ---------------------------------------------------------------------------------
 
     def _advance(self, seq_no: SeqNo) -> None:
-        """Take the lines of the log up to and with the first whose seq_no is at least this one."""
+        """Take the lines of the log up to the first whose seq_no is above this one."""
         while self._chunk is not None:
             end = self._chunk.end_of(seq_no, self._at)
             if end > self._at:
@@ -242,10 +246,12 @@ class Replay:
     def _take_numbers(self, chunk: Chunk, start: int, end: int) -> None:
         """A2 on some lines. The fast way first: nearly all chunks are contiguous and of one term."""
         lines = chunk.lines
+        self._take_times(chunk, start, end)
         first, last = lines[start], lines[end - 1]
         terms = [line.term for line in lines[start:end]]
         if (
             chunk.contiguous
+            and not chunk.misformed
             and first.seq_no == self._seq_no + 1
             and terms[0] >= max(self._term, 1)
             and terms.count(terms[0]) == len(terms)
@@ -259,6 +265,17 @@ class Replay:
             if line.term > (self.term_starts[-1][0] if self.term_starts else 0):
                 self.term_starts.append((line.term, line.seq_no))
         self._seq_no, self._term = judge_numbers(self.contiguity, self.log, chunk, start, end, *numbers)
+
+    def _take_times(self, chunk: Chunk, start: int, end: int) -> None:
+        times = [line.timestamp for line in chunk.lines[start:end] if line is not NOT_A_MESSAGE]
+        low, high = self._times
+        if not times or (min(times) >= low and max(times) <= high):
+            return
+        for number, line in enumerate(chunk.lines[start:end], chunk.first_line + start):
+            if line is not NOT_A_MESSAGE and not low <= line.timestamp <= high:
+                place = self.log.place(number)
+                when = "before the run began" if line.timestamp < low else "after the run had ended"
+                self.contiguity.add(place, f"timestamp {line.timestamp} is {when}", quote(place, _show(line)))
 
     def _take_run(self, chunk: Chunk, lines: list[LogLine], at: int, end: int) -> int:
         """Judge the longest run of one session's messages from `at` on; returns the index behind it."""
@@ -331,7 +348,7 @@ class Replay:
 
     def _not_a_message(self, number: int, line: LogLine) -> None:
         if line is NOT_A_MESSAGE:
-            self.integrity.add(self.log.place(number), "not a line of a message log")
+            self.unreadable = self.unreadable or number
         else:
             self._never_sent(number, line)
 
@@ -378,6 +395,7 @@ class Replay:
         self._advance(END_OF_LOG)
         if self.log.torn:
             self.contiguity.add(self.log.place(self.log.torn), "the last line has no end")
+            self.unreadable = self.unreadable or self.log.torn
         early = [each for session in self.sessions.values() for each in session.early.values()]
         for each in sorted(early, key=lambda each: each.number):
             self._never_sent(each.number, each.line)
@@ -427,6 +445,9 @@ class Replay:
 
     def checks(self) -> list[Check]:
         """A2 to A6. After finish()."""
+        if self.unreadable:
+            # Which message an unreadable line holds nobody can say; so nothing that needs it can be judged.
+            return [self.contiguity.failed(), *self._unreadable_checks()]
         lines = self.log.line_count
         if not lines:
             named = (self.contiguity, self.integrity, self.sender_order, self.real_time)
@@ -440,6 +461,11 @@ class Replay:
             self.sender_order.passed(f"{sessions} sessions"),
             self._real_time_check(),
         ]
+
+    def _unreadable_checks(self) -> list[Check]:
+        reason = f"{self.log.place(self.unreadable)} can't be read (A2)"
+        judged = (self.integrity, self.durability, self.sender_order, self.real_time)
+        return [Findings(each.name, each.title).unknown(reason) for each in judged]
 
     def _durability_check(self) -> Check:
         if not self.acks:
@@ -497,9 +523,13 @@ def judge_numbers(
         place = log.place(number)
         shown = quote(place, f"seq_no={line.seq_no} term={line.term} msg_id={line.msg_id}")
         if line is NOT_A_MESSAGE:
-            findings.add(place, f"not a line of a message log, where seq_no {seq_no + 1} is due")
+            text = line_at(log.path, number)
+            what = "not a line of a message log" if text else "an empty line"
+            findings.add(place, f"{what}, where seq_no {seq_no + 1} is due", quote(place, text))
             seq_no += 1
             continue
+        if fault := chunk.misformed.get(number - chunk.first_line):
+            findings.add(place, f"not in the form of a message log: {fault}", quote(place, line_at(log.path, number)))
         if line.seq_no != seq_no + 1:
             findings.add(place, f"seq_no {line.seq_no} where {seq_no + 1} is due", shown)
         if line.term < max(term, 1):

@@ -1,21 +1,24 @@
-"""A8: what a subscriber was shown is a contiguous piece of the log.
+"""A8: a subscriber is shown the log from its first line on, and all of it in time.
 
 A row of the history says which lines a subscriber was shown and the CRC of their bytes. Each subscriber has its own
-place in the reference log, which only moves forward.
+place in the reference log, which only moves forward. While no fault is in force a subscriber that lacks what has been
+acknowledged must be shown something within the bound of A9, and at the end each has everything.
 """
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from collections.abc import Sequence
+from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
 import msgspec
 
 from lab.check.history import CHUNK_BYTES, MessageLog, read_pieces
 from lab.check.verdict import Check, Findings, quote
-from lab.rows import Shown
+from lab.rows import Acked, FaultRow, HistoryRow, Shown
 from lab.rundir import RunDir
 
+NS_PER_S = 1_000_000_000
 _START_OF_ROW = b'{"op":"shown"'
 _decode = msgspec.json.Decoder(Shown).decode
 
@@ -60,12 +63,98 @@ class _Reader:
             size = CHUNK_BYTES
 
 
-def check_subscribers(run: RunDir, log: MessageLog, wanted: bool) -> Check:
+class Span(NamedTuple):
+    """A part of the run, CLOCK_MONOTONIC ns."""
+
+    start: int
+    end: int
+
+
+def quiet_spans(faults: Sequence[FaultRow], late_nodes: Sequence[int], t_start: int, t_end: int) -> list[Span]:
+    """The parts of a run in which every node runs and no fault is in force, ascending.
+
+    Args:
+        late_nodes: nodes that are not started at the run's beginning.
+    """
+    held = [(row.t, _over_at(row, t_end)) for row in faults]
+    for node in late_nodes:
+        started = (row.t_done for row in faults if row.fault == "start" and row.target == node and row.effect)
+        held.append((t_start, next(started, t_end)))
+    spans, since = [], t_start
+    for begin, end in sorted(held):
+        if begin > since:
+            spans.append(Span(since, begin))
+        since = max(since, end)
+    return [*spans, Span(since, t_end)] if since < t_end else spans
+
+
+def _over_at(row: FaultRow, t_end: int) -> int:
+    if row.fault in _INSTANT or (not row.moved and row.fault in _MOVES):
+        return row.t_done
+    return row.t_healed or t_end
+
+
+_INSTANT = ("start", "resume", "heal", "refusal", "garbage")
+_MOVES = ("kill", "stop", "pause")
+
+
+class Starvation:
+    """Follows who is shown what while the history is read. Feed it every row, then finish().
+
+    Args:
+        subscribers: client ids.
+        bound_s: within which a subscriber that lacks something must be shown something.
+    """
+
+    def __init__(self, subscribers: Sequence[int], spans: Sequence[Span], bound_s: float) -> None:
+        self._shown = dict.fromkeys(subscribers, 0)
+        self._since: dict[int, int] = {}
+        """Subscriber that lacks something -> since when it was shown nothing."""
+        self._spans, self._bound_s = spans, bound_s
+        self._acked = self._latest = 0
+        self.found: list[tuple[int, str]] = []
+        """(line of the history, what was found)."""
+
+    def on_row(self, place: int, row: HistoryRow) -> None:
+        self._latest = place
+        if isinstance(row, Acked) and row.seq_no > self._acked:
+            self._acked = row.seq_no
+            for client, last in self._shown.items():
+                if last < row.seq_no:
+                    self._since.setdefault(client, row.t)
+        elif isinstance(row, Shown) and row.client in self._shown:
+            self._end_wait(place, row.client, row.t)
+            self._shown[row.client] = row.last
+            if row.last < self._acked:
+                self._since[row.client] = row.t
+
+    def finish(self, t_end: int) -> None:
+        for client in list(self._since):
+            self._end_wait(self._latest, client, t_end)
+
+    def _end_wait(self, place: int, client: int, t: int) -> None:
+        since = self._since.pop(client, t)
+        for span in self._spans:
+            waited = (min(t, span.end) - max(since, span.start)) / NS_PER_S
+            if waited > self._bound_s:
+                text = (
+                    f"client {client} was shown lines up to {self._shown[client]} and then nothing for {waited:.3f} s "
+                )
+                text += f"while every node ran and no fault was in force (allowed {self._bound_s:g} s)"
+                self.found.append((place, text))
+                return
+
+
+def check_subscribers(
+    run: RunDir, log: MessageLog, subscribers: Sequence[int] | None, upto: int, starvation: Starvation | None
+) -> Check:
     """Judge A8.
 
     Args:
         log: the reference log, read to its end.
-        wanted: the scenario has subscribers, so that their rows must be there.
+        subscribers: client ids of the scenario's; None: it can't be read.
+        upto: the seq_no that each of them must have been shown; 0: the run did not come to its end.
+        starvation: has followed the history; None where meta.json or faults.jsonl can't be read.
     """
     findings = Findings("A8", "subscribers")
     readers: dict[int, _Reader] = {}
@@ -79,8 +168,19 @@ def check_subscribers(run: RunDir, log: MessageLog, wanted: bool) -> Check:
                     row = _decode(text)
                     lines += row.last - row.first + 1
                     _judge(findings, f"{run.history.name}:{number}", text, row, readers, log, file)
+    for place, found in () if starvation is None else starvation.found:
+        findings.add(f"{run.history.name}:{place}", found)
+    for client in subscribers or ():
+        last = readers[client].line if client in readers else 0
+        if last < upto:
+            message = (
+                f"client {client} was shown lines up to {last}; all nodes had delivered {upto}, and it stayed connected"
+            )
+            findings.add(run.history.name, message)
     if not lines:
-        return findings.unknown("no subscriber was shown anything", decisive=wanted)
+        return findings.unknown(
+            "no subscriber was shown anything", decisive=subscribers is None or len(subscribers) > 0
+        )
     return findings.passed(f"{len(readers)} subscribers, {lines} lines")
 
 
@@ -98,10 +198,10 @@ def _judge(
     if row.last < row.first:
         findings.add(place, f"lines {row.first}..{row.last} run backwards", shown)
         return
-    if reader is None or row.first != reader.line + 1:
-        if reader is not None:
-            message = f"client {row.client} was shown line {row.first} where {reader.line + 1} is due"
-            findings.add(place, message, shown)
+    due = 1 if reader is None else reader.line + 1
+    if reader is None or row.first != due:
+        if row.first != due:
+            findings.add(place, f"client {row.client} was shown line {row.first} where {due} is due", shown)
         reader = readers[row.client] = _Reader(log, file)
         if not reader.go_before(row.first):
             findings.add(place, f"client {row.client} was shown line {row.first}; the log ends before it", shown)

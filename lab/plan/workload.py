@@ -32,6 +32,9 @@ _AT_ONCE = 4096
 _WORD_OF = [_WORDS[min(top >> 4, len(_WORDS) - 1)] for top in range(256)]
 _NO_WORD = bytes(top for top in range(256) if top >> 4 >= len(_WORDS))
 
+FIRST_SUBSCRIBER = 900_001
+"""Client id of the first subscriber, out of the way of those that scenarios name."""
+
 
 @lru_cache(maxsize=8)
 def _filler(seed: int, size: int) -> str:

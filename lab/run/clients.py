@@ -15,7 +15,7 @@ import msgspec
 
 from lab.plan.scenario import Load
 from lab.plan.step import Sender
-from lab.plan.workload import ClientPlan, client_plans, numbered_message, share
+from lab.plan.workload import FIRST_SUBSCRIBER, ClientPlan, client_plans, numbered_message, share
 from lab.rows import Invoke, Shown
 from lab.run.children import Child
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally
@@ -32,8 +32,6 @@ WORKER_RATE = 400_000.0
 """Messages a second that one worker is asked for. It was seen to spend 1.1 µs of CPU a message, payload included."""
 START_DELAY_S = 0.02
 """Between the order to go and the load's zero, so that all workers begin together."""
-FIRST_SUBSCRIBER = 900_001
-"""Client id of the first subscriber, out of the way of those that scenarios name."""
 
 
 def worker_count(load: Load) -> int:
@@ -258,10 +256,10 @@ class Subscribers:
             order = [addresses[node] for node in nodes[at:] + nodes[:at]]
             self._chats.append(_follow(FIRST_SUBSCRIBER + index, order, history, world))
 
-    async def until_shown(self, last: SeqNo) -> bool:
-        """Wait a while until all were shown everything up to `last`; False if that took too long."""
+    async def until_shown(self, last: SeqNo, patience_s: float) -> bool:
+        """Wait until all were shown everything up to `last`; False if that took too long. Rule: A8."""
         try:
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(patience_s):
                 await asyncio.gather(*(_until_shown(chat, last) for chat in self._chats))
         except TimeoutError:
             return False

@@ -30,7 +30,7 @@ from lab.run.children import Child, RunFailed
 from lab.run.disks import Disks
 from lab.run.garbage import Crowd, Mark, besiege
 from lab.run.links import LINK_EFFECTS, LinkCounts, Rule
-from lab.run.observation import EventCount, StatusLine, file_sizes
+from lab.run.observation import EventCount, SeenLeaders, StatusLine, file_sizes
 from lab.run.processes import HeldPort, Lifeline, NodeProcess, Program
 from lab.run.proxy import CLIENTS, Break, Broken, Count, Evidence, Open, Opened, Order, Pair, Treat
 from lab.rundir import RunDir
@@ -159,6 +159,7 @@ class Cluster:
         self.nodes: dict[NodeId, NodeProcess] = {}
         self.statuses: dict[NodeId, Status] = {}
         """The latest answers; a node that did not answer the latest question is missing."""
+        self.leaders = SeenLeaders()
         self.proxy: dict[str, Any] = {}
         """What became of every link's frames, once the run is over; empty for direct links."""
         self._events_before: dict[Any, int] = {}
@@ -262,6 +263,7 @@ class Cluster:
         asked = [node for node, process in self.nodes.items() if process.running and not process.paused]
         answers = await asyncio.gather(*(self._status_lines[node].ask() for node in asked))
         self.statuses = {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
+        self.leaders.look(time.monotonic_ns(), self.statuses)
         return ClusterView({node: self._node_view(node) for node in self.nodes}, self.killed)
 
     @property

@@ -611,7 +611,8 @@ class Conductor:
         convergence = self.facts.convergence = await self._converge()
         self._phase("converged" if convergence.reached else "diverged", "; ".join(self._cluster.rotten))
         if self._subscribers is not None:
-            await self._subscribers.until_shown(max(convergence.delivered.values(), default=0))
+            last = max(convergence.delivered.values(), default=0)
+            await self._subscribers.until_shown(last, float(self._scenario.bounds.convergence))
             await self._subscribers.close()
         await self._named.close()
         if self._load is not None:
@@ -631,9 +632,9 @@ class Conductor:
             view = await self._cluster.view()
             delivered = {node: answer.delivered_seq for node, answer in sorted(self._cluster.statuses.items())}
             took = self._world.now() - began
-            reached = self._is_converged(view)
+            reached = took <= bound and self._is_converged(view)
             if reached or took > bound:
-                return Convergence(bound, reached, round(took, 4), delivered)
+                return Convergence(bound, reached, round(took, 4), delivered, view.highest_term)
             self._tell_sometimes()
             await asyncio.sleep(LOOK_EVERY_S)
 

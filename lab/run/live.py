@@ -118,6 +118,7 @@ class LiveRun:
             proxy=self._cluster.proxy,
             disks="layered" if self._scenario.layered else "direct",
             problem=facts.problem,
+            led=self._cluster.leaders.rows(),
             mutant=self._mutant,
         )
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET
 
+from lab.rows import Led
 from nodeproc.client import Address
+from nodeproc.core.messages import NodeId, Term
 from nodeproc.errors import FrameError
 from nodeproc.wire import Status, StatusRequest, decode_node_line, encode_line
 
@@ -56,6 +58,22 @@ class StatusLine:
         if self._writer is not None:
             self._writer.transport.abort()
         self._reader = self._writer = None
+
+
+class SeenLeaders:
+    """Who said in a STATUS that it leads which term, each once."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[NodeId, Term], int] = {}
+
+    def look(self, t: int, statuses: Mapping[NodeId, Status]) -> None:
+        """Take what nodes answered at t."""
+        for node, status in statuses.items():
+            if status.role == "leader":
+                self._first.setdefault((node, status.term), t)
+
+    def rows(self) -> tuple[Led, ...]:
+        return tuple(Led(t, node, term) for (node, term), t in self._first.items())
 
 
 class EventCount:

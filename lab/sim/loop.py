@@ -46,6 +46,9 @@ class Call:
         return self.callback is None
 
 
+START_S = 1000.0
+
+
 class VirtualLoop(asyncio.AbstractEventLoop):
     """See the module's docstring.
 
@@ -53,7 +56,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         start: the first moment, seconds.
     """
 
-    def __init__(self, start: float = 1000.0) -> None:
+    def __init__(self, start: float = START_S) -> None:
         self.now = start
         self.dialer: Dialer | None = None
         self.failure: BaseException | None = None

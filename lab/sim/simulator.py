@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import platform
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import FrameType
 
 import msgspec
@@ -24,12 +25,13 @@ from lab.run.evidence import with_heals
 from lab.run.live import host, versions
 from lab.rundir import RunDir
 from lab.sim.frames import Frames
-from lab.sim.loop import Deadlock, VirtualLoop
+from lab.sim.loop import START_S, Deadlock, VirtualLoop
+from lab.sim.node import EPOCH
 from lab.sim.stage import SimCluster, SimHistory, SimLoad, SimWorld
 from lab.sim.watch import Violation, Watch
 from nodeproc import recovery
 
-STARTED_UTC = "2000-01-01T00:00:00.000+00:00"
+STARTED_UTC = datetime.fromtimestamp(EPOCH + START_S, UTC).isoformat(timespec="milliseconds")
 """Every simulation begins then."""
 
 _encode_event = msgspec.json.Encoder().encode
@@ -159,6 +161,7 @@ class Simulation:
             load={} if total is None else {"workers": 0, **structs.asdict(total)},
             proxy={},
             problem=facts.problem,
+            led=self.cluster.leaders.rows(),
             mutant=self.mutant,
             watched=f"{outcome.invariant}: {outcome.text}" if outcome.invariant else "",
         )

@@ -22,7 +22,7 @@ from lab.run.damage import Cause, Causes, Rot, Tear, cause_of, draw_rot, draw_te
 from lab.run.disks import FATAL, MID_WRITE_OPERATIONS, MID_WRITE_PATIENCE_S
 from lab.run.links import LINK_EFFECTS
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
-from lab.run.observation import as_text
+from lab.run.observation import SeenLeaders, as_text
 from lab.run.world import World
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import Network
@@ -223,6 +223,7 @@ class SimCluster:
         self._in_force: list[_InForce] = []
         """Faults of disks and clocks that a heal ends."""
         self.statuses: dict[NodeId, Status] = {}
+        self.leaders = SeenLeaders()
         self._reasons: dict[NodeId, str] = {}
         """Why a node failed last, as it reported."""
         self.nodes: dict[NodeId, SimNode] = {}
@@ -323,6 +324,7 @@ class SimCluster:
                 )
             else:
                 views[node] = NodeView(each.running, each.paused)
+        self.leaders.look(self.now_ns(), self.statuses)
         return ClusterView(views, self.killed)
 
     @property

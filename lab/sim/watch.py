@@ -12,8 +12,8 @@ from zlib import crc32
 
 import msgspec
 
+from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Acked, Failed, HistoryRow, Invoke, Shown, Unknown
-from lab.run.clients import FIRST_SUBSCRIBER
 from nodeproc.core.events import BecameLeader, Event, HeartbeatReceived, NewCoordinator, Starting
 from nodeproc.core.messages import Batch, Line, NodeId, Record, SeqNo, Term
 

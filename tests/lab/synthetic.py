@@ -13,7 +13,9 @@ from zlib import crc32
 
 import msgspec
 
-from lab.plan.workload import payload
+from lab.plan import scenario as plan
+from lab.plan.workload import FIRST_SUBSCRIBER, payload
+from lab.plan.writing import show_step
 from lab.rows import (
     Acked,
     Convergence,
@@ -37,7 +39,7 @@ T_START = 1_000 * MS
 NODES = (1, 2, 3)
 SIZE = 100
 SEED = 7
-SUBSCRIBER = 900
+SUBSCRIBER = FIRST_SUBSCRIBER
 _lines_of = msgspec.json.Encoder().encode_lines
 
 SCENARIO = """\
@@ -46,8 +48,9 @@ description: made by hand
 seed: 7
 load: {clients: 3, rate: 1000}
 steps:
-  - load: start
+  - expect: {leader: 3}
   - kill: leader
+  - load: start
   - load: stop
 expectations:
   - numbering_continues: {over_terms: 2}
@@ -65,15 +68,18 @@ def build_run(path: Path, *, batches: int = 40, batch: int = 5, clients: int = 3
     for node in NODES:
         run.message_log(node).parent.mkdir(parents=True)
     logs = [run.message_log(node).open("wb") for node in NODES]
+    steps = plan.load("synthetic.yml", text=scenario).unrolled()
     with run.history.open("wb") as history:
         for rows, body in _story(batches, batch, clients):
             history.write(b"".join(map(encode_row, rows)))
             for log in logs:
                 log.write(body)
+        # Behind all others, so that their line numbers are easy to tell.
+        history.writelines(encode_row(Phase(_time(batches, batches), "step", show_step(step))) for step in steps)
     for log in logs:
         log.close()
     _write_events(run, batches, batch)
-    _write_papers(run, batches, scenario)
+    _write_papers(run, batches, batch, scenario)
     return run
 
 
@@ -128,33 +134,36 @@ def _write_events(run: RunDir, batches: int, batch: int) -> None:
         run.node_log(node).write_text("2024-10-21 12:34:58 - node - INFO - Starting node...\n")
 
 
-def _write_papers(run: RunDir, batches: int, scenario: str) -> None:
+def _write_papers(run: RunDir, batches: int, batch: int, scenario: str) -> None:
     run.scenario.write_text(scenario)
     killed = _time(batches // 2 - 1, batches) + MS
+    back = killed + 155 * MS
     faults = [
-        FaultRow("kill", 3, "leader", killed, killed + MS, {"signal": 9}, True, 1),
-        FaultRow("start", 3, "down", killed + 150 * MS, killed + 155 * MS, {}, True, -1),
+        FaultRow("kill", 3, "leader", killed, killed + MS, {"signal": 9, "exit": -9}, True, 1, back, "kill: leader"),
+        FaultRow("start", 3, "down", killed + 150 * MS, back, {}, True, -1),
     ]
     run.faults.write_bytes(b"".join(map(encode_row, faults)))
-    t_end = max(_time(batches, batches), killed + 200 * MS) + MS
-    use = {node: NodeUse(1 + (node == 3), 0.5, 50 << 20, (NodeExit(t_end, 0, True),)) for node in NODES}
-    delivered = dict.fromkeys(NODES, 0)
+    t_end = max(_time(batches, batches), killed + 200 * MS) + 1000 * MS
+    ends: dict[int, tuple[NodeExit, ...]] = {node: (NodeExit(t_end, 0, True),) for node in NODES}
+    ends[3] = (NodeExit(killed + MS // 2, -9, True), *ends[3])
+    use = {node: NodeUse(len(ends[node]), 0.5, 50 << 20, ends[node]) for node in NODES}
+    delivered = dict.fromkeys(NODES, batches * batch)
     run.write_meta(
         Meta(
             scenario="synthetic",
             kind="live",
             links="direct",
             seed=SEED,
-            started_utc="2024-10-21T12:34:56Z",
+            started_utc="2023-11-14T22:13:20Z",
             versions={},
             interpreter="CPython",
             host={},
             cluster={"nodes": 3, "durability": "fsync"},
             t_start=T_START,
             t_end=t_end,
-            t_healed=killed + 155 * MS,
+            t_healed=back,
             recovery_bound_s=5.0,
-            convergence=Convergence(15.0, True, 0.01, delivered),
+            convergence=Convergence(15.0, True, 0.01, delivered, 2),
             nodes=use,
             samples=(),
             expectations=(Expectation(0, "leader: 3", True, "1 names 3", T_START),),

@@ -92,7 +92,27 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path, bad: bytes) -> None:
         list(read_history(path))
 
 
-def test_events_around_a_torn_line_keep_their_numbers(tmp_path: Path) -> None:
+def test_a_torn_event_that_a_start_writes_on_or_that_ends_the_file_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"t_ns":1,"node":1,"event":"a"}\n{"t_ns":2,"no\n{"t_ns":3,"node":1,"event":"b","term":2}\n')
-    assert [(number, event.event, event.term) for number, event in read_events(path)] == [(1, "a", 0), (3, "b", 2)]
+    starting = b'{"t_ns":2,"no{"t_ns":3,"node":1,"event":"starting","term":2}\n{"t_ns":4,"no'
+    path.write_bytes(b'{"t_ns":1,"node":1,"event":"a"}\n' + starting)
+    found = [(number, event.event, event.term) for number, event in read_events(path, 1)]
+    assert found == [(1, "a", 0), (2, "starting", 2)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [
+        (b'{"t_ns":2,"no\n', "not an event"),
+        (b'{"t_ns":2,"no{"t_ns":3,"node":1,"event":"became_leader"}\n', "not an event"),
+        (b'{"t_ns":2,"node":1,"event":"b","term":1,"term":2}\n', "not an event"),
+        (b"\n", "not an event"),
+        (b'{"t_ns":2,"node":2,"event":"b"}\n', "an event of node 2"),
+        (b'{"t_ns":0,"node":1,"event":"b"}\n', "t_ns=0 is before t_ns=1"),
+    ],
+)
+def test_another_line_that_is_no_event_is_named(tmp_path: Path, bad: bytes, what: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"t_ns":1,"node":1,"event":"a"}\n' + bad + b'{"t_ns":9,"node":1,"event":"c"}\n')
+    with pytest.raises(RunFileError, match=f"events.jsonl:2: {what}"):
+        list(read_events(path, 1))

@@ -212,7 +212,7 @@ async def test_a_subscriber_notes_what_it_was_shown(tmp_path: Path) -> None:
         clients = NamedClients(history)
         await (await clients.send(Sender(client=9, messages=("a", "b")), addresses)).chat.drained()
         subscribers = Subscribers(2, addresses, history)
-        assert await subscribers.until_shown(2)
+        assert await subscribers.until_shown(2, 5.0)
         await subscribers.close()
         await clients.close()
     shown = [row for row in rows_of(tmp_path / "part") if isinstance(row, Shown)]

@@ -7,8 +7,8 @@ from zlib import crc32
 
 import pytest
 
+from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Acked, Failed, Invoke, Shown
-from lab.run.clients import FIRST_SUBSCRIBER
 from lab.sim.watch import Violation, Watch
 from nodeproc.core.events import BecameLeader, HeartbeatReceived, NewCoordinator, Starting
 from nodeproc.core.messages import Batch, Record, SessionUse, Submit

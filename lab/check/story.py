@@ -1,0 +1,349 @@
+"""Whether the files of a run tell one story: history.jsonl, faults.jsonl and meta.json against the scenario.
+
+The judges believe these files. So what is missing in them, or contradicts itself, must not pass for a run in which
+nothing went wrong: it leaves UNKNOWN what depends on it, and the text names the first place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from msgspec import structs
+
+from lab.check.history import RunFileError
+from lab.plan.expectation import Expectation
+from lab.plan.scenario import Scenario
+from lab.plan.step import FAULT_STEPS, Expect, Nemesis, Send, Start, Step, StepAny, Wait, When
+from lab.plan.words import target_parts
+from lab.plan.writing import show_expectation, show_step
+from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Phase, Unknown
+
+# ---- the history -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Session:
+    client: int
+    is_load: bool
+    invoked: int = 0
+    acked: int = 0
+    given_up: dict[int, int] = field(default_factory=dict)
+    """First -> last of what was rejected or is unknown."""
+
+    @property
+    def unresolved(self) -> int:
+        """Messages without any outcome."""
+        above = (last - max(first, self.acked + 1) + 1 for first, last in self.given_up.items() if last > self.acked)
+        return self.invoked - self.acked - sum(above)
+
+
+class HistoryStory:
+    """Follows the history from its first row to its last; each row must fit to those above it.
+
+    Args:
+        meta: None where meta.json can't be read; then times are not compared.
+    """
+
+    def __init__(self, name: str, meta: Meta | None) -> None:
+        self._name, self._meta = name, meta
+        self._sessions: dict[str, _Session] = {}
+        self.steps: list[str] = []
+        """Texts of the steps that were begun."""
+        self.ends: list[str] = []
+        """converged or diverged, where the run came to that."""
+
+    def on_row(self, place: int, row: HistoryRow) -> None:
+        """Take one row; `place` is its line number.
+
+        Raises:
+            RunFileError: it contradicts a row above or the times of meta.json.
+        """
+        if self._meta is not None and not self._meta.t_start <= row.t <= self._meta.t_end:
+            raise self._error(place, f"t={row.t} is outside of the run, {self._meta.t_start}..{self._meta.t_end}")
+        match row:
+            case Invoke():
+                self._on_invoke(place, row)
+            case Acked():
+                session = self._known(place, row.session)
+                if not session.acked < row.n <= session.invoked:
+                    raise self._error(
+                        place, f"n={row.n} is acknowledged; {session.acked} was before, and {session.invoked} were sent"
+                    )
+                session.acked = row.n
+            case Failed() | Unknown():
+                session, last = self._known(place, row.session), row.n + row.count - 1
+                if row.n <= session.acked or last > session.invoked or row.n in session.given_up:
+                    raise self._error(place, f"messages {row.n}..{last} have an outcome already, or were never sent")
+                session.given_up[row.n] = last
+            case Phase(phase="step"):
+                self.steps.append(row.detail)
+            case Phase(phase="converged" | "diverged"):
+                self.ends.append(row.phase)
+            case _:
+                pass
+
+    def _on_invoke(self, place: int, row: Invoke) -> None:
+        session = self._sessions.get(row.session)
+        if session is None:
+            session = self._sessions[row.session] = _Session(row.client, row.gen is not None)
+        if row.client != session.client:
+            raise self._error(place, f"session {row.session} was that of client {session.client}")
+        if row.n != session.invoked + 1:
+            raise self._error(place, f"n={row.n} of session {row.session}, where {session.invoked + 1} is due")
+        session.invoked += row.count
+
+    def _known(self, place: int, name: str) -> _Session:
+        session = self._sessions.get(name)
+        if session is None:
+            raise self._error(place, f"an outcome of session {name}, which has sent nothing")
+        return session
+
+    def _error(self, place: int, what: str) -> RunFileError:
+        return RunFileError(f"{self._name}:{place}: {what}")
+
+    def unresolved(self) -> str:
+        """Which messages have no outcome; "": all have."""
+        for name, session in self._sessions.items():
+            if session.unresolved:
+                return f"{self._name}: {session.unresolved} messages of session {name} have no outcome"
+        return ""
+
+    def lack(self, meta: Meta | None) -> str:
+        """What the whole history lacks; "": nothing. A run that did not come to its end may lack anything."""
+        if not self._sessions and not self.steps:
+            return f"{self._name} is empty"
+        if meta is None or meta.convergence is None or meta.problem or meta.watched:
+            return ""
+        reached = "converged" if meta.convergence.reached else "diverged"
+        if self.ends != [reached]:
+            return f"{self._name} does not end with `{reached}`, as meta.json says: rows are missing"
+        if meta.load:
+            load = [session for session in self._sessions.values() if session.is_load]
+            given_up = sum(last - first + 1 for each in load for first, last in each.given_up.items())
+            counted = (sum(each.invoked for each in load), given_up)
+            told = (meta.load.get("sent", 0), meta.load.get("rejected", 0) + meta.load.get("unknown", 0))
+            if counted != told:
+                return (
+                    f"{self._name}: the load sent {counted[0]} messages and gave up {counted[1]}; meta.json says "
+                    f"{told[0]} and {told[1]}"
+                )
+        return ""
+
+
+# ---- the faults --------------------------------------------------------------------------------------
+
+_HEALS = ("heal", "resume", "start")
+_MAKES: dict[str, tuple[str, ...]] = {
+    "restart": ("stop", "kill", "start"),
+    "full_restart": ("stop", "kill", "start"),
+    "cut": ("link",),
+    "partition": ("link",),
+    "start": ("start", "refusal"),
+    "heal": _HEALS,
+    "disk": ("disk", "kill"),
+    "rebuild": ("rebuild", "start"),
+}
+"""Step -> the rows that it makes; a step that is missing makes rows of its own name."""
+_ENDS = ("kill", "stop", "power_loss", "rebuild")
+_TOLERANCE_NS = 1_000_000_000
+"""Between the end of a process and the row that tells why it came: the machine may be busy in between."""
+
+
+def _words(step: StepAny) -> str:
+    return show_step(structs.replace(step, name=""))
+
+
+def _proofs(step: Step) -> list[set[str]]:
+    """A row of each of these sets has to be there when the step was done."""
+    match step.word:
+        case "restart" | "full_restart":
+            return [{step.how}, {"start"}]  # type: ignore[attr-defined]
+        case "disk":
+            return [{"disk"}]
+        case "rebuild":
+            return [{"rebuild"}]
+        case "heal":
+            return []
+        case word:
+            return [set(_MAKES.get(word, (word,)))]
+
+
+def _named_nodes(step: Step, nodes: list[int]) -> list[int]:
+    """The nodes that a step names, so that each must have its row; roles are things of a moment."""
+    target = getattr(step, "target", None) or getattr(step, "on", None)
+    if target is None or step.word in ("heal", "garbage"):
+        return []
+    return [
+        node for part in target_parts(target) for node in (nodes if part == "all" else [part]) if isinstance(node, int)
+    ]
+
+
+def fault_gap(scenario: Scenario, meta: Meta, faults: list[FaultRow], begun: int) -> str:
+    """Which row faults.jsonl lacks, or has and should not have; "": none.
+
+    Args:
+        begun: so many steps were begun; the last of them may have been missed.
+    """
+    steps = list(scenario.unrolled())[:begun]
+    rows: dict[int, list[tuple[int, FaultRow]]] = {}
+    latest = 0
+    for number, row in enumerate(faults, 1):
+        if not latest <= row.t <= row.t_done or (row.t_healed and row.t_healed < row.t):
+            return f"faults.jsonl:{number}: its times run backwards"
+        if row.t < meta.t_start or max(row.t_done, row.t_healed) > meta.t_end:
+            return f"faults.jsonl:{number}: its times are outside of the run, {meta.t_start}..{meta.t_end}"
+        if row.step >= len(steps):
+            return f"faults.jsonl:{number}: a row of step {row.step + 1}, and {len(steps)} steps were begun"
+        if row.target not in (0, *scenario.cluster.ids):
+            return f"faults.jsonl:{number}: a row of node {row.target}, which the scenario does not have"
+        if number > 1 and row == faults[number - 2]:
+            return f"faults.jsonl:{number}: the row above stands there twice"
+        latest = row.t
+        rows.setdefault(row.step, []).append((number, row))
+    for number, row in rows.pop(-1, []):
+        if row.fault not in (*_HEALS, "exit"):
+            return f"faults.jsonl:{number}: a {row.fault} that no step asked for"
+    for index, step in enumerate(steps):
+        found = _gap_of_step(scenario, meta, step, index, rows.get(index, []))
+        if found:
+            return found
+    return _gap_of_ends(meta, faults)
+
+
+def _gap_of_step(scenario: Scenario, meta: Meta, step: StepAny, index: int, rows: list[tuple[int, FaultRow]]) -> str:
+    notes = [each for each in meta.expectations if each.step == index]
+    inside: tuple[StepAny, ...] = (step,) if isinstance(step, FAULT_STEPS) else ()
+    if isinstance(step, When):
+        inside = tuple(each for each in step.steps if isinstance(each, FAULT_STEPS))
+    if isinstance(step, Nemesis):
+        inside = step.faults
+    by_words = {_words(each): each for each in inside}
+    for number, row in rows:
+        asked = by_words.get(row.asked)
+        if asked is None:
+            return (
+                f"faults.jsonl:{number}: asked by `{row.asked}`, which is not in step {index + 1}, `{show_step(step)}`"
+            )
+        allowed = {*_MAKES.get(asked.word, (asked.word,)), "exit", *(_HEALS if row.round else ())}
+        if row.fault not in allowed or bool(row.round) != isinstance(step, Nemesis):
+            return f"faults.jsonl:{number}: a {row.fault} that `{row.asked}` does not do"
+    if any(not note.met for note in notes) and not isinstance(step, Nemesis):
+        return ""  # It was missed: nobody can say how far it came.
+    where = f"faults.jsonl: no row of step {index + 1}"
+    if isinstance(step, Nemesis):
+        return _gap_of_rounds(by_words, [row for _, row in rows], notes[0].found if notes else "", where)
+    for each in inside:
+        done = [row for _, row in rows if row.asked == _words(each)]
+        for wanted in _proofs(each):
+            nodes = {row.target for row in done if row.fault in wanted}
+            if not nodes or any(node not in nodes for node in _named_nodes(each, list(scenario.cluster.ids))):
+                return f"{where}, `{_words(each)}`, says that it was done ({' or '.join(sorted(wanted))})"
+    return ""
+
+
+def _gap_of_rounds(by_words: dict[str, StepAny], rows: list[FaultRow], found: str, where: str) -> str:
+    """Each fault of a nemesis that was done has its rows, and none more."""
+    rounds: dict[int, list[FaultRow]] = {}
+    for row in rows:
+        rounds.setdefault(row.round, []).append(row)
+    for number, done in sorted(rounds.items()):
+        asked = by_words[done[0].asked]
+        if not all(any(row.fault in wanted for row in done) for wanted in _proofs(asked)):
+            return f"{where} says what fault {number} of the nemesis, `{done[0].asked}`, did"
+    told = found.split(" ")[0]
+    if told.isdecimal() and int(told) != len(rounds):
+        return f"{where}: {len(rounds)} faults of the nemesis have rows; meta.json says {found}"
+    return ""
+
+
+def _gap_of_ends(meta: Meta, faults: list[FaultRow]) -> str:
+    """Each process that the lab or a fault ended has a row that says so, but for the last, which ended with the run."""
+    for node, use in sorted(meta.nodes.items()):
+        asked = [row for row in faults if row.target == node and row.fault in _ENDS and row.moved]
+        caused = Counter(row.fault for row in faults if row.target == node)["exit"]
+        if caused != sum(bool(end.because) for end in use.exits):
+            return f"meta.json: ends of node {node} by a fault of its disk and the rows `exit` differ in number"
+        for end in use.exits:
+            near = (row for row in asked if row.t - _TOLERANCE_NS <= end.t <= row.t_done + _TOLERANCE_NS)
+            if end.asked and end.t < meta.t_healed and next(near, None) is None:
+                return f"meta.json: node {node} ended at t={end.t}, as asked; no row of faults.jsonl asks for it"
+        for row in asked:
+            if "exit" in row.evidence and not any(end.t >= row.t - _TOLERANCE_NS for end in use.exits):
+                return f"faults.jsonl: a {row.fault} of node {node} at t={row.t}; meta.json knows no end of it"
+    return ""
+
+
+# ---- what the run found at its steps ----------------------------------------------------------------
+
+
+def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:
+    """Which step was not begun, or has no finding in meta.json that it should have; "": none."""
+    steps = list(scenario.unrolled())
+    texts = [show_step(step) for step in steps]
+    if begun != texts[: len(begun)]:
+        at = next(at for at, text in enumerate(begun) if at >= len(texts) or text != texts[at])
+        return f"history.jsonl tells of step {at + 1}, `{begun[at]}`, which is not in scenario.yml"
+    notes: dict[int, list[tuple[str, bool]]] = {}
+    for each in meta.expectations:
+        notes.setdefault(each.step, []).append((each.text, each.met))
+    if stray := [index for index in notes if not 0 <= index < len(begun)]:
+        return f"meta.json has a finding of step {stray[0] + 1}, which was not begun"
+    for index, step in enumerate(steps[: len(begun)]):
+        found, wanted = notes.get(index, []), list(_findings(step))
+        missed = index == len(begun) - 1 and any(not met for _, met in found)
+        if [text for text, _ in found] != wanted and not (missed and found[-1][0] == texts[index]):
+            return f"meta.json has no finding of step {index + 1}, `{texts[index]}`, or one too many"
+    if len(begun) < len(steps) and all(met for _, met in notes.get(len(begun) - 1, [])):
+        return f"{len(begun)} of {len(steps)} steps were begun, and none of them was missed"
+    return ""
+
+
+def _findings(step: StepAny) -> Iterator[str]:
+    """Texts of what meta.json must tell of a step that was done."""
+    match step:
+        case Expect():
+            each: Expectation
+            for each in step.that:
+                yield show_expectation(each)
+        case Send() if not step.wait:
+            return
+        case Send() | Wait() | When() | Nemesis():
+            yield show_step(step)
+        case Start() if step.refuses:
+            yield show_step(step)
+        case _:
+            return
+
+
+def meta_gap(scenario: Scenario, meta: Meta) -> str:
+    """Where meta.json and scenario.yml are not of the same run; "": nowhere."""
+    convergence = meta.convergence
+    for what, told, planned in (
+        ("scenario", meta.scenario, scenario.name),
+        ("seed", meta.seed, scenario.seed),
+        ("nodes", sorted(meta.nodes), list(scenario.cluster.ids)),
+        ("recovery_bound_s", meta.recovery_bound_s, float(scenario.bounds.recovery)),
+        (
+            "convergence.bound_s",
+            None if convergence is None else convergence.bound_s,
+            None if convergence is None else float(scenario.bounds.convergence),
+        ),
+    ):
+        if told != planned:
+            return f"meta.json: {what} is {told}; scenario.yml says {planned}"
+    if not 0 < meta.t_start <= meta.t_end or not 0 <= meta.t_healed <= meta.t_end:
+        return f"meta.json: its times run backwards: t_start={meta.t_start} t_healed={meta.t_healed} t_end={meta.t_end}"
+    if convergence is not None and convergence.reached:
+        together = (
+            sorted(convergence.delivered) == list(scenario.cluster.ids) and len({*convergence.delivered.values()}) == 1
+        )
+        if not together or convergence.took_s > convergence.bound_s:
+            return f"meta.json: converged, it says, and contradicts that: {convergence}"
+    for node, use in sorted(meta.nodes.items()):
+        if len(use.exits) != use.starts or sorted(use.exits, key=lambda end: end.t) != list(use.exits):
+            return f"meta.json: node {node} has {use.starts} starts and {len(use.exits)} ends, or ends out of order"
+        if any(end.t > meta.t_end for end in use.exits):
+            return f"meta.json: node {node} ended after the run"
+    return ""
