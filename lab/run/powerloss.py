@@ -35,7 +35,8 @@ class Loss(NamedTuple):
 
     @property
     def effect(self) -> bool:
-        return bool(self.lost_bytes or self.noise_bytes or self.names)
+        """Something was not durable: the draw could take it, whether it did or not."""
+        return bool(self.unsynced_bytes or self.names)
 
     def evidence(self) -> dict[str, Any]:
         torn = {} if self.tear is None else {"torn": str(self.tear)}
