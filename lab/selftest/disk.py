@@ -131,6 +131,11 @@ def checkpoint_forgets_the_vote(patch: Patch) -> None:
     patch.set(Storage, "_keep", wrong)
 
 
+@DISK.add("K1", "Checksums of records are neither made nor compared.")
+def records_without_checksums(patch: Patch) -> None:
+    patch.set(wire, "crc32", lambda data, value=0: 0)
+
+
 @DISK.add("K2", "Recovery leaves a torn tail where it is and writes behind it.")
 def torn_tail_kept(patch: Patch) -> None:
     right = Survey._anew

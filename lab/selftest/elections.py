@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from lab.selftest.patch import Collection, Patch
-from nodeproc.core import election, failure, ordering
+from nodeproc.core import catchup, election, failure, ordering
 from nodeproc.core.effects import Effects, Promise
 from nodeproc.core.messages import (
     NOBODY,
@@ -18,7 +18,8 @@ from nodeproc.core.messages import (
     Position,
     VoteRequest,
 )
-from nodeproc.core.state import Candidate, Follower, NodeState, Poll
+from nodeproc.core.node import Node
+from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Poll, become_follower
 from nodeproc.silence import Silence
 
 ELECTIONS: Final = Collection()
@@ -191,3 +192,54 @@ def own_vote_counted_before_durable(patch: Patch) -> None:
 @ELECTIONS.add("F4", "A leader whose disk does not answer goes on leading.", "liveness")
 def leader_keeps_on_with_a_stalled_disk(patch: Patch) -> None:
     patch.everywhere(failure.others_are_ahead, lambda state, leader: False)
+
+
+@ELECTIONS.add("F2", "A leader is not suspected for its silence, however long.", "liveness")
+def silent_leader_never_suspected(patch: Patch) -> None:
+    patch.everywhere(failure.longest_silence, lambda state: FOREVER)
+
+
+@ELECTIONS.add("E4", "A node votes although it hears a leader.", "liveness")
+def vote_though_a_leader_is_heard(patch: Patch) -> None:
+    right = election.on_vote_request
+
+    def wrong(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
+        role = state.role
+        heard = isinstance(role, Follower) and role.heard
+        if isinstance(role, Follower):
+            role.heard = False
+        try:
+            right(state, sender, msg, now, fx)
+        finally:
+            if isinstance(role, Follower):
+                role.heard = heard
+
+    patch.everywhere(right, wrong)
+
+
+# ---- coming and coming back ------------------------------------------------------------------------------
+
+
+@ELECTIONS.add("M1", "A starting node looks for a leader at once and waits for no member.", "liveness")
+def starting_node_waits_for_nobody(patch: Patch) -> None:
+    right = Node.start
+
+    def wrong(self: Node, now: float) -> Effects:
+        fx = right(self, now)
+        self.state.poll_at = now
+        return fx
+
+    patch.set(Node, "start", wrong)
+
+
+@ELECTIONS.add("M2", "A leader makes room for a member of higher rank that has returned and caught up.", "liveness")
+def returning_node_takes_the_lead(patch: Patch) -> None:
+    right = catchup.on_answer
+
+    def wrong(state: NodeState, leader: Leader, sender: NodeId, told: Position, now: float, fx: Effects) -> None:
+        right(state, leader, sender, told, now, fx)
+        if sender > state.node_id and told == state.log.position:
+            become_follower(state, now, fx, f"node_{sender} has returned")
+            state.poll_at = now + 2 * state.config.election_timeout
+
+    patch.everywhere(right, wrong)

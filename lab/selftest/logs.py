@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from lab.selftest.patch import Collection, Patch
@@ -123,7 +124,33 @@ def stale_appended_counted(patch: Patch) -> None:
     patch.set(Node, "_take", wrong)
 
 
-# ---- appending and delivering -------------------------------------------------------------------
+# ---- ordering, appending and delivering ---------------------------------------------------------
+
+
+@LOGS.add("R3", "What waits for the next batch is packed in the order from its end.")
+def batch_packed_backwards(patch: Patch) -> None:
+    right = ordering.order
+
+    def wrong(state: NodeState, leader: Leader, fx: Effects) -> None:
+        leader.waiting.reverse()
+        right(state, leader, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@LOGS.add("P1", "A follower is sent all that is new, however much is under way to it.")
+def slow_follower_sent_without_limit(patch: Patch) -> None:
+    right = ordering.append_as_leader
+
+    def wrong(state: NodeState, leader: Leader, record: Record, fx: Effects) -> None:
+        config = state.config
+        state.config = replace(config, inflight_max_bytes=1 << 62)
+        try:
+            right(state, leader, record, fx)
+        finally:
+            state.config = config
+
+    patch.everywhere(right, wrong)
 
 
 @LOGS.add("R4", "A record above a hole is appended as if the hole were not there.")

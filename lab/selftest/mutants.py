@@ -13,7 +13,7 @@ from lab.selftest.logs import LOGS
 from lab.selftest.patch import Mutant, Patch
 from lab.selftest.sessions import SESSIONS
 
-__all__ = ["MUTANTS", "Mutant", "Patch", "apply_for_good", "mutant", "mutated"]
+__all__ = ["MUTANTS", "UNSEEN", "Mutant", "Patch", "apply_for_good", "mutant", "mutated"]
 
 PARTS: Final = (ELECTIONS, LOGS, SESSIONS, DISK, CLIENTS)
 MUTANTS: Final[dict[str, Mutant]] = {name: each for part in PARTS for name, each in part.items()}
@@ -28,6 +28,14 @@ def mutant(name: str) -> Mutant:
     if name not in MUTANTS:
         raise ValueError(f"mutant {name!r}, allowed: {', '.join(MUTANTS)}")
     return MUTANTS[name]
+
+
+UNSEEN: Final[dict[str, str]] = {
+    "M3": "links of a simulation open proven; tests of the handshake send wrong proofs",
+    "M6": "the others notice an older copy; no fault brings one about yet",
+    "M5": "no fault changes a node's configured members; tests of recovery and of the handshake do",
+}
+"""Rule of docs/protocol.md that no mutant breaks -> why a simulation could not notice it, and who does."""
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Final
 
 from lab.selftest.patch import Collection, Patch
 from nodeproc import wire
-from nodeproc.clients import Clients
+from nodeproc.clients import ClientConnection, Clients
 from nodeproc.core import membership, ordering
 from nodeproc.core.effects import Effects
 from nodeproc.core.messages import Batch, Known, NodeId, Record, Submit
@@ -88,6 +88,11 @@ def token_in_every_msg_id(patch: Patch) -> None:
 @SESSIONS.add("S3", "One address may begin any number of sessions: whoever likes makes the cluster forget all others.")
 def session_table_flushed_by_anybody(patch: Patch) -> None:
     patch.set(Clients, "begin_session", lambda self, session, address: True)
+
+
+@SESSIONS.add("S7", "A node goes on reading from clients, however much of theirs it could not pass on.")
+def client_always_read(patch: Patch) -> None:
+    patch.set(ClientConnection, "hold", lambda self, held: None)
 
 
 @SESSIONS.add("M4", "A node whose disk was lost votes and counts at once, under whatever identity it comes.")

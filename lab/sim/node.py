@@ -15,13 +15,14 @@ from typing import Any
 from lab.run.damage import Tear
 from lab.run.powerloss import Loss, loss_of
 from lab.sim.loop import VirtualLoop
-from lab.sim.network import Network, SimTransport, join
+from lab.sim.network import HIGH_BYTES, Network, SimTransport, join
 from nodeproc.clients import Clients
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Effects, Fetch
 from nodeproc.core.events import CheckpointPutOff, Event, Failed, Listening, Stopping
 from nodeproc.core.messages import NOTHING, START, Envelope, NodeId, Promised, Record, SeqNo, Submit, Term
 from nodeproc.core.node import Node
+from nodeproc.core.state import Leader
 from nodeproc.errors import ChatError, CorruptionError, ReadFailed, Unreadable, WriteFailed
 from nodeproc.reading import Reading
 from nodeproc.runtime import EXIT_CLEAN, EXIT_CORRUPTION, EXIT_WRITE_FAILED
@@ -248,6 +249,20 @@ class SimNode:
     def _count_full(self, error: BaseException) -> None:
         """A write that failed on a full disk found no room: nothing else fails there."""
         self.refused += isinstance(error, WriteFailed) and self.files.capacity is not None
+
+    def excess(self) -> str:
+        """Which of its limits on memory this node exceeds at this moment; "": none. Rule: P1, S7."""
+        role, limits = self.core.state.role, self.config.limits
+        if isinstance(role, Leader):
+            for peer, progress in role.progress.items():
+                before = progress.inflight_bytes - (progress.inflight[-1][1] if progress.inflight else 0)
+                if before >= limits.inflight_max_bytes:
+                    allowed = limits.inflight_max_bytes
+                    return f"{before} bytes were under way to node {peer} and more was sent, P1 allows {allowed}"
+        allowed = limits.intake_window_bytes + HIGH_BYTES * len(self.clients.connections)
+        if self.clients.intake_bytes > allowed:
+            return f"{self.clients.intake_bytes} bytes are taken in from clients, S7 allows {allowed} here"
+        return ""
 
     # ---- links -------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from lab.sim.watch import Violation, Watch
 from nodeproc.client import Address, ChatClient
 from nodeproc.config import NodeConfig
 from nodeproc.core import events
-from nodeproc.core.events import Event
+from nodeproc.core.events import Event, HeartbeatReceived, HeartbeatSent
 from nodeproc.core.events import Failed as NodeFailed
 from nodeproc.core.messages import NodeId
 from nodeproc.eventlog import RANK
@@ -253,6 +253,8 @@ class SimCluster:
         if RANK[kind.level] >= self._rank:
             self.events.append((self.now_ns(), node, event))
         self._watch.on_event(node, event)
+        if kind in (HeartbeatSent, HeartbeatReceived) and (excess := self.nodes[node].excess()):
+            raise Violation("A10", f"node {node}: {excess}")
 
     @property
     def seen(self) -> dict[str, int]:

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab.selftest.mutants import MUTANTS, PARTS, Patch, apply_for_good, mutated
+from lab.search.coverage import rules
+from lab.selftest.mutants import MUTANTS, PARTS, UNSEEN, Patch, apply_for_good, mutated
 from nodeproc.core import catchup, failure, ordering
 from nodeproc.nodestream import read_run
 from nodeproc.session import Session, SessionSettings
@@ -54,7 +55,17 @@ def test_there_are_enough_and_no_two_have_one_name() -> None:
         "link_never_redialled",
         "leader_keeps_on_with_a_stalled_disk",
         "poll_while_a_vote_has_its_time",
+        "silent_leader_never_suspected",
+        "vote_though_a_leader_is_heard",
+        "starting_node_waits_for_nobody",
+        "returning_node_takes_the_lead",
     }
+
+
+def test_every_rule_has_a_mutant_or_a_reason_why_none_can_be_seen() -> None:
+    broken = {mutant.rule for mutant in MUTANTS.values()}
+    assert {rule for rule in rules() if rule not in broken} <= UNSEEN.keys()
+    assert all(UNSEEN.values())
 
 
 def test_an_unknown_mutant_is_refused_with_those_that_there_are() -> None:
