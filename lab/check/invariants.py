@@ -122,10 +122,10 @@ def _read_papers(run: RunDir) -> _Papers:
 
 
 def _rebuilt(faults: list[FaultRow] | None) -> dict[int, list[int]]:
-    """Node -> when it lost its disk."""
+    """Node -> when it lost its disk, or an older copy took its place."""
     lost: dict[int, list[int]] = {}
     for row in faults or ():
-        if row.fault == "rebuild":
+        if row.fault == "rebuild" or (row.fault == "disk" and not {"restored", "emptied"}.isdisjoint(row.evidence)):
             lost.setdefault(row.target, []).append(row.t)
     return lost
 

@@ -156,8 +156,9 @@ class Reader:
             case Partition():
                 self._check_partition(place, step)
             case Disk():
-                if sum(map(bool, (step.slow, step.full, step.failing, step.rot, step.lose))) != 1:
-                    allowed = "slow, full, failing, rot and lose (heal undoes the first three)"
+                ways = (step.slow, step.full, step.failing, step.rot, step.lose, step.copy, step.restore)
+                if sum(map(bool, ways)) != 1:
+                    allowed = "slow, full, failing, rot, lose, copy and restore (heal undoes the first three)"
                     self._fail(place, f"give exactly one of {allowed}")
             case PowerLoss():
                 if step.mid_write and step.tail != "drawn":
@@ -206,8 +207,11 @@ class Reader:
         faults = self.steps((*place, "faults"))
         self._check_inner((*place, "faults"), faults, NEMESIS_STEPS)
         for index, fault in enumerate(faults):
-            if isinstance(fault, Disk) and (fault.rot or fault.lose):
-                self._fail((*place, "faults", index, "disk"), "rot and loss are healed by nothing that a nemesis does")
+            if isinstance(fault, Disk) and fault.changes_files:
+                self._fail(
+                    (*place, "faults", index, "disk"),
+                    "rot, loss and copies are healed by nothing that a nemesis does",
+                )
         nemesis = Nemesis(time=times["for"], faults=faults)
         return structs.replace(nemesis, every=times["every"]) if "every" in times else nemesis
 

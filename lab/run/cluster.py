@@ -27,6 +27,7 @@ from lab.plan.step import Busy, Chaos, Clock, Disk, Garbage, Link, MachineStep, 
 from lab.rows import FaultRow, NodeExit, NodeUse, Sample, encode_row
 from lab.run.busy import BusyProcesses
 from lab.run.children import Child, RunFailed
+from lab.run.damage import ended_at_work
 from lab.run.disks import Disks
 from lab.run.garbage import Crowd, Mark, besiege
 from lab.run.links import LINK_EFFECTS, LinkCounts, Rule
@@ -349,8 +350,11 @@ class Cluster:
                 evidence["ready_s"] = round(took[node], 4)
             else:
                 evidence["found"] = "ran already" if self.nodes[node].running else "its disk kept it from running"
+            hit = node in took
+            if not hit and ended_at_work(self.nodes[node].exits, began):
+                hit, evidence["found"] = True, "the others know that its data is older"
             done = began + int(took.get(node, 0.0) * 1e9)
-            self._record(self._row("start", node, roles[node], began, evidence, node in took, step, done))
+            self._record(self._row("start", node, roles[node], began, evidence, hit, step, done))
 
     async def start_in_vain(self, targets: Sequence[NodeId], step: int) -> str:
         """Start nodes that must refuse their damaged disks; done when they have ended."""

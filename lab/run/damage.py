@@ -7,11 +7,12 @@ Both worlds draw from here, so that a disk of the simulation and one of a real p
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from lab.plan.step import Disk
+from lab.rows import NodeExit
 from nodeproc import archive, checkpoint, recovery, wal
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import CorruptionError
@@ -206,7 +207,7 @@ class Cause(NamedTuple):
 
 
 def cause_of(step: Disk, index: int, place: str = "") -> Cause | None:
-    """What a `disk` step brings about; None for a slow disk and old rot, of which no node may end.
+    """What a `disk` step brings about; None where no node may end of it: slow, empty, or rotten where it is old.
 
     place: as in Cause, for rot and lose.
     """
@@ -214,9 +215,22 @@ def cause_of(step: Disk, index: int, place: str = "") -> Cause | None:
         return None
     if step.rot:
         return Cause(f"rot of {step.rot}", EXIT_CORRUPTION, index, place)
+    if step.lose == "all":
+        return None
     if step.lose:
         return Cause(f"loss of {step.lose}", EXIT_CORRUPTION, index, place)
+    if step.restore:
+        return Cause(OLDER_COPY, EXIT_CORRUPTION, index, place)
     return Cause("full" if step.full else f"failing {step.failing}", EXIT_WRITE_FAILED, index)
+
+
+OLDER_COPY: Final = "an older copy"
+"""Noticed by a node that runs, as soon as it meets somebody who knows what it has forgotten."""
+
+
+def ended_at_work(exits: Sequence[NodeExit], began: int) -> bool:
+    """Whether a node that was started at `began` ended because others knew that its data was older."""
+    return bool(exits) and exits[-1].t >= began and exits[-1].because == OLDER_COPY
 
 
 class Causes:
@@ -237,7 +251,8 @@ class Causes:
 
     def survived(self, node: NodeId) -> None:
         """It came up: what is damaged was noticed, and mended."""
-        self._of[node] = [each for each in self._of.get(node, []) if each.exit_code != EXIT_CORRUPTION]
+        kept = self._of.get(node, [])
+        self._of[node] = [each for each in kept if each.exit_code != EXIT_CORRUPTION or each.what == OLDER_COPY]
 
     def forget(self, node: NodeId) -> None:
         """It has another disk."""

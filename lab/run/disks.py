@@ -67,6 +67,8 @@ class Disks:
         self._rng = random.Random()
         self._ledgers: dict[NodeId, Ledger] = {}
         self._causes = Causes()
+        self._copies: dict[NodeId, dict[str, bytes]] = {}
+        """What nodes once kept: name -> bytes."""
         self._asked: dict[int, FaultRow] = {}
         """Step -> its latest row."""
         self._rotten: list[tuple[Path, Rot]] = []
@@ -145,6 +147,9 @@ class Disks:
     async def hurt(self, step: Disk, targets: Sequence[NodeId], index: int) -> None:
         """From now on these disks are bad; rot and loss are done with when this returns."""
         for node in targets:
+            if step.copy:
+                await self._copy(node, index)
+                continue
             if step.needs_dead_node:
                 await self._damage(node, step, index)
                 continue
@@ -179,14 +184,16 @@ class Disks:
             if end is None:
                 return
         began = time.monotonic_ns()
-        if step.lose:
+        if step.restore:
+            found, place = self._put_back(node), ""
+        elif step.lose:
             found, place = self._lose(node, step.lose)
         else:
             rot = self._rot(node, step.rot)
             found, place = (str(rot), rot.name) if rot is not None else ("", "")
         if found and (cause := cause_of(step, index, place)):
             self._causes.add(node, cause)
-        evidence = {"lost" if step.lose else "rot": found or "nothing"}
+        evidence = {step.leaves: found or "nothing"}
         row = self._asked[index] = self._row("disk", node, "down", began, evidence, bool(found), index)
         self._record(row)
 
@@ -203,9 +210,46 @@ class Disks:
         """Bytes that old rot has changed and nobody has repaired yet."""
         return [str(rot) for path, rot in self._rotten if _is_rotten(path, rot)]
 
+    async def _copy(self, node: NodeId, index: int) -> None:
+        """Copy what the node keeps, while it stands still."""
+        process, role, began = self._nodes[node], self._role(node), time.monotonic_ns()
+        stopped = process.running and not process.paused and await process.pause()
+        copy = self._copies[node] = self._contents(node)
+        if stopped:
+            process.wake()
+        size = sum(map(len, copy.values()))
+        row = self._asked[index] = self._row("disk", node, role, began, {"copied": size}, size > 0, index)
+        self._record(row)
+
+    def _contents(self, node: NodeId) -> dict[str, bytes]:
+        """Name -> bytes of all that a node keeps."""
+        root = self._run.node_dir(node)
+        paths = [path for folder in DISK_FOLDERS for path in sorted((root / folder).glob("*"))]
+        return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+    def _put_back(self, node: NodeId) -> str:
+        """The latest copy takes the place of what the node keeps; returns what that changed, "" if nothing."""
+        root, contents = self._run.node_dir(node), self._contents(node)
+        copy = self._copies.get(node, contents)
+        if copy == contents:
+            return ""
+        for folder in DISK_FOLDERS:
+            _wiped(root / folder)
+            (root / folder).mkdir()
+        for name, data in copy.items():
+            (root / name).write_bytes(data)
+        if node in self._ledgers:
+            self._ledgers[node].begin_anew()
+        return f"{sum(map(len, copy.values()))} bytes instead of {sum(map(len, contents.values()))}"
+
     def _lose(self, node: NodeId, what: str) -> tuple[str, str]:
         """Delete a file; returns its name and where a node must see that it is gone, "" where there was none."""
         root = self._run.node_dir(node)
+        if what == "all":
+            lost = sum(_wiped(root / folder) for folder in DISK_FOLDERS)
+            if node in self._ledgers:
+                self._ledgers[node].begin_anew()
+            return f"{lost} bytes" if lost else "", ""
         name = file_name(what, node, _files_in(root))
         if not name:
             return "", ""

@@ -46,7 +46,10 @@ EXEMPT: dict[str, str] = {
 EXEMPT_EVENTS: dict[str, str] = dict.fromkeys(
     ("peer_connected", "peer_lost", "peer_refused"),
     "reported by the transport between nodes, which the simulation leaves out",
-) | {"bad_input": "what the simulated clients say is well-formed; malformed bytes are the tests' and live runs' affair"}
+) | {
+    "bad_input": "what the simulated clients say is well-formed; malformed bytes are the tests' and live runs' affair",
+    "nothing_synced": "durability: os promises less than a simulation checks",
+}
 """Event kind -> why a simulation can't report it."""
 
 _HIT = re.compile(r"# hit: ([A-Z]\d+) \S.*")

@@ -62,6 +62,8 @@ ROTTEN: Final[tuple[Literal["wal", "last", "messages", "checkpoint"], ...]] = ("
 OLD: Final[tuple[Literal["old_lines", "old_headers", "old_index"], ...]] = ("old_lines", "old_headers", "old_index")
 SCRUBBED: Final = {"scrub_rest_ms": 1000}
 LOST: Final[tuple[Literal["checkpoint", "messages", "wal"], ...]] = ("checkpoint", "messages", "wal")
+OLDER_COPY_SHARE: Final = 0.1
+"""Of the scenarios, those in which an older copy of a data directory is put back."""
 LONGEST: Final = 1200
 """Bytes of the longest message that a node takes where that is limited; the load's are shorter."""
 
@@ -93,6 +95,7 @@ class _Draw:
         if any(isinstance(step, Disk) and step.rot in OLD for step in faults):
             # Else hardly a file is old enough, and the pass that finds what nobody reads comes after the run.
             cluster = structs.replace(cluster, limits={"segment_bytes": 4096, **cluster.limits, **SCRUBBED})
+        faults = self._put_back(faults)
         if self.rebuilt:
             faults += [WHOLE, CAUGHT_UP]
         steps: Steps = [LoadSwitch(do="start"), *faults, *self._ending()]
@@ -291,6 +294,18 @@ class _Draw:
         damage = Disk(on=node, rot=rng.choice(ROTTEN)) if self._or(0.7) else Disk(on=node, lose=rng.choice(LOST))
         self.rebuilt = False
         return [*QUIET, damage, Start(target=node), Sleep(time=self._short()), Rebuild(target=node), CAUGHT_UP]
+
+    def _put_back(self, faults: Steps) -> Steps:
+        """Now and then a data directory is copied, long ago or just before, and the copy is put back (M6)."""
+        rng = random.Random(f"{self.seed} older copy")
+        if self.nodes < 3 or rng.random() >= OLDER_COPY_SHARE:
+            return faults
+        node = rng.choice(self.ids)
+        copy: Steps = [Disk(on=node, copy=True)]
+        found: Steps = [*QUIET, Disk(on=node, restore=True), Start(target=node), Sleep(time=Duration(1))]
+        self.rebuilt = False
+        before = [*copy, *faults] if rng.random() < 0.5 else [*faults, *copy]
+        return [*before, *found, Rebuild(target=node), CAUGHT_UP]
 
     def _chaos(self) -> Steps:
         on, rng = self._some(), self.rng

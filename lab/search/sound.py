@@ -81,7 +81,7 @@ def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> boo
             healed = everybody if step.on == "all" else _ids(step.on)
             heard = all(each.via in healed for each in send.clients if each.via is not None)
             return 2 * len(healed) > nodes and not hurt & healed and heard and not _is_rebuilt(before)
-        if not (isinstance(step, Disk) and step.slow):
+        if not (isinstance(step, Disk) and (step.slow or step.copy)):
             hurt |= _hurt(step) or everybody
     return False
 

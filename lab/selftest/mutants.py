@@ -32,7 +32,6 @@ def mutant(name: str) -> Mutant:
 
 UNSEEN: Final[dict[str, str]] = {
     "M3": "links of a simulation open proven; tests of the handshake send wrong proofs",
-    "M6": "the others notice an older copy; no fault brings one about yet",
     "M5": "no fault changes a node's configured members; tests of recovery and of the handshake do",
 }
 """Rule of docs/protocol.md that no mutant breaks -> why a simulation could not notice it, and who does."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from lab.selftest.patch import Collection, Patch
 from nodeproc import wire
 from nodeproc.clients import ClientConnection, Clients
-from nodeproc.core import membership, ordering
+from nodeproc.core import election, membership, ordering
 from nodeproc.core.effects import Effects
-from nodeproc.core.messages import Batch, Known, NodeId, Record, Submit
+from nodeproc.core.messages import Batch, Known, NodeId, Position, Record, Submit
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig, Recovered
 from nodeproc.core.sessions import Sessions
@@ -112,3 +112,70 @@ def wiped_disk_votes(patch: Patch) -> None:
 
     patch.set(Node, "recover", classmethod(recover))
     patch.everywhere(membership.admit, admit)
+
+
+@SESSIONS.add("M6", "A node whose data is older than what it promised goes on as if it had promised nothing.")
+def older_copy_accepted(patch: Patch) -> None:
+    patch.everywhere(membership.forgotten, lambda state, promised, by: "")
+
+
+# ---- identities and rebuilds ----------------------------------------------------------------------------
+
+
+@SESSIONS.add("M4", "A node that is being rebuilt votes, and its vote counts.")
+def rebuilding_node_votes(patch: Patch) -> None:
+    def as_member(right: Callable[..., None]) -> Callable[..., None]:
+        def wrong(state: NodeState, *args: Any) -> None:
+            rebuilding, state.rebuilding = state.rebuilding, False
+            learners = state.learners.copy()
+            state.learners.clear()
+            try:
+                right(state, *args)
+            finally:
+                state.rebuilding = rebuilding
+                state.learners |= learners
+
+        return wrong
+
+    for right in (election.on_election, election.on_vote_request, election.on_vote, election.end_poll):
+        patch.everywhere(right, as_member(right))
+
+
+@SESSIONS.add("M4", "What a node acknowledges while it is being rebuilt counts.")
+def learners_acknowledgement_counted(patch: Patch) -> None:
+    right = ordering.majority_position
+
+    def wrong(state: NodeState, leader: Leader) -> Position | None:
+        learners, state.learners = state.learners, set()
+        try:
+            return right(state, leader)
+        finally:
+            state.learners = learners
+
+    patch.everywhere(right, wrong)
+
+
+@SESSIONS.add("M4", "A rebuilt node is a member again as soon as it has caught up.")
+def readmission_too_early(patch: Patch) -> None:
+    right = membership.tend_learners
+
+    def wrong(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
+        for peer in sorted(state.learners & state.rebuilds.keys()):
+            if leader.progress[peer].matched >= state.rebuilds[peer][1]:
+                membership._readmit(state, leader, peer, now, fx)
+        right(state, leader, now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@SESSIONS.add("M4", "Whatever MEMBERS says of an identity is taken, newer or older.", "liveness")
+def older_members_taken(patch: Patch) -> None:
+    patch.set(Known, "newer_than", lambda self, other: self != other)
+
+
+@SESSIONS.add("M4", "Only the memory knows by which data directory a member is known.")
+def identities_not_on_disk(patch: Patch) -> None:
+    def wrong(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:
+        state.identities[member] = known
+
+    patch.everywhere(membership.remember, wrong)

@@ -18,7 +18,18 @@ from lab.run.children import RunFailed
 from lab.run.clients import START_DELAY_S, Addresses
 from lab.run.cluster import node_settings, rule_of
 from lab.run.conductor import Pair
-from lab.run.damage import Cause, Causes, Rot, Tear, cause_of, draw_rot, draw_tear, file_name, lost_place
+from lab.run.damage import (
+    Cause,
+    Causes,
+    Rot,
+    Tear,
+    cause_of,
+    draw_rot,
+    draw_tear,
+    ended_at_work,
+    file_name,
+    lost_place,
+)
 from lab.run.disks import FATAL, MID_WRITE_OPERATIONS, MID_WRITE_PATIENCE_S
 from lab.run.links import LINK_EFFECTS
 from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
@@ -214,6 +225,8 @@ class SimCluster:
         self._open: dict[Pair, int] = {}
         """Treated link -> number of its row in `faults`."""
         self._before: dict[Pair, tuple[int, ...]] = {}
+        self._copies: dict[NodeId, dict[str, bytes]] = {}
+        """Of data directories, as they once were."""
         self._exits: dict[NodeId, list[NodeExit]] = {node: [] for node in plan.ids}
         self._causes = Causes()
         self._rotten: list[tuple[NodeId, Rot]] = []
@@ -384,6 +397,8 @@ class SimCluster:
             evidence: dict[str, Any] = {"found": "its disk kept it from running" if node in took else "ran already"}
             if hit:
                 evidence = {"ready_s": round(took[node], 4)}
+            elif node in took and ended_at_work(self._exits[node], began):
+                hit, evidence = True, {"found": "the others know that its data is older"}
             self._record("start", node, roles[node], began, evidence, hit, step)
 
     async def end(self, targets: Sequence[NodeId], fault: str, step: int) -> None:
@@ -573,14 +588,18 @@ class SimCluster:
 
     def _hurt_disk(self, node: NodeId, step: Disk, index: int) -> None:
         each, role = self.nodes[node], self._role(node)
-        if step.rot or step.lose:
+        if step.copy:
+            copy = self._copies[node] = each.files.contents()
+            self._record("disk", node, role, self.now_ns(), {"copied": sum(map(len, copy.values()))}, bool(copy), index)
+            return
+        if step.rot or step.lose or step.restore:
             if each.running and step.needs_dead_node:
                 each.kill()
                 self._record("kill", node, role, self.now_ns(), {"signal": "SIGKILL"}, True, index)
             found, place = self._damage(node, step)
             if cause := cause_of(step, index, place):
                 self._causes.add(node, cause)
-            damage = {"rot" if step.rot else "lost": found or "nothing"}
+            damage = {step.leaves: found or "nothing"}
             self._record("disk", node, role, self.now_ns(), damage, bool(found), index)
             return
         if cause := cause_of(step, index):
@@ -602,6 +621,12 @@ class SimCluster:
         """Change a byte or lose a file; returns which, and where a node has to see it; "" where nothing was damaged."""
         files = self.nodes[node].files
         contents = files.contents()
+        if step.restore:
+            return self._put_back(node, contents), ""
+        if step.lose == "all":
+            self.nodes[node].lose_disk()
+            self._watch.forget(node)
+            return ", ".join(contents), ""
         if step.lose:
             name = file_name(step.lose, node, contents)
             if not name:
@@ -628,6 +653,18 @@ class SimCluster:
             data = self.nodes[node].files.contents().get(rot.name, b"")
             found += [str(rot)] if data[rot.at : rot.at + 1] == bytes([rot.after]) else []
         return found
+
+    def _put_back(self, node: NodeId, contents: dict[str, bytes]) -> str:
+        """The latest copy takes the place of the data directory; returns what that changed, "" if nothing."""
+        copy, files = self._copies.get(node, contents), self.nodes[node].files
+        if copy == contents:
+            return ""
+        for name in contents.keys() - copy.keys():
+            files.remove(name)
+        for name, data in copy.items():
+            files.put(name, data)
+        self._watch.forget(node)
+        return f"{sum(map(len, copy.values()))} bytes instead of {sum(map(len, contents.values()))}"
 
     def _now_in_force(self, node: NodeId, kind: str, proof: str) -> None:
         """The latest row is of a fault that lasts, and that this count of the node proves."""

@@ -345,7 +345,7 @@ REFUSED = {
     "a disk that rots and loses": (
         "steps:\n  - disk: {on: 1, rot: wal, lose: messages}",
         "4:11: steps[0].disk: give exactly one of slow",
-        "rot and lose",
+        "rot, lose, copy and restore",
     ),
     "a log that is lost": ("steps:\n  - disk: {on: 1, lose: archive}", "4:25: steps[0].disk.lose", "checkpoint"),
     "a tear in the middle of a write": (
