@@ -10,12 +10,15 @@ from typing import Final
 
 from nodeproc.core.effects import Effects, Fetch, Truncate
 from nodeproc.core.events import CatchUpRequested, CatchUpServed, CaughtUp, NewCoordinator, Resumed
-from nodeproc.core.messages import NOBODY, Append, CatchUp, NodeId, Position, Record, Resume
+from nodeproc.core.messages import NOBODY, Append, CatchUp, NodeId, OlderMarks, Position, Record, Resume, Term
 from nodeproc.core.ordering import count_answer, follow_commit, send_records
 from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress, become_follower
 
 MOST_UNANSWERED: Final = 5
 """What is counted: 32 times the patience of the first time are enough."""
+
+MARKS_AT_ONCE: Final = 4096
+"""In one CATCH_UP: some 100 KB. Only leaders that delivered nothing leave more of them."""
 
 # ---- the follower asks ----------------------------------------------------------------------------
 
@@ -41,10 +44,21 @@ def ask_catch_up(state: NodeState, follower: Follower, now: float, fx: Effects) 
     follower.hole_since = FOREVER
     if state.leader_id not in state.links:
         return  # Asked again when the link opens.
-    marks = tuple((mark.term, mark.after) for mark in state.log.marks)
+    _send_marks(state, follower, None, fx)
+    fx.emit.append(CatchUpRequested(state.leader_id, state.log.position.seq_no, follower.request))
+
+
+def _send_marks(state: NodeState, follower: Follower, up_to: Term | None, fx: Effects) -> None:
+    marks, older = state.log.doubtful_marks(up_to, MARKS_AT_ONCE)
     last_seq = state.log.position.seq_no
-    state.send(fx, state.leader_id, CatchUp(state.term, marks, last_seq, follower.request))
-    fx.emit.append(CatchUpRequested(state.leader_id, last_seq, follower.request))
+    state.send(fx, state.leader_id, CatchUp(state.term, tuple(marks), last_seq, follower.request, older))
+
+
+def on_older_marks(state: NodeState, follower: Follower, msg: OlderMarks, now: float, fx: Effects) -> None:
+    """Go on with the marks before those that the leader does not have. Rule: R1."""
+    if follower.request and msg.request == follower.request:
+        follower.requested_at = now
+        _send_marks(state, follower, msg.up_to, fx)  # hit: R1 older marks are asked for
 
 
 def catch_up_deadline(state: NodeState, follower: Follower) -> float:
@@ -76,6 +90,10 @@ def on_catch_up(state: NodeState, leader: Leader, sender: NodeId, msg: CatchUp, 
     """Find the fork, say it, and begin to send what lies behind. Rule: R1."""
     if sender not in state.links:
         return  # Nothing could be sent; it asks again when our link to it opens.
+    if msg.older and msg.marks and not any(state.log.has_mark(term) for term, _ in msg.marks):
+        # The oldest of them once more: it says where the stretch before it ends.
+        state.send(fx, sender, OlderMarks(state.term, msg.marks[0][0], msg.request))
+        return
     progress = leader.progress[sender]
     fork = state.log.fork(msg.marks, msg.last_seq)
     progress.synced, progress.live, progress.fetch = True, False, 0

@@ -20,6 +20,7 @@ from nodeproc.core.messages import (
     Heartbeat,
     HeartbeatAck,
     NodeId,
+    OlderMarks,
     Resume,
 )
 from nodeproc.core.ordering import follow_commit
@@ -107,7 +108,7 @@ def on_disk_answer(state: NodeState, ticket: int, now: float, fx: Effects) -> No
 
 
 def hear(
-    state: NodeState, sender: NodeId, msg: Heartbeat | Append | Resume | Commit, now: float, fx: Effects
+    state: NodeState, sender: NodeId, msg: Heartbeat | Append | Resume | OlderMarks | Commit, now: float, fx: Effects
 ) -> Follower:
     """The leader of the present term spoke: follow it if we did not yet. Rule: F2, E2."""
     if state.leader_id != sender or not isinstance(state.role, Follower):
@@ -125,7 +126,7 @@ def hear(
         state.suspected, state.silent_since = NOBODY, FOREVER
         if state.spent:
             state.spent.clear()  # hit: E2 a leader is heard and spent OKs are good again
-    if not isinstance(msg, Resume) and msg.commit_seq > follower.leader_commit:
+    if not isinstance(msg, Resume | OlderMarks) and msg.commit_seq > follower.leader_commit:
         follower.leader_commit = msg.commit_seq
     return follower
 

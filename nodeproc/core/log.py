@@ -6,7 +6,7 @@ nodes' clients may have under way (S7), so a long history costs nothing but its 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +15,10 @@ from nodeproc.core.messages import START, Batch, Mark, Position, Record, SeqNo, 
 
 def _position(record: Record) -> Position:
     return record.header.position
+
+
+def _term(mark: Mark) -> Term:
+    return mark.term
 
 
 @dataclass(slots=True)
@@ -93,17 +97,35 @@ class Log:
 
     def end_of(self, term: Term) -> SeqNo:
         """The seq_no at which the stretch of a term, or of START for 0, ends here."""
-        after = [mark.after for mark in self.marks if mark.term > term]
-        return after[0] if after else self.position.seq_no
+        at = bisect_right(self.marks, term, key=_term)
+        return self.marks[at].after if at < len(self.marks) else self.position.seq_no
+
+    def has_mark(self, term: Term) -> bool:
+        at = bisect_left(self.marks, term, key=_term)
+        return at < len(self.marks) and self.marks[at].term == term
+
+    def doubtful_marks(self, up_to: Term | None, most: int) -> tuple[list[tuple[Term, SeqNo]], bool]:
+        """The marks by which a leader finds the fork, and whether older ones were left out. Rule: R1.
+
+        What is delivered is in every later leader's log, the mark above it too: no older one is needed.
+
+        Args:
+            up_to: the newest term wanted; None: all.
+            most: how many at most, the newest ones.
+        """
+        first = bisect_left(self.marks, self.base.term, key=_term)
+        end = len(self.marks) if up_to is None else bisect_right(self.marks, up_to, key=_term)
+        start = max(first, end - most)
+        return [(mark.term, mark.after) for mark in self.marks[start:end]], start > first
 
     def fork(self, marks: Sequence[tuple[Term, SeqNo]], last_seq: SeqNo) -> Position:
         """The last position that this log has in common with another one. Rule: R1.
 
         Args:
-            marks: the other log's (term, seq_no it starts after), ascending.
+            marks: the other log's (term, seq_no it starts after), ascending. Of those above the highest common one
+                none is missing.
             last_seq: the other log's last seq_no.
         """
-        ours = {mark.term for mark in self.marks}
-        common = max((term for term, _ in marks if term in ours), default=0)
+        common = next((term for term, _ in reversed(marks) if self.has_mark(term)), 0)
         theirs_end = next((after for term, after in marks if term > common), last_seq)
         return Position(common, min(self.end_of(common), theirs_end))

@@ -271,10 +271,20 @@ class CatchUp(Struct, frozen=True, tag_field="type", tag="CATCH_UP"):
 
     term: Term
     marks: tuple[tuple[Term, SeqNo], ...]
-    """(term, seq_no it starts after) of every mark in its log, ascending."""
+    """(term, seq_no it starts after) of the marks in its log from that of its last delivered message on, ascending."""
     last_seq: SeqNo
     request: int
-    """Fresh for each CATCH_UP."""
+    """Fresh for each CATCH_UP; the same when it goes on with older marks."""
+    older: bool = False
+    """There are older marks that may be needed: only the newest were sent."""
+
+
+class OlderMarks(Struct, frozen=True, gc=False, tag_field="type", tag="OLDER_MARKS"):
+    """None of the marks of a CATCH_UP is the leader's: it asks for those up to this term. Rule: R1."""
+
+    term: Term
+    up_to: Term
+    request: int
 
 
 class Resume(Struct, frozen=True, tag_field="type", tag="RESUME"):
@@ -404,6 +414,7 @@ PeerMessage: TypeAlias = (
     | Coordinator
     | TermIs
     | CatchUp
+    | OlderMarks
     | Resume
     | Append
     | Appended

@@ -37,6 +37,7 @@ from nodeproc.core.messages import (
     Members,
     NodeId,
     Ok,
+    OlderMarks,
     Position,
     Promises,
     Record,
@@ -67,6 +68,7 @@ Termed: TypeAlias = (
     | Coordinator
     | TermIs
     | CatchUp
+    | OlderMarks
     | Resume
     | Append
     | Appended
@@ -376,6 +378,9 @@ class Node:
             case CatchUp():
                 if isinstance(role, Leader):
                     catchup.on_catch_up(state, role, sender, message, fx)
+            case OlderMarks():
+                if sender == state.leader_id:
+                    catchup.on_older_marks(state, failure.hear(state, sender, message, now, fx), message, now, fx)
             case Resume():
                 if sender == state.leader_id:
                     catchup.on_resume(state, failure.hear(state, sender, message, now, fx), message, fx)

@@ -176,3 +176,22 @@ def test_a_log_forks_from_itself_at_its_end_and_from_nothing_at_the_start(shape:
     log = log_of(build(shape))
     assert log.fork(marks_of(log), log.position.seq_no) == log.position
     assert log.fork([], 0) == START
+
+
+@given(two_logs(), st.integers(2, 4), st.data())
+def test_a_few_marks_at_a_time_down_to_the_last_delivered_message_find_the_same_fork(
+    logs: tuple[list[Record], list[Record], int], most: int, data: st.DataObject
+) -> None:
+    """Rule: R1."""
+    mine, theirs, common = logs
+    leader, follower = log_of(mine), log_of(theirs)
+    expected = leader.fork(marks_of(follower), follower.position.seq_no)
+    delivered = theirs[data.draw(st.integers(0, common)) - 1].position.seq_no if common else 0
+    follower.delivered_up_to(min(delivered, expected.seq_no))
+    marks, older = follower.doubtful_marks(None, most)
+    assert len(marks) <= most
+    while older and not any(leader.has_mark(term) for term, _ in marks):
+        up_to = marks[0][0]
+        marks, older = follower.doubtful_marks(up_to, most)
+        assert marks[0][0] < up_to
+    assert leader.fork(marks, follower.position.seq_no) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nodeproc.core import catchup
 from nodeproc.core.effects import Truncate
 from nodeproc.core.events import Buffered, CatchUpRequested, CaughtUp, Delivered, DeliveredFromBuffer
 from nodeproc.core.messages import (
@@ -16,6 +17,7 @@ from nodeproc.core.messages import (
     Heartbeat,
     HeartbeatAck,
     LinkUp,
+    OlderMarks,
     Position,
     Record,
     Resume,
@@ -56,6 +58,36 @@ def test_a_follower_says_its_marks_and_its_last_seq_no_when_it_meets_a_new_leade
     assert (asked.term, asked.marks, asked.last_seq) == (6, ((1, 0), (4, 3)), 5)
     (again,) = sent(single.give(3, Heartbeat(7, 0, START)), CatchUp, to=3)
     assert again.request != asked.request
+
+
+def test_a_follower_says_no_mark_below_that_of_its_last_delivered_message() -> None:
+    """Rule: R1."""
+    log = [record for term in range(1, 500) for record in stretch(term, term - 1, 1)]
+    single = Single(log=log, delivered=497)
+    (asked,) = sent(single.give(1, Heartbeat(600, 0, START)), CatchUp, to=1)
+    assert asked.marks == ((497, 496), (498, 497), (499, 498)) and not asked.older
+
+
+def test_a_leader_asks_for_older_marks_until_one_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule: R1."""
+    monkeypatch.setattr(catchup, "MARKS_AT_ONCE", 3)
+    common = stretch(1, 0, 2) + stretch(2, 2)
+    asking = Single(log=common + [record for term in range(10, 17) for record in stretch(term, 2)])
+    leader = Single(log=common)
+    leader.lead()
+    asking.give(1, Heartbeat(20, 0, START))
+    term = leader.state.term
+    said: list[tuple[int, ...]] = []
+    while not (answers := sent(leader.all, Resume, to=1)):
+        question = sent(asking.all, CatchUp, to=1)[-1]
+        said.append(tuple(mark for mark, _ in question.marks))
+        fx = leader.give(1, CatchUp(term, question.marks, question.last_seq, question.request, question.older))
+        for wanted in sent(fx, OlderMarks, to=1):
+            asking.give(1, OlderMarks(20, wanted.up_to, wanted.request - 1))
+            assert sent(asking.all, CatchUp, to=1)[-1] == question, "one that answers another question is passed over"
+            asking.give(1, OlderMarks(20, wanted.up_to, wanted.request))
+    assert said == [(14, 15, 16), (12, 13, 14), (10, 11, 12), (1, 2, 10)]
+    assert answers[-1].fork == Position(2, 2)
 
 
 def test_a_follower_whose_last_mark_is_of_this_term_asks_too() -> None:
