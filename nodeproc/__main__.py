@@ -2,6 +2,7 @@
 
 Or look for damage in the data of a node that is down: python -m nodeproc verify DATA_DIR. Its exit codes are 0 for
 none, 3 for damage, 2 where that is no data directory or is in use.
+Or make a new cluster of what is left of one that has lost its majority: python -m nodeproc recover --help
 
 Exit codes of a node:
     0   stopped by SIGTERM or SIGINT
@@ -34,6 +35,7 @@ from nodeproc.importing import importing
 with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
     import msgspec
 
+    from nodeproc import recover
     from nodeproc.config import NodeConfig, load
     from nodeproc.core.events import NothingSynced
     from nodeproc.core.node import Node
@@ -73,10 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["verify"]:
         return verify_directory(arguments[1:])
     parent = os.getppid()
-    options = parse_arguments(arguments)
-    if options.die_with_parent:
+    recovering = arguments[:1] == ["recover"]
+    options = argparse.Namespace() if recovering else parse_arguments(arguments)
+    if not recovering and options.die_with_parent:
         die_with_parent(parent)
     try:
+        if recovering:
+            return recover.main(arguments[1:])
         config = configured(options)
         take_descriptors(config)
         sys.setswitchinterval(SWITCH_INTERVAL_S)

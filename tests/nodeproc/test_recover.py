@@ -1,0 +1,88 @@
+"""A cluster that has lost its majority goes on from what is left, when somebody says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.nodeproc.nodes import PROJECT, Cluster, run_node, until
+from tests.nodeproc.test_main import chat
+
+AGREED = "--lose-what-only-the-others-had"
+
+
+def recover(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nodeproc", "recover", *arguments]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+
+
+def test_without_a_majority_nothing_is_done_unless_it_is_asked_for_by_name(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        assert chat(cluster, 1, 1) == 1
+        for node in (1, 2, 3):
+            cluster.kill(node)
+    done = recover(str(tmp_path / "node_1"), "--members", "1", "--out", str(tmp_path / "new"))
+    assert done.returncode == 2
+    assert "ACKNOWLEDGED MESSAGES THAT ONLY THE OTHER NODES HAD ARE GIVEN UP" in done.stdout
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_one_node_has_becomes_a_new_cluster_that_refuses_the_old_nodes(tmp_path: Path) -> None:
+    limits = {"segment_bytes": 4096, "max_payload_bytes": 8192}
+    with Cluster(tmp_path, limits=limits) as cluster:
+        cluster.start()
+        for n in range(1, 9):
+            assert chat(cluster, 1, n, "x" * 1000) == n
+        until(lambda: len({cluster.log_lines(node) for node in (1, 2, 3)}) == 1)
+        before = cluster.log_lines(1)
+        for node in (1, 2, 3):
+            cluster.kill(node)
+        shutil.rmtree(tmp_path / "node_3")
+        new = tmp_path / "new"
+        made = recover(
+            str(tmp_path / "node_1"), str(tmp_path / "node_2"), "--members", "1,2,3", "--out", str(new), AGREED
+        )
+        assert made.returncode == 0, made.stderr
+        for node in (1, 2, 3):
+            shutil.move(tmp_path / f"node_{node}", tmp_path / f"old_{node}") if node != 3 else None
+            shutil.move(new / f"node_{node}", tmp_path / f"node_{node}")
+        cluster.start()
+        assert chat(cluster, 1, 9, "and on") == 9
+        until(lambda: len({cluster.log_lines(node) for node in (1, 2, 3)}) == 1)
+        assert cluster.log_lines(3).startswith(before)
+        assert cluster.stop(2) == 0
+        config = json.loads(cluster.config(2).read_text()) | {"data_dir": str(tmp_path / "old_2")}
+        (tmp_path / "old.yml").write_text(json.dumps(config))
+        cluster.processes[2] = run_node("--config", str(tmp_path / "old.yml"), "--quiet", log=tmp_path / "old.log")
+        until(lambda: "stranger_refused" in {event["event"] for event in cluster.events(3)})
+        assert chat(cluster, 1, 10, "still on") == 10
+
+
+def test_one_node_goes_on_alone(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        assert chat(cluster, 1, 1) == 1
+        until(lambda: len({cluster.log_lines(node) for node in (1, 2, 3)}) == 1)
+        for node in (1, 2, 3):
+            cluster.kill(node)
+        made = recover(str(tmp_path / "node_1"), "--members", "7", "--out", str(tmp_path / "new"), AGREED)
+        assert made.returncode == 0, made.stderr
+        before = cluster.log_lines(1)
+    with Cluster(tmp_path / "new", 1) as alone:
+        config = json.loads(alone.config(1).read_text())
+        config |= {"node_id": 7, "data_dir": str(tmp_path / "new" / "node_7")}
+        (tmp_path / "seven.yml").write_text(json.dumps(config))
+        alone.processes[1] = run_node("--config", str(tmp_path / "seven.yml"), "--quiet", log=tmp_path / "seven.log")
+        assert chat(alone, 1, 2) == 2
+    lines = (tmp_path / "new" / "node_7" / "logs" / "node_7_messages.jsonl").read_bytes()
+    assert lines.startswith(before)
+
+
+def test_what_is_no_data_directory_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = recover(str(tmp_path), "--members", "1", "--out", str(tmp_path / "new"), AGREED)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"nodeproc: {tmp_path}: not a node's data directory: 0 message logs, allowed 1\n"
