@@ -486,7 +486,7 @@ REFUSED = {
     "a nemesis that ruins": (
         "steps:\n  - nemesis: {for: 5s, faults: [{disk: {on: 1, rot: wal}}]}",
         "4:40: steps[0].nemesis.faults[0].disk",
-        "rot and loss are healed by nothing",
+        "rot, loss and copies are healed by nothing",
     ),
     "a nemesis in no time": (
         "steps:\n  - nemesis: {for: 5s, every: 0s, faults: [{kill: 1}]}",
