@@ -129,7 +129,7 @@ class Accepting:
             allowed = ", ".join(str(member) for member in own.members if member != own.node)
             raise LinkRefused(f"node id {hello.node}, allowed {allowed or 'none'}")
         if hello.members != own.members:
-            # hit: M5 a node with other members is refused
+            # Two majorities without a common member could both acknowledge. Rule: M5.
             raise LinkRefused(
                 f"{_shown(hello.members[:10])} in node_{hello.node}'s configuration, "
                 f"allowed {_shown(own.members)}, as in node_{own.node}'s"
