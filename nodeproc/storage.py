@@ -244,6 +244,7 @@ class Storage:
 
     def _sync(self, upto: Mapping[int, int] | None = None) -> None:
         with self._sync_lock:
+            self._check()  # Another thread's may have failed meanwhile. A second try would succeed and prove nothing.
             ends = self.written() if upto is None else upto
             with self._lock:
                 unsettled = self._unsettled

@@ -33,6 +33,8 @@ from tests.nodeproc.disks import (
     opened,
 )
 
+TIMEOUT_S = 20.0
+
 
 def write_and_deliver(storage: Storage, scribe: Scribe, batches: int, size: int = 100) -> None:
     """Each batch in a write of its own, synced and delivered."""
@@ -434,6 +436,60 @@ def test_a_failing_write_or_fdatasync_is_not_tried_again(operation: str, victim:
     refuse_all(storage, scribe)
     storage.close()
     assert tries == [victim]
+
+
+class SeenLock:
+    """A lock that tells when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock, self.waited_for = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.waited_for.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_who_waits_for_a_sync_that_fails_does_not_repeat_it() -> None:
+    # The second fdatasync would succeed, for the kernel has marked clean the pages that it could not write: what a
+    # checkpoint's thread and the sync's wait for would count as durable.
+    files, scribe = a_short_life()
+    storage, _, _ = opened(files)
+    storage.write([scribe.add(Promise(3, 3))])
+    lock = SeenLock()
+    storage._sync_lock = lock  # type: ignore[assignment]
+    failing = threading.Event()
+    ends: list[str] = []
+    synced: list[str] = []
+
+    def fail_once(what: str, name: str) -> None:
+        if what == "sync":
+            synced.append(name)
+            if len(synced) == 1:
+                failing.set()
+                assert lock.waited_for.wait(TIMEOUT_S)
+                raise OSError(errno.EIO, "Input/output error")
+
+    def sync() -> None:
+        try:
+            storage.sync()
+        except WriteFailed as error:
+            ends.append(str(error))
+        else:
+            ends.append("durable")
+
+    files.on_operation = fail_once
+    threads = [threading.Thread(target=sync), threading.Thread(target=sync)]
+    threads[0].start()
+    assert failing.wait(TIMEOUT_S)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert len(synced) == 1 and len(ends) == 2 and all("Input/output error" in end for end in ends)
+    storage.close()
 
 
 def test_a_failing_checkpoint_stops_the_node_and_a_restart_goes_on() -> None:
