@@ -7,10 +7,9 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
-P = ParamSpec("P")
+from tests import TOO_LONG_S
 
-TOO_LONG_S = 60.0
-"""A test that hangs fails after this; none waits for it."""
+P = ParamSpec("P")
 
 
 def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab import bootstrap
+from tests import TOO_LONG_S
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -159,7 +160,7 @@ def test_who_waits_for_the_lock_uses_what_the_holder_made(tmp_path: Path, monkey
     with bootstrap._locked(root / "requirements.txt"):
         second = threading.Thread(target=bootstrap.prepare, args=(root, bootstrap.RUN))
         second.start()
-        assert waiting.wait(10), "the second process did not find the lock held"
+        assert waiting.wait(TOO_LONG_S), "the second process did not find the lock held"
         bootstrap._build(root / ".venv", root, bootstrap.RUN)
     second.join()
     assert fake.done == ["venv", "pip"]

@@ -13,6 +13,7 @@ from types import CodeType
 import pytest
 
 from lab.search import coverage
+from tests import TOO_LONG_S
 
 MODULES = coverage.marked_files()
 each_module = pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
@@ -44,7 +45,7 @@ print(json.dumps({"quiet": quiet, "busy": coverage.hits(), "line": line, "delive
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", script], cwd=coverage.PROJECT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=coverage.PROJECT, capture_output=True, text=True, timeout=TOO_LONG_S
     )
 
 

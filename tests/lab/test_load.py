@@ -20,6 +20,7 @@ from lab.run.clients import LoadWorkers, NamedClients, Subscribers, worker_count
 from lab.run.load import tick_s
 from lab.run.recording import HistoryWriter, merge, row_time
 from lab.rundir import RunDir
+from tests import TOO_LONG_S
 from tests.lab.fakenode import FakeNode
 from tests.lab.inloop import in_loop
 
@@ -154,7 +155,11 @@ async def test_a_worker_that_dies_ends_the_waiting_with_a_reason(tmp_path: Path)
 
 def test_a_worker_ends_with_its_input() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lab.run.load"], input=b"", capture_output=True, env=child_environment(), timeout=30
+        [sys.executable, "-m", "lab.run.load"],
+        input=b"",
+        capture_output=True,
+        env=child_environment(),
+        timeout=TOO_LONG_S,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 

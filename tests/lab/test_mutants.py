@@ -16,6 +16,7 @@ from nodeproc.core import catchup, failure, ordering
 from nodeproc.nodestream import read_run
 from nodeproc.session import Session, SessionSettings
 from nodeproc.wire import Ack, Chat, LeaderLine, Reject, Subscribe, Welcome, decode_client_line, session_of
+from tests import TOO_LONG_S
 
 PROJECT = Path(__file__).resolve().parents[2]
 each_mutant = pytest.mark.parametrize("name", MUTANTS)
@@ -186,5 +187,5 @@ def test_lines_without_numbers_are_taken_as_they_are() -> None:
 )
 def test_the_broken_node_takes_a_mutant_and_a_nodes_arguments(arguments: list[str], complaint: str) -> None:
     command = [sys.executable, "-m", "lab.selftest.broken_node", *arguments]
-    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=TOO_LONG_S, check=False)
     assert ended.returncode == 2 and complaint in ended.stderr, ended.stderr

@@ -14,6 +14,7 @@ import pytest
 
 from lab.run import launch
 from nodeproc.files import sync_file
+from tests import TOO_LONG_S
 
 PROJECT = Path(__file__).resolve().parents[2]
 WITHOUT = """
@@ -55,7 +56,7 @@ def run(lab: list[str], tmp_path: Path, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TOO_LONG_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,7 +80,7 @@ def test_a_program_is_ended_with_its_harness_where_there_is_no_pidfd() -> None:
     lifeline, held = os.pipe()
     os.close(held)
     launch.watch_by_asking(program.pid, lifeline, select.poll())
-    assert program.wait(30) == -signal.SIGKILL
+    assert program.wait(TOO_LONG_S) == -signal.SIGKILL
     os.close(lifeline)
 
 

@@ -24,11 +24,11 @@ from lab.run.links import Rule
 from lab.run.processes import HeldPort, Lifeline, NodeProcess, Program
 from lab.run.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, Treat
 from lab.rundir import RunDir
+from tests import TOO_LONG_S
 from tests.lab.inloop import in_loop
 
 EXAMPLE = PROJECT_ROOT / "examples" / "simple_log"
 HOST = "127.0.0.1"
-GONE_WITHIN_S = 10.0
 
 
 def judged(directory: Path, path: Path) -> tuple[RunDir, Verdict]:
@@ -208,7 +208,7 @@ async def test_signals_reach_what_a_wrapper_has_started(tmp_path: Path) -> None:
         own.node.wake()
         await own.node.ready()
         await own.node.end(signal.SIGKILL)
-        _, left = psutil.wait_procs([below], timeout=GONE_WITHIN_S)
+        _, left = psutil.wait_procs([below], timeout=TOO_LONG_S)
         assert left == []
 
 
@@ -222,7 +222,7 @@ async def test_a_program_and_what_it_started_end_when_the_lifeline_is_cut(tmp_pa
         own.lifeline.cut()
         while own.node.running:
             await asyncio.sleep(0)
-        _, left = psutil.wait_procs(below, timeout=GONE_WITHIN_S)
+        _, left = psutil.wait_procs(below, timeout=TOO_LONG_S)
         assert len(below) == 1 and left == []
 
 
@@ -272,7 +272,7 @@ def test_a_killed_harness_leaves_no_program_of_somebody_else_s(tmp_path: Path) -
         below = psutil.Process(harness.pid).children(recursive=True)
         assert len(below) == 6  # three shells and three programs
         harness.kill()
-        _, left = psutil.wait_procs(below, timeout=GONE_WITHIN_S)
+        _, left = psutil.wait_procs(below, timeout=TOO_LONG_S)
         assert left == []
     finally:
         harness.kill()

@@ -27,6 +27,7 @@ from nodeproc.wire import (
     decode_client_line,
     encode_line,
 )
+from tests import TOO_LONG_S
 
 
 class FakeCluster:
@@ -125,7 +126,7 @@ class FakeNode:
         if not condition():
             future = asyncio.get_running_loop().create_future()
             self._watchers.append((condition, future))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TOO_LONG_S):
                 await future
 
     def wake(self) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import TOO_LONG_S
+
 PROJECT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 30.0
 
 
 class Holder:
@@ -29,6 +30,21 @@ class Holder:
 
     def close(self) -> None:
         self._sock.close()
+
+
+_held: list[Holder] = []
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of our own until the module's tests are done: nobody listens there but who is told of them."""
+    holders = [Holder() for _ in range(count)]
+    _held.extend(holders)
+    return [holder.port for holder in holders]
+
+
+def release_ports() -> None:
+    while _held:
+        _held.pop().close()
 
 
 class Cluster:
@@ -76,9 +92,23 @@ class Cluster:
         self.processes[node].wait()
 
     def stop(self, node: int) -> int:
-        """SIGTERM. Returns the exit code."""
+        """SIGTERM, once the node answers: one that has just been started would die of it. Returns the exit code."""
+        until(lambda: self.status(node) is not None)
         self.processes[node].send_signal(signal.SIGTERM)
-        return self.processes[node].wait(TIMEOUT_S)
+        return self.processes[node].wait(TOO_LONG_S)
+
+    def wait(self, node: int) -> int:
+        """Wait until the node ends by itself. Returns the exit code."""
+        return self.processes[node].wait(TOO_LONG_S)
+
+    def linked(self) -> None:
+        """Wait until every node has a link to every other: from then on each knows all the others' identities."""
+
+        def all_linked() -> bool:
+            seen = [self.status(node) for node in self.processes]
+            return all(status and all(peer["connected"] for peer in status["peers"]) for status in seen)
+
+        until(all_linked)
 
     def log_lines(self, node: int) -> bytes:
         """The node's message log."""
@@ -120,7 +150,7 @@ class Line:
     """A client as `nc` would be one: a socket and JSON lines."""
 
     def __init__(self, port: int) -> None:
-        self._sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+        self._sock = socket.create_connection(("127.0.0.1", port), TOO_LONG_S)
         self._file = self._sock.makefile("rb")
 
     def __enter__(self) -> Line:
@@ -163,7 +193,7 @@ def run_node(*arguments: str, log: Path | None = None, **popen: Any) -> subproce
         )
 
 
-def until(seen: Callable[[], bool], timeout: float = TIMEOUT_S) -> None:
+def until(seen: Callable[[], bool], timeout: float = TOO_LONG_S) -> None:
     """Look again and again, with a pause that a timer of the kernel ends."""
     deadline = time.monotonic() + timeout
     with selectors.DefaultSelector() as nothing:

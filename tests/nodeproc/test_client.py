@@ -20,6 +20,7 @@ from nodeproc.errors import Unreachable
 from nodeproc.nodestream import Shown
 from nodeproc.session import Outcome, SessionSettings
 from nodeproc.wire import Chat, Hello, Subscribe
+from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster, FakeNode
 from tests.nodeproc.test_runtime import running
 
@@ -30,7 +31,7 @@ def run(story: Callable[[], Awaitable[None]]) -> None:
     """Run one story to its end, within a minute, leaving nothing behind."""
 
     async def timed() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(TOO_LONG_S):
             await story()
 
     asyncio.run(timed())

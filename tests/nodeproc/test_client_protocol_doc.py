@@ -12,6 +12,7 @@ import msgspec
 
 from nodeproc import wire
 from nodeproc.core.messages import Line
+from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "client_protocol.md").read_text(encoding="utf-8")
@@ -60,7 +61,7 @@ def test_the_python_example_gets_its_acknowledgement() -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", code.replace("5001", str(node.port)), stdout=asyncio.subprocess.PIPE
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(TOO_LONG_S):
             out, _ = await process.communicate()
         await cluster.stop()
         assert process.returncode == 0 and b"WELCOME" in out

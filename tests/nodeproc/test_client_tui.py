@@ -16,6 +16,7 @@ import pytest
 
 from nodeproc.client_tui import TOKEN_VARIABLE, keyboard, parse, printable, split_messages
 from nodeproc.wire import Chat, Hello, StatusRequest
+from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ def run(story: Callable[[FakeCluster], Awaitable[None]], nodes: int = 1) -> None
         cluster = FakeCluster()
         await cluster.start(nodes)
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(TOO_LONG_S):
                 await story(cluster)
         finally:
             await cluster.stop()
@@ -319,7 +320,7 @@ class Terminal:
     async def shows(self, text: str) -> None:
         """Wait until the text was written."""
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TOO_LONG_S):
                 while text not in self.text:
                     self._changed.clear()
                     await self._changed.wait()

@@ -27,6 +27,7 @@ from nodeproc.core.messages import (
 )
 from nodeproc.errors import Unreadable
 from nodeproc.wire import Sealer, Status, session_of
+from tests import TOO_LONG_S
 
 HELLO = b'{"type":"HELLO","client_id":101,"session_token":"the.own.token.of.s1"}\n'
 
@@ -456,7 +457,7 @@ async def test_clients_are_read_again_when_nothing_is_delivered_any_more() -> No
         wire = hall.connect()
         wire.says(chat(1, "x" * 1200))
         assert not wire.reading
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TOO_LONG_S):
             while not wire.reading:
                 await asyncio.sleep(0)
     finally:
@@ -482,12 +483,12 @@ async def test_clients_are_not_read_again_while_the_log_holds_more_than_the_disk
 
         hall.clients._look_again = counted  # type: ignore[method-assign]
         hall.clients._watch()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TOO_LONG_S):
             while looks < 3:
                 await asyncio.sleep(0)
         assert not wire.reading
         hall.node.undelivered = 0
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TOO_LONG_S):
             while not wire.reading:
                 await asyncio.sleep(0)
     finally:

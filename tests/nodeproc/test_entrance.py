@@ -17,9 +17,8 @@ import uvloop
 from nodeproc.config import Limits
 from nodeproc.entrance import RESERVED_DESCRIPTORS, Entrance, listen
 from nodeproc.tls import client_tls, node_tls
+from tests import TOO_LONG_S
 from tests.nodeproc.certificates import Authority
-
-TIMEOUT_S = 10.0
 
 
 class Greeter(asyncio.Protocol):
@@ -40,7 +39,7 @@ def at_the_door(story: Callable[[int], Awaitable[None]], **limits: float) -> Non
         entrance = Entrance(Greeter, Greeter, Limits(**limits))  # type: ignore[arg-type]
         await entrance.open(sock)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(TOO_LONG_S):
                 await story(sock.getsockname()[1])
         finally:
             entrance.close()
@@ -59,7 +58,7 @@ async def ask(sock: socket.socket) -> bytes:
 
 
 def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S, (source, 0))
+    sock = socket.create_connection(("127.0.0.1", port), TOO_LONG_S, (source, 0))
     sock.setblocking(False)
     return sock
 
@@ -213,7 +212,7 @@ def test_connections_that_are_reset_at_once_pause_nothing(
             stranger = connect(port)
             stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             stranger.close()
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(TOO_LONG_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=ours)
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"

@@ -14,6 +14,7 @@ from nodeproc import eventlog
 from nodeproc.core.events import BecameLeader, Delivered, Failed, HeartbeatSent
 from nodeproc.core.messages import Line
 from nodeproc.eventlog import Console, EventLog, printable, show_messages
+from tests import TOO_LONG_S
 
 
 class Pipes:
@@ -26,7 +27,7 @@ class Pipes:
 
     def finish(self) -> tuple[str, str]:
         """What was written to the log and to the messages."""
-        self.console.close(timeout=5)
+        self.console.close(timeout=TOO_LONG_S)
         os.close(self._log_in)
         os.close(self._messages_in)
         read = []
@@ -104,13 +105,13 @@ def test_a_console_that_nobody_reads_does_not_stop_the_node(pipes: Pipes, monkey
             pipes.console.show("more\n")
     assert len(read) < 3 << 20
     os.close(pipes.log)
-    pipes.console.close(timeout=5)
+    pipes.console.close(timeout=TOO_LONG_S)
 
 
 def test_a_console_that_is_gone_is_given_up(pipes: Pipes) -> None:
     os.close(pipes.log)
     pipes.console.show("to nobody\n", [line(1, "to somebody")])
-    pipes.console.close(timeout=5)
+    pipes.console.close(timeout=TOO_LONG_S)
     os.close(pipes._messages_in)
     assert os.read(pipes.messages, 100) == b"[seq=1] node_9999: to somebody\n"
 

@@ -41,8 +41,9 @@ from nodeproc.wire import (
     encode_line,
     session_of,
 )
+from tests import TOO_LONG_S
 from tests.fuzz import decoders
-from tests.nodeproc.test_runtime import TIMEOUT_S, Chatter, Member, single
+from tests.nodeproc.test_runtime import Chatter, Member, single
 from tests.nodeproc.test_wire import ENTRIES, FRAMES, NODE_LINES
 
 FEW = settings(max_examples=100, deadline=None)
@@ -244,7 +245,7 @@ class Besieged:
 
     async def strangers_say(self, strangers: list[tuple[list[bytes], bool]]) -> None:
         """Each says its pieces, then closes or not; a friend chats on and is answered, and nothing is left."""
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(TOO_LONG_S):
             writers = await asyncio.gather(*(self._say(*stranger) for stranger in strangers))
             for _ in range(3):
                 self.n += 1

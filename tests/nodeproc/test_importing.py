@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import TOO_LONG_S
+
 ROOT = Path(__file__).resolve().parents[2]
 NODE, CHAT = ("-m", "nodeproc", "--help"), ("-m", "nodeproc.client_tui", "--help")
 
@@ -20,7 +22,7 @@ def begin(*arguments: str, path: Path = ROOT) -> tuple[int, list[str]]:
         env={"PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TOO_LONG_S,
         check=False,
     )
     return done.returncode, done.stderr.splitlines()

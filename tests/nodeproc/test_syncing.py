@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from nodeproc.syncing import LATELY, QUICK_S, Syncing
+from tests import TOO_LONG_S
 
 
 class Disk:
@@ -37,7 +38,7 @@ class Disk:
         """One turn that writes, and all that follows from it."""
         self.syncing.wrote(ticket)
         self.syncing.end_turn()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TOO_LONG_S):
             while not self.failures and (not self.told or self.told[-1] < ticket):
                 await asyncio.sleep(0)
 

@@ -23,10 +23,11 @@ from nodeproc.errors import ConfigError, Unreachable
 from nodeproc.handshake import VERSION
 from nodeproc.tls import TlsProblem, client_tls, node_tls
 from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
+from tests import TOO_LONG_S
 from tests.nodeproc.certificates import Authority, Papers, encrypt
-from tests.nodeproc.nodes import PROJECT, Cluster
+from tests.nodeproc.nodes import PROJECT, Cluster, free_ports
 from tests.nodeproc.test_runtime import Chatter, cluster, running, single
-from tests.nodeproc.test_transport import HELLO, IN_1, TIMEOUT_S, UP_1, UP_2, End, free_ports
+from tests.nodeproc.test_transport import HELLO, IN_1, UP_1, UP_2, End
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_three_nodes_and_their_clients_speak_tls(run: Run, authority: Authority,
 def test_processes_over_tls_survive_their_leader(papers: Papers, tmp_path: Path) -> None:
     async def story(nodes: Cluster) -> None:
         addresses = [("127.0.0.1", nodes.port(node)) for node in (1, 2, 3)]
-        async with asyncio.timeout(60), ChatClient(addresses, 5, tls=client_tls(str(papers.ca))) as client:
+        async with asyncio.timeout(TOO_LONG_S), ChatClient(addresses, 5, tls=client_tls(str(papers.ca))) as client:
             assert (await client.send("before")).kind == "ok"
             nodes.kill(client.session.leader)
             after = await client.send("after")
@@ -222,7 +223,7 @@ async def door(papers: Papers, limits: Limits | None = None) -> AsyncIterator[tu
     )
     await entrance.open(sock)
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(TOO_LONG_S):
             yield sock.getsockname()[1], entrance, complaints
     finally:
         entrance.close()

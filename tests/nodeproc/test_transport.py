@@ -25,8 +25,11 @@ from nodeproc.silence import LOOKS
 from nodeproc.tls import NodeTls
 from nodeproc.transport import Links
 from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
+from tests import TOO_LONG_S
+from tests.nodeproc.nodes import free_ports
 
-TIMEOUT_S = 10.0
+QUICK, LONG = 0.08, 1000.0
+"""Seconds of silence after which a link is dialled anew. A busy machine may be silent for as long as QUICK."""
 
 
 class End:
@@ -38,7 +41,7 @@ class End:
         port: int,
         limits: Limits | None = None,
         tls: NodeTls | None = None,
-        silence_s: float = 0.08,
+        silence_s: float = LONG,
         **said: Any,
     ) -> None:
         self.node, self.port = number, port
@@ -92,7 +95,7 @@ class End:
 
     async def until(self, seen: Callable[[], bool]) -> None:
         """Wait until something is so; it is looked at with every news."""
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(TOO_LONG_S):
             while not seen():
                 self._news.clear()
                 await self._news.wait()
@@ -106,15 +109,6 @@ class End:
 
 UP_1, UP_2 = LinkUp("identity-1", False, True), LinkUp("identity-2", False, True)
 IN_1, IN_2 = LinkUp("identity-1", False, False), LinkUp("identity-2", False, False)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
 
 
 @contextlib.asynccontextmanager
@@ -198,7 +192,7 @@ def test_a_node_that_stops_just_as_a_peer_arrives_stops(run: Run) -> None:
         await one.until(lambda: any(isinstance(event, PeerLost) for event in one.events))
         await asyncio.sleep(0)  # It waits for its next attempt.
         one.links._dialled[2].hurry()
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(TOO_LONG_S):
             await one.close()
         assert not one.links._dialled[2]._tasks
 
@@ -288,7 +282,7 @@ def test_a_stranger_at_a_members_address_is_no_link(run: Run) -> None:
 
 async def talk(port: int, said: bytes) -> bytes:
     """What a node answers to these bytes until it closes the connection."""
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(TOO_LONG_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(said)
         try:
@@ -338,7 +332,7 @@ def test_an_unproven_connection_that_stays_silent_is_dropped(run: Run) -> None:
 
 def test_connections_that_prove_nothing_lock_out_no_node(run: Run) -> None:
     async def story() -> None:
-        limits = Limits(max_unproven=3, handshake_ms=TIMEOUT_S * 1000)
+        limits = Limits(max_unproven=3, handshake_ms=TOO_LONG_S * 1000)
         async with two_ends({"limits": limits}) as (one, two):
             await one.told(IN_2)
             await two.close()
@@ -378,7 +372,7 @@ def test_a_handshake_may_come_byte_by_byte(run: Run) -> None:
     async def story() -> None:
         one = End(1, free_ports(1)[0])
         await one.open(free_ports(1)[0])
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(TOO_LONG_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
             for byte in PREAMBLE + HELLO:
                 writer.write(bytes([byte]))
@@ -450,16 +444,13 @@ def looks(monkeypatch: pytest.MonkeyPatch, *quiet_s: float) -> None:
     monkeypatch.setattr(transport, "unacknowledged", say)
 
 
-LONG = 1000.0
-
-
 def test_a_silent_link_is_dialled_anew_and_nobody_is_told_that_it_was_lost(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule: L1"""
 
     async def story() -> None:
-        async with two_ends(None, {"silence_s": LONG}) as (one, two):
+        async with two_ends({"silence_s": QUICK}) as (one, two):
             await one.told(UP_2)
             await two.told(UP_1)
             looks(monkeypatch, LONG)
@@ -478,7 +469,7 @@ def test_a_link_that_is_heard_again_stays_as_it_is(run: Run, monkeypatch: pytest
     """The peer was stopped: it takes up the link beside as soon as it goes on. Rule: L1"""
 
     async def story() -> None:
-        async with two_ends(None, {"silence_s": LONG}) as (one, _):
+        async with two_ends({"silence_s": QUICK}) as (one, _):
             await one.told(UP_2)
             before = one.links._dialled[2]._connection
             looks(monkeypatch, *[LONG] * LOOKS, 0.0)
@@ -493,7 +484,7 @@ def test_a_silent_link_to_a_port_that_refuses_is_lost(run: Run, monkeypatch: pyt
     """Rule: L1"""
 
     async def story() -> None:
-        async with two_ends() as (one, two):
+        async with two_ends({"silence_s": QUICK}) as (one, two):
             await one.told(UP_2)
             await two.told(UP_1)
             two._entrance.close()
