@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/: each is one that run_lab.py takes."""
+"""The commands of README.md and docs/: each is one that run_lab.py, or the program that it starts, takes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from lab import cli
 from lab.plan.choosing import choose
 from lab.runs import SCENARIOS
+from nodeproc import __main__ as node
+from nodeproc import client_tui
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -35,6 +37,11 @@ COMMANDS = commands()
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS])
 def test_every_command_shown_is_one(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
+    if words[0] in cli.PROGRAMS:
+        monkeypatch.setattr(node, "main", lambda given: bool(node.parse_arguments(given)))
+        monkeypatch.setattr(client_tui, "start", lambda given: bool(client_tui.parse(given)))
+        assert cli.main(words) is True, "its own program takes it"
+        return
     options = cli.parse(words)
     if "tag" in options:
         chosen, mistakes = choose(options.scenarios, options.tag, SCENARIOS)
