@@ -1,10 +1,9 @@
 """Random scenarios: each seed draws its own cluster, load, kinds of faults and how often they come.
 
 Not every seed has every kind of fault: what a seed leaves out lets other things happen more often, and together
-(Groce et al., Swarm Testing, ISSTA 2012). What is drawn breaks no promise that the protocol asks for: a disk is lost
-only after all nodes were whole and the same, one at a time (M4), and at the end a random majority is healed, no more,
-and has to take messages (A9). So everything that a simulation of such a scenario misses is a finding. One seed in two
-is a storm (lab.search.storm).
+(Groce et al., Swarm Testing, ISSTA 2012). What is drawn breaks no promise that the protocol asks for: a majority of the
+disks survives (M4), and at the end a random majority is healed, no more, and has to take messages (A9). So everything
+that a simulation of such a scenario misses is a finding. One seed in two is a storm (lab.search.storm).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from lab.plan.step import (
     Stop,
 )
 from lab.plan.words import Duration
-from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, QUIET, WHOLE
+from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, QUIET, WHOLE, minority
 from lab.search.storm import Storm
 from nodeproc.core.messages import NodeId
 
@@ -51,7 +50,10 @@ Steps: TypeAlias = list[StepAny]
 PartitionKind: TypeAlias = Literal["isolate", "halves", "bridge", "ring", "random"]
 
 SIZES: Final = (3, 5)
-FRAMES: Final = ("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP")
+FRAMES: Final = (
+    *("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP"),
+    *("SUBMIT", "MEMBERS", "PROMISES"),
+)
 STORMY_SIZE: Final = 3
 """With fewer nodes, what a storm is made of can't be."""
 STORMY_SHARE: Final = 0.5
@@ -64,6 +66,8 @@ SCRUBBED: Final = {"scrub_rest_ms": 1000}
 LOST: Final[tuple[Literal["checkpoint", "messages", "wal"], ...]] = ("checkpoint", "messages", "wal")
 OLDER_COPY_SHARE: Final = 0.1
 """Of the scenarios, those in which an older copy of a data directory is put back."""
+HUNG: Final = Duration(60)
+"""What an fdatasync takes on a disk that does not answer, seconds."""
 LONGEST: Final = 1200
 """Bytes of the longest message that a node takes where that is limited; the load's are shorter."""
 
@@ -87,16 +91,20 @@ class _Draw:
         self.seed, self.rng = seed, random.Random(f"{seed} draw")
         self.nodes = self.rng.choice(list(sizes))
         self.ids = range(1, self.nodes + 1)
-        self.rebuilt = False
-        """A node may still be under way from its rebuild: until that is over it is no part of a majority."""
+        self.lost: set[NodeId] = set()
+        """Nodes that may still be under way from a rebuild: until that is over they are no part of a majority."""
+        self.forgetful = False
+        """Sessions are dropped from the table again and again."""
 
     def scenario(self) -> Scenario:
         cluster, faults = self._cluster(), self._faults()
+        if self.forgetful:
+            cluster = structs.replace(cluster, limits={**cluster.limits, "max_sessions": 2})
         if any(isinstance(step, Disk) and step.rot in OLD for step in faults):
             # Else hardly a file is old enough, and the pass that finds what nobody reads comes after the run.
             cluster = structs.replace(cluster, limits={"segment_bytes": 4096, **cluster.limits, **SCRUBBED})
         faults = self._put_back(faults)
-        if self.rebuilt:
+        if self.lost:
             faults += [WHOLE, CAUGHT_UP]
         steps: Steps = [LoadSwitch(do="start"), *faults, *self._ending()]
         if "max_sessions" in cluster.limits:
@@ -126,12 +134,16 @@ class _Draw:
             election_timeout=_time(election),
             answer_timeout=_time(election * rng.choice((0.2, 0.3, 0.5))),
             coordinator_timeout=_time(election * rng.choice((0.5, 1.0, 2.0))),
-            limits=self._limits() | self._pipelining(),
+            limits=self._segments() | self._limits() | self._pipelining(),
         )
 
     def _pipelining(self) -> dict[str, int]:
         """In every other cluster no message waits for the batch before it: many batches are under way then."""
         return {"batch_least_messages": 1} if random.Random(f"{self.seed} pipelining").random() < 0.5 else {}
+
+    def _segments(self) -> dict[str, int]:
+        """In every other cluster so short that checkpoints are written, and WAL files dropped, again and again."""
+        return {"segment_bytes": 4096} if random.Random(f"{self.seed} segments").random() < 0.5 else {}
 
     def _limits(self) -> dict[str, int]:
         """Most often none; else some so small that what they bound happens all the time."""
@@ -197,7 +209,12 @@ class _Draw:
                 "heal links": lambda: [Heal(what="links")],
             }
         if self.nodes >= 3:  # Of fewer no majority of the disks survives the loss of one.
-            makers |= {"rebuild": self._rebuild, "rot": self._rot}
+            makers |= {
+                "rebuild": self._rebuild,
+                "lost disk": self._lost_disk,
+                "rot": self._rot,
+                "forgotten session": self._forgotten_session,
+            }
         return makers
 
     def _makers_for_a_node(self) -> dict[str, Callable[[], Steps]]:
@@ -282,18 +299,46 @@ class _Draw:
         source, to = self._ends()
         return [Reset(source=source, to=to)]
 
+    def _quiet(self) -> Steps:
+        """All are whole and the same; no rebuild is under way any more."""
+        self.lost.clear()
+        return [*QUIET]
+
     def _rebuild(self) -> Steps:
         """The other faults go on while the node gets its data, or wait until it has them."""
-        waits = self._or(0.5)
-        self.rebuilt = not waits
-        return [*QUIET, Rebuild(target=self._one()), *([CAUGHT_UP] if waits else [])]
+        waits, quiet, node = self._or(0.5), self._quiet(), self._one()
+        if not waits:
+            self.lost.add(node)
+        return [*quiet, Rebuild(target=node), *([CAUGHT_UP] if waits else [])]
+
+    def _lost_disk(self) -> Steps:
+        """In the middle of everything else a node loses its disk, perhaps several times in a row."""
+        steps: Steps = [] if len(self.lost) < minority(self.nodes) or self._or(0.5) else self._quiet()
+        node = self._one() if len(self.lost) < minority(self.nodes) else self.rng.choice(sorted(self.lost))
+        self.lost.add(node)
+        for _ in range(self.rng.choice((1, 1, 2))):
+            steps += [Rebuild(target=node), Sleep(time=self._short())]
+            if self._or(0.4):
+                steps += [Restart(target=self._one(), how=self._how(), down=self._short()), Sleep(time=self._short())]
+        return steps
+
+    def _forgotten_session(self) -> Steps:
+        """A message is ordered, its client is not told and sends it again, when its session is dropped long since."""
+        self.forgetful = True
+        node, other = self.rng.sample(self.ids, 2)
+        client = NAMED_CLIENT + 10 + 10 * self.rng.randint(0, 99)
+        lost = Sender(client=client, messages=1, via=node, fresh=True)
+        later = tuple(Sender(client=client + each, messages=1, via=other, fresh=True) for each in range(1, 4))
+        steps: Steps = [Cut(source="all", to=node, frames=("APPEND",)), Send(clients=(lost,), wait=False)]
+        steps += [Sleep(time=_time(0.2)), Send(clients=later, wait=False), Sleep(time=_time(0.2))]
+        steps.append(FullRestart(how=self._how(), down=self._short()))
+        return [*steps, Heal(what="links")]
 
     def _rot(self) -> Steps:
         """What is damaged may have to be noticed, or may be mended: the node runs with it for a while, if it starts."""
         node, rng = self._one(), self.rng
         damage = Disk(on=node, rot=rng.choice(ROTTEN)) if self._or(0.7) else Disk(on=node, lose=rng.choice(LOST))
-        self.rebuilt = False
-        return [*QUIET, damage, Start(target=node), Sleep(time=self._short()), Rebuild(target=node), CAUGHT_UP]
+        return [*self._quiet(), damage, Start(target=node), Sleep(time=self._short()), Rebuild(target=node), CAUGHT_UP]
 
     def _put_back(self, faults: Steps) -> Steps:
         """Now and then a data directory is copied, long ago or just before, and the copy is put back (M6)."""
@@ -302,8 +347,7 @@ class _Draw:
             return faults
         node = rng.choice(self.ids)
         copy: Steps = [Disk(on=node, copy=True)]
-        found: Steps = [*QUIET, Disk(on=node, restore=True), Start(target=node), Sleep(time=Duration(1))]
-        self.rebuilt = False
+        found: Steps = [*self._quiet(), Disk(on=node, restore=True), Start(target=node), Sleep(time=Duration(1))]
         before = [*copy, *faults] if rng.random() < 0.5 else [*faults, *copy]
         return [*before, *found, Rebuild(target=node), CAUGHT_UP]
 
@@ -324,17 +368,20 @@ class _Draw:
     def _ending(self) -> Steps:
         """A majority becomes whole, perhaps without the others, and takes messages.
 
-        The others are dead, or as they were but with whole links, or hear nobody, are heard by nobody, or both.
+        The others are dead, or as they were but with whole links, or hear nobody, are heard by nobody, or both, or have
+        disks that do not answer.
         """
         majority = tuple(sorted(self.rng.sample(self.ids, self.nodes // 2 + 1)))
         rest = tuple(node for node in self.ids if node not in majority)
         steps: Steps = [LoadSwitch(do="stop")] if self._or(0.7) else []
-        how = self.rng.choice(("dead", "dead", "linked", "isolated"))
+        how = self.rng.choice(("dead", "dead", "linked", "isolated", "hung"))
         if rest and how == "dead":
             steps.append(Kill(target=rest))
         steps.append(Heal(what="all", on=majority))
         if rest and how == "isolated":
             steps.append(Partition(kind="isolate", node=rest, direction=self.rng.choice(DIRECTIONS)))
+        if rest and how == "hung":
+            steps += [Heal(what="all"), Disk(on=rest, slow=HUNG)]
         sender = Sender(client=NAMED_CLIENT, messages=2, via=self.rng.choice(majority))
         return [*steps, Send(clients=(sender,), within=Duration(25), name=LIVENESS)]
 

@@ -1,7 +1,9 @@
 """What a drawn scenario may ask: what the protocol promises, and no more. Else its failure would show nothing.
 
-Two promises have conditions: a disk is lost only where all nodes are whole and the same (M4); messages have to be taken
-where a majority is whole, whatever the other nodes do (A9).
+Three promises have conditions. A majority of the disks survives: never more than a minority of them is lost before all
+nodes are whole and the same again (M4). A disk is damaged, so that its node may start and know less than it promised,
+only where all nodes are whole and the same (K2). Messages have to be taken where a majority is whole, whatever the
+other nodes do (A9).
 """
 
 from __future__ import annotations
@@ -42,31 +44,51 @@ def is_sound(steps: Sequence[StepAny], nodes: int) -> bool:
     Args:
         nodes: of the cluster.
     """
-    return _disks_are_spared(steps) and all(
+    return _disks_are_spared(steps, nodes) and all(
         _majority_is_whole(steps[:at], step, nodes)
         for at, step in enumerate(steps)
         if isinstance(step, Send) and step.wait
     )
 
 
-def _disks_are_spared(steps: Sequence[StepAny]) -> bool:
-    """Disks are lost only where all are whole and the same right before, one at a time."""
-    rotten: tuple[Target, ...] = ()
+def minority(nodes: int) -> int:
+    """The most disks of a cluster of so many nodes that may be lost and not yet rebuilt at one moment. Rule: M4."""
+    return (nodes - 1) // 2
+
+
+def _disks_are_spared(steps: Sequence[StepAny], nodes: int) -> bool:
+    """A majority of the disks keeps what it has; damage comes in quiet moments, and its node is rebuilt at once."""
+    damaged: tuple[Target, ...] = ()
+    lost: frozenset[NodeId] = frozenset()
+    """Nodes that may still be on their way back from an empty disk."""
+    caught_up_at = 0
+    """Behind this step all nodes may be waited for."""
     for at, step in enumerate(steps):
         quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
+        if isinstance(step, Heal):
+            caught_up_at = at + 1
         if isinstance(step, Disk) and step.needs_dead_node:
-            if rotten or not quiet:
+            if damaged or not quiet:
                 return False
-            rotten = target_parts(step.on)
+            damaged = target_parts(step.on)
         elif isinstance(step, Rebuild):
-            if not (rotten == target_parts(step.target) if rotten else quiet):
+            again = _ids(step.target)
+            if damaged:
+                if damaged != target_parts(step.target):
+                    return False
+                caught_up_at = at + 1
+            elif quiet:
+                caught_up_at = at + 1
+            elif not again or len(lost | again) > minority(nodes):
                 return False
-            rotten = ()
-        else:
-            lost = bool(rotten) and not isinstance(step, Start | Sleep)
-            if lost or (step == CAUGHT_UP and (at == 0 or not isinstance(steps[at - 1], Heal | Rebuild))):
+            damaged, lost = (), lost | again
+        elif damaged and not isinstance(step, Start | Sleep):
+            return False
+        elif step == CAUGHT_UP:
+            if not at or caught_up_at != at:
                 return False
-    return not rotten
+            lost = frozenset()
+    return not damaged
 
 
 def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> bool:

@@ -24,6 +24,7 @@ from lab.plan.step import (
     Partition,
     Pause,
     PowerLoss,
+    Rebuild,
     Reorder,
     Restart,
     Resume,
@@ -34,7 +35,7 @@ from lab.plan.step import (
     StepAny,
 )
 from lab.plan.words import Duration, LinkEnd
-from lab.search.sound import BOUNDS, LIVENESS, NAMED_CLIENT
+from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, WHOLE, minority
 from nodeproc.core.messages import NodeId
 
 Steps: TypeAlias = list[StepAny]
@@ -42,6 +43,7 @@ Steps: TypeAlias = list[StepAny]
 FRAMES: Final = (
     *("APPEND", "APPENDED", "CATCH_UP", "RESUME", "VOTE_REQUEST", "VOTE"),
     *("ELECTION", "SUPPORT", "COORDINATOR", "HEARTBEAT", "HEARTBEAT_ACK"),
+    *("SUBMIT", "MEMBERS"),
 )
 MESSAGES: Final = 150
 
@@ -56,9 +58,14 @@ class Storm:
         self.heartbeat = self.rng.choice((0.02, 0.05))
         self.timeout = self.heartbeat * self.rng.choice((3, 5))
         """Election timeout, seconds: what all other times are measured in."""
+        self.losing = self.rng.sample(self.ids, minority(self.nodes))
+        """Nodes whose disks may be lost."""
+        self.lost = False
 
     def scenario(self) -> Scenario:
         cluster, faults = self._cluster(), self._faults()
+        if self.lost:
+            faults += [WHOLE, CAUGHT_UP]
         first = [self._send(wait=False)] if self._or(0.5) else []
         return Scenario(
             name=f"drawn_{self.seed}",
@@ -136,6 +143,7 @@ class Storm:
             "late": self._late,
             "lost": lambda: [Cut(source=self._one(), to="all", frames=self._frames())],
             "overtaken": self._overtaken,
+            "lost disk": self._lost_disk,
             "heal links": lambda: [Heal(what="links")],
             "heal": lambda: [Heal(what="all")],
         }
@@ -148,6 +156,15 @@ class Storm:
         if self._or(0.5):
             steps.append(Kill(target=other))
         return [*steps, Start(target=node)]
+
+    def _lost_disk(self) -> Steps:
+        """A node of the minority that may lose their disks does, while everything else goes on."""
+        node = self.rng.choice(self.losing)
+        self.lost = True
+        steps: Steps = [Rebuild(target=node)]
+        if self._or(0.5):
+            steps += [Sleep(time=self._times(0.2, 1.0, 3.0)), Kill(target=self._one()), Start(target="all")]
+        return steps
 
     def _bridge(self) -> Steps:
         """Two nodes don't hear each other; the others hear both."""
