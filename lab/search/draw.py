@@ -244,8 +244,12 @@ class _Draw:
         node = self._one()
         full = self._or(0.4)
         broken = Disk(on=node, full=True) if full else Disk(on=node, failing=self.rng.choice(("sync", "append")))
-        again: Steps = [broken, Sleep(time=self._short()), Heal(what="disks"), Sleep(time=self._short())]
-        again.append(Start(target=node))
+        again: Steps = [broken, Sleep(time=self._short())]
+        if self._or(0.3):
+            again.append(Stop(target=node))  # What fails then is the last checkpoint.
+        again += [Heal(what="disks"), Sleep(time=self._short()), Start(target=node)]
+        if self._or(0.3):
+            again.append(Restart(target=node, how="stop", down=self._short()))
         if self._or(0.5):
             again += [Sleep(time=self._short()), PowerLoss(target=node), Sleep(time=self._short()), Start(target="all")]
         return again
@@ -331,7 +335,8 @@ class _Draw:
         later = tuple(Sender(client=client + each, messages=1, via=other, fresh=True) for each in range(1, 4))
         steps: Steps = [Cut(source="all", to=node, frames=("APPEND",)), Send(clients=(lost,), wait=False)]
         steps += [Sleep(time=_time(0.2)), Send(clients=later, wait=False), Sleep(time=_time(0.2))]
-        steps.append(FullRestart(how=self._how(), down=self._short()))
+        if self._or(0.6):
+            steps.append(FullRestart(how=self._how(), down=self._short()))
         return [*steps, Heal(what="links")]
 
     def _rot(self) -> Steps:

@@ -144,6 +144,7 @@ class Storm:
             "lost": lambda: [Cut(source=self._one(), to="all", frames=self._frames())],
             "overtaken": self._overtaken,
             "lost disk": self._lost_disk,
+            "slow disk then power": self._slow_then_power,
             "heal links": lambda: [Heal(what="links")],
             "heal": lambda: [Heal(what="all")],
         }
@@ -156,6 +157,15 @@ class Storm:
         if self._or(0.5):
             steps.append(Kill(target=other))
         return [*steps, Start(target=node)]
+
+    def _slow_then_power(self) -> Steps:
+        """What a node has written is long on its way to the disk, when its machine stops and perhaps another dies."""
+        node, other = self.rng.sample(self.ids, 2)
+        steps: Steps = [Disk(on=node, slow=self._times(3.0, 10.0)), Sleep(time=self._times(0.5, 1.0, 2.0))]
+        steps.append(PowerLoss(target=node))
+        if self._or(0.6):
+            steps.append(Kill(target=other))
+        return [*steps, Heal(what="disks"), Start(target=node)]
 
     def _lost_disk(self) -> Steps:
         """A node of the minority that may lose their disks does, while everything else goes on."""
