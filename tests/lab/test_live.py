@@ -26,6 +26,7 @@ from lab.rundir import RunDir
 from nodeproc import config as nodeconfig
 from nodeproc.errors import ConfigError
 from tests import TOO_LONG_S
+from tests.lab.patient import patient
 
 SEED = 7
 
@@ -39,7 +40,7 @@ def run_in(directory: Path, planned: Scenario) -> tuple[RunDir, list[str]]:
     """Run it; returns where, and the progress lines."""
     run = RunDir.create(directory, planned.name, "stamp")
     told: list[str] = []
-    live.run(planned, run, seed=SEED, progress=told.append)
+    live.run(patient(planned), run, seed=SEED, progress=told.append)
     return run, told
 
 

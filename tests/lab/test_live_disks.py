@@ -17,6 +17,7 @@ from lab.rows import FaultRow
 from lab.run import live
 from lab.run.disks import Disks
 from lab.rundir import RunDir
+from tests.lab.patient import patient
 
 SEED = 7
 CLUSTER = "cluster: {limits: {segment_bytes: 8192}}\nload: {clients: 2, rate: 300, size: 200}\n"
@@ -26,7 +27,7 @@ def run_in(directory: Path, body: str) -> tuple[RunDir, Verdict]:
     """Run a scenario from the YAML of everything but its name and description, and judge it."""
     scenario = plan.load("test.yml", text=f"name: test\ndescription: A test.\n{body}")
     run = RunDir.create(directory, scenario.name, "stamp")
-    live.run(scenario, run, seed=SEED, progress=lambda _: None)
+    live.run(patient(scenario), run, seed=SEED, progress=lambda _: None)
     assert psutil.Process().children(recursive=True) == []
     return run, check(run, measure(run))
 

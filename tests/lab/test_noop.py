@@ -17,6 +17,7 @@ from lab.run.busy import BusyProcesses
 from lab.run.links import Rule
 from lab.run.proxy import Break
 from lab.rundir import RunDir
+from tests.lab.patient import patient
 
 NoOp = Callable[[pytest.MonkeyPatch], None]
 SEED = 7
@@ -81,7 +82,7 @@ steps: [{{send: {{client: 1, messages: 1}}}}, {steps}, {{wait: leader}}, {{send:
 """
     planned = plan.load("story.yml", text=text)
     run = RunDir.create(directory, planned.name, "stamp")
-    live.run(planned, run, seed=SEED, progress=lambda _: None)
+    live.run(patient(planned), run, seed=SEED, progress=lambda _: None)
     return run, check(run, measure(run)).outcome
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.plan import scenario as plan
 from lab.run import launch
 from nodeproc.files import sync_file
 from tests import TOO_LONG_S
+from tests.lab.patient import patient
 
 PROJECT = Path(__file__).resolve().parents[2]
 WITHOUT = """
@@ -65,7 +67,9 @@ def run(lab: list[str], tmp_path: Path, *arguments: str) -> str:
 
 
 def test_a_leader_is_replaced_on_a_machine_without_linuxs_own(lab: list[str], tmp_path: Path) -> None:
-    out = run(lab, tmp_path, "run", "scenarios/leader_failure.yml", "--out", str(tmp_path / "out"))
+    story = tmp_path / "leader_failure.yml"
+    story.write_text(plan.encode(patient(plan.load(PROJECT / "scenarios" / "leader_failure.yml"))))
+    out = run(lab, tmp_path, "run", str(story), "--out", str(tmp_path / "out"))
     assert "PASS" in out
 
 

@@ -26,6 +26,7 @@ from lab.run.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, T
 from lab.rundir import RunDir
 from tests import TOO_LONG_S
 from tests.lab.inloop import in_loop
+from tests.lab.patient import patient
 
 EXAMPLE = PROJECT_ROOT / "examples" / "simple_log"
 HOST = "127.0.0.1"
@@ -35,7 +36,7 @@ def judged(directory: Path, path: Path) -> tuple[RunDir, Verdict]:
     """A live run of a scenario file, and its verdict."""
     planned = plan.load(path)
     run = RunDir.create(directory, planned.name, "stamp")
-    live.run(planned, run, seed=7, progress=lambda _: None)
+    live.run(patient(planned), run, seed=7, progress=lambda _: None)
     return run, check(run, measure(run))
 
 
