@@ -89,7 +89,8 @@ def ask_again(state: NodeState, follower: Follower, now: float, fx: Effects) -> 
 def on_catch_up(state: NodeState, leader: Leader, sender: NodeId, msg: CatchUp, fx: Effects) -> None:
     """Find the fork, say it, and begin to send what lies behind. Rule: R1."""
     if sender not in state.links:
-        return  # Nothing could be sent; it asks again when our link to it opens.
+        leader.progress[sender].asked = msg
+        return
     if msg.older and msg.marks and not any(state.log.has_mark(term) for term, _ in msg.marks):
         # The oldest of them once more: it says where the stretch before it ends.
         state.send(fx, sender, OlderMarks(state.term, msg.marks[0][0], msg.request))
@@ -107,6 +108,17 @@ def on_catch_up(state: NodeState, leader: Leader, sender: NodeId, msg: CatchUp, 
     state.send_members(fx, sender)
     fx.emit.append(CatchUpServed(sender, fork.seq_no))
     pump(state, sender, progress, fx)
+
+
+def on_way_open(state: NodeState, leader: Leader, peer: NodeId, fx: Effects) -> None:
+    """Our link to a peer has opened: answer the CATCH_UP that came before it. Rule: R1.
+
+    The peer learns of this link first, asks, and may be heard before we learn of it.
+    """
+    progress = leader.progress[peer]
+    asked, progress.asked = progress.asked, None
+    if asked is not None:
+        on_catch_up(state, leader, peer, asked, fx)  # hit: R1 a CATCH_UP is answered late as the link opens
 
 
 def pump(state: NodeState, peer: NodeId, progress: Progress, fx: Effects) -> None:

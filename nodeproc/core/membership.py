@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeproc.core.catchup import ask_catch_up, follow
+from nodeproc.core.catchup import ask_catch_up, follow, on_way_open
 from nodeproc.core.effects import Effects, Met, Readmitted
 from nodeproc.core.election import ask_again, become_candidate, on_poll_unreachable
 from nodeproc.core.events import AwaitingMembers, JoinAnswered, NodeReadmitted, StrangerRefused
@@ -54,6 +54,10 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
     ask_again(state, peer, fx)
     if isinstance(role, Leader):
         state.send(fx, peer, heartbeat(state, role.progress[peer]))
+        if msg.outgoing:
+            on_way_open(state, role, peer, fx)
+        else:
+            role.progress[peer].asked = None  # It came over the link before this one.
     elif isinstance(role, Follower) and peer == state.leader_id:
         state.route_epoch += 1  # What was passed on over the old link may be lost.
         ask_catch_up(state, role, now, fx)  # hit: R1 a new link to the leader asks again

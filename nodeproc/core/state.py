@@ -18,6 +18,7 @@ from nodeproc.core.messages import (
     NOTHING,
     START,
     Batch,
+    CatchUp,
     Envelope,
     Known,
     Mark,
@@ -125,6 +126,8 @@ class Progress:
     """Everything in the log was sent: new records go at once."""
     caught_up: bool = False
     """Was sent all there was, once since its CATCH_UP."""
+    asked: CatchUp | None = None
+    """Its CATCH_UP that came before our link to it opened."""
     sent: Position = START
     matched: Position = START
     """Durable there, told in this term."""

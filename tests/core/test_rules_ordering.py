@@ -16,6 +16,7 @@ from nodeproc.core.messages import (
     Commit,
     Heartbeat,
     HeartbeatAck,
+    LinkDown,
     LinkUp,
     OlderMarks,
     Position,
@@ -102,6 +103,21 @@ def test_a_follower_asks_again_over_a_new_link_in_either_direction(outgoing: boo
     single = follower()
     assert sent(single.give(1, LinkUp("disk-1", False, outgoing)), CatchUp, to=1)
     assert not sent(single.give(3, LinkUp("disk-3", False, outgoing)), CatchUp)
+
+
+def test_a_catch_up_that_comes_before_the_way_back_is_open_is_answered_as_it_opens() -> None:
+    """The follower's question and the news of the leader's link come over two connections. Rule: R1."""
+    single = leader()
+    term = single.state.term
+    single.give(3, LinkDown())
+    single.give(3, LinkUp("disk-3", False, False))
+    assert not sent(single.give(3, CatchUp(term, (), 0, 7)), Resume)
+    assert sent(single.give(3, LinkUp("disk-3", False, True)), Resume, to=3) == [Resume(term, START, 7)]
+    assert not sent(single.give(3, LinkUp("disk-3", False, True)), Resume), "once"
+    single.give(3, LinkDown())
+    single.give(3, CatchUp(term, (), 0, 8))
+    single.give(3, LinkUp("disk-3", False, False))
+    assert not sent(single.give(3, LinkUp("disk-3", False, True)), Resume), "over a link that is gone"
 
 
 def test_a_follower_asks_again_when_no_answer_comes() -> None:
