@@ -92,7 +92,7 @@ class _Draw:
         self.nodes = self.rng.choice(list(sizes))
         self.ids = range(1, self.nodes + 1)
         self.lost: set[NodeId] = set()
-        """Nodes that may still be under way from a rebuild: until that is over they are no part of a majority."""
+        """Nodes that may still be under way from a rebuild, or have damage: no majority is left to them alone."""
         self.forgetful = False
         """Sessions are dropped from the table again and again."""
 
@@ -192,8 +192,10 @@ class _Draw:
         for _ in range(rng.randint(4, 16)):
             steps += makers[rng.choices(some, weights)[0]]()
             steps.append(Sleep(time=_time(short * math.exp(rng.gauss(0.0, 1.2)))))
-            if self.nodes >= 3 and rot.random() < share:  # Of one node only: all others have what it loses.
+            spared = rotting in self.lost or len(self.lost) < minority(self.nodes)
+            if rot.random() < share and spared:  # Of one node only: some other has what it loses.
                 steps.append(Disk(on=rotting, rot=rot.choice(OLD)))
+                self.lost.add(rotting)
         return steps
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:

@@ -1,9 +1,9 @@
 """What a drawn scenario may ask: what the protocol promises, and no more. Else its failure would show nothing.
 
-Three promises have conditions. A majority of the disks survives: never more than a minority of them is lost before all
-nodes are whole and the same again (M4). A disk is damaged, so that its node may start and know less than it promised,
-only where all nodes are whole and the same (K2). Messages have to be taken where a majority is whole, whatever the
-other nodes do (A9).
+Three promises have conditions. A majority of the disks survives: never more than a minority of them is lost, or has old
+data damaged, before all nodes are whole and the same again (M4, K6). Other damage, with which a node may start and know
+less than it promised, comes only where all nodes are whole and the same (K2, M6). Messages have to be taken where a
+majority is whole, whatever the other nodes do (A9).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _disks_are_spared(steps: Sequence[StepAny], nodes: int) -> bool:
     """A majority of the disks keeps what it has; damage comes in quiet moments, and its node is rebuilt at once."""
     damaged: tuple[Target, ...] = ()
     lost: frozenset[NodeId] = frozenset()
-    """Nodes that may still be on their way back from an empty disk."""
+    """Nodes that may still be on their way back from an empty disk, or have old data that can't be read."""
     caught_up_at = 0
     """Behind this step all nodes may be waited for."""
     for at, step in enumerate(steps):
@@ -84,6 +84,10 @@ def _disks_are_spared(steps: Sequence[StepAny], nodes: int) -> bool:
             damaged, lost = (), lost | again
         elif damaged and not isinstance(step, Start | Sleep):
             return False
+        elif isinstance(step, Disk) and step.rot:
+            lost |= _ids(step.on)
+            if len(lost) > minority(nodes):
+                return False
         elif step == CAUGHT_UP:
             if not at or caught_up_at != at:
                 return False
@@ -94,7 +98,7 @@ def _disks_are_spared(steps: Sequence[StepAny], nodes: int) -> bool:
 def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> bool:
     """Whether a majority was healed and nothing done since but to the others, or that disks are slow.
 
-    None of it is being rebuilt, as far as the steps tell. The senders are connected to that majority.
+    Nobody lacks data, as far as the steps tell. The senders are connected to that majority.
     """
     everybody = frozenset(range(1, nodes + 1))
     hurt: frozenset[NodeId] = frozenset()
@@ -102,16 +106,23 @@ def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> boo
         if isinstance(step, Heal) and step.what == "all":
             healed = everybody if step.on == "all" else _ids(step.on)
             heard = all(each.via in healed for each in send.clients if each.via is not None)
-            return 2 * len(healed) > nodes and not hurt & healed and heard and not _is_rebuilt(before)
+            return 2 * len(healed) > nodes and not hurt & healed and heard and not _lacks_data(before)
         if not (isinstance(step, Disk) and (step.slow or step.copy)):
             hurt |= _hurt(step) or everybody
     return False
 
 
-def _is_rebuilt(before: Sequence[StepAny]) -> bool:
-    """Whether a node may still be on its way back from its lost disk: it does not count in a majority yet."""
-    latest = next((step for step in reversed(before) if isinstance(step, Rebuild) or step == CAUGHT_UP), None)
-    return isinstance(latest, Rebuild)
+def _lacks_data(before: Sequence[StepAny]) -> bool:
+    """Whether a node may be on its way back from its lost disk, or have damage of which a dead node has the only copy.
+
+    The first does not count in a majority yet; the second can't give its followers what they lack.
+    """
+    for step in reversed(before):
+        if step == CAUGHT_UP:
+            return False
+        if isinstance(step, Rebuild) or (isinstance(step, Disk) and step.rot):
+            return True
+    return False
 
 
 def _hurt(step: StepAny) -> frozenset[NodeId]:
