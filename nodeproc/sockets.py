@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import resource
 import socket
+import ssl
 import struct
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 KEEPALIVE_PROBES = 5
 """Unanswered probes that end a silent connection."""
@@ -76,6 +79,29 @@ async def connect(host: str, port: int, patience_s: float) -> socket.socket:
             else:
                 return sock
     raise failure
+
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+async def hand_over(
+    sock: socket.socket,
+    protocol: Callable[[], P],
+    tls: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+) -> P:
+    """Let the loop speak on a connected socket; from here on the loop alone closes it.
+
+    uvloop closes the descriptor, and learns of the socket object only after connection_made(). Of a connection that
+    ends before, the object would close the descriptor once more when it is collected: by then another file's.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        _, made = await loop.create_connection(protocol, sock=sock, ssl=tls, server_hostname=server_hostname)
+        return made
+    finally:
+        if not isinstance(loop, asyncio.BaseEventLoop):  # asyncio's own closes the object.
+            sock.detach()
 
 
 _TCP_INFO = struct.Struct("=24x I 28x I 84x I")

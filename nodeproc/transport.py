@@ -30,7 +30,7 @@ from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
 from nodeproc.silence import LOOKS, Silence
-from nodeproc.sockets import address_of, connect, send_at_once, unacknowledged
+from nodeproc.sockets import address_of, connect, hand_over, send_at_once, unacknowledged
 from nodeproc.tls import NodeTls, channel_of, shown_certificate
 from nodeproc.tls import describe as describe_tls
 from nodeproc.wire import (
@@ -293,8 +293,15 @@ class Outgoing:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """An error of ours is told at once: nobody waits for the task, and without it the link would stay down."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            told = {"message": f"the link to node_{self._peer}", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(told)
 
     async def _keep(self) -> None:
         """Dial at once after a loss, then in growing steps."""
@@ -356,11 +363,11 @@ class Outgoing:
         handshake = Dialling(self._links.credentials(), self._peer, secrets.token_hex(NONCE_BYTES))
         try:
             async with asyncio.timeout(patience_s):
-                _, connection = await asyncio.get_running_loop().create_connection(
+                connection = await hand_over(
+                    sock,
                     lambda: Dialled(handshake, tls, examine),
-                    sock=sock,
-                    ssl=tls.dialling if tls is not None else None,
-                    server_hostname=self._address[0] if tls is not None else None,
+                    tls.dialling if tls is not None else None,
+                    self._address[0] if tls is not None else None,
                 )
                 return connection, await connection.met
         except BaseException:

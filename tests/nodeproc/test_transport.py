@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvloop
@@ -22,6 +22,7 @@ from nodeproc.entrance import Entrance, listen
 from nodeproc.errors import ConfigError
 from nodeproc.handshake import VERSION, Credentials, Proven
 from nodeproc.silence import LOOKS
+from nodeproc.sockets import connect, hand_over
 from nodeproc.tls import NodeTls
 from nodeproc.transport import Links
 from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
@@ -414,6 +415,46 @@ def test_a_broken_frame_ends_the_link_and_it_is_opened_again(run: Run) -> None:
             one.links.send(2, [b"\xff" * 12])
             await two.told(IN_1)
             assert any(isinstance(event, BadInput) for event in two.events)
+
+    run(story())
+
+
+class Abrupt(asyncio.Protocol):
+    """Ends its connection at once, as a reset does that comes while the first bytes are written."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
+
+
+def test_of_a_connection_that_ends_at_once_no_object_is_left_that_would_close_another_file(run: Run) -> None:
+    async def story() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as peer:
+            sock = await connect("127.0.0.1", peer.getsockname()[1], TOO_LONG_S)
+            await hand_over(sock, Abrupt)
+            await asyncio.sleep(0)
+            number = sock.detach()
+            assert number == -1, "the loop has closed that descriptor, which may be another file's by now"
+
+    run(story())
+
+
+def test_an_error_of_ours_behind_a_link_is_told_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link would stay down, and nobody would know."""
+
+    async def broken(*_: object) -> socket.socket:
+        raise RuntimeError("ours")
+
+    async def story() -> None:
+        told: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: told.set_result(what["exception"]))
+        monkeypatch.setattr(transport, "connect", broken)
+        one = End(1, free_ports(1)[0])
+        await one.open(free_ports(1)[0])
+        held = set(one.links._dialled[2]._tasks)  # Alive, so that it is not for a collection to tell.
+        async with asyncio.timeout(TOO_LONG_S):
+            assert str(await told) == "ours"
+        assert all(task.done() for task in held)
+        await one.close()
 
     run(story())
 
