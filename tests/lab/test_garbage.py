@@ -33,6 +33,7 @@ from nodeproc.wire import (
     PeerProof,
     decode_client_line,
 )
+from tests import TOO_LONG_S
 
 MARK = Mark(1, ("127.0.0.1", 0), "chat", 2, (1, 2))
 
@@ -108,13 +109,13 @@ async def door(closes: bool) -> AsyncIterator[Crowd]:
 
 
 def test_what_becomes_of_the_strangers_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.run.garbage.PATIENCE_S", 0.05)
-
     async def story() -> None:
+        monkeypatch.setattr("lab.run.garbage.PATIENCE_S", TOO_LONG_S)
         async with door(closes=True) as strict:
             await besiege(strict, 20, 3, 0.05, random.Random(1))
         assert (strict.connections, strict.closed, strict.left, strict.refused) == (20, 20, 0, 0)
         assert strict.said > 100 and strict.half_open == 3
+        monkeypatch.setattr("lab.run.garbage.PATIENCE_S", 0.05)
         async with door(closes=False) as patient:
             await besiege(patient, 5, 3, 0.05, random.Random(2))
         assert (patient.closed, patient.left, patient.held) == (0, 5, 3)
