@@ -96,7 +96,7 @@ def _disks_are_spared(steps: Sequence[StepAny], nodes: int) -> bool:
 
 
 def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> bool:
-    """Whether a majority was healed and nothing done since but to the others, or that disks are slow.
+    """Whether a majority was healed and nothing done since but to the others, but messages sent and disks made slow.
 
     Nobody lacks data, as far as the steps tell. The senders are connected to that majority.
     """
@@ -107,7 +107,7 @@ def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> boo
             healed = everybody if step.on == "all" else _ids(step.on)
             heard = all(each.via in healed for each in send.clients if each.via is not None)
             return 2 * len(healed) > nodes and not hurt & healed and heard and not _lacks_data(before)
-        if not (isinstance(step, Disk) and (step.slow or step.copy)):
+        if not (isinstance(step, Sleep | Send) or (isinstance(step, Disk) and (step.slow or step.copy))):
             hurt |= _hurt(step) or everybody
     return False
 
