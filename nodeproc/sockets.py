@@ -111,10 +111,10 @@ _TCP_INFO = struct.Struct("=24x I 28x I 84x I")
 def unacknowledged(transport: asyncio.Transport) -> tuple[bool, float]:
     """Whether bytes written are not acknowledged by the other end's system, and seconds since it last acknowledged any.
 
-    (False, 0.0) where the system does not tell: only Linux does.
+    (False, 0.0) where the system does not tell: only Linux does, of a connection that is not closed.
     """
     sock = _tcp_socket(transport)
-    if sock is None or not hasattr(socket, "TCP_INFO"):
+    if sock is None or transport.is_closing() or not hasattr(socket, "TCP_INFO"):
         return False, 0.0
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)

@@ -22,7 +22,7 @@ from nodeproc.entrance import Entrance, listen
 from nodeproc.errors import ConfigError
 from nodeproc.handshake import VERSION, Credentials, Proven
 from nodeproc.silence import LOOKS
-from nodeproc.sockets import connect, hand_over
+from nodeproc.sockets import connect, hand_over, unacknowledged
 from nodeproc.tls import NodeTls
 from nodeproc.transport import Links
 from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
@@ -434,6 +434,24 @@ def test_of_a_connection_that_ends_at_once_no_object_is_left_that_would_close_an
             await asyncio.sleep(0)
             number = sock.detach()
             assert number == -1, "the loop has closed that descriptor, which may be another file's by now"
+
+    run(story())
+
+
+class Open(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+
+def test_of_a_closed_connection_nothing_is_unacknowledged(run: Run) -> None:
+    async def story() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as peer:
+            made = await hand_over(await connect("127.0.0.1", peer.getsockname()[1], TOO_LONG_S), Open)
+            assert not unacknowledged(made.transport)[0]
+            made.transport.abort()
+            for _ in range(5):
+                assert unacknowledged(made.transport) == (False, 0.0)
+                await asyncio.sleep(0)
 
     run(story())
 
