@@ -65,7 +65,11 @@ async def connect(host: str, port: int, patience_s: float) -> socket.socket:
     loop = asyncio.get_running_loop()
     failure: OSError = OSError(f"no address for {host}")
     async with asyncio.timeout(patience_s):
-        for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError:  # A name that can't be one, as "a..b".
+            raise failure from None
+        for family, kind, protocol, _, address in found:
             sock = socket.socket(family, kind, protocol)
             sock.setblocking(False)
             try:

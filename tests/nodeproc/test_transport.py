@@ -438,6 +438,14 @@ def test_of_a_connection_that_ends_at_once_no_object_is_left_that_would_close_an
     run(story())
 
 
+def test_a_name_that_can_not_be_one_is_an_address_that_is_not_there(run: Run) -> None:
+    async def story() -> None:
+        with pytest.raises(OSError):
+            await connect("a..b", 1, TOO_LONG_S)
+
+    run(story())
+
+
 class Open(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
