@@ -120,7 +120,7 @@ def hear(
         follower.heard, follower.heard_at = True, now
         state.joined = True
         state.failures, state.vote_until = 0, 0.0
-        if sender == state.suspected and state.silent_since != FOREVER:
+        if sender == state.suspected and state.silent_since != FOREVER and state.term == state.silent_term:
             # hit: F2 a suspicion was wrong and teaches patience
             state.longest_pause = max(state.longest_pause, now - state.silent_since)
         state.suspected, state.silent_since = NOBODY, FOREVER
@@ -154,7 +154,7 @@ def suspect(state: NodeState, reason: str, now: float, fx: Effects, silent_since
         silent_since: when it was heard last, if it is suspected for its silence.
     """
     fx.emit.append(LeaderTimeout(state.leader_id, reason))
-    state.suspected, state.silent_since = state.leader_id, silent_since
+    state.suspected, state.silent_since, state.silent_term = state.leader_id, silent_since, state.term
     become_follower(state, now, fx, reason)
     state.poll_at = now
 

@@ -254,6 +254,8 @@ class NodeState:
     """The leader that fell silent last; until a leader is heard, being told of it again is no news."""
     silent_since: float = FOREVER
     """When `suspected` was heard last, if it is suspected for its silence."""
+    silent_term: Term = 0
+    """The term in which it led then."""
     beats: int = 0
     longest_pause: float = 0.0
     """How many pauses between heartbeats were measured, and the longest of late (F2)."""

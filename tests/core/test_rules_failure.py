@@ -170,6 +170,21 @@ def test_a_wrong_suspicion_teaches_patience() -> None:
     assert not events(single.wait(0.49), LeaderTimeout)
 
 
+def test_a_suspicion_that_was_right_teaches_nothing_when_that_node_leads_again() -> None:
+    """Rule: F2. The node that won the election meanwhile has heard no other leader in between."""
+    single = following()
+    hear_regularly(single, 0.1)
+    assert events(single.wait(0.3), LeaderTimeout)
+    for _ in range(100):
+        single.wait(0.1)
+    later = max(single.state.term, TERM) + 3
+    for _ in range(3):
+        single.give(1, Heartbeat(later, 0, Position(TERM, 2)))
+        single.wait(0.1)
+    assert single.state.leader_id == 1
+    assert events(single.wait(0.3), LeaderTimeout)
+
+
 def test_heartbeat_append_and_resume_are_what_a_leader_is_heard_by() -> None:
     """Rule: F2."""
     frames: list[Input] = [
