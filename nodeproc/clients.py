@@ -587,10 +587,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _fail(self, reason: str, line: NodeLine | None = None) -> None:
         """One clear line, then the end; other clients don't notice. Rule: S7."""
-        if not self._closing:
-            reason = brief(reason)
-            self._end_with(line or Problem(reason))
-            who = f"client {self._client_id}" if self.session else "a client"
+        if self._closing:
+            return
+        reason = brief(reason)
+        self._end_with(line or Problem(reason))
+        who = f"client {self._client_id}" if self.session else "a client"
         self._backend.report(BadInput(who, reason), self.address)
 
     def _end_with(self, line: NodeLine) -> None:

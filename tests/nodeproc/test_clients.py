@@ -629,6 +629,17 @@ async def test_a_line_that_the_end_of_the_input_cuts_gets_its_error() -> None:
 
 
 @in_loop
+async def test_a_connection_that_is_being_closed_fails_no_second_time() -> None:
+    hall = Hall()
+    wire = hall.connect()
+    wire.says(chat(1, "last words").rstrip(b"\n"))
+    wire.protocol.supersede()
+    events = list(hall.node.events)
+    assert not wire.protocol.eof_received()
+    assert hall.node.events == events and len(wire.lines()) == 1
+
+
+@in_loop
 async def test_subscribers_that_may_be_gone_make_room_for_new_clients() -> None:
     hall = Hall(max_clients=2)
     gone = hall.connect(b'{"type":"SUBSCRIBE"}\n')
