@@ -383,7 +383,7 @@ def _option_refusal(options: argparse.Namespace) -> str:
         return refusal
     if not options.mutant:
         return ""
-    from lab.selftest.mutants import mutant
+    from lab.mutants.catalogue import mutant
 
     try:
         mutant(options.mutant)

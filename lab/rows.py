@@ -273,7 +273,7 @@ class Meta(Struct, frozen=True):
     led: tuple[Led, ...] = ()
     """Who said that it leads which term, as far as the run looked."""
     mutant: str = ""
-    """Which rule the nodes had broken on purpose (lab.selftest); empty: none."""
+    """Which rule the nodes had broken on purpose (lab.mutants); empty: none."""
 
 
 _encode = msgspec.json.Encoder().encode

@@ -41,7 +41,7 @@ SEED_MAX = 2**31 - 1
 class How:
     """How a scenario is run.
 
-    sim: in virtual time, not on real processes. mutant: the rule that the nodes break (lab.selftest); "": none.
+    sim: in virtual time, not on real processes. mutant: the rule that the nodes break (lab.mutants); "": none.
     frames: what nodes say to each other is kept, in virtual time.
     """
 
@@ -198,7 +198,7 @@ def run_once(
 def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[str], None], how: How) -> None:
     with contextlib.ExitStack() as stack:
         if how.mutant:
-            from lab.selftest.mutants import mutated
+            from lab.mutants.catalogue import mutated
 
             stack.enter_context(mutated(how.mutant))  # Live, it is the clients of this process that are changed.
         if how.sim:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,16 +56,27 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.rows",
         "lab.run",
         "lab.check",
-        "lab.selftest",
+        "lab.mutants",
         "lab.runs",
         "nodeproc",
     ),
-    "lab.selftest": ("lab", "nodeproc"),
+    "lab.mutants": ("lab.mutants", "nodeproc"),
+    "lab.selftest": ("lab.selftest", "lab.search", "lab.mutants", "lab.runs", "lab.plan", "nodeproc"),
     "lab.bench": ("lab", "nodeproc"),
-    "lab.runs": ("lab", "nodeproc"),
+    "lab.runs": (
+        "lab.show",
+        "lab.check",
+        "lab.mutants",
+        "lab.sim",
+        "lab.run",
+        "lab.plan",
+        "lab.rundir",
+        "lab.rows",
+        "nodeproc",
+    ),
     "lab.byhand": ("nodeproc",),
     "lab.cli": ("lab", "nodeproc"),
-    "lab.pytest_plugin": ("lab", "nodeproc"),
+    "lab.pytest_plugin": ("lab.runs", "lab.show", "lab.plan", "nodeproc"),
     "run_lab": ("lab",),
 }
 """Package or module -> the packages and modules of this project that it may import. The longest key that fits counts.
@@ -73,6 +84,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 lab.run and lab.check never meet but in a run directory; the chat never knows the lab. lab.search asks lab.runs
 to run and judge what it found.
 """
+
+OWN = ("nodeproc.", "lab.")
 
 PURE = ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.session", "lab.run.links")
 
@@ -121,6 +134,32 @@ def wrong_directions(module: str, source: str) -> list[str]:
         each for each in imports_of(source) if each.name.partition(".")[0] in ("nodeproc", "lab", "run_lab", "tests")
     ]
     return [f"{each.line}: {each.name}" for each in own if not any(inside(each.name, ok) for ok in ALLOWED[rule])]
+
+
+def package_of(module: str) -> str:
+    """A package of lab, or a module that stands alone in lab or nodeproc, or nodeproc.core as a whole."""
+    return ".".join(module.split(".")[:2])
+
+
+def import_circle(imports: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names along one circle of imports, the first name again at the end; [] if there is none."""
+    finished: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in finished:
+            return []
+        for target in sorted(imports.get(name, ())):
+            if circle := visit(target, [*path, name]):
+                return circle
+        finished.add(name)
+        return []
+
+    for name in sorted(imports):
+        if circle := visit(name, []):
+            return circle
+    return []
 
 
 def core_layer(module: str) -> int | None:
@@ -216,6 +255,16 @@ def test_imports_point_in_the_allowed_direction(path: Path) -> None:
     assert wrong_directions(module_name(path), path.read_text()) == []
 
 
+def test_no_circle_of_imports() -> None:
+    packages: dict[str, set[str]] = {}
+    for path in sources():
+        package = package_of(module_name(path))
+        targets = {package_of(each.name) for each in imports_of(path.read_text()) if each.name.startswith(OWN)}
+        packages.setdefault(package, set()).update(targets - {package})
+    assert len(packages) > 20
+    assert import_circle(packages) == []
+
+
 @each_source
 def test_functions_are_short(path: Path) -> None:
     assert long_functions(path.read_text()) == []
@@ -265,11 +314,19 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
         ("lab.show.table", "from lab.run import live"),
         ("lab.bootstrap", "from lab import cli"),
         ("lab.plan.scenario", "from tests.lab import test_cli"),
+        ("lab.mutants.disk", "from lab.plan.scenario import load"),
+        ("lab.search.search", "from lab.selftest.stories import story"),
         ("elsewhere", "import os"),
     ],
 )
 def test_a_wrong_direction_is_found(module: str, source: str) -> None:
     assert len(wrong_directions(module, source)) == 1
+
+
+def test_a_circle_of_imports_is_found() -> None:
+    packages = {"lab.cli": ["lab.runs"], "lab.runs": ["lab.plan", "lab.show"], "lab.plan": [], "lab.show": []}
+    assert import_circle(packages) == []
+    assert import_circle(packages | {"lab.show": ["lab.runs"]}) == ["lab.runs", "lab.show", "lab.runs"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutan
 
     Args:
         progress: told a line at each step, and now and then while one lasts.
-        mutant: started instead of the nodes' own program (lab.selftest.broken_node); "": none.
+        mutant: started instead of the nodes' own program (lab.mutants.broken_node); "": none.
 
     Raises:
         RunFailed: the lab could not carry it out; meta.json says why, as far as it came to be written.

@@ -35,7 +35,7 @@ KILL_PATIENCE_S = 10.0
 """From SIGKILL to the end, which only a kernel with much to do delays."""
 
 
-BROKEN_MODULE = "lab.selftest.broken_node"
+BROKEN_MODULE = "lab.mutants.broken_node"
 """What a node that is a mutant runs, and tells which."""
 FAULTY_MODULE = "lab.run.faulty_node"
 """What a node runs whose disk and clock obey orders; it runs the one above where the node is a mutant too."""

@@ -189,7 +189,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slow-disks", action="store_true", help="an fdatasync takes its time also after the last crash"
     )
     parser.add_argument("--boot", action="store_true", help="begin without a leader, not behind the first election")
-    parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/selftest): is it noticed?")
+    parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/mutants): is it noticed?")
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -206,7 +206,7 @@ def main(options: argparse.Namespace) -> int:
     bounds = Bounds(**{name: getattr(options, name) for name in Bounds._fields})
     with contextlib.ExitStack() as stack:
         if options.mutant is not None:
-            from lab.selftest.mutants import mutated
+            from lab.mutants.catalogue import mutated
 
             try:
                 mutant = stack.enter_context(mutated(options.mutant))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+from lab.mutants.catalogue import Mutant, mutated
 from lab.plan.scenario import Scenario
-from lab.selftest.mutants import Mutant, mutated
 from lab.sim.simulator import Outcome, simulate
 
 

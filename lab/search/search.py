@@ -336,7 +336,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that breaks something")
     parser.add_argument("--no-shrink", action="store_true", help="leave the scenarios of failing seeds as they are")
-    parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/selftest): is it noticed?")
+    parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/mutants): is it noticed?")
     parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for run directories (results/)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
@@ -366,7 +366,7 @@ def _time(text: str) -> float:
 def main(options: argparse.Namespace) -> int:
     """Search, and tell what was found."""
     if options.mutant is not None:
-        from lab.selftest.mutants import mutant
+        from lab.mutants.catalogue import mutant
 
         try:
             mutant(options.mutant)

@@ -227,7 +227,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="SEED|FILE", help="a seed whose drawn scenario fails, or a scenario file")
     parser.add_argument("--seed", metavar="S", type=_whole, help="of the run of FILE; without it, the file's own")
     parser.add_argument("--nodes", metavar="N,…", type=_sizes, default=SIZES, help="sizes that SEED draws from (3,5)")
-    parser.add_argument("--mutant", metavar="NAME", default="", help="break one rule (lab/selftest) meanwhile")
+    parser.add_argument("--mutant", metavar="NAME", default="", help="break one rule (lab/mutants) meanwhile")
     parser.add_argument(
         "--simulations", metavar="MAX", type=_whole, default=SIMULATIONS, help="at most so many (%(default)s)"
     )
@@ -250,7 +250,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def main(options: argparse.Namespace) -> int:
     """Shrink and say what is left: 1 it is written, 0 there is no failure, 64 it can't be played."""
-    from lab.selftest.mutants import MUTANTS
+    from lab.mutants.catalogue import MUTANTS
 
     if options.mutant and options.mutant not in MUTANTS:
         print(f"mutant {options.mutant!r}, allowed: {', '.join(MUTANTS)}", file=sys.stderr)

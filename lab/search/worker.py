@@ -25,7 +25,7 @@ SEED_CPU_S = 60.0
 class Begin(Struct, frozen=True, tag="begin"):
     """The first order.
 
-    mutant: break the product like this (lab.selftest.mutants); "": not at all.
+    mutant: break the product like this (lab.mutants.catalogue); "": not at all.
     """
 
     sizes: tuple[int, ...]
@@ -140,7 +140,7 @@ def main() -> None:
         if isinstance(order, Begin):
             sizes = order.sizes
             if order.mutant:
-                from lab.selftest.mutants import apply_for_good
+                from lab.mutants.catalogue import apply_for_good
 
                 apply_for_good(order.mutant)
         else:

@@ -23,13 +23,13 @@ from typing import Final, Literal
 from tabulate import tabulate
 
 from lab import runs
+from lab.mutants.catalogue import MUTANTS, Mutant
 from lab.plan.scenario import Scenario
 from lab.plan.words import Duration
 from lab.search.draw import SIZES, draw
 from lab.search.failure import Failure, play
 from lab.search.search import Search, Tally, play_all
 from lab.search.shrink import Shrunk, shrink, write
-from lab.selftest.mutants import MUTANTS, Mutant
 from lab.selftest.stories import SEEDS, story
 
 DRAWN: Final = 2000

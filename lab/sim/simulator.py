@@ -173,7 +173,7 @@ def run(
     """Simulate a scenario and leave everything about it in the run directory; what it broke, the judges find there.
 
     Args:
-        mutant: what the caller has made of the product (lab.selftest); "": nothing.
+        mutant: what the caller has made of the product (lab.mutants); "": nothing.
         frames: leave frames.jsonl too.
     """
     if frames:  # Whoever reads frames wants to read what nodes say of themselves between them.
@@ -212,7 +212,7 @@ def _innermost(error: BaseException) -> FrameType:
 def _is_products(error: BaseException) -> bool:
     """Whether a node's or client's own code raised it, and not the lab's."""
     module = str(_innermost(error).f_globals["__name__"])
-    return module.startswith(("nodeproc", "lab.selftest"))
+    return module.startswith(("nodeproc", "lab.mutants"))
 
 
 def _where(error: BaseException) -> str:

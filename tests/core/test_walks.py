@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.selftest.mutants import mutated
+from lab.mutants.catalogue import mutated
 from tests.core.walks import Walk
 
 RIGHT = range(150)

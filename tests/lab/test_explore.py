@@ -6,10 +6,10 @@ import re
 
 import pytest
 
+from lab.mutants.catalogue import mutated
 from lab.search.explore import Finding, search
 from lab.search.explore_cluster import Bounds, Clusters, Move, World
 from lab.search.explore_node import Local, Locals, Numbers, content, copied
-from lab.selftest.mutants import mutated
 
 
 def silent(line: str) -> None:

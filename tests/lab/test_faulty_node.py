@@ -64,7 +64,7 @@ def test_a_wall_clock_that_was_set_is_ahead_and_time_spans_do_not_notice(tmp_pat
     [
         (["--config", "missing.yml"], "--ledger"),
         (["--ledger", "ledger", "--config", "missing.yml"], "missing.yml"),
-        (["--ledger", "ledger", "--run", "lab.selftest.broken_node", "--mutant", "x", "--config", "y"], "'x'"),
+        (["--ledger", "ledger", "--run", "lab.mutants.broken_node", "--mutant", "x", "--config", "y"], "'x'"),
     ],
 )
 def test_it_takes_a_ledger_and_a_nodes_arguments(tmp_path: Path, arguments: list[str], complaint: str) -> None:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from lab.mutants.catalogue import MUTANTS, PARTS, UNSEEN, Patch, apply_for_good, mutated
 from lab.search.coverage import rules
-from lab.selftest.mutants import MUTANTS, PARTS, UNSEEN, Patch, apply_for_good, mutated
 from nodeproc.core import catchup, failure, ordering
 from nodeproc.nodestream import read_run
 from nodeproc.session import Session, SessionSettings
@@ -88,7 +88,7 @@ def test_a_mutant_is_undone_when_something_fails() -> None:
 def test_a_function_is_replaced_in_all_that_have_imported_it() -> None:
     with mutated("commit_seq_used_before_the_own_mark"):
         assert len({vars(module)["follow_commit"] for module in (ordering, catchup, failure)}) == 1
-        assert ordering.follow_commit.__module__ == "lab.selftest.logs"
+        assert ordering.follow_commit.__module__ == "lab.mutants.logs"
 
 
 def test_an_attribute_that_is_not_there_is_no_place_for_a_patch() -> None:
@@ -187,6 +187,6 @@ def test_lines_without_numbers_are_taken_as_they_are() -> None:
     ],
 )
 def test_the_broken_node_takes_a_mutant_and_a_nodes_arguments(arguments: list[str], complaint: str) -> None:
-    command = [sys.executable, "-m", "lab.selftest.broken_node", *arguments]
+    command = [sys.executable, "-m", "lab.mutants.broken_node", *arguments]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=TOO_LONG_S, check=False)
     assert ended.returncode == 2 and complaint in ended.stderr, ended.stderr

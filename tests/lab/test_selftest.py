@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lab import cli, runs
+from lab.mutants.catalogue import MUTANTS, Mutant
+from lab.mutants.patch import Patch
 from lab.plan import scenario as plan
 from lab.search.failure import play
 from lab.search.shrink import shrink
 from lab.selftest import selftest
-from lab.selftest.mutants import MUTANTS, Mutant
-from lab.selftest.patch import Patch
 from lab.selftest.selftest import LIVE, counts
 from lab.selftest.stories import SEEDS, story, story_path, told
 from nodeproc.core import failure as product_failure

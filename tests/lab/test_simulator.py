@@ -11,12 +11,12 @@ from types import FunctionType
 
 import pytest
 
+from lab.mutants.catalogue import mutated
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import FaultRow
 from lab.rundir import RunDir
 from lab.runs import judge
-from lab.selftest.mutants import mutated
 from lab.sim import simulator
 from lab.sim.loop import Deadlock, VirtualLoop
 

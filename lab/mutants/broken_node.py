@@ -1,4 +1,4 @@
-"""Run one node as a mutant: python -m lab.selftest.broken_node --mutant NAME --config FILE …
+"""Run one node as a mutant: python -m lab.mutants.broken_node --mutant NAME --config FILE …
 
 All other arguments, and the exit codes, are those of `python -m nodeproc`. An unknown mutant is exit code 2.
 """
@@ -9,13 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lab.selftest.mutants import apply_for_good
+from lab.mutants.catalogue import apply_for_good
 from nodeproc import __main__ as product
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lab.selftest.broken_node", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m lab.mutants.broken_node", add_help=False, allow_abbrev=False)
     parser.add_argument("--mutant", required=True, metavar="NAME")
     options, others = parser.parse_known_args(arguments)
     try:

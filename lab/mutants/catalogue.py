@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from lab.selftest.clients import CLIENTS
-from lab.selftest.disk import DISK
-from lab.selftest.elections import ELECTIONS
-from lab.selftest.logs import LOGS
-from lab.selftest.patch import Mutant, Patch
-from lab.selftest.sessions import SESSIONS
+from lab.mutants.clients import CLIENTS
+from lab.mutants.disk import DISK
+from lab.mutants.elections import ELECTIONS
+from lab.mutants.logs import LOGS
+from lab.mutants.patch import Mutant, Patch
+from lab.mutants.sessions import SESSIONS
 
 __all__ = ["MUTANTS", "UNSEEN", "Mutant", "Patch", "apply_for_good", "mutant", "mutated"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from lab.selftest.patch import Collection, Patch
+from lab.mutants.patch import Collection, Patch
 from nodeproc.core import catchup, ordering
 from nodeproc.core.effects import Effects, Truncate
 from nodeproc.core.log import Log

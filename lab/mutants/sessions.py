@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Final
 
-from lab.selftest.patch import Collection, Patch
+from lab.mutants.patch import Collection, Patch
 from nodeproc import wire
 from nodeproc.clients import ClientConnection, Clients
 from nodeproc.core import election, membership, ordering

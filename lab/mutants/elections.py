@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from lab.selftest.patch import Collection, Patch
+from lab.mutants.patch import Collection, Patch
 from nodeproc.core import catchup, election, failure, ordering
 from nodeproc.core.effects import Effects, Promise
 from nodeproc.core.messages import (
