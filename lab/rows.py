@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from lab.plan.workload import payload as workload_payload
+from lab.payloads import payload as workload_payload
 
 # ---- history.jsonl -------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ class RunDir:
         return self.nodes / f"node_{node}.json"
 
     def ledger(self, node: int) -> Path:
-        """What a power loss would leave of a node's files, where a scenario has faults of disks: lab.run.ledger."""
+        """What a power loss would leave of a node's files, for faults of disks: lab.live.inside.ledger."""
         return self.nodes / f"node_{node}.ledger"
 
     def message_log(self, node: int) -> Path:

@@ -207,14 +207,14 @@ def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[s
             quiet = lambda text: None  # noqa: E731
             simulator.run(scenario, run, seed=seed, progress=quiet, mutant=how.mutant, frames=how.frames)
         else:
-            from lab.run import live
+            from lab.live import live
 
             live.run(scenario, run, seed=seed, progress=progress, mutant=how.mutant)
 
 
 def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exception) -> Result:
     """The world's errors have a sentence of their own; anything else is ours and shown in full."""
-    from lab.run.children import RunFailed
+    from lab.course.world import RunFailed
 
     if isinstance(error, OSError) and error.strerror:
         return Result(name, seed, directory, HARNESS, problem=f"{error.filename or directory}: {error.strerror}")

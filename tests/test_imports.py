@@ -33,6 +33,7 @@ CORE_LAYERS: tuple[frozenset[str], ...] = (
 )
 """nodeproc.core from below to above: a module imports from lower layers and from its own."""
 
+BELOW_THE_COURSE = ("lab.plan", "lab.steps", "lab.words", "lab.payloads", "lab.rundir", "lab.rows", "nodeproc")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "nodeproc.core": ("nodeproc.core",),
     "nodeproc.wire": ("nodeproc.core", "nodeproc.errors"),
@@ -41,53 +42,53 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "nodeproc": ("nodeproc",),
     "lab": (),
     "lab.bootstrap": (),
-    "lab.plan": ("lab.plan", "nodeproc"),
-    "lab.rows": ("lab.plan",),
+    "lab.words": ("nodeproc",),
+    "lab.payloads": (),
+    "lab.rows": ("lab.payloads",),
     "lab.rundir": ("lab.rows",),
-    "lab.run": ("lab.run", "lab.plan", "lab.rundir", "lab.rows", "nodeproc"),
-    "lab.check": ("lab.check", "lab.plan", "lab.rundir", "lab.rows", "nodeproc"),
-    "lab.sim": ("lab.sim", "lab.run", "lab.plan", "lab.rundir", "lab.rows", "nodeproc"),
+    "lab.steps": ("lab.steps", "lab.words", "lab.rows", "nodeproc"),
+    "lab.plan": ("lab.plan", "lab.steps", "lab.words", "lab.payloads", "nodeproc"),
+    "lab.course": ("lab.course", *BELOW_THE_COURSE),
+    "lab.live": ("lab.live", "lab.course", *BELOW_THE_COURSE),
+    "lab.sim": ("lab.sim", "lab.course", *BELOW_THE_COURSE),
+    "lab.check": ("lab.check", *BELOW_THE_COURSE),
     "lab.show": ("lab.show", "lab.check", "lab.rundir", "lab.rows"),
     "lab.search": (
         "lab.search",
         "lab.sim",
-        "lab.plan",
-        "lab.rundir",
-        "lab.rows",
-        "lab.run",
+        "lab.course",
+        "lab.live",
         "lab.check",
         "lab.mutants",
         "lab.runs",
-        "nodeproc",
+        *BELOW_THE_COURSE,
     ),
     "lab.mutants": ("lab.mutants", "nodeproc"),
-    "lab.selftest": ("lab.selftest", "lab.search", "lab.mutants", "lab.runs", "lab.plan", "nodeproc"),
+    "lab.selftest": ("lab.selftest", "lab.search", "lab.mutants", "lab.runs", *BELOW_THE_COURSE),
     "lab.bench": ("lab", "nodeproc"),
     "lab.runs": (
         "lab.show",
         "lab.check",
         "lab.mutants",
         "lab.sim",
-        "lab.run",
-        "lab.plan",
-        "lab.rundir",
-        "lab.rows",
-        "nodeproc",
+        "lab.live",
+        "lab.course",
+        *BELOW_THE_COURSE,
     ),
     "lab.byhand": ("nodeproc",),
     "lab.cli": ("lab", "nodeproc"),
-    "lab.pytest_plugin": ("lab.runs", "lab.show", "lab.plan", "nodeproc"),
+    "lab.pytest_plugin": ("lab.runs", "lab.show", *BELOW_THE_COURSE),
     "run_lab": ("lab",),
 }
 """Package or module -> the packages and modules of this project that it may import. The longest key that fits counts.
 
-lab.run and lab.check never meet but in a run directory; the chat never knows the lab. lab.search asks lab.runs
-to run and judge what it found.
+Real processes and the simulation never meet, nor do they meet the judges but in a run directory; the chat never knows
+the lab. lab.search asks lab.runs to run and judge what it found.
 """
 
 OWN = ("nodeproc.", "lab.")
 
-PURE = ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.session", "lab.run.links")
+PURE = ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.session", "lab.course.links")
 
 
 class Import(NamedTuple):
@@ -308,10 +309,10 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
         ("nodeproc.core.log", "def late():\n    import nodeproc.storage"),
         ("nodeproc.runtime", "from lab.rundir import RunDir"),
         ("nodeproc.wire", "from nodeproc import storage"),
-        ("lab.run.live", "from lab.check.invariants import check"),
-        ("lab.check.invariants", "import lab.run.live"),
+        ("lab.live.live", "from lab.check.invariants import check"),
+        ("lab.check.invariants", "import lab.live.live"),
         ("lab.plan.scenario", "from lab.rundir import RunDir"),
-        ("lab.show.table", "from lab.run import live"),
+        ("lab.show.table", "from lab.live import live"),
         ("lab.bootstrap", "from lab import cli"),
         ("lab.plan.scenario", "from tests.lab import test_cli"),
         ("lab.mutants.disk", "from lab.plan.scenario import load"),
@@ -372,7 +373,7 @@ def test_a_long_function_is_found() -> None:
 
 
 def test_an_empty_name_is_found() -> None:
-    assert empty_names("lab.run.file_utils", "class NodeManager: ...\nclass Manage: ...") == [
+    assert empty_names("lab.live.file_utils", "class NodeManager: ...\nclass Manage: ...") == [
         "file_utils",
         "NodeManager",
     ]

@@ -18,8 +18,8 @@ import msgspec
 from lab.bench import faults, floor, growth, judging, loads, starting, table
 from lab.bench.figures import Bench, Collected, decode, encode
 from lab.bench.runs import Runs
-from lab.run.children import RunFailed
-from lab.run.live import host, versions
+from lab.course.manifest import host, versions
+from lab.course.world import RunFailed
 
 RESULTS: Final = Path(__file__).resolve().parents[2] / "results"
 SAVED: Final = RESULTS / "bench"

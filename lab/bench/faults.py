@@ -5,21 +5,21 @@ from __future__ import annotations
 from lab.bench.figures import Collected
 from lab.bench.runs import Ran, Runs
 from lab.plan.scenario import Load
-from lab.plan.step import (
+from lab.steps import (
     Kill,
     LoadSwitch,
     Pause,
     Repeat,
     Resume,
     Start,
-    StepAny,
+    Step,
     UntilAcknowledged,
     UntilCaughtUp,
     UntilIdle,
     UntilNewLeader,
     Wait,
 )
-from lab.plan.words import Duration
+from lab.words import Duration
 
 RATE = 1000.0
 PATIENCE = Duration(60)
@@ -37,7 +37,7 @@ def failover(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 def _hit_leaders(
-    into: Collected, runs: Runs, word: str, times: int, hit: tuple[StepAny, ...], mend: tuple[StepAny, ...]
+    into: Collected, runs: Runs, word: str, times: int, hit: tuple[Step, ...], mend: tuple[Step, ...]
 ) -> None:
     new_leader = Wait(until=UntilNewLeader(within=PATIENCE))
     round_of = Repeat(times=times, steps=(*hit, new_leader, ENOUGH, *mend, ALL_CAUGHT_UP, ENOUGH))
@@ -59,7 +59,7 @@ def _hit_leaders(
 def _catch_up(into: Collected, runs: Runs, missed: int) -> None:
     """A follower is down while so many messages come, and starts again while they go on coming."""
     rate = 100_000.0
-    steps: tuple[StepAny, ...] = (
+    steps: tuple[Step, ...] = (
         LoadSwitch(do="start"),
         ENOUGH,
         Kill(target=1),

@@ -21,7 +21,7 @@ import msgspec
 
 from lab.bench.figures import Collected
 from lab.bench.pipeline import HOST, Cost, Echo, Order, Send, Sent, Serve, Serving, Spent
-from lab.run.children import Child
+from lab.live.children import Child
 from nodeproc.files import sync_file
 
 FDATASYNC = "write + fdatasync of 512 B"

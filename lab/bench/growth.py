@@ -6,9 +6,9 @@ from lab.bench.figures import Collected
 from lab.bench.prepared import fill
 from lab.bench.runs import Ran, Runs
 from lab.plan.scenario import Cluster, Load
-from lab.plan.step import LoadSwitch, Pause, Resume, Sleep, StepAny, UntilCaughtUp, UntilIdle, Wait
-from lab.plan.words import Duration
 from lab.rundir import RunDir
+from lab.steps import LoadSwitch, Pause, Resume, Sleep, Step, UntilCaughtUp, UntilIdle, Wait
+from lab.words import Duration
 
 NODES = (1, 2, 3)
 LOAD_MESSAGES = 200_000
@@ -51,7 +51,7 @@ def _behind(into: Collected, runs: Runs, name: str, messages: int, sessions: int
 def memory(into: Collected, runs: Runs, quick: bool) -> None:
     """Load for a while: with all well, with a follower that stands still, and with a thousand clients at rest."""
     seconds = Duration(10) if quick else Duration(40)
-    paused: tuple[StepAny, ...] = (
+    paused: tuple[Step, ...] = (
         LoadSwitch(do="start"),
         Sleep(time=Duration(1)),
         Pause(target=1),
@@ -61,7 +61,7 @@ def memory(into: Collected, runs: Runs, quick: bool) -> None:
         LoadSwitch(do="stop"),
         Wait(until=UntilIdle(within=PATIENCE)),
     )
-    steady: tuple[StepAny, ...] = (LoadSwitch(do="start"), Sleep(time=seconds), LoadSwitch(do="stop"), IDLE)
+    steady: tuple[Step, ...] = (LoadSwitch(do="start"), Sleep(time=seconds), LoadSwitch(do="stop"), IDLE)
     flood = Load(clients=4, rate=50_000.0, via=(2, 3))
     _peaks(into, runs, "50,000/s", flood, steady)
     _peaks(into, runs, "50,000/s, a follower stands still", flood, paused)
@@ -71,7 +71,7 @@ def memory(into: Collected, runs: Runs, quick: bool) -> None:
 IDLE = Wait(until=UntilIdle(within=PATIENCE))
 
 
-def _peaks(into: Collected, runs: Runs, name: str, load: Load, steps: tuple[StepAny, ...]) -> None:
+def _peaks(into: Collected, runs: Runs, name: str, load: Load, steps: tuple[Step, ...]) -> None:
     """Memory of the largest node, halfway and at its peak: flat where the two are close."""
 
     def use(ran: Ran) -> None:

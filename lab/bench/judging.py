@@ -12,7 +12,8 @@ from pathlib import Path
 from lab.bench.figures import Collected
 from lab.bench.loads import Pipelined
 from lab.bench.runs import Ran, Runs
-from lab.run.children import PROJECT_ROOT, RunFailed, child_environment
+from lab.course.world import RunFailed
+from lab.live.children import PROJECT_ROOT, child_environment
 from lab.search.draw import draw
 from lab.sim.simulator import simulate
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from lab.plan.scenario import Bounds, Cluster, Scenario
-from lab.plan.step import Cut, Disk, Send, Sender
-from lab.plan.words import Duration
 from lab.rows import Acked, Invoke
 from lab.sim.simulator import Simulation
+from lab.steps import Cut, Disk, Send, Sender
+from lab.words import Duration
 
 SIZES = (5, 7, 9)
 WITHIN_S = 600.0

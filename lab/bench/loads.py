@@ -10,7 +10,7 @@ from lab.bench import floor
 from lab.bench.figures import Collected
 from lab.bench.runs import LEADER_OF_THREE, Ran, Runs
 from lab.plan.scenario import Cluster, Load
-from lab.plan.words import Duration, Target
+from lab.words import Duration, Target
 
 WINDOW = 20_000
 """Messages of one client under way, for a pipelined load."""

@@ -5,8 +5,8 @@ and sends them to two followers, which append them to a file of theirs; each fda
 three have is appended to a second file each and acknowledged. There are no terms, no elections, no sessions, no checks,
 no restart and no way for a follower to be late: what is left is what any such program has to do.
 
-Orders and answers are JSON lines (lab.run.children). Between the processes: u32 bytes of what follows | u32 messages in
-it and all before it | bytes. An answer is the second number alone.
+Orders and answers are JSON lines (lab.live.children). Between the processes: u32 bytes of what follows | u32 messages
+in it and all before it | bytes. An answer is the second number alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
-from lab.plan.workload import payloads
-from lab.run.children import orders, run_child, say
+from lab.live.children import orders, run_child, say
+from lab.payloads import payloads
 from nodeproc.core.messages import Line
 from nodeproc.files import sync_file
 

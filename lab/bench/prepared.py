@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab.plan.workload import payloads
+from lab.payloads import payloads
 from nodeproc.core.effects import Promise
 from nodeproc.core.messages import NOBODY, Batch, Mark, NodeId, Record, SeqNo, SessionUse, Submit
 from nodeproc.core.recovered import Snapshot

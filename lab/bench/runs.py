@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.check.metrics import Metrics, measure
+from lab.course.world import RunFailed
+from lab.live import live
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.plan.step import LoadSwitch, StepAny, UntilIdle, UntilLoadDone, Wait
-from lab.plan.words import Duration
 from lab.rows import Meta
-from lab.run import live
-from lab.run.children import RunFailed
 from lab.rundir import RunDir, utc_stamp
+from lab.steps import LoadSwitch, Step, UntilIdle, UntilLoadDone, Wait
+from lab.words import Duration
 
 SEED = 7
 LOAD_PATIENCE = Duration(300)
 LEADER_OF_THREE = 3
 """The highest id leads a fresh cluster."""
-THE_LOAD: tuple[StepAny, ...] = (
+THE_LOAD: tuple[Step, ...] = (
     LoadSwitch(do="start"),
     Wait(until=UntilLoadDone(within=LOAD_PATIENCE)),
     Wait(until=UntilIdle(within=LOAD_PATIENCE)),
@@ -61,7 +61,7 @@ class Runs:
         self,
         name: str,
         load: Load | None,
-        steps: Sequence[StepAny] = THE_LOAD,
+        steps: Sequence[Step] = THE_LOAD,
         cluster: Cluster | None = None,
         subscribers: int = 1,
     ) -> Scenario:

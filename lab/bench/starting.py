@@ -15,13 +15,13 @@ import yaml
 from lab.bench.figures import Collected
 from lab.bench.prepared import fill
 from lab.bench.runs import Ran, Runs
+from lab.course.manifest import HOST, node_settings
+from lab.live.processes import HeldPort, Lifeline, NodeProcess
 from lab.plan.scenario import Cluster
 from lab.plan.scenario import Cluster as ClusterPlan
-from lab.plan.step import Send, Sender, Sleep, Start, StepAny
-from lab.plan.words import Duration
 from lab.rows import Acked
-from lab.run.cluster import HOST, node_settings
-from lab.run.processes import HeldPort, Lifeline, NodeProcess
+from lab.steps import Send, Sender, Sleep, Start, Step
+from lab.words import Duration
 
 CLIENT = 9999
 REST = Duration(10)
@@ -33,7 +33,7 @@ def start(into: Collected, runs: Runs, quick: bool) -> None:
     """One round: clusters that never ran, from the start of their processes to the first acknowledgement."""
     for nodes in (1, 3) if quick else (1, 3, 5):
         hello = Send(clients=(Sender(client=CLIENT, messages=("hello",), via=nodes),))
-        steps: tuple[StepAny, ...] = (Start(target="all"), hello)
+        steps: tuple[Step, ...] = (Start(target="all"), hello)
 
         def use(ran: Ran, nodes: int = nodes) -> None:
             began = min(row.t for row in ran.run.read_faults() if row.fault == "start")

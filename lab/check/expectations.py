@@ -20,7 +20,6 @@ from lab.plan.expectation import (
     Acknowledged,
     EventInterval,
     EventSeen,
-    LastSeq,
     LatencyIs,
     Memory,
     NumberingContinues,
@@ -30,11 +29,11 @@ from lab.plan.expectation import (
     Throughput,
     Unavailable,
 )
-from lab.plan.faults import meets
-from lab.plan.words import Target, target_parts
 from lab.plan.writing import show_expectation
 from lab.rows import Meta, Phase
 from lab.rundir import RunDir
+from lab.steps.expect import LastSeq, meets
+from lab.words import Target, target_parts
 
 NS_PER_S = 1_000_000_000
 MIB = 1 << 20

@@ -19,7 +19,7 @@ from typing import NamedTuple, assert_never
 
 from lab.check.history import NOT_A_MESSAGE, Chunk, LogLine, MessageLog, line_at, read_history
 from lab.check.verdict import Check, Findings, Outcomes, quote
-from lab.plan.workload import payloads
+from lab.payloads import payloads
 from lab.rows import Acked, Failed, HistoryRow, Invoke, Phase, Shown, Unknown
 from nodeproc.core.messages import SeqNo
 

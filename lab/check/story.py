@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from msgspec import structs
 
 from lab.check.history import RunFileError
-from lab.plan.expectation import Expectation
 from lab.plan.scenario import Scenario
-from lab.plan.step import FAULT_STEPS, Expect, Nemesis, Send, Start, Step, StepAny, Wait, When
-from lab.plan.words import target_parts
 from lab.plan.writing import show_expectation, show_step
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Phase, Unknown
+from lab.steps import FAULT_STEPS, Expect, Nemesis, Send, Start, Step, Wait, When
+from lab.steps.expect import Expectation
+from lab.words import target_parts
 
 # ---- the history -----------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ _TOLERANCE_NS = 1_000_000_000
 """Between the end of a process and the row that tells why it came: the machine may be busy in between."""
 
 
-def _words(step: StepAny) -> str:
+def _words(step: Step) -> str:
     return show_step(structs.replace(step, name=""))
 
 
@@ -212,9 +212,9 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: list[FaultRow], begun: int
     return _gap_of_ends(meta, faults)
 
 
-def _gap_of_step(scenario: Scenario, meta: Meta, step: StepAny, index: int, rows: list[tuple[int, FaultRow]]) -> str:
+def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: list[tuple[int, FaultRow]]) -> str:
     notes = [each for each in meta.expectations if each.step == index]
-    inside: tuple[StepAny, ...] = (step,) if isinstance(step, FAULT_STEPS) else ()
+    inside: tuple[Step, ...] = (step,) if isinstance(step, FAULT_STEPS) else ()
     if isinstance(step, When):
         inside = tuple(each for each in step.steps if isinstance(each, FAULT_STEPS))
     if isinstance(step, Nemesis):
@@ -243,7 +243,7 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: StepAny, index: int, rows
     return ""
 
 
-def _gap_of_rounds(by_words: dict[str, StepAny], rows: list[FaultRow], found: str, where: str) -> str:
+def _gap_of_rounds(by_words: dict[str, Step], rows: list[FaultRow], found: str, where: str) -> str:
     """Each fault of a nemesis that was done has its rows, and none more."""
     rounds: dict[int, list[FaultRow]] = {}
     for row in rows:
@@ -300,7 +300,7 @@ def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:
     return ""
 
 
-def _findings(step: StepAny) -> Iterator[str]:
+def _findings(step: Step) -> Iterator[str]:
     """Texts of what meta.json must tell of a step that was done."""
     match step:
         case Expect():

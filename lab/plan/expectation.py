@@ -1,7 +1,7 @@
 """What a scenario expects, as data.
 
 Two closed sets. A Moment expectation speaks of the cluster as its nodes' STATUS shows it at one moment: it stands in
-an `expect` step and the live runner judges it there (lab.plan.faults.judge). A Run expectation speaks of
+an `expect` step and the live runner judges it there (lab.steps.targets.judge). A Run expectation speaks of
 what the whole run left behind (logs, events, history): it stands in the final `expectations` section and
 lab.check judges it from the run directory alone. `last_seq` may stand in both.
 
@@ -11,62 +11,14 @@ field named by `short`.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from lab.plan.words import Count, CountOrNone, Duration, Period, Target
-from nodeproc.core.messages import NodeId
-
-
-class Expectation(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all; the subclasses are listed below and nowhere else."""
-
-    word: ClassVar[str]
-    """The key that it has in YAML."""
-    short: ClassVar[str] = ""
-    """The field that a plain value stands for; "": none."""
-
+from lab.steps.expect import Expectation, LastSeq
+from lab.words import Count, CountOrNone, Duration, Period, Target
 
 # ---- of a moment --------------------------------------------------------------------------------
-
-
-class LeaderIs(Expectation, frozen=True, rename={"node": "is"}):
-    """Every running node of `on` names this node as leader, and that node says that it leads."""
-
-    word = "leader"
-    short = "node"
-    node: NodeId
-    on: Target = "running"
-
-
-class RoleIs(Expectation, frozen=True, rename={"role": "is", "node": "of"}):
-    """These nodes have this role."""
-
-    word = "role"
-    node: Target
-    role: Literal["leader", "follower", "candidate"]
-
-
-class CaughtUp(Expectation, frozen=True):
-    """These nodes have delivered all that any running node knows to be committed."""
-
-    word = "caught_up"
-    short = "on"
-    on: Target
-
-
-class LastSeq(Expectation, frozen=True, rename={"seq_no": "is"}):
-    """How many messages these nodes have delivered. At least one of the two numbers is given.
-
-    As a Run expectation: the last seq_no in their message logs.
-    """
-
-    word = "last_seq"
-    short = "seq_no"
-    seq_no: CountOrNone | None = None
-    at_least: CountOrNone | None = None
-    on: Target = "all"
 
 
 # ---- of the run ---------------------------------------------------------------------------------
@@ -104,7 +56,7 @@ class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
     short = "event"
     event: str
     on: Target = "all"
-    where: dict[str, str | int | bool] = {}
+    where: dict[str, str | int | bool] = {}  # noqa: RUF012 (of a Struct: each has its own)
     at_least: CountOrNone = 1
     at_most: CountOrNone | None = None
 
@@ -197,7 +149,6 @@ class TermGrowth(Expectation, frozen=True):
     at_most: CountOrNone
 
 
-MomentExpectation: TypeAlias = LeaderIs | RoleIs | CaughtUp | LastSeq
 RunExpectation: TypeAlias = (
     LastSeq
     | Order
@@ -212,7 +163,6 @@ RunExpectation: TypeAlias = (
     | TermGrowth
 )
 
-MOMENT_EXPECTATIONS: dict[str, type[Expectation]] = {each.word: each for each in (LeaderIs, RoleIs, CaughtUp, LastSeq)}
 RUN_EXPECTATIONS: dict[str, type[Expectation]] = {
     each.word: each
     for each in (

@@ -12,20 +12,8 @@ from typing import Any, NoReturn, TypeVar, cast, get_args
 
 from msgspec import Struct, structs
 
-from lab.plan.expectation import (
-    LATENCY_SHARES,
-    MOMENT_EXPECTATIONS,
-    RUN_EXPECTATIONS,
-    Expectation,
-    LastSeq,
-    LatencyIs,
-    LeaderIs,
-    MomentExpectation,
-    Order,
-    RunExpectation,
-)
-from lab.plan.faults import SHORTEST_STINT_S
-from lab.plan.step import (
+from lab.plan.expectation import LATENCY_SHARES, RUN_EXPECTATIONS, LatencyIs, Order, RunExpectation
+from lab.steps import (
     INSIDE_STEPS,
     NEMESIS_STEPS,
     STEPS,
@@ -46,14 +34,15 @@ from lab.plan.step import (
     Send,
     Sender,
     Step,
-    StepAny,
     Until,
     UntilAny,
     Wait,
     When,
     is_about_clients,
 )
-from lab.plan.words import LARGEST_PAYLOAD_BYTES, TARGET_WORDS, Duration, LinkEnd, Target, Title, decode_word, is_period
+from lab.steps.chaos import SHORTEST_STINT_S
+from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation, LastSeq, LeaderIs, MomentExpectation
+from lab.words import LARGEST_PAYLOAD_BYTES, TARGET_WORDS, Duration, LinkEnd, Target, Title, decode_word, is_period
 from nodeproc.core import events, messages
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Document, Place, show_value
@@ -107,11 +96,11 @@ class Reader:
 
     # ---- steps ----------------------------------------------------------------------------------
 
-    def steps(self, place: Place) -> tuple[StepAny, ...]:
+    def steps(self, place: Place) -> tuple[Step, ...]:
         """The list of steps at a place."""
         return tuple(self._step((*place, index)) for index in range(len(self._list(place, "steps"))))
 
-    def _step(self, place: Place) -> StepAny:
+    def _step(self, place: Place) -> Step:
         word = self._word(place, STEPS, "step", beside=("name",))
         inside = (*place, word)
         step = self._step_inside(inside, STEPS[word])
@@ -121,7 +110,7 @@ class Reader:
             step = structs.replace(step, name=name)
         return step
 
-    def _step_inside(self, place: Place, kind: type[Step]) -> StepAny:
+    def _step_inside(self, place: Place, kind: type[Step]) -> Step:
         if kind is Wait:
             return Wait(until=self._until(place))
         if kind is Expect:
@@ -134,11 +123,11 @@ class Reader:
             return self._nemesis(place)
         if kind is Send:
             return self._send(place)
-        step = cast(StepAny, self._struct(place, kind, kind.short))
+        step = self._struct(place, kind, kind.short)
         self._check_fault(place, step)
         return step
 
-    def _check_fault(self, place: Place, step: StepAny) -> None:
+    def _check_fault(self, place: Place, step: Step) -> None:
         if self._foreign and isinstance(step, INSIDE_STEPS):
             self._fail(
                 place, "is for the lab's own nodes; of one that cluster.command starts only the surface is known"
@@ -215,7 +204,7 @@ class Reader:
         nemesis = Nemesis(time=times["for"], faults=faults)
         return structs.replace(nemesis, every=times["every"]) if "every" in times else nemesis
 
-    def _check_inner(self, place: Place, steps: Sequence[StepAny], allowed: Sequence[type[Step]]) -> None:
+    def _check_inner(self, place: Place, steps: Sequence[Step], allowed: Sequence[type[Step]]) -> None:
         """Some steps of these kinds and no others stand in a list."""
         if not steps:
             self._wrong(place, "at least one step")

@@ -19,7 +19,8 @@ from msgspec import Meta, Struct, structs
 from lab.plan.command import split_command
 from lab.plan.expectation import LatencyIs, Memory, RunExpectation, Throughput, Unavailable
 from lab.plan.reading import Reader, check_periods, check_title
-from lab.plan.step import (
+from lab.plan.writing import brief, brief_expectations, brief_steps, plain, plain_expectations, plain_steps
+from lab.steps import (
     LINK_STEPS,
     MAX_STEPS,
     Busy,
@@ -29,7 +30,7 @@ from lab.plan.step import (
     Nemesis,
     Repeat,
     Send,
-    StepAny,
+    Step,
     UntilAcknowledged,
     UntilLoadDone,
     Wait,
@@ -37,8 +38,7 @@ from lab.plan.step import (
     is_about_clients,
     needs_layer,
 )
-from lab.plan.words import LARGEST_PAYLOAD_BYTES, ClientId, Count, Duration, Period, Target, decode_word
-from lab.plan.writing import brief, brief_expectations, brief_steps, plain, plain_expectations, plain_steps
+from lab.words import LARGEST_PAYLOAD_BYTES, ClientId, Count, Duration, Period, Target, decode_word
 from nodeproc.config import Limits, check_limits
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Document, Place, parse, show_place
@@ -157,7 +157,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Name
     description: Description
-    steps: tuple[StepAny, ...]
+    steps: tuple[Step, ...]
     cluster: Cluster = Cluster()
     load: Load | None = None
     expectations: tuple[RunExpectation, ...] = ()
@@ -171,11 +171,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         """How many unrolled() yields."""
         return _count(self.steps)
 
-    def unrolled(self) -> Iterator[StepAny]:
+    def unrolled(self) -> Iterator[Step]:
         """The steps as they are done, `repeat` written out; a step's index is its place here."""
         return _unrolled(self.steps)
 
-    def every_step(self) -> Iterator[StepAny]:
+    def every_step(self) -> Iterator[Step]:
         """Every step of the file, those inside others too, once each."""
         return (step for _, step in _placed(self.steps, ("steps",)))
 
@@ -243,11 +243,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         return total
 
 
-def _count(steps: tuple[StepAny, ...]) -> int:
+def _count(steps: tuple[Step, ...]) -> int:
     return sum(step.times * _count(step.steps) if isinstance(step, Repeat) else 1 for step in steps)
 
 
-def _unrolled(steps: tuple[StepAny, ...]) -> Iterator[StepAny]:
+def _unrolled(steps: tuple[Step, ...]) -> Iterator[Step]:
     for step in steps:
         if isinstance(step, Repeat):
             for _ in range(step.times):
@@ -475,7 +475,7 @@ def _endless(load: Load | None) -> bool:
     return load is not None and load.count is None and load.duration is None
 
 
-def _placed(steps: tuple[StepAny, ...], place: Place) -> Iterator[tuple[Place, StepAny]]:
+def _placed(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step]]:
     """Every step, also inside `repeat`, `when` and `nemesis`, with its place in the file."""
     for index, step in enumerate(steps):
         yield (*place, index), step

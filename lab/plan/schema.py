@@ -15,11 +15,12 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import NODEFAULT, Struct, inspect, structs
 
-from lab.plan.expectation import MOMENT_EXPECTATIONS, RUN_EXPECTATIONS, Expectation
+from lab.plan.expectation import RUN_EXPECTATIONS
 from lab.plan.reading import EVENTS, FRAME_TYPES
 from lab.plan.scenario import Cluster, Scenario
-from lab.plan.step import STEPS, UNTILS, Expect, Nemesis, Repeat, Send, Sender, Step, Until, Wait, When
-from lab.plan.words import DURATION_ALLOWED, Duration, Title, encode_word
+from lab.steps import STEPS, UNTILS, Expect, Nemesis, Repeat, Send, Sender, Step, Until, Wait, When
+from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation
+from lab.words import DURATION_ALLOWED, Duration, Title, encode_word
 from nodeproc.config import Limits
 
 Schema: TypeAlias = dict[str, Any]

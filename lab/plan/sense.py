@@ -14,9 +14,10 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct, structs
 
-from lab.plan.expectation import Acknowledged, LastSeq, LeaderIs, Order
+from lab.payloads import numbered_message
+from lab.plan.expectation import Acknowledged, Order
 from lab.plan.scenario import Scenario, load
-from lab.plan.step import (
+from lab.steps import (
     Chaos,
     Disk,
     Expect,
@@ -34,7 +35,7 @@ from lab.plan.step import (
     Resume,
     Send,
     Start,
-    StepAny,
+    Step,
     Stop,
     UntilAcknowledged,
     UntilDelivered,
@@ -44,8 +45,8 @@ from lab.plan.step import (
     Wait,
     When,
 )
-from lab.plan.words import LinkEnd, Target, target_parts
-from lab.plan.workload import numbered_message
+from lab.steps.expect import LastSeq, LeaderIs
+from lab.words import LinkEnd, Target, target_parts
 from nodeproc.config import Limits
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Place, parse
@@ -144,7 +145,7 @@ class _Walk:
             text = "the node can't start on its damaged disk, and no step behind this one rebuilds it; add `rebuild`"
             yield Mistake(self._damaged, text)
 
-    def _wrong_with(self, step: StepAny) -> Iterator[str]:
+    def _wrong_with(self, step: Step) -> Iterator[str]:
         for part in _parts_of(step):
             if why := self._nobody(part):
                 yield f"{part} means nobody here: {why}"
@@ -163,7 +164,7 @@ class _Walk:
                 if isinstance(each, LeaderIs) and "up" not in self._may_be(each.node):
                     yield f"never holds: node {each.node} does not run here"
 
-    def _wrong_with_load(self, step: StepAny) -> Iterator[str]:
+    def _wrong_with_load(self, step: Step) -> Iterator[str]:
         until = step.until if isinstance(step, Wait) else None
         if isinstance(step, LoadSwitch):
             if step.do == "start" and self._load == "runs":
@@ -203,7 +204,7 @@ class _Walk:
 
     # ---- what a step does ------------------------------------------------------------------------
 
-    def _do(self, step: StepAny, place: Place) -> None:
+    def _do(self, step: Step, place: Place) -> None:
         match step:
             case Kill() | Stop():
                 self._set(step.target, DOWN)
@@ -271,7 +272,7 @@ _ALL_OF: Final[dict[str, frozenset[State]]] = {"running": UP, "paused": PAUSED, 
 """Word -> it means every node that is certainly so."""
 
 
-def _walked(steps: tuple[StepAny, ...], place: Place) -> Iterator[tuple[Place, StepAny]]:
+def _walked(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step]]:
     """The steps as they are done, each with its place; of a `repeat` two rounds show all that can go wrong."""
     for index, step in enumerate(steps):
         if isinstance(step, Repeat):
@@ -281,7 +282,7 @@ def _walked(steps: tuple[StepAny, ...], place: Place) -> Iterator[tuple[Place, S
             yield (*place, index), step
 
 
-def _parts_of(step: StepAny) -> Iterator[object]:
+def _parts_of(step: Step) -> Iterator[object]:
     """The words and ids of all targets of a step; a trigger or a nemesis acts when nobody knows who is up."""
     values: list[Struct] = [step]
     if isinstance(step, Wait):

@@ -10,17 +10,17 @@ from typing import Any
 import msgspec
 from msgspec import NODEFAULT, Struct, structs
 
-from lab.plan.expectation import Expectation
-from lab.plan.step import Expect, Nemesis, Repeat, Send, Sender, StepAny, Wait, When
-from lab.plan.words import encode_word
+from lab.steps import Expect, Nemesis, Repeat, Send, Sender, Step, Wait, When
+from lab.steps.expect import Expectation
+from lab.words import encode_word
 
 
-def plain_steps(steps: Sequence[StepAny]) -> list[dict[str, Any]]:
+def plain_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """Steps as they stand in YAML, every default written out."""
     return [_plain_step(step) for step in steps]
 
 
-def _plain_step(step: StepAny) -> dict[str, Any]:
+def _plain_step(step: Step) -> dict[str, Any]:
     inside: Any
     if isinstance(step, Wait):
         inside = plain(step.until)
@@ -37,12 +37,12 @@ def _plain_step(step: StepAny) -> dict[str, Any]:
     return {step.word: inside, "name": step.name} if step.name else {step.word: inside}
 
 
-def brief_steps(steps: Sequence[StepAny]) -> list[dict[str, Any]]:
+def brief_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """Steps as people would write them in YAML, defaults left out."""
     return [_brief_step(step) for step in steps]
 
 
-def _brief_step(step: StepAny) -> dict[str, Any]:
+def _brief_step(step: Step) -> dict[str, Any]:
     inside: Any
     if isinstance(step, Expect):
         inside = brief_expectations(step.that)
@@ -85,7 +85,7 @@ def plain(value: Struct) -> dict[str, Any]:
     return values
 
 
-def show_step(step: StepAny) -> str:
+def show_step(step: Step) -> str:
     """One line for people: the step's name, or the step as it could stand in a scenario, defaults left out."""
     if step.name:
         return step.name
@@ -97,7 +97,7 @@ def show_expectation(expectation: Expectation) -> str:
     return f"{expectation.word}: {_flow(_without_defaults(expectation, plain(expectation), expectation.short))}"
 
 
-def _shortened(step: StepAny, inside: Any) -> Any:
+def _shortened(step: Step, inside: Any) -> Any:
     if isinstance(step, Wait):
         return _without_defaults(step.until, inside, "", keep="for")
     if isinstance(step, Expect):

@@ -16,7 +16,9 @@ from typing import Final, Literal, TypeAlias
 from msgspec import structs
 
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.plan.step import (
+from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, QUIET, WHOLE, minority
+from lab.search.storm import Storm
+from lab.steps import (
     Chaos,
     Clock,
     Cut,
@@ -38,15 +40,13 @@ from lab.plan.step import (
     Sender,
     Sleep,
     Start,
-    StepAny,
+    Step,
     Stop,
 )
-from lab.plan.words import Duration
-from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, QUIET, WHOLE, minority
-from lab.search.storm import Storm
+from lab.words import Duration
 from nodeproc.core.messages import NodeId
 
-Steps: TypeAlias = list[StepAny]
+Steps: TypeAlias = list[Step]
 PartitionKind: TypeAlias = Literal["isolate", "halves", "bridge", "ring", "random"]
 
 SIZES: Final = (3, 5)
@@ -427,7 +427,7 @@ class _Draw:
     def _short(self) -> Duration:
         return _time(self.rng.choice((0.0, 0.05, 0.3, 1.0)))
 
-    def _around(self, first: StepAny, last: StepAny) -> Steps:
+    def _around(self, first: Step, last: Step) -> Steps:
         return [first, Sleep(time=_time(self.rng.choice((0.05, 0.5, 2.0)))), last]
 
 

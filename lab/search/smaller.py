@@ -13,8 +13,8 @@ from typing import Any, Final
 from msgspec import structs
 
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.plan.step import Expect, Heal, Link, LoadSwitch, Repeat, Send, Sender, Sleep, StepAny, Wait
-from lab.plan.words import Duration, Target
+from lab.steps import Expect, Heal, Link, LoadSwitch, Repeat, Send, Sender, Sleep, Step, Wait
+from lab.words import Duration, Target
 from nodeproc.core.messages import NodeId
 
 TARGETS: Final = ("target", "source", "to", "node", "on")
@@ -24,13 +24,13 @@ LONGEST_SLICE: Final = 8
 COUNTS: Final = (1, 2, 3, 5, 10, 20, 50, 100, 200)
 NICE: Final = (1, 2, 3, 5, 10)
 
-Steps = tuple[StepAny, ...]
+Steps = tuple[Step, ...]
 
 
 # ---- steps taken out ------------------------------------------------------------------------------------
 
 
-def with_steps(scenario: Scenario, steps: Sequence[StepAny]) -> Scenario:
+def with_steps(scenario: Scenario, steps: Sequence[Step]) -> Scenario:
     """The scenario with these steps; without a load if none of them starts it."""
     started = any(isinstance(step, LoadSwitch) and step.do == "start" for step in steps)
     return structs.replace(scenario, steps=tuple(steps), load=scenario.load if started else None)
@@ -87,7 +87,7 @@ def plainer_steps(steps: Steps) -> Iterator[Steps]:
                 yield (*steps[:at], plainer, *steps[at + 1 :])
 
 
-def plainer_step(step: StepAny) -> Iterator[StepAny]:
+def plainer_step(step: Step) -> Iterator[Step]:
     """Each way to say less in one step."""
     for field in structs.fields(step):
         value = getattr(step, field.name)
@@ -109,7 +109,7 @@ def plainer_step(step: StepAny) -> Iterator[StepAny]:
             pass
 
 
-def plainer_link(step: Link) -> Iterator[StepAny]:
+def plainer_link(step: Link) -> Iterator[Step]:
     """All frames or none, one direction."""
     for name in ("loss", "duplicate"):
         if getattr(step, name):
@@ -118,7 +118,7 @@ def plainer_link(step: Link) -> Iterator[StepAny]:
         yield from (structs.replace(step, frames=(each,)) for each in step.frames)
 
 
-def plainer_send(step: Send) -> Iterator[StepAny]:
+def plainer_send(step: Send) -> Iterator[Step]:
     """One client, one message."""
     if len(step.clients) > 1:
         yield from (structs.replace(step, clients=(each,)) for each in step.clients)
@@ -200,7 +200,7 @@ def a_node_less(scenario: Scenario) -> Iterator[Scenario]:
         yield with_steps(structs.replace(scenario, cluster=fewer, load=load), steps)
 
 
-def step_without(step: StepAny, gone: NodeId) -> StepAny | None:
+def step_without(step: Step, gone: NodeId) -> Step | None:
     """The step where that node is not there; None where it was about that node alone."""
     match step:
         case Expect():

@@ -12,20 +12,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from lab.plan.scenario import Bounds
-from lab.plan.step import (
-    Cut,
-    Disk,
-    Heal,
-    Partition,
-    Rebuild,
-    Send,
-    Sleep,
-    Start,
-    StepAny,
-    UntilCaughtUp,
-    Wait,
-)
-from lab.plan.words import Duration, LinkEnd, Target, target_parts
+from lab.steps import Cut, Disk, Heal, Partition, Rebuild, Send, Sleep, Start, Step, UntilCaughtUp, Wait
+from lab.words import Duration, LinkEnd, Target, target_parts
 from nodeproc.core.messages import NodeId
 
 LIVENESS: Final = "liveness"
@@ -34,11 +22,11 @@ NAMED_CLIENT: Final = 9001
 BOUNDS: Final = Bounds(recovery=Duration(20), convergence=Duration(60))
 CAUGHT_UP: Final = Wait(until=UntilCaughtUp(on="all", within=Duration(30)))
 WHOLE: Final = Heal(what="all")
-QUIET: Final[tuple[StepAny, ...]] = (WHOLE, CAUGHT_UP, Sleep(time=Duration(1)))
+QUIET: Final[tuple[Step, ...]] = (WHOLE, CAUGHT_UP, Sleep(time=Duration(1)))
 """All nodes are whole, the same, and have had time to tell each other so."""
 
 
-def is_sound(steps: Sequence[StepAny], nodes: int) -> bool:
+def is_sound(steps: Sequence[Step], nodes: int) -> bool:
     """Whether the steps ask nothing that the protocol does not promise; what fails without that shows nothing.
 
     Args:
@@ -56,7 +44,7 @@ def minority(nodes: int) -> int:
     return (nodes - 1) // 2
 
 
-def _disks_are_spared(steps: Sequence[StepAny], nodes: int) -> bool:
+def _disks_are_spared(steps: Sequence[Step], nodes: int) -> bool:
     """A majority of the disks keeps what it has; damage comes in quiet moments, and its node is rebuilt at once."""
     damaged: tuple[Target, ...] = ()
     lost: frozenset[NodeId] = frozenset()
@@ -95,7 +83,7 @@ def _disks_are_spared(steps: Sequence[StepAny], nodes: int) -> bool:
     return not damaged
 
 
-def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> bool:
+def _majority_is_whole(before: Sequence[Step], send: Send, nodes: int) -> bool:
     """Whether a majority was healed and nothing done since but to the others, but messages sent and disks made slow.
 
     Nobody lacks data, as far as the steps tell. The senders are connected to that majority.
@@ -112,7 +100,7 @@ def _majority_is_whole(before: Sequence[StepAny], send: Send, nodes: int) -> boo
     return False
 
 
-def _lacks_data(before: Sequence[StepAny]) -> bool:
+def _lacks_data(before: Sequence[Step]) -> bool:
     """Whether a node may be on its way back from its lost disk, or have damage of which a dead node has the only copy.
 
     The first does not count in a majority yet; the second can't give its followers what they lack.
@@ -125,7 +113,7 @@ def _lacks_data(before: Sequence[StepAny]) -> bool:
     return False
 
 
-def _hurt(step: StepAny) -> frozenset[NodeId]:
+def _hurt(step: Step) -> frozenset[NodeId]:
     """The nodes whose links a step cuts, all other links being straight; empty: it may be any, or does something else.
 
     A link that loses frames of some kinds only is none that a leader could notice: its heartbeats may pass, and nothing

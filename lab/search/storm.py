@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.plan.step import (
+from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, WHOLE, minority
+from lab.steps import (
     Cut,
     Disk,
     FullRestart,
@@ -32,13 +33,12 @@ from lab.plan.step import (
     Sender,
     Sleep,
     Start,
-    StepAny,
+    Step,
 )
-from lab.plan.words import Duration, LinkEnd
-from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, WHOLE, minority
+from lab.words import Duration, LinkEnd
 from nodeproc.core.messages import NodeId
 
-Steps: TypeAlias = list[StepAny]
+Steps: TypeAlias = list[Step]
 
 FRAMES: Final = (
     *("APPEND", "APPENDED", "CATCH_UP", "RESUME", "VOTE_REQUEST", "VOTE"),

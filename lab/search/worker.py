@@ -15,7 +15,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
-from lab.run.children import say
+from lab.live.children import say
 from lab.search import coverage
 
 SEED_CPU_S = 60.0

@@ -25,12 +25,12 @@ from tabulate import tabulate
 from lab import runs
 from lab.mutants.catalogue import MUTANTS, Mutant
 from lab.plan.scenario import Scenario
-from lab.plan.words import Duration
 from lab.search.draw import SIZES, draw
 from lab.search.failure import Failure, play
 from lab.search.search import Search, Tally, play_all
 from lab.search.shrink import Shrunk, shrink, write
 from lab.selftest.stories import SEEDS, story
+from lab.words import Duration
 
 DRAWN: Final = 2000
 """Seeds that are drawn for one mutant, at most."""

@@ -1,8 +1,8 @@
 """The network of a simulated host: directed links between nodes that carry whole frames, and client connections.
 
-A link treats its frames by the same lab.run.links as the live proxy does; without a rule a frame takes a small random
-time and stays in order, as on TCP. What is on its way when a link breaks is lost. A frame that was spoilt breaks the
-link where it arrives, as its CRC makes a node do.
+A link treats its frames by the same lab.course.links as the live proxy does; without a rule a frame takes a small
+random time and stays in order, as on TCP. What is on its way when a link breaks is lost. A frame that was spoilt breaks
+the link where it arrives, as its CRC makes a node do.
 
 A cut drops packets, and TCP repeats them later and later: what was sent during the cut, and all behind it, arrives when
 the next repetition is due after the heal, or is lost when the sender's end dials anew before that (rule L1).
@@ -16,10 +16,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.run.clientways import ClientDoor, ClientWay
-from lab.run.links import NEVER, Handling, LinkCounts, Rule
-from lab.run.links import Link as TreatedLink
-from lab.run.proxy import CLIENTS
+from lab.course.client_links import ClientDoor, ClientWay
+from lab.course.links import CLIENTS, NEVER, Handling, LinkCounts, Rule
+from lab.course.links import Link as TreatedLink
 from lab.sim.frames import Frames
 from lab.sim.loop import VirtualLoop
 from nodeproc.core.messages import Envelope, LinkDown, LinkUp, NodeId, PeerMessage
@@ -253,7 +252,7 @@ class Network:
     """All ways between all nodes, and where clients knock (port = node id).
 
     Args:
-        doors: clients come to each node through the same lab.run.clientways as in a live run whose proxy treats them.
+        doors: clients come to each node through lab.course.client_links, as in a live run whose proxy treats them.
     """
 
     def __init__(self, loop: VirtualLoop, seed: int, ids: Sequence[NodeId], *, doors: bool = False) -> None:

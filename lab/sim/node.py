@@ -12,8 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lab.run.damage import Tear
-from lab.run.powerloss import Loss, loss_of
+from lab.course.damage import Loss, Tear, loss_of
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import HIGH_BYTES, Network, SimTransport, join
 from nodeproc.clients import Clients

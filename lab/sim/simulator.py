@@ -1,6 +1,6 @@
 """A scenario in virtual time: the same steps, the same product code, the same run directory; all of it from one seed.
 
-simulator.run(scenario, run, seed=7, progress=print)      leaves a run directory, as lab.run.live does
+simulator.run(scenario, run, seed=7, progress=print)      leaves a run directory, as lab.live.live does
 simulator.simulate(scenario, seed)                        looks at the invariants only, and leaves nothing
 """
 
@@ -15,14 +15,13 @@ from types import FrameType
 import msgspec
 from msgspec import structs
 
+from lab.course.evidence import with_heals
+from lab.course.manifest import host, resolved, versions
+from lab.course.runner import Conductor, Progress, Stage
+from lab.course.world import RunFailed
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import Meta, encode_row
-from lab.run.children import RunFailed
-from lab.run.cluster import resolved
-from lab.run.conductor import Conductor, Progress, Stage
-from lab.run.evidence import with_heals
-from lab.run.live import host, versions
 from lab.rundir import RunDir
 from lab.sim.frames import Frames
 from lab.sim.loop import START_S, Deadlock, VirtualLoop

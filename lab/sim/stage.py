@@ -1,4 +1,4 @@
-"""The simulated counterpart of lab.run's cluster, load and history: what a Conductor plays a scenario on."""
+"""The simulated counterpart of lab.live's cluster, load and history: what a Conductor plays a scenario on."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from lab.plan.faults import ClusterView, NodeView, draw_first_stint, draw_stint
-from lab.plan.scenario import Load, Scenario
-from lab.plan.step import Busy, Chaos, Clock, Disk, Garbage, Link, MachineStep, PowerLoss, Rebuild, UntilEvent
-from lab.plan.workload import client_plans
-from lab.rows import Acked, Failed, FaultRow, HistoryRow, NodeExit, NodeUse, Unknown
-from lab.run.children import RunFailed
-from lab.run.clients import START_DELAY_S, Addresses
-from lab.run.cluster import node_settings, rule_of
-from lab.run.conductor import Pair
-from lab.run.damage import (
+from lab.course.clients import START_DELAY_S, Addresses
+from lab.course.damage import (
+    FATAL,
+    MID_WRITE_OPERATIONS,
+    MID_WRITE_PATIENCE_S,
     Cause,
     Causes,
     Rot,
@@ -30,15 +25,21 @@ from lab.run.damage import (
     file_name,
     lost_place,
 )
-from lab.run.disks import FATAL, MID_WRITE_OPERATIONS, MID_WRITE_PATIENCE_S
-from lab.run.links import LINK_EFFECTS
-from lab.run.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
-from lab.run.observation import SeenLeaders, as_text
-from lab.run.world import World
+from lab.course.links import LINK_EFFECTS, Pair
+from lab.course.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
+from lab.course.manifest import node_settings, rule_of
+from lab.course.observation import SeenLeaders, as_text
+from lab.course.world import RunFailed, World
+from lab.plan.scenario import Load, Scenario
+from lab.plan.workload import client_plans
+from lab.rows import Acked, Failed, FaultRow, HistoryRow, NodeExit, NodeUse, Unknown
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import Network
 from lab.sim.node import SimNode
 from lab.sim.watch import Violation, Watch
+from lab.steps import Busy, Chaos, Clock, Disk, Garbage, Link, MachineStep, PowerLoss, Rebuild, UntilEvent
+from lab.steps.chaos import draw_first_stint, draw_stint
+from lab.steps.targets import ClusterView, NodeView
 from nodeproc.client import Address, ChatClient
 from nodeproc.config import NodeConfig
 from nodeproc.core import events
@@ -202,7 +203,7 @@ class SimLoad:
 
 
 class SimCluster:
-    """The nodes of a simulated run, and what is done to them. As lab.run.cluster.Cluster.
+    """The nodes of a simulated run, and what is done to them. As lab.live.cluster.Cluster.
 
     Args:
         keep: events and fault rows are kept for a run directory.

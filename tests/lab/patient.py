@@ -5,8 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from lab.plan.scenario import Bounds, Cluster, Scenario
-from lab.plan.step import Send, StepAny, UntilLeader, Wait
-from lab.plan.words import Duration
+from lab.steps import Send, Step, UntilLeader, Wait
+from lab.words import Duration
 from tests import TOO_LONG_S
 
 TOO_LONG = Duration(TOO_LONG_S)
@@ -23,7 +23,7 @@ def patient(planned: Scenario) -> Scenario:
     return replace(planned, cluster=cluster, steps=tuple(map(_patient, planned.steps)))
 
 
-def _patient(step: StepAny) -> StepAny:
+def _patient(step: Step) -> Step:
     if isinstance(step, Wait) and step.until.within == UntilLeader().within:
         return replace(step, until=replace(step.until, within=TOO_LONG))
     if isinstance(step, Send) and step.within == Send(clients=()).within:

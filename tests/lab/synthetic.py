@@ -13,8 +13,9 @@ from zlib import crc32
 
 import msgspec
 
+from lab.payloads import payload
 from lab.plan import scenario as plan
-from lab.plan.workload import FIRST_SUBSCRIBER, payload
+from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.plan.writing import show_step
 from lab.rows import (
     Acked,

@@ -83,7 +83,7 @@ class FakeLab:
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeLab]:
     fake = FakeLab()
-    monkeypatch.setattr("lab.run.live.run", fake.run)
+    monkeypatch.setattr("lab.live.live.run", fake.run)
     monkeypatch.setattr("lab.check.invariants.check", fake.check)
     monkeypatch.setattr("lab.check.metrics.measure", fake.measure)
     monkeypatch.setattr("lab.show.table.render", lambda *_: "the table")
@@ -569,7 +569,7 @@ def test_help_loads_neither_the_runner_nor_the_checks() -> None:
         "import sys; from lab import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = ('lab.run.', 'lab.check', 'nodeproc', 'msgspec', 'yaml')\n"
+        "heavy = ('lab.live.', 'lab.course', 'lab.steps', 'lab.check', 'nodeproc', 'msgspec', 'yaml')\n"
         "sys.exit(','.join(name for name in sys.modules if name.startswith(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from lab.run.links import LinkCounts, Rule
-from lab.run.proxy import CLIENTS, Break, Broken, Count, Evidence, Open, Opened, Pair, Proxy, Treat
+from lab.course.links import CLIENTS, LinkCounts, Pair, Rule
+from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, Treat
 from tests.lab.inloop import in_loop
 
 NODE = 2

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from lab.plan.step import Disk
-from lab.plan.words import Duration
-from lab.run.damage import Causes, cause_of, draw_rot, draw_tear, file_name, lost_place
+from lab.course.damage import Causes, cause_of, draw_rot, draw_tear, file_name, lost_place
+from lab.steps import Disk
+from lab.words import Duration
 from nodeproc import wal
 from nodeproc.core.events import MessageLogRepaired, TornTailDropped
 from nodeproc.errors import CorruptionError, Unreadable

@@ -10,13 +10,13 @@ import pytest
 
 from lab import cli
 from lab.plan import scenario as plan
-from lab.plan.step import Kill, Sleep
-from lab.plan.words import Duration
 from lab.rows import Acked, FaultRow, FrameRow, HistoryRow, Invoke, Phase, Unknown, encode_row
 from lab.rundir import RunDir
 from lab.runs import How, run_once
 from lab.show.diagram import LANE, render_svg, render_text
 from lab.show.story import CLIENTS, Arrow, Note, Skipped, Story, _without_traffic, around, read
+from lab.steps import Kill, Sleep
+from lab.words import Duration
 from tests.lab.synthetic import build_run, doctor_meta
 
 MS = 1_000_000

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lab.check.invariants import check
 from lab.check.verdict import Verdict
+from lab.course.evidence import with_heals
 from lab.plan import scenario as plan
 from lab.rows import FaultRow
-from lab.run.evidence import with_heals
 from lab.rundir import RunDir
 from lab.sim import simulator
 

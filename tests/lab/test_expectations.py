@@ -11,7 +11,7 @@ from lab.check.history import RunFileError
 from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import ExpectationResult
-from lab.plan.workload import payload
+from lab.payloads import payload
 from lab.rows import Expectation, Phase, Unknown, encode_row
 from lab.rundir import RunDir
 from tests.lab.synthetic import MS, NODES, SCENARIO, SEED, T_START, build_run, doctor_lines, doctor_meta

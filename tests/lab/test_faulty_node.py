@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.run import faulty_node
-from lab.run.children import child_environment
-from lab.run.faulty_node import Clock
-from lab.run.ledger import Ledger, Orders
+from lab.course.orders import Orders
+from lab.live.children import child_environment
+from lab.live.inside import faulty_node
+from lab.live.inside.faulty_node import Clock
+from lab.live.inside.ledger import Ledger
 
 
 class FixedTime:
@@ -68,6 +69,6 @@ def test_a_wall_clock_that_was_set_is_ahead_and_time_spans_do_not_notice(tmp_pat
     ],
 )
 def test_it_takes_a_ledger_and_a_nodes_arguments(tmp_path: Path, arguments: list[str], complaint: str) -> None:
-    command = [sys.executable, "-m", "lab.run.faulty_node", *arguments]
+    command = [sys.executable, "-m", "lab.live.inside.faulty_node", *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2 and complaint in done.stderr

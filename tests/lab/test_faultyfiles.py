@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from lab.run.children import child_environment
-from lab.run.faultyfiles import FaultyFiles
-from lab.run.ledger import NEVER, Counts, Ledger, NameChange, Orders
-from lab.run.powerloss import as_simulated, lose_power, tearable
+from lab.course.orders import NEVER, Counts, Orders
+from lab.live.children import child_environment
+from lab.live.inside.faulty_files import FaultyFiles
+from lab.live.inside.ledger import Ledger, NameChange
+from lab.live.powerloss import as_simulated, lose_power, tearable
 from nodeproc.core.events import TornTailDropped
 from nodeproc.errors import WriteFailed
 from nodeproc.files import File, Files, RealFiles
@@ -147,8 +148,8 @@ def test_a_disk_that_hangs_makes_nothing_durable_until_it_answers(disk: Disk) ->
 DIES = """
 import sys
 from pathlib import Path
-from lab.run.faultyfiles import FaultyFiles
-from lab.run.ledger import Ledger
+from lab.live.inside.faulty_files import FaultyFiles
+from lab.live.inside.ledger import Ledger
 from nodeproc.files import RealFiles
 
 path = Path(sys.argv[1])

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from lab.run.cluster import share_of
-from lab.run.garbage import (
+from lab.live.cluster import share_of
+from lab.live.garbage import (
     KINDS,
     Crowd,
     Mark,
@@ -110,12 +110,12 @@ async def door(closes: bool) -> AsyncIterator[Crowd]:
 
 def test_what_becomes_of_the_strangers_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
-        monkeypatch.setattr("lab.run.garbage.PATIENCE_S", TOO_LONG_S)
+        monkeypatch.setattr("lab.live.garbage.PATIENCE_S", TOO_LONG_S)
         async with door(closes=True) as strict:
             await besiege(strict, 20, 3, 0.05, random.Random(1))
         assert (strict.connections, strict.closed, strict.left, strict.refused) == (20, 20, 0, 0)
         assert strict.said > 100 and strict.half_open == 3
-        monkeypatch.setattr("lab.run.garbage.PATIENCE_S", 0.05)
+        monkeypatch.setattr("lab.live.garbage.PATIENCE_S", 0.05)
         async with door(closes=False) as patient:
             await besiege(patient, 5, 3, 0.05, random.Random(2))
         assert (patient.closed, patient.left, patient.held) == (0, 5, 3)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.run.links import (
+from lab.course.links import (
     AT_ONCE,
     NEVER,
     PIECE_GAP_S,

@@ -15,13 +15,15 @@ import yaml
 
 from lab.check.invariants import check
 from lab.check.metrics import measure
+from lab.course import manifest
+from lab.course.manifest import node_settings
+from lab.course.world import RunFailed
+from lab.live import live
+from lab.live.children import PROJECT_ROOT, child_environment
+from lab.live.observation import EventCount, file_sizes
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import Invoke, Phase
-from lab.run import cluster, live
-from lab.run.children import PROJECT_ROOT, RunFailed, child_environment
-from lab.run.cluster import node_settings
-from lab.run.observation import EventCount, file_sizes
 from lab.rundir import RunDir
 from nodeproc import config as nodeconfig
 from nodeproc.errors import ConfigError
@@ -144,8 +146,8 @@ def test_a_fault_that_hits_nobody_says_so(tmp_path: Path) -> None:
 def test_nodes_that_can_not_start_fail_the_run_with_their_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = cluster.node_settings
-    monkeypatch.setattr(cluster, "node_settings", lambda *plan: settings(*plan) | {"nonsense": 1})
+    settings = manifest.node_settings
+    monkeypatch.setattr("lab.live.cluster.node_settings", lambda *plan: settings(*plan) | {"nonsense": 1})
     run = RunDir.create(tmp_path, "test", "stamp")
     with pytest.raises(RunFailed, match=r"node \d ended with exit code 2: .*nonsense"):
         live.run(scenario("steps: [sleep: 1s]"), run, seed=SEED, progress=lambda _: None)
@@ -159,7 +161,7 @@ HARNESS = """
 import sys
 from pathlib import Path
 from lab.plan import scenario
-from lab.run import live
+from lab.live import live
 from lab.rundir import RunDir
 
 text = '''name: test

@@ -12,10 +12,10 @@ import pytest
 from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Verdict
+from lab.live import live
+from lab.live.disks import Disks
 from lab.plan import scenario as plan
 from lab.rows import FaultRow
-from lab.run import live
-from lab.run.disks import Disks
 from lab.rundir import RunDir
 from tests.lab.patient import patient
 
@@ -182,7 +182,7 @@ def test_orders_that_no_node_obeys_leave_the_run_undecided(tmp_path: Path, monke
         """Nothing is ordered."""
 
     monkeypatch.setattr(Disks, "_change", mute)
-    monkeypatch.setattr("lab.run.disks.MID_WRITE_PATIENCE_S", 0.2)
+    monkeypatch.setattr("lab.live.disks.MID_WRITE_PATIENCE_S", 0.2)
     run, verdict = run_in(tmp_path, CLUSTER + MUTED)
     rows = undecided(run, verdict, ("disk", "clock", "power_loss"))
     assert sorted((row.fault, row.target) for row in rows) == [

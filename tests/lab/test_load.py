@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from lab.course.clients import NamedClients, Subscribers
+from lab.course.load import tick_s
+from lab.course.recording import HistoryWriter, merge, row_time
+from lab.course.world import RunFailed
+from lab.live.children import child_environment
+from lab.live.load_workers import LoadWorkers, worker_count
 from lab.plan.scenario import Load
-from lab.plan.step import Sender
-from lab.plan.words import Duration
 from lab.rows import Acked, HistoryRow, Invoke, Phase, Shown, Unknown, decode_history_row, encode_row
-from lab.run.children import RunFailed, child_environment
-from lab.run.clients import LoadWorkers, NamedClients, Subscribers, worker_count
-from lab.run.load import tick_s
-from lab.run.recording import HistoryWriter, merge, row_time
 from lab.rundir import RunDir
+from lab.steps import Sender
+from lab.words import Duration
 from tests import TOO_LONG_S
 from tests.lab.fakenode import FakeNode
 from tests.lab.inloop import in_loop
@@ -155,7 +157,7 @@ async def test_a_worker_that_dies_ends_the_waiting_with_a_reason(tmp_path: Path)
 
 def test_a_worker_ends_with_its_input() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lab.run.load"],
+        [sys.executable, "-m", "lab.live.load_worker"],
         input=b"",
         capture_output=True,
         env=child_environment(),

@@ -11,11 +11,11 @@ import pytest
 
 from lab.check.invariants import check
 from lab.check.metrics import measure
+from lab.course.links import Rule
+from lab.live import cluster, live, processes
+from lab.live.busy import BusyProcesses
+from lab.live.proxy import Break
 from lab.plan import scenario as plan
-from lab.run import cluster, live, processes
-from lab.run.busy import BusyProcesses
-from lab.run.links import Rule
-from lab.run.proxy import Break
 from lab.rundir import RunDir
 from tests.lab.patient import patient
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.live import launch
 from lab.plan import scenario as plan
-from lab.run import launch
 from nodeproc.files import sync_file
 from tests import TOO_LONG_S
 from tests.lab.patient import patient

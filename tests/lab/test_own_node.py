@@ -16,13 +16,14 @@ import pytest
 from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Verdict
+from lab.course.links import Rule
+from lab.course.world import RunFailed
+from lab.live import live
+from lab.live.children import PROJECT_ROOT, child_environment
+from lab.live.processes import HeldPort, Lifeline, NodeProcess, Program
+from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, Treat
 from lab.plan import scenario as plan
 from lab.plan.command import PLACEHOLDERS, filled, split_command
-from lab.run import live
-from lab.run.children import PROJECT_ROOT, RunFailed, child_environment
-from lab.run.links import Rule
-from lab.run.processes import HeldPort, Lifeline, NodeProcess, Program
-from lab.run.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, Treat
 from lab.rundir import RunDir
 from tests import TOO_LONG_S
 from tests.lab.inloop import in_loop
@@ -239,7 +240,7 @@ async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 @in_loop
 async def test_an_answer_that_is_no_status_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.run.processes.READY_PATIENCE_S", 1.0)
+    monkeypatch.setattr("lab.live.processes.READY_PATIENCE_S", 1.0)
     with OwnNode(tmp_path, {"type": "STATUS_IS", "node": 1}) as own:
         own.node.start()
         with pytest.raises(RunFailed, match="missing required field `role`"):
@@ -250,7 +251,7 @@ HARNESS = """
 import sys
 from pathlib import Path
 from lab.plan import scenario
-from lab.run import live
+from lab.live import live
 from lab.rundir import RunDir
 
 text = '''name: test

@@ -10,10 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lab.run.children import Child, RunFailed
-from lab.run.frames import LENGTHS_BYTES, FrameCutter, frame_type, pieces, spoil
-from lab.run.links import LinkCounts, Rule
-from lab.run.proxy import (
+from lab.course.frames import LENGTHS_BYTES, FrameCutter, frame_type, pieces, spoil
+from lab.course.links import LinkCounts, Rule
+from lab.course.world import RunFailed
+from lab.live.children import Child
+from lab.live.proxy import (
     Break,
     Broken,
     Count,
@@ -283,7 +284,7 @@ async def test_a_receiver_that_leaves_breaks_the_connection() -> None:
 
 @in_loop
 async def test_the_process_obeys_lines_and_ends_with_its_input(tmp_path: Path) -> None:
-    child = await Child.spawn("proxy", "lab.run.proxy", tmp_path / "proxy.log")
+    child = await Child.spawn("proxy", "lab.live.proxy", tmp_path / "proxy.log")
     opened = msgspec.json.decode(
         await child.ask(msgspec.json.encode(Open("127.0.0.1", {1: 1, 2: 2, 3: 3}, 7))), type=Opened
     )
@@ -297,7 +298,7 @@ async def test_the_process_obeys_lines_and_ends_with_its_input(tmp_path: Path) -
 
 @in_loop
 async def test_a_child_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None:
-    child = await Child.spawn("proxy", "lab.run.proxy", tmp_path / "proxy.log")
+    child = await Child.spawn("proxy", "lab.live.proxy", tmp_path / "proxy.log")
     with pytest.raises(RunFailed, match=r"proxy ended with exit code 1: .*ValidationError"):
         await child.ask(b'{"do":"nonsense"}')
     await child.close()

@@ -10,8 +10,8 @@ import pytest
 
 from lab import pytest_plugin
 from lab.check import invariants, metrics
-from lab.run import live
-from lab.run.children import PROJECT_ROOT, child_environment
+from lab.live import live
+from lab.live.children import PROJECT_ROOT, child_environment
 from tests.lab.test_cli import GOOD, FakeLab
 
 PLUGIN = ("-p", "lab.pytest_plugin", "-p", "no:cacheprovider", "-p", "no:benchmark")

@@ -14,21 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.payloads import payload, payloads
 from lab.plan import workload
-from lab.plan.expectation import (
-    MOMENT_EXPECTATIONS,
-    RUN_EXPECTATIONS,
-    CaughtUp,
-    LastSeq,
-    LeaderIs,
-    MomentExpectation,
-    Order,
-    RoleIs,
-)
-from lab.plan.faults import ClusterView, NodeView, NoSuchTarget, choose, draw_stint, judge, partition_pairs
+from lab.plan.expectation import RUN_EXPECTATIONS, Order
 from lab.plan.reading import EVENTS
 from lab.plan.scenario import Load, Scenario, encode, load
-from lab.plan.step import (
+from lab.plan.writing import show_expectation, show_step
+from lab.steps import (
     FAULT_STEPS,
     STEPS,
     UNTILS,
@@ -57,8 +49,11 @@ from lab.plan.step import (
     Wait,
     When,
 )
-from lab.plan.words import TARGET_WORDS, Duration, Target
-from lab.plan.writing import show_expectation, show_step
+from lab.steps.chaos import draw_stint
+from lab.steps.expect import MOMENT_EXPECTATIONS, CaughtUp, LastSeq, LeaderIs, MomentExpectation, RoleIs, judge
+from lab.steps.partition import partition_pairs
+from lab.steps.targets import ClusterView, NodeView, NoSuchTarget, choose
+from lab.words import TARGET_WORDS, Duration, Target
 from nodeproc.errors import ConfigError, FileProblem
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yml"))
@@ -1011,7 +1006,7 @@ def test_a_node_that_lags_or_is_down_is_not_caught_up() -> None:
 
 @given(st.integers(0, 2**31), st.integers(1, 10**6), st.integers(1, 10**7), st.integers(1, 3000))
 def test_a_payload_has_its_size_and_needs_no_escape(seed: int, client: int, n: int, size: int) -> None:
-    made = workload.payload(seed, client, n, size)
+    made = payload(seed, client, n, size)
     assert len(made) == size
     assert made.isascii()
     assert made.isprintable()
@@ -1019,15 +1014,15 @@ def test_a_payload_has_its_size_and_needs_no_escape(seed: int, client: int, n: i
 
 
 def test_payloads_repeat_with_the_seed_and_differ_without() -> None:
-    assert workload.payload(1, 1001, 5, 100) == workload.payload(1, 1001, 5, 100)
-    made = {workload.payload(1, client, n, 20) for client in range(1001, 1004) for n in range(1, 100)}
+    assert payload(1, 1001, 5, 100) == payload(1, 1001, 5, 100)
+    made = {payload(1, client, n, 20) for client in range(1001, 1004) for n in range(1, 100)}
     assert len(made) == 3 * 99
-    assert workload.payload(1, 1001, 5, 100) != workload.payload(2, 1001, 5, 100)
+    assert payload(1, 1001, 5, 100) != payload(2, 1001, 5, 100)
 
 
 def test_payloads_at_once_are_the_same_as_one_by_one() -> None:
     for size in (1, 5, 100):
-        assert workload.payloads(3, 1001, 98, 5, size) == [workload.payload(3, 1001, n, size) for n in range(98, 103)]
+        assert payloads(3, 1001, 98, 5, size) == [payload(3, 1001, n, size) for n in range(98, 103)]
 
 
 def test_plans_add_up_to_the_load_and_start_on_the_nodes_in_turn() -> None:

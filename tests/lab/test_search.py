@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from lab import cli
+from lab.live.children import Child
 from lab.plan import scenario as plan
-from lab.run.children import Child
 from lab.search import failure, search, worker
 from lab.search.draw import draw
 from lab.search.search import Search, Tally, play_again

@@ -11,7 +11,14 @@ from msgspec import structs
 from lab import cli
 from lab.plan import scenario as plan
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.plan.step import (
+from lab.search import shrink as shrinking
+from lab.search.draw import draw
+from lab.search.failure import Failure, failure_of, play
+from lab.search.shrink import report, shrink, write
+from lab.search.smaller import a_node_less, nice, plainer_cluster, plainer_load, plainer_steps, slices_left_out
+from lab.search.sound import is_sound
+from lab.sim.simulator import Outcome
+from lab.steps import (
     Cut,
     Disk,
     Heal,
@@ -24,18 +31,11 @@ from lab.plan.step import (
     Sender,
     Sleep,
     Start,
-    StepAny,
+    Step,
     Wait,
 )
-from lab.plan.step import UntilCaughtUp as CaughtUp
-from lab.plan.words import Duration
-from lab.search import shrink as shrinking
-from lab.search.draw import draw
-from lab.search.failure import Failure, failure_of, play
-from lab.search.shrink import report, shrink, write
-from lab.search.smaller import a_node_less, nice, plainer_cluster, plainer_load, plainer_steps, slices_left_out
-from lab.search.sound import is_sound
-from lab.sim.simulator import Outcome
+from lab.steps import UntilCaughtUp as CaughtUp
+from lab.words import Duration
 
 PROJECT = Path(__file__).resolve().parents[2]
 MOST_STEPS = 12
@@ -103,7 +103,7 @@ def test_an_assertion_is_like_another_of_the_same_function_only() -> None:
 
 # ---- what is sound ------------------------------------------------------------------------------------------
 
-WHOLE: tuple[StepAny, ...] = (
+WHOLE: tuple[Step, ...] = (
     Heal(what="all"),
     Wait(until=CaughtUp(on="all", within=Duration(30))),
     Sleep(time=Duration(1)),
@@ -144,7 +144,7 @@ SEND = Send(clients=(Sender(client=1, messages=1, via=2),))
         ((Kill(target=(1, 2, 3)), Start(target="all")), True),
     ],
 )
-def test_what_is_sound(steps: tuple[StepAny, ...], sound: bool) -> None:
+def test_what_is_sound(steps: tuple[Step, ...], sound: bool) -> None:
     assert is_sound(steps, nodes=3) is sound
 
 

@@ -1,0 +1,135 @@
+"""The clients of a run, seen from the harness: the load's workers, named senders, and subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeAlias
+from zlib import crc32
+
+from lab.course.world import REAL, History, World
+from lab.payloads import numbered_message
+from lab.plan.workload import FIRST_SUBSCRIBER
+from lab.rows import Invoke, Shown
+from lab.steps import Sender
+from nodeproc import nodestream
+from nodeproc.client import Address, ChatClient
+from nodeproc.core.messages import NodeId, SeqNo
+from nodeproc.session import Outcome
+
+Addresses: TypeAlias = dict[NodeId, Address]
+
+START_DELAY_S = 0.02
+"""Between the order to go and the load's zero, so that all workers begin together."""
+
+
+class NamedClient:
+    """A client of `send` steps; it keeps its session from step to step."""
+
+    def __init__(self, client: int, addresses: Sequence[Address], history: History, world: World) -> None:
+        self.client = client
+        self._history, self._world = history, world
+        self.outcomes: Counter[str] = Counter()
+        self.chat = world.chat(addresses, client, on_outcome=self._on_outcome)
+        self.chat.start()
+
+    def send(self, payloads: tuple[str, ...]) -> None:
+        """Hand the messages over, one behind the other, without waiting."""
+        if self.chat.session.ended and not self.chat.session.unsettled:
+            self.chat.renew()
+        now, session = self._world.now_ns(), self.chat.session
+        # The row goes first: an acknowledgement must not be older than what it answers.
+        row = Invoke(now, self.client, session.id, session.last_n + 1, len(payloads), now, payloads=payloads)
+        self._history.write(row)
+        first = self.chat.submit_nowait(payloads)
+        assert first == row.n, (first, row.n)
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.kind] += outcome.last - outcome.first + 1
+        self._history.outcome(self.chat.session.id, outcome)
+
+
+class NamedClients:
+    """All clients that `send` steps name."""
+
+    def __init__(self, history: History, world: World = REAL) -> None:
+        self._history, self._world = history, world
+        self._clients: dict[int, NamedClient] = {}
+        self._via: dict[int, NodeId] = {}
+        self._numbered: Counter[int] = Counter()
+
+    async def send(self, sender: Sender, addresses: Addresses) -> NamedClient:
+        """Make the client or move it to its node, and hand its messages over."""
+        order = self._order(sender, addresses)
+        client = self._clients.get(sender.client)
+        if client is not None and sender.fresh:
+            await client.chat.close()
+            client = None
+        if client is None:
+            client = self._clients[sender.client] = NamedClient(sender.client, order, self._history, self._world)
+        elif sender.via is not None and client.chat.session.node != sender.via:
+            client.chat.move(order)
+        client.send(self._messages(sender))
+        return client
+
+    def _order(self, sender: Sender, addresses: Addresses) -> list[Address]:
+        """Its node first, then the others in turn."""
+        nodes = sorted(addresses)
+        via = sender.via or self._via.get(sender.client, nodes[0])
+        self._via[sender.client] = via
+        at = nodes.index(via)
+        return [addresses[node] for node in nodes[at:] + nodes[:at]]
+
+    def _messages(self, sender: Sender) -> tuple[str, ...]:
+        if not isinstance(sender.messages, int):
+            return sender.messages
+        done = self._numbered[sender.client]
+        self._numbered[sender.client] += sender.messages
+        return tuple(numbered_message(sender.client, done + number) for number in range(1, sender.messages + 1))
+
+    @property
+    def waiting(self) -> int:
+        """Messages of all of them without an outcome."""
+        return sum(each.chat.session.unsettled for each in self._clients.values())
+
+    async def close(self) -> None:
+        await asyncio.gather(*(each.chat.close() for each in self._clients.values()))
+
+
+class Subscribers:
+    """Clients that are shown everything from the first message on."""
+
+    def __init__(self, count: int, addresses: Addresses, history: History, world: World = REAL) -> None:
+        nodes = sorted(addresses)
+        self._chats = []
+        for index in range(count):
+            at = index % len(nodes)
+            order = [addresses[node] for node in nodes[at:] + nodes[:at]]
+            self._chats.append(_follow(FIRST_SUBSCRIBER + index, order, history, world))
+
+    async def until_shown(self, last: SeqNo, patience_s: float) -> bool:
+        """Wait until all were shown everything up to `last`; False if that took too long. Rule: A8."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await asyncio.gather(*(_until_shown(chat, last) for chat in self._chats))
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        await asyncio.gather(*(chat.close() for chat in self._chats))
+
+
+async def _until_shown(chat: ChatClient, last: SeqNo) -> None:
+    await chat.until(lambda: chat.session.place > last)
+
+
+def _follow(client: int, addresses: Sequence[Address], history: History, world: World) -> ChatClient:
+    def on_shown(shown: nodestream.Shown) -> None:
+        history.write(Shown(world.now_ns(), client, shown.first, shown.last, crc32(shown.lines)))
+
+    chat = world.chat(addresses, client)
+    chat.start()
+    chat.follow(1, on_shown)
+    return chat

@@ -1,0 +1,304 @@
+"""What the network between nodes does to a frame. Pure, so that a simulated network can obey the same rules.
+
+Every directed pair of nodes has one Link. Frames enter it and leave it in the same order, as on TCP, unless its
+rule holds one back for others to overtake it. A frame is lost whole or not at all. Time and randomness come in as
+arguments; what a frame carries is never looked at, and how one is spoilt or cut in pieces its owner knows (Handling).
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from nodeproc.core.messages import NOBODY, NodeId
+
+Cargo = TypeVar("Cargo")
+
+NEVER = float("inf")
+PIECE_GAP_S = 0.001
+"""Between two pieces of one frame: as long as a node needs to read the first before the second comes."""
+
+
+class Rule(Struct, frozen=True, forbid_unknown_fields=True):
+    """How one link treats its frames. Times are seconds.
+
+    frames: types that it applies to, as in the frame's header (APPEND, HEARTBEAT, …); empty: all.
+    delay, jitter: each such frame is held so long, in order, and longer as `distribution` says: by up to `jitter`
+        (uniform), by `jitter` on average (exponential), or by around nothing with the deviation `jitter` (normal).
+    every: each every-th such frame is held back until `behind` later ones have overtaken it, or `at_most` has
+        passed; 0: none. One at a time: while a frame is held back, no other is.
+    loss: share of such frames that vanish, 0..1.
+    duplicate: share of such frames that arrive twice, 0..1; such a frame is not held back for others to overtake it.
+    corrupt: share of such frames that arrive with one byte changed, 0..1; such a frame is not held back either.
+    bandwidth: bytes of such frames a second, one behind the other; 0: any number.
+    chunk: such a frame arrives in pieces of so many bytes, PIECE_GAP_S apart; 0: whole.
+    refuse: the link's connection is broken and none can be opened.
+    """
+
+    frames: tuple[str, ...] = ()
+    delay: float = 0.0
+    jitter: float = 0.0
+    distribution: Literal["uniform", "exponential", "normal"] = "uniform"
+    every: int = 0
+    behind: int = 1
+    at_most: float = 0.1
+    loss: float = 0.0
+    duplicate: float = 0.0
+    corrupt: float = 0.0
+    bandwidth: float = 0.0
+    chunk: int = 0
+    refuse: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Nothing at all gets through, so that no connection can be opened either."""
+        return self.loss >= 1.0 and not self.frames
+
+    def names(self, frame: str) -> bool:
+        """Whether frames of this type are treated at all."""
+        return not self.frames or frame in self.frames
+
+
+class Drop(NamedTuple):
+    """The frame vanishes."""
+
+
+class DeliverAfter(NamedTuple):
+    """The frame arrives so many seconds later, in order."""
+
+    seconds: float
+
+
+class HoldBack(NamedTuple):
+    """The frame waits for so many later ones to overtake it, but no longer than so many seconds."""
+
+    behind: int
+    at_most: float
+
+
+class Duplicate(NamedTuple):
+    """The frame arrives so many seconds later, in order, and again right behind itself."""
+
+    seconds: float
+
+
+class Corrupt(NamedTuple):
+    """The frame arrives so many seconds later, in order, and spoilt."""
+
+    seconds: float
+
+
+Decision: TypeAlias = Drop | DeliverAfter | HoldBack | Duplicate | Corrupt
+AT_ONCE = DeliverAfter(0.0)
+
+
+def decide(rule: Rule, number: int, rng: random.Random) -> Decision:
+    """What becomes of a frame that the rule names.
+
+    Args:
+        number: of this frame among those that the rule named, from 1.
+    """
+    if rule.loss and rng.random() < rule.loss:
+        return Drop()
+    if rule.duplicate and rng.random() < rule.duplicate:
+        return Duplicate(_delay(rule, rng))
+    if rule.corrupt and rng.random() < rule.corrupt:
+        return Corrupt(_delay(rule, rng))
+    if rule.every and number % rule.every == 0:
+        return HoldBack(rule.behind, rule.at_most)
+    seconds = _delay(rule, rng)
+    return DeliverAfter(seconds) if seconds else AT_ONCE
+
+
+def _delay(rule: Rule, rng: random.Random) -> float:
+    """How long a frame is held, in order."""
+    if not rule.jitter:
+        return rule.delay
+    match rule.distribution:
+        case "uniform":
+            longer = rng.random()
+        case "exponential":
+            longer = rng.expovariate(1.0)
+        case "normal":
+            longer = rng.gauss(0.0, 1.0)
+    return max(0.0, rule.delay + longer * rule.jitter)
+
+
+@dataclass(slots=True)
+class LinkCounts:
+    """What became of a link's frames: the evidence that a rule had an effect."""
+
+    entered: int = 0
+    delayed: int = 0
+    overtaken: int = 0
+    """Frames that really left behind a later one."""
+    lost: int = 0
+    duplicated: int = 0
+    corrupted: int = 0
+    cut: int = 0
+    """Frames that left in more than one piece."""
+    reset: int = 0
+    """Connections that a rule broke."""
+    refused: int = 0
+    """Connections that a rule did not let be opened."""
+
+
+LINK_EFFECTS = ("delayed", "overtaken", "lost", "duplicated", "corrupted", "cut", "reset", "refused")
+"""What a rule can do: the evidence that it had an effect."""
+
+
+class Handling(NamedTuple, Generic[Cargo]):
+    """What a link's owner knows of the frames that it carries.
+
+    size: bytes.
+    spoil: the frame with one byte changed, in such a way that the receiver can notice.
+    pieces: the frame cut in pieces of so many bytes.
+    """
+
+    size: Callable[[Cargo], int]
+    spoil: Callable[[Cargo, random.Random], Cargo]
+    pieces: Callable[[Cargo, int], Sequence[Cargo]]
+
+
+class _Entry(NamedTuple, Generic[Cargo]):
+    due: float
+    order: int
+    cargo: Cargo
+
+
+@dataclass(slots=True)
+class _Held(Generic[Cargo]):
+    cargo: Cargo
+    until: float
+    left: int
+    """So many later frames must still overtake it."""
+    overtaken: bool = False
+
+
+@dataclass(slots=True)
+class Link(Generic[Cargo]):
+    """One directed link and the frames that are on their way over it.
+
+    Args:
+        rng: for jitter, loss and the like; seeded by the run.
+    """
+
+    rng: random.Random
+    handling: Handling[Cargo]
+    rule: Rule | None = None
+    counts: LinkCounts = field(default_factory=LinkCounts)
+    _queue: list[_Entry[Cargo]] = field(default_factory=list)
+    _held: _Held[Cargo] | None = None
+    _free_at: float = 0.0
+    """No frame that keeps its order is due before."""
+    _line_free_at: float = 0.0
+    """When the bytes before have passed a link with a bandwidth."""
+    _order: count[int] = field(default_factory=count)
+    _named: int = 0
+
+    def set_rule(self, rule: Rule | None, now: float) -> None:
+        """Obey this rule from now on; None: the link is straight, and what is on its way arrives at once, in order."""
+        self.rule, self._named = rule, 0
+        if rule is None:
+            if self._held is not None:
+                self._let_go(now)
+            entries = sorted(self._queue)
+            self._queue = [entry._replace(due=now) for entry in entries]
+            self._free_at = self._line_free_at = now
+
+    def enter(self, frame: str, cargo: Cargo, now: float) -> int:
+        """A frame of this type comes to the link's near end.
+
+        Args:
+            now: monotonic seconds, never falling.
+
+        Returns:
+            how many times it is on its way now: 0, 1 or 2.
+        """
+        self.counts.entered += 1
+        rule = self.rule
+        if rule is None or not rule.names(frame):
+            self._push(cargo, now)
+            return 1
+        self._named += 1
+        match decide(rule, self._named, self.rng):
+            case Drop():
+                self.counts.lost += 1
+                return 0
+            case Duplicate(seconds):
+                self.counts.duplicated += 1
+                self._send(rule, (cargo, cargo), now, seconds)
+                return 2
+            case Corrupt(seconds):
+                self.counts.corrupted += 1
+                self._send(rule, (self.handling.spoil(cargo, self.rng),), now, seconds)
+            case HoldBack(behind, at_most) if self._held is None:
+                self._held = _Held(cargo, now + at_most, behind)
+            case HoldBack():
+                self._send(rule, (cargo,), now, 0.0)
+            case DeliverAfter(seconds):
+                self._send(rule, (cargo,), now, seconds)
+        return 1
+
+    def leave(self, now: float) -> list[Cargo]:
+        """The frames that arrive at the far end by now, in their order of arrival."""
+        if self._held is not None and self._held.until <= now:
+            self._let_go(self._held.until)
+        arrived = []
+        while self._queue and self._queue[0].due <= now:
+            arrived.append(heapq.heappop(self._queue).cargo)
+        return arrived
+
+    def next_due(self) -> float:
+        """When leave() has something, monotonic seconds; NEVER while nothing is on its way."""
+        due = self._queue[0].due if self._queue else NEVER
+        return due if self._held is None else min(due, self._held.until)
+
+    def clear(self) -> None:
+        """The connection broke: what was on its way is gone."""
+        self._queue.clear()
+        self._held = None
+        self._free_at = self._line_free_at = 0.0
+
+    def _push(self, cargo: Cargo, due: float) -> None:
+        self._free_at = due = max(due, self._free_at)
+        heapq.heappush(self._queue, _Entry(due, next(self._order), cargo))
+
+    def _send(self, rule: Rule, copies: Sequence[Cargo], now: float, seconds: float) -> None:
+        """Send a frame that the rule names on its way, in front of the one held back."""
+        for cargo in copies:
+            due = now + seconds
+            if rule.bandwidth:
+                passing = self.handling.size(cargo) / rule.bandwidth
+                self._line_free_at = max(now, self._line_free_at) + passing
+                due = self._line_free_at + seconds
+            pieces = self.handling.pieces(cargo, rule.chunk) if rule.chunk else (cargo,)
+            due = max(due, self._free_at)
+            for number, piece in enumerate(pieces):
+                self._push(piece, due + number * PIECE_GAP_S)
+            self.counts.cut += len(pieces) > 1
+        self.counts.delayed += due > now
+        held = self._held
+        if held is not None:
+            held.left -= 1
+            held.overtaken = True
+            if held.left <= 0:
+                self._let_go(self._free_at)
+
+    def _let_go(self, due: float) -> None:
+        assert self._held is not None
+        self.counts.overtaken += self._held.overtaken
+        cargo, self._held = self._held.cargo, None
+        self._push(cargo, due)
+
+
+CLIENTS: NodeId = NOBODY
+
+Pair: TypeAlias = tuple[NodeId, NodeId]
+"""(sender, receiver); CLIENTS stand for all clients."""

@@ -1,0 +1,112 @@
+"""Run one node on a disk and with a clock that obey orders.
+
+    python -m lab.live.inside.faulty_node --ledger DIR --config FILE …
+
+All other arguments, and the exit codes, are those of `python -m nodeproc`, or of the module that `--run` names, which
+must do nothing else in the end than call the product. The product knows nothing of it: its real
+files are wrapped (lab.live.inside.faulty_files), and the clocks that it reads are replaced by ones that the ledger's
+orders may drift or set. Timers of its loop follow the drifting clock; what times out connections does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.live.inside.faulty_files import FaultyFiles
+from lab.live.inside.ledger import Ledger
+from nodeproc import __main__ as product
+from nodeproc import runtime
+from nodeproc.files import RealFiles
+from nodeproc.runtime import Runtime
+
+
+class Clock:
+    """Stands for the module `time` in the product, as far as it is used there.
+
+    Args:
+        orders: the ledger to obey.
+        misread: told of each reading that was wrong.
+    """
+
+    def __init__(self, ledger: Ledger, misread: Callable[[], None]) -> None:
+        self._ledger, self._misread = ledger, misread
+
+    def monotonic(self) -> float:
+        orders, t = self._ledger.orders(), time.monotonic()
+        if orders.drift:
+            self._misread()
+        return orders.monotonic(t)
+
+    def time(self) -> float:
+        ahead = self._ledger.orders().wall_s
+        if ahead:
+            self._misread()
+        return time.time() + ahead
+
+    def real(self, span: float) -> float:
+        """How long the machine takes for what this clock calls `span`."""
+        return span / (1.0 + self._ledger.orders().drift)
+
+
+class _Loop:
+    """The event loop, with timers that follow the clock."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
+        self._loop, self._clock = loop, clock
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        return self._loop.call_later(self._clock.real(delay), callback, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+def take_over(ledger: Ledger) -> None:
+    """Put the ledger's disk and clock beneath the product, for the life of this process."""
+    opened: list[FaultyFiles] = []
+
+    def misread() -> None:
+        for files in opened:
+            files.count(misread=1)
+
+    clock = Clock(ledger, misread)
+
+    def files(root: Path) -> FaultyFiles:
+        opened.append(FaultyFiles(RealFiles(root), ledger))
+        return opened[-1]
+
+    class DriftingRuntime(Runtime):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self._loop = _Loop(self._loop, clock)  # type: ignore[assignment]
+
+    for module, name, value in (
+        (product, "RealFiles", files),
+        (product, "Runtime", DriftingRuntime),
+        (product, "time", clock),
+        (runtime, "time", clock),
+    ):
+        assert name in vars(module), (module, name)
+        setattr(module, name, value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lab.live.inside.faulty_node", add_help=False, allow_abbrev=False)
+    parser.add_argument("--ledger", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--run", default="nodeproc", metavar="MODULE")
+    options, others = parser.parse_known_args(arguments)
+    take_over(Ledger(options.ledger))
+    module = product if options.run == "nodeproc" else importlib.import_module(options.run)
+    return int(module.main(others))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

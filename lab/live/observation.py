@@ -1,0 +1,103 @@
+"""What the lab sees of the nodes from outside: their STATUS and their event files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import UNSET
+
+from lab.course.observation import as_text
+from nodeproc.client import Address
+from nodeproc.errors import FrameError
+from nodeproc.wire import Status, StatusRequest, decode_node_line, encode_line
+
+STATUS_PATIENCE_S = 1.0
+
+
+class StatusLine:
+    """A connection over which one node is asked for its STATUS again and again."""
+
+    def __init__(self, address: Address, client_token: str = "") -> None:
+        self._address = address
+        self._request = encode_line(StatusRequest(client_token or UNSET))
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._lock = asyncio.Lock()
+
+    async def ask(self) -> Status | None:
+        """What the node knows now; None where it does not answer in time."""
+        async with self._lock:
+            fresh = self._writer is None
+            answer = await self._ask_once()
+            if answer is None and not fresh:
+                answer = await self._ask_once()  # the old connection may have been that of a process long gone
+            return answer
+
+    async def _ask_once(self) -> Status | None:
+        try:
+            async with asyncio.timeout(STATUS_PATIENCE_S):
+                if self._reader is None or self._writer is None:
+                    self._reader, self._writer = await asyncio.open_connection(*self._address)
+                self._writer.write(self._request)
+                while True:
+                    answer = decode_node_line(await self._reader.readuntil(b"\n"))
+                    if isinstance(answer, Status):
+                        return answer
+        except (OSError, FrameError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):  # TimeoutError is one
+            self.hang_up()
+            return None
+        except asyncio.CancelledError:
+            self.hang_up()
+            raise
+
+    def hang_up(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+        self._reader = self._writer = None
+
+
+class EventCount:
+    """Counts one kind of event in event files that grow.
+
+    Args:
+        offsets: file -> bytes of it that don't count.
+        where: field -> value; compares as text.
+    """
+
+    def __init__(self, offsets: Mapping[Path, int], event: str, where: Mapping[str, str | int | bool]) -> None:
+        self._offsets = dict(offsets)
+        self._event = event
+        self._needle = f'"event":"{event}"'.encode()
+        self._where = {key: as_text(value) for key, value in where.items()}
+        self.count = 0
+
+    def update(self) -> int:
+        """Count what was written since; a line that is not whole yet comes next time."""
+        for path, offset in self._offsets.items():
+            try:
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    data = file.read()
+            except FileNotFoundError:
+                continue
+            end = data.rfind(b"\n") + 1
+            self._offsets[path] = offset + end
+            self.count += sum(self._is_wanted(line) for line in data[:end].split(b"\n") if self._needle in line)
+        return self.count
+
+    def _is_wanted(self, line: bytes) -> bool:
+        try:
+            event = msgspec.json.decode(line)
+        except msgspec.DecodeError:  # torn by a kill, and written on behind it
+            return False
+        return event.get("event") == self._event and all(
+            as_text(event.get(key)) == value for key, value in self._where.items()
+        )
+
+
+def file_sizes(paths: Iterable[Path]) -> dict[Path, int]:
+    """Bytes of each file; 0 for one that is not there yet."""
+    return {path: path.stat().st_size if path.exists() else 0 for path in paths}

@@ -1,0 +1,22 @@
+"""`busy`: other processes take the processor."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from lab.steps.step import Step
+from lab.words import Duration
+
+
+class Busy(Step, frozen=True, rename={"time": "for"}):
+    """So many other processes of the host take all the processor time that they get.
+
+    time: done when it is over; 0s: done when all have begun, and they go on until they are healed.
+    """
+
+    word = "busy"
+    short = "processes"
+    processes: Annotated[int, Meta(ge=1, le=1000)]
+    time: Duration = Duration(0)

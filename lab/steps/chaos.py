@@ -1,0 +1,38 @@
+"""`chaos`: nodes that get the processor by fits and starts."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from lab.steps.step import Step
+from lab.words import Duration, Period, Target
+
+SHORTEST_STINT_S = 0.001
+
+
+def draw_first_stint(chaos: Chaos, rng: random.Random) -> float:
+    """Seconds for which a node runs before it stands still for the first time: it shall, in the time that there is."""
+    return draw_stint(min(chaos.longest, max(chaos.time / 4, SHORTEST_STINT_S)), rng)
+
+
+def draw_stint(longest: float, rng: random.Random) -> float:
+    """Seconds for which a node in `chaos` runs, or stands still: short most often, each order of magnitude alike.
+
+    Args:
+        longest: seconds, SHORTEST_STINT_S or more.
+    """
+    return SHORTEST_STINT_S * math.exp(rng.random() * math.log(longest / SHORTEST_STINT_S))
+
+
+class Chaos(Step, frozen=True, rename={"time": "for"}):
+    """For a time these nodes get the processor by fits and starts. Done when the time is over and all go on.
+
+    Each runs and stands still (SIGSTOP) in turn, for drawn times of 1 ms to `longest`.
+    """
+
+    word = "chaos"
+    short = "time"
+    time: Period
+    on: Target = "running"
+    longest: Period = Duration(2)

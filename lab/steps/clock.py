@@ -1,0 +1,25 @@
+"""`clock`: clocks that run at another speed, or are set forward."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from lab.steps.step import Step
+from lab.words import Duration, Target
+
+MOST_DRIFT = 0.5
+
+
+class Clock(Step, frozen=True):
+    """The clocks of these nodes go wrong.
+
+    drift: share by which they run fast (0.05) or slow (-0.05) from now on, -0.5..0.5.
+    jump: the wall clock is set forward by so much, once; what measures time spans does not notice.
+    """
+
+    word = "clock"
+    on: Target
+    drift: Annotated[float, Meta(ge=-MOST_DRIFT, le=MOST_DRIFT)] = 0.0
+    jump: Duration = Duration(0)

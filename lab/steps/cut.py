@@ -1,0 +1,21 @@
+"""`cut`: frames on some links vanish."""
+
+from __future__ import annotations
+
+from lab.steps.step import Step
+from lab.words import LinkEnd
+
+
+class Cut(Step, frozen=True, rename={"source": "from"}):
+    """Frames on the directed links from `source` to `to` vanish silently from now on; connections stay open.
+
+    frames: frame types that it applies to; empty: all.
+    both: in the other direction too.
+    What is on a cut link of clients does not vanish but waits for the heal, as TCP has it.
+    """
+
+    word = "cut"
+    source: LinkEnd = "all"
+    to: LinkEnd = "all"
+    frames: tuple[str, ...] = ()
+    both: bool = False

@@ -1,0 +1,14 @@
+"""`kill`: SIGKILL."""
+
+from __future__ import annotations
+
+from lab.steps.step import Step
+from lab.words import Target
+
+
+class Kill(Step, frozen=True):
+    """SIGKILL, all at once. Done when the processes are gone."""
+
+    word = "kill"
+    short = "target"
+    target: Target

@@ -1,0 +1,15 @@
+"""`load`: the scenario's load is started or stopped."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lab.steps.step import Step
+
+
+class LoadSwitch(Step, frozen=True):
+    """Start the scenario's load, or stop it: nothing new is sent, what is under way is waited for."""
+
+    word = "load"
+    short = "do"
+    do: Literal["start", "stop"]

@@ -1,0 +1,78 @@
+"""`partition`: not everybody hears everybody."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal, assert_never
+
+from lab.steps.step import Step
+from lab.steps.targets import ClusterView, NoSuchTarget, choose
+from lab.words import Target
+from nodeproc.core.messages import NodeId
+
+
+def partition_pairs(step: Partition, view: ClusterView, rng: random.Random) -> tuple[tuple[NodeId, NodeId], ...]:
+    """The directed links (from, to) that a partition cuts now, ascending.
+
+    Args:
+        rng: the run's; draws the halves.
+
+    Raises:
+        NoSuchTarget: nobody is the node that it is about, or more nodes are than its side has.
+    """
+    ids = view.ids
+    most = len(ids) // 2 + 1
+    match step.kind:
+        case "isolate":
+            out = {(a, b) for a in choose(step.node, view, rng) for b in ids}
+            into = {(b, a) for a, b in out}
+            cut = {"out": out, "in": into, "both": out | into}[step.direction]
+        case "halves":
+            cut = _between(rng.sample(ids, most), ids)
+        case "majority" | "minority":
+            size = most if step.kind == "majority" else len(ids) - most
+            cut = _between(_side(step, choose(step.node, view, rng), size, ids, rng), ids)
+        case "bridge":
+            bridge = choose(step.node, view, rng)
+            banks = tuple(node for node in ids if node not in bridge)
+            cut = _between(rng.sample(banks, (len(banks) + 1) // 2), banks)
+        case "ring":
+            order = {node: place for place, node in enumerate(ids)}
+            cut = {(a, b) for a in ids for b in ids if (order[a] - order[b]) % len(ids) not in (1, len(ids) - 1)}
+        case "random":
+            links = [(a, b) for a in ids for b in ids if a != b]
+            cut = set(rng.sample(links, rng.randint(1, len(links) - 1)))
+        case _:
+            assert_never(step.kind)
+    return tuple(sorted((a, b) for a, b in cut if a != b))
+
+
+def _side(
+    step: Partition, nodes: tuple[NodeId, ...], size: int, ids: tuple[NodeId, ...], rng: random.Random
+) -> list[NodeId]:
+    """These nodes and random others, so many together."""
+    if len(nodes) > size:
+        raise NoSuchTarget(f"{len(nodes)} nodes are no part of a {step.kind}, which has {size} of {len(ids)}")
+    return [*nodes, *rng.sample([node for node in ids if node not in nodes], size - len(nodes))]
+
+
+def _between(side: Sequence[NodeId], nodes: tuple[NodeId, ...]) -> set[tuple[NodeId, NodeId]]:
+    """The links between a side and the rest, both directions."""
+    return {pair for a in side for b in nodes if b not in side for pair in ((a, b), (b, a))}
+
+
+class Partition(Step, frozen=True):
+    """Cut links, all frames, so that not everybody hears everybody. lab.steps.targets.partition_pairs has the links.
+
+    isolate: `node` hears nobody and nobody hears it; direction: only one of the two, in or out. halves: two random
+    halves, a majority and the rest. majority, minority: so, `node` being on that side. bridge: two halves that both
+    hear `node`, and it them, but not each other. ring: each node hears only its two neighbours by id. random: some
+    directed links, at least one, not all.
+    """
+
+    word = "partition"
+    short = "kind"
+    kind: Literal["isolate", "halves", "majority", "minority", "bridge", "ring", "random"]
+    node: Target = "leader"
+    direction: Literal["in", "out", "both"] = "both"

@@ -1,0 +1,14 @@
+"""`pause`: SIGSTOP."""
+
+from __future__ import annotations
+
+from lab.steps.step import Step
+from lab.words import Target
+
+
+class Pause(Step, frozen=True):
+    """SIGSTOP. Done when the processes are stopped."""
+
+    word = "pause"
+    short = "target"
+    target: Target

@@ -1,0 +1,14 @@
+"""`sleep`: time passes."""
+
+from __future__ import annotations
+
+from lab.steps.step import Step
+from lab.words import Duration
+
+
+class Sleep(Step, frozen=True, rename={"time": "for"}):
+    """Let time pass. For rest between faults, never for waiting until something is so."""
+
+    word = "sleep"
+    short = "time"
+    time: Duration

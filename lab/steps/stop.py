@@ -1,0 +1,14 @@
+"""`stop`: SIGTERM."""
+
+from __future__ import annotations
+
+from lab.steps.step import Step
+from lab.words import Target
+
+
+class Stop(Step, frozen=True):
+    """SIGTERM, all at once. Done when the processes are gone."""
+
+    word = "stop"
+    short = "target"
+    target: Target
