@@ -39,15 +39,24 @@ with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
     from nodeproc.config import NodeConfig, load
     from nodeproc.core.events import NothingSynced
     from nodeproc.core.node import Node
-    from nodeproc.entrance import RESERVED_DESCRIPTORS, listen
-    from nodeproc.errors import ChatError, ConfigError, CorruptionError, WriteFailed
+    from nodeproc.disk.files import RealFiles
+    from nodeproc.disk.storage import Storage
+    from nodeproc.disk.verify import verify
+    from nodeproc.errors import (
+        EXIT_CONFIG,
+        EXIT_CORRUPTION,
+        EXIT_INTERNAL,
+        EXIT_WRITE_FAILED,
+        ChatError,
+        ConfigError,
+        CorruptionError,
+        WriteFailed,
+    )
     from nodeproc.eventlog import RANK, Console, EventLog
-    from nodeproc.files import RealFiles
-    from nodeproc.runtime import EXIT_CONFIG, EXIT_CORRUPTION, EXIT_INTERNAL, EXIT_WRITE_FAILED, Runtime
-    from nodeproc.sockets import raise_descriptor_limit
-    from nodeproc.storage import Storage
-    from nodeproc.verify import verify
-    from nodeproc.wire import Sealer
+    from nodeproc.net.entrance import RESERVED_DESCRIPTORS, listen
+    from nodeproc.net.sockets import raise_descriptor_limit
+    from nodeproc.records import Sealer
+    from nodeproc.runtime import Runtime
 
 PR_SET_PDEATHSIG: Final = 1
 SWITCH_INTERVAL_S: Final = 0.0005

@@ -24,11 +24,11 @@ from msgspec import UNSET
 
 from nodeproc.core.messages import NOBODY, SeqNo
 from nodeproc.errors import FrameError, Unreachable
-from nodeproc.nodestream import NodeStream, Shown
+from nodeproc.lines import Reject, Status, StatusRequest, decode_node_line, encode_line
+from nodeproc.net.nodestream import NodeStream, Shown
+from nodeproc.net.sockets import send_at_once
 from nodeproc.session import EXPIRED, NEVER, Outcome, Session, SessionSettings
-from nodeproc.sockets import send_at_once
 from nodeproc.tls import describe
-from nodeproc.wire import Reject, Status, StatusRequest, decode_node_line, encode_line
 
 Address: TypeAlias = tuple[str, int]
 """(host, port)"""

@@ -37,7 +37,7 @@ with importing("chat", "python3 run_lab.py chat", interrupted=130):
 
     from nodeproc.client import Address, ChatClient
     from nodeproc.core.messages import NOBODY, Line
-    from nodeproc.nodestream import Shown
+    from nodeproc.net.nodestream import Shown
     from nodeproc.session import EXPIRED, Outcome, SessionSettings
     from nodeproc.tls import TlsProblem, client_tls
 

@@ -29,7 +29,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=1, le=10_000_000)]
 RECORD_OVERHEAD_BYTES = 256
 """More than a message costs in a batch beside its payload."""
 LEAST_SECRET = 16
-"""Characters. Whoever can reach a node gets a keyed hash at which it can guess in peace (nodeproc.handshake)."""
+"""Characters. Whoever can reach a node gets a keyed hash at which it can guess in peace (nodeproc.net.handshake)."""
 MAX_MEMBERS = 9
 """Members of a cluster, this node included."""
 

@@ -20,6 +20,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Final
+
+import msgspec
+
+EXIT_CLEAN: Final = 0
+EXIT_CONFIG: Final = 2
+EXIT_CORRUPTION: Final = 3
+EXIT_WRITE_FAILED: Final = 4
+EXIT_INTERNAL: Final = 70
+
+MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: the last two for bad UTF-8 and for deep nesting."""
+
+REASON_MAX = 300
+"""Characters of a complaint about somebody's bytes, which may quote them: no stranger fills our log, or our answers."""
 
 
 class ChatError(Exception):
@@ -95,3 +110,9 @@ def did_you_mean(found: str, allowed: Iterable[str]) -> str:
     by_small = {each.lower(): each for each in allowed}
     near = get_close_matches(found.lower()[:200], by_small, 1)
     return f" (did you mean {by_small[near[0]]}?)" if near else ""
+
+
+def brief(reason: object) -> str:
+    """What is told of a complaint."""
+    text = str(reason)
+    return text if len(text) <= REASON_MAX else f"{text[:REASON_MAX]} …"

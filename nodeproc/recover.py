@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nodeproc import recovery
 from nodeproc.config import MAX_MEMBERS
 from nodeproc.core.effects import Met, Promise
 from nodeproc.core.messages import NOBODY, START, Batch, Known, Mark, NodeId, Record, SeqNo, Term
 from nodeproc.core.recovered import Recovered, Snapshot
+from nodeproc.disk import recovery
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.storage import Storage, random_identity
 from nodeproc.errors import ConfigError, CorruptionError
-from nodeproc.files import RealFiles
-from nodeproc.storage import Storage, random_identity
 
 AGREED: Final = "--lose-what-only-the-others-had"
 CHUNK_BYTES: Final = 4 << 20

@@ -7,7 +7,7 @@ nodeproc.core.effects. So a busy node writes, sends and syncs per turn, not per 
 The core's clock does not count the time in which the process stood still (stopped, starved, stuck in a write): that the
 others were not heard then says nothing about them. What they sent meanwhile is read before the core judges.
 
-Nothing in a turn waits for the disk: fdatasync comes last or runs beside it (nodeproc.syncing), and what the core
+Nothing in a turn waits for the disk: fdatasync comes last or runs beside it (nodeproc.disk.syncing), and what the core
 promised on its condition leaves in the turn that follows it.
 """
 
@@ -24,31 +24,35 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from nodeproc.clients import Clients
-from nodeproc.complaints import Complaints
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Copied, Effects, Fetch
 from nodeproc.core.events import BadInput, CheckpointPutOff, Event, Failed, Listening, Stopping
 from nodeproc.core.messages import START, Envelope, Input, NodeId, PeerMessage, Position, SeqNo, Submit, Term
 from nodeproc.core.node import Node
-from nodeproc.entrance import Entrance
-from nodeproc.errors import CorruptionError, ReadFailed, Unreadable, WriteFailed
+from nodeproc.disk.reading import Reading
+from nodeproc.disk.scrub import FIRST_S, Scrub
+from nodeproc.disk.storage import Storage
+from nodeproc.disk.syncing import Syncing
+from nodeproc.errors import (
+    EXIT_CLEAN,
+    EXIT_CORRUPTION,
+    EXIT_INTERNAL,
+    EXIT_WRITE_FAILED,
+    CorruptionError,
+    ReadFailed,
+    Unreadable,
+    WriteFailed,
+)
 from nodeproc.eventlog import EventLog
-from nodeproc.handshake import Credentials
-from nodeproc.reading import Reading
-from nodeproc.scrub import FIRST_S, Scrub
-from nodeproc.silence import TIMEOUTS
-from nodeproc.storage import Storage
-from nodeproc.syncing import Syncing
+from nodeproc.frames import encode_frame
+from nodeproc.lines import PeerStatus, Status
+from nodeproc.net.clients import Clients
+from nodeproc.net.complaints import Complaints
+from nodeproc.net.entrance import Entrance
+from nodeproc.net.handshake import Credentials
+from nodeproc.net.silence import TIMEOUTS
+from nodeproc.net.transport import Links
 from nodeproc.tls import node_tls
-from nodeproc.transport import Links
-from nodeproc.wire import PeerStatus, Status, encode_frame
-
-EXIT_CLEAN: Final = 0
-EXIT_CONFIG: Final = 2
-EXIT_CORRUPTION: Final = 3
-EXIT_WRITE_FAILED: Final = 4
-EXIT_INTERNAL: Final = 70
 
 TIMER_GRAIN_S: Final = 0.001
 """Timers of the event loop count milliseconds."""

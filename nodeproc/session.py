@@ -33,8 +33,7 @@ from msgspec import UNSET, Struct
 
 from nodeproc.core.messages import NOBODY, NodeId, SeqNo, Term
 from nodeproc.errors import FrameError
-from nodeproc.nodestream import Shown, cut_run
-from nodeproc.wire import (
+from nodeproc.lines import (
     TOKEN_REFUSED,
     Ack,
     Chat,
@@ -50,6 +49,7 @@ from nodeproc.wire import (
     encode_line,
     session_of,
 )
+from nodeproc.net.nodestream import Shown, cut_run
 
 NEVER: Final = math.inf
 EXPIRED: Final = "session expired"

@@ -2,7 +2,7 @@
 
 A port with TLS speaks nothing else: there is no way to talk a node out of it. Nodes show certificates to each other,
 both ways; clients check the node's, and show one of their own where the node asks for it. Which certificates a link was
-made with goes into its handshake (nodeproc.handshake), so that nobody stands between two nodes with one of his own.
+made with goes into its handshake (nodeproc.net.handshake), so that nobody stands between two nodes with one of his own.
 """
 
 from __future__ import annotations

@@ -36,9 +36,22 @@ CORE_LAYERS: tuple[frozenset[str], ...] = (
 BELOW_THE_COURSE = ("lab.plan", "lab.steps", "lab.words", "lab.payloads", "lab.rundir", "lab.rows", "nodeproc")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "nodeproc.core": ("nodeproc.core",),
-    "nodeproc.wire": ("nodeproc.core", "nodeproc.errors"),
-    "nodeproc.nodestream": ("nodeproc.core", "nodeproc.wire", "nodeproc.errors"),
-    "nodeproc.session": ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.errors"),
+    "nodeproc.records": ("nodeproc.core", "nodeproc.errors"),
+    "nodeproc.frames": ("nodeproc.core", "nodeproc.records", "nodeproc.errors"),
+    "nodeproc.lines": ("nodeproc.core", "nodeproc.errors"),
+    "nodeproc.disk": ("nodeproc.disk", "nodeproc.core", "nodeproc.records", "nodeproc.lines", "nodeproc.errors"),
+    "nodeproc.net": (
+        "nodeproc.net",
+        "nodeproc.core",
+        "nodeproc.records",
+        "nodeproc.frames",
+        "nodeproc.lines",
+        "nodeproc.config",
+        "nodeproc.tls",
+        "nodeproc.errors",
+    ),
+    "nodeproc.net.nodestream": ("nodeproc.core", "nodeproc.lines", "nodeproc.errors"),
+    "nodeproc.session": ("nodeproc.core", "nodeproc.lines", "nodeproc.net.nodestream", "nodeproc.errors"),
     "nodeproc": ("nodeproc",),
     "lab": (),
     "lab.bootstrap": (),
@@ -88,7 +101,15 @@ the lab. lab.search asks lab.runs to run and judge what it found.
 
 OWN = ("nodeproc.", "lab.")
 
-PURE = ("nodeproc.core", "nodeproc.wire", "nodeproc.nodestream", "nodeproc.session", "lab.course.links")
+PURE = (
+    "nodeproc.core",
+    "nodeproc.records",
+    "nodeproc.frames",
+    "nodeproc.lines",
+    "nodeproc.net.nodestream",
+    "nodeproc.session",
+    "lab.course.links",
+)
 
 
 class Import(NamedTuple):
@@ -305,10 +326,14 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("nodeproc.core.log", "from nodeproc.wire import Sealer"),
-        ("nodeproc.core.log", "def late():\n    import nodeproc.storage"),
+        ("nodeproc.core.log", "from nodeproc.records import Sealer"),
+        ("nodeproc.core.log", "def late():\n    import nodeproc.disk.storage"),
         ("nodeproc.runtime", "from lab.rundir import RunDir"),
-        ("nodeproc.wire", "from nodeproc import storage"),
+        ("nodeproc.records", "from nodeproc.disk import storage"),
+        ("nodeproc.lines", "from nodeproc.frames import PREAMBLE"),
+        ("nodeproc.disk.wal", "from nodeproc.net import sockets"),
+        ("nodeproc.net.clients", "from nodeproc.disk.storage import Storage"),
+        ("nodeproc.disk.verify", "from lab.course.simfiles import SimFiles"),
         ("lab.live.live", "from lab.check.invariants import check"),
         ("lab.check.invariants", "import lab.live.live"),
         ("lab.plan.scenario", "from lab.rundir import RunDir"),

@@ -22,7 +22,7 @@ import msgspec
 from lab.bench.figures import Collected
 from lab.bench.pipeline import HOST, Cost, Echo, Order, Send, Sent, Serve, Serving, Spent
 from lab.live.children import Child
-from nodeproc.files import sync_file
+from nodeproc.disk.files import sync_file
 
 FDATASYNC = "write + fdatasync of 512 B"
 PIPELINED = "bare pipeline, 100 B, 1 client"

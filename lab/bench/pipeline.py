@@ -30,7 +30,7 @@ from msgspec import Struct
 from lab.live.children import orders, run_child, say
 from lab.payloads import payloads
 from nodeproc.core.messages import Line
-from nodeproc.files import sync_file
+from nodeproc.disk.files import sync_file
 
 HOST = "127.0.0.1"
 HEAD = struct.Struct("<II")

@@ -9,9 +9,9 @@ from lab.payloads import payloads
 from nodeproc.core.effects import Promise
 from nodeproc.core.messages import NOBODY, Batch, Mark, NodeId, Record, SeqNo, SessionUse, Submit
 from nodeproc.core.recovered import Snapshot
-from nodeproc.files import RealFiles
-from nodeproc.storage import Storage
-from nodeproc.wire import Sealer
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.storage import Storage
+from nodeproc.records import Sealer
 
 TERM = 1
 SEED = 7

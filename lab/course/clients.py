@@ -13,9 +13,9 @@ from lab.payloads import numbered_message
 from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Invoke, Shown
 from lab.steps import Sender
-from nodeproc import nodestream
 from nodeproc.client import Address, ChatClient
 from nodeproc.core.messages import NodeId, SeqNo
+from nodeproc.net import nodestream
 from nodeproc.session import Outcome
 
 Addresses: TypeAlias = dict[NodeId, Address]

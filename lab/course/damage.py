@@ -1,7 +1,7 @@
 """Damage to a disk: where a byte rots, where a log is torn, and which ends of nodes it brings about. Pure.
 
 Both worlds draw from here, so that a disk of the simulation and one of a real process are hurt in the same places.
-`contents` maps the names of a node's files, as nodeproc.files has them, to their bytes.
+`contents` maps the names of a node's files, as nodeproc.disk.files has them, to their bytes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
+from lab.course.simfiles import SimFiles
 from lab.rows import NodeExit
 from lab.steps import Disk
-from nodeproc import archive, checkpoint, recovery, wal
 from nodeproc.core.messages import NodeId
-from nodeproc.errors import CorruptionError
-from nodeproc.runtime import EXIT_CORRUPTION, EXIT_WRITE_FAILED
-from nodeproc.simfiles import SimFiles
+from nodeproc.disk import archive, checkpoint, recovery, wal
+from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED, CorruptionError
 
 
 class Rot(NamedTuple):

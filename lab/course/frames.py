@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from lab.course.links import Handling
-from nodeproc.wire import MAX_BODY, MAX_HEADER, PREAMBLE, PREFIX
+from nodeproc.frames import PREAMBLE
+from nodeproc.records import MAX_BODY, MAX_HEADER, PREFIX
 
 _TYPE_START = b'{"type":"'
 _PREAMBLE_TYPE = "PREAMBLE"

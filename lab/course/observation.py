@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lab.rows import Led
 from nodeproc.core.messages import NodeId, Term
-from nodeproc.wire import Status
+from nodeproc.lines import Status
 
 
 class SeenLeaders:

@@ -64,8 +64,8 @@ from lab.steps.partition import partition_pairs
 from lab.steps.targets import ClusterView, NoSuchTarget, choose
 from lab.words import Duration
 from nodeproc.core.messages import NodeId
+from nodeproc.lines import Status
 from nodeproc.session import Session
-from nodeproc.wire import Status
 
 Progress: TypeAlias = Callable[[str], None]
 FaultStep: TypeAlias = (

@@ -24,7 +24,7 @@ from lab.steps import (
 from lab.steps.targets import ClusterView, NoSuchTarget, choose
 from lab.words import Target
 from nodeproc.core.messages import NodeId, SeqNo, Term
-from nodeproc.wire import Status
+from nodeproc.lines import Status
 
 Condition: TypeAlias = Callable[[], Awaitable[bool]]
 

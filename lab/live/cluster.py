@@ -41,7 +41,7 @@ from lab.steps.chaos import draw_first_stint, draw_stint
 from lab.steps.targets import ClusterView, NodeView
 from nodeproc.client import Address
 from nodeproc.core.messages import NodeId
-from nodeproc.wire import Status
+from nodeproc.lines import Status
 
 
 def share_of(whole: int, at: int, parts: int) -> int:

@@ -38,9 +38,9 @@ from lab.live.processes import NodeProcess
 from lab.rows import FaultRow
 from lab.rundir import RunDir
 from lab.steps import Clock, Disk, PowerLoss
-from nodeproc import archive, checkpoint, recovery, wal
 from nodeproc.core.messages import NodeId
-from nodeproc.runtime import EXIT_CORRUPTION
+from nodeproc.disk import archive, checkpoint, recovery, wal
+from nodeproc.errors import EXIT_CORRUPTION
 
 DISK_FOLDERS = (wal.FOLDER, recovery.LINES_FOLDER)
 """All that a node keeps; its events and its log are the lab's evidence, and stay when a disk is lost."""

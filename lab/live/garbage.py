@@ -15,8 +15,9 @@ from typing import Final
 
 from nodeproc.client import Address
 from nodeproc.core.messages import START, Join, NodeId
-from nodeproc.handshake import NONCE_BYTES, VERSION
-from nodeproc.wire import PREAMBLE, PREFIX, PeerHello, PeerProof, encode_frame
+from nodeproc.frames import PREAMBLE, PeerHello, PeerProof, encode_frame
+from nodeproc.net.handshake import NONCE_BYTES, VERSION
+from nodeproc.records import PREFIX
 
 PATIENCE_S: Final = 3.0
 """For a node to close a connection: longer than it gives a node to prove itself. Then the stranger leaves."""

@@ -12,7 +12,7 @@ from msgspec import UNSET
 from lab.course.observation import as_text
 from nodeproc.client import Address
 from nodeproc.errors import FrameError
-from nodeproc.wire import Status, StatusRequest, decode_node_line, encode_line
+from nodeproc.lines import Status, StatusRequest, decode_node_line, encode_line
 
 STATUS_PATIENCE_S = 1.0
 

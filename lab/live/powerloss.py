@@ -1,6 +1,6 @@
 """What a power loss leaves of a dead node's files: they are cut back to what its ledger calls durable, and some more.
 
-The ledger's changes are played again on the simulation's disk (nodeproc.simfiles), which then loses its power; what it
+The ledger's changes are played again on the simulation's disk (simfiles.py), which then loses its power; what it
 would leave is written over the real files. So a real disk and a simulated one forget in the same ways: a prefix of the
 bytes that were not synced stays, sometimes with zeros or noise behind it, and a prefix of the names that were changed
 and not synced.
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.course.damage import Loss, draw_tear, loss_of
+from lab.course.simfiles import Range, SimFile, SimFiles, cut_ranges
 from lab.live.inside.ledger import Ledger, Number
-from nodeproc import wal
-from nodeproc.simfiles import Range, SimFile, SimFiles, cut_ranges
+from nodeproc.disk import wal
 
 
 def lose_power(data_dir: Path, ledger_path: Path, rng: random.Random, *, torn: bool = False) -> Loss:

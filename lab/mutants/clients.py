@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 from msgspec.structs import replace
 
 from lab.mutants.patch import Collection, Patch
-from nodeproc.nodestream import Shown
+from nodeproc.lines import Ack, Chat, NodeLine, Reject, Subscribe, Welcome, decode_client_line, encode_line
+from nodeproc.net.nodestream import Shown
 from nodeproc.session import Outcome, Session
-from nodeproc.wire import Ack, Chat, NodeLine, Reject, Subscribe, Welcome, decode_client_line, encode_line
 
 CLIENTS: Final = Collection()
 

@@ -6,18 +6,19 @@ from dataclasses import replace
 from typing import Any, Final
 
 from lab.mutants.patch import Collection, Patch
-from nodeproc import recovery, wire
-from nodeproc.checkpoint import Checkpoint
+from nodeproc import records
 from nodeproc.core.effects import Fetch
 from nodeproc.core.events import Event
 from nodeproc.core.messages import Record, SeqNo
 from nodeproc.core.recovered import Snapshot
+from nodeproc.disk import recovery
+from nodeproc.disk.checkpoint import Checkpoint
+from nodeproc.disk.files import File, Files
+from nodeproc.disk.reading import Reading
+from nodeproc.disk.recovery import Anew, Found, Lines, Survey
+from nodeproc.disk.storage import Storage
+from nodeproc.disk.wal import Claim, Promises, Scan
 from nodeproc.errors import CorruptionError
-from nodeproc.files import File, Files
-from nodeproc.reading import Reading
-from nodeproc.recovery import Anew, Found, Lines, Survey
-from nodeproc.storage import Storage
-from nodeproc.wal import Claim, Promises, Scan
 
 DISK: Final = Collection()
 
@@ -133,7 +134,7 @@ def checkpoint_forgets_the_vote(patch: Patch) -> None:
 
 @DISK.add("K1", "Checksums of records are neither made nor compared.")
 def records_without_checksums(patch: Patch) -> None:
-    patch.set(wire, "crc32", lambda data, value=0: 0)
+    patch.set(records, "crc32", lambda data, value=0: 0)
 
 
 @DISK.add("K2", "Recovery leaves a torn tail where it is and writes behind it.")
@@ -148,7 +149,7 @@ def torn_tail_kept(patch: Patch) -> None:
 
 @DISK.add("K6", "What is read for others is handed out whether its CRC is right or not.")
 def rot_served(patch: Patch) -> None:
-    patch.everywhere(wire.is_intact, lambda head, body: True)
+    patch.everywhere(records.is_intact, lambda head, body: True)
 
 
 @DISK.add("K6", "A damaged record that a follower needs ends the leader.")

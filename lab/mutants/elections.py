@@ -20,7 +20,7 @@ from nodeproc.core.messages import (
 )
 from nodeproc.core.node import Node
 from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Poll, become_follower
-from nodeproc.silence import Silence
+from nodeproc.net.silence import Silence
 
 ELECTIONS: Final = Collection()
 

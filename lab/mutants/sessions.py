@@ -8,8 +8,7 @@ from random import Random
 from typing import Any, Final
 
 from lab.mutants.patch import Collection, Patch
-from nodeproc import wire
-from nodeproc.clients import ClientConnection, Clients
+from nodeproc import lines
 from nodeproc.core import election, membership, ordering
 from nodeproc.core.effects import Effects
 from nodeproc.core.messages import Batch, Known, NodeId, Position, Record, Submit
@@ -17,6 +16,7 @@ from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig, Recovered
 from nodeproc.core.sessions import Sessions
 from nodeproc.core.state import Leader, NodeState, Seal
+from nodeproc.net.clients import ClientConnection, Clients
 
 SESSIONS: Final = Collection()
 
@@ -82,7 +82,7 @@ def eviction_without_horizon(patch: Patch) -> None:
 
 @SESSIONS.add("S1", "A session's public id is its token: everybody who reads the log can go on in the session.")
 def token_in_every_msg_id(patch: Patch) -> None:
-    patch.everywhere(wire.session_of, lambda token: token)
+    patch.everywhere(lines.session_of, lambda token: token)
 
 
 @SESSIONS.add("S3", "One address may begin any number of sessions: whoever likes makes the cluster forget all others.")

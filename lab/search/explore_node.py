@@ -41,7 +41,7 @@ from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig, Recovered
 from nodeproc.core.sessions import Sessions
 from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState
-from nodeproc.wire import Sealer
+from nodeproc.records import Sealer
 
 SESSION: Final = "s"
 NUMBERS_A_LIFE: Final = 1000

@@ -22,8 +22,8 @@ from lab.course.links import Link as TreatedLink
 from lab.sim.frames import Frames
 from lab.sim.loop import VirtualLoop
 from nodeproc.core.messages import Envelope, LinkDown, LinkUp, NodeId, PeerMessage
-from nodeproc.silence import LOOKS, TIMEOUTS, Silence
-from nodeproc.wire import encode_frame
+from nodeproc.frames import encode_frame
+from nodeproc.net.silence import LOOKS, TIMEOUTS, Silence
 
 if TYPE_CHECKING:
     from lab.sim.node import SimNode
@@ -220,7 +220,7 @@ class Way:
         return TIMEOUTS * self._network.nodes[self.source].config.election_timeout_ms / 1000 / LOOKS
 
     def _look(self, epoch: int) -> None:
-        """As nodeproc.transport: who finds the other end silent dials anew beside the connection. Rule: L1."""
+        """As nodeproc.net.transport: who finds the other end silent dials anew beside the connection. Rule: L1."""
         if epoch != self._epoch or not self._stalled:
             return
         nodes = self._network.nodes

@@ -13,22 +13,31 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lab.course.damage import Loss, Tear, loss_of
+from lab.course.simfiles import PowerLost, SimFiles
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import HIGH_BYTES, Network, SimTransport, join
-from nodeproc.clients import Clients
 from nodeproc.config import NodeConfig
 from nodeproc.core.effects import Effects, Fetch
 from nodeproc.core.events import CheckpointPutOff, Event, Failed, Listening, Stopping
 from nodeproc.core.messages import NOTHING, START, Envelope, NodeId, Promised, Record, SeqNo, Submit, Term
 from nodeproc.core.node import Node
 from nodeproc.core.state import Leader
-from nodeproc.errors import ChatError, CorruptionError, ReadFailed, Unreadable, WriteFailed
-from nodeproc.reading import Reading
-from nodeproc.runtime import EXIT_CLEAN, EXIT_CORRUPTION, EXIT_WRITE_FAILED
-from nodeproc.scrub import FIRST_S, Scrub
-from nodeproc.simfiles import PowerLost, SimFiles
-from nodeproc.storage import Storage
-from nodeproc.wire import PeerStatus, Sealer, Status
+from nodeproc.disk.reading import Reading
+from nodeproc.disk.scrub import FIRST_S, Scrub
+from nodeproc.disk.storage import Storage
+from nodeproc.errors import (
+    EXIT_CLEAN,
+    EXIT_CORRUPTION,
+    EXIT_WRITE_FAILED,
+    ChatError,
+    CorruptionError,
+    ReadFailed,
+    Unreadable,
+    WriteFailed,
+)
+from nodeproc.lines import PeerStatus, Status
+from nodeproc.net.clients import Clients
+from nodeproc.records import Sealer
 
 EPOCH = 1_700_000_000.0
 """The wall clock at virtual time 0, seconds."""
@@ -456,7 +465,7 @@ class SimNode:
                 return
         self._loop.post(self._loop.now + wait, self._scrub_piece, life)
 
-    # ---- what clients ask (nodeproc.clients.Backend) -----------------------------------------------
+    # ---- what clients ask (nodeproc.net.clients.Backend) -----------------------------------------------
 
     def submit(self, message: Submit) -> None:
         self.take(Envelope(self.node_id, message))

@@ -28,7 +28,7 @@ from lab.sim.loop import START_S, Deadlock, VirtualLoop
 from lab.sim.node import EPOCH
 from lab.sim.stage import SimCluster, SimHistory, SimLoad, SimWorld
 from lab.sim.watch import Violation, Watch
-from nodeproc import recovery
+from nodeproc.disk import recovery
 
 STARTED_UTC = datetime.fromtimestamp(EPOCH + START_S, UTC).isoformat(timespec="milliseconds")
 """Every simulation begins then."""

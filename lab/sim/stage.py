@@ -46,10 +46,10 @@ from nodeproc.core import events
 from nodeproc.core.events import Event, HeartbeatReceived, HeartbeatSent
 from nodeproc.core.events import Failed as NodeFailed
 from nodeproc.core.messages import NodeId
+from nodeproc.errors import EXIT_CORRUPTION
 from nodeproc.eventlog import RANK
-from nodeproc.runtime import EXIT_CORRUPTION
+from nodeproc.lines import Status
 from nodeproc.session import Outcome, SessionSettings
-from nodeproc.wire import Status
 
 BOOT_LEAST_S, BOOT_MOST_S = 0.05, 0.15
 """From the start of a process to its first answer."""

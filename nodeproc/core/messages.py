@@ -107,7 +107,7 @@ class Batch(Struct, frozen=True, tag_field="kind", tag="batch"):
 class Record(Struct, frozen=True, gc=False):
     """One entry of the log: parsed header and the exact bytes. Rule: K1.
 
-    `raw` is prefix, header and body as nodeproc.wire lays them out; `raw[body_at:]` are the JSONL lines
+    `raw` is prefix, header and body as nodeproc.records lays them out; `raw[body_at:]` are the JSONL lines
     of a batch, empty for a mark.
     """
 

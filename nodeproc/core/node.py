@@ -94,7 +94,7 @@ class Node:
             config: members include node_id.
             recovered: all of it durable.
             rng: the node's own; draws jitter and the first request number.
-            seal: makes the bytes of records (nodeproc.wire.Sealer).
+            seal: makes the bytes of records (nodeproc.records.Sealer).
         """
         assert config.node_id in config.members and 1 <= len(config.members) <= 9, config.members
         base = _base(recovered)

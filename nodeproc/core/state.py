@@ -40,7 +40,7 @@ FOREVER = float("inf")
 
 
 class Seal(Protocol):
-    """Makes the bytes of records, once; nodeproc.wire.Sealer is the real one."""
+    """Makes the bytes of records, once; nodeproc.records.Sealer is the real one."""
 
     def mark(self, header: Mark) -> Record: ...
 

@@ -14,11 +14,13 @@ import pytest
 from lab.check.history import MessageLog
 from nodeproc.core.messages import Append, Batch, Mark, Position, Record, SessionUse, Submit
 from nodeproc.core.sessions import Sessions
-from nodeproc.files import RealFiles
-from nodeproc.nodestream import read_run
-from nodeproc.storage import Storage
-from nodeproc.wal import scan
-from nodeproc.wire import FrameDecoder, LineDecoder, Sealer, decode_client_line, encode_frame
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.storage import Storage
+from nodeproc.disk.wal import scan
+from nodeproc.frames import FrameDecoder, encode_frame
+from nodeproc.lines import LineDecoder, decode_client_line
+from nodeproc.net.nodestream import read_run
+from nodeproc.records import Sealer
 
 MESSAGES = 512
 TEXTS = tuple(f"{n:06} " + "x" * 93 for n in range(MESSAGES))

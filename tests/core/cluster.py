@@ -33,7 +33,9 @@ from nodeproc.core.messages import (
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig, Recovered
 from nodeproc.core.sessions import Sessions
-from nodeproc.wire import FrameDecoder, Sealer, decode_node_line, encode_frame
+from nodeproc.frames import FrameDecoder, encode_frame
+from nodeproc.lines import decode_node_line
+from nodeproc.records import Sealer
 
 
 @dataclass

@@ -33,7 +33,7 @@ from nodeproc.core.messages import (
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig
 from nodeproc.core.state import Follower, Leader
-from nodeproc.wire import Sealer
+from nodeproc.records import Sealer
 from tests.core.cluster import Disk
 
 T = TypeVar("T")

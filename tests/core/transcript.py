@@ -33,7 +33,7 @@ from nodeproc.core.events import (
     Starting,
 )
 from nodeproc.core.messages import Batch, Line, Mark, NodeId, PeerMessage, Record
-from nodeproc.wire import decode_node_line
+from nodeproc.lines import decode_node_line
 from tests.core.cluster import Cluster
 
 QUIET = (

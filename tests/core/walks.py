@@ -28,7 +28,7 @@ from nodeproc.core.messages import (
     VoteRequest,
 )
 from nodeproc.core.state import Follower, Leader, NodeState
-from nodeproc.wire import decode_node_line
+from nodeproc.lines import decode_node_line
 from tests.core.cluster import Cluster, Disk
 
 TIGHT = {"inflight_max_bytes": 900, "fetch_max_bytes": 300, "buffer_max_bytes": 700, "batch_max_messages": 4}

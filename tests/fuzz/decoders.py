@@ -16,18 +16,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from nodeproc.errors import FrameError, LinkRefused
-from nodeproc.handshake import Accepting, Credentials
-from nodeproc.nodestream import NodeStream
+from nodeproc.frames import FrameDecoder, PeerHello, PeerProof
+from nodeproc.lines import LineDecoder, decode_client_line
+from nodeproc.net.handshake import Accepting, Credentials
+from nodeproc.net.nodestream import NodeStream
+from nodeproc.records import decode_entry, decode_records
 from nodeproc.session import Session
-from nodeproc.wire import (
-    FrameDecoder,
-    LineDecoder,
-    PeerHello,
-    PeerProof,
-    decode_client_line,
-    decode_entry,
-    decode_records,
-)
 
 CREDENTIALS: Final = Credentials(1, (1, 2), "c", "a secret that nobody says", "one", False)
 

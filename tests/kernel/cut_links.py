@@ -25,7 +25,7 @@ from typing import Any
 
 from nodeproc.client import ChatClient, status
 from nodeproc.errors import Unreachable
-from nodeproc.wire import Status
+from nodeproc.lines import Status
 
 PROJECT = Path(__file__).resolve().parents[2]
 INSIDE = "CHAT_CUT_LINKS_INSIDE"

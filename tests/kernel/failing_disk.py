@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.storage import Storage
 from nodeproc.errors import WriteFailed
-from nodeproc.files import RealFiles
-from nodeproc.storage import Storage
 from tests.nodeproc.disks import IDENTITY, Scribe
 
 LARGE = 1 << 20

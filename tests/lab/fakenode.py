@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from nodeproc.core.messages import Line
-from nodeproc.wire import (
+from nodeproc.lines import (
     Ack,
     Chat,
     Hello,

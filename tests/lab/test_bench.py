@@ -19,8 +19,8 @@ from lab.bench.runs import Ran, Runs, check_run
 from lab.course.world import RunFailed
 from lab.plan.scenario import Load
 from nodeproc.core.messages import Batch
-from nodeproc.files import RealFiles
-from nodeproc.storage import Storage
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.storage import Storage
 
 HOST = {"cpus": 2}
 

@@ -7,13 +7,13 @@ import random
 import pytest
 
 from lab.course.damage import Causes, cause_of, draw_rot, draw_tear, file_name, lost_place
+from lab.course.simfiles import SimFiles
 from lab.steps import Disk
 from lab.words import Duration
-from nodeproc import wal
 from nodeproc.core.events import MessageLogRepaired, TornTailDropped
+from nodeproc.disk import wal
+from nodeproc.disk.storage import Storage
 from nodeproc.errors import CorruptionError, Unreadable
-from nodeproc.simfiles import SimFiles
-from nodeproc.storage import Storage
 from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, SECOND, Scribe, everything, opened
 
 SEEDS = range(40)

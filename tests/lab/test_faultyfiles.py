@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lab.course.orders import NEVER, Counts, Orders
+from lab.course.simfiles import SimFiles
 from lab.live.children import child_environment
 from lab.live.inside.faulty_files import FaultyFiles
 from lab.live.inside.ledger import Ledger, NameChange
 from lab.live.powerloss import as_simulated, lose_power, tearable
 from nodeproc.core.events import TornTailDropped
+from nodeproc.disk.files import File, Files, RealFiles
+from nodeproc.disk.storage import Storage
 from nodeproc.errors import WriteFailed
-from nodeproc.files import File, Files, RealFiles
-from nodeproc.simfiles import SimFiles
-from nodeproc.storage import Storage
 from tests.nodeproc.disks import CHECKPOINT, FIRST, IDENTITY, LINES, Scribe, all_lines, everything
 
 
@@ -150,7 +150,7 @@ import sys
 from pathlib import Path
 from lab.live.inside.faulty_files import FaultyFiles
 from lab.live.inside.ledger import Ledger
-from nodeproc.files import RealFiles
+from nodeproc.disk.files import RealFiles
 
 path = Path(sys.argv[1])
 files = FaultyFiles(RealFiles(path / "data"), Ledger(path / "ledger"))

@@ -24,15 +24,9 @@ from lab.live.garbage import (
 )
 from nodeproc.config import Limits
 from nodeproc.errors import FrameError, LinkRefused
-from nodeproc.handshake import Accepting, Credentials
-from nodeproc.wire import (
-    PREAMBLE,
-    FrameDecoder,
-    LineDecoder,
-    PeerHello,
-    PeerProof,
-    decode_client_line,
-)
+from nodeproc.frames import PREAMBLE, FrameDecoder, PeerHello, PeerProof
+from nodeproc.lines import LineDecoder, decode_client_line
+from nodeproc.net.handshake import Accepting, Credentials
 from tests import TOO_LONG_S
 
 MARK = Mark(1, ("127.0.0.1", 0), "chat", 2, (1, 2))

@@ -13,9 +13,9 @@ import pytest
 from lab.mutants.catalogue import MUTANTS, PARTS, UNSEEN, Patch, apply_for_good, mutated
 from lab.search.coverage import rules
 from nodeproc.core import catchup, failure, ordering
-from nodeproc.nodestream import read_run
+from nodeproc.lines import Ack, Chat, LeaderLine, Reject, Subscribe, Welcome, decode_client_line, session_of
+from nodeproc.net.nodestream import read_run
 from nodeproc.session import Session, SessionSettings
-from nodeproc.wire import Ack, Chat, LeaderLine, Reject, Subscribe, Welcome, decode_client_line, session_of
 from tests import TOO_LONG_S
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import pytest
 
 from lab.live import launch
 from lab.plan import scenario as plan
-from nodeproc.files import sync_file
+from nodeproc.disk.files import sync_file
 from tests import TOO_LONG_S
 from tests.lab.patient import patient
 

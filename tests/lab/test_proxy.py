@@ -26,7 +26,8 @@ from lab.live.proxy import (
 )
 from nodeproc.core.messages import Append, Commit, Heartbeat, Mark, Position
 from nodeproc.errors import FrameError
-from nodeproc.wire import PREAMBLE, FrameDecoder, Sealer, encode_frame
+from nodeproc.frames import PREAMBLE, FrameDecoder, encode_frame
+from nodeproc.records import Sealer
 from tests.lab.inloop import in_loop
 
 RECORD = Sealer(lambda: 1.0).mark(Mark(1, 3, 0))

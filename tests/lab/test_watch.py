@@ -12,7 +12,7 @@ from lab.rows import Acked, Failed, Invoke, Shown
 from lab.sim.watch import Violation, Watch
 from nodeproc.core.events import BecameLeader, HeartbeatReceived, NewCoordinator, Starting
 from nodeproc.core.messages import Batch, Record, SessionUse, Submit
-from nodeproc.wire import Sealer
+from nodeproc.records import Sealer
 
 
 def batch(first: int, n: int, *payloads: str, term: int = 1, session: str = "s") -> Record:

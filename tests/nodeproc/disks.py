@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lab.course.simfiles import SimFiles
 from nodeproc.core.effects import Met, PersistOp, Promise, Readmitted, Truncate
 from nodeproc.core.events import Event
 from nodeproc.core.messages import START, Batch, Known, Mark, Position, Record, SessionUse, Submit
 from nodeproc.core.recovered import Recovered, Snapshot
 from nodeproc.core.sessions import Sessions
-from nodeproc.simfiles import SimFiles
-from nodeproc.storage import Storage
-from nodeproc.wire import Sealer
+from nodeproc.disk.storage import Storage
+from nodeproc.records import Sealer
 
 LINES = "logs/node_1_messages.jsonl"
 FIRST = "wal/000000000001.wal"

@@ -9,7 +9,7 @@ import msgspec
 
 from nodeproc.core.messages import Line
 from nodeproc.errors import FrameError
-from nodeproc.wire import (
+from nodeproc.lines import (
     Ack,
     Chat,
     ClientLine,

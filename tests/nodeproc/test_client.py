@@ -17,9 +17,9 @@ from nodeproc.client import Address, ChatClient, status
 from nodeproc.config import NodeConfig
 from nodeproc.core.messages import Line
 from nodeproc.errors import Unreachable
-from nodeproc.nodestream import Shown
+from nodeproc.lines import Chat, Hello, Subscribe
+from nodeproc.net.nodestream import Shown
 from nodeproc.session import Outcome, SessionSettings
-from nodeproc.wire import Chat, Hello, Subscribe
 from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster, FakeNode
 from tests.nodeproc.test_runtime import running

@@ -10,26 +10,26 @@ from pathlib import Path
 
 import msgspec
 
-from nodeproc import wire
+from nodeproc import lines
 from nodeproc.core.messages import Line
 from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "client_protocol.md").read_text(encoding="utf-8")
-FROM_CLIENT = (wire.Hello, wire.Chat, wire.Subscribe, wire.StatusRequest)
-FROM_NODE = (Line, wire.Welcome, wire.Ack, wire.Reject, wire.LeaderLine, wire.Status, wire.Problem)
+FROM_CLIENT = (lines.Hello, lines.Chat, lines.Subscribe, lines.StatusRequest)
+FROM_NODE = (Line, lines.Welcome, lines.Ack, lines.Reject, lines.LeaderLine, lines.Status, lines.Problem)
 
 
 def test_every_line_shown_is_one_of_the_protocol() -> None:
-    sent = {type(wire.decode_client_line(line.encode())) for line in re.findall(r"echo '(\{.*\})'", TEXT)}
+    sent = {type(lines.decode_client_line(line.encode())) for line in re.findall(r"echo '(\{.*\})'", TEXT)}
     for line in re.findall(r"^    (\{.*\})$", TEXT, re.MULTILINE):
         if "…" in line:
             continue
         if line.startswith(('{"type":"HELLO"', '{"type":"CHAT"')):
-            sent.add(type(wire.decode_client_line(line.encode())))
+            sent.add(type(lines.decode_client_line(line.encode())))
         else:
-            answer = wire.decode_node_line(line.encode())
-            assert isinstance(answer, Line) or wire.encode_line(answer).decode() == line + "\n"
+            answer = lines.decode_node_line(line.encode())
+            assert isinstance(answer, Line) or lines.encode_line(answer).decode() == line + "\n"
     assert sent == set(FROM_CLIENT)
 
 
@@ -37,7 +37,7 @@ def test_the_session_shown_is_that_of_the_token_shown() -> None:
     """Rule: S1. The test vector for clients and nodes in other languages."""
     token = re.search(r"printf %s (\w+) \| sha256sum \| cut -c 1-24\n    (\w{24})\n", TEXT)
     assert token is not None
-    assert wire.session_of(token[1]) == token[2] == "c4de547cd6625e4e6444c5cf"
+    assert lines.session_of(token[1]) == token[2] == "c4de547cd6625e4e6444c5cf"
 
 
 def test_every_type_and_field_is_described() -> None:
@@ -47,7 +47,7 @@ def test_every_type_and_field_is_described() -> None:
         assert isinstance(info, msgspec.inspect.StructType)
         tag = f"`{info.tag}`" if info.tag else "(message)"
         assert tag in tables, tag
-        if kind is not wire.Status:
+        if kind is not lines.Status:
             for field in info.fields:
                 assert f"`{field.encode_name}`" in tables, (tag, field.encode_name)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nodeproc.client_tui import TOKEN_VARIABLE, keyboard, parse, printable, split_messages
-from nodeproc.wire import Chat, Hello, StatusRequest
+from nodeproc.lines import Chat, Hello, StatusRequest
 from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from nodeproc import clients as module
-from nodeproc.clients import ClientConnection, Clients
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event
 from nodeproc.core.messages import (
@@ -26,7 +24,10 @@ from nodeproc.core.messages import (
     Term,
 )
 from nodeproc.errors import Unreadable
-from nodeproc.wire import Sealer, Status, session_of
+from nodeproc.lines import Status, session_of
+from nodeproc.net import clients as module
+from nodeproc.net.clients import ClientConnection, Clients
+from nodeproc.records import Sealer
 from tests import TOO_LONG_S
 
 HELLO = b'{"type":"HELLO","client_id":101,"session_token":"the.own.token.of.s1"}\n'

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nodeproc.complaints import ALL, BURST_S, MAX_ADDRESSES, Complaints
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, PeerRefused, Stopping
+from nodeproc.net.complaints import ALL, BURST_S, MAX_ADDRESSES, Complaints
 
 BURST = int(BURST_S)
 

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from nodeproc.config import Limits
-from nodeproc.entrance import RESERVED_DESCRIPTORS, Entrance, listen
+from nodeproc.net.entrance import RESERVED_DESCRIPTORS, Entrance, listen
 from nodeproc.tls import client_tls, node_tls
 from tests import TOO_LONG_S
 from tests.nodeproc.certificates import Authority

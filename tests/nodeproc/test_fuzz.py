@@ -19,28 +19,22 @@ from hypothesis import strategies as st
 
 from nodeproc.config import Limits
 from nodeproc.errors import FrameError, LinkRefused
-from nodeproc.handshake import VERSION, Accepting, Credentials, Dialling
-from nodeproc.nodestream import NodeStream
-from nodeproc.session import Session
-from nodeproc.wire import (
-    PREAMBLE,
+from nodeproc.frames import PREAMBLE, FrameDecoder, PeerChallenge, PeerHello, PeerProof, encode_frame
+from nodeproc.lines import (
     Chat,
     ClientLine,
-    FrameDecoder,
     Hello,
     LineDecoder,
-    PeerChallenge,
-    PeerHello,
-    PeerProof,
     StatusRequest,
     Subscribe,
     decode_client_line,
-    decode_entry,
-    decode_records,
-    encode_frame,
     encode_line,
     session_of,
 )
+from nodeproc.net.handshake import VERSION, Accepting, Credentials, Dialling
+from nodeproc.net.nodestream import NodeStream
+from nodeproc.records import decode_entry, decode_records
+from nodeproc.session import Session
 from tests import TOO_LONG_S
 from tests.fuzz import decoders
 from tests.nodeproc.test_runtime import Chatter, Member, single

@@ -11,8 +11,9 @@ import pytest
 
 from nodeproc.core.messages import JoinAck, Position, Promised
 from nodeproc.errors import LinkRefused
-from nodeproc.handshake import OLDEST, VERSION, Accepting, Credentials, Dialling, Proven
-from nodeproc.wire import PREFIX, FrameDecoder, PeerProof
+from nodeproc.frames import FrameDecoder, PeerProof
+from nodeproc.net.handshake import OLDEST, VERSION, Accepting, Credentials, Dialling, Proven
+from nodeproc.records import PREFIX
 
 ONE = Credentials(1, (1, 2, 3), "chat", "secret", "id-one", False)
 TWO = Credentials(2, (1, 2, 3), "chat", "secret", "id-two", True)
@@ -165,7 +166,7 @@ def test_proofs_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
         compared.append((wanted, found))
         return wanted == found
 
-    monkeypatch.setattr("nodeproc.handshake.hmac.compare_digest", compare)
+    monkeypatch.setattr("nodeproc.net.handshake.hmac.compare_digest", compare)
     shake(ONE, TWO)
     assert len(compared) == 2 and all(len(wanted) == 64 for wanted, _ in compared)
 

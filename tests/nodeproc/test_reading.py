@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from nodeproc import checkpoint
+from lab.course.simfiles import PowerLost, SimFiles
 from nodeproc.core.effects import Copied, Fetch
 from nodeproc.core.events import DamageFound, DamageLeft, DamageRepaired, Event
 from nodeproc.core.messages import START, Batch, Damaged, Input, NodeId, Position, Record
+from nodeproc.disk import checkpoint
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.reading import NOBODY_HAS_IT, Reading
+from nodeproc.disk.scrub import Scrub
+from nodeproc.disk.storage import Storage
 from nodeproc.errors import ReadFailed, Unreadable
-from nodeproc.files import RealFiles
-from nodeproc.reading import NOBODY_HAS_IT, Reading
-from nodeproc.scrub import Scrub
-from nodeproc.simfiles import PowerLost, SimFiles
-from nodeproc.storage import Storage
 from tests.nodeproc.disks import CHECKPOINT, LINES, Scribe, all_lines, everything, opened
 from tests.nodeproc.test_storage_damage import HEADERS, INDEX, with_a_checkpoint
 

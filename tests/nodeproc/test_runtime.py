@@ -17,17 +17,17 @@ import msgspec
 import pytest
 import uvloop
 
+from lab.course.simfiles import SimFiles
 from nodeproc import runtime as module
 from nodeproc.config import Limits, NodeConfig, PeerAddress
 from nodeproc.core.effects import Effects
 from nodeproc.core.messages import Envelope, Submit
 from nodeproc.core.node import Node
-from nodeproc.entrance import listen
+from nodeproc.disk.storage import Storage
 from nodeproc.eventlog import EventLog
+from nodeproc.net.entrance import listen
+from nodeproc.records import Sealer
 from nodeproc.runtime import Runtime
-from nodeproc.simfiles import SimFiles
-from nodeproc.storage import Storage
-from nodeproc.wire import Sealer
 from tests import TOO_LONG_S
 from tests.nodeproc.nodes import free_ports
 

@@ -15,9 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from nodeproc.core.messages import Line
 from nodeproc.errors import FrameError
-from nodeproc.nodestream import NodeStream, Shown, cut_run, read_run
-from nodeproc.session import NEVER, Outcome, Session, SessionSettings
-from nodeproc.wire import (
+from nodeproc.lines import (
     TOKEN_REFUSED,
     Ack,
     Chat,
@@ -35,6 +33,8 @@ from nodeproc.wire import (
     encode_line,
     session_of,
 )
+from nodeproc.net.nodestream import NodeStream, Shown, cut_run, read_run
+from nodeproc.session import NEVER, Outcome, Session, SessionSettings
 
 TOKEN = "5f0c2a9be1d044171d3c7e0f96b25a48"
 ID = session_of(TOKEN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeproc.silence import LOOKS, Silence
+from nodeproc.net.silence import LOOKS, Silence
 
 
 def test_a_connection_is_silent_when_nothing_is_acknowledged_at_all_looks_in_a_row() -> None:

@@ -11,16 +11,16 @@ from typing import NoReturn
 
 import pytest
 
-from nodeproc import wal
+from lab.course.simfiles import SimFiles
 from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
 from nodeproc.core.events import CheckpointWritten, Loaded, TailWrittenAnew
 from nodeproc.core.messages import START, Known, Position
 from nodeproc.core.recovered import Recovered
+from nodeproc.disk import wal
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.storage import Storage
 from nodeproc.errors import ConfigError, CorruptionError, Unreadable, WriteFailed
-from nodeproc.files import RealFiles
-from nodeproc.simfiles import SimFiles
-from nodeproc.storage import Storage
-from nodeproc.wire import Committed
+from nodeproc.records import Committed
 from tests.nodeproc.disks import (
     FIRST,
     IDENTITY,
@@ -641,7 +641,7 @@ def test_an_append_that_takes_only_a_part_goes_on_with_the_rest(
     def writev(fd: int, buffers: list[bytes]) -> int:
         return os.write(fd, buffers[0][:3])
 
-    monkeypatch.setattr("nodeproc.files.os.writev", writev)
+    monkeypatch.setattr("nodeproc.disk.files.os.writev", writev)
     file.append([b"abcdef", b"ghi"])
     file.append([b"j"] * 3000)
     assert file.pread(9999, 0) == b"abcdefghi" + b"j" * 3000
@@ -655,7 +655,7 @@ def test_a_failed_append_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(fd: int, buffers: list[bytes]) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("nodeproc.files.os.writev", full)
+    monkeypatch.setattr("nodeproc.disk.files.os.writev", full)
     with pytest.raises(WriteFailed, match=r"000000000001\.wal: No space left on device"):
         storage.write([Promise(1, 1)])
     storage.close()

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeproc import wal
+from lab.course.simfiles import PowerLost, SimFile, SimFiles
 from nodeproc.core.effects import Met, PersistOp, Promise, Truncate
 from nodeproc.core.messages import Batch, Known
+from nodeproc.disk import wal
+from nodeproc.disk.storage import Storage
 from nodeproc.errors import CorruptionError, WriteFailed
-from nodeproc.simfiles import PowerLost, SimFile, SimFiles
-from nodeproc.storage import Storage
 from tests.nodeproc.disks import LINES, Meaning, Scribe, all_lines, everything, opened
 
 SEGMENT_BYTES = 900

@@ -9,12 +9,13 @@ from zlib import crc32
 import msgspec
 import pytest
 
-from nodeproc import wal, wire
+from lab.course.simfiles import PowerLost, SimFiles
 from nodeproc.core.effects import Met, Promise
 from nodeproc.core.events import Loaded, MessageLogRepaired, TailWrittenAnew, TornTailDropped
 from nodeproc.core.messages import Record
+from nodeproc.disk import wal
 from nodeproc.errors import CorruptionError
-from nodeproc.simfiles import PowerLost, SimFiles
+from nodeproc.records import PREFIX, WAL_VERSION, Committed, Opening, encode_entry, encode_op
 from tests.nodeproc.disks import (
     CHECKPOINT,
     FIRST,
@@ -69,13 +70,13 @@ def of_the_first_version() -> tuple[SimFiles, Scribe]:
         "rebuilding": False,
     }
     head = msgspec.json.encode(opening)
-    raws = [op.raw if isinstance(op, Record) else wire.encode_op(op) for op in scribe.ops if not isinstance(op, Met)]
+    raws = [op.raw if isinstance(op, Record) else encode_op(op) for op in scribe.ops if not isinstance(op, Met)]
     note = b'{"kind":"committed","seq_no":4}'
     parts = [
-        wire.PREFIX.pack(len(head), 0, crc32(head)),
+        PREFIX.pack(len(head), 0, crc32(head)),
         head,
         *raws,
-        wire.PREFIX.pack(len(note), 0, crc32(note)),
+        PREFIX.pack(len(note), 0, crc32(note)),
         note,
     ]
     files.put(FIRST, b"".join(parts))
@@ -85,7 +86,7 @@ def of_the_first_version() -> tuple[SimFiles, Scribe]:
 def meaning_until(scribe: Scribe, data: bytes, cut: int) -> Meaning:
     """What a first WAL file cut there amounts to; notes of delivery are entries, but no operations."""
     whole = [entry for entry in wal.scan(1, FIRST, data).entries if entry.end <= cut]
-    return Meaning.of(scribe.ops[: sum(not isinstance(entry.header, wire.Opening | wire.Committed) for entry in whole)])
+    return Meaning.of(scribe.ops[: sum(not isinstance(entry.header, Opening | Committed) for entry in whole)])
 
 
 # ---- K2: the WAL --------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def test_a_hole_below_what_a_note_behind_it_calls_durable_is_refused() -> None:
     files, scribe = a_short_life()
     data = files.contents()[FIRST]
     lost = scribe.batch("synced").raw
-    files.put(FIRST, data + bytes(len(lost)) + wire.encode_entry(wire.Committed(4, 1, len(data) + len(lost))))
+    files.put(FIRST, data + bytes(len(lost)) + encode_entry(Committed(4, 1, len(data) + len(lost))))
     refused(files, FIRST, f"offset {len(data)}", f"{FIRST} says that {len(data) + len(lost)} bytes were durable")
 
 
@@ -216,14 +217,14 @@ def test_an_intact_entry_that_is_not_understood_is_refused(entry: bytes) -> None
     """Another version wrote it, and may have promised something with it: it is no torn tail."""
     files, _ = a_short_life()
     data = files.contents()[FIRST]
-    files.put(FIRST, data + wire.PREFIX.pack(len(entry), 0, crc32(entry)) + entry)
+    files.put(FIRST, data + PREFIX.pack(len(entry), 0, crc32(entry)) + entry)
     refused(files, FIRST, f"offset {len(data)}", "its CRC is right: another version wrote it")
 
 
 def test_a_segment_of_a_later_version_is_refused() -> None:
     files, _ = a_short_life()
-    files.put(FIRST, wire.encode_entry(wire.Opening(1, 0, 1, IDENTITY, False, version=wire.WAL_VERSION + 1)))
-    refused(files, FIRST, f"WAL version {wire.WAL_VERSION + 1}, allowed: up to {wire.WAL_VERSION}")
+    files.put(FIRST, encode_entry(Opening(1, 0, 1, IDENTITY, False, version=WAL_VERSION + 1)))
+    refused(files, FIRST, f"WAL version {WAL_VERSION + 1}, allowed: up to {WAL_VERSION}")
 
 
 def test_a_record_out_of_place_is_refused() -> None:
@@ -236,7 +237,7 @@ def test_a_record_out_of_place_is_refused() -> None:
 
 def test_a_note_of_delivery_beyond_the_log_is_refused() -> None:
     files, _ = a_short_life()
-    files.put(FIRST, files.contents()[FIRST] + wire.encode_entry(wire.Committed(99)))
+    files.put(FIRST, files.contents()[FIRST] + encode_entry(Committed(99)))
     refused(files, FIRST, "99 was delivered")
 
 
@@ -284,7 +285,7 @@ def test_a_missing_segment_that_was_written_anew_is_refused() -> None:
 def test_a_segment_of_another_node_is_refused() -> None:
     files, _ = a_short_life()
     size = len(files.contents()[FIRST])
-    files.put(SECOND, wire.encode_entry(wire.Opening(2, size, 1, "another identity", False)))
+    files.put(SECOND, encode_entry(Opening(2, size, 1, "another identity", False)))
     refused(files, SECOND, "another identity")
 
 
@@ -298,7 +299,7 @@ def test_a_begun_segment_goes_with_the_torn_tail_before_it() -> None:
     files, scribe = a_short_life()
     data = files.contents()[FIRST]
     files.put(FIRST, data[:-3])
-    begun = wire.encode_entry(wire.Opening(2, len(data), 1, "the-first-one", False)) + scribe.batch("x").raw
+    begun = encode_entry(Opening(2, len(data), 1, "the-first-one", False)) + scribe.batch("x").raw
     files.put(SECOND + wal.NEXT, begun)
     _, recovered, events = opened(files)
     assert recovered == Meaning.of(scribe.ops[:-2]).recovered(4)
@@ -310,7 +311,7 @@ def test_a_begun_segment_counts_for_nothing_behind_a_whole_one_either() -> None:
     """Nothing in it was promised: that waits for its name."""
     files, scribe = a_short_life()
     size = len(files.contents()[FIRST])
-    opening = wire.encode_entry(wire.Opening(2, size, 1, "the-first-one", False))
+    opening = encode_entry(Opening(2, size, 1, "the-first-one", False))
     files.put(SECOND + wal.NEXT, opening + scribe.batch("eight").raw)
     scribe.meaning.log.pop()
     storage, recovered, _ = opened(files)
@@ -322,9 +323,9 @@ def test_a_begun_segment_counts_for_nothing_behind_a_whole_one_either() -> None:
 def test_a_begun_segment_still_says_what_was_durable_before_it() -> None:
     files, _ = a_short_life()
     data = files.contents()[FIRST]
-    begun = wire.Opening(2, len(data), 1, "the-first-one", False, version=wire.WAL_VERSION)
-    note = wire.encode_entry(wire.Committed(4, 1, len(data)))
-    files.put(SECOND + wal.NEXT, wire.encode_entry(begun) + note)
+    begun = Opening(2, len(data), 1, "the-first-one", False, version=WAL_VERSION)
+    note = encode_entry(Committed(4, 1, len(data)))
+    files.put(SECOND + wal.NEXT, encode_entry(begun) + note)
     files.put(FIRST, data[:-3])
     refused(files, FIRST, f"{SECOND + wal.NEXT} says that {len(data)} bytes were durable")
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from nodeproc.syncing import LATELY, QUICK_S, Syncing
+from nodeproc.disk.syncing import LATELY, QUICK_S, Syncing
 from tests import TOO_LONG_S
 
 

@@ -18,11 +18,11 @@ from nodeproc.client import ChatClient, status
 from nodeproc.config import Limits, load
 from nodeproc.core.events import BadInput, PeerRefused
 from nodeproc.core.messages import START, Join
-from nodeproc.entrance import Entrance, listen
 from nodeproc.errors import ConfigError, Unreachable
-from nodeproc.handshake import VERSION
+from nodeproc.frames import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
+from nodeproc.net.entrance import Entrance, listen
+from nodeproc.net.handshake import VERSION
 from nodeproc.tls import TlsProblem, client_tls, node_tls
-from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
 from tests import TOO_LONG_S
 from tests.nodeproc.certificates import Authority, Papers, encrypt
 from tests.nodeproc.nodes import PROJECT, Cluster, free_ports

@@ -14,18 +14,18 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from nodeproc import transport
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, StrangerRefused
 from nodeproc.core.messages import START, Input, Join, LinkDown, LinkUp, NodeId
-from nodeproc.entrance import Entrance, listen
 from nodeproc.errors import ConfigError
-from nodeproc.handshake import VERSION, Credentials, Proven
-from nodeproc.silence import LOOKS
-from nodeproc.sockets import connect, hand_over, unacknowledged
+from nodeproc.frames import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
+from nodeproc.net import transport
+from nodeproc.net.entrance import Entrance, listen
+from nodeproc.net.handshake import VERSION, Credentials, Proven
+from nodeproc.net.silence import LOOKS
+from nodeproc.net.sockets import connect, hand_over, unacknowledged
+from nodeproc.net.transport import Links
 from nodeproc.tls import NodeTls
-from nodeproc.transport import Links
-from nodeproc.wire import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
 from tests import TOO_LONG_S
 from tests.nodeproc.nodes import free_ports
 

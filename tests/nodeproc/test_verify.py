@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.course.simfiles import SimFiles
 from nodeproc.__main__ import main
-from nodeproc.files import RealFiles
-from nodeproc.simfiles import SimFiles
-from nodeproc.verify import Damage, verify
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.verify import Damage, verify
 from tests.nodeproc.disks import CHECKPOINT, LINES, a_short_life
 from tests.nodeproc.test_storage_damage import HEADERS, INDEX, with_a_checkpoint
 

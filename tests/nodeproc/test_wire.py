@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeproc import wire
+from nodeproc import frames, lines, records
 from nodeproc.core.effects import LocalOp, Met, Promise, Readmitted, Truncate
 from nodeproc.core.messages import (
     START,
@@ -53,7 +53,7 @@ from nodeproc.core.messages import (
 )
 from nodeproc.errors import FrameError
 
-SEALER = wire.Sealer(lambda: 1732300000.1234)
+SEALER = records.Sealer(lambda: 1732300000.1234)
 SUBMITS = [Submit("5f0c", 101, 0, 3, ("Hello", 'quotes " and \\ and \n')), Submit("77", 9999, 4, 1, ("Grüße 👋",))]
 MARK = SEALER.mark(Mark(2, 1, 6))
 BATCH = SEALER.batch(Batch(2, 7, 9, (SessionUse("5f0c", 4, 8), SessionUse("77", 1, 9))), SUBMITS)
@@ -64,7 +64,7 @@ UNREADABLE = [
 ]
 """msgspec does not call these a MsgspecError."""
 
-FRAMES: list[wire.FrameMessage] = [
+FRAMES: list[frames.FrameMessage] = [
     Join(Position(3, 7)),
     JoinAck(3, 2),
     Members({1: Known("one"), 2: Known("two", 4, 1)}),
@@ -91,56 +91,56 @@ FRAMES: list[wire.FrameMessage] = [
     Copy(2**40, (MARK, BATCH)),
     SUBMITS[0],
     Refuse("5f0c", 3, "gap", 2),
-    wire.PeerHello(1, "lab", 1, "one", False, "00ff"),
-    wire.PeerChallenge(2, "two", True, "ff00", "proof"),
-    wire.PeerProof("proof"),
-    wire.PeerWelcome(Promised("one", 3, Position(3, 1))),
-    wire.PeerRefusal("wrong cluster"),
+    frames.PeerHello(1, "lab", 1, "one", False, "00ff"),
+    frames.PeerChallenge(2, "two", True, "ff00", "proof"),
+    frames.PeerProof("proof"),
+    frames.PeerWelcome(Promised("one", 3, Position(3, 1))),
+    frames.PeerRefusal("wrong cluster"),
 ]
-CLIENT_LINES: list[wire.ClientLine] = [
-    wire.Hello(101, "5f0c", 7),
-    wire.Hello(101),
-    wire.Chat(1, ("Hello", "Grüße\n")),
-    wire.Subscribe(12),
-    wire.StatusRequest(),
+CLIENT_LINES: list[lines.ClientLine] = [
+    lines.Hello(101, "5f0c", 7),
+    lines.Hello(101),
+    lines.Chat(1, ("Hello", "Grüße\n")),
+    lines.Subscribe(12),
+    lines.StatusRequest(),
 ]
-NODE_LINES: list[wire.NodeLine] = [
-    wire.Welcome(1, "5f0c", 7, 3, 9, 2, 4, 8),
-    wire.Ack("5f0c", 3, 9),
-    wire.Reject("5f0c", 4, "gap", True, 2),
-    wire.LeaderLine(2, 4),
-    wire.Problem("too long"),
-    wire.Status(1, "leader", 4, 1, 9, 9, 8, False, 1.5, 77, (wire.PeerStatus(2, True, True, 9),), {"turns": 3}),
+NODE_LINES: list[lines.NodeLine] = [
+    lines.Welcome(1, "5f0c", 7, 3, 9, 2, 4, 8),
+    lines.Ack("5f0c", 3, 9),
+    lines.Reject("5f0c", 4, "gap", True, 2),
+    lines.LeaderLine(2, 4),
+    lines.Problem("too long"),
+    lines.Status(1, "leader", 4, 1, 9, 9, 8, False, 1.5, 77, (lines.PeerStatus(2, True, True, 9),), {"turns": 3}),
 ]
 LOCAL_OPS: list[LocalOp] = [Promise(3, 2), Truncate(Position(2, 6)), Met(2, Known("two", 4, 1)), Readmitted(3)]
-ENTRIES = [MARK.raw, BATCH.raw, *map(wire.encode_op, LOCAL_OPS)]
-ENTRIES += [wire.encode_entry(wire.Committed(7)), wire.encode_entry(wire.Opening(1, 0, 1, "one", False))]
+ENTRIES = [MARK.raw, BATCH.raw, *map(records.encode_op, LOCAL_OPS)]
+ENTRIES += [records.encode_entry(records.Committed(7)), records.encode_entry(records.Opening(1, 0, 1, "one", False))]
 
 
 def named(value: object) -> str:
     return type(value).__name__
 
 
-def frame(message: wire.FrameMessage) -> bytes:
-    return b"".join(wire.encode_frame(message))
+def frame(message: frames.FrameMessage) -> bytes:
+    return b"".join(frames.encode_frame(message))
 
 
 # ---- entries --------------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_entry_has_a_sample() -> None:
-    kinds = {type(entry.header) for raw in ENTRIES if (entry := wire.decode_entry(raw, 0)) is not None}
-    assert kinds == set(get_args(wire.EntryHeader))
+    kinds = {type(entry.header) for raw in ENTRIES if (entry := records.decode_entry(raw, 0)) is not None}
+    assert kinds == set(get_args(records.EntryHeader))
 
 
 @pytest.mark.parametrize("raw", ENTRIES)
 def test_an_entry_cut_at_any_byte_waits_for_the_rest(raw: bytes) -> None:
     for cut in range(len(raw)):
-        assert wire.decode_entry(raw[:cut], 0) is None
-    entry = wire.decode_entry(b"xx" + raw + b"yy", 2)
+        assert records.decode_entry(raw[:cut], 0) is None
+    entry = records.decode_entry(b"xx" + raw + b"yy", 2)
     assert entry is not None
     assert (entry.start, entry.end) == (2, 2 + len(raw))
-    assert wire.encode_entry(entry.header, raw[entry.body_at - 2 :]) == raw
+    assert records.encode_entry(entry.header, raw[entry.body_at - 2 :]) == raw
 
 
 @pytest.mark.parametrize("raw", ENTRIES)
@@ -148,36 +148,36 @@ def test_an_entry_cut_at_any_byte_waits_for_the_rest(raw: bytes) -> None:
 def test_an_entry_changed_at_any_byte_is_never_taken(raw: bytes, flip: int) -> None:
     for at in range(len(raw)):
         changed = raw[:at] + bytes([raw[at] ^ flip]) + raw[at + 1 :]
-        with contextlib.suppress(wire.Broken):
-            assert wire.decode_entry(changed, 0) is None
+        with contextlib.suppress(records.Broken):
+            assert records.decode_entry(changed, 0) is None
 
 
 def test_zeros_are_a_broken_entry() -> None:
-    with pytest.raises(wire.Broken, match=r"entry lengths 0 \+ 0 at 4, allowed 1\.\."):
-        wire.decode_entry(bytes(16), 4)
+    with pytest.raises(records.Broken, match=r"entry lengths 0 \+ 0 at 4, allowed 1\.\."):
+        records.decode_entry(bytes(16), 4)
 
 
 def test_an_entry_of_impossible_length_is_broken_at_once() -> None:
-    for lengths in ((wire.MAX_HEADER + 1, 0), (1, wire.MAX_BODY + 1)):
-        with pytest.raises(wire.Broken, match=f"{lengths[0]} \\+ {lengths[1]}"):
-            wire.decode_entry(wire.PREFIX.pack(*lengths, 0), 0)
+    for lengths in ((records.MAX_HEADER + 1, 0), (1, records.MAX_BODY + 1)):
+        with pytest.raises(records.Broken, match=f"{lengths[0]} \\+ {lengths[1]}"):
+            records.decode_entry(records.PREFIX.pack(*lengths, 0), 0)
 
 
 def test_an_entry_of_an_unknown_kind_is_broken() -> None:
     header = b'{"kind":"novelty","term":1}'
-    with pytest.raises(wire.Broken, match="novelty"):
-        wire.decode_entry(wire.PREFIX.pack(len(header), 0, crc32(header)) + header, 0)
+    with pytest.raises(records.Broken, match="novelty"):
+        records.decode_entry(records.PREFIX.pack(len(header), 0, crc32(header)) + header, 0)
 
 
 def test_records_are_read_from_a_body_one_by_one() -> None:
-    assert wire.decode_records(MARK.raw + BATCH.raw + MARK.raw) == (MARK, BATCH, MARK)
-    assert wire.decode_records(b"") == ()
+    assert records.decode_records(MARK.raw + BATCH.raw + MARK.raw) == (MARK, BATCH, MARK)
+    assert records.decode_records(b"") == ()
 
 
 @pytest.mark.parametrize("op", LOCAL_OPS, ids=named)
 def test_what_never_leaves_a_node_is_refused_among_records(op: LocalOp) -> None:
     with pytest.raises(FrameError, match=f"is a {named(op)}, not a mark or a batch"):
-        wire.decode_records(MARK.raw + wire.encode_op(op))
+        records.decode_records(MARK.raw + records.encode_op(op))
 
 
 def test_a_body_cut_inside_a_record_is_refused() -> None:
@@ -185,17 +185,17 @@ def test_a_body_cut_inside_a_record_is_refused() -> None:
     for cut in range(1, len(body)):
         if cut != len(MARK.raw):
             with pytest.raises(FrameError):
-                wire.decode_records(body[:cut])
+                records.decode_records(body[:cut])
 
 
 @pytest.mark.parametrize("header", UNREADABLE, ids=["deep nesting", "bad UTF-8"])
 def test_unreadable_json_is_malformed_like_any_other(header: bytes) -> None:
-    prefix = wire.PREFIX.pack(len(header), 0, crc32(header))
-    with pytest.raises(wire.Broken):
-        wire.decode_entry(prefix + header, 0)
+    prefix = records.PREFIX.pack(len(header), 0, crc32(header))
+    with pytest.raises(records.Broken):
+        records.decode_entry(prefix + header, 0)
     with pytest.raises(FrameError):
-        list(wire.FrameDecoder().feed(prefix + header))
-    for decode in (wire.decode_client_line, wire.decode_node_line):
+        list(frames.FrameDecoder().feed(prefix + header))
+    for decode in (lines.decode_client_line, lines.decode_node_line):
         with pytest.raises(FrameError):
             decode(header)
 
@@ -204,13 +204,13 @@ def test_unreadable_json_is_malformed_like_any_other(header: bytes) -> None:
 
 
 def test_a_batch_holds_the_lines_of_the_message_log() -> None:
-    lines = [json.loads(line) for line in bytes(BATCH.body).splitlines()]
-    assert [line["payload"] for line in lines] == ["Hello", 'quotes " and \\ and \n', "Grüße 👋"]
-    assert [line["msg_id"] for line in lines] == ["5f0c-3", "5f0c-4", "77-1"]
+    logged = [json.loads(line) for line in bytes(BATCH.body).splitlines()]
+    assert [line["payload"] for line in logged] == ["Hello", 'quotes " and \\ and \n', "Grüße 👋"]
+    assert [line["msg_id"] for line in logged] == ["5f0c-3", "5f0c-4", "77-1"]
     first = b'{"seq_no":7,"term":2,"sender_id":101,"msg_id":"5f0c-3","timestamp":1732300000.123,"payload":"Hello"}\n'
     assert bytes(BATCH.body).startswith(first)
-    assert first.startswith(wire.MESSAGE_START)
-    assert wire.decode_node_line(first) == Line(7, 2, 101, "5f0c-3", 1732300000.123, "Hello")
+    assert first.startswith(lines.MESSAGE_START)
+    assert lines.decode_node_line(first) == Line(7, 2, 101, "5f0c-3", 1732300000.123, "Hello")
 
 
 def test_a_batch_that_does_not_fill_its_header_is_a_bug() -> None:
@@ -221,10 +221,10 @@ def test_a_batch_that_does_not_fill_its_header_is_a_bug() -> None:
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=20), min_size=1, max_size=8))
 def test_any_payload_is_one_line_and_comes_back(payloads: list[str]) -> None:
     record = SEALER.batch(Batch(1, 1, len(payloads), ()), [Submit("s", 1, 0, 1, tuple(payloads))])
-    assert wire.decode_records(record.raw) == (record,)
-    lines = bytes(record.body).split(b"\n")
-    assert lines.pop() == b""
-    decoded = [wire.decode_node_line(line) for line in lines]
+    assert records.decode_records(record.raw) == (record,)
+    logged = bytes(record.body).split(b"\n")
+    assert logged.pop() == b""
+    decoded = [lines.decode_node_line(line) for line in logged]
     assert [line.payload for line in decoded if isinstance(line, Line)] == payloads
 
 
@@ -232,14 +232,14 @@ def test_any_payload_is_one_line_and_comes_back(payloads: list[str]) -> None:
 
 
 def test_every_frame_has_a_sample() -> None:
-    assert {type(message) for message in FRAMES} == {*get_args(PeerMessage), *get_args(wire.Handshake)}
+    assert {type(message) for message in FRAMES} == {*get_args(PeerMessage), *get_args(frames.Handshake)}
 
 
 @pytest.mark.parametrize("message", FRAMES, ids=named)
-def test_a_frame_comes_back_however_it_is_split(message: wire.FrameMessage) -> None:
+def test_a_frame_comes_back_however_it_is_split(message: frames.FrameMessage) -> None:
     data = frame(message)
     for cut in range(len(data) + 1):
-        decoder = wire.FrameDecoder()
+        decoder = frames.FrameDecoder()
         before = list(decoder.feed(data[:cut]))
         assert before == ([message] if cut == len(data) else [])
         assert before + list(decoder.feed(data[cut:])) == [message]
@@ -247,34 +247,34 @@ def test_a_frame_comes_back_however_it_is_split(message: wire.FrameMessage) -> N
 
 def test_frames_come_back_byte_by_byte_and_all_at_once() -> None:
     data = b"".join(map(frame, FRAMES))
-    slow, quick = wire.FrameDecoder(), wire.FrameDecoder()
+    slow, quick = frames.FrameDecoder(), frames.FrameDecoder()
     assert [message for at in range(len(data)) for message in slow.feed(data[at : at + 1])] == FRAMES
     assert list(quick.feed(data)) == FRAMES
 
 
 @given(st.lists(st.sampled_from(FRAMES), max_size=12), st.lists(st.integers(0, 5000), max_size=12))
-def test_frames_come_back_in_any_pieces(messages: list[wire.FrameMessage], cuts: list[int]) -> None:
+def test_frames_come_back_in_any_pieces(messages: list[frames.FrameMessage], cuts: list[int]) -> None:
     data = b"".join(map(frame, messages))
     borders = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    decoder = wire.FrameDecoder()
-    found: list[wire.FrameMessage] = []
+    decoder = frames.FrameDecoder()
+    found: list[frames.FrameMessage] = []
     for start, end in itertools.pairwise(borders):
         found += decoder.feed(data[start:end])
     assert found == messages
 
 
 def test_the_records_of_a_frame_are_not_copied() -> None:
-    buffers = wire.encode_frame(Append(4, START, 5, (MARK, BATCH)))
+    buffers = frames.encode_frame(Append(4, START, 5, (MARK, BATCH)))
     assert buffers[-1] is BATCH.raw
 
 
 @pytest.mark.parametrize("message", FRAMES, ids=named)
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
-def test_a_frame_changed_at_any_byte_is_never_taken(message: wire.FrameMessage, flip: int) -> None:
+def test_a_frame_changed_at_any_byte_is_never_taken(message: frames.FrameMessage, flip: int) -> None:
     data = frame(message)
     for at in range(len(data)):
         with contextlib.suppress(FrameError):
-            assert list(wire.FrameDecoder().feed(data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :])) == []
+            assert list(frames.FrameDecoder().feed(data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :])) == []
 
 
 def test_frames_before_a_broken_one_are_given_out() -> None:
@@ -282,45 +282,45 @@ def test_frames_before_a_broken_one_are_given_out() -> None:
     data[-1] ^= 1
     found = []
     with pytest.raises(FrameError, match="frame header CRC mismatch"):
-        for message in wire.FrameDecoder().feed(bytes(data)):
+        for message in frames.FrameDecoder().feed(bytes(data)):
             found.append(message)
     assert found == FRAMES[:1]
 
 
 def test_a_frame_beyond_the_limits_is_refused_by_its_first_bytes() -> None:
     for lengths in ((0, 0), (101, 0), (100, 201), (2**32 - 1, 2**32 - 1)):
-        decoder = wire.FrameDecoder(max_header=100, max_body=200)
+        decoder = frames.FrameDecoder(max_header=100, max_body=200)
         with pytest.raises(FrameError, match=r"allowed 1\.\.100 \+ 0\.\.200"):
-            list(decoder.feed(wire.PREFIX.pack(*lengths, 0)))
+            list(decoder.feed(records.PREFIX.pack(*lengths, 0)))
 
 
 def test_the_limits_may_grow_between_two_frames() -> None:
-    hello, big = wire.PeerProof("x"), Submit("s", 1, 0, 1, ("y" * 1000,))
-    decoder = wire.FrameDecoder(max_header=100, max_body=0)
-    frames = decoder.feed(frame(hello) + frame(big))
-    assert next(frames) == hello
+    hello, big = frames.PeerProof("x"), Submit("s", 1, 0, 1, ("y" * 1000,))
+    decoder = frames.FrameDecoder(max_header=100, max_body=0)
+    found = decoder.feed(frame(hello) + frame(big))
+    assert next(found) == hello
     decoder.max_header = 10_000
-    assert list(frames) == [big]
+    assert list(found) == [big]
     with pytest.raises(FrameError):
-        list(wire.FrameDecoder(max_header=100, max_body=0).feed(frame(big)))
+        list(frames.FrameDecoder(max_header=100, max_body=0).feed(frame(big)))
 
 
 def test_a_body_where_none_belongs_is_refused() -> None:
-    head = frame(Vote(4))[wire.PREFIX.size :]
+    head = frame(Vote(4))[records.PREFIX.size :]
     with pytest.raises(FrameError, match="a body of 3 bytes behind Vote, which has none"):
-        list(wire.FrameDecoder().feed(wire.PREFIX.pack(len(head), 3, crc32(head)) + head + b"abc"))
+        list(frames.FrameDecoder().feed(records.PREFIX.pack(len(head), 3, crc32(head)) + head + b"abc"))
 
 
 def test_an_append_without_records_is_refused() -> None:
-    head = wire.encode_frame(Append(4, START, 5, (MARK,)))[1]
+    head = frames.encode_frame(Append(4, START, 5, (MARK,)))[1]
     with pytest.raises(FrameError, match="APPEND without records"):
-        list(wire.FrameDecoder().feed(wire.PREFIX.pack(len(head), 0, crc32(head)) + head))
+        list(frames.FrameDecoder().feed(records.PREFIX.pack(len(head), 0, crc32(head)) + head))
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_never_a_frame(data: bytes) -> None:
     with contextlib.suppress(FrameError):
-        assert list(wire.FrameDecoder().feed(data)) == []
+        assert list(frames.FrameDecoder().feed(data)) == []
 
 
 @pytest.mark.parametrize(
@@ -331,36 +331,36 @@ def test_garbage_is_never_a_frame(data: bytes) -> None:
 def test_an_intact_frame_with_another_header_is_refused(value: object) -> None:
     head = json.dumps(value).encode()
     with pytest.raises(FrameError, match="frame header: "):
-        list(wire.FrameDecoder().feed(wire.PREFIX.pack(len(head), 0, crc32(head)) + head))
+        list(frames.FrameDecoder().feed(records.PREFIX.pack(len(head), 0, crc32(head)) + head))
 
 
 # ---- lines ----------------------------------------------------------------------------------------------
 
 
 def test_every_line_has_a_sample() -> None:
-    assert {type(line) for line in CLIENT_LINES} == set(get_args(wire.ClientLine))
-    assert {type(line) for line in NODE_LINES} == set(get_args(wire.NodeLine))
+    assert {type(line) for line in CLIENT_LINES} == set(get_args(lines.ClientLine))
+    assert {type(line) for line in NODE_LINES} == set(get_args(lines.NodeLine))
 
 
 @pytest.mark.parametrize("line", CLIENT_LINES, ids=named)
-def test_what_a_client_says_comes_back(line: wire.ClientLine) -> None:
-    data = wire.encode_line(line)
+def test_what_a_client_says_comes_back(line: lines.ClientLine) -> None:
+    data = lines.encode_line(line)
     assert data.count(b"\n") == 1
-    assert wire.decode_client_line(data) == line
+    assert lines.decode_client_line(data) == line
 
 
 @pytest.mark.parametrize("line", NODE_LINES, ids=named)
-def test_what_a_node_says_comes_back(line: wire.NodeLine) -> None:
-    data = wire.encode_line(line)
+def test_what_a_node_says_comes_back(line: lines.NodeLine) -> None:
+    data = lines.encode_line(line)
     assert data.count(b"\n") == 1
-    assert not data.startswith(wire.MESSAGE_START)
-    assert wire.decode_node_line(data) == line
+    assert not data.startswith(lines.MESSAGE_START)
+    assert lines.decode_node_line(data) == line
 
 
 def test_a_client_may_type_its_lines_by_hand() -> None:
-    assert wire.decode_client_line(b'{"type": "SUBSCRIBE", "from": 7}') == wire.Subscribe(7)
-    assert wire.decode_client_line(b' {"payloads":["x"], "first":1, "type":"CHAT"} ') == wire.Chat(1, ("x",))
-    assert wire.decode_client_line(b'{"type":"STATUS"}\r') == wire.StatusRequest()
+    assert lines.decode_client_line(b'{"type": "SUBSCRIBE", "from": 7}') == lines.Subscribe(7)
+    assert lines.decode_client_line(b' {"payloads":["x"], "first":1, "type":"CHAT"} ') == lines.Chat(1, ("x",))
+    assert lines.decode_client_line(b'{"type":"STATUS"}\r') == lines.StatusRequest()
 
 
 @pytest.mark.parametrize(
@@ -384,34 +384,34 @@ def test_a_client_may_type_its_lines_by_hand() -> None:
 )
 def test_a_malformed_line_of_a_client_is_refused(line: bytes) -> None:
     with pytest.raises(FrameError, match="not a line of the client protocol: "):
-        wire.decode_client_line(line)
+        lines.decode_client_line(line)
 
 
 @given(st.binary(max_size=100).filter(lambda line: not line.startswith(b'{"type":')))
 def test_garbage_is_never_a_line(line: bytes) -> None:
     """Hypothesis tries bytes, too, that stand in the source; a whole line among them is no garbage."""
-    for decode in (wire.decode_client_line, wire.decode_node_line):
+    for decode in (lines.decode_client_line, lines.decode_node_line):
         with pytest.raises(FrameError):
             decode(line)
     with pytest.raises(FrameError):
-        wire.decode_node_line(wire.MESSAGE_START + line)
+        lines.decode_node_line(lines.MESSAGE_START + line)
 
 
 def test_lines_come_back_however_they_are_split() -> None:
-    lines = [wire.encode_line(line) for line in (*CLIENT_LINES, *NODE_LINES)]
-    data = b"".join(lines)
-    expected = [line[:-1] for line in lines]
+    encoded = [lines.encode_line(line) for line in (*CLIENT_LINES, *NODE_LINES)]
+    data = b"".join(encoded)
+    expected = [line[:-1] for line in encoded]
     for cut in range(len(data) + 1):
-        decoder = wire.LineDecoder(1000)
+        decoder = lines.LineDecoder(1000)
         assert decoder.feed(data[:cut]) + decoder.feed(data[cut:]) == expected
-    slow = wire.LineDecoder(1000)
+    slow = lines.LineDecoder(1000)
     assert [line for at in range(len(data)) for line in slow.feed(data[at : at + 1])] == expected
 
 
 @given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=6))
 def test_any_bytes_are_cut_at_their_newlines(data: bytes, cuts: list[int]) -> None:
     borders = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    decoder = wire.LineDecoder(1000)
+    decoder = lines.LineDecoder(1000)
     found: list[bytes] = []
     for start, end in itertools.pairwise(borders):
         found += decoder.feed(data[start:end])
@@ -419,27 +419,27 @@ def test_any_bytes_are_cut_at_their_newlines(data: bytes, cuts: list[int]) -> No
 
 
 def test_blank_lines_are_left_out() -> None:
-    assert wire.LineDecoder(100).feed(b"\n\r\n  \na\n\n") == [b"a"]
+    assert lines.LineDecoder(100).feed(b"\n\r\n  \na\n\n") == [b"a"]
 
 
 @pytest.mark.parametrize("pieces", [[b"x" * 11], [b"x" * 11 + b"\n"], [b"x" * 6, b"x" * 6], [b"ok\n" + b"x" * 11]])
 def test_a_line_longer_than_allowed_is_refused_before_it_ends(pieces: list[bytes]) -> None:
-    decoder = wire.LineDecoder(10)
+    decoder = lines.LineDecoder(10)
     with pytest.raises(FrameError, match=r"over 10 bytes, the longest allowed|allowed 10"):
         for piece in pieces:
             decoder.feed(piece)
 
 
 def test_a_line_as_long_as_allowed_is_taken() -> None:
-    decoder = wire.LineDecoder(10)
+    decoder = lines.LineDecoder(10)
     assert decoder.feed(b"x" * 10) == []
     assert decoder.feed(b"\n") == [b"x" * 10]
 
 
 def test_the_preamble_starts_no_line_of_a_client() -> None:
-    assert wire.PREAMBLE[0] not in {wire.encode_line(line)[0] for line in CLIENT_LINES}
+    assert frames.PREAMBLE[0] not in {lines.encode_line(line)[0] for line in CLIENT_LINES}
     with pytest.raises(UnicodeDecodeError):
-        wire.PREAMBLE.decode()
+        frames.PREAMBLE.decode()
 
 
 def test_a_record_knows_its_position() -> None:

@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.course.orders import NEVER, Orders
+from lab.course.simfiles import blanked, cut_ranges
 from lab.live.inside.ledger import Ledger, NameChange, Number, folder_of
-from nodeproc.files import Buffer, File, Files
-from nodeproc.simfiles import blanked, cut_ranges
+from nodeproc.disk.files import Buffer, File, Files
 
 HANG_LOOK_S = 0.002
 
 
 class FaultyFile:
-    """One open file; see nodeproc.files.File."""
+    """One open file; see nodeproc.disk.files.File."""
 
     def __init__(self, files: FaultyFiles, name: str, number: Number, inner: File) -> None:
         self._files, self._name, self._number, self._inner = files, name, number, inner
@@ -80,7 +80,7 @@ class FaultyFile:
 
 
 class FaultyFiles:
-    """A data directory; see nodeproc.files.Files.
+    """A data directory; see nodeproc.disk.files.Files.
 
     Args:
         inner: the real one.
@@ -145,7 +145,7 @@ class FaultyFiles:
                 self._ledger.keep_cut(number, size, taken)
                 self._ledger.write_synced(number, size)
 
-    # ---- the interface of nodeproc.files.Files -----------------------------------------------------
+    # ---- the interface of nodeproc.disk.files.Files -----------------------------------------------------
 
     def open(self, name: str, *, create: bool = False) -> FaultyFile:
         with self._lock:

@@ -23,7 +23,7 @@ from lab.live.inside.faulty_files import FaultyFiles
 from lab.live.inside.ledger import Ledger
 from nodeproc import __main__ as product
 from nodeproc import runtime
-from nodeproc.files import RealFiles
+from nodeproc.disk.files import RealFiles
 from nodeproc.runtime import Runtime
 
 

@@ -29,7 +29,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from lab.course.orders import Counts, Orders
-from nodeproc.simfiles import Range
+from lab.course.simfiles import Range
 
 _SIZE = struct.Struct("<Q")
 _RANGE = struct.Struct("<QQ")

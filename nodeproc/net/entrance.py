@@ -11,9 +11,9 @@ from typing import Final, cast
 
 from nodeproc.config import Limits
 from nodeproc.errors import ConfigError
-from nodeproc.sockets import descriptor_limit
+from nodeproc.frames import PREAMBLE
+from nodeproc.net.sockets import descriptor_limit
 from nodeproc.tls import describe
-from nodeproc.wire import PREAMBLE
 
 BACKLOG: Final = 1024
 ACCEPT_AT_ONCE: Final = 64

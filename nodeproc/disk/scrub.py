@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from nodeproc.core.messages import START, Position
+from nodeproc.disk.storage import Storage
 from nodeproc.errors import Unreadable
-from nodeproc.storage import Storage
 
 PIECE_BYTES: Final = 64 << 10
 FIRST_S: Final = 1.0

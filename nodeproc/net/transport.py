@@ -27,14 +27,8 @@ from typing import Any, Final, TypeAlias, cast
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, PeerConnected, PeerLost, PeerRefused, StrangerRefused
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
-from nodeproc.errors import FrameError, LinkRefused
-from nodeproc.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
-from nodeproc.silence import LOOKS, Silence
-from nodeproc.sockets import address_of, connect, hand_over, send_at_once, unacknowledged
-from nodeproc.tls import NodeTls, channel_of, shown_certificate
-from nodeproc.tls import describe as describe_tls
-from nodeproc.wire import (
-    MAX_HEADER,
+from nodeproc.errors import FrameError, LinkRefused, brief
+from nodeproc.frames import (
     PREAMBLE,
     FrameDecoder,
     Handshake,
@@ -43,9 +37,14 @@ from nodeproc.wire import (
     PeerProof,
     PeerRefusal,
     PeerWelcome,
-    brief,
     encode_frame,
 )
+from nodeproc.net.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
+from nodeproc.net.silence import LOOKS, Silence
+from nodeproc.net.sockets import address_of, connect, hand_over, send_at_once, unacknowledged
+from nodeproc.records import MAX_HEADER
+from nodeproc.tls import NodeTls, channel_of, shown_certificate
+from nodeproc.tls import describe as describe_tls
 
 Address: TypeAlias = tuple[str, int]
 """(host, port)"""

@@ -16,11 +16,11 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from nodeproc import wire
 from nodeproc.core.messages import START, Batch, Mark, Position, Record, SeqNo
+from nodeproc.disk.files import Buffer, File, pread
+from nodeproc.disk.wal import FOLDER, Place, Segment, damaged
 from nodeproc.errors import ReadFailed, Unreadable
-from nodeproc.files import Buffer, File, pread
-from nodeproc.wal import FOLDER, Place, Segment, damaged
+from nodeproc.records import MAX_BODY, MAX_HEADER, PREFIX, decode_header, is_intact, joined
 
 HEADERS = f"{FOLDER}/archive.headers"
 INDEX = f"{FOLDER}/archive.index"
@@ -140,7 +140,7 @@ class Archive:
         number = self._first(lambda row: row.position > after)
         records: list[Record] = []
         for row, head, body in self._stretch(number, max_bytes):
-            header = wire.decode_header(head)
+            header = decode_header(head)
             if not isinstance(header, Mark | Batch) or header.position != row.position:
                 if records:
                     break
@@ -211,7 +211,7 @@ class Archive:
             at = row.header_at - first.header_at
             head, at = heads[at : at + row.header_bytes], row.lines_at - first.lines_at
             body = lines[at : at + row.body_bytes]
-            if not wire.is_intact(head, body):
+            if not is_intact(head, body):
                 break
             found.append((row, head, body))
         if not found:
@@ -267,14 +267,14 @@ class Archive:
         at = before.header_at + before.header_bytes if before is not None else 0
         lines_at = before.lines_at + before.body_bytes if before is not None else 0
         try:
-            prefix = pread(self.headers, wire.PREFIX.size, at)
-            if number == self.end.records or len(prefix) < wire.PREFIX.size:
+            prefix = pread(self.headers, PREFIX.size, at)
+            if number == self.end.records or len(prefix) < PREFIX.size:
                 return None
-            head_bytes, body_bytes, _ = wire.PREFIX.unpack(prefix)
-            if head_bytes > wire.MAX_HEADER or body_bytes > wire.MAX_BODY:
+            head_bytes, body_bytes, _ = PREFIX.unpack(prefix)
+            if head_bytes > MAX_HEADER or body_bytes > MAX_BODY:
                 return None
-            head = pread(self.headers, wire.PREFIX.size + head_bytes, at)
-            return wire.joined(head, pread(self.lines, body_bytes, lines_at))
+            head = pread(self.headers, PREFIX.size + head_bytes, at)
+            return joined(head, pread(self.lines, body_bytes, lines_at))
         except ReadFailed:
             return None
 

@@ -13,10 +13,10 @@ from zlib import crc32
 import msgspec
 from msgspec import Struct
 
-from nodeproc.archive import ArchiveEnd
 from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, SeqNo, Term
-from nodeproc.files import File, Files
-from nodeproc.wal import FOLDER, damaged
+from nodeproc.disk.archive import ArchiveEnd
+from nodeproc.disk.files import File, Files
+from nodeproc.disk.wal import FOLDER, damaged
 
 NAME = f"{FOLDER}/checkpoint"
 ASIDE = f"{FOLDER}/checkpoint.new"

@@ -1,12 +1,12 @@
 """What a node keeps on its disk: write-ahead log, message log, checkpoints. Rules: K1 to K5.
 
     logs/node_<id>_messages.jsonl   delivered messages, the same bytes on every node
-    wal/NNNNNNNNNNNN.wal            the log's records and the node's promises, in order (nodeproc.wal)
-    wal/checkpoint                  what is known of the log behind the oldest WAL file (nodeproc.checkpoint)
-    wal/archive.headers, .index     the records of dropped WAL files without their bodies (nodeproc.archive)
+    wal/NNNNNNNNNNNN.wal            the log's records and the node's promises, in order (wal.py)
+    wal/checkpoint                  what is known of the log behind the oldest WAL file (checkpoint.py)
+    wal/archive.headers, .index     the records of dropped WAL files without their bodies (archive.py)
 
 Truncation is an entry of the WAL, and no WAL file is ever cut; the message log is, but only at recovery
-(nodeproc.recovery). write, deliver and the reads belong to one thread. sync and checkpoint may run in others, also at
+(recovery.py). write, deliver and the reads belong to one thread. sync and checkpoint may run in others, also at
 the same time; none of them holds a lock that the first thread needs while it waits for the disk.
 
 Durability "os" leaves it to the system when entries reach the disk: a power loss may then take what was acknowledged or
@@ -22,16 +22,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 from zlib import crc32
 
-from nodeproc import archive, checkpoint, recovery, wal, wire
-from nodeproc.checkpoint import Checkpoint
 from nodeproc.core.effects import PersistOp, Truncate
 from nodeproc.core.events import CheckpointWritten, Event
 from nodeproc.core.messages import Batch, Mark, NodeId, Position, Record, SeqNo
 from nodeproc.core.recovered import Recovered, Snapshot
+from nodeproc.disk import archive, checkpoint, recovery, wal
+from nodeproc.disk.checkpoint import Checkpoint
+from nodeproc.disk.files import Buffer, File, Files, pread
+from nodeproc.disk.recovery import Found, Survey
+from nodeproc.disk.wal import Place, Promises, Segment
 from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable, WriteFailed
-from nodeproc.files import Buffer, File, Files, pread
-from nodeproc.recovery import Found, Survey
-from nodeproc.wal import Place, Promises, Segment
+from nodeproc.records import WAL_VERSION, Committed, Opening, decode_header, encode_entry, encode_op, joined
 
 Durability: TypeAlias = Literal["fsync", "os"]
 
@@ -74,7 +75,7 @@ class Storage:
         self._node_id, self._identity, self._members = known.node, known.identity, known.members or members
         self._lines = found.lines_file
         self._archive = found.archive
-        self._noted = wire.Committed(found.replay.noted)
+        self._noted = Committed(found.replay.noted)
         self._failed = ""
         self._lock = threading.Lock()
         """Guards all below; held for moments only."""
@@ -161,10 +162,10 @@ class Storage:
         active, index = self._active, self._index
         number, at = active.number, active.size
         buffers: list[Buffer] = []
-        note = wire.Committed(self.delivered_seq, *self._durable_end())
+        note = Committed(self.delivered_seq, *self._durable_end())
         if note != self._noted:
             self._noted = note
-            buffers.append(wire.encode_entry(note))
+            buffers.append(encode_entry(note))
             at += len(buffers[0])
         for op in ops:
             if isinstance(op, Record):
@@ -172,7 +173,7 @@ class Storage:
                 assert op.header.position > index.end, (op.header, index.end)
                 index.append(op.header, number, at, op.body_at, len(raw))
             else:
-                raw = wire.encode_op(op)
+                raw = encode_op(op)
                 if isinstance(op, Truncate):
                     index.truncate(op.keep)
                 else:
@@ -196,10 +197,8 @@ class Storage:
         before = self._active
         number = before.number + 1
         rebuilding = self._promises.rebuilding
-        header = wire.Opening(
-            number, before.size, self._node_id, self._identity, rebuilding, self._members, wire.WAL_VERSION
-        )
-        opening = wire.encode_entry(header)
+        header = Opening(number, before.size, self._node_id, self._identity, rebuilding, self._members, WAL_VERSION)
+        opening = encode_entry(header)
         file = self._files.open(wal.segment_name(number) + wal.NEXT, create=True)
         file.append([opening])
         self._active = self._segments[number] = Segment(number, file, len(opening), 0)
@@ -208,7 +207,7 @@ class Storage:
             self._unsettled = self._active
         else:
             self._files.rename(wal.segment_name(number) + wal.NEXT, wal.segment_name(number))
-            before.file.append([wire.encode_entry(wire.Committed(0, number, len(opening)))])
+            before.file.append([encode_entry(Committed(0, number, len(opening)))])
 
     def _settle(self, segment: Segment) -> None:
         """Give a segment its own name, then note in the one before it that it has it, so that it can't go missing."""
@@ -216,7 +215,7 @@ class Storage:
         self._files.rename(name + wal.NEXT, name)
         self._files.sync_folder(wal.FOLDER)
         before = self._segments[segment.number - 1].file
-        before.append([wire.encode_entry(wire.Committed(0, segment.number, segment.synced))])
+        before.append([encode_entry(Committed(0, segment.number, segment.synced))])
         before.sync()
 
     @property
@@ -405,7 +404,7 @@ class Storage:
                 bodies = [pread(file, size, place.at + place.body_at), pread(self._lines, size, place.lines_at)]
             except ReadFailed:
                 return None
-            return next(filter(None, (wire.joined(head, body) for body in bodies)), None)
+            return next(filter(None, (joined(head, body) for body in bodies)), None)
 
     def restore(self, after: Position, records: Sequence[Record]) -> list[str]:
         """Put a copy of the delivered records behind a position in the place of those that are damaged. Rule: K6.
@@ -591,7 +590,7 @@ class Storage:
 
 
 def _record(place: Place, head: Buffer, body: Buffer) -> Record:
-    header = wire.decode_header(head)
+    header = decode_header(head)
     assert isinstance(header, Batch | Mark) and header.position == place.position, (header, place)
     return Record(header, b"".join((head, body)), place.body_at)
 

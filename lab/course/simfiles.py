@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
-from nodeproc.files import Buffer
+from nodeproc.disk.files import Buffer
 
 
 class PowerLost(BaseException):
@@ -118,7 +118,7 @@ def blanked(data: bytes | bytearray, ranges: Sequence[Range]) -> bytes:
 
 
 class SimFile:
-    """One open file of SimFiles; see nodeproc.files.File."""
+    """One open file of SimFiles; see nodeproc.disk.files.File."""
 
     def __init__(self, files: SimFiles, name: str, inode: _Inode) -> None:
         self._files, self._name, self._inode = files, name, inode
@@ -168,7 +168,7 @@ class SimFile:
 
 
 class SimFiles:
-    """A data directory in memory; see nodeproc.files.Files.
+    """A data directory in memory; see nodeproc.disk.files.Files.
 
     Args:
         rng: decides what a crash in the middle of an append leaves.
@@ -193,7 +193,7 @@ class SimFiles:
         self._unsynced: list[tuple[str, dict[str, _Inode]]] = []
         """(folder, all its names) after each change that its folder was not synced since."""
 
-    # ---- the interface of nodeproc.files.Files -------------------------------------------------------
+    # ---- the interface of nodeproc.disk.files.Files -------------------------------------------------------
 
     def open(self, name: str, *, create: bool = False) -> SimFile:
         self.about_to("open", name)

@@ -1,4 +1,4 @@
-"""The few file operations that storage is built on, with a real form here and a simulated one in nodeproc.simfiles.
+"""The few file operations that storage is built on, as protocols, and their real form.
 
 Files are appended to and read at an offset; only damage is overwritten in place, by what stood there before it. A name
 or a length is durable only when the folder or the file was synced after it changed. Names are relative to the data

@@ -3,7 +3,7 @@
 A Survey only reads, and raises CorruptionError for whatever is not as it was written; `repair` then makes durable all
 that is handed to the core. What was read is no proof of that: after a failed fdatasync the system serves from its cache
 pages that it never wrote, calls them clean, and the next fdatasync passes over them. So whatever no claim
-(nodeproc.wal) covers is written anew: entries of the WAL into a new segment, lines of the message log behind a cut.
+(wal.py) covers is written anew: entries of the WAL into a new segment, lines of the message log behind a cut.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from nodeproc import archive, checkpoint, wal, wire
-from nodeproc.archive import Archive
-from nodeproc.checkpoint import Checkpoint
 from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
 from nodeproc.core.events import Event, Loaded, MessageLogRepaired, TailWrittenAnew, TornTailDropped
 from nodeproc.core.messages import Batch, Line, Mark, NodeId, Position, Record, SeqNo
 from nodeproc.core.recovered import Recovered
 from nodeproc.core.sessions import Sessions
+from nodeproc.disk import archive, checkpoint, wal
+from nodeproc.disk.archive import Archive
+from nodeproc.disk.checkpoint import Checkpoint
+from nodeproc.disk.files import File, Files
+from nodeproc.disk.wal import Claim, Index, Promises, Scan, Segment, damaged
 from nodeproc.errors import ConfigError, FrameError
-from nodeproc.files import File, Files
-from nodeproc.wal import Claim, Index, Promises, Scan, Segment, damaged
+from nodeproc.lines import decode_node_line
+from nodeproc.records import WAL_VERSION, Committed, Entry, Opening, decode_entry, encode_entry
 
 LINES_FOLDER = "logs"
 
@@ -60,10 +62,10 @@ class Replay:
                 self._truncate(header.keep)
             elif isinstance(header, Promise | Met | Readmitted):
                 self.promises.take(header)
-            elif isinstance(header, wire.Committed):
+            elif isinstance(header, Committed):
                 self.noted = max(self.noted, header.seq_no)
 
-    def _append(self, scan: Scan, entry: wire.Entry, header: Mark | Batch) -> None:
+    def _append(self, scan: Scan, entry: Entry, header: Mark | Batch) -> None:
         if self.end is not None and not follows(header, self.end):
             raise damaged(scan.where, entry.start, f"{header.position} does not follow {self.end}")
         at, body_at = entry.start, entry.body_at - entry.start
@@ -346,10 +348,10 @@ class Survey:
         """The segment for all that no claim covers. Rule: K2, K5."""
         number, before = last.number + 1, last.opening
         assert before is not None, last.where
-        header = structs.replace(before, number=number, previous_bytes=durable, version=wire.WAL_VERSION)
-        opening = wire.encode_entry(header)
+        header = structs.replace(before, number=number, previous_bytes=durable, version=WAL_VERSION)
+        opening = encode_entry(header)
         # The note outlives the lines that prove it, which are cut and written again.
-        note = wire.encode_entry(wire.Committed(delivered_seq, last.number, durable))
+        note = encode_entry(Committed(delivered_seq, last.number, durable))
         return Anew(number, len(opening), last.end - durable, opening + last.data[durable : last.end] + note)
 
     def _check_owner(self, scans: list[Scan], known: Checkpoint) -> None:
@@ -376,7 +378,7 @@ class Survey:
         if index.places:
             place = index.places[0]
             place_scan = next(each for each in scans if each.number == place.segment)
-            entry = wire.decode_entry(place_scan.data, place.at)
+            entry = decode_entry(place_scan.data, place.at)
             assert entry is not None and isinstance(entry.header, Mark | Batch), place
             if not follows(entry.header, end.position):
                 raise damaged(
@@ -435,7 +437,7 @@ def _unknown(first: Scan) -> Checkpoint:
 def _seq_no(line: bytes) -> SeqNo:
     """Of an intact line of the message log; 0 for anything else."""
     try:
-        found = wire.decode_node_line(line)
+        found = decode_node_line(line)
     except FrameError:
         return 0
     return found.seq_no if isinstance(found, Line) else 0
@@ -476,8 +478,8 @@ def _claim_newest(found: Found) -> None:
     if len(found.segments) > 1:
         before, newest = found.segments[-2:]
         if (newest.number, newest.synced) > found.claim[:2]:
-            note = wire.Committed(found.lines.delivered_seq, newest.number, newest.synced)
-            before.file.append([wire.encode_entry(note)])
+            note = Committed(found.lines.delivered_seq, newest.number, newest.synced)
+            before.file.append([encode_entry(note)])
             before.file.sync()
 
 
@@ -518,8 +520,8 @@ def make(files: Files, node_id: NodeId, identity: str, rebuilding: bool, members
     file = files.open(first + wal.NEXT, create=True)
     try:
         file.truncate(0)  # What a first start has left that did not come to its end.
-        opening = wire.Opening(1, 0, node_id, identity, rebuilding, members, wire.WAL_VERSION)
-        file.append([wire.encode_entry(opening)])
+        opening = Opening(1, 0, node_id, identity, rebuilding, members, WAL_VERSION)
+        file.append([encode_entry(opening)])
         file.sync()
     finally:
         file.close()

@@ -6,17 +6,16 @@ Changes nothing. A torn tail that a crash has left is no damage: the next start 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nodeproc import archive, checkpoint, recovery, wal
-from nodeproc.archive import Archive, ArchiveEnd
 from nodeproc.core.messages import START, NodeId, Position
+from nodeproc.disk import archive, checkpoint, recovery, wal
+from nodeproc.disk.archive import Archive, ArchiveEnd
+from nodeproc.disk.files import Buffer, File, Files, RealFiles, pread
+from nodeproc.disk.recovery import Found, Survey, lines_name
 from nodeproc.errors import ConfigError, CorruptionError, Unreadable
-from nodeproc.files import Buffer, File, Files, RealFiles, pread
-from nodeproc.recovery import Found, Survey, lines_name
-from nodeproc.simfiles import SimFiles
 
 PIECE_BYTES: Final = 1 << 20
 _LINES_NAME = re.compile(r"node_(\d+)_messages\.jsonl")
@@ -34,11 +33,33 @@ class Damage(NamedTuple):
         return f"{self.file}: offset {self.at}: {self.what}"
 
 
+class Absent:
+    """A file that is not there, which a start would make: reads show nothing. See nodeproc.disk.files.File."""
+
+    def pread(self, size: int, at: int) -> bytes:
+        return b""
+
+    def size(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+    def append(self, buffers: Sequence[Buffer]) -> None:
+        raise AssertionError(buffers)
+
+    def sync(self) -> None:
+        raise AssertionError("sync")
+
+    def truncate(self, size: int) -> None:
+        raise AssertionError(size)
+
+
 class Untouched:
-    """Files that can be read and not written; what would be made is empty and in memory. See nodeproc.files.Files."""
+    """Files that can be read and not written; a file that would be made is Absent. See nodeproc.disk.files.Files."""
 
     def __init__(self, inner: Files) -> None:
-        self._inner, self._made = inner, SimFiles()
+        self._inner = inner
         self.names, self.where, self.close = inner.names, inner.where, inner.close
 
     def open(self, name: str, *, create: bool = False) -> File:
@@ -47,7 +68,7 @@ class Untouched:
         except FileNotFoundError:
             if not create:
                 raise
-            return self._made.open(name, create=True)
+            return Absent()
 
     def make_folder(self, folder: str) -> None:
         pass

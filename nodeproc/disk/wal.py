@@ -1,11 +1,11 @@
 """The write-ahead log's files: names, what is in them, and the index of the records that they hold.
 
-A WAL file (segment) starts with an Opening and goes on with entries as nodeproc.wire lays them out. A new segment is
+A WAL file (segment) starts with an Opening and goes on with entries as nodeproc.records lays them out. A new segment is
 called NNNNNNNNNNNN.wal.next until it and the one before it are durable; only then it gets its own name, and only then
 anything in it can be promised. So a segment with its own name proves the one before it complete, and a torn tail can
 only be in the last of them. A file under the name .next counts for nothing.
 
-Claims say what was durable. A write carries a note (wire.Committed) of the durable end of the WAL before it; a segment
+Claims say what was durable. A write carries a note (Committed) of the durable end of the WAL before it; a segment
 that got its name is noted once more behind the end of the one before it; a checkpoint names the durable end, too. What
 is missing or broken below a claim was promised and is damaged. What is broken above all claims was never promised.
 """
@@ -20,11 +20,21 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
-from nodeproc import wire
 from nodeproc.core.effects import Met, Promise, Readmitted
 from nodeproc.core.messages import NOBODY, START, Batch, Known, Mark, NodeId, Position, SeqNo, Term
+from nodeproc.disk.files import Buffer, File, pread
 from nodeproc.errors import CorruptionError, ReadFailed
-from nodeproc.files import Buffer, File, pread
+from nodeproc.records import (
+    PREFIX,
+    WAL_VERSION,
+    Broken,
+    Committed,
+    Entry,
+    NotUnderstood,
+    Opening,
+    decode_entry,
+    is_intact,
+)
 
 FOLDER = "wal"
 NEXT = ".next"
@@ -76,15 +86,15 @@ class Scan(NamedTuple):
     number: int
     where: str
     data: bytes
-    entries: list[wire.Entry]
+    entries: list[Entry]
     end: int
     broken: str = ""
 
     @property
-    def opening(self) -> wire.Opening | None:
+    def opening(self) -> Opening | None:
         """None where the segment ends before it."""
         first = self.entries[0].header if self.entries else None
-        assert first is None or isinstance(first, wire.Opening), first
+        assert first is None or isinstance(first, Opening), first
         return first
 
 
@@ -97,26 +107,26 @@ def scan(number: int, where: str, data: bytes) -> Scan:
     Raises:
         CorruptionError: an entry is intact and not understood, or an Opening is missing or not this file's.
     """
-    entries: list[wire.Entry] = []
+    entries: list[Entry] = []
     at, broken = 0, ""
     while at < len(data):
         try:
-            entry = wire.decode_entry(data, at)
-        except wire.NotUnderstood as error:
+            entry = decode_entry(data, at)
+        except NotUnderstood as error:
             # hit: K2 an intact entry that is not understood is refused
             raise damaged(where, at, f"{error}, but its CRC is right: another version wrote it") from None
-        except wire.Broken as error:
+        except Broken as error:
             entry, broken = None, str(error)  # hit: K1 a broken entry is found by its CRC or length
         if entry is None:
             broken = broken or f"the file ends inside the entry at {at}"
             break
-        opens = isinstance(entry.header, wire.Opening)
-        if opens != (at == 0) or (isinstance(entry.header, wire.Opening) and entry.header.number != number):
+        opens = isinstance(entry.header, Opening)
+        if opens != (at == 0) or (isinstance(entry.header, Opening) and entry.header.number != number):
             raise damaged(
                 where, at, f"found {entry.header}, allowed: the opening of segment {number}, once, at offset 0"
             )
-        if isinstance(entry.header, wire.Opening) and entry.header.version > wire.WAL_VERSION:
-            raise damaged(where, at, f"WAL version {entry.header.version}, allowed: up to {wire.WAL_VERSION}")
+        if isinstance(entry.header, Opening) and entry.header.version > WAL_VERSION:
+            raise damaged(where, at, f"WAL version {entry.header.version}, allowed: up to {WAL_VERSION}")
         entries.append(entry)
         at = entry.end
     return Scan(number, where, data, entries, at, broken)
@@ -136,14 +146,14 @@ def first_bytes(found: Scan, size: int) -> Scan:
     return Scan(found.number, found.where, found.data[:size], entries, size)
 
 
-def behind(found: Scan) -> Iterator[wire.Entry]:
+def behind(found: Scan) -> Iterator[Entry]:
     """Intact entries behind the broken one; the bytes that every header starts with give them away."""
     data = found.data
-    at = data.find(_ENTRY_START, found.end + 1 + wire.PREFIX.size)
+    at = data.find(_ENTRY_START, found.end + 1 + PREFIX.size)
     while at >= 0:
         entry = None
-        with contextlib.suppress(wire.Broken):
-            entry = wire.decode_entry(data, at - wire.PREFIX.size)
+        with contextlib.suppress(Broken):
+            entry = decode_entry(data, at - PREFIX.size)
         if entry is not None:
             yield entry
         at = data.find(_ENTRY_START, at + 1 if entry is None else entry.end)
@@ -152,7 +162,7 @@ def behind(found: Scan) -> Iterator[wire.Entry]:
 def claims(found: Scan) -> Iterator[Claim]:
     """What a segment's notes say of the WAL, those behind a broken entry included."""
     for entry in chain(found.entries, behind(found)):
-        if isinstance(entry.header, wire.Committed):
+        if isinstance(entry.header, Committed):
             yield Claim(entry.header.segment, entry.header.durable, found.where)
 
 
@@ -308,7 +318,7 @@ def read_run(segment: Segment, run: Sequence[Place]) -> list[tuple[Place, Buffer
     for place in run:
         start = place.at - at
         head, body = data[start : start + place.body_at], data[start + place.body_at : start + place.size]
-        if not wire.is_intact(head, body):
+        if not is_intact(head, body):
             break
         found.append((place, head, body))
     return found

@@ -30,7 +30,7 @@ import msgspec
 
 from nodeproc.core.messages import NOTHING, NodeId, Promised
 from nodeproc.errors import LinkRefused
-from nodeproc.wire import PeerChallenge, PeerHello, PeerProof, PeerWelcome
+from nodeproc.frames import PeerChallenge, PeerHello, PeerProof, PeerWelcome
 
 VERSION: Final = 3
 """Of the frames between nodes."""

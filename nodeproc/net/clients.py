@@ -20,9 +20,8 @@ from msgspec import UNSET
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
 from nodeproc.core.messages import Batch, NodeId, Position, Record, Refuse, SeqNo, Submit, Term
-from nodeproc.errors import FrameError, Unreadable
-from nodeproc.sockets import address_of, probe_when_silent, send_at_once
-from nodeproc.wire import (
+from nodeproc.errors import FrameError, Unreadable, brief
+from nodeproc.lines import (
     SESSION_TOKEN,
     TOKEN_REFUSED,
     Ack,
@@ -38,11 +37,11 @@ from nodeproc.wire import (
     StatusRequest,
     Subscribe,
     Welcome,
-    brief,
     decode_client_line,
     encode_line,
     session_of,
 )
+from nodeproc.net.sockets import address_of, probe_when_silent, send_at_once
 
 LARGEST: Final = 2**53 - 1
 """Of client ids, n and seq_no: what every JSON reader keeps exact."""

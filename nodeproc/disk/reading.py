@@ -13,8 +13,8 @@ from collections.abc import Callable
 from nodeproc.core.effects import Copied, Fetch
 from nodeproc.core.events import DamageFound, DamageLeft, DamageRepaired, Event
 from nodeproc.core.messages import Damaged, Input, NodeId, Position, Record, SeqNo
+from nodeproc.disk.storage import Storage
 from nodeproc.errors import ReadFailed, Unreadable
-from nodeproc.storage import Storage
 
 NOBODY_HAS_IT = "no node within reach has a copy"
 MENDED_AT_ONCE = 64

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from nodeproc.core.messages import Line, SeqNo
 from nodeproc.errors import FrameError
-from nodeproc.wire import MESSAGE_START, NodeLine, decode_node_line
+from nodeproc.lines import MESSAGE_START, NodeLine, decode_node_line
 
 
 class Shown(Struct, frozen=True, gc=False):
