@@ -6,27 +6,57 @@ looked at, and all nodes' lines there are shown, the odd one out named first.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import IO, ClassVar, NamedTuple
 
-from lab.check.history import CHUNK_BYTES, NOT_A_MESSAGE, decode_log_lines, find_line
+from lab.check.history import CHUNK_BYTES, NOT_A_MESSAGE, NodeFile, decode_log_lines
+from lab.check.judge import Case, Judge
 from lab.check.verdict import Check, Findings, quote
+from nodeproc.core.messages import Batch, NodeId, Record, SeqNo
 
 
-class NodeFile(NamedTuple):
-    """One node's message log."""
+class Agreement(Judge):
+    """A1. Of a simulation every delivery is compared with what was delivered before; of every run the files are."""
 
-    node: int
-    path: Path
-    name: str
-    """Relative to the run directory."""
-    size: int
-    """Bytes."""
+    invariants: ClassVar = {"A1": "agreement"}
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self._found = self.found()
+        self._at = dict.fromkeys(case.nodes, 0)
+        """Node -> batches of case.order that it delivered."""
+
+    def on_delivered(self, node: NodeId, records: Sequence[Record]) -> None:
+        order = self.case.order
+        for record in records:
+            if not isinstance(record.header, Batch):
+                continue
+            at = self._at[node]
+            self._at[node] = at + 1
+            if at == len(order):
+                order.append(record)
+            elif order[at].raw != record.raw:
+                first, last = record.header.first, record.header.last
+                self._differs(f"node {node} delivered another batch {first}..{last} than a node before it")
+
+    def on_started(self, node: NodeId, delivered_seq: SeqNo) -> None:
+        ends = [0, *(record.position.seq_no for record in self.case.order)]
+        self._at[node] = bisect_left(ends, delivered_seq)
+        if delivered_seq not in ends:
+            self._differs(
+                f"node {node} came back with {delivered_seq} delivered; no batch ends there, the last at {ends[-1]}"
+            )
+
+    def _differs(self, message: str) -> None:
+        self._found.add(self.case.log.name, message)
+
+    def checks(self) -> list[Check]:
+        return [self.case.agreement or compare(self._found, self.case.files, self.case.missing).check]
 
 
-class Agreement(NamedTuple):
+class Compared(NamedTuple):
     """What comparing the files found."""
 
     check: Check
@@ -36,19 +66,18 @@ class Agreement(NamedTuple):
     """Files that are no prefix of the reference."""
 
 
-def check_agreement(files: list[NodeFile], missing: list[int]) -> Agreement:
-    """Judge A1.
+def compare(findings: Findings, files: Sequence[NodeFile], missing: Sequence[NodeId]) -> Compared:
+    """Judge A1 by the files.
 
     Args:
         files: the logs that exist, by ascending node.
         missing: nodes of the cluster that have none.
     """
-    findings = Findings("A1", "agreement")
     reference = max(files, key=lambda file: file.size, default=None)
     if reference is None or reference.size == 0:
-        return Agreement(findings.unknown("no message in any node's log"), reference, ())
+        return Compared(findings.unknown("no message in any node's log"), reference, ())
     if shared := _shared_file(files):
-        return Agreement(findings.unknown(shared), reference, ())
+        return Compared(findings.unknown(shared), reference, ())
     lines = {file: differing_line(file, reference) for file in files if file is not reference}
     first = min((line for line in lines.values() if line), default=0)
     if first:
@@ -59,21 +88,23 @@ def check_agreement(files: list[NodeFile], missing: list[int]) -> Agreement:
     )
     if missing:
         absent = ", ".join(f"node {node}" for node in missing)
-        return Agreement(findings.unknown(f"no message log of {absent}"), reference, deviating)
+        return Compared(findings.unknown(f"no message log of {absent}"), reference, deviating)
     if len(files) < 2:
         detail = "one node only: nothing to compare"
-        return Agreement(findings.unknown(detail, decisive=False), reference, deviating)
+        return Compared(findings.unknown(detail, decisive=False), reference, deviating)
     sizes = sorted({file.size for file in files})
     if sizes[0] < sizes[-1] and not first and _look_behind(findings, reference, sizes[0]):
         deviating, reference = (reference,), _most_agreed(files, [reference])
     equal = "equal" if len(sizes) == 1 else f"one a prefix of the other, {sizes[0]} to {sizes[-1]} bytes"
-    return Agreement(findings.passed(f"{len(files)} logs, {equal}"), reference, deviating)
+    return Compared(findings.passed(f"{len(files)} logs, {equal}"), reference, deviating)
 
 
-def _shared_file(files: list[NodeFile]) -> str:
+def _shared_file(files: Sequence[NodeFile]) -> str:
     """Which two nodes' logs are one file, so that comparing them compares nothing; "": none."""
     seen: dict[tuple[int, int], NodeFile] = {}
     for file in files:
+        if file.data is not None:
+            continue
         status = file.path.stat()
         other = seen.setdefault((status.st_dev, status.st_ino), file)
         if other is not file:
@@ -83,7 +114,7 @@ def _shared_file(files: list[NodeFile]) -> str:
 
 def _look_behind(findings: Findings, reference: NodeFile, size: int) -> bool:
     """Whether what the longest log has and the shortest lacks is no message, so that it can't come there yet."""
-    with reference.path.open("rb") as file:
+    with reference.open() as file:
         number = 1 + sum(block.count(b"\n") for block in _blocks(file, size))
         file.seek(size)
         while line := file.readline():
@@ -99,7 +130,7 @@ def _look_behind(findings: Findings, reference: NodeFile, size: int) -> bool:
 def differing_line(file: NodeFile, other: NodeFile) -> int:
     """Number of the first line in which two files differ; 0 when the shorter is a prefix of the longer."""
     at = 0
-    with file.path.open("rb", buffering=0) as a, other.path.open("rb", buffering=0) as b:
+    with file.open() as a, other.open() as b:
         while True:
             left, right = a.read(CHUNK_BYTES), b.read(CHUNK_BYTES)
             if left != right:
@@ -113,7 +144,7 @@ def differing_line(file: NodeFile, other: NodeFile) -> int:
 
 
 def _newlines_before(file: NodeFile, offset: int) -> int:
-    with file.path.open("rb", buffering=0) as opened:
+    with file.open() as opened:
         return sum(block.count(b"\n") for block in _blocks(opened, offset))
 
 
@@ -136,9 +167,9 @@ def _common_prefix(left: bytes, right: bytes) -> int:
     return low
 
 
-def _report(findings: Findings, files: list[NodeFile], number: int) -> list[NodeFile]:
+def _report(findings: Findings, files: Sequence[NodeFile], number: int) -> list[NodeFile]:
     """Name the files that differ from most at this line; returns them."""
-    found = {file: line for file in files if (line := find_line(file.path, number)) is not None}
+    found = {file: line for file in files if (line := file.line(number)) is not None}
     usual, votes = Counter(found.values()).most_common(1)[0]
     odd = [file for file, line in found.items() if line != usual]
     if votes == 1:
@@ -154,5 +185,5 @@ def _report(findings: Findings, files: list[NodeFile], number: int) -> list[Node
     return odd
 
 
-def _most_agreed(files: list[NodeFile], odd: list[NodeFile]) -> NodeFile:
+def _most_agreed(files: Sequence[NodeFile], odd: list[NodeFile]) -> NodeFile:
     return max((file for file in files if file not in odd), key=lambda file: file.size)

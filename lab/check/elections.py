@@ -5,16 +5,16 @@ A node that is rebuilt has forgotten its term with its disk (M4): what it shows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, TypeAlias
 
-from lab.check.history import EventLine, RunFileError, line_at, read_events
-from lab.check.verdict import Check, Findings, Quote, quote
+from lab.check.history import EventLine
+from lab.check.judge import Case, Judge, loses_disk
+from lab.check.verdict import Check, Findings
 from lab.plan.reading import EVENTS
-from lab.rows import Meta
-from lab.rundir import RunDir
+from lab.rows import FaultRow, Meta
+from nodeproc.core.messages import NodeId, SeqNo
 
-NEVER = 1 << 63
 LEADS = {"became_leader"}
 """Events whose node leads their term."""
 FOLLOWS = {"new_coordinator", "coordinator_received", "heartbeat_received"}
@@ -31,141 +31,144 @@ SHOWS_TERM = LEADS | {
 """Events whose term is the node's own; a poll's is only proposed (E1), a refused candidate's may be an old one (E4)."""
 
 
+_Starts: TypeAlias = Sequence[tuple[int, SeqNo]]
+"""(term, seq_no of its first message) as the log has them."""
+
+
 class _Claim(NamedTuple):
     leader: int
     node: int
     line: int
 
 
-class LogTerms(NamedTuple):
-    """The terms of a message log: (term, seq_no of its first message), ascending; empty where it was not read."""
+class Elections(Judge):
+    """Follows what each node's events say about terms and leaders."""
 
-    name: str
-    starts: Sequence[tuple[int, int]]
+    invariants: ClassVar = {"A7": "one leader a term"}
+    reads_events = True
 
-
-class Elections:
-    """Collects what all nodes' events say about terms and leaders.
-
-    Args:
-        rebuilt: node -> when it lost its disk, ascending.
-    """
-
-    def __init__(self, run: RunDir, rebuilt: Mapping[int, Sequence[int]]) -> None:
-        self._run, self._rebuilt = run, rebuilt
-        self._findings = Findings("A7", "one leader a term")
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self._findings = self.found()
+        self._lost: dict[NodeId, list[int]] = {}
+        """Node -> when it lost its disk, or an older copy took its place, as far as it has shown no term since."""
         self._leaders: dict[int, _Claim] = {}
         self._began: dict[int, tuple[int, _Claim]] = {}
         """Term -> last seq_no of its leader when it became that, and where it says so."""
-        self._silent: list[int] = []
-        """Nodes whose file has no event."""
+        self._shown: dict[NodeId, tuple[int, int]] = {}
+        """Node -> the term that it showed last, and at which line."""
+        self._heard: set[NodeId] = set()
+        """Nodes that reported anything."""
+        self._unreadable = ""
+        """The first event that can't be read, and why; those behind it are passed over."""
         self.events = 0
 
-    def check(self, nodes: list[int], *, log: LogTerms, meta: Meta | None, wanted: bool = True) -> Check:
-        """Judge A7 over the events of these nodes, and what their STATUS said while the run was on.
+    def on_fault(self, row: FaultRow) -> None:
+        if loses_disk(row):
+            self._lost.setdefault(row.target, []).append(row.t)
 
-        Args:
-            log: the terms that the message log has.
-            meta: None: it could not be read.
-            wanted: they must have events. Nodes of another make need not; but if one has, all must.
-        """
-        if meta is not None:
-            self._judge_statuses(meta, log)
-        if not wanted and not any(self._run.events(node).is_file() for node in nodes):
-            return self._findings.unknown("these nodes write no events", decisive=False)
-        missing = [node for node in nodes if not self._run.events(node).is_file()]
-        try:
-            for node in nodes:
-                if node not in missing:
-                    self._read(node, NEVER if meta is None else meta.t_end, wanted)
-        except RunFileError as error:
-            return self._findings.unknown(str(error))
-        if missing := [*missing, *self._silent]:
-            return self._findings.unknown("no events of " + ", ".join(f"node {node}" for node in missing))
+    def on_unreadable_events(self, reason: str) -> None:
+        self._unreadable = self._unreadable or reason
+
+    def on_event(self, line: int, event: EventLine) -> None:
+        if self._unreadable:
+            return
+        self.events += 1
+        kind, node, term = event.event, event.node, event.term
+        self._heard.add(node)
+        if kind not in EVENTS and not self.case.is_foreign:
+            self._unreadable = f"{self.case.event_place(node, line)}: no event {kind!r} exists"
+            return
+        if self.case.meta is not None and event.t_ns > self.case.meta.t_end:
+            self._unreadable = f"{self.case.event_place(node, line)}: t_ns={event.t_ns} is after the run"
+            return
+        if kind in LEADS:
+            self._claim(_Claim(node, node, line), term)
+            if event.last_seq >= 0:
+                self._began.setdefault(term, (event.last_seq, _Claim(node, node, line)))
+        elif kind in FOLLOWS and event.leader:
+            self._claim(_Claim(event.leader, node, line), term)
+        if kind in SHOWS_TERM:
+            lost = self._lost.get(node)
+            if lost and lost[0] <= event.t_ns:
+                self._shown.pop(node, None)
+                lost[:] = [t for t in lost if t > event.t_ns]
+            shown, shown_line = self._shown.get(node, (0, 0))
+            if term < shown:
+                self._fell(node, line, event, shown, shown_line)
+            self._shown[node] = (term, line)
+
+    def checks(self) -> list[Check]:
+        return [self._check()]
+
+    def _check(self) -> Check:
+        case = self.case
+        findings = self.found()
+        # Else A2 has it, and where a term begins is not to be told.
+        starts = case.term_starts or () if case.contiguous else ()
+        if case.meta is not None:
+            self._judge_statuses(findings, case.meta, starts)
+        findings.take(self._findings)
+        missing = [node for node in case.nodes if not case.has_events(node)]
+        if case.is_foreign and len(missing) == len(case.nodes):
+            return findings.unknown("these nodes write no events", decisive=False)
+        if self._unreadable:
+            return findings.unknown(self._unreadable)
+        if missing := [*missing, *(node for node in case.nodes if node not in {*missing, *self._heard})]:
+            return findings.unknown("no events of " + ", ".join(f"node {node}" for node in missing))
         if not self._leaders:
-            return self._findings.unknown("no event names a leader")
-        self._judge_log(log)
+            return findings.unknown("no event names a leader")
+        self._judge_log(findings, starts)
         terms = len(self._leaders)
-        return self._findings.passed(f"{terms} term{'s' if terms > 1 else ''} with a leader, {self.events} events")
+        return findings.passed(f"{terms} term{'s' if terms > 1 else ''} with a leader, {self.events} events")
 
-    def _judge_statuses(self, meta: Meta, log: LogTerms) -> None:
+    def _judge_statuses(self, findings: Findings, meta: Meta, starts: _Starts) -> None:
         """One leader a term, as STATUS named them; the log has no term above the highest that a node showed."""
         leaders: dict[int, int] = {}
         for seen in meta.led:
             known = leaders.setdefault(seen.term, seen.node)
             if known != seen.node:
-                self._findings.add(
+                findings.add(
                     "meta.json:1",
                     f"STATUS of node {known} and of node {seen.node} said that they lead term {seen.term}",
                 )
         highest = 0 if meta.convergence is None else meta.convergence.term
-        if highest and log.starts and log.starts[-1][0] > highest:
-            term, seq_no = log.starts[-1]
-            self._findings.add(
-                f"{log.name}:{seq_no}", f"a message of term {term}; no node's STATUS showed more than term {highest}"
+        if highest and starts and starts[-1][0] > highest:
+            term, seq_no = starts[-1]
+            findings.add(
+                self.case.log.place(seq_no),
+                f"a message of term {term}; no node's STATUS showed more than term {highest}",
             )
 
-    def _judge_log(self, log: LogTerms) -> None:
+    def _judge_log(self, findings: Findings, starts: _Starts) -> None:
         """Each term of the log was led, and its messages begin where its leader's log ended."""
-        for term, seq_no in log.starts:
-            place = f"{log.name}:{seq_no}"
+        for term, seq_no in starts:
+            place = self.case.log.place(seq_no)
             if term not in self._leaders:
-                self._findings.add(place, f"a message of term {term}, which no event says anybody led")
+                findings.add(place, f"a message of term {term}, which no event says anybody led")
             elif term in self._began and self._began[term][0] + 1 != seq_no:
                 last_seq, claim = self._began[term]
-                self._findings.add(
+                findings.add(
                     place,
                     f"the messages of term {term} begin at seq_no {seq_no}; the log of its leader, node "
                     f"{claim.leader}, ended at {last_seq}",
-                    self._quote(claim.node, claim.line),
+                    self.case.event_quote(claim.node, claim.line),
                 )
 
-    def _read(self, node: int, until: int, wanted: bool) -> None:
-        shown, shown_line = 0, 0
-        before, lost = self.events, list(self._rebuilt.get(node, ()))
-        for line, event in read_events(self._run.events(node), node):
-            self.events += 1
-            if event.t_ns > until or (wanted and event.event not in EVENTS):
-                what = (
-                    f"t_ns={event.t_ns} is after the run" if event.t_ns > until else f"no event {event.event!r} exists"
-                )
-                raise RunFileError(f"{self._place(node, line)}: {what}")
-            if event.event in LEADS:
-                self._claim(_Claim(node, node, line), event)
-                if event.last_seq >= 0:
-                    self._began.setdefault(event.term, (event.last_seq, _Claim(node, node, line)))
-            elif event.event in FOLLOWS and event.leader:
-                self._claim(_Claim(event.leader, node, line), event)
-            if event.event in SHOWS_TERM:
-                if lost and lost[0] <= event.t_ns:
-                    shown = 0
-                    lost = [t for t in lost if t > event.t_ns]
-                if event.term < shown:
-                    self._fell(node, line, event, shown, shown_line)
-                shown, shown_line = event.term, line
-        if self.events == before:
-            self._silent.append(node)
-
-    def _claim(self, claim: _Claim, event: EventLine) -> None:
-        known = self._leaders.setdefault(event.term, claim)
+    def _claim(self, claim: _Claim, term: int) -> None:
+        known = self._leaders.setdefault(term, claim)
         if known.leader != claim.leader:
             self._findings.add(
-                self._place(claim.node, claim.line),
-                f"term {event.term} has two leaders, node {known.leader} and node {claim.leader}",
-                self._quote(known.node, known.line),
-                self._quote(claim.node, claim.line),
+                self.case.event_place(claim.node, claim.line),
+                f"term {term} has two leaders, node {known.leader} and node {claim.leader}",
+                self.case.event_quote(known.node, known.line),
+                self.case.event_quote(claim.node, claim.line),
             )
 
     def _fell(self, node: int, line: int, event: EventLine, shown: int, shown_line: int) -> None:
         self._findings.add(
-            self._place(node, line),
+            self.case.event_place(node, line),
             f"node {node} shows term {event.term} after term {shown}",
-            self._quote(node, shown_line),
-            self._quote(node, line),
+            self.case.event_quote(node, shown_line),
+            self.case.event_quote(node, line),
         )
-
-    def _place(self, node: int, line: int) -> str:
-        return f"{self._run.events(node).relative_to(self._run.path)}:{line}"
-
-    def _quote(self, node: int, line: int) -> Quote:
-        return quote(self._place(node, line), line_at(self._run.events(node), line))

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, assert_never
 
-from lab.check.agreement import NodeFile
-from lab.check.history import LogLine, MessageLog, RunFileError, read_history, read_pieces
+from lab.check.history import LogLine, MessageLog, NodeFile, RunFileError, read_history, read_pieces
 from lab.check.metrics import Metrics, latencies_between
 from lab.check.verdict import ExpectationResult, Outcomes
 from lab.plan.expectation import (
@@ -47,7 +46,7 @@ class Facts(NamedTuple):
     """All message logs have the same bytes, so that one of them speaks for all."""
     last_seqs: dict[int, int]
     """Node -> last seq_no in its log; a node without one is missing."""
-    term_starts: list[tuple[int, int]] | None
+    term_starts: Sequence[tuple[int, int]] | None
     """(term, first seq_no of it) as they stand in the log; None: not known."""
     contiguous: bool
     """A2 holds."""

@@ -5,61 +5,105 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from lab.check.history import RunFileError, line_at, read_events, read_pieces
+from lab.check.history import EventLine, line_at, read_pieces
+from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, Findings, quote
 from lab.plan.reading import EVENTS
-from lab.rows import FaultRow, Meta, NodeUse
+from lab.rows import FaultRow, Meta, NodeExit
 from lab.rundir import RunDir
+from nodeproc.core.messages import NodeId
 
 _SIGNS = re.compile(
     rb"Traceback \(most recent call last\)|Fatal Python error|exception was never retrieved|Exception ignored in"
 )
 """What Python writes when something went wrong that nobody expected."""
-_ERRORS = frozenset(name for name, event in EVENTS.items() if event.level == "ERROR")
+ERRORS = frozenset(name for name, event in EVENTS.items() if event.level == "ERROR")
 """Events that no healthy node reports."""
 MEMORY_BOUND_BYTES = 256 << 20
 """Of one node process: more than twice the largest that any measurement in docs/performance.md saw."""
 _HEALING = ("start", "resume", "heal")
-_NEVER = 1 << 63
 _ASKED_ENDS = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Shells and virtual machines tell of a signal in the last way."""
 
 
-def check_node_health(run: RunDir, meta: Meta, nodes: list[int], faults: list[FaultRow], *, bounded: bool) -> Check:
-    """No process ended by itself, left a traceback or reported an error, unless it was made to. Rule: A10.
+class Health(Judge):
+    """No process ended by itself, left a traceback or reported an error, unless it was made to. Rule: A10."""
 
-    Args:
-        bounded: MEMORY_BOUND_BYTES holds for these nodes; those of another make may need more.
+    invariants: ClassVar = {"A10": "node health"}
+    needs_manifest = reads_events = True
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self._findings = self.found()
+        self._errors: dict[NodeId, list[tuple[int, EventLine]]] = {node: [] for node in case.nodes}
+        """Node -> (line, event) of the errors that it reported."""
+        self._unreadable = ""
+
+    def on_event(self, line: int, event: EventLine) -> None:
+        if event.event in ERRORS:
+            self._errors[event.node].append((line, event))
+
+    def on_unreadable_events(self, reason: str) -> None:
+        self._unreadable = self._unreadable or reason
+
+    def on_exit(self, node: NodeId, end: NodeExit, reason: str) -> None:
+        said = [quote(f"node {node}", reason)] if reason else []
+        if not end.expected:
+            message = f"node {node} ended by itself with code {end.code} at t={end.t}"
+            self._findings.add("meta.json:1", message, *said)
+        elif not end.because and end.code not in _ASKED_ENDS:
+            message = f"node {node}, asked to stop, ended with code {end.code} at t={end.t}"
+            self._findings.add("meta.json:1", message, *said)
+
+    def on_excess(self, node: NodeId, excess: str) -> None:
+        self._findings.add("meta.json:1", f"node {node}: {excess}")
+
+    def checks(self) -> list[Check]:
+        assert self.case.meta is not None and self.case.faults is not None
+        return [self._check(self.case.meta, self.case.faults)]
+
+    def _check(self, meta: Meta, faults: Sequence[FaultRow]) -> Check:
+        findings = self._findings
+        for node, use in sorted(meta.nodes.items()):
+            if not self.case.is_foreign and use.rss_peak_bytes > MEMORY_BOUND_BYTES:
+                found, allowed = use.rss_peak_bytes >> 20, MEMORY_BOUND_BYTES >> 20
+                findings.add("meta.json:1", f"node {node} grew to {found} MiB of memory (allowed {allowed} MiB)")
+        for node in self.case.nodes:
+            if (path := self.case.node_log(node)) is not None:
+                _look_for_traceback(findings, self.case.run, path)
+            exits = meta.nodes[node].exits if node in meta.nodes else ()
+            for line, event in self._errors[node]:
+                if not _is_excused(event, exits, faults):
+                    what = "a failure" if event.event == "failed" else f"an error, {event.event}"
+                    said = quote(self.case.event_place(node, line), event.reason)
+                    findings.add(said.place, f"node {node} reports {what}", said)
+        if self._unreadable:
+            return findings.unknown(self._unreadable)
+        if not meta.nodes:
+            return findings.unknown("meta.json tells of no node process")
+        starts = sum(use.starts for use in meta.nodes.values())
+        brought_about = sum(bool(end.because) for use in meta.nodes.values() for end in use.exits)
+        ends = f", {brought_about} by a fault of their disk" if brought_about else ""
+        return findings.passed(f"{len(meta.nodes)} nodes, {starts} starts, every end asked for{ends}")
+
+
+def _is_excused(event: EventLine, exits: Sequence[NodeExit], faults: Sequence[FaultRow]) -> bool:
+    """An error that a fault explains.
+
+    A node reports why it ends, where a fault of its disk brought the end about; what it refuses of a peer, once links
+    had faults; and a peer whose data directory is another one, once that peer lost its disk.
     """
-    findings = Findings("A10", "node health")
-    treated = min((row.t for row in faults if row.effect and row.fault in ("link", "reset")), default=_NEVER)
-    for node, use in sorted(meta.nodes.items()):
-        for end in use.exits:
-            if not end.expected:
-                findings.add("meta.json:1", f"node {node} ended by itself with code {end.code} at t={end.t}")
-            elif not end.because and end.code not in _ASKED_ENDS:
-                findings.add("meta.json:1", f"node {node}, asked to stop, ended with code {end.code} at t={end.t}")
-        if bounded and use.rss_peak_bytes > MEMORY_BOUND_BYTES:
-            found, allowed = use.rss_peak_bytes >> 20, MEMORY_BOUND_BYTES >> 20
-            findings.add("meta.json:1", f"node {node} grew to {found} MiB of memory (allowed {allowed} MiB)")
-    unreadable = ""
-    for node in nodes:
-        _look_for_traceback(findings, run, run.node_log(node))
-        try:
-            if run.events(node).is_file():
-                _look_for_errors(findings, run, node, meta.nodes.get(node), treated)
-        except RunFileError as error:
-            unreadable = unreadable or str(error)
-    if unreadable:
-        return findings.unknown(unreadable)
-    if not meta.nodes:
-        return findings.unknown("meta.json tells of no node process")
-    starts = sum(use.starts for use in meta.nodes.values())
-    brought_about = sum(bool(end.because) for use in meta.nodes.values() for end in use.exits)
-    ends = f", {brought_about} by a fault of their disk" if brought_about else ""
-    return findings.passed(f"{len(meta.nodes)} nodes, {starts} starts, every end asked for{ends}")
+    if event.event == "failed":
+        end = next((each for each in exits if each.t >= event.t_ns), None)
+        return end is not None and bool(end.because)
+    before = [row for row in faults if row.t <= event.t_ns]
+    if event.event == "peer_refused":
+        return any(row.effect and row.fault in ("link", "reset") for row in before)
+    return event.event == "stranger_refused" and any(row.target == event.peer and loses_disk(row) for row in before)
 
 
 def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:
@@ -76,24 +120,7 @@ def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:
             return
 
 
-def _look_for_errors(findings: Findings, run: RunDir, node: int, use: NodeUse | None, treated: int) -> None:
-    """Errors that a node reports. A few have to be expected:
-
-    why it ends, where a fault of its disk brought the end about; what it refuses of a peer, once links were treated.
-    """
-    exits, path = use.exits if use is not None else (), run.events(node)
-    for number, event in read_events(path, node):
-        if event.event not in _ERRORS or (event.event == "peer_refused" and event.t_ns >= treated):
-            continue
-        end = next((each for each in exits if each.t >= event.t_ns), None)
-        if event.event == "failed" and end is not None and end.because:
-            continue
-        place = f"{path.relative_to(run.path)}:{number}"
-        what = "a failure" if event.event == "failed" else f"an error, {event.event}"
-        findings.add(place, f"node {event.node} reports {what}", quote(place, event.reason))
-
-
-def check_faults(run: RunDir, faults: list[FaultRow], gap: str) -> Check:
+def check_faults(run: RunDir, faults: Sequence[FaultRow], gap: str) -> Check:
     """Every fault that the scenario asked for hit something; else the run shows nothing about it.
 
     Of a nemesis's faults each kind must have hit once: what is drawn may come when there is nothing to hit.

@@ -14,8 +14,9 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
-from typing import Annotated, NamedTuple, assert_never
+from typing import Annotated, BinaryIO, NamedTuple, assert_never
 
 import msgspec
 from msgspec import Struct
@@ -94,6 +95,40 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 class RunFileError(Exception):
     """A file of the run can't be read as what it should be; the text begins with file:line."""
+
+
+class NodeFile(NamedTuple):
+    """One node's message log at the end of a run."""
+
+    node: NodeId
+    path: Path
+    name: str
+    """Relative to the run directory."""
+    size: int
+    """Bytes."""
+    data: bytes | None = None
+    """What it holds, where it is no file."""
+
+    def open(self) -> BinaryIO:
+        return self.path.open("rb") if self.data is None else BytesIO(self.data)
+
+    def last_seq(self) -> SeqNo:
+        """seq_no of the last whole line; 0 where there is none."""
+        with self.open() as opened:
+            size = 4096
+            while True:
+                opened.seek(max(self.size - size, 0))
+                lines = opened.read().split(b"\n")[:-1]
+                if len(lines) > 1 or size >= self.size:
+                    return decode_log_lines(lines[-1] + b"\n", 1)[0].seq_no if lines else 0
+                size *= 4
+
+    def line(self, number: int) -> bytes | None:
+        """This line without its newline; None behind the end."""
+        if self.data is None:
+            return find_line(self.path, number)
+        lines = self.data.split(b"\n")
+        return lines[number - 1] if number < len(lines) else None
 
 
 class Piece(NamedTuple):
@@ -191,6 +226,8 @@ class MessageLog:
         self.path, self.name = path, name
         self.line_count = 0
         self.torn = 0
+        self._pieces: Iterator[Piece] | None = None
+        self._file: BinaryIO | None = None
         self._first_lines, self._first_seqs, self._offsets = array("q"), array("q"), array("q", [0])
         self._kept: dict[int, Chunk] = {}
 
@@ -199,21 +236,51 @@ class MessageLog:
 
     def chunks(self) -> Iterator[Chunk]:
         """All lines, none where the file is missing; what was handed out can be looked up with find()."""
-        if not self.path.is_file():
-            return
-        for piece in read_pieces(self.path):
-            if not piece.newlines:
-                self.torn = piece.first_line
-                return
-            chunk = _decode_chunk(piece)
-            number = len(self._first_lines)
-            self._first_lines.append(piece.first_line)
-            self._offsets.append(piece.offset + len(piece.data))
-            self._first_seqs.append(chunk.lines[0].seq_no)
-            self._kept[number] = chunk
-            self._kept.pop(number - KEPT_CHUNKS, None)
-            self.line_count += len(chunk.lines)
+        while (chunk := self.next_chunk()) is not None:
             yield chunk
+
+    def next_chunk(self) -> Chunk | None:
+        """The lines behind those handed out so far; None: there are no more."""
+        piece = self._next_piece()
+        if piece is None or self.torn:
+            return None
+        if not piece.newlines:
+            self.torn = piece.first_line
+            return None
+        chunk = _decode_chunk(piece)
+        number = len(self._first_lines)
+        self._first_lines.append(piece.first_line)
+        self._offsets.append(piece.offset + len(piece.data))
+        self._first_seqs.append(chunk.lines[0].seq_no)
+        self._kept[number] = chunk
+        self._kept.pop(number - KEPT_CHUNKS, None)
+        self.line_count += len(chunk.lines)
+        return chunk
+
+    def _next_piece(self) -> Piece | None:
+        if self._pieces is None:
+            self._pieces = read_pieces(self.path) if self.path.is_file() else iter(())
+        return next(self._pieces, None)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the log from this offset on; fewer only at its end. Keeps the file open until close()."""
+        if self._file is None:
+            self._file = self.path.open("rb")
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def length(self) -> int:
+        """Complete lines of the whole log, read or not."""
+        return sum(piece.newlines for piece in read_pieces(self.path))
+
+    def text(self, line: int) -> bytes:
+        """This line as it stands there, without its newline; empty behind the end."""
+        return line_at(self.path, line)
 
     def find(self, seq_no: SeqNo) -> LogLine | None:
         """The line with this seq_no among those read so far."""
@@ -364,6 +431,8 @@ class EventLine(Struct, frozen=True, gc=False):
     reason: str = ""
     last_seq: int = -1
     """-1: the event has none."""
+    peer: int | str = 0
+    """A node's id, or a client's address."""
 
 
 _event_decoder = msgspec.json.Decoder(EventLine)

@@ -9,33 +9,23 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from msgspec import structs
 
-from lab.check import story
-from lab.check.agreement import Agreement, NodeFile, check_agreement
-from lab.check.elections import Elections, LogTerms
+from lab.check.agreement import compare
 from lab.check.expectations import Facts, judge_expectation, moment_results
-from lab.check.health import check_faults, check_node_health, check_run, check_watch
-from lab.check.history import (
-    MessageLog,
-    RunFileError,
-    decode_log_lines,
-    line_at,
-    read_fault_rows,
-    read_history,
-    read_meta,
-)
+from lab.check.health import check_faults, check_run, check_watch
+from lab.check.history import MessageLog, NodeFile, RunFileError, read_events, read_fault_rows, read_meta
+from lab.check.judge import Case, Judge
+from lab.check.judges import seat
 from lab.check.metrics import Metrics
-from lab.check.recovery import Recovery, healthy_stretches
-from lab.check.replay import Replay, judge_numbers_of
-from lab.check.subscribers import Starvation, check_subscribers, quiet_spans
-from lab.check.verdict import Check, ExpectationResult, Findings, Outcomes, Verdict, decide, quote
+from lab.check.story import HistoryStory, fault_gap, meta_gap, step_gap
+from lab.check.verdict import Check, ExpectationResult, Findings, Verdict, decide
 from lab.plan.scenario import Scenario
 from lab.plan.scenario import load as load_scenario
-from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import FaultRow, Meta
 from lab.rundir import RunDir
 from nodeproc.errors import ConfigError
@@ -44,14 +34,6 @@ from nodeproc.eventlog import part
 NS_PER_S = 1_000_000_000
 CLOCK_SLACK_S = 120.0
 """The run's times are those of a monotonic clock, and nodes start before its beginning."""
-TITLES = {
-    "A3": "integrity",
-    "A4": "durability",
-    "A5": "sender order",
-    "A6": "real time",
-    "A8": "subscribers",
-    "A9": "recovery",
-}
 
 
 def check(run: RunDir, metrics: Metrics | None) -> Verdict:
@@ -60,30 +42,97 @@ def check(run: RunDir, metrics: Metrics | None) -> Verdict:
     Args:
         metrics: as lab.check.metrics.measure found them; None where it could not.
     """
-    papers = _read_papers(run)
-    nodes = papers.node_ids(run)
+    manifest = _read_manifest(run)
+    nodes = manifest.node_ids(run)
     files, missing = _node_files(run, nodes)
-    agreement = check_agreement(files, missing)
-    walked = _walk(run, papers, agreement, files)
-    checks = [agreement.check, *walked.checks[:5], _elections(run, papers, nodes, walked), *walked.checks[5:]]
-    checks += _surroundings(run, papers, nodes, walked)
+    compared = compare(Findings("A1", "agreement"), files, missing)
+    log = MessageLog(run.path, "no log")
+    if compared.reference is not None:
+        log = MessageLog(compared.reference.path, compared.reference.name)
+    case = Case(
+        run,
+        nodes,
+        log,
+        scenario=manifest.scenario,
+        meta=manifest.meta,
+        faults=manifest.faults,
+        reasons=manifest.reasons,
+        files=files,
+        missing=missing,
+        bound_s=math.inf if manifest.meta is None else manifest.meta.recovery_bound_s,
+        times=_times(manifest),
+        agreement=compared.check,
+        deviating=compared.deviating,
+    )
+    judges = seat(case)
+    story = HistoryStory(run.history.name, manifest.meta)
+    try:
+        _feed_faults_and_events(case, judges)
+        reason = "no message log" if compared.reference is None else _feed_history(case, judges, story)
+    finally:
+        log.close()
+    checks = [check for judge in judges for check in _decide(case, judge, reason)]
+    checks += _surroundings(case, None if reason else story, "" if compared.reference is None else reason)
     facts = Facts(
         files=files,
-        equal=agreement.check.result == "PASS" and len({file.size for file in files}) == 1,
-        last_seqs={file.node: _last_seq(file) for file in files},
-        term_starts=walked.term_starts,
-        contiguous=walked.checks[0].result == "PASS",
-        messages=walked.messages,
+        equal=compared.check.result == "PASS" and len({file.size for file in files}) == 1,
+        last_seqs={file.node: file.last_seq() for file in files},
+        term_starts=case.term_starts,
+        contiguous=case.contiguous,
+        messages=case.messages,
         metrics=metrics,
     )
-    expectations = tuple(_expectations(run, papers, nodes, facts))
-    return Verdict(decide(tuple(checks), expectations), tuple(checks), expectations, walked.messages)
+    expectations = tuple(_expectations(run, manifest, nodes, facts))
+    return Verdict(decide(tuple(checks), expectations), tuple(checks), expectations, case.messages)
+
+
+def _feed_faults_and_events(case: Case, judges: Sequence[Judge]) -> None:
+    for judge in judges:
+        for row in case.faults or ():
+            judge.on_fault(row)
+    if case.meta is not None:
+        for node, use in sorted(case.meta.nodes.items()):
+            for end in use.exits:
+                for judge in judges:
+                    judge.on_exit(node, end, "")
+    hearers = [judge.on_event for judge in judges if type(judge).on_event is not Judge.on_event]
+    for node in filter(case.has_events, case.nodes):
+        try:
+            for line, event in read_events(case.run.events(node), node):
+                for hear in hearers:
+                    hear(line, event)
+        except RunFileError as error:
+            for judge in judges:
+                judge.on_unreadable_events(str(error))
+
+
+def _feed_history(case: Case, judges: Sequence[Judge], story: HistoryStory) -> str:
+    """Why the history can't be used; "": it was read to its end."""
+    if not case.run.history.is_file():
+        return f"no {case.run.history.name}"
+    takers = [story.on_row, *(judge.on_row for judge in judges if type(judge).on_row is not Judge.on_row)]
+    try:
+        for place, row in case.history():
+            for take in takers:
+                take(place, row)
+    except (RunFileError, OSError) as error:
+        return str(error)
+    return story.lack(case.meta)
+
+
+def _decide(case: Case, judge: Judge, no_history: str) -> list[Check]:
+    if judge.needs_history and no_history:
+        return judge.unknown(no_history)
+    if judge.needs_manifest and (case.meta is None or case.faults is None):
+        return judge.unknown("; ".join(case.reasons))
+    checks = judge.checks()
+    return [_as_far_as_seen(case.run, each) for each in checks] if judge.reads_events else checks
 
 
 # ---- what the run says about itself ---------------------------------------------------------------
 
 
-class _Papers(NamedTuple):
+class _Manifest(NamedTuple):
     """scenario.yml, meta.json and faults.jsonl; None and the reason where one can't be read."""
 
     scenario: Scenario | None
@@ -101,7 +150,7 @@ class _Papers(NamedTuple):
         return sorted(known)
 
 
-def _read_papers(run: RunDir) -> _Papers:
+def _read_manifest(run: RunDir) -> _Manifest:
     scenario, meta, faults = None, None, None
     reasons = []
     try:
@@ -118,16 +167,7 @@ def _read_papers(run: RunDir) -> _Papers:
         faults = read_fault_rows(run.faults)
     except RunFileError as error:
         reasons.append(str(error))
-    return _Papers(scenario, meta, faults, tuple(reasons))
-
-
-def _rebuilt(faults: list[FaultRow] | None) -> dict[int, list[int]]:
-    """Node -> when it lost its disk, or an older copy took its place."""
-    lost: dict[int, list[int]] = {}
-    for row in faults or ():
-        if row.fault == "rebuild" or (row.fault == "disk" and not {"restored", "emptied"}.isdisjoint(row.evidence)):
-            lost.setdefault(row.target, []).append(row.t)
-    return lost
+    return _Manifest(scenario, meta, faults, tuple(reasons))
 
 
 def _node_files(run: RunDir, nodes: list[int]) -> tuple[list[NodeFile], list[int]]:
@@ -141,150 +181,16 @@ def _node_files(run: RunDir, nodes: list[int]) -> tuple[list[NodeFile], list[int
     return files, missing
 
 
-def _last_seq(file: NodeFile) -> int:
-    """seq_no of a log's last whole line, 0 when it has none."""
-    with file.path.open("rb") as opened:
-        size = 4096
-        while True:
-            opened.seek(max(file.size - size, 0))
-            lines = opened.read().split(b"\n")[:-1]
-            if len(lines) > 1 or size >= file.size:
-                return decode_log_lines(lines[-1] + b"\n", 1)[0].seq_no if lines else 0
-            size *= 4
-
-
-# ---- log and history --------------------------------------------------------------------------------
-
-
-class _Walked(NamedTuple):
-    """What the walk over log and history found."""
-
-    checks: list[Check]
-    """A2 to A6, A8, A9."""
-    messages: Outcomes
-    term_starts: list[tuple[int, int]] | None
-    log_name: str
-    story: story.HistoryStory | None
-    """None: the history can't be read."""
-    reason: str = ""
-    """Why."""
-
-
-def _walk(run: RunDir, papers: _Papers, agreement: Agreement, files: list[NodeFile]) -> _Walked:
-    log = _reference_log(run, agreement)
-    if agreement.reference is None:
-        return _without_history(agreement, log, "no message log")._replace(reason="")
-    if not run.history.is_file():
-        return _without_history(agreement, log, f"no {run.history.name}")
-    replay = Replay(log, run.history, _times(papers))
-    recovery, starvation = _recovery(run, papers), _starvation(papers)
-    told = story.HistoryStory(run.history.name, papers.meta)
-    try:
-        for place, row in read_history(run.history):
-            told.on_row(place, row)
-            replay.on_row(place, row)
-            if starvation is not None:
-                starvation.on_row(place, row)
-            if recovery is not None:
-                recovery.on_row(place, row)
-        if lack := told.lack(papers.meta):
-            raise RunFileError(lack)
-    except (RunFileError, OSError) as error:
-        return _without_history(agreement, _reference_log(run, agreement), str(error))
-    replay.finish()
-    _judge_deviating(replay.contiguity, agreement)
-    if replay.shown_rows and replay.contiguity.count and not agreement.deviating:
-        shown = Findings("A8", TITLES["A8"]).unknown("the log itself is not contiguous (A2)")
-    else:
-        if starvation is not None and papers.meta is not None:
-            starvation.finish(papers.meta.t_end)
-        shown = check_subscribers(run, log, _subscribers(papers), _must_be_shown(papers), starvation)
-    if recovery is None or papers.meta is None or papers.faults is None:
-        recovered = Findings("A9", TITLES["A9"]).unknown("; ".join(papers.reasons))
-    else:
-        recovered = recovery.check(papers.meta, files, papers.faults)
-    _judge_delivered(replay.contiguity, papers, files)
-    checks = [*replay.checks(), shown, recovered]
-    return _Walked(checks, replay.outcomes(), replay.term_starts, log.name, told)
-
-
-def _times(papers: _Papers) -> tuple[float, float]:
+def _times(manifest: _Manifest) -> tuple[float, float]:
     """Between which the timestamps of messages must lie, seconds since the epoch."""
-    if papers.meta is None or papers.faults is None:
+    if manifest.meta is None or manifest.faults is None:
         return -math.inf, math.inf
-    meta, began = papers.meta, datetime.fromisoformat(papers.meta.started_utc).timestamp()
-    ahead = sum(float(row.evidence.get("jump_s", 0.0)) for row in papers.faults)
+    meta, began = manifest.meta, datetime.fromisoformat(manifest.meta.started_utc).timestamp()
+    ahead = sum(float(row.evidence.get("jump_s", 0.0)) for row in manifest.faults)
     return began - CLOCK_SLACK_S, began + (meta.t_end - meta.t_start) / NS_PER_S + ahead + CLOCK_SLACK_S
 
 
-def _subscribers(papers: _Papers) -> range | None:
-    if papers.scenario is None:
-        return None
-    return range(FIRST_SUBSCRIBER, FIRST_SUBSCRIBER + papers.scenario.subscribers)
-
-
-def _must_be_shown(papers: _Papers) -> int:
-    """The seq_no up to which each subscriber must have come; 0: the run did not come to its end."""
-    convergence = None if papers.meta is None else papers.meta.convergence
-    return max(convergence.delivered.values(), default=0) if convergence is not None and convergence.reached else 0
-
-
-def _starvation(papers: _Papers) -> Starvation | None:
-    if papers.scenario is None or papers.meta is None or papers.faults is None:
-        return None
-    meta, cluster = papers.meta, papers.scenario.cluster
-    late = [node for node in cluster.ids if node not in cluster.started_ids]
-    spans = quiet_spans(papers.faults, late, meta.t_start, meta.t_end)
-    return Starvation(_subscribers(papers) or (), spans, meta.recovery_bound_s)
-
-
-def _judge_delivered(findings: Findings, papers: _Papers, files: list[NodeFile]) -> None:
-    """A2: a log reaches as far as its node's STATUS said that it had delivered."""
-    convergence = None if papers.meta is None else papers.meta.convergence
-    for file in files:
-        told = 0 if convergence is None else convergence.delivered.get(file.node, 0)
-        if (last := _last_seq(file)) < told:
-            message = f"{file.name} ends at seq_no {last}; STATUS of node {file.node} said that {told} were delivered"
-            findings.add(file.name, message, quote(file.name, line_at(file.path, last)))
-
-
-def _reference_log(run: RunDir, agreement: Agreement) -> MessageLog:
-    reference = agreement.reference
-    return MessageLog(run.path, "no log") if reference is None else MessageLog(reference.path, reference.name)
-
-
-def _judge_deviating(findings: Findings, agreement: Agreement) -> None:
-    """A2 of files that are no prefix of the log which was walked: they have numbers of their own."""
-    for file in agreement.deviating:
-        judge_numbers_of(findings, MessageLog(file.path, file.name))
-
-
-def _recovery(run: RunDir, papers: _Papers) -> Recovery | None:
-    if papers.meta is None or papers.faults is None:
-        return None
-    meta = papers.meta
-    stretches = healthy_stretches(papers.faults, papers.node_ids(run), meta.t_start, meta.t_end)
-    return Recovery(stretches, meta.recovery_bound_s, run.history.name)
-
-
-def _without_history(agreement: Agreement, log: MessageLog, reason: str) -> _Walked:
-    """A2 alone can be judged."""
-    contiguity = Findings("A2", "contiguity")
-    judge_numbers_of(contiguity, log)
-    _judge_deviating(contiguity, agreement)
-    if log.line_count:
-        numbers = contiguity.passed(f"{log.line_count} lines")
-    else:
-        numbers = contiguity.unknown("no message in any node's log")
-    others = [Findings(name, title).unknown(reason) for name, title in TITLES.items()]
-    return _Walked([numbers, *others], Outcomes(in_log=log.line_count), None, log.name, None, reason)
-
-
 # ---- what surrounds the invariants ------------------------------------------------------------------
-
-
-def _is_foreign(papers: _Papers) -> bool:
-    return papers.scenario is not None and papers.scenario.cluster.is_foreign
 
 
 def _as_far_as_seen(run: RunDir, check: Check) -> Check:
@@ -297,46 +203,39 @@ def _as_far_as_seen(run: RunDir, check: Check) -> Check:
     return structs.replace(check, result="UNKNOWN", detail=reason, decisive=True)
 
 
-def _elections(run: RunDir, papers: _Papers, nodes: list[int], walked: _Walked) -> Check:
-    in_order = walked.checks[0].result == "PASS"  # Else A2 has it, and where a term begins is not to be told.
-    log = LogTerms(walked.log_name, walked.term_starts or () if in_order else ())
-    elections = Elections(run, _rebuilt(papers.faults))
-    judged = elections.check(nodes, log=log, meta=papers.meta, wanted=not _is_foreign(papers))
-    return _as_far_as_seen(run, judged)
+def _surroundings(case: Case, story: HistoryStory | None, reason: str) -> list[Check]:
+    """The checks that are about the run and no rule of the protocol.
 
-
-def _surroundings(run: RunDir, papers: _Papers, nodes: list[int], walked: _Walked) -> list[Check]:
-    if papers.meta is None or papers.faults is None:
-        reason = "; ".join(papers.reasons)
-        titles = (("A10", "node health"), ("faults", "faults"), ("run", "run"))
-        return [Findings(name, title).unknown(reason) for name, title in titles]
-    health = check_node_health(run, papers.meta, nodes, papers.faults, bounded=not _is_foreign(papers))
-    of_faults, of_run = _gaps(papers.scenario, papers.meta, papers.faults, walked, papers.reasons)
+    Args:
+        story: None: the history can't be used, and reason says why.
+    """
+    if case.meta is None or case.faults is None:
+        return [Findings(name, name).unknown("; ".join(case.reasons)) for name in ("faults", "run")]
+    of_faults, of_run = _gaps(case, case.meta, case.faults, story, reason)
     return [
-        _as_far_as_seen(run, health),
-        check_faults(run, papers.faults, of_faults),
-        check_run(papers.meta, of_run),
-        *([check_watch(papers.meta)] if papers.meta.kind == "sim" else []),
+        check_faults(case.run, case.faults, of_faults),
+        check_run(case.meta, of_run),
+        *([check_watch(case.meta)] if case.meta.kind == "sim" else []),
     ]
 
 
 def _gaps(
-    scenario: Scenario | None, meta: Meta, faults: list[FaultRow], walked: _Walked, reasons: tuple[str, ...]
+    case: Case, meta: Meta, faults: Sequence[FaultRow], told: HistoryStory | None, reason: str
 ) -> tuple[str, str]:
     """Where faults.jsonl, and where the other files, don't tell the story that the scenario asked for."""
+    scenario = case.scenario
     if scenario is None:
-        return "", reasons[0]
-    if walked.story is None:
-        return "", walked.reason
-    told = walked.story
+        return "", case.reasons[0]
+    if told is None:
+        return "", reason
     if meta.problem or meta.watched:  # It ended somewhere in the middle.
-        return "", story.meta_gap(scenario, meta)
-    of_faults = story.fault_gap(scenario, meta, faults, len(told.steps))
-    return of_faults, story.meta_gap(scenario, meta) or story.step_gap(scenario, meta, told.steps) or told.unresolved()
+        return "", meta_gap(scenario, meta)
+    of_faults = fault_gap(scenario, meta, faults, len(told.steps))
+    return of_faults, meta_gap(scenario, meta) or step_gap(scenario, meta, told.steps) or told.unresolved()
 
 
-def _expectations(run: RunDir, papers: _Papers, nodes: list[int], facts: Facts) -> list[ExpectationResult]:
-    results = moment_results(papers.meta) if papers.meta is not None else []
-    if papers.scenario is None:
-        return [*results, ExpectationResult("the scenario's expectations", None, papers.reasons[0])]
-    return results + [judge_expectation(run, nodes, each, facts) for each in papers.scenario.expectations]
+def _expectations(run: RunDir, manifest: _Manifest, nodes: list[int], facts: Facts) -> list[ExpectationResult]:
+    results = moment_results(manifest.meta) if manifest.meta is not None else []
+    if manifest.scenario is None:
+        return [*results, ExpectationResult("the scenario's expectations", None, manifest.reasons[0])]
+    return results + [judge_expectation(run, nodes, each, facts) for each in manifest.scenario.expectations]

@@ -7,13 +7,15 @@ while nobody gets an acknowledgement; where no disk is treated either, no client
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from lab.check.agreement import NodeFile
-from lab.check.verdict import Check, Findings, quote
+from lab.check.history import NodeFile
+from lab.check.judge import Case, Judge
+from lab.check.verdict import Check, quote
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
+from nodeproc.core.messages import NodeId
 
 NS_PER_S = 1_000_000_000
 _DOWN = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
@@ -32,7 +34,7 @@ class Stretch(NamedTuple):
     """Every client must be served, for no node's disk is treated."""
 
 
-def healthy_stretches(faults: Iterable[FaultRow], nodes: list[int], t_start: int, t_end: int) -> list[Stretch]:
+def healthy_stretches(faults: Iterable[FaultRow], nodes: Sequence[NodeId], t_start: int, t_end: int) -> list[Stretch]:
     """The healthy parts of a run, in order.
 
     Args:
@@ -88,18 +90,20 @@ class _Session:
         return self.invoked > self.settled
 
 
-class Recovery:
-    """Follows who waits. Feed it every row of the history in order, then check().
+class Recovery(Judge):
+    """Follows who waits."""
 
-    Args:
-        bound_s: within which messages must be acknowledged in a healthy stretch.
-    """
+    invariants: ClassVar = {"A9": "recovery"}
+    needs_history = needs_manifest = needs_faults_first = True
 
-    def __init__(self, stretches: list[Stretch], bound_s: float, history_name: str) -> None:
-        self._findings = Findings("A9", "recovery")
-        self._stretches = stretches
-        self._bound_s, self._bound = bound_s, int(bound_s * NS_PER_S)
-        self._history_name = history_name
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self._findings = self.found()
+        self._bound_s, self._bound = case.bound_s, case.bound_s * NS_PER_S
+        self._history_name = case.run.history.name
+        self._stretches: list[Stretch] = []
+        if case.meta is not None and case.faults is not None:
+            self._stretches = healthy_stretches(case.faults, case.nodes, case.meta.t_start, case.meta.t_end)
         self._sessions: dict[str, _Session] = {}
         self._waiting = 0
         self._since = 0
@@ -111,7 +115,6 @@ class Recovery:
         self._acked = False
 
     def on_row(self, place: int, row: HistoryRow) -> None:
-        """Take one row; `place` is its line number."""
         self._latest_t, self._latest_place = row.t, place
         match row:
             case Invoke():
@@ -184,14 +187,17 @@ class Recovery:
             quote(where, f"from t={since} to t={since + waited}"),
         )
 
-    def check(self, meta: Meta, files: list[NodeFile], faults: list[FaultRow]) -> Check:
-        """Judge A9. All rows must have been fed."""
+    def checks(self) -> list[Check]:
+        assert self.case.meta is not None and self.case.faults is not None
+        return [self._check(self.case.meta, self.case.faults)]
+
+    def _check(self, meta: Meta, faults: Sequence[FaultRow]) -> Check:
         if self._waiting:
             self._end_wait(self._latest_t, self._latest_place, by_ack=False)
         for name, session in self._sessions.items():
             if session.waits:
                 self._judge_client(name, session, self._latest_t)
-        self._check_files(meta, files)
+        self._check_files(meta, self.case.files)
         if not self._acked:
             return self._findings.unknown("no message was acknowledged")
         if meta.convergence is None:
@@ -204,7 +210,7 @@ class Recovery:
             f"all equal {meta.convergence.took_s:.3f} s after the heal (allowed {meta.convergence.bound_s:g} s)"
         )
 
-    def _check_files(self, meta: Meta, files: list[NodeFile]) -> None:
+    def _check_files(self, meta: Meta, files: Sequence[NodeFile]) -> None:
         if meta.convergence is None:
             return
         if not meta.convergence.reached:
@@ -223,5 +229,5 @@ class Recovery:
 
 
 def _count_lines(file: NodeFile) -> int:
-    with file.path.open("rb") as opened:
+    with file.open() as opened:
         return sum(block.count(b"\n") for block in iter(lambda: opened.read(1 << 20), b""))

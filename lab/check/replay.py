@@ -9,15 +9,13 @@ counter per session proves that no msg_id stands twice.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple, assert_never
+from typing import ClassVar, NamedTuple, assert_never
 
-from lab.check.history import NOT_A_MESSAGE, Chunk, LogLine, MessageLog, line_at, read_history
+from lab.check.history import NOT_A_MESSAGE, Chunk, LogLine, MessageLog
+from lab.check.judge import Case, Judge
 from lab.check.verdict import Check, Findings, Outcomes, quote
 from lab.payloads import payloads
 from lab.rows import Acked, Failed, HistoryRow, Invoke, Phase, Shown, Unknown
@@ -26,6 +24,7 @@ from nodeproc.core.messages import SeqNo
 END_OF_LOG: SeqNo = sys.maxsize
 LATE_MAX = 1000
 """Sent ranges kept after the log has passed them: only a broken log asks for them."""
+EMPTY = Chunk(1, [], True)
 EARLY_MAX = 10_000
 """Messages of the log kept until the history tells that they were sent: only a broken log has any."""
 
@@ -116,34 +115,35 @@ class Session:
         return count
 
 
-class Replay:
-    """The walk. Feed it every row of the history in order, then finish().
+class Replay(Judge):
+    """The walk."""
 
-    Args:
-        log: the reference log, not read yet.
-        history: the file that the rows come from; read again only to tell of what was lost.
-        times: between which the timestamps of messages must lie, seconds since the epoch.
-    """
+    invariants: ClassVar = {
+        "A2": "contiguity",
+        "A3": "integrity",
+        "A4": "durability",
+        "A5": "sender order",
+        "A6": "real time",
+    }
+    needs_history = True
 
-    def __init__(self, log: MessageLog, history: Path, times: tuple[float, float] = (-math.inf, math.inf)) -> None:
-        self.log, self.history_name = log, history.name
-        self._history, self._times = history, times
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.log, self.history_name = case.log, case.run.history.name
         self.unreadable = 0
         """The first line of the log that can't be read; 0: there is none."""
-        self.contiguity = Findings("A2", "contiguity")
-        self.integrity = Findings("A3", "integrity")
-        self.durability = Findings("A4", "durability")
-        self.sender_order = Findings("A5", "sender order")
-        self.real_time = Findings("A6", "real time")
+        self.contiguity = case.contiguity = self.found("A2")
+        self.integrity = self.found("A3")
+        self.durability = self.found("A4")
+        self.sender_order = self.found("A5")
+        self.real_time = self.found("A6")
         self.sessions: dict[str, Session] = {}
-        self.shown_rows = 0
         self.payloads_judged = 0
         self.real_time_pairs = 0
         self.acks = 0
         self.term_starts: list[tuple[int, SeqNo]] = []
         """(term, seq_no of its first message) as the log has them."""
-        self._chunks: Iterator[Chunk] = log.chunks()
-        self._chunk: Chunk | None = next(self._chunks, None)
+        self._chunk = EMPTY
         self._at = 0
         self._seq_no, self._term = 0, 0
         self._first_ack_t = 0
@@ -154,11 +154,6 @@ class Replay:
     # ---- the history -----------------------------------------------------------------------------
 
     def on_row(self, place: int, row: HistoryRow) -> None:
-        """Take one row of the history.
-
-        Args:
-            place: its line number.
-        """
         match row:
             case Invoke():
                 self._on_invoke(place, row)
@@ -168,9 +163,7 @@ class Replay:
                 self._on_failed(place, row)
             case Unknown():
                 self._session(row.session).unknown.append((row.n, row.n + row.count - 1))
-            case Shown():
-                self.shown_rows += 1
-            case Phase():
+            case Shown() | Phase():
                 pass
             case _:
                 assert_never(row)
@@ -226,14 +219,18 @@ class Replay:
 
     def _advance(self, seq_no: SeqNo) -> None:
         """Take the lines of the log up to the first whose seq_no is above this one."""
-        while self._chunk is not None:
+        while True:
+            if self._at == len(self._chunk.lines):
+                following = self.log.next_chunk()
+                if following is None:
+                    return
+                self._chunk, self._at = following, 0
             end = self._chunk.end_of(seq_no, self._at)
             if end > self._at:
                 self._take(self._chunk, self._at, end)
                 self._at = end
             if self._at < len(self._chunk.lines) or self._seq_no >= seq_no:
                 return
-            self._chunk, self._at = next(self._chunks, None), 0
 
     def _take(self, chunk: Chunk, start: int, end: int) -> None:
         """Judge lines start..end - 1 of a chunk."""
@@ -268,7 +265,7 @@ class Replay:
 
     def _take_times(self, chunk: Chunk, start: int, end: int) -> None:
         times = [line.timestamp for line in chunk.lines[start:end] if line is not NOT_A_MESSAGE]
-        low, high = self._times
+        low, high = self.case.times
         if not times or (min(times) >= low and max(times) <= high):
             return
         for number, line in enumerate(chunk.lines[start:end], chunk.first_line + start):
@@ -403,18 +400,20 @@ class Replay:
             lost = session.first_lost()
             if lost is not None:
                 self._lost(name, *lost)
+            if session.logged and name in self.case.secrets:
+                self.integrity.add(self.log.name, f"messages of session {name} show its secret")
 
     def _lost(self, session: str, n: int, line: int) -> None:
-        """An acknowledged message is not in the log; the history is searched for who said so."""
+        """An acknowledged message is not in the log; the history is searched for the row that says so."""
         place, row = next(
             (place, row)
-            for place, row in read_history(self._history)
+            for place, row in self.case.history()
             if isinstance(row, Acked) and row.session == session and row.n >= n
         )
         line = line or self.log.line_count
         shown = [quote(f"{self.history_name}:{place}", f"ok up to {session}-{row.n} seq_no={row.seq_no} t={row.t}")]
         if line:
-            shown.append(quote(self.log.place(line), line_at(self.log.path, line)))
+            shown.append(quote(self.log.place(line), self.log.text(line)))
         message = f"message {session}-{n} was acknowledged and is not in {self.log.name}"
         self.durability.add(f"{self.history_name}:{place}", message, *shown)
 
@@ -444,18 +443,58 @@ class Replay:
         )
 
     def checks(self) -> list[Check]:
-        """A2 to A6. After finish()."""
+        self.finish()
+        numbers = self.found("A2")
+        numbers.take(self.contiguity)
+        self._judge_deviating(numbers)
+        self._judge_delivered(numbers)
+        checks = self._checks(numbers)
+        self.case.contiguous = checks[0].result == "PASS"
+        self.case.term_starts = self.term_starts
+        self.case.messages = self.outcomes()
+        return checks
+
+    def unknown(self, reason: str) -> list[Check]:
+        """A2 alone can be judged."""
+        log, contiguity = MessageLog(self.log.path, self.log.name), Findings("A2", self.invariants["A2"])
+        judge_numbers_of(contiguity, log)
+        self._judge_deviating(contiguity)
+        if log.line_count:
+            numbers = contiguity.passed(f"{log.line_count} lines")
+        else:
+            numbers = contiguity.unknown("no message in any node's log")
+        self.case.contiguous = numbers.result == "PASS"
+        self.case.messages = Outcomes(in_log=log.line_count)
+        return [numbers, *super().unknown(reason)[1:]]
+
+    def _judge_deviating(self, findings: Findings) -> None:
+        """A2 of files that are no prefix of the log which was walked: they have numbers of their own."""
+        for file in self.case.deviating:
+            judge_numbers_of(findings, MessageLog(file.path, file.name))
+
+    def _judge_delivered(self, findings: Findings) -> None:
+        """A2: a log reaches as far as its node's STATUS said that it had delivered."""
+        convergence = None if self.case.meta is None else self.case.meta.convergence
+        for file in self.case.files:
+            told = 0 if convergence is None else convergence.delivered.get(file.node, 0)
+            if (last := file.last_seq()) < told:
+                message = (
+                    f"{file.name} ends at seq_no {last}; STATUS of node {file.node} said that {told} were delivered"
+                )
+                findings.add(file.name, message, quote(file.name, file.line(last) or b""))
+
+    def _checks(self, numbers: Findings) -> list[Check]:
         if self.unreadable:
             # Which message an unreadable line holds nobody can say; so nothing that needs it can be judged.
-            return [self.contiguity.failed(), *self._unreadable_checks()]
+            return [numbers.failed(), *self._unreadable_checks()]
         lines = self.log.line_count
         if not lines:
-            named = (self.contiguity, self.integrity, self.sender_order, self.real_time)
+            named = (numbers, self.integrity, self.sender_order, self.real_time)
             empty = {findings.name: findings.unknown("no message in any node's log") for findings in named}
             return [empty["A2"], empty["A3"], self._durability_check(), empty["A5"], empty["A6"]]
         sessions = sum(1 for session in self.sessions.values() if session.logged)
         return [
-            self.contiguity.passed(f"seq_no 1..{self._seq_no}, term up to {self._term}"),
+            numbers.passed(f"seq_no 1..{self._seq_no}, term up to {self._term}"),
             self.integrity.passed(f"{self.payloads_judged} messages as their clients sent them"),
             self._durability_check(),
             self.sender_order.passed(f"{sessions} sessions"),
@@ -523,13 +562,13 @@ def judge_numbers(
         place = log.place(number)
         shown = quote(place, f"seq_no={line.seq_no} term={line.term} msg_id={line.msg_id}")
         if line is NOT_A_MESSAGE:
-            text = line_at(log.path, number)
+            text = log.text(number)
             what = "not a line of a message log" if text else "an empty line"
             findings.add(place, f"{what}, where seq_no {seq_no + 1} is due", quote(place, text))
             seq_no += 1
             continue
         if fault := chunk.misformed.get(number - chunk.first_line):
-            findings.add(place, f"not in the form of a message log: {fault}", quote(place, line_at(log.path, number)))
+            findings.add(place, f"not in the form of a message log: {fault}", quote(place, log.text(number)))
         if line.seq_no != seq_no + 1:
             findings.add(place, f"seq_no {line.seq_no} where {seq_no + 1} is due", shown)
         if line.term < max(term, 1):

@@ -7,7 +7,7 @@ nothing went wrong: it leaves UNKNOWN what depends on it, and the text names the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -180,7 +180,7 @@ def _named_nodes(step: Step, nodes: list[int]) -> list[int]:
     ]
 
 
-def fault_gap(scenario: Scenario, meta: Meta, faults: list[FaultRow], begun: int) -> str:
+def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun: int) -> str:
     """Which row faults.jsonl lacks, or has and should not have; "": none.
 
     Args:
@@ -258,7 +258,7 @@ def _gap_of_rounds(by_words: dict[str, Step], rows: list[FaultRow], found: str, 
     return ""
 
 
-def _gap_of_ends(meta: Meta, faults: list[FaultRow]) -> str:
+def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
     """Each process that the lab or a fault ended has a row that says so, but for the last, which ended with the run."""
     for node, use in sorted(meta.nodes.items()):
         asked = [row for row in faults if row.target == node and row.fault in _ENDS and row.moved]

@@ -8,26 +8,24 @@ acknowledged must be shown something within the bound of A9, and at the end each
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import BinaryIO, NamedTuple
+from typing import ClassVar, NamedTuple
 from zlib import crc32
 
-import msgspec
-
-from lab.check.history import CHUNK_BYTES, MessageLog, read_pieces
-from lab.check.verdict import Check, Findings, quote
-from lab.rows import Acked, FaultRow, HistoryRow, Shown
-from lab.rundir import RunDir
+from lab.check.history import CHUNK_BYTES, MessageLog
+from lab.check.judge import Case, Judge
+from lab.check.verdict import Check, quote
+from lab.plan.scenario import Scenario
+from lab.plan.workload import FIRST_SUBSCRIBER
+from lab.rows import Acked, FaultRow, HistoryRow, Shown, encode_row
 
 NS_PER_S = 1_000_000_000
-_START_OF_ROW = b'{"op":"shown"'
-_decode = msgspec.json.Decoder(Shown).decode
 
 
 class _Reader:
     """One subscriber's place in the log: behind line `line`, at byte `_offset`."""
 
-    def __init__(self, log: MessageLog, file: BinaryIO) -> None:
-        self._log, self._file = log, file
+    def __init__(self, log: MessageLog) -> None:
+        self._log = log
         self.line = 0
         self._offset = 0
 
@@ -46,13 +44,12 @@ class _Reader:
         if last == self.line:
             return 0
         next_start = b'\n{"seq_no":%d,' % (last + 1)
-        crc, size = 0, min(CHUNK_BYTES, (last - self.line) * 256 + 256)
+        crc, size, lines = 0, min(CHUNK_BYTES, (last - self.line) * 256 + 256), self.line
         while True:
-            self._file.seek(self._offset)
-            data = self._file.read(size)
+            data = self._log.read(self._offset, size)
             found = data.find(next_start)
             at_end = found < 0 and len(data) < size
-            if at_end and last != self._log.line_count:
+            if at_end and last != lines + data.count(b"\n"):
                 return None
             end = data.rfind(b"\n") + 1 if at_end else found + 1 if found >= 0 else size - len(next_start)
             crc = crc32(data[:end], crc)
@@ -60,6 +57,7 @@ class _Reader:
             if at_end or found >= 0:
                 self.line = last
                 return crc
+            lines += data.count(b"\n", 0, end)
             size = CHUNK_BYTES
 
 
@@ -98,118 +96,136 @@ _INSTANT = ("start", "resume", "heal", "refusal", "garbage")
 _MOVES = ("kill", "stop", "pause")
 
 
-class Starvation:
-    """Follows who is shown what while the history is read. Feed it every row, then finish().
+class _Wait(NamedTuple):
+    """A subscriber that lacked something was shown nothing from `since` to `t`."""
 
-    Args:
-        subscribers: client ids.
-        bound_s: within which a subscriber that lacks something must be shown something.
-    """
+    place: int
+    client: int
+    last: int
+    """The line up to which it had been shown the log."""
+    since: int
+    t: int
 
-    def __init__(self, subscribers: Sequence[int], spans: Sequence[Span], bound_s: float) -> None:
-        self._shown = dict.fromkeys(subscribers, 0)
+
+class Subscribers(Judge):
+    """Follows what each subscriber is shown, and how long one that lacks something is shown nothing."""
+
+    invariants: ClassVar = {"A8": "subscribers"}
+    needs_history = True
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self._findings = self.found()
+        self._readers: dict[int, _Reader] = {}
+        self._last = dict.fromkeys(_clients(case.scenario), 0)
+        """Subscriber of the scenario -> the line up to which it was shown the log."""
+        self._acked = self._lines = self._latest = 0
+        self._any_shown = False
         self._since: dict[int, int] = {}
         """Subscriber that lacks something -> since when it was shown nothing."""
-        self._spans, self._bound_s = spans, bound_s
-        self._acked = self._latest = 0
-        self.found: list[tuple[int, str]] = []
-        """(line of the history, what was found)."""
+        self._waits: list[_Wait] = []
+        """Those that were longer than case.bound_s."""
 
     def on_row(self, place: int, row: HistoryRow) -> None:
         self._latest = place
-        if isinstance(row, Acked) and row.seq_no > self._acked:
-            self._acked = row.seq_no
-            for client, last in self._shown.items():
-                if last < row.seq_no:
-                    self._since.setdefault(client, row.t)
-        elif isinstance(row, Shown) and row.client in self._shown:
+        if isinstance(row, Acked):
+            if row.seq_no > self._acked:
+                self._acked = row.seq_no
+                for client, last in self._last.items():
+                    if last < row.seq_no:
+                        self._since.setdefault(client, row.t)
+        elif isinstance(row, Shown):
+            self._on_shown(place, row)
+
+    def _on_shown(self, place: int, row: Shown) -> None:
+        self._any_shown = True
+        if self._is_hopeless:
+            return
+        self._lines += row.last - row.first + 1
+        self._judge(f"{self.case.run.history.name}:{place}", row)
+        if row.client in self._last:
             self._end_wait(place, row.client, row.t)
-            self._shown[row.client] = row.last
+            self._last[row.client] = row.last
             if row.last < self._acked:
                 self._since[row.client] = row.t
 
-    def finish(self, t_end: int) -> None:
-        for client in list(self._since):
-            self._end_wait(self._latest, client, t_end)
+    @property
+    def _is_hopeless(self) -> bool:
+        """The log is broken itself, and there is no other log: nobody can say what should have been shown."""
+        contiguity = self.case.contiguity
+        return contiguity is not None and contiguity.count > 0 and not self.case.deviating
+
+    def _judge(self, place: str, row: Shown) -> None:
+        findings, log = self._findings, self.case.log
+        if row.last < row.first:
+            findings.add(place, f"lines {row.first}..{row.last} run backwards", quote(place, encode_row(row)))
+            return
+        reader = self._readers.get(row.client)
+        due = 1 if reader is None else reader.line + 1
+        if reader is None or row.first != due:
+            if row.first != due:
+                message = f"client {row.client} was shown line {row.first} where {due} is due"
+                findings.add(place, message, quote(place, encode_row(row)))
+            reader = self._readers[row.client] = _Reader(log)
+            if not reader.go_before(row.first):
+                message = f"client {row.client} was shown line {row.first}; the log ends before it"
+                findings.add(place, message, quote(place, encode_row(row)))
+                return
+        crc = reader.crc_to(row.last)
+        if crc is None:
+            message = f"client {row.client} was shown lines up to {row.last}; {log.name} ends at {log.length}"
+            findings.add(place, message, quote(place, encode_row(row)))
+        elif crc != row.crc:
+            message = f"client {row.client} was shown other bytes than lines {row.first}..{row.last} of {log.name}"
+            findings.add(place, message, quote(place, encode_row(row)))
 
     def _end_wait(self, place: int, client: int, t: int) -> None:
         since = self._since.pop(client, t)
-        for span in self._spans:
-            waited = (min(t, span.end) - max(since, span.start)) / NS_PER_S
-            if waited > self._bound_s:
-                text = (
-                    f"client {client} was shown lines up to {self._shown[client]} and then nothing for {waited:.3f} s "
+        if t - since > self.case.bound_s * NS_PER_S:
+            self._waits.append(_Wait(place, client, self._last[client], since, t))
+
+    def checks(self) -> list[Check]:
+        if self._any_shown and self._is_hopeless:
+            return [self.found().unknown("the log itself is not contiguous (A2)")]
+        case, findings = self.case, self._findings
+        if case.scenario is not None and case.meta is not None and case.faults is not None:
+            for client in list(self._since):
+                self._end_wait(self._latest, client, case.meta.t_end)
+            late = [node for node in case.scenario.cluster.ids if node not in case.scenario.cluster.started_ids]
+            self._judge_waits(quiet_spans(case.faults, late, case.meta.t_start, case.meta.t_end))
+        for client in self._last:
+            last, upto = self._readers[client].line if client in self._readers else 0, self._must_be_shown
+            if last < upto:
+                findings.add(
+                    case.run.history.name,
+                    f"client {client} was shown lines up to {last}; all nodes had delivered {upto}, and it stayed "
+                    "connected",
                 )
-                text += f"while every node ran and no fault was in force (allowed {self._bound_s:g} s)"
-                self.found.append((place, text))
-                return
+        if not self._lines:
+            decisive = case.scenario is None or len(self._last) > 0
+            return [findings.unknown("no subscriber was shown anything", decisive=decisive)]
+        return [findings.passed(f"{len(self._readers)} subscribers, {self._lines} lines")]
+
+    @property
+    def _must_be_shown(self) -> int:
+        """The seq_no up to which each subscriber must have come; 0: the run did not come to its end."""
+        convergence = None if self.case.meta is None else self.case.meta.convergence
+        if convergence is None or not convergence.reached:
+            return 0
+        return max(convergence.delivered.values(), default=0)
+
+    def _judge_waits(self, spans: Sequence[Span]) -> None:
+        for wait in self._waits:
+            for span in spans:
+                waited = (min(wait.t, span.end) - max(wait.since, span.start)) / NS_PER_S
+                if waited > self.case.bound_s:
+                    self._findings.add(
+                        f"{self.case.run.history.name}:{wait.place}",
+                        f"client {wait.client} was shown lines up to {wait.last} and then nothing for {waited:.3f} s "
+                        f"while every node ran and no fault was in force (allowed {self.case.bound_s:g} s)",
+                    )
+                    break
 
 
-def check_subscribers(
-    run: RunDir, log: MessageLog, subscribers: Sequence[int] | None, upto: int, starvation: Starvation | None
-) -> Check:
-    """Judge A8.
-
-    Args:
-        log: the reference log, read to its end.
-        subscribers: client ids of the scenario's; None: it can't be read.
-        upto: the seq_no that each of them must have been shown; 0: the run did not come to its end.
-        starvation: has followed the history; None where meta.json or faults.jsonl can't be read.
-    """
-    findings = Findings("A8", "subscribers")
-    readers: dict[int, _Reader] = {}
-    lines = 0
-    with log.path.open("rb") as file:
-        for piece in read_pieces(run.history):
-            if _START_OF_ROW not in piece.data:
-                continue
-            for number, text in enumerate(piece.data.split(b"\n"), piece.first_line):
-                if text.startswith(_START_OF_ROW):
-                    row = _decode(text)
-                    lines += row.last - row.first + 1
-                    _judge(findings, f"{run.history.name}:{number}", text, row, readers, log, file)
-    for place, found in () if starvation is None else starvation.found:
-        findings.add(f"{run.history.name}:{place}", found)
-    for client in subscribers or ():
-        last = readers[client].line if client in readers else 0
-        if last < upto:
-            message = (
-                f"client {client} was shown lines up to {last}; all nodes had delivered {upto}, and it stayed connected"
-            )
-            findings.add(run.history.name, message)
-    if not lines:
-        return findings.unknown(
-            "no subscriber was shown anything", decisive=subscribers is None or len(subscribers) > 0
-        )
-    return findings.passed(f"{len(readers)} subscribers, {lines} lines")
-
-
-def _judge(
-    findings: Findings,
-    place: str,
-    text: bytes,
-    row: Shown,
-    readers: dict[int, _Reader],
-    log: MessageLog,
-    file: BinaryIO,
-) -> None:
-    shown = quote(place, text)
-    reader = readers.get(row.client)
-    if row.last < row.first:
-        findings.add(place, f"lines {row.first}..{row.last} run backwards", shown)
-        return
-    due = 1 if reader is None else reader.line + 1
-    if reader is None or row.first != due:
-        if row.first != due:
-            findings.add(place, f"client {row.client} was shown line {row.first} where {due} is due", shown)
-        reader = readers[row.client] = _Reader(log, file)
-        if not reader.go_before(row.first):
-            findings.add(place, f"client {row.client} was shown line {row.first}; the log ends before it", shown)
-            return
-    crc = reader.crc_to(row.last)
-    if crc is None:
-        message = f"client {row.client} was shown lines up to {row.last}; {log.name} ends at {log.line_count}"
-        findings.add(place, message, shown)
-    elif crc != row.crc:
-        message = f"client {row.client} was shown other bytes than lines {row.first}..{row.last} of {log.name}"
-        findings.add(place, message, shown)
+def _clients(scenario: Scenario | None) -> range:
+    return range(FIRST_SUBSCRIBER, FIRST_SUBSCRIBER + (0 if scenario is None else scenario.subscribers))

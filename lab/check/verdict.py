@@ -136,6 +136,11 @@ class Findings:
         if self.first is None:
             self.first = Violation(place, message, lines)
 
+    def take(self, other: Findings) -> None:
+        """The violations that another collection of the same invariant holds come behind these."""
+        self.count += other.count
+        self.first = self.first or other.first
+
     def passed(self, detail: str) -> Check:
         """FAIL where anything was found, else PASS."""
         if self.first is not None:

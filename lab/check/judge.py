@@ -1,0 +1,147 @@
+"""What a judge is, and what it may look up.
+
+A judge decides one invariant, or several in one walk. It is fed with what happened: rows of the history, fault rows,
+events of nodes, and in a simulation what nodes deliver. It ends with a Check for each of its invariants. Two feeds
+exist: lab.check.invariants reads the files of a finished run; lab.check.online passes on what a simulation does while
+it runs, and stops it at the first violation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from lab.check.history import EventLine, MessageLog, NodeFile, line_at, read_history
+from lab.check.verdict import Check, Findings, Outcomes, Quote, quote
+from lab.plan.scenario import Scenario
+from lab.rows import FaultRow, HistoryRow, Meta, NodeExit
+from lab.rundir import RunDir
+from nodeproc.core.messages import NodeId, Record, SeqNo
+
+
+def loses_disk(row: FaultRow) -> bool:
+    """Whether the node forgot what it had written: its disk was lost, or an older copy took its place. Rule: M4."""
+    return row.fault == "rebuild" or (row.fault == "disk" and not {"restored", "emptied"}.isdisjoint(row.evidence))
+
+
+@dataclass(slots=True)
+class Case:
+    """What is known of a run beside what its judges are fed with. In a simulation most of it comes at the end.
+
+    nodes: ids of the whole cluster, ascending. log: the order that all nodes are held to.
+    times: between which the timestamps of messages must lie, seconds since the epoch.
+    """
+
+    run: RunDir
+    nodes: Sequence[NodeId]
+    log: MessageLog
+    findings: Callable[[str, str], Findings] = Findings
+    """Makes what collects the violations of one invariant, from its name and title."""
+    scenario: Scenario | None = None
+    meta: Meta | None = None
+    faults: Sequence[FaultRow] | None = None
+    reasons: tuple[str, ...] = ()
+    """Why one of these three is None."""
+    files: Sequence[NodeFile] = ()
+    """Message logs at the end of the run, by ascending node."""
+    missing: Sequence[NodeId] = ()
+    """Nodes that have none."""
+    order: list[Record] = field(default_factory=list)
+    """Batches that any node delivered, each once, in the order of the first who did. Only simulations see that."""
+    times: tuple[float, float] = (-math.inf, math.inf)
+    bound_s: float = math.inf
+    """Within which a client must be served in healthy times. Rule: A9."""
+    secrets: Set[str] = frozenset()
+    """Tokens of sessions, where they are known: no message may show one."""
+
+    # ---- what the judges have found so far, for those behind them
+    agreement: Check | None = None
+    deviating: Sequence[NodeFile] = ()
+    """Message logs that are no prefix of `log`."""
+    contiguity: Findings | None = None
+    """What the walk over the log has found against A2 so far: then a seq_no says nothing about a place in the log."""
+    contiguous: bool = False
+    """A2 holds."""
+    term_starts: Sequence[tuple[int, SeqNo]] | None = None
+    """(term, seq_no of its first message) as the log has them; None: the walk over the log was not possible."""
+    messages: Outcomes = field(default_factory=Outcomes)
+
+    @property
+    def is_foreign(self) -> bool:
+        """The nodes are programs of another make."""
+        return self.scenario is not None and self.scenario.cluster.is_foreign
+
+    def history(self) -> Iterator[tuple[int, HistoryRow]]:
+        """All rows once more, with their line numbers."""
+        return read_history(self.run.history)
+
+    def has_events(self, node: NodeId) -> bool:
+        return self.run.events(node).is_file()
+
+    def event_place(self, node: NodeId, line: int) -> str:
+        return f"{self.run.events(node).relative_to(self.run.path)}:{line}"
+
+    def event_quote(self, node: NodeId, line: int) -> Quote:
+        return quote(self.event_place(node, line), line_at(self.run.events(node), line))
+
+    def node_log(self, node: NodeId) -> Path | None:
+        """What the process wrote to its standard error; None: it is no process."""
+        return self.run.node_log(node)
+
+
+class Judge:
+    """One judge. It overrides the on_ methods of what it wants to be fed with."""
+
+    invariants: ClassVar[dict[str, str]]
+    """Name -> title of what it decides, in the order of its checks."""
+    needs_history: ClassVar[bool] = False
+    """It decides nothing if history.jsonl can't be read to its end."""
+    needs_manifest: ClassVar[bool] = False
+    """It decides nothing without meta.json and faults.jsonl."""
+    reads_events: ClassVar[bool] = False
+    """It passes nothing if older events stand in files that are not read."""
+    needs_faults_first: ClassVar[bool] = False
+    """It can be fed with rows only once all faults of the run are known."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def found(self, name: str = "") -> Findings:
+        """An empty collection for the violations of this invariant; by default of the judge's only one."""
+        name = name or next(iter(self.invariants))
+        return self.case.findings(name, self.invariants[name])
+
+    def on_fault(self, row: FaultRow) -> None:
+        """A fault was injected. Its evidence, effect and end may still be missing."""
+
+    def on_row(self, place: int, row: HistoryRow) -> None:
+        """The next row of the history; `place` is its line number."""
+
+    def on_event(self, line: int, event: EventLine) -> None:
+        """The next event of its node; `line` is its line number there."""
+
+    def on_unreadable_events(self, reason: str) -> None:
+        """The rest of one node's events can't be read."""
+
+    def on_delivered(self, node: NodeId, records: Sequence[Record]) -> None:
+        """A node delivered these records. Only simulations see that."""
+
+    def on_started(self, node: NodeId, delivered_seq: SeqNo) -> None:
+        """A process of this node goes on behind this seq_no. Only simulations see that."""
+
+    def on_exit(self, node: NodeId, end: NodeExit, reason: str) -> None:
+        """A process of this node ended; `reason` is what it reported last, "" for nothing."""
+
+    def on_excess(self, node: NodeId, excess: str) -> None:
+        """A node holds more than its limits allow. Only simulations see that."""
+
+    def checks(self) -> list[Check]:
+        """Decide. Everything has been fed."""
+        raise NotImplementedError
+
+    def unknown(self, reason: str) -> list[Check]:
+        """What to answer where nothing can be decided."""
+        return [Findings(name, title).unknown(reason) for name, title in self.invariants.items()]

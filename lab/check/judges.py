@@ -1,0 +1,28 @@
+"""All judges. A new invariant is a file with its judge, and a line here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lab.check.agreement import Agreement
+from lab.check.elections import Elections
+from lab.check.health import Health
+from lab.check.judge import Case, Judge
+from lab.check.recovery import Recovery
+from lab.check.replay import Replay
+from lab.check.subscribers import Subscribers
+
+JUDGES: Final[tuple[type[Judge], ...]] = (
+    Agreement,  # A1
+    Replay,  # A2 to A6
+    Elections,  # A7
+    Subscribers,  # A8
+    Recovery,  # A9
+    Health,  # A10
+)
+"""In the order of the verdict; a judge may use what those before it have found."""
+
+
+def seat(case: Case) -> tuple[Judge, ...]:
+    """One of each."""
+    return tuple(judge(case) for judge in JUDGES)
