@@ -698,6 +698,16 @@ def test_what_arrives_on_treated_links_may_be_refused_but_not_before(run: RunDir
     assert judged(run, "A10").result == "FAIL"
 
 
+def test_a_data_directory_may_be_refused_once_its_node_lost_the_one_before_but_no_other(run: RunDir) -> None:
+    add_event(run, LATE, "stranger_refused")
+    add_fault(run, FaultRow("rebuild", 3, "follower", LATE - 5, LATE - 5, {}, True, 1))
+    assert_fails(run, "A10", f"{EVENTS_2}:5", "node 2 reports an error, stranger_refused")
+    add_fault(run, FaultRow("rebuild", 1, "follower", LATE + 5, LATE + 5, {}, True, 1))
+    assert judged(run, "A10").result == "FAIL"
+    add_fault(run, FaultRow("disk", 1, "follower", LATE - 3, LATE - 3, {"emptied": "all"}, True, 1))
+    assert judged(run, "A10").result == "PASS"
+
+
 def test_of_a_nemesis_each_kind_of_fault_must_have_had_effect_once(run: RunDir) -> None:
     rows = [
         FaultRow("link", 2, "", T_START, T_START, {}, effect, 1, asked="link: {loss: 0.1}", round=number)
