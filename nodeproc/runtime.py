@@ -106,7 +106,7 @@ class Runtime:
             rng,
             config.limits,
             tls,
-            lambda who: node.stranger(who.peer, who.identity, who.rebuilding),
+            lambda who: node.identity_refusal(who.peer, who.identity, who.rebuilding),
             TIMEOUTS * config.election_timeout_ms / 1000,
         )
         self.clients = Clients(config.node_id, self, config.limits, config.client_token)

@@ -196,7 +196,7 @@ def leader_keeps_on_with_a_stalled_disk(patch: Patch) -> None:
 
 @ELECTIONS.add("F2", "A leader is not suspected for its silence, however long.", "liveness")
 def silent_leader_never_suspected(patch: Patch) -> None:
-    patch.everywhere(failure.longest_silence, lambda state: FOREVER)
+    patch.everywhere(failure.allowed_silence, lambda state: FOREVER)
 
 
 @ELECTIONS.add("E4", "A node votes although it hears a leader.", "liveness")

@@ -103,7 +103,7 @@ def wiped_disk_votes(patch: Patch) -> None:
         return right(config, replace(recovered, rebuilding=False), now, rng, seal)
 
     def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: Effects) -> bool:
-        state.strangers.discard(peer)
+        state.unknown_members.discard(peer)
         state.learners.discard(peer)
         known = state.identities.get(peer)
         if known is None or known.identity != identity:
@@ -116,7 +116,7 @@ def wiped_disk_votes(patch: Patch) -> None:
 
 @SESSIONS.add("M6", "A node whose data is older than what it promised goes on as if it had promised nothing.")
 def older_copy_accepted(patch: Patch) -> None:
-    patch.everywhere(membership.forgotten, lambda state, promised, by: "")
+    patch.everywhere(membership.stale_data, lambda state, promised, by: "")
 
 
 # ---- identities and rebuilds ----------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def learners_acknowledgement_counted(patch: Patch) -> None:
 
 @SESSIONS.add("M4", "A rebuilt node is a member again as soon as it has caught up.")
 def readmission_too_early(patch: Patch) -> None:
-    right = membership.tend_learners
+    right = membership.tick_learners
 
     def wrong(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
         for peer in sorted(state.learners & state.rebuilds.keys()):

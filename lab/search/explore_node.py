@@ -19,7 +19,7 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from nodeproc.core import election
-from nodeproc.core.catchup import answer_patience
+from nodeproc.core.catchup import resume_timeout
 from nodeproc.core.effects import Effects, PersistOp, Promise, Truncate
 from nodeproc.core.messages import (
     NOBODY,
@@ -265,7 +265,7 @@ def round_times(state: NodeState) -> None:
     role = state.role
     if isinstance(role, Follower):
         role.heard_at = round(max(role.heard_at, oldest), 6)
-        role.requested_at = round(max(role.requested_at, -answer_patience(state, role)), 6) if role.request else 0.0
+        role.requested_at = round(max(role.requested_at, -resume_timeout(state, role)), 6) if role.request else 0.0
         role.hole_since = round(max(role.hole_since, oldest), 6)
     elif isinstance(role, Candidate):
         role.until = round(max(role.until, 0.0), 6)
@@ -480,7 +480,7 @@ class _Step:
 
     def _leads(self) -> bool:
         role = self._node.state.role
-        return isinstance(role, Leader) and (bool(role.waiting) or role.commit_untold)
+        return isinstance(role, Leader) and (bool(role.waiting) or role.commit_unsent)
 
     def _perform(self, fx: Effects, now: float) -> None:
         if fx.halt:

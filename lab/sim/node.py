@@ -276,7 +276,7 @@ class SimNode:
 
     def refuses(self, peer: SimNode) -> bool:
         """Whether this node's handshake refuses the peer's data directory, which it reports once. Rule: M4."""
-        refused = self.core.stranger(peer.node_id, peer.identity, peer.rebuilding)
+        refused = self.core.identity_refusal(peer.node_id, peer.identity, peer.rebuilding)
         if refused is not None and self._refused.get(peer.node_id) != refused:
             self._refused[peer.node_id] = refused
             self._emit([refused])

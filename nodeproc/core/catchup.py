@@ -1,7 +1,8 @@
-"""STORY 2: a node gets what it lacks.
+"""STORY 2: a follower gets the records that it lacks.
 
-A follower meets a leader and says what it has (CATCH_UP); the leader finds the fork and says so (RESUME); the follower
-drops what is above it; the leader sends everything behind it, from memory or from its disk, and then goes on live.
+A follower sends the marks of its log to a new leader (CATCH_UP). The leader determines the fork, the last position
+that both logs share, and sends it (RESUME). The follower drops its records above the fork. The leader sends all
+records after the fork, from memory or from its disk, and from then on sends new records at once.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from nodeproc.core.messages import NOBODY, Append, CatchUp, NodeId, OlderMarks, 
 from nodeproc.core.ordering import count_answer, follow_commit, send_records
 from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress, become_follower
 
-MOST_UNANSWERED: Final = 5
-"""What is counted: 32 times the patience of the first time are enough."""
+MAX_DOUBLINGS: Final = 5
+"""Doublings stop here: the wait for RESUME is at most 32 times the first one."""
 
 MARKS_AT_ONCE: Final = 4096
-"""In one CATCH_UP: some 100 KB. Only leaders that delivered nothing leave more of them."""
+"""Maximum number of marks in one CATCH_UP, about 100 KB. Only a long series of leaders that delivered nothing leaves
+more."""
 
 # ---- the follower asks ----------------------------------------------------------------------------
 
 
 def follow(state: NodeState, leader: NodeId, now: float, fx: Effects) -> None:
-    """Take a node for the leader of the present term and ask it for what we lack. Rule: R1, E2, E3.
+    """Follow a node as the leader of the current term and ask it for missing records. Rule: R1, E2, E3.
 
-    From here it has election_timeout to be heard (F2).
+    The leader must be heard within election_timeout from now (F2).
     """
     assert state.leader_id in (NOBODY, leader), (state.term, state.leader_id, leader)
     become_follower(state, now, fx, f"node_{leader} leads")
@@ -38,48 +40,49 @@ def follow(state: NodeState, leader: NodeId, now: float, fx: Effects) -> None:
 
 
 def ask_catch_up(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
-    """Say what we have; only the answer to this very request will be taken. Rule: R1, R2."""
+    """Send CATCH_UP; only the RESUME with this request number will be obeyed. Rule: R1, R2."""
     follower.request = state.fresh_number()
     follower.requested_at = now
     follower.hole_since = FOREVER
     if state.leader_id not in state.links:
-        return  # Asked again when the link opens.
+        return  # CATCH_UP is sent when the link opens.
     _send_marks(state, follower, None, fx)
     fx.emit.append(CatchUpRequested(state.leader_id, state.log.position.seq_no, follower.request))
 
 
 def _send_marks(state: NodeState, follower: Follower, up_to: Term | None, fx: Effects) -> None:
-    marks, older = state.log.doubtful_marks(up_to, MARKS_AT_ONCE)
+    marks, older = state.log.catch_up_marks(up_to, MARKS_AT_ONCE)
     last_seq = state.log.position.seq_no
     state.send(fx, state.leader_id, CatchUp(state.term, tuple(marks), last_seq, follower.request, older))
 
 
 def on_older_marks(state: NodeState, follower: Follower, msg: OlderMarks, now: float, fx: Effects) -> None:
-    """Go on with the marks before those that the leader does not have. Rule: R1."""
+    """Send the marks before those that the leader does not have. Rule: R1."""
     if follower.request and msg.request == follower.request:
         follower.requested_at = now
         _send_marks(state, follower, msg.up_to, fx)  # hit: R1 older marks are asked for
 
 
 def catch_up_deadline(state: NodeState, follower: Follower) -> float:
-    """When to ask again: an answer that stays away, or a hole that stays. Rule: R1."""
+    """Return when to send CATCH_UP again, because RESUME is late or a hole is not filled. Rule: R1."""
     if follower.request:
-        return follower.requested_at + answer_patience(state, follower)
+        return follower.requested_at + resume_timeout(state, follower)
     return follower.hole_since + 2 * state.config.heartbeat_interval
 
 
-def answer_patience(state: NodeState, follower: Follower) -> float:
-    """How long to wait for RESUME, longer each time: behind all that was sent before it, it may be long on its way.
+def resume_timeout(state: NodeState, follower: Follower) -> float:
+    """Return how long to wait for RESUME: twice as long after each attempt.
 
-    Who asks faster than a slow link carries the answers never gets the answer to its latest request.
+    On a slow link RESUME can be queued behind many records. A follower that repeats its request faster than the link
+    carries the answers would never get the answer to its latest request.
     """
     return 2 * state.config.answer_timeout * float(2**follower.unanswered)
 
 
 def ask_again(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
-    """An answer or what should fill a hole stayed away. Rule: R1."""
+    """Send CATCH_UP again, as RESUME or the records that fill a hole did not come in time. Rule: R1."""
     if follower.request:
-        follower.unanswered = min(follower.unanswered + 1, MOST_UNANSWERED)
+        follower.unanswered = min(follower.unanswered + 1, MAX_DOUBLINGS)
     ask_catch_up(state, follower, now, fx)
 
 
@@ -87,12 +90,12 @@ def ask_again(state: NodeState, follower: Follower, now: float, fx: Effects) -> 
 
 
 def on_catch_up(state: NodeState, leader: Leader, sender: NodeId, msg: CatchUp, fx: Effects) -> None:
-    """Find the fork, say it, and begin to send what lies behind. Rule: R1."""
+    """Determine the fork, send it, and begin to send the records after it. Rule: R1."""
     if sender not in state.links:
         leader.progress[sender].asked = msg
         return
     if msg.older and msg.marks and not any(state.log.has_mark(term) for term, _ in msg.marks):
-        # The oldest of them once more: it says where the stretch before it ends.
+        # The follower's oldest mark is asked for again: it shows where the term before it ends.
         state.send(fx, sender, OlderMarks(state.term, msg.marks[0][0], msg.request))
         return
     progress = leader.progress[sender]
@@ -110,10 +113,10 @@ def on_catch_up(state: NodeState, leader: Leader, sender: NodeId, msg: CatchUp, 
     pump(state, sender, progress, fx)
 
 
-def on_way_open(state: NodeState, leader: Leader, peer: NodeId, fx: Effects) -> None:
-    """Our link to a peer has opened: answer the CATCH_UP that came before it. Rule: R1.
+def on_link_opened(state: NodeState, leader: Leader, peer: NodeId, fx: Effects) -> None:
+    """The link to a peer has opened: answer the CATCH_UP that arrived before it. Rule: R1.
 
-    The peer learns of this link first, asks, and may be heard before we learn of it.
+    The peer sees the link open first, so its CATCH_UP can arrive before this node sees the link open.
     """
     progress = leader.progress[peer]
     asked, progress.asked = progress.asked, None
@@ -122,12 +125,12 @@ def on_way_open(state: NodeState, leader: Leader, peer: NodeId, fx: Effects) -> 
 
 
 def pump(state: NodeState, peer: NodeId, progress: Progress, fx: Effects) -> None:
-    """Send a follower that is behind its next records, as far as its limit allows. Rule: R1, P1."""
+    """Send the next records to a follower that is behind, as far as its in-flight limit allows. Rule: R1, P1."""
     limit = state.config.inflight_max_bytes
     while progress.synced and not progress.live and not progress.fetch and progress.inflight_bytes * 2 < limit:
         if progress.sent == state.log.position:
             progress.live = True
-            if not progress.caught_up:  # One that only had to wait for room (P1) is no news.
+            if not progress.caught_up:  # No event for a follower that only waited for its in-flight limit (P1).
                 progress.caught_up = True
                 fx.emit.append(CaughtUp(peer, progress.sent.seq_no))
             return
@@ -140,9 +143,9 @@ def pump(state: NodeState, peer: NodeId, progress: Progress, fx: Effects) -> Non
 
 
 def on_fetched(state: NodeState, leader: Leader, peer: NodeId, token: int, records: list[Record], fx: Effects) -> None:
-    """What the disk had behind a follower's position; an answer to an older question is dropped.
+    """Send a follower the records that were read from disk; ignore the result of an outdated read.
 
-    records: none where they can't be read now: tried again with the follower's next answer (K6).
+    records: empty if they cannot be read now; the read is repeated after the follower's next answer (K6).
     """
     progress = leader.progress[peer]
     if progress.fetch != token:
@@ -159,7 +162,10 @@ def _send_next(state: NodeState, peer: NodeId, progress: Progress, records: list
 
 
 def on_answer(state: NodeState, leader: Leader, sender: NodeId, position: Position, now: float, fx: Effects) -> None:
-    """HEARTBEAT_ACK or APPENDED in our own term: it lives, and so much is durable there. Rule: F3, C1, P1."""
+    """Handle HEARTBEAT_ACK or APPENDED of the current term: the follower is alive and has acknowledged `position`.
+
+    Rule: F3, C1, P1.
+    """
     progress = leader.progress[sender]
     progress.answered_at = now
     count_answer(state, leader, progress, position, fx)
@@ -171,7 +177,7 @@ def on_answer(state: NodeState, leader: Leader, sender: NodeId, position: Positi
 
 
 def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) -> None:
-    """Drop what the leader does not have; its records follow. Rule: R2."""
+    """Drop the records that the leader does not have; the leader's records follow. Rule: R2."""
     if follower.request == 0 or msg.request != follower.request:
         return  # hit: R2 a stale RESUME is ignored
     dropped = 0
@@ -186,7 +192,7 @@ def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) ->
         if msg.fork < state.log.position:
             dropped = state.log.truncate(msg.fork)  # hit: R2 RESUME drops records
             state.sessions.rebuild(state.log.tail)  # hit: S3 a truncation rolls the sessions back
-            # What an fdatasync under way covers may be what was just dropped: only one begun from here on counts.
+            # An fdatasync under way may cover records that were just dropped: only one that begins now counts.
             state.unsynced.clear()
             state.unsynced.append((state.persist(fx, Truncate(msg.fork)), state.log.position))
             state.durable = min(state.durable, state.log.position)

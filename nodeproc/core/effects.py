@@ -1,17 +1,18 @@
-"""What one step of the core asks the outside to do.
+"""The effects of one step of the core: the work that the caller (the host of the node) must do next.
 
-The fields of Effects stand in the order of duty. The outside must
+The fields of Effects are listed in the order in which the host must handle them:
 
-1. hand `persist` to the storage, in order, before anything that comes later is handed over;
-2. write `emit` to the event log;
-3. send `send`, each peer's messages in order, at once: nothing in it promises what is not durable yet;
+1. pass the operations in `persist` to the storage, in order, before those of any later step;
+2. write the events in `emit` to the event log;
+3. send the messages in `send` immediately, each peer's messages in order: none of them promises anything that is not
+   durable yet;
 4. append the bodies of `deliver` to the message log, acknowledge their sessions, push them to subscribers;
-5. answer its own clients with `reply`;
-6. read what `fetch` asks for and hand it back with Node.fetched;
-7. put what `copied` holds in the place of what could not be read, and let those read again who wait for it;
+5. send the refusals in `reply` to the node's own clients;
+6. read the records that `fetch` asks for and return them with Node.fetched;
+7. replace unreadable records by those in `copied`, and wake the readers that wait for them.
 
-and call Node.persisted(ticket) once all operations up to that ticket (Node.written, read after the step) are
-durable, in whatever order fdatasync allows.
+The host calls Node.persisted(ticket) as soon as all operations up to that ticket are durable. The ticket of a step is
+the value of Node.written after the step. One fdatasync may cover many tickets.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nodeproc.core.messages import Known, NodeId, PeerMessage, Position, Record,
 
 
 class Promise(Struct, frozen=True, gc=False, tag_field="kind", tag="promise"):
-    """Term and vote, durable before any frame shows them. Rule: E3, E4, E6."""
+    """Term and vote. They must be durable before any frame contains them. Rule: E3, E4, E6."""
 
     term: Term
     voted_for: NodeId
@@ -38,14 +39,14 @@ class Truncate(Struct, frozen=True, tag_field="kind", tag="truncate"):
 
 
 class Met(Struct, frozen=True, gc=False, tag_field="kind", tag="met"):
-    """The identity of a member's data directory, to be remembered. Rule: M4."""
+    """The identity by which a member's data directory is known from now on. Rule: M4."""
 
     peer: NodeId
     known: Known
 
 
 class Readmitted(Struct, frozen=True, gc=False, tag_field="kind", tag="readmitted"):
-    """This node's rebuild is over: it votes and counts again. Rule: M4."""
+    """This node's rebuild has ended: it votes and counts towards majorities again. Rule: M4."""
 
     term: Term
 
@@ -55,27 +56,28 @@ PersistOp: TypeAlias = Record | Promise | Truncate | Met | Readmitted
 
 
 class Fetch(NamedTuple):
-    """Read consecutive records behind a position from the disk for a peer. Rule: R1, P1."""
+    """Read consecutive records after a position from the disk, for a peer. Rule: R1, P1."""
 
     peer: NodeId
     after: Position
     max_bytes: int
     token: int
-    """Handed back with the result; the core ignores an answer whose token is no longer the peer's."""
+    """Returned with the result. The core ignores a result whose token is not the latest one for this peer."""
 
 
 class Copied(NamedTuple):
-    """The end of a search for records that our own disk can't give. Rule: K6."""
+    """The result of asking peers for records that this node's disk cannot read. Rule: K6."""
 
     after: Position
     records: tuple[Record, ...]
-    """Consecutive, behind that position; none: no peer within reach has them."""
+    """Consecutive records after that position; empty if no reachable peer has them."""
 
 
 class Effects(Struct):
-    """See the module's docstring for the duties. A Struct because every turn makes one: a third of a dataclass's cost.
+    """The effects of one step; the module docstring says how each field is handled.
 
-    Empty lists as defaults are copied for each.
+    A msgspec Struct, because one is created in every turn and a dataclass costs three times as much. msgspec copies
+    the empty default lists for each instance.
     """
 
     persist: list[PersistOp] = []
@@ -86,10 +88,13 @@ class Effects(Struct):
     fetch: list[Fetch] = []
     copied: list[Copied] = []
     halt: str = ""
-    """Not empty: durable data contradicts the cluster; stop at once, do nothing else, exit code 3 (R2)."""
+    """The reason to stop at once with exit code 3, because durable data contradicts the cluster (R2, M6); "" if none.
+
+    The host then handles no other field.
+    """
 
     def merge(self, later: Effects) -> None:
-        """Join the effects of a later step behind these, field by field."""
+        """Append the effects of a later step, field by field."""
         self.persist += later.persist
         self.emit += later.emit
         self.send += later.send

@@ -1,7 +1,8 @@
 """STORY 3: silence, poll, answer, vote, coordinator.
 
-Bully in its order (the highest rank leads), Raft in its safety (a durable vote of a majority, position checked).
-The poll comes first and promises nothing, so nodes that cannot win, or cannot hear, disturb nobody.
+The order is that of the Bully algorithm (the highest rank leads), the safety that of Raft (durable votes of a majority,
+given only to a candidate whose log is complete enough). A poll precedes the candidacy and promises nothing, so a node
+that cannot win or cannot hear the others does not interrupt a working leader.
 """
 
 from __future__ import annotations
@@ -49,19 +50,19 @@ from nodeproc.core.state import (
 )
 
 MAX_DOUBLINGS = 6
-"""The patience with a candidate grows to at most 64 election timeouts."""
+"""Doublings stop here: the time of a candidacy grows to at most 64 times the first one."""
 
 # ---- silence, poll --------------------------------------------------------------------------------
 
 
 def tick_leaderless(state: NodeState, now: float, fx: Effects) -> None:
-    """There is no leader: start, end or repeat the poll when its time has come. Rule: E1, E2."""
+    """Start, end or repeat the poll when it is due, while there is no leader. Rule: E1, E2."""
     if state.poll is not None:
         if now >= state.poll.until:
             end_poll(state, state.poll, now, fx)  # hit: E1 a poll ends by its time
     elif state.deferral is not None:
         if now >= state.deferral.until:
-            state.spent.update(state.deferral.to)  # hit: E2 a wait in vain spends the OKs
+            state.spent.update(state.deferral.to)  # hit: E2 a wait without success spends the OKs
             state.deferral = None
             start_poll(state, now, fx)
     elif now >= state.poll_at:
@@ -69,7 +70,7 @@ def tick_leaderless(state: NodeState, now: float, fx: Effects) -> None:
 
 
 def leaderless_deadline(state: NodeState) -> float:
-    """When tick_leaderless is due."""
+    """Return when tick_leaderless is due."""
     if state.poll is not None:
         return state.poll.until
     if state.deferral is not None:
@@ -78,10 +79,10 @@ def leaderless_deadline(state: NodeState) -> float:
 
 
 def start_poll(state: NodeState, now: float, fx: Effects) -> None:
-    """Ask every reachable peer whether it leads, outranks us or would follow us. Rule: E1."""
+    """Ask every reachable peer whether it leads, outranks this node, or would follow it. Rule: E1."""
     reachable = {peer for peer in state.peers if peer in state.links}
     if len(reachable) + 1 < state.majority:
-        # Nobody could be elected: asked again as soon as a link opens (membership.on_link_up).
+        # Nobody could be elected. The poll is started as soon as a link opens (membership.on_link_up).
         state.starved = True  # hit: E1 no majority can be asked
         state.poll_at = now + state.jittered(state.config.election_timeout)
         return
@@ -98,7 +99,7 @@ def start_poll(state: NodeState, now: float, fx: Effects) -> None:
 
 
 def ask_again(state: NodeState, peer: NodeId, fx: Effects) -> None:
-    """Ask a peer once more, as it may answer otherwise or for the first time now. Rule: E1."""
+    """Ask a peer again in the current poll, unless it has answered OK or SUPPORT. Rule: E1."""
     poll = state.poll
     if poll is not None and peer in state.links and peer not in poll.supports and peer not in poll.oks:
         poll.awaiting.add(peer)  # hit: E1 a peer is asked again
@@ -106,10 +107,10 @@ def ask_again(state: NodeState, peer: NodeId, fx: Effects) -> None:
 
 
 def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx: Effects) -> None:
-    """Answer a poll; take part in the search if we outrank the asker. Rule: E1, F2."""
+    """Answer a poll; start a poll too if this node outranks the asker. Rule: E1, F2."""
     on_sign_of_restart(state, sender, "ELECTION", now, fx)
     if state.poll is not None and sender not in state.poll.awaiting:
-        ask_again(state, sender, fx)  # It hears no leader any more, whatever it has answered before.
+        ask_again(state, sender, fx)  # The peer hears no leader any more: its earlier answer is outdated.
     if isinstance(state.role, Leader):
         state.send(fx, sender, LeaderAnswer(state.term, state.node_id, msg.poll))
     elif hears_leader(state, now):
@@ -123,9 +124,9 @@ def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx:
         state.send(fx, sender, Ok(msg.poll, msg.position >= state.log.position))
         if isinstance(state.role, Follower) and state.poll is None and state.deferral is None:
             if state.leader_id != NOBODY:
-                return  # A leader was announced and has election_timeout to be heard.
+                return  # A leader was announced, and it has election_timeout to be heard.
             if not state.joined and not state.links.issuperset(state.peers):
-                # Just started, and the way to a peer, perhaps the highest of all, may be opening at this moment.
+                # The node has just started. A link to a peer, perhaps of the highest rank, may be about to open.
                 # hit: E1 OK of one just started puts its own poll off
                 state.poll_at = min(state.poll_at, now + state.config.answer_timeout)
                 return
@@ -139,7 +140,7 @@ def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx:
 def on_poll_answer(
     state: NodeState, sender: NodeId, msg: LeaderAnswer | Ok | Support | Abstain, now: float, fx: Effects
 ) -> None:
-    """Note an answer to the present poll; the last one ends it. Rule: E1."""
+    """Record an answer to the current poll; the last answer ends the poll. Rule: E1."""
     poll = state.poll
     if poll is None or msg.poll != poll.number or sender not in poll.awaiting:
         return
@@ -149,22 +150,25 @@ def on_poll_answer(
     elif isinstance(msg, Support):
         poll.supports.add(sender)
     elif isinstance(msg, LeaderAnswer) and msg.term == state.term and msg.leader != state.node_id:
-        poll.told = msg.leader
-    if is_over(state, poll):
+        poll.reported_leader = msg.leader
+    if is_decided(state, poll):
         end_poll(state, poll, now, fx)
 
 
 def on_poll_unreachable(state: NodeState, peer: NodeId, now: float, fx: Effects) -> None:
-    """A peer that was asked is reachable no more: its answer is not waited for. Rule: E1."""
+    """Stop waiting for the answer of a peer that has become unreachable. Rule: E1."""
     poll = state.poll
     if poll is not None and peer in poll.awaiting:
         poll.awaiting.discard(peer)
-        if is_over(state, poll):
+        if is_decided(state, poll):
             end_poll(state, poll, now, fx)
 
 
-def is_over(state: NodeState, poll: Poll) -> bool:
-    """All have answered; or all but the leader that is suspected for its silence, and they decide. Rule: E1."""
+def is_decided(state: NodeState, poll: Poll) -> bool:
+    """Return whether the poll is decided. Rule: E1.
+
+    It is when all peers have answered, or all but a leader suspected for its silence if their answers suffice.
+    """
     if not poll.awaiting:
         return True
     if state.silent_since == FOREVER or poll.awaiting != {state.suspected}:
@@ -176,7 +180,7 @@ def is_over(state: NodeState, poll: Poll) -> bool:
 
 
 def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
-    """Defer, become candidate, or try the leader we were told of. Rule: E2, E3."""
+    """Defer to a peer, become candidate, or follow the leader that a peer has reported. Rule: E2, E3."""
     state.poll = None
     waited_for, supporters = poll.deferred_to(state.spent), poll.supporters(state.spent)
     if waited_for:
@@ -190,18 +194,18 @@ def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
         # hit: E3 a poll ends without a majority
         support = f"{len(supporters) + 1} of {state.majority} would follow"
         fx.emit.append(ElectionFailed(state.term + 1, "its disk does not answer" if state.stalled else support))
-        # With a stalled disk nothing comes of it: asked again when the disk answers.
+        # A node with a stalled disk cannot become candidate: the next poll starts when the disk answers.
         state.poll_at = FOREVER if state.stalled else now + state.jittered(state.config.answer_timeout)
-    if poll.told in state.links and poll.told != state.suspected:
-        # The one that we suspect ourselves comes back by its heartbeat, if it can reach us.
-        follow(state, poll.told, now, fx)  # hit: E3 the leader that a poll was told of is tried
+    if poll.reported_leader in state.links and poll.reported_leader != state.suspected:
+        # A leader that this node suspects is followed again on its next heartbeat, if one arrives.
+        follow(state, poll.reported_leader, now, fx)  # hit: E3 the leader that a peer reported is followed
 
 
 # ---- candidacy, vote ----------------------------------------------------------------------------
 
 
 def become_candidate(state: NodeState, now: float, fx: Effects) -> None:
-    """Vote for ourselves in the next term; votes are asked for once that is durable. Rule: E3."""
+    """Vote for this node in the next term; it asks for votes once that is durable. Rule: E3."""
     if isinstance(state.role, Leader):
         # hit: M4 an idle leader opens a new term for a rebuilt node
         become_follower(state, now, fx, "renewing the term")
@@ -211,17 +215,17 @@ def become_candidate(state: NodeState, now: float, fx: Effects) -> None:
     state.pledge_term(fx, state.term + 1, state.node_id, None)
 
 
-def patience(state: NodeState) -> float:
-    """How long a candidate is waited for to become leader, by itself and by those who voted for it. Rule: E3, E4."""
+def candidacy_time(state: NodeState) -> float:
+    """Return the time that a candidate has to become leader, for itself and for its voters. Rule: E3, E4."""
     return state.config.election_timeout * (1 + state.rng.random()) * (1 << min(state.failures, MAX_DOUBLINGS))
 
 
 def open_candidacy(state: NodeState, now: float, fx: Effects) -> None:
-    """Our own vote is durable: ask for the others'. Rule: E3."""
+    """Ask the peers for their votes, now that the node's own vote is durable. Rule: E3."""
     assert isinstance(state.role, Candidate)
     candidate = state.role
-    # The others' disks will take about as long.
-    candidate.until = now + patience(state) + (now - candidate.began)
+    # The disks of the other nodes are expected to take about as long as this one took for its own vote.
+    candidate.until = now + candidacy_time(state) + (now - candidate.began)
     fx.emit.append(BecameCandidate(state.term))
     candidate.votes.add(state.node_id)
     state.broadcast(fx, VoteRequest(state.term, state.log.position))
@@ -229,9 +233,10 @@ def open_candidacy(state: NodeState, now: float, fx: Effects) -> None:
 
 
 def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
-    """Vote, durably, for a candidate whose log lacks nothing of ours; say nothing where a leader is heard. Rule: E4.
+    """Vote durably for a candidate whose log is at least as complete; ignore it while a leader is heard. Rule: E4.
 
-    The position compared is that of the log as written, durable or not: what was written may yet be acknowledged.
+    The candidate's position is compared with the end of the log as written, durable or not, because a record that was
+    written may still be acknowledged.
     """
     on_sign_of_restart(state, sender, "VOTE_REQUEST", now, fx)
     if hears_leader(state, now) or (isinstance(state.role, Leader) and has_quorum(state, state.role, now)):
@@ -244,21 +249,21 @@ def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: flo
     behind = msg.position < state.log.position
     could = not behind and not state.rebuilding
     if msg.term > state.term or (could and state.voted_for == NOBODY):
-        # Taken once more when this is durable, and then answered.
+        # The request is handled again, and answered, once the pledge is durable.
         state.pledge_term(fx, msg.term, sender if could else NOBODY, Envelope(sender, msg))
     elif not could:
         reason = "its log is behind ours" if behind else "this node is being rebuilt"
         fx.emit.append(VoteRefused(msg.term, sender, reason))  # hit: E4 a vote is refused for the position or a rebuild
     elif state.voted_for == sender:
-        state.note_vote(sender, state.term)  # The candidate's own.
+        state.note_vote(sender, state.term)  # The candidate's vote for itself.
         fx.emit.append(VoteGranted(state.term, sender))  # hit: E4 a durable vote is sent
         state.send(fx, sender, Vote(state.term))
         state.poll = state.deferral = None
-        state.poll_at = state.vote_until = now + patience(state)
+        state.poll_at = state.vote_until = now + candidacy_time(state)
 
 
 def on_vote(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
-    """A peer's durable vote in our term. Rule: E5."""
+    """Count a peer's durable vote in the current term. Rule: E5."""
     state.note_vote(sender, state.term)
     if isinstance(state.role, Candidate) and sender not in state.learners:
         state.role.votes.add(sender)
@@ -274,7 +279,7 @@ def count_votes(state: NodeState, candidate: Candidate, now: float, fx: Effects)
 
 
 def become_leader(state: NodeState, now: float, fx: Effects) -> None:
-    """Open the term with its mark, tell everybody, begin to take messages. Rule: E5."""
+    """Append the mark of the term, announce the leadership, begin to accept messages. Rule: E5."""
     fx.emit.append(BecomingCoordinator(state.term))  # hit: E5 a majority of votes makes a leader
     leader = Leader(
         heartbeat_at=now + state.config.heartbeat_interval,
@@ -296,7 +301,7 @@ def become_leader(state: NodeState, now: float, fx: Effects) -> None:
 
 
 def on_coordinator(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
-    """The sender leads our term: ask it for what we lack. Rule: E5, R1."""
+    """Follow the sender, which leads the current term, and ask it for missing records. Rule: E5, R1."""
     fx.emit.append(CoordinatorReceived(sender, state.term))
     if state.leader_id != sender:
         follow(state, sender, now, fx)

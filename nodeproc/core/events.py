@@ -1,7 +1,8 @@
-"""Every event that a node may report: a closed list.
+"""All events that a node can report: a closed list.
 
-An event is a fact with its fields. `logger` and `level` say where its line appears for a human, `text` is that
-line; events.jsonl holds the same event as {"t_ns", "node", "event", …fields}. The core reports only; it logs nothing.
+An event has two forms. In node.log it is a line for people: `text` with the fields filled in, under `logger` and
+`level`. In events.jsonl it is the object {"t_ns", "node", "event", …fields}. The core only reports events; the host
+writes them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Event(Struct, frozen=True, gc=False, tag_field="event"):
     text: ClassVar[str]
 
     def line(self) -> str:
-        """The human line: `text` with the fields filled in."""
+        """Return the line for people: `text` with the fields filled in."""
         return self.text.format_map({name: getattr(self, name) for name in self.__struct_fields__})
 
 
@@ -41,7 +42,7 @@ class Starting(Event, frozen=True, tag="starting"):
 class NothingSynced(Event, frozen=True, tag="nothing_synced"):
     logger = "storage"
     level = "WARNING"
-    text = "durability: os: once this machine has lost its power, only --rebuild keeps acknowledged messages safe"
+    text = "durability: os: after a power loss of this machine, only --rebuild keeps acknowledged messages safe"
 
 
 class BecameLeader(Event, frozen=True, tag="became_leader"):
@@ -107,10 +108,10 @@ class JoinAnswered(Event, frozen=True, tag="join_answered"):
     term: Term
 
 
-class StrangerRefused(Event, frozen=True, tag="stranger_refused"):
+class UnknownMemberRefused(Event, frozen=True, tag="stranger_refused"):
     logger = "membership"
     level = "ERROR"
-    text = "node_{peer} comes with data directory {found}, known by {known}: refused (a lost disk needs --rebuild)"
+    text = "node_{peer} has data directory {found}, expected {known}: refused (a lost disk needs --rebuild)"
     peer: NodeId
     known: str
     found: str
@@ -144,7 +145,7 @@ class QuorumLost(Event, frozen=True, tag="quorum_lost"):
 class DiskStalled(Event, frozen=True, tag="disk_stalled"):
     logger = "storage"
     level = "WARNING"
-    text = "The disk has not answered for {waited_ms} ms: no messages are taken until it does"
+    text = "The disk has not answered for {waited_ms} ms: no messages are accepted until it does"
     waited_ms: int
 
 
@@ -241,7 +242,7 @@ class CatchUpServed(Event, frozen=True, tag="catch_up_served"):
 
 
 class CaughtUp(Event, frozen=True, tag="caught_up"):
-    """The leader has sent node `peer` all it has; from here on it goes live."""
+    """The leader has sent node `peer` all its records, and from now on sends new ones at once."""
 
     logger = "ordering"
     text = "node_{peer} has been sent everything up to seq_no={seq_no}"
@@ -312,7 +313,7 @@ class TornTailDropped(Event, frozen=True, tag="torn_tail_dropped"):
 
 
 class TailWrittenAnew(Event, frozen=True, tag="tail_written_anew"):
-    """After an end that was not clean: these entries were read, and may never have reached the disk."""
+    """After an unclean stop these entries were read, but perhaps from the system's cache only and not from disk."""
 
     logger = "storage"
     text = "Wrote the last {size} bytes of the log again, in {file}"
@@ -361,7 +362,7 @@ class DamageLeft(Event, frozen=True, tag="damage_left"):
 class CheckpointPutOff(Event, frozen=True, tag="checkpoint_put_off"):
     logger = "storage"
     level = "WARNING"
-    text = "Checkpoint put off until the next WAL file is finished: {reason}"
+    text = "Checkpoint postponed until the next WAL file is finished: {reason}"
     reason: str
 
 

@@ -1,7 +1,7 @@
-"""The log in memory: every mark, the position, and the records that are not delivered yet.
+"""The log in memory: all marks, the position, and the records that are not delivered yet.
 
-Delivered records are the storage's; the core never looks at them again. What is kept here is bounded by what the
-nodes' clients may have under way (S7), so a long history costs nothing but its marks.
+The core never reads delivered records again; the storage keeps them. Undelivered records are bounded by the
+messages that clients may have in flight (S7), so of a long history only the marks use memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _term(mark: Mark) -> Term:
 class Log:
     """Marks and undelivered records, in order.
 
-    Invariant: tail[0] follows `base`, each record follows the one before it, `position` is the end.
+    Invariant: tail[0] follows `base`, each record follows the one before it, `position` is that of the last record.
     """
 
     marks: list[Mark] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Log:
         self.tail_bytes = sum(len(record.raw) for record in self.tail)
 
     def append(self, record: Record) -> None:
-        """Put the record at the end. The caller has checked that it belongs there (R4)."""
+        """Append a record. The caller has checked that it follows the last one (R4)."""
         header, (term, seq_no) = record.header, self.position
         if isinstance(header, Mark):
             assert header.term > term and header.after == seq_no, (header, self.position)
@@ -51,9 +51,9 @@ class Log:
         self.position = header.position
 
     def truncate(self, keep: Position) -> int:
-        """Drop every record whose position is above `keep`; returns how many. Rule: R2.
+        """Drop every record whose position is above `keep`; return their number. Rule: R2.
 
-        `keep` is not below `base`: delivered messages are never dropped.
+        `keep` must not be below `base`: delivered messages are never dropped.
         """
         assert keep >= self.base, (keep, self.base)
         kept = bisect_right(self.tail, keep, key=_position)
@@ -66,7 +66,7 @@ class Log:
         return dropped
 
     def delivered_up_to(self, commit_seq: SeqNo) -> list[Record]:
-        """Take out of the tail, in order, all up to the last batch that ends at or before commit_seq."""
+        """Remove and return the records, in order, up to the last batch that ends at or before commit_seq."""
         count = 0
         for at, record in enumerate(self.tail):
             header = record.header
@@ -80,9 +80,9 @@ class Log:
         return taken
 
     def records_after(self, after: Position, max_bytes: int) -> list[Record] | None:
-        """Consecutive records behind a position, up to max_bytes but at least one if there is any.
+        """Return consecutive records after a position: at most max_bytes, but at least one record if there is any.
 
-        None: they start below `base` and are on the disk only.
+        None if the first of them is below `base`, and thus only on disk.
         """
         if after < self.base:
             return None
@@ -96,7 +96,7 @@ class Log:
         return taken
 
     def end_of(self, term: Term) -> SeqNo:
-        """The seq_no at which the stretch of a term, or of START for 0, ends here."""
+        """Return the last seq_no that this log has in a term, or before the first mark for term 0."""
         at = bisect_right(self.marks, term, key=_term)
         return self.marks[at].after if at < len(self.marks) else self.position.seq_no
 
@@ -104,14 +104,15 @@ class Log:
         at = bisect_left(self.marks, term, key=_term)
         return at < len(self.marks) and self.marks[at].term == term
 
-    def doubtful_marks(self, up_to: Term | None, most: int) -> tuple[list[tuple[Term, SeqNo]], bool]:
-        """The marks by which a leader finds the fork, and whether older ones were left out. Rule: R1.
+    def catch_up_marks(self, up_to: Term | None, most: int) -> tuple[list[tuple[Term, SeqNo]], bool]:
+        """Return the marks from which a leader can find the fork, and whether older ones were left out. Rule: R1.
 
-        What is delivered is in every later leader's log, the mark above it too: no older one is needed.
+        Delivered messages are in the log of every later leader, and so is the mark of the last delivered one: older
+        marks are not needed.
 
         Args:
-            up_to: the newest term wanted; None: all.
-            most: how many at most, the newest ones.
+            up_to: the newest term to include; None for all.
+            most: maximum number of marks; the newest ones are returned.
         """
         first = bisect_left(self.marks, self.base.term, key=_term)
         end = len(self.marks) if up_to is None else bisect_right(self.marks, up_to, key=_term)
@@ -119,11 +120,11 @@ class Log:
         return [(mark.term, mark.after) for mark in self.marks[start:end]], start > first
 
     def fork(self, marks: Sequence[tuple[Term, SeqNo]], last_seq: SeqNo) -> Position:
-        """The last position that this log has in common with another one. Rule: R1.
+        """Return the last position that this log has in common with another one. Rule: R1.
 
         Args:
-            marks: the other log's (term, seq_no it starts after), ascending. Of those above the highest common one
-                none is missing.
+            marks: the other log's marks as (term, seq_no it starts after), ascending, complete above the highest
+                mark that both logs have.
             last_seq: the other log's last seq_no.
         """
         common = next((term for term, _ in reversed(marks) if self.has_mark(term)), 0)

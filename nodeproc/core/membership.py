@@ -1,11 +1,11 @@
-"""Who belongs to the cluster: links, JOIN / JOIN_ACK, and the identities of data directories."""
+"""Membership: links, JOIN and JOIN_ACK, the identities of data directories, and their promises."""
 
 from __future__ import annotations
 
-from nodeproc.core.catchup import ask_catch_up, follow, on_way_open
+from nodeproc.core.catchup import ask_catch_up, follow, on_link_opened
 from nodeproc.core.effects import Effects, Met, Readmitted
 from nodeproc.core.election import ask_again, become_candidate, on_poll_unreachable
-from nodeproc.core.events import AwaitingMembers, JoinAnswered, NodeReadmitted, StrangerRefused
+from nodeproc.core.events import AwaitingMembers, JoinAnswered, NodeReadmitted, UnknownMemberRefused
 from nodeproc.core.failure import hears_leader, heartbeat, on_sign_of_restart, suspect
 from nodeproc.core.messages import (
     NOBODY,
@@ -27,23 +27,23 @@ from nodeproc.core.state import Candidate, Follower, Leader, NodeState, Progress
 
 
 def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effects) -> None:
-    """Both ends have proven themselves: see who it is and what it must be told. Rule: M1, M4, R1."""
+    """Check the identity of the peer on a new link and send it the messages that were due. Rule: M1, M4, R1."""
     state.presented[peer] = msg.identity
     admitted = admit(state, peer, msg.identity, msg.rebuilding, fx)
     role = state.role
     if isinstance(role, Leader):
         unsync(role.progress[peer])
         if peer in state.learners or not admitted:
-            role.progress[peer].matched = START  # What it had acknowledged is gone with its disk.
+            role.progress[peer].matched = START  # The records that it had acknowledged are lost with its disk.
     if not admitted:
         if msg.outgoing or peer in state.links:
-            state.shut.add(peer)
+            state.unused_links.add(peer)
         state.links.discard(peer)
         return
-    state.shut.discard(peer)
+    state.unused_links.discard(peer)
     if msg.outgoing:
         state.links.add(peer)
-        state.uncopied.clear()  # It may have what nobody had (K6).
+        state.uncopied.clear()  # The peer may have the records that no other peer had (K6).
         state.send_members(fx, peer)
         if not state.joined:
             state.send(fx, peer, Join(state.log.position))
@@ -55,20 +55,20 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
     if isinstance(role, Leader):
         state.send(fx, peer, heartbeat(state, role.progress[peer]))
         if msg.outgoing:
-            on_way_open(state, role, peer, fx)
+            on_link_opened(state, role, peer, fx)
         else:
-            role.progress[peer].asked = None  # It came over the link before this one.
+            role.progress[peer].asked = None  # A CATCH_UP that came over the link before this one.
     elif isinstance(role, Follower) and peer == state.leader_id:
-        state.route_epoch += 1  # What was passed on over the old link may be lost.
+        state.route_epoch += 1  # Messages forwarded over the old link may be lost.
         ask_catch_up(state, role, now, fx)  # hit: R1 a new link to the leader asks again
     elif isinstance(role, Candidate) and msg.outgoing:
-        state.send(fx, peer, VoteRequest(state.term, state.log.position))  # The one before may be lost. Rule: E3.
+        state.send(fx, peer, VoteRequest(state.term, state.log.position))  # The first one may be lost. Rule: E3.
 
 
 def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> None:
-    """The link is lost and can't be opened again: nothing is sent there, a leader there is suspected. Rule: F2."""
+    """Stop sending to a peer whose link is lost; suspect it if it is the leader. Rule: F2."""
     state.links.discard(peer)
-    state.shut.discard(peer)
+    state.unused_links.discard(peer)
     if isinstance(state.role, Leader):
         unsync(state.role.progress[peer])
     elif isinstance(state.role, Follower) and peer == state.leader_id:
@@ -77,7 +77,7 @@ def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> Non
 
 
 def unsync(progress: Progress) -> None:
-    """Nothing more goes to this follower until it has said again what it has. Rule: R1."""
+    """Send no records to this follower until its next CATCH_UP. Rule: R1."""
     progress.synced = progress.live = False
     progress.fetch = 0
     progress.inflight.clear()
@@ -88,7 +88,7 @@ def unsync(progress: Progress) -> None:
 
 
 def on_join(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
-    """A peer has started: tell it term and leader, as soon as there is a link to it. Rule: M1, F2."""
+    """Answer a starting peer with term and leader, as soon as there is a link to it. Rule: M1, F2."""
     on_sign_of_restart(state, sender, "JOIN", now, fx)
     if sender in state.links:
         answer_join(state, sender, now, fx)
@@ -97,7 +97,7 @@ def on_join(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
 
 
 def answer_join(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
-    """JOIN_ACK with what is known now. Rule: M1."""
+    """Send JOIN_ACK. Rule: M1."""
     state.unanswered.discard(sender)
     if isinstance(state.role, Leader):
         leader = state.node_id
@@ -109,7 +109,10 @@ def answer_join(state: NodeState, sender: NodeId, now: float, fx: Effects) -> No
 
 
 def on_join_ack(state: NodeState, sender: NodeId, msg: JoinAck, now: float, fx: Effects) -> None:
-    """Follow the leader that a live peer knows; with none known to anybody, look for one. Rule: M1, M2."""
+    """Follow the leader that a peer reports; start a poll if all peers have answered and none knows a leader.
+
+    Rule: M1, M2.
+    """
     state.join_answers.add(sender)
     if not isinstance(state.role, Follower) or state.leader_id != NOBODY:
         return
@@ -125,7 +128,7 @@ def on_join_ack(state: NodeState, sender: NodeId, msg: JoinAck, now: float, fx: 
 
 
 def await_members(state: NodeState, until: float, now: float, fx: Effects) -> None:
-    """Put the first poll off until then, unless it is due before, and say for whom. Rule: M1."""
+    """Postpone the first poll until then, unless it is due earlier, and report the missing members. Rule: M1."""
     if until < state.poll_at:
         state.poll_at = until
         missing = ", ".join(f"node_{peer}" for peer in state.peers if peer not in state.join_answers)
@@ -136,15 +139,16 @@ def await_members(state: NodeState, until: float, now: float, fx: Effects) -> No
 
 
 def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: Effects) -> bool:
-    """Is this the peer's known data directory, or its first, or a declared rebuild? Rule: M4.
+    """Decide whether a peer is a full member, a learner, or refused; return False if it is refused. Rule: M4.
 
-    One that comes under --rebuild with the identity by which we know it was readmitted, and has not heard of that.
+    A peer that is started with --rebuild and has the identity on record was readmitted already, without knowing it: it
+    is a full member.
     """
     known = state.identities.get(peer)
-    state.strangers.discard(peer)
-    refused = stranger(state, peer, identity, rebuilding)
+    state.unknown_members.discard(peer)
+    refused = identity_refusal(state, peer, identity, rebuilding)
     if refused is not None:
-        state.strangers.add(peer)  # hit: M4 a stranger is refused
+        state.unknown_members.add(peer)  # hit: M4 an unknown member is refused
         fx.emit.append(refused)
         return False
     if rebuilding and (known is None or known.identity != identity):
@@ -156,24 +160,25 @@ def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: E
     return True
 
 
-def stranger(state: NodeState, peer: NodeId, identity: str, rebuilding: bool) -> StrangerRefused | None:
-    """Why a peer with this data directory is refused; None: it is not. Rule: M4.
+def identity_refusal(state: NodeState, peer: NodeId, identity: str, rebuilding: bool) -> UnknownMemberRefused | None:
+    """Return why a peer with this data directory is refused, or None if it is not. Rule: M4.
 
-    The transport asks at the end of each handshake, so that a link of the known member is not dropped for a stranger's.
+    The transport calls this at the end of each handshake, so that an unknown member cannot replace the link of the
+    known one.
     """
     known = state.identities.get(peer)
     if rebuilding or known is None or known.identity == identity:
         return None
-    return StrangerRefused(peer, known.identity, identity)
+    return UnknownMemberRefused(peer, known.identity, identity)
 
 
-def forgotten(state: NodeState, promised: Promised, by: NodeId) -> str:
-    """Why this node must stop: its data is older than what it has promised; "": it is not. Rule: M6.
+def stale_data(state: NodeState, promised: Promised, by: NodeId) -> str:
+    """Return why this node must stop if its data is older than its promises; "" if it is not. Rule: M6.
 
-    What it showed others was durable, and nothing of it is ever dropped but in a higher term.
+    Everything that the node has shown others was durable, and only a higher term can drop it.
 
     Args:
-        promised: by this node, as node `by` knows.
+        promised: the promises of this node that node `by` has recorded.
     """
     identity, term, position = promised
     if identity != state.identity:
@@ -183,37 +188,37 @@ def forgotten(state: NodeState, promised: Promised, by: NodeId) -> str:
     # hit: M6 a node that has forgotten a promise stops
     return (
         f"this node's data is older than what it promised: node_{by} knows of term {max(term, position.term)} and an "
-        f"acknowledgement up to {tuple(position)}, here are term {state.term} and {tuple(state.log.position)}. It was "
-        "put back from an older copy, or the disk lost what was synced. Nothing was changed; to get this node's "
+        f"acknowledgement up to {tuple(position)}, here are term {state.term} and {tuple(state.log.position)}. The "
+        "data was restored from an older copy, or the disk lost synced data. Nothing was changed; to get this node's "
         "data from the others, move its data directory away and start it with --rebuild"
     )
 
 
 def on_promises(state: NodeState, msg: Promises) -> None:
-    """Remember what members have promised; Node has judged what it says of this one. Rule: M6."""
+    """Record the promises of members. Node has already checked the entry about this node. Rule: M6."""
     for member, promised in sorted(msg.promised.items()):
         if member in state.config.members:
             state.note_promise(promised, member)
 
 
 def remember(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:
-    """Know a member by this data directory from now on, durably. Rule: M4."""
+    """Record the data directory of a member durably. Rule: M4."""
     state.identities[member] = known
     state.persist(fx, Met(member, known))
 
 
-def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
-    """Make rebuilt peers members again, pass promises on. Called with every heartbeat. Rule: M4, M6.
+def tick_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
+    """Readmit rebuilt peers; send MEMBERS and PROMISES again. Called with every heartbeat. Rule: M4, M6.
 
-    A vote or acknowledgement that the lost disk had given may still count for a candidate of some term we never
-    heard of. It can't win any more once a record ordered after the peer joined is durable on a majority without
-    that peer: this majority refuses that candidate by position. So the peer waits for such a record; an idle cluster
-    makes one by opening a new term.
+    A vote that was on the lost disk may still count for a candidate of a term that this node has never heard of. The
+    candidate cannot win any more once a record ordered after the peer joined is durable on a majority without the
+    peer: this majority refuses the candidate for its position. So the peer waits for such a record. In an idle cluster
+    the leader creates one by opening a new term.
     """
     reached = majority_position(state, leader)
     for peer, progress in leader.progress.items():
         if now >= progress.members_due:
-            # Again and again: one that is lost would leave a rebuilt node without a vote, or a stranger to the others.
+            # Sent repeatedly: if one is lost, a rebuilt node stays without a vote, or unknown to the other members.
             progress.members_due = now + state.config.election_timeout
             state.send_members(fx, peer)
             state.send(fx, peer, Promises(state.promises()))  # hit: M6 the leader passes promises on
@@ -227,7 +232,7 @@ def tend_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> 
 
 
 def _readmit(state: NodeState, leader: Leader, peer: NodeId, now: float, fx: Effects) -> None:
-    """Remember the peer's new data directory; tell the others first, the peer itself with the next heartbeat."""
+    """Record the peer's new data directory; notify the other members now, the peer with the next heartbeat."""
     before = state.identities.get(peer)
     change = before.change + 1 if before is not None and before.term == state.term else 1
     remember(state, peer, Known(state.presented[peer], state.term, change), fx)
@@ -242,7 +247,7 @@ def _readmit(state: NodeState, leader: Leader, peer: NodeId, now: float, fx: Eff
 
 
 def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
-    """Take over what is newer than what we know; our own data directory among it ends our rebuild. Rule: M4."""
+    """Adopt newer identities of members; this node's own identity among them ends its rebuild. Rule: M4."""
     for member, known in sorted(msg.identities.items()):
         if member == state.node_id:
             if state.rebuilding and not state.readmission and known.identity == state.identity:
@@ -253,7 +258,7 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
             state.promised.pop(member, None)
         if state.presented.get(member) == state.identities[member].identity:
             state.learners.discard(member)
-            state.strangers.discard(member)
-            if member in state.shut:
-                state.shut.discard(member)
+            state.unknown_members.discard(member)
+            if member in state.unused_links:
+                state.unused_links.discard(member)
                 state.links.add(member)  # hit: M4 a shut link is used again

@@ -1,10 +1,10 @@
-"""Every message that crosses the network between nodes, and the records that it carries.
+"""All messages between nodes, the records that they carry, and the other inputs of the core.
 
-A record is the unit of the log: a batch of messages or a term mark. Its bytes are made once, by the
-leader that ordered it, and are the same on every wire and every disk; here it is a parsed header next to those
-bytes. Rules are quoted by their number in docs/protocol.md.
+A record is the unit of the log: a batch of messages or a term mark. The leader that orders a record encodes it once;
+the bytes are the same on every connection and every disk. In memory a record is a parsed header next to these bytes.
+Rules are quoted by their number in docs/protocol.md.
 
-Units: terms, sequence numbers and ids are integers, 0 is "nothing yet"; times do not travel.
+Units: terms, sequence numbers and ids are integers, and 0 means "none yet". No message carries a clock reading.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ Term: TypeAlias = int
 SeqNo: TypeAlias = int
 
 NOBODY: NodeId = 0
-"""No node: voted for nobody, knows no leader. Configured ids start at 1."""
+"""The id that means no node, as in "voted for nobody" or "knows no leader". Configured ids start at 1."""
 
 
 class Position(NamedTuple):
-    """How far a log reaches: (term of its last mark, its last seq_no). Compares as a pair."""
+    """The end of a log: (term of its last mark, its last seq_no). Positions compare as pairs."""
 
     term: Term
     seq_no: SeqNo
 
 
 START = Position(0, 0)
-"""The position of the empty log, common to all."""
+"""The position of the empty log, which all logs have in common."""
 
 Rank: TypeAlias = tuple[Position, int, NodeId]
-"""(position, priority, id): the Bully order. The freshest log wins, then priority, then id."""
+"""(position, priority, id): the Bully order. The most complete log wins, then the priority, then the id."""
 
 
 class Known(NamedTuple):
-    """The data directory of a member, and since when it is this one. Rule: M4."""
+    """The identity of a member's data directory, with a version. Rule: M4."""
 
     identity: str
     term: Term = 0
-    """In which it was made a member again; 0: it is the one that was met first."""
+    """The term in which the directory was readmitted after a rebuild; 0 for the member's first directory."""
     change: int = 0
-    """Which of that term's changes; (term, change) tells the newer of two."""
+    """The number of this change within the term. The greater (term, change) is the newer version."""
 
     def newer_than(self, other: Known | None) -> bool:
         return other is None or self[1:] > other[1:]
 
 
 class Promised(NamedTuple):
-    """The least that a data directory must hold, for this it has shown others. Rule: M6."""
+    """The least that a data directory must contain, because the node has shown it to others. Rule: M6."""
 
     identity: str = ""
     term: Term = 0
-    """Shown in a frame: no vote was given, or will be, in a lower one."""
+    """The highest term that the node has sent in a frame: it votes in no lower one."""
     position: Position = START
-    """Acknowledged under its own term: nothing up to it was dropped but in a higher term."""
+    """The highest position acknowledged under its own term: only a higher term can drop records up to it."""
 
     def joined(self, other: Promised) -> Promised:
-        """What both together know; of two data directories what this one knows."""
+        """Return the maximum of both; self if they are of different data directories."""
         if self.identity != other.identity:
             return self
         return Promised(self.identity, max(self.term, other.term), max(self.position, other.position))
 
 
 NOTHING = Promised()
-"""No promise is known."""
+"""The value that says that no promise is known."""
 
 
 class SessionUse(NamedTuple):
@@ -74,11 +74,11 @@ class SessionUse(NamedTuple):
     session: str
     last_n: int
     seq_no: SeqNo
-    """The place in the total order of message `last_n` of that session."""
+    """The seq_no of message `last_n` of that session."""
 
 
 class Mark(Struct, frozen=True, gc=False, tag_field="kind", tag="mark"):
-    """The term mark: opens a leader's stretch of the log and takes no seq_no. Rule: E5."""
+    """The term mark: the first record that a leader appends in its term. It has no seq_no of its own. Rule: E5."""
 
     term: Term
     leader: NodeId
@@ -97,7 +97,7 @@ class Batch(Struct, frozen=True, tag_field="kind", tag="batch"):
     first: SeqNo
     last: SeqNo
     sessions: tuple[SessionUse, ...]
-    """Each session with a message in this batch, once, ascending by seq_no of its last message."""
+    """One entry for each session with a message in this batch, ascending by the seq_no of its last message."""
 
     @property
     def position(self) -> Position:
@@ -107,8 +107,8 @@ class Batch(Struct, frozen=True, tag_field="kind", tag="batch"):
 class Record(Struct, frozen=True, gc=False):
     """One entry of the log: parsed header and the exact bytes. Rule: K1.
 
-    `raw` is prefix, header and body as nodeproc.records lays them out; `raw[body_at:]` are the JSONL lines
-    of a batch, empty for a mark.
+    `raw` is prefix, header and body in the format of nodeproc.records. `raw[body_at:]` is the body: the JSONL lines of
+    a batch, nothing for a mark.
     """
 
     header: Mark | Batch
@@ -117,7 +117,7 @@ class Record(Struct, frozen=True, gc=False):
 
     @property
     def position(self) -> Position:
-        """Where the log ends once this record is its last."""
+        """The position of a log whose last record is this one."""
         return self.header.position
 
     @property
@@ -126,7 +126,7 @@ class Record(Struct, frozen=True, gc=False):
 
 
 class Line(Struct, frozen=True, gc=False):
-    """One delivered message as it stands in the JSONL file; field order is the file's."""
+    """One delivered message, with the fields of a line of the message log in their order."""
 
     seq_no: SeqNo
     term: Term
@@ -142,15 +142,15 @@ class Line(Struct, frozen=True, gc=False):
 
 
 class Join(Struct, frozen=True, tag_field="type", tag="JOIN"):
-    """A starting node announces itself. Rule: M1. Never sent again once it has led or followed."""
+    """A starting node announces itself, until it has led or followed for the first time. Rule: M1."""
 
     position: Position
 
 
 class JoinAck(Struct, frozen=True, tag_field="type", tag="JOIN_ACK"):
-    """What a live peer knows, for a starting node. Rule: M1.
+    """Answer to JOIN: the sender's term and leader. Rule: M1.
 
-    waited: seconds since it was started, while it waits for the others itself; else 0.
+    waited: seconds since the sender's own start while it still waits for other members; else 0.
     """
 
     term: Term
@@ -159,16 +159,16 @@ class JoinAck(Struct, frozen=True, tag_field="type", tag="JOIN_ACK"):
 
 
 class Members(Struct, frozen=True, tag_field="type", tag="MEMBERS"):
-    """Which data directories the sender knows the members by; the newer knowledge wins. Rule: M4.
+    """The identities of the members' data directories that the sender knows; the newer version wins. Rule: M4.
 
-    Under no term: only a leader makes such a change, and any member may pass it on.
+    The message has no term: only a leader changes an identity, but any member may forward the change.
     """
 
     identities: dict[NodeId, Known]
 
 
 class Promises(Struct, frozen=True, tag_field="type", tag="PROMISES"):
-    """What the sender knows each member's data directory to have promised. Under no term. Rule: M6."""
+    """The promises of each member's data directory that the sender knows. The message has no term. Rule: M6."""
 
     promised: dict[NodeId, Promised]
 
@@ -177,41 +177,40 @@ class Promises(Struct, frozen=True, tag_field="type", tag="PROMISES"):
 
 
 class Heartbeat(Struct, frozen=True, tag_field="type", tag="HEARTBEAT"):
-    """The leader lives. Rule: F1, C2."""
+    """The leader shows that it is alive, and how far it has committed. Rule: F1, C2."""
 
     term: Term
     commit_seq: SeqNo
     sent: Position
-    """End of what was sent to this peer before, or of the log while the leader waits for its CATCH_UP.
+    """The last position sent to this peer, or the end of the leader's log while the peer has not sent CATCH_UP.
 
-    A follower that is below it and has asked for nothing has a hole (R1, R4).
+    A follower whose log ends below it, and that has no CATCH_UP under way, lacks records: it has a hole (R1, R4).
     """
 
 
 class HeartbeatAck(Struct, frozen=True, tag_field="type", tag="HEARTBEAT_ACK"):
-    """A follower heard it. Rule: F1; counted by F3 and C1."""
+    """Answer to HEARTBEAT, with the follower's durable position. Rule: F1; counted by F3 and C1."""
 
     term: Term
     position: Position
-    """Durable."""
 
 
 # ---- election -----------------------------------------------------------------------------------
 
 
 class Election(Struct, frozen=True, tag_field="type", tag="ELECTION"):
-    """A poll: who would follow me? Promises nothing. Rule: E1."""
+    """A poll: the sender asks its peers whether they would follow it. It promises nothing. Rule: E1."""
 
     term: Term
-    """Proposed, for the reader of logs; nobody takes it over."""
+    """The proposed term, for readers of the logs only: no receiver adopts it."""
     position: Position
     priority: int
     poll: int
-    """Answers repeat it, so that a late one is not taken for this poll's."""
+    """The number of the poll. Answers repeat it, so that late answers to an older poll are recognized."""
 
 
 class Leader(Struct, frozen=True, gc=False, tag_field="type", tag="LEADER"):
-    """Answer to a poll: there is a leader. Rule: E1, E3."""
+    """Answer to a poll: the sender is the leader, or hears one. Rule: E1, E3."""
 
     term: Term
     leader: NodeId
@@ -219,27 +218,27 @@ class Leader(Struct, frozen=True, gc=False, tag_field="type", tag="LEADER"):
 
 
 class Ok(Struct, frozen=True, gc=False, tag_field="type", tag="OK"):
-    """Answer to a poll: I outrank you, wait for me. Defers, never vetoes. Rule: E1, E2."""
+    """Answer to a poll: the sender has a higher rank. It defers the asker, it does not veto. Rule: E1, E2."""
 
     poll: int
     could_vote: bool
-    """The asker's position is at least the answerer's, so its vote could be had."""
+    """True if the asker's position is at least the sender's, so that the sender could vote for it."""
 
 
 class Support(Struct, frozen=True, gc=False, tag_field="type", tag="SUPPORT"):
-    """Answer to a poll: I would follow you. Rule: E1."""
+    """Answer to a poll: the sender would follow the asker. Rule: E1."""
 
     poll: int
 
 
 class Abstain(Struct, frozen=True, gc=False, tag_field="type", tag="ABSTAIN"):
-    """Answer to a poll of a node that has no vote: it is being rebuilt, or its disk is stalled. Rule: M4, F4."""
+    """Answer to a poll: the sender has no vote, as it is being rebuilt or its disk is stalled. Rule: M4, F4."""
 
     poll: int
 
 
 class VoteRequest(Struct, frozen=True, tag_field="type", tag="VOTE_REQUEST"):
-    """A candidate, whose own vote is durable, asks for more. Rule: E3, E4."""
+    """A candidate whose own vote is durable asks for votes. Rule: E3, E4."""
 
     term: Term
     position: Position
@@ -258,7 +257,7 @@ class Coordinator(Struct, frozen=True, gc=False, tag_field="type", tag="COORDINA
 
 
 class TermIs(Struct, frozen=True, gc=False, tag_field="type", tag="TERM"):
-    """Answer to a frame of an older term. Rule: E6. Never answered itself."""
+    """Answer to a frame of an older term: the sender's term. It is never answered itself. Rule: E6."""
 
     term: Term
 
@@ -267,20 +266,20 @@ class TermIs(Struct, frozen=True, gc=False, tag_field="type", tag="TERM"):
 
 
 class CatchUp(Struct, frozen=True, tag_field="type", tag="CATCH_UP"):
-    """A follower meets its leader anew and says what it has. Rule: R1."""
+    """A follower describes its log to the leader, in order to be sent the records it lacks. Rule: R1."""
 
     term: Term
     marks: tuple[tuple[Term, SeqNo], ...]
     """(term, seq_no it starts after) of the marks in its log from that of its last delivered message on, ascending."""
     last_seq: SeqNo
     request: int
-    """Fresh for each CATCH_UP; the same when it goes on with older marks."""
+    """A new number for each CATCH_UP; the same number when it continues with older marks."""
     older: bool = False
-    """There are older marks that may be needed: only the newest were sent."""
+    """True if only the newest marks were sent, and older ones may be needed."""
 
 
 class OlderMarks(Struct, frozen=True, gc=False, tag_field="type", tag="OLDER_MARKS"):
-    """None of the marks of a CATCH_UP is the leader's: it asks for those up to this term. Rule: R1."""
+    """The leader has none of the marks of a CATCH_UP, and asks for the marks up to this term. Rule: R1."""
 
     term: Term
     up_to: Term
@@ -288,7 +287,7 @@ class OlderMarks(Struct, frozen=True, gc=False, tag_field="type", tag="OLDER_MAR
 
 
 class Resume(Struct, frozen=True, tag_field="type", tag="RESUME"):
-    """Keep what is not above the fork; the rest follows. Rule: R1, R2."""
+    """Answer to CATCH_UP: drop the records above the fork. The leader's records after it follow. Rule: R1, R2."""
 
     term: Term
     fork: Position
@@ -300,43 +299,43 @@ class Append(Struct, frozen=True, tag_field="type", tag="APPEND"):
 
     term: Term
     previous: Position
-    """Of the log before the first record."""
+    """The position of the log before the first record."""
     commit_seq: SeqNo
     records: tuple[Record, ...]
-    """At least one; consecutive. On the wire they are the frame's body, verbatim."""
+    """At least one; consecutive. Their bytes are the body of the frame."""
 
 
 class Appended(Struct, frozen=True, tag_field="type", tag="APPENDED"):
-    """All up to this position is durable here. Rule: R5."""
+    """The sender's log is durable up to this position. Rule: R5."""
 
     term: Term
     position: Position
 
 
 class Commit(Struct, frozen=True, gc=False, tag_field="type", tag="COMMIT"):
-    """commit_seq by itself, when no APPEND or HEARTBEAT is due. Rule: C2."""
+    """The leader's commit_seq, when no APPEND or HEARTBEAT is due that would carry it. Rule: C2."""
 
     term: Term
     commit_seq: SeqNo
 
 
 class CopyRequest(Struct, frozen=True, tag_field="type", tag="COPY_REQUEST"):
-    """The sender's disk can't give the delivered records behind this position: who has them? Rule: K6.
+    """The sender cannot read the delivered records after this position from its disk, and asks for a copy. Rule: K6.
 
-    Under no term: what is delivered is the same in all of them.
+    The message has no term: delivered records are the same in all terms.
     """
 
     after: Position
     number: int
-    """The answers repeat it."""
+    """The number of the request, which the answer repeats."""
 
 
 class Copy(Struct, frozen=True, tag_field="type", tag="COPY"):
-    """Delivered records behind the position that was asked for. Rule: K6. Their bytes are the same on every node."""
+    """Answer to COPY_REQUEST: delivered records after that position, the same bytes on every node. Rule: K6."""
 
     number: int
     records: tuple[Record, ...]
-    """Consecutive; none where the sender has none. On the wire they are the frame's body, verbatim."""
+    """Consecutive; empty if the sender has none. Their bytes are the body of the frame."""
 
 
 # ---- client messages on their way to the leader ------------------------------------------------
@@ -345,13 +344,14 @@ class Copy(Struct, frozen=True, tag_field="type", tag="COPY"):
 class Submit(Struct, frozen=True, tag_field="type", tag="SUBMIT"):
     """Messages first, first + 1, … of one session, to be ordered. Rule: S2.
 
-    From a client of this node it comes as (sender = own id); a follower passes it on unchanged.
+    If a client of this node has submitted them, the envelope's sender is the node itself. A follower forwards the
+    message to the leader unchanged.
     """
 
     session: str
     client_id: int
     born: SeqNo
-    """Delivered seq_no when the session was born (S3)."""
+    """The delivered seq_no at which the session was born (S3)."""
     first: int
     payloads: tuple[str, ...]
 
@@ -360,7 +360,7 @@ RefuseReason: TypeAlias = Literal["gap", "expired", "no_leader", "no_quorum", "d
 
 
 class Refuse(Struct, frozen=True, tag_field="type", tag="REFUSE"):
-    """Why a Submit was not ordered. Rule: S2, S3, F3.
+    """The reason why a Submit was not ordered. Rule: S2, S3, F3.
 
     gap: send again from `expected`. no_leader, no_quorum, disk_stalled: send again when there is a leader.
     expired, invalid: rejected for good.
@@ -370,29 +370,29 @@ class Refuse(Struct, frozen=True, tag_field="type", tag="REFUSE"):
     first: int
     reason: RefuseReason
     expected: int
-    """The n that the leader expects next; 0 where it does not know."""
+    """The n that the leader expects next; 0 if it is not known."""
 
 
-# ---- what transport and storage tell (never on a wire) -----------------------------------------
+# ---- inputs from transport and storage (never sent to other nodes) ------------------------------
 
 
 class LinkUp(Struct, frozen=True):
-    """A link to or from this peer was opened and both ends have proven themselves. Rule: M3, R1."""
+    """A link to or from this peer was opened, and both ends have authenticated. Rule: M3, R1."""
 
     identity: str
     rebuilding: bool
     outgoing: bool
-    """True: frames can be sent to the peer now. False: frames from it come over a new link."""
+    """True: frames can be sent to the peer from now on. False: its frames arrive over a new link from now on."""
     promised: Promised = NOTHING
-    """What the peer knows this node to have promised."""
+    """The promises of this node that the peer knows."""
 
 
 class LinkDown(Struct, frozen=True, gc=False):
-    """The outgoing link is lost and could not be opened again at once. Rule: F2."""
+    """The outgoing link was lost, and an immediate attempt to open it again failed. Rule: F2."""
 
 
 class Damaged(Struct, frozen=True):
-    """From our own disk: the delivered records behind this position can't be read. Rule: K6."""
+    """The delivered records after this position cannot be read from the node's own disk. Rule: K6."""
 
     after: Position
 
@@ -424,13 +424,13 @@ PeerMessage: TypeAlias = (
     | Submit
     | Refuse
 )
-"""All that a frame between nodes can hold."""
+"""The messages that a frame between nodes can contain."""
 
 Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Damaged
 
 
 class Envelope(NamedTuple):
-    """One input of the core. `sender` is the peer, or the node's own id for its own clients."""
+    """One input of the core. `sender` is the peer, or the node's own id for its clients and its disk."""
 
     sender: NodeId
     message: Input

@@ -1,7 +1,7 @@
-"""The core's door: recover, step, persisted, fetched, tick, next_deadline; the term rule and dispatch.
+"""The interface of the core (recover, step, persisted, fetched, tick, next_deadline), the term rule and the dispatch.
 
-Nothing here or below touches a socket, a file or a clock. Every call takes `now` (monotonic seconds, never
-falling) and returns Effects; their order of duty is told in nodeproc.core.effects.
+Nothing in the core touches a socket, a file or a clock. Every call takes `now` (monotonic seconds, never decreasing)
+and returns Effects; nodeproc.core.effects says in which order the caller handles them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias, cast, get_args
 
 from nodeproc.core import catchup, election, failure, membership, ordering, repair
 from nodeproc.core.effects import Effects
-from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting, StrangerRefused
+from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting, UnknownMemberRefused
 from nodeproc.core.log import Log
 from nodeproc.core.messages import (
     NOBODY,
@@ -57,7 +57,7 @@ from nodeproc.core.sessions import Sessions
 from nodeproc.core.state import Candidate, Follower, Leader, NodeState, Seal, become_follower
 
 BACKLOG_MAX = 20_000
-"""Frames kept while a pledge is on its way to the disk; more are lost, as frames can be."""
+"""Maximum number of frames kept back while a pledge is being written; more are dropped, as if lost on the network."""
 
 Termed: TypeAlias = (
     JoinAck
@@ -74,12 +74,12 @@ Termed: TypeAlias = (
     | Appended
     | Commit
 )
-"""Frames under the term rule E6. Nobody takes over the term that ELECTION proposes; VOTE_REQUEST has rule E4."""
+"""Frames under the term rule E6. ELECTION only proposes its term; the term of VOTE_REQUEST is handled by E4."""
 _TERMED = frozenset(get_args(Termed))
 
 
 class Node:
-    """One member of the cluster, as a pure state machine. Made by Node.recover."""
+    """One member of the cluster as a pure state machine, created by Node.recover."""
 
     def __init__(self, state: NodeState) -> None:
         self.state = state
@@ -88,13 +88,13 @@ class Node:
 
     @classmethod
     def recover(cls, config: CoreConfig, recovered: Recovered, now: float, rng: Random, seal: Seal) -> Node:
-        """A node that goes on from what its disk remembers, as a follower. Rule: M2.
+        """Create a node, as a follower, from its recovered state. Rule: M2.
 
         Args:
             config: members include node_id.
-            recovered: all of it durable.
-            rng: the node's own; draws jitter and the first request number.
-            seal: makes the bytes of records (nodeproc.records.Sealer).
+            recovered: all of it is durable.
+            rng: used by this node only, for jitter and the first request number.
+            seal: encodes records (nodeproc.records.Sealer).
         """
         assert config.node_id in config.members and 1 <= len(config.members) <= 9, config.members
         base = _base(recovered)
@@ -124,7 +124,7 @@ class Node:
     # ---- the contract -------------------------------------------------------------------------------
 
     def start(self, now: float) -> Effects:
-        """Begin to look for the others; JOINs go out as links open. Rule: M1."""
+        """Start to join the cluster; the node sends JOIN over each link that opens. Rule: M1."""
         state, fx = self.state, Effects()
         last_seq = state.log.position.seq_no
         fx.emit += [Starting(state.term, last_seq), SequenceSet(last_seq, last_seq + 1), Joining()]
@@ -136,10 +136,11 @@ class Node:
         return fx
 
     def step(self, envelope: Envelope, now: float, fx: Effects | None = None) -> Effects:
-        """Take one frame from a peer, one submission of a client of ours, or news of a link.
+        """Handle one input: a frame of a peer, a submission of one of the node's clients, a change of a link or disk.
 
         Args:
-            fx: of the same turn; what this step asks for is put behind it. None: the turn begins here.
+            fx: effects of earlier calls in the same turn, to which those of this step are appended; None if the turn
+                begins with this call.
         """
         fx = fx or Effects()
         self._take(envelope, now, fx)
@@ -147,7 +148,7 @@ class Node:
         return fx
 
     def persisted(self, ticket: int, now: float, fx: Effects | None = None) -> Effects:
-        """All operations up to this ticket are durable: keep what was promised on that condition."""
+        """Record that all operations up to this ticket are durable, and send the promises that waited for them."""
         state, fx = self.state, fx or Effects()
         failure.on_disk_answer(state, ticket, now, fx)
         ordering.on_durable(state, ticket, fx)
@@ -163,7 +164,7 @@ class Node:
         return fx
 
     def fetched(self, peer: NodeId, token: int, records: list[Record], now: float) -> Effects:
-        """What the disk had for a Fetch: consecutive records behind its position; none where they can't be had (K6)."""
+        """Handle the result of a Fetch: consecutive records after its position; none if they cannot be read (K6)."""
         fx = Effects()
         if repair.is_copy_wanted(self.state, peer, token):
             repair.send_copy(self.state, peer, records, fx)
@@ -172,10 +173,10 @@ class Node:
         return fx
 
     def tick(self, now: float, fx: Effects | None = None) -> Effects:
-        """Do what is due: order what waits, tell commits, heartbeats, suspicions, polls."""
+        """Do everything that is due: order waiting messages, send commit_seq and heartbeats, suspect, poll."""
         state, fx = self.state, fx or Effects()
         if now >= failure.disk_deadline(state):
-            failure.on_disk_silent(state, now, fx)
+            failure.on_disk_stalled(state, now, fx)
             self._refuse_what_waits(fx)
         if state.pledge is not None:
             return fx
@@ -190,12 +191,12 @@ class Node:
         if isinstance(role, Leader):
             if ordering.is_order_due(state, role):
                 ordering.order(state, role, fx)
-            if role.commit_untold:
-                ordering.tell_commit(state, role, fx)
+            if role.commit_unsent:
+                ordering.send_commit(state, role, fx)
             if now >= role.heartbeat_at:
                 failure.tick_leader(state, role, now, fx)
                 if state.role is role:
-                    membership.tend_learners(state, role, now, fx)
+                    membership.tick_learners(state, role, now, fx)
         elif isinstance(role, Candidate):
             if now >= role.until:
                 failure.lose_candidacy(state, role, now, fx)
@@ -205,12 +206,12 @@ class Node:
             election.tick_leaderless(state, now, fx)
 
     def stood_still(self) -> None:
-        """This process did not run for a while: the pause between heartbeats says nothing. Rule: F2."""
+        """Ignore the current pause between heartbeats, as this process did not run for a while. Rule: F2."""
         if isinstance(self.state.role, Follower):
             self.state.role.beat_at = 0.0
 
     def next_deadline(self) -> float:
-        """Call tick no later than this (monotonic seconds); 0 when something waits for the end of the turn."""
+        """Return when to call tick at the latest (monotonic seconds); 0 means at the end of the current turn."""
         state = self.state
         disk = failure.disk_deadline(state)
         if state.pledge is not None:
@@ -221,25 +222,25 @@ class Node:
     def _role_deadline(self) -> float:
         state, role = self.state, self.state.role
         if isinstance(role, Leader):
-            return 0.0 if role.commit_untold or ordering.is_order_due(state, role) else role.heartbeat_at
+            return 0.0 if role.commit_unsent or ordering.is_order_due(state, role) else role.heartbeat_at
         if isinstance(role, Candidate):
             return role.until
         if state.leader_id != NOBODY:
             return failure.follower_deadline(state, role)
         return election.leaderless_deadline(state)
 
-    # ---- what the outside may look at -----------------------------------------------------------------
+    # ---- read-only access -----------------------------------------------------------------------------
 
     @property
     def written(self) -> int:
-        """Persist operations issued so far: the ticket to hand to persisted() when they are durable."""
+        """Number of persist operations issued so far: the ticket to pass to persisted() once they are durable."""
         return self.state.written
 
     @property
     def route(self) -> tuple[NodeId, Term, int]:
-        """(leader, term, epoch): when it changes, clients must send what is not acknowledged again. Rule: S5.
+        """(leader, term, epoch). When it changes, clients must resend unacknowledged messages. Rule: S5.
 
-        leader: NOBODY too while the disk is stalled: nothing could be acknowledged here (F4).
+        While the disk is stalled the leader is NOBODY, because this node can acknowledge nothing (F4).
         """
         state = self.state
         return (NOBODY if state.stalled else state.leader_id, state.term, state.route_epoch)
@@ -250,24 +251,24 @@ class Node:
         return type(self.state.role).__name__.lower()
 
     def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
-        """(last n delivered here, its seq_no) of a session; None: none, or dropped from the table."""
+        """Return (last n delivered here, its seq_no) of a session, or None if it is not in the table."""
         return self.state.sessions.table.get(session)
 
     def progress(self) -> dict[NodeId, tuple[bool, Position]]:
-        """For the leader: peer -> (is sent new records at once, durable there); empty elsewhere."""
+        """Return peer -> (whether new records are sent at once, acknowledged position); {} unless this node leads."""
         role = self.state.role
         if not isinstance(role, Leader):
             return {}
         return {peer: (progress.live, progress.matched) for peer, progress in role.progress.items()}
 
-    def stranger(self, peer: NodeId, identity: str, rebuilding: bool) -> StrangerRefused | None:
-        """Why a link to or from a peer with this data directory must not be opened; None: it may. Rule: M4."""
-        return membership.stranger(self.state, peer, identity, rebuilding)
+    def identity_refusal(self, peer: NodeId, identity: str, rebuilding: bool) -> UnknownMemberRefused | None:
+        """Return why a link to or from a peer with this data directory is refused; None if it is not. Rule: M4."""
+        return membership.identity_refusal(self.state, peer, identity, rebuilding)
 
     def snapshot(self) -> Snapshot:
-        """What a checkpoint keeps: the state as of delivered_seq, and every promise that was written. Rule: K4."""
+        """Return the state for a checkpoint: as of delivered_seq, with every promise that was written. Rule: K4."""
         state = self.state
-        promised = state.pledge or state  # A pledge under way may stand in a segment that this checkpoint drops.
+        promised = state.pledge or state  # A pledge under way may be in a WAL segment that this checkpoint drops.
         return Snapshot(
             term=promised.term,
             voted_for=promised.voted_for,
@@ -283,16 +284,16 @@ class Node:
     # ---- the term rule ------------------------------------------------------------------------------
 
     def _take(self, envelope: Envelope, now: float, fx: Effects) -> None:
-        """Put it behind a pledge, or apply the term rule and dispatch. Rule: E6, M4."""
+        """Keep the input back during a pledge, or apply the term rule and dispatch it. Rule: E6, M4."""
         state = self.state
         sender, message = envelope
-        if isinstance(message, LinkUp | Promises) and self._has_forgotten(sender, message, fx):
+        if isinstance(message, LinkUp | Promises) and self._has_stale_data(sender, message, fx):
             return
         if state.pledge is not None:
             self._wait_behind_pledge(envelope, fx)
             return
-        if sender in state.strangers and not isinstance(message, LinkUp | LinkDown):
-            return  # hit: M4 a frame of a stranger is dropped
+        if sender in state.unknown_members and not isinstance(message, LinkUp | LinkDown):
+            return  # hit: M4 a frame of an unknown member is dropped
         if type(message) in _TERMED:  # A tenth of the cost of isinstance with a union of thirteen.
             message = cast(Termed, message)
             if message.term < state.term:
@@ -307,14 +308,20 @@ class Node:
                 return
         self._dispatch(sender, message, now, fx)
 
-    def _has_forgotten(self, sender: NodeId, message: LinkUp | Promises, fx: Effects) -> bool:
-        """Judged at once, also while a higher term is on its way to the disk: behind that nothing could be seen."""
+    def _has_stale_data(self, sender: NodeId, message: LinkUp | Promises, fx: Effects) -> bool:
+        """Check the promises of this node that a peer reports (M6); set fx.halt and return True if its data is older.
+
+        This is done at once, also during a pledge: once a higher term is durable, lost promises cannot be detected.
+        """
         own = message.promised if isinstance(message, LinkUp) else message.promised.get(self.state.node_id, NOTHING)
-        fx.halt = fx.halt or membership.forgotten(self.state, own, sender)
+        fx.halt = fx.halt or membership.stale_data(self.state, own, sender)
         return bool(fx.halt)
 
     def _wait_behind_pledge(self, envelope: Envelope, fx: Effects) -> None:
-        """Keep a frame for later, within bounds; of the news of one link the latest is enough. Rule: E6, F4."""
+        """Keep an input back until the pledge is durable, within bounds. Rule: E6, F4.
+
+        Of the changes of one link only the latest is kept. While the disk is stalled, messages are refused instead.
+        """
         message = envelope.message
         if isinstance(message, LinkUp | LinkDown):
             news = _link_news(envelope)
@@ -326,24 +333,24 @@ class Node:
             ordering.on_submit(self.state, envelope.sender, message, fx)
             return
         elif len(self._backlog) >= BACKLOG_MAX or self._backlog_bytes >= self.state.config.buffer_max_bytes:
-            return  # hit: F4 what is too much to wait behind a pledge is lost
+            return  # hit: F4 a frame above the bound of those kept back by a pledge is lost
         self._backlog.append(envelope)  # hit: E6 a frame waits behind a pledge
         self._backlog_bytes += _bulk(message)
 
     def _take_out(self, now: float, fx: Effects) -> None:
-        """Take the oldest frame that waited behind a pledge."""
+        """Handle the oldest input that a pledge kept back."""
         envelope = self._backlog.popleft()
         self._backlog_bytes -= _bulk(envelope.message)
         self._take(envelope, now, fx)
 
     def _refuse_what_waits(self, fx: Effects) -> None:
-        """Clients' messages that wait behind a pledge are the clients' again. Rule: F4."""
+        """Refuse the clients' messages that a pledge keeps back. Rule: F4."""
         waiting, self._backlog, self._backlog_bytes = self._backlog, deque(), 0
         for envelope in waiting:
             self._wait_behind_pledge(envelope, fx)
 
     def _keep_pledge(self, now: float, fx: Effects) -> None:
-        """Term and vote are durable: show them, and take the frame that brought them. Rule: E3, E4, E6."""
+        """Adopt the durable term and vote, and handle the frame that caused the pledge. Rule: E3, E4, E6."""
         state = self.state
         pledge, state.pledge = state.pledge, None
         assert pledge is not None
@@ -357,7 +364,7 @@ class Node:
         self._take(pledge.then, now, fx)
 
     def _dispatch(self, sender: NodeId, message: object, now: float, fx: Effects) -> None:
-        """One case a message; those with a term are of the present one."""
+        """Call the handler of an input. Messages under the term rule have the current term."""
         state = self.state
         role = state.role
         match message:
@@ -413,20 +420,20 @@ class Node:
             case Coordinator():
                 election.on_coordinator(state, sender, now, fx)
             case TermIs():
-                pass  # The term rule has taken what it says.
+                pass  # The term rule has already adopted its term.
             case _:
                 raise AssertionError(f"not an input of the core: {message!r}")
 
 
 def _bulk(message: object) -> int:
-    """Bytes of the records or messages in an input."""
+    """Return the number of bytes of the records or payloads in an input."""
     if isinstance(message, Append):
         return sum(len(record.raw) for record in message.records)
     return sum(map(len, message.payloads)) if isinstance(message, Submit) else 0
 
 
 def _link_news(envelope: Envelope) -> tuple[NodeId, bool, bool] | None:
-    """Which link an input is about, and whether it opened; None: it is a frame."""
+    """Return the link that an input is about, as (peer, opened, outgoing); None if it is a frame."""
     match envelope.message:
         case LinkUp() as up:
             return (envelope.sender, True, up.outgoing)
@@ -437,7 +444,7 @@ def _link_news(envelope: Envelope) -> tuple[NodeId, bool, bool] | None:
 
 
 def _base(recovered: Recovered) -> Position:
-    """Position of the last delivered batch: its term is that of the last mark behind which it stands."""
+    """Return the position of the last delivered batch. Its term is that of the last mark before it."""
     if recovered.delivered_seq == 0:
         return Position(0, 0)
     terms = [mark.term for mark in recovered.marks if mark.after < recovered.delivered_seq]

@@ -1,6 +1,6 @@
 """STORY 1: a message is submitted, numbered, stored, acknowledged, committed, delivered.
 
-Read from top to bottom: what happens to one message, on the leader and on its followers.
+The functions are in the order in which one message passes through them, on the leader and on its followers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress
 
 
 def on_submit(state: NodeState, sender: NodeId, msg: Submit, fx: Effects) -> None:
-    """Take a client's messages if we lead, pass them on if another node does. Rule: S2."""
+    """Accept a client's messages as leader, forward them to another leader, or refuse them. Rule: S2."""
     if state.stalled:
         refuse(state, sender, msg, "disk_stalled", 0, fx)  # hit: F4 messages are refused while the disk is stalled
     elif isinstance(state.role, Leader):
@@ -41,7 +41,7 @@ def on_submit(state: NodeState, sender: NodeId, msg: Submit, fx: Effects) -> Non
 
 
 def refuse(state: NodeState, sender: NodeId, msg: Submit, reason: RefuseReason, expected: int, fx: Effects) -> None:
-    """Tell the node whose client it is, which may be this one, why messages were not ordered."""
+    """Report why messages were not ordered to the node of the client, which may be this node."""
     answer = Refuse(msg.session, msg.first, reason, expected)
     if sender == state.node_id:
         fx.reply.append(answer)
@@ -50,9 +50,9 @@ def refuse(state: NodeState, sender: NodeId, msg: Submit, reason: RefuseReason, 
 
 
 def take(state: NodeState, leader: Leader, sender: NodeId, msg: Submit, fx: Effects) -> None:
-    """Keep the messages that are next in their session for the batch in the making. Rule: S2, S3.
+    """Accept the messages that are next in their session for the next batch. Rule: S2, S3.
 
-    Their seq_no is settled here, the batch made at the end of the turn (order).
+    Their seq_no is determined here; the batch is encoded at the end of the turn (order).
     """
     expected = state.sessions.expected(msg.session, msg.born)
     if expected is None:
@@ -66,9 +66,9 @@ def take(state: NodeState, leader: Leader, sender: NodeId, msg: Submit, fx: Effe
     count = len(msg.payloads) - known
     if count <= 0:
         # hit: S2 a duplicate is dropped
-        return  # All of it was ordered before: acknowledged when it is delivered.
+        return  # All of the messages were ordered before; they are acknowledged when they are delivered.
     if known:
-        # hit: S2 what is known of a submission is trimmed
+        # hit: S2 the known messages of a submission are dropped
         msg = Submit(msg.session, msg.client_id, msg.born, expected, msg.payloads[known:])
     leader.waiting.append(msg)
     leader.waiting_count += count
@@ -79,11 +79,11 @@ def take(state: NodeState, leader: Leader, sender: NodeId, msg: Submit, fx: Effe
 
 
 def is_order_due(state: NodeState, leader: Leader) -> bool:
-    """Whether what waits is to be ordered now: at once while nothing is under way, else when it is worth a batch.
+    """Return whether to order the waiting messages now. Rule: R3.
 
-    A batch costs the cluster some hundred times what a message in it costs. So the messages of many clients that wait
-    one by one gather while the batch before theirs is on its way, and none of them waits for longer than for that.
-    Rule: R3.
+    They are ordered at once if all earlier messages are committed, else when they are enough for a batch. A batch costs
+    the cluster about as much as a hundred messages in it. So the single messages of many clients are collected while
+    the batch before theirs is under way, and none of them waits for longer than that.
     """
     if not leader.waiting:
         return False
@@ -91,7 +91,7 @@ def is_order_due(state: NodeState, leader: Leader) -> bool:
 
 
 def order(state: NodeState, leader: Leader, fx: Effects) -> None:
-    """Pack all that waits into batches, as few as the limits allow, append and send them. Rule: R3."""
+    """Pack all waiting messages into as few batches as the limits allow, append and send them. Rule: R3."""
     waiting, leader.waiting, leader.waiting_count = leader.waiting, [], 0
     start = 0
     while start < len(waiting):
@@ -103,7 +103,10 @@ def order(state: NodeState, leader: Leader, fx: Effects) -> None:
 
 
 def _cut(state: NodeState, waiting: list[Submit], start: int) -> tuple[int, int]:
-    """Where the batch that starts at waiting[start] ends, and how many messages it holds; a Submit is never split."""
+    """Return the end index of the batch that starts at waiting[start], and its number of messages.
+
+    A Submit is never split.
+    """
     count = size = 0
     for at in range(start, len(waiting)):
         payloads = waiting[at].payloads
@@ -126,9 +129,9 @@ def _header(state: NodeState, submits: list[Submit], count: int) -> Batch:
 
 
 def append_as_leader(state: NodeState, leader: Leader, record: Record, fx: Effects) -> None:
-    """Store a record of our own and send it to every follower that has all before it. Rule: R3, E5.
+    """Store a new record and send it to every follower that has been sent all records before it. Rule: R3, E5.
 
-    The leader's copy counts only once it is durable: persisted() sees to that, as for any follower.
+    The leader's own copy counts only once it is durable (Node.persisted), as that of any follower.
     """
     previous = state.log.position
     store(state, record, fx)
@@ -140,12 +143,12 @@ def append_as_leader(state: NodeState, leader: Leader, record: Record, fx: Effec
                 send_records(state, peer, progress, message, fx)
             else:
                 # hit: P1 a follower reaches its limit of bytes under way
-                progress.live = False  # P1: served from behind, once it has acknowledged some.
-    leader.commit_untold = False
+                progress.live = False  # P1: catchup.pump continues once the follower has acknowledged records.
+    leader.commit_unsent = False
 
 
 def store(state: NodeState, record: Record, fx: Effects) -> None:
-    """Append a record to the log and hand it to the disk."""
+    """Append a record to the log and write it to disk."""
     state.log.append(record)
     if isinstance(record.header, Batch):
         state.sessions.appended(record.header)
@@ -153,7 +156,7 @@ def store(state: NodeState, record: Record, fx: Effects) -> None:
 
 
 def send_records(state: NodeState, peer: NodeId, progress: Progress, message: Append, fx: Effects) -> None:
-    """Send consecutive records to a peer and keep account of what is under way. Rule: P1."""
+    """Send consecutive records to a peer and count them as in flight. Rule: P1."""
     fx.send.append((peer, message))
     size = sum(len(record.raw) for record in message.records)
     progress.sent = message.records[-1].position
@@ -165,12 +168,12 @@ def send_records(state: NodeState, peer: NodeId, progress: Progress, message: Ap
 
 
 def on_append(state: NodeState, follower: Follower, leader: NodeId, msg: Append, now: float, fx: Effects) -> None:
-    """Take the leader's next records, keep what is above a hole, answer what is known already.
+    """Store the leader's next records, buffer those above a hole, answer those that are known already.
 
     Args:
-        leader: leads state.term and is heard; Node.step has answered older terms (E6).
+        leader: leads state.term; Node.step has answered older terms (E6).
 
-    Rule: R4; the test of the previous position, both halves, stands for Raft's prefix test (Raft 5.3).
+    Rule: R4. The test of the previous position (term and seq_no) corresponds to Raft's log matching test (Raft 5.3).
     """
     previous, duplicate = msg.previous, False
     for record in msg.records:
@@ -195,7 +198,7 @@ def _keep_above_hole(
         follower.hole_since = now
     if previous in follower.buffer or follower.buffered_bytes + len(record.raw) > state.config.buffer_max_bytes:
         # hit: R4 the buffer is full or holds that record
-        return  # Bounded: what does not fit comes again with the CATCH_UP that a lasting hole asks for.
+        return  # Bounded: a hole that lasts causes a CATCH_UP, and the leader sends the record again.
     follower.buffer[previous] = record  # hit: R4 a record above a hole is buffered
     follower.buffered_bytes += len(record.raw)
     fx.emit.append(Buffered(seq_no, state.log.position.seq_no + 1))
@@ -220,7 +223,7 @@ def _take_from_buffer(state: NodeState, follower: Follower, now: float, fx: Effe
 
 
 def on_durable(state: NodeState, ticket: int, fx: Effects) -> None:
-    """Count what became durable: the leader for itself, a follower by telling its leader. Rule: R5, C1."""
+    """Count records that became durable: a leader counts its own copy, a follower sends APPENDED. Rule: R5, C1."""
     moved = False
     while state.unsynced and state.unsynced[0][0] <= ticket:
         state.durable = state.unsynced.popleft()[1]
@@ -229,21 +232,22 @@ def on_durable(state: NodeState, ticket: int, fx: Effects) -> None:
         return
     deliver(state, fx)
     if state.pledge is not None:
-        # hit: R5 what becomes durable during a pledge is not told
-        return  # A node with a pledge under way is moving on: nothing more is counted or told in the old term.
+        # hit: R5 records that become durable during a pledge are not acknowledged
+        return  # A node with a pledge under way leaves its term: it counts and acknowledges nothing more in it.
     if isinstance(state.role, Leader):
         advance_commit(state, state.role, fx)
     elif isinstance(state.role, Follower) and state.leader_id != NOBODY:
-        # hit: R5 a follower acknowledges what is durable
+        # hit: R5 a follower acknowledges durable records
         state.send(fx, state.leader_id, Appended(state.term, state.durable))
         follow_commit(state, state.role, fx)
 
 
 def count_answer(state: NodeState, leader: Leader, progress: Progress, position: Position, fx: Effects) -> None:
-    """A follower told, in our term, what is durable there. Rule: C1, P1.
+    """Count the durable position that a follower has sent in the current term. Rule: C1, P1.
 
-    A position of an older term says nothing about our log: only one whose last mark is ours is our prefix. It still
-    makes room for more, else a follower that lacks much of older terms would be served up to the limit and no further.
+    A follower's log is known to be a prefix of the leader's only if its last mark is that of the current term. A
+    position of an older term does not count for a majority, but still frees in-flight bytes: otherwise a follower that
+    lacks many records of older terms would get no more of them after the first `inflight_max_bytes`.
     """
     inflight = progress.inflight
     while inflight and inflight[0][0] <= position:
@@ -251,12 +255,15 @@ def count_answer(state: NodeState, leader: Leader, progress: Progress, position:
     if position.term != state.term:
         return  # hit: C1 an answer of an older log is not counted
     progress.matched = max(progress.matched, position)
-    # Also for nothing new: it may have told so while it was being rebuilt, and counts only since (M4).
+    # Also for a known position: it may be from the time of the follower's rebuild, and count only now (M4).
     advance_commit(state, leader, fx)
 
 
 def majority_position(state: NodeState, leader: Leader) -> Position | None:
-    """The highest position durable on a majority, counting only logs that carry this term's mark. Rule: C1, M4."""
+    """Return the highest position durable on a majority, counting only logs with the current term's mark.
+
+    None if these logs are no majority. Rule: C1, M4.
+    """
     counted = [
         progress.matched
         for peer, progress in leader.progress.items()
@@ -271,27 +278,27 @@ def majority_position(state: NodeState, leader: Leader) -> Position | None:
 
 
 def advance_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
-    """Commit what a majority holds; messages of earlier terms are committed by this term's mark. Rule: C1."""
+    """Commit the records that a majority holds. The current term's mark commits those of earlier terms. Rule: C1."""
     reached = majority_position(state, leader)
     if reached is None:
         return
     seq_no = reached.seq_no
     if seq_no > state.durable.seq_no and state.log.tail_bytes > state.config.inflight_max_bytes:
-        seq_no = state.durable.seq_no  # hit: P1 the leader's own disk holds the commit up
+        seq_no = state.durable.seq_no  # hit: P1 the leader's own disk limits the commit
     if seq_no > state.commit_seq:
-        leader.commit_untold = True  # hit: C1 a majority commits
+        leader.commit_unsent = True  # hit: C1 a majority commits
         commit(state, seq_no, fx)
 
 
-def tell_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
-    """Send commit_seq by itself, as no APPEND has carried it. Rule: C2."""
-    leader.commit_untold = False
+def send_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
+    """Send commit_seq in a message of its own, as no APPEND has carried it. Rule: C2."""
+    leader.commit_unsent = False
     message = Commit(state.term, state.commit_seq)  # hit: C2 COMMIT goes out by itself
     fx.send += [(peer, message) for peer, progress in leader.progress.items() if progress.synced]
 
 
 def follow_commit(state: NodeState, follower: Follower, fx: Effects) -> None:
-    """Use the leader's commit_seq as far as our own log is durable and known to be its prefix. Rule: C2."""
+    """Commit up to the leader's commit_seq, as far as this log is durable and a prefix of the leader's. Rule: C2."""
     if state.log.position.term != state.term:
         return  # hit: C2 commit_seq is held back without the mark of this term
     reached = min(follower.leader_commit, state.durable.seq_no)
@@ -303,16 +310,16 @@ def follow_commit(state: NodeState, follower: Follower, fx: Effects) -> None:
 
 
 def commit(state: NodeState, commit_seq: SeqNo, fx: Effects) -> None:
-    """Move commit_seq up and deliver what it covers."""
+    """Set commit_seq and deliver the committed messages."""
     state.commit_seq = commit_seq
     deliver(state, fx)
 
 
 def deliver(state: NodeState, fx: Effects) -> None:
-    """Deliver what is committed and durable here, in order, each message once. Rule: D1.
+    """Deliver the messages that are committed and durable here, in order, each once. Rule: D1.
 
-    The followers' copies can commit what the leader's own disk has not synced yet. It waits for that, so that a
-    message log never holds what its node's WAL may lose.
+    A majority of followers can commit records that the leader's own disk has not synced yet. The leader delivers them
+    only after the sync, so that a message log never contains messages that its node's WAL may lose.
     """
     reached = min(state.commit_seq, state.durable.seq_no)
     if reached <= state.delivered_seq:

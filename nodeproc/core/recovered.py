@@ -1,4 +1,4 @@
-"""What the core is given at its start: its settings and what the disk remembers."""
+"""The core's input at start (its settings, the recovered state) and the state that a checkpoint saves."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position,
 class CoreConfig:
     """Settings of the core. Times are seconds, sizes bytes.
 
-    members: every node's id, this one's included, ascending; 1 to 9 of them.
-    join_timeout: how long a node of a cluster that starts waits for all members before it polls (M1).
-    coordinator_timeout: how long one OK makes an asker wait.
-    batch_least_messages: so many don't wait for the batch before theirs to be committed (R3); 1: none ever waits.
-    inflight_max_bytes: sent to one follower and not yet durable there; past it the follower is served from disk.
-    buffer_max_bytes: records that a follower keeps above a hole.
+    members: ids of all nodes, including this one, ascending; 1 to 9 of them.
+    join_timeout: in a starting cluster, how long a node waits for all members before it polls (M1).
+    coordinator_timeout: how long a node that received an OK waits for a leader (E2).
+    batch_least_messages: with this many messages waiting, the leader sends a batch although the batch before it is
+        not committed yet (R3); 1 means that no message waits.
+    inflight_max_bytes: limit of bytes sent to one follower and not yet durable there; above it the follower is served
+        from disk (P1).
+    buffer_max_bytes: limit of the records that a follower keeps above a hole (R4).
     """
 
     node_id: NodeId
@@ -38,12 +40,12 @@ class CoreConfig:
 
 @dataclass(slots=True)
 class Recovered:
-    """What was durable when the node last stopped; all of it is durable again when the core gets it.
+    """The state that recovery read from disk; all of it is durable.
 
-    tail: the records behind the last delivered batch, in order, marks included.
+    tail: the records after the last delivered batch, in order, marks included.
     sessions: session -> (last n, its seq_no) over all delivered messages, least recently used first.
-    horizon: highest seq_no at which a session dropped from the table was last used (S3).
-    promised: what the members' data directories were known to have promised at the latest checkpoint (M6).
+    horizon: highest seq_no at which a session that was dropped from the table had been used last (S3).
+    promised: the promises of the members' data directories that were known at the latest checkpoint (M6).
     """
 
     identity: str
@@ -62,7 +64,7 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a checkpoint keeps of the core (K4): the state as of delivered_seq, and the present promises."""
+    """The core's part of a checkpoint (K4): the state as of delivered_seq, and the current term, vote and promises."""
 
     term: Term
     voted_for: NodeId

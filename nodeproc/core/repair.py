@@ -1,8 +1,8 @@
-"""STORY 3: what a node's own disk can't give any more, it gets from a peer.
+"""STORY 4: a node gets copies of delivered records that its own disk cannot read any more.
 
-Delivered records are the same bytes on every node and carry a CRC. So where old ones can't be read, one of the peers
-after the other is asked for a copy, whoever leads: what it has delivered is what was delivered here. One stretch at a
-time; whoever waits for another one reads, and tells, again. Rule: K6.
+Delivered records are the same bytes on every node and carry a CRC. So a node that cannot read some of them asks its
+peers for a copy, one after the other, independently of leader and term. It asks for one range at a time. A reader
+that waits for another range reads again afterwards, and reports the damage again. Rule: K6.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from nodeproc.core.messages import Copy, CopyRequest, NodeId, Position, Record
 from nodeproc.core.state import FOREVER, Copying, NodeState
 
 UNCOPIED_MAX = 64
-"""Stretches that are remembered as being had nowhere; of more the oldest are asked for again sooner."""
+"""Maximum number of ranges that are recorded as unavailable; above it the oldest entry is dropped."""
 
 
 def on_damaged(state: NodeState, after: Position, now: float, fx: Effects) -> None:
-    """The delivered records behind `after` can't be read here: ask for a copy, unless nobody had one a moment ago."""
+    """Ask for a copy of the delivered records after `after`, unless no peer had one within election_timeout."""
     if state.copying is not None:
-        return  # Whoever waits is woken when that one is here, and tells again.
+        return  # All waiting readers are woken when the copy under way has ended; they report the damage again.
     if now < state.uncopied.get(after, 0.0):
         fx.copied.append(Copied(after, ()))  # hit: K6 no copy is asked for again at once
         return
-    untried = [peer for peer in state.peers if peer in state.links and peer not in state.strangers]
+    untried = [peer for peer in state.peers if peer in state.links and peer not in state.unknown_members]
     state.copying = Copying(after, state.fresh_number(), untried)
     _ask_next(state, state.copying, now, fx)
 
 
 def _ask_next(state: NodeState, copying: Copying, now: float, fx: Effects) -> None:
-    """The next peer, or the end of it: nobody within reach has a copy."""
+    """Ask the next peer; after the last one, report that no reachable peer has a copy."""
     while copying.untried:
         peer = copying.untried.pop(0)
         if peer in state.links:
@@ -43,7 +43,7 @@ def _ask_next(state: NodeState, copying: Copying, now: float, fx: Effects) -> No
 
 
 def on_copy(state: NodeState, sender: NodeId, msg: Copy, now: float, fx: Effects) -> None:
-    """Take what a peer has delivered behind that position, however late it comes; else ask the next one."""
+    """Accept the records that a peer has sent, even a late answer; if it has none, ask the next peer."""
     copying = state.copying
     if copying is None or msg.number != copying.number:
         return
@@ -55,13 +55,13 @@ def on_copy(state: NodeState, sender: NodeId, msg: Copy, now: float, fx: Effects
 
 
 def tick_copying(state: NodeState, now: float, fx: Effects) -> None:
-    """An answer stayed away: ask the next one."""
+    """Ask the next peer if the answer of the last one did not come in time."""
     if state.copying is not None and now >= state.copying.until:
         _ask_next(state, state.copying, now, fx)  # hit: K6 another peer is asked
 
 
 def copying_deadline(state: NodeState) -> float:
-    """When tick_copying is due."""
+    """Return when tick_copying is due."""
     return state.copying.until if state.copying is not None else FOREVER
 
 
@@ -69,7 +69,7 @@ def copying_deadline(state: NodeState) -> float:
 
 
 def on_copy_request(state: NodeState, sender: NodeId, msg: CopyRequest, fx: Effects) -> None:
-    """Read what is delivered here behind that position, or say that there is nothing."""
+    """Start to read the delivered records after that position, or answer that there are none."""
     if msg.after >= state.log.base:
         state.send(fx, sender, Copy(msg.number, ()))  # hit: K6 a peer has delivered less
         return
@@ -79,12 +79,12 @@ def on_copy_request(state: NodeState, sender: NodeId, msg: CopyRequest, fx: Effe
 
 
 def is_copy_wanted(state: NodeState, peer: NodeId, token: int) -> bool:
-    """Whether that read was for a copy."""
+    """Return whether the disk read with this token is for a copy that the peer still wants."""
     return state.copy_requests.get(peer, (0, 0))[0] == token
 
 
 def send_copy(state: NodeState, peer: NodeId, records: list[Record], fx: Effects) -> None:
-    """Hand over what the disk had; only what is delivered here is certain to be the same there."""
+    """Send the peer those of the read records that are delivered here: only these are the same on every node."""
     _, number = state.copy_requests.pop(peer)
     delivered = tuple(record for record in records if record.position <= state.log.base)
     state.send(fx, peer, Copy(number, delivered))  # hit: K6 a peer hands over a copy

@@ -1,6 +1,6 @@
-"""What a node knows and is: NodeState, the data of its role, and the two ways to change what is durable.
+"""The state of a node (NodeState) and of its role, with the functions that write to disk and send to peers.
 
-Deadlines are fields (monotonic seconds); nothing here reads a clock. Peers are visited in ascending order.
+Deadlines are fields in monotonic seconds; nothing here reads a clock. Peers are visited in ascending order.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FOREVER = float("inf")
 
 
 class Seal(Protocol):
-    """Makes the bytes of records, once; nodeproc.records.Sealer is the real one."""
+    """Encodes the records that the leader orders; implemented by nodeproc.records.Sealer."""
 
     def mark(self, header: Mark) -> Record: ...
 
@@ -58,23 +58,23 @@ class Poll:
     until: float
     awaiting: set[NodeId]
     oks: dict[NodeId, bool] = field(default_factory=dict)
-    """Who outranks us -> could its vote be had."""
+    """Peers that outrank this node -> whether they could vote for it."""
     supports: set[NodeId] = field(default_factory=set)
-    told: NodeId = NOBODY
-    """A leader of the present term that somebody hears."""
+    reported_leader: NodeId = NOBODY
+    """A leader of the current term, reported by a peer that hears it."""
 
     def deferred_to(self, spent: set[NodeId]) -> tuple[NodeId, ...]:
-        """Who outranks us and was not yet waited for without success, ascending. Rule: E2."""
+        """Return the peers that outrank this node and whose OK is not spent, ascending. Rule: E2."""
         return tuple(peer for peer in sorted(self.oks) if peer not in spent)
 
     def supporters(self, spent: set[NodeId]) -> set[NodeId]:
-        """Who would vote for us. Rule: E2."""
+        """Return the peers that would vote for this node. Rule: E2."""
         return self.supports | {peer for peer, could_vote in self.oks.items() if could_vote and peer in spent}
 
 
 @dataclass(slots=True)
 class Deferral:
-    """Waiting for somebody who outranks us to lead. Rule: E2."""
+    """A wait for a peer of higher rank to become leader. Rule: E2."""
 
     until: float
     to: tuple[NodeId, ...]
@@ -85,20 +85,20 @@ class Deferral:
 
 @dataclass(slots=True)
 class Follower:
-    """Follows state.leader_id, or looks for a leader while that is NOBODY."""
+    """The role data of a node that follows state.leader_id, or looks for a leader while that is NOBODY."""
 
     heard: bool = False
-    """HEARTBEAT, APPEND or RESUME came from the leader in this term (F2)."""
+    """True once the leader has sent HEARTBEAT, APPEND or RESUME in this term (F2)."""
     heard_at: float = 0.0
     beat_at: float = 0.0
-    """When its last HEARTBEAT came; 0: none came yet."""
+    """Arrival time of the leader's last HEARTBEAT; 0 if there was none."""
     leader_commit: SeqNo = 0
-    """The highest commit_seq that the leader told; used as far as C2 allows."""
+    """The highest commit_seq that the leader has sent; used as far as C2 allows."""
     request: int = 0
-    """Number of the CATCH_UP that is not answered yet; 0: none."""
+    """Number of the CATCH_UP that is not answered yet; 0 if there is none."""
     requested_at: float = 0.0
     unanswered: int = 0
-    """How many CATCH_UP in a row were not answered in time."""
+    """Number of CATCH_UPs in a row that were not answered in time."""
     buffer: dict[Position, Record] = field(default_factory=dict)
     """Records above a hole, by the position that they follow. Rule: R4."""
     buffered_bytes: int = 0
@@ -107,51 +107,51 @@ class Follower:
 
 @dataclass(slots=True)
 class Candidate:
-    """Asks for votes in state.term."""
+    """The role data of a node that asks for votes in state.term."""
 
     began: float
     until: float = FOREVER
-    """Set when its own vote is durable."""
+    """End of the candidacy; set when the node's own vote is durable."""
     votes: set[NodeId] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class Progress:
-    """What the leader knows of one follower."""
+    """The leader's state of one follower."""
 
     answered_at: float
     synced: bool = False
-    """RESUME was sent on the present link: records may follow it."""
+    """RESUME was sent over the current link, so that records may be sent after it."""
     live: bool = False
-    """Everything in the log was sent: new records go at once."""
+    """Everything in the log was sent: new records are sent at once."""
     caught_up: bool = False
-    """Was sent all there was, once since its CATCH_UP."""
+    """Everything in the log was sent at least once since the follower's CATCH_UP."""
     asked: CatchUp | None = None
-    """Its CATCH_UP that came before our link to it opened."""
+    """The follower's CATCH_UP that arrived before the link to the follower opened."""
     sent: Position = START
     matched: Position = START
-    """Durable there, told in this term."""
+    """The position that the follower has acknowledged as durable in this term."""
     inflight: deque[tuple[Position, int]] = field(default_factory=deque)
-    """(position, bytes) sent and not yet matched. Rule: P1."""
+    """(position, bytes) sent and not yet acknowledged. Rule: P1."""
     inflight_bytes: int = 0
     fetch: int = 0
-    """Token of the read under way; 0: none."""
+    """Token of the disk read under way; 0 if there is none."""
     members_due: float = 0.0
-    """When it is told again which data directories have changed, and what each has promised. Rule: M4, M6."""
+    """When MEMBERS and PROMISES are sent to the follower again. Rule: M4, M6."""
 
 
 @dataclass(slots=True)
 class Leader:
-    """Orders messages in state.term."""
+    """The role data of the leader, which orders messages in state.term."""
 
     heartbeat_at: float
     progress: dict[NodeId, Progress]
     """By node id, ascending."""
     waiting: list[Submit] = field(default_factory=list)
-    """Taken, in order, to be packed into the next batch."""
+    """Accepted messages, in order, for the next batch."""
     waiting_count: int = 0
-    commit_untold: bool = False
-    """commit_seq moved and no APPEND has told the followers. Rule: C2."""
+    commit_unsent: bool = False
+    """commit_seq has increased, and no APPEND has carried the new value yet. Rule: C2."""
 
 
 RoleData: TypeAlias = Follower | Candidate | Leader
@@ -159,18 +159,18 @@ RoleData: TypeAlias = Follower | Candidate | Leader
 
 @dataclass(slots=True)
 class Pledge:
-    """A term, and perhaps a vote, on its way to the disk; nothing else happens until it is there."""
+    """A term, perhaps with a vote, that is being written to disk; until then all other inputs are kept back."""
 
     ticket: int
     term: Term
     voted_for: NodeId
     then: Envelope | None
-    """The frame to be taken once it is durable; None: our own candidacy."""
+    """The frame to handle once the pledge is durable; None: the node then opens its own candidacy."""
 
 
 @dataclass(slots=True)
 class Copying:
-    """A stretch of our log that our disk can't give, asked for from one peer after the other. Rule: K6."""
+    """A range of delivered records that the disk cannot read, requested from one peer after the other. Rule: K6."""
 
     after: Position
     number: int
@@ -181,7 +181,7 @@ class Copying:
 
 @dataclass(slots=True)
 class NodeState:
-    """All of a node. The stories change it; only the functions named become_… change `role`."""
+    """The complete state of a node. Only the functions named become_… change `role`."""
 
     config: CoreConfig
     rng: Random
@@ -193,84 +193,85 @@ class NodeState:
     rebuilding: bool
     identities: dict[NodeId, Known]
     promised: dict[NodeId, Promised]
-    """What each member's data directory, this node's too, is known to have promised. Durable with a checkpoint (M6)."""
+    """The known promises of each member's data directory, including this one; durable with a checkpoint (M6)."""
     log: Log
     sessions: Sessions
-    # what is durable of the log, and what is on its way
+    # the durable part of the log, and writes under way
     durable: Position
     delivered_seq: SeqNo
     commit_seq: SeqNo
     written: int = 0
-    """Persist operations issued so far: the ticket."""
+    """Number of persist operations issued so far; the ticket of the latest one."""
     synced: int = 0
-    """Ticket up to which all is durable."""
-    owed_since: float = FOREVER
-    """Since when something waits to become durable and nothing has; FOREVER: nothing waits (F4)."""
+    """Ticket up to which all operations are durable."""
+    unsynced_since: float = FOREVER
+    """Since when operations have waited without any becoming durable; FOREVER if none waits (F4)."""
     sync_took: float = 0.0
-    """Seconds that the disk took last time."""
+    """Seconds from the first waiting operation to durability, last time."""
     stalled: bool = False
-    """The disk has owed its answer for too long (F4)."""
+    """The disk counts as stalled: operations have waited for too long (F4)."""
     unsynced: deque[tuple[int, Position]] = field(default_factory=deque)
-    """(ticket, position of the log once it is durable), ascending."""
+    """(ticket, position up to which the log is durable with it), ascending."""
     pledge: Pledge | None = None
     readmission: int = 0
-    """Ticket of our own Readmitted; 0: none under way."""
+    """Ticket of this node's own Readmitted; 0 if none is under way."""
     # role
     role: RoleData = field(default_factory=Follower)
     leader_id: NodeId = NOBODY
     no_quorum: bool = False
-    """We led and stepped down for want of answers; clients are told so until a leader is found (F3)."""
+    """The node led and stepped down for lack of answers; clients get this reason until a leader is found (F3)."""
     route_epoch: int = 0
-    """Grows when messages passed on to the leader may have been lost on the way (S5)."""
+    """Increases when messages forwarded to the leader may have been lost (S5)."""
     # links and membership
     links: set[NodeId] = field(default_factory=set)
     """Peers to which frames can be sent now."""
     presented: dict[NodeId, str] = field(default_factory=dict)
-    """Identity that each peer showed when its link was opened last."""
+    """The identity that each peer showed when its last link was opened."""
     learners: set[NodeId] = field(default_factory=set)
-    """Peers under --rebuild: no vote, not counted (M4)."""
+    """Peers that are being rebuilt: they have no vote and do not count towards a majority (M4)."""
     rebuilds: dict[NodeId, tuple[str, Position]] = field(default_factory=dict)
-    """Learners that asked us to catch up: (identity, where our log ended then). Rule: M4."""
-    strangers: set[NodeId] = field(default_factory=set)
-    """Peers that came with another data directory than remembered: nothing of theirs is taken (M4)."""
-    shut: set[NodeId] = field(default_factory=set)
-    """Strangers to which a link is open: used again once the leader vouches for them."""
+    """Learners that have sent CATCH_UP -> (identity, end of the leader's log at that time). Rule: M4."""
+    unknown_members: set[NodeId] = field(default_factory=set)
+    """Peers whose data directory has another identity than the one on record: their frames are dropped (M4)."""
+    unused_links: set[NodeId] = field(default_factory=set)
+    """Unknown members to which a link is open; it is used again once MEMBERS confirms their identity."""
     started_at: float = 0.0
     joined: bool = False
-    """Has led or heard a leader since the start of the process."""
+    """The node has led or heard a leader since the start of the process."""
     join_answers: set[NodeId] = field(default_factory=set)
     unanswered: set[NodeId] = field(default_factory=set)
-    """Peers whose JOIN came before there was a link to them (M1)."""
+    """Peers whose JOIN arrived before there was a link to them (M1)."""
     # election
     poll: Poll | None = None
     deferral: Deferral | None = None
     spent: set[NodeId] = field(default_factory=set)
-    """Peers that were waited for in vain (E2)."""
+    """Peers whose OK is spent: the node has waited for them without success (E2)."""
     poll_at: float = FOREVER
-    """When to ask again, while there is no leader and no poll."""
+    """When to start the next poll, while there is no leader and no poll."""
     vote_until: float = 0.0
-    """Until then a leader is awaited from the candidate that has our vote (E4)."""
+    """Until then the node waits for the candidate that has its vote to become leader, and starts no poll (E4)."""
     suspected: NodeId = NOBODY
-    """The leader that fell silent last; until a leader is heard, being told of it again is no news."""
+    """The leader suspected last. Until a leader is heard, a peer's report of this one is ignored."""
     silent_since: float = FOREVER
     """When `suspected` was heard last, if it is suspected for its silence."""
     silent_term: Term = 0
-    """The term in which it led then."""
+    """The term in which `suspected` led at that time."""
     beats: int = 0
+    """Number of pauses between heartbeats that were measured (F2)."""
     longest_pause: float = 0.0
-    """How many pauses between heartbeats were measured, and the longest of late (F2)."""
+    """The longest recent pause between heartbeats; it decays with each heartbeat (F2)."""
     starved: bool = False
-    """The last poll was put off for want of links to a majority."""
+    """The last poll was postponed because links to a majority were missing."""
     failures: int = 0
-    """Candidacies lost since a leader was heard (E3)."""
-    # what a disk can't give
+    """Lost candidacies, and votes given without success, since a leader was heard (E3, E4)."""
+    # reads that the disk failed
     copying: Copying | None = None
     uncopied: dict[Position, float] = field(default_factory=dict)
-    """Position behind which no peer had a copy -> not to be asked for again before. Rule: K6."""
+    """Position after which no peer had a copy -> earliest time of the next request. Rule: K6."""
     copy_requests: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
-    """Peer -> (token of the read for it, its number). Rule: K6."""
+    """Peer -> (token of the disk read for it, number of its COPY_REQUEST). Rule: K6."""
     numbers: int = 0
-    """Last poll, request or token number drawn; starts at random so that a restart repeats none."""
+    """The last poll, request or token number; it starts at random, so that no number repeats after a restart."""
 
     @property
     def node_id(self) -> NodeId:
@@ -293,45 +294,45 @@ class NodeState:
         return self.numbers
 
     def jittered(self, seconds: float) -> float:
-        """Between half of it and one and a half."""
+        """Return a random duration between 0.5 and 1.5 times `seconds`."""
         return seconds * (0.5 + self.rng.random())
 
     def persist(self, fx: Effects, op: PersistOp) -> int:
-        """Hand one operation to the disk. Returns its ticket."""
+        """Add one operation for the disk; return its ticket."""
         fx.persist.append(op)
         self.written += 1
         return self.written
 
     def pledge_term(self, fx: Effects, term: Term, voted_for: NodeId, then: Envelope | None) -> None:
-        """Make a term and vote durable before anybody, we included, sees them. Rule: E3, E4, E6.
+        """Begin to write a term and vote; they take effect once they are durable. Rule: E3, E4, E6.
 
-        Until then the node takes nothing: whatever comes waits behind it (Node.step).
+        Until then the node handles no other input: Node.step keeps it back.
         """
         assert self.pledge is None and term >= self.term, (self.pledge, term, self.term)
         self.pledge = Pledge(self.persist(fx, Promise(term, voted_for)), term, voted_for, then)
 
     def send(self, fx: Effects, peer: NodeId, message: PeerMessage) -> None:
-        """To one peer, if there is a link; frames without one are lost like any other."""
+        """Send a message to one peer if there is a link; without a link it is lost, as on the network."""
         if peer in self.links:
             fx.send.append((peer, message))
 
     def send_members(self, fx: Effects, peer: NodeId) -> None:
-        """Pass on which data directories have changed, if any ever has. Rule: M4."""
+        """Send MEMBERS to a peer if the data directory of any member has ever changed. Rule: M4."""
         if any(known.term for known in self.identities.values()):
             self.send(fx, peer, Members(dict(self.identities)))
 
     def note_promise(self, promised: Promised, member: NodeId) -> None:
-        """Remember what a member's data directory has promised, if it is the one by which the member is known."""
+        """Record a promise of a member, if it is from the data directory by which the member is known."""
         known = self.identities.get(member)
         if promised.identity == (self.identity if member == self.node_id else known.identity if known else ""):
             self.promised[member] = promised.joined(self.promised.get(member, NOTHING))
 
     def note_vote(self, member: NodeId, term: Term) -> None:
-        """A member has shown a vote in this term. Rule: M6."""
+        """Record that a member has shown a vote in this term. Rule: M6."""
         self.note_promise(Promised(self.presented.get(member, ""), term), member)
 
     def promises(self) -> dict[NodeId, Promised]:
-        """All that is known of what data directories have promised, up to this moment. Rule: M6."""
+        """Update and return the known promises of all data directories. Rule: M6."""
         role = self.role
         if isinstance(role, Leader):
             for peer, progress in role.progress.items():
@@ -342,18 +343,18 @@ class NodeState:
         return dict(self.promised)
 
     def broadcast(self, fx: Effects, message: PeerMessage) -> int:
-        """To every peer with a link; returns how many."""
+        """Send a message to every peer with a link; return the number of these peers."""
         reached = [peer for peer in self.peers if peer in self.links]
         fx.send += [(peer, message) for peer in reached]
         return len(reached)
 
 
 def become_follower(state: NodeState, now: float, fx: Effects, reason: str) -> None:
-    """Follow nobody yet, in the present term; what waited to be ordered is the clients' again (S5)."""
+    """Become a follower of nobody yet in the current term. Clients must resend what was not ordered (S5)."""
     if not isinstance(state.role, Follower):
         fx.emit.append(BecameFollower(state.term, reason))
     if isinstance(state.role, Leader):
-        state.promises()  # What the followers acknowledged is known to nobody else.
+        state.promises()  # Only the leader knows what the followers have acknowledged.
         state.sessions.rebuild(state.log.tail)  # hit: S3 a lost leadership rolls the sessions back
     state.role = Follower(heard_at=now)
     state.leader_id = NOBODY

@@ -25,7 +25,7 @@ from random import Random
 from typing import Any, Final, TypeAlias, cast
 
 from nodeproc.config import Limits
-from nodeproc.core.events import BadInput, PeerConnected, PeerLost, PeerRefused, StrangerRefused
+from nodeproc.core.events import BadInput, PeerConnected, PeerLost, PeerRefused, UnknownMemberRefused
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.errors import FrameError, LinkRefused, brief
 from nodeproc.frames import (
@@ -90,7 +90,7 @@ class Links:
         rng: Random,
         limits: Limits,
         tls: NodeTls | None = None,
-        stranger: Callable[[Proven], StrangerRefused | None] = lambda who: None,
+        stranger: Callable[[Proven], UnknownMemberRefused | None] = lambda who: None,
         silence_s: float = 1.0,
     ) -> None:
         self.credentials, self.take, self.report, self.limits = credentials, take, report, limits

@@ -188,10 +188,10 @@ def test_a_few_marks_at_a_time_down_to_the_last_delivered_message_find_the_same_
     expected = leader.fork(marks_of(follower), follower.position.seq_no)
     delivered = theirs[data.draw(st.integers(0, common)) - 1].position.seq_no if common else 0
     follower.delivered_up_to(min(delivered, expected.seq_no))
-    marks, older = follower.doubtful_marks(None, most)
+    marks, older = follower.catch_up_marks(None, most)
     assert len(marks) <= most
     while older and not any(leader.has_mark(term) for term, _ in marks):
         up_to = marks[0][0]
-        marks, older = follower.doubtful_marks(up_to, most)
+        marks, older = follower.catch_up_marks(up_to, most)
         assert marks[0][0] < up_to
     assert leader.fork(marks, follower.position.seq_no) == expected

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from nodeproc.core.effects import Effects, Met, Readmitted
-from nodeproc.core.events import AwaitingMembers, ElectionStarted, JoinAnswered, NodeReadmitted, StrangerRefused
+from nodeproc.core.events import AwaitingMembers, ElectionStarted, JoinAnswered, NodeReadmitted, UnknownMemberRefused
 from nodeproc.core.messages import (
     NOTHING,
     START,
@@ -194,7 +194,7 @@ def test_another_identity_under_a_known_id_is_refused_and_nothing_of_it_is_taken
     """Rule: M4."""
     single = Single()
     fx = single.link(3, "another")
-    assert events(fx, StrangerRefused)[0] == StrangerRefused(3, "disk-3", "another")
+    assert events(fx, UnknownMemberRefused)[0] == UnknownMemberRefused(3, "disk-3", "another")
     for frame in (VoteRequest(9, START), Election(9, START, 3, 1), Heartbeat(9, 0, START), Join(START)):
         assert not single.give(3, frame).send
     assert single.state.term == 0
@@ -231,8 +231,8 @@ def test_a_wiped_node_is_refused_after_a_restart_of_the_others_too() -> None:
         cluster.start(i)
     cluster.run(3)
     assert cluster.node(1).route[0] == 0
-    assert 1 in cluster.node(2).state.strangers
-    assert 1 in cluster.node(3).state.strangers
+    assert 1 in cluster.node(2).state.unknown_members
+    assert 1 in cluster.node(3).state.unknown_members
 
 
 def test_a_leader_sends_nothing_more_to_a_peer_that_comes_back_as_a_stranger() -> None:
@@ -401,7 +401,7 @@ def test_a_node_that_has_not_heard_of_its_readmission_is_a_member_to_those_that_
     single = Single()
     single.lead()
     single.give(1, Members({1: Known("new", 1, 1)}))
-    assert not events(single.give(1, LinkUp("new", True, True)), StrangerRefused)
+    assert not events(single.give(1, LinkUp("new", True, True)), UnknownMemberRefused)
     assert not single.state.learners
     single.give(1, LinkUp("newer", True, True))
     assert single.state.learners == {1}, "another disk is another matter"

@@ -98,7 +98,7 @@ class Walk:
         """Called with the effects of every step, before they are performed."""
         assert not fx.halt, fx.halt
         state = self.cluster.node(node_id).state
-        assert not [peer for peer, _ in fx.send if peer in state.strangers], "M4: a stranger is sent something"
+        assert not [peer for peer, _ in fx.send if peer in state.unknown_members], "M4: a stranger is sent something"
         assert state.term >= self.terms[node_id], "A7: a term fell"
         self.terms[node_id] = state.term
         self.check_votes(node_id, fx)

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from nodeproc.config import Limits
-from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, StrangerRefused
+from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, UnknownMemberRefused
 from nodeproc.core.messages import START, Input, Join, LinkDown, LinkUp, NodeId
 from nodeproc.errors import ConfigError
 from nodeproc.frames import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
@@ -82,9 +82,9 @@ class End:
             self._entrance = None
             await self.links.close()
 
-    def _stranger(self, who: Proven) -> StrangerRefused | None:
+    def _stranger(self, who: Proven) -> UnknownMemberRefused | None:
         refused = self.known and who.identity != self.known
-        return StrangerRefused(who.peer, self.known, who.identity) if refused else None
+        return UnknownMemberRefused(who.peer, self.known, who.identity) if refused else None
 
     def _take(self, peer: NodeId, message: Input) -> None:
         self.inputs.append((peer, message))
@@ -248,7 +248,7 @@ def test_a_stranger_under_a_members_id_costs_the_member_no_link(run: Run) -> Non
             await one.told(IN_2)
             await two.told(UP_1)
             one.known = "identity-2"
-            refused = StrangerRefused(2, "identity-2", "foreign")
+            refused = UnknownMemberRefused(2, "identity-2", "foreign")
             stranger = End(2, free_ports(1)[0], identity="foreign")
             await stranger.open(one.port)
             await stranger.reported(PeerRefused(1, f"it says: {refused.line()}"))
@@ -272,7 +272,7 @@ def test_a_stranger_at_a_members_address_is_no_link(run: Run) -> None:
         one.known = "identity-2"
         await two.open(ports[0])
         await one.open(ports[1])
-        await one.reported(StrangerRefused(2, "identity-2", "foreign"))
+        await one.reported(UnknownMemberRefused(2, "identity-2", "foreign"))
         await one.until(lambda: any(isinstance(event, PeerLost) for event in one.events))
         assert not one.inputs and not two.inputs
         await one.close()
