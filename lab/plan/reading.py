@@ -14,16 +14,14 @@ from msgspec import Struct, structs
 
 from lab.plan.expectation import LATENCY_SHARES, RUN_EXPECTATIONS, LatencyIs, Order, RunExpectation
 from lab.steps import (
-    INSIDE_STEPS,
-    NEMESIS_STEPS,
     STEPS,
-    TRIGGERED_STEPS,
     UNTILS,
     Chaos,
     Clock,
     Cut,
     Disk,
     Expect,
+    Fault,
     Garbage,
     Link,
     Nemesis,
@@ -38,10 +36,11 @@ from lab.steps import (
     UntilAny,
     Wait,
     When,
-    is_about_clients,
+    steps_by_word,
 )
 from lab.steps.chaos import SHORTEST_STINT_S
 from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation, LastSeq, LeaderIs, MomentExpectation
+from lab.steps.link_fault import LinkFault
 from lab.words import LARGEST_PAYLOAD_BYTES, TARGET_WORDS, Duration, LinkEnd, Target, Title, decode_word, is_period
 from nodeproc.core import events, messages
 from nodeproc.core.messages import NodeId
@@ -101,9 +100,10 @@ class Reader:
         return tuple(self._step((*place, index)) for index in range(len(self._list(place, "steps"))))
 
     def _step(self, place: Place) -> Step:
-        word = self._word(place, STEPS, "step", beside=("name",))
+        known = steps_by_word()
+        word = self._word(place, known, "step", beside=("name",))
         inside = (*place, word)
-        step = self._step_inside(inside, STEPS[word])
+        step = self._step_inside(inside, known[word])
         if "name" in self._document.value(place):
             name = self._document.convert_at((*place, "name"), Title)
             check_title(self._document, (*place, "name"), name)
@@ -128,7 +128,7 @@ class Reader:
         return step
 
     def _check_fault(self, place: Place, step: Step) -> None:
-        if self._foreign and isinstance(step, INSIDE_STEPS):
+        if self._foreign and step.needs.own_node:
             self._fail(
                 place, "is for the lab's own nodes; of one that cluster.command starts only the surface is known"
             )
@@ -181,7 +181,7 @@ class Reader:
                 (*place, "so", "within"), "has no meaning here: a `when` waits until the steps are over", at_key=True
             )
         steps = self.steps((*place, "do"))
-        self._check_inner((*place, "do"), steps, TRIGGERED_STEPS)
+        self._check_inner((*place, "do"), steps, [each for each in STEPS if each.in_when])
         return When(until=until, steps=steps)
 
     def _nemesis(self, place: Place) -> Nemesis:
@@ -194,13 +194,10 @@ class Reader:
                 times[key] = self._document.convert_at((*place, key), Duration, dec_hook=decode_word)
                 check_period(self._document, (*place, key), times[key])
         faults = self.steps((*place, "faults"))
-        self._check_inner((*place, "faults"), faults, NEMESIS_STEPS)
+        self._check_inner((*place, "faults"), faults, [each for each in STEPS if each.in_nemesis])
         for index, fault in enumerate(faults):
-            if isinstance(fault, Disk) and fault.changes_files:
-                self._fail(
-                    (*place, "faults", index, "disk"),
-                    "rot, loss and copies are healed by nothing that a nemesis does",
-                )
+            if isinstance(fault, Fault) and fault.unhealable:
+                self._fail((*place, "faults", index, fault.word), fault.unhealable)
         nemesis = Nemesis(time=times["for"], faults=faults)
         return structs.replace(nemesis, every=times["every"]) if "every" in times else nemesis
 
@@ -279,14 +276,14 @@ class Reader:
         if step.distribution != "uniform" and not step.jitter:
             self._fail((*place, "distribution"), "is how jitter is drawn, and there is no jitter")
 
-    def _check_clients(self, place: Place, step: Link | Cut | Reset) -> None:
+    def _check_clients(self, place: Place, step: LinkFault) -> None:
         """What can't be asked of the links of clients."""
         if step.source == step.to == "clients":
             self._fail((*place, "to"), "clients have no links with each other; one end must be nodes")
-        about_clients = is_about_clients(step)
+        about_clients = step.about_clients
         if not (about_clients or self._foreign) or isinstance(step, Reset):
             return
-        if step.frames:
+        if getattr(step, "frames", ()):
             known = "only links between nodes carry frames, those of clients carry lines"
             unknown = "the frames of nodes that cluster.command starts are not known"
             self._fail((*place, "frames"), known if about_clients else unknown)

@@ -20,24 +20,7 @@ from lab.plan.command import split_command
 from lab.plan.expectation import LatencyIs, Memory, RunExpectation, Throughput, Unavailable
 from lab.plan.reading import Reader, check_periods, check_title
 from lab.plan.writing import brief, brief_expectations, brief_steps, plain, plain_expectations, plain_steps
-from lab.steps import (
-    LINK_STEPS,
-    MAX_STEPS,
-    Busy,
-    Garbage,
-    Link,
-    LoadSwitch,
-    Nemesis,
-    Repeat,
-    Send,
-    Step,
-    UntilAcknowledged,
-    UntilLoadDone,
-    Wait,
-    When,
-    is_about_clients,
-    needs_layer,
-)
+from lab.steps import MAX_STEPS, Step
 from lab.words import LARGEST_PAYLOAD_BYTES, ClientId, Count, Duration, Period, Target, decode_word
 from nodeproc.config import Limits, check_limits
 from nodeproc.core.messages import NodeId
@@ -169,11 +152,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def step_count(self) -> int:
         """How many unrolled() yields."""
-        return _count(self.steps)
+        return sum(step.unrolled_count for step in self.steps)
 
     def unrolled(self) -> Iterator[Step]:
         """The steps as they are done, `repeat` written out; a step's index is its place here."""
-        return _unrolled(self.steps)
+        return (each for step in self.steps for each in step.unrolled())
 
     def every_step(self) -> Iterator[Step]:
         """Every step of the file, those inside others too, once each."""
@@ -182,17 +165,17 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def proxied(self) -> bool:
         """Frames between nodes must pass the lab's proxy."""
-        return any(isinstance(step, LINK_STEPS) for step in self.every_step())
+        return any(step.needs.proxy for step in self.every_step())
 
     @property
     def proxies_clients(self) -> bool:
         """So must what clients and nodes say to each other."""
-        return any(is_about_clients(step) for step in self.every_step())
+        return any(step.needs.client_proxy for step in self.every_step())
 
     @property
     def layered(self) -> bool:
         """What real nodes write, and the clocks that they read, must pass the lab's layer."""
-        return any(needs_layer(step) for step in self.every_step())
+        return any(step.needs.layer for step in self.every_step())
 
     def sim_refusals(self) -> list[str]:
         """What makes no sense in virtual time, each with its place; empty: the scenario can be simulated."""
@@ -201,26 +184,15 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             for index, each in enumerate(self.expectations)
             if isinstance(each, Throughput | Memory)
         ]
-        refused += [
-            f"{show_place((*place, 'link', 'chunk'))}: frames are not made of bytes in a simulation, and have no pieces"
-            for place, step in _placed(self.steps, ("steps",))
-            if isinstance(step, Link) and step.chunk and not is_about_clients(step)
-        ]
-        refused += [
-            f"{show_place((*place, step.word))}: there is no processor that could be busy in a simulation"
-            for place, step in _placed(self.steps, ("steps",))
-            if isinstance(step, Busy)
-        ]
-        refused += [
-            f"{show_place((*place, step.word))}: there are no sockets that a stranger could open in a simulation"
-            for place, step in _placed(self.steps, ("steps",))
-            if isinstance(step, Garbage)
-        ]
+        for place, step in _placed(self.steps, ("steps",)):
+            if why := step.needs.real_time:
+                field = step.needs.real_time_field
+                refused.append(f"{show_place((*place, step.word, *((field,) if field else ())))}: {why}")
         if self.cluster.is_foreign:
             refused.append("cluster.command: a program has no virtual time to run in")
         if self.cluster.client_token:
             refused.append("cluster.client_token: nobody can come to a simulated node but its own clients")
-        total = self._planned_messages()
+        total = self.planned_messages
         if total > MAX_SIM_MESSAGES:
             at = "load" if self.load is not None else "steps"
             refused.append(f"{at}: {total} are too many messages for a simulation, allowed {MAX_SIM_MESSAGES}")
@@ -231,29 +203,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             )
         return refused
 
-    def _planned_messages(self) -> int:
+    @property
+    def planned_messages(self) -> int:
         """Of all clients together, as far as the file says."""
-        total = 0
-        for step in self.unrolled():
-            if isinstance(step, LoadSwitch) and step.do == "start" and self.load is not None:
-                total += self.load.planned
-            elif isinstance(step, Send):
-                counts = (each.messages for each in step.clients)
-                total += sum(each if isinstance(each, int) else len(each) for each in counts)
-        return total
-
-
-def _count(steps: tuple[Step, ...]) -> int:
-    return sum(step.times * _count(step.steps) if isinstance(step, Repeat) else 1 for step in steps)
-
-
-def _unrolled(steps: tuple[Step, ...]) -> Iterator[Step]:
-    for step in steps:
-        if isinstance(step, Repeat):
-            for _ in range(step.times):
-                yield from _unrolled(step.steps)
-        else:
-            yield step
+        planned = self.load.planned if self.load is not None else 0
+        return sum(step.sends(planned) for step in self.unrolled())
 
 
 class _Outline(Struct, frozen=True, forbid_unknown_fields=True):
@@ -443,16 +397,12 @@ def _check_load(document: Document, reader: Reader, load: Load) -> None:
 
 def _check_load_use(document: Document, scenario: Scenario) -> None:
     """Steps and expectations about a load need one, and a load needs a start."""
-    starts = 0
     for place, step in _placed(scenario.steps, ("steps",)):
-        until = step.until if isinstance(step, Wait | When) else None
-        about_load = isinstance(step, LoadSwitch) or isinstance(until, UntilAcknowledged | UntilLoadDone)
-        if about_load and scenario.load is None:
+        if step.needs.load and scenario.load is None:
             raise document.error(place, "needs a load, and this scenario has none")
-        if isinstance(until, UntilLoadDone) and _endless(scenario.load):
+        if step.needs.load_end and _endless(scenario.load):
             raise document.error(place, "never comes true: the load has neither count nor duration")
-        starts += isinstance(step, LoadSwitch) and step.do == "start"
-    if scenario.load is not None and not starts:
+    if scenario.load is not None and not any(step.starts_load for step in scenario.every_step()):
         raise document.error(("load",), "is never started; a step `load: start` is needed")
     for index, expectation in enumerate(scenario.expectations):
         if isinstance(expectation, Throughput | Unavailable) and scenario.load is None:
@@ -479,9 +429,4 @@ def _placed(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step
     """Every step, also inside `repeat`, `when` and `nemesis`, with its place in the file."""
     for index, step in enumerate(steps):
         yield (*place, index), step
-        if isinstance(step, Repeat):
-            yield from _placed(step.steps, (*place, index, "repeat", "steps"))
-        elif isinstance(step, When):
-            yield from _placed(step.steps, (*place, index, "when", "do"))
-        elif isinstance(step, Nemesis):
-            yield from _placed(step.faults, (*place, index, "nemesis", "faults"))
+        yield from _placed(step.inner, (*place, index, step.word, step.inner_key))

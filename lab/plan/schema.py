@@ -18,7 +18,7 @@ from msgspec import NODEFAULT, Struct, inspect, structs
 from lab.plan.expectation import RUN_EXPECTATIONS
 from lab.plan.reading import EVENTS, FRAME_TYPES
 from lab.plan.scenario import Cluster, Scenario
-from lab.steps import STEPS, UNTILS, Expect, Nemesis, Repeat, Send, Sender, Step, Until, Wait, When
+from lab.steps import UNTILS, Expect, Nemesis, Repeat, Send, Sender, Step, Until, Wait, When, steps_by_word
 from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation
 from lab.words import DURATION_ALLOWED, Duration, Title, encode_word
 from nodeproc.config import Limits
@@ -47,7 +47,7 @@ _SPECIAL: Final[dict[tuple[type[Struct], str], Schema]] = {
 
 def schema() -> Schema:
     """The whole schema, draft 07."""
-    top = _struct(Scenario)
+    top, known = _struct(Scenario), steps_by_word()
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "chat lab scenario",
@@ -55,7 +55,7 @@ def schema() -> Schema:
         "definitions": {
             "duration": DURATION,
             "limits": _struct(Limits),
-            "step": _one_of_words({word: _step(kind) for word, kind in STEPS.items()}, beside={"name": _of(Title)}),
+            "step": _one_of_words({word: _step(kind) for word, kind in known.items()}, beside={"name": _of(Title)}),
             "until": _until(),
             "moment": _one_of_words({word: _shortened(kind) for word, kind in MOMENT_EXPECTATIONS.items()}),
             "expectation": _one_of_words({word: _shortened(kind) for word, kind in RUN_EXPECTATIONS.items()}),

@@ -91,8 +91,7 @@ def mistakes(scenario: Scenario) -> Iterator[Mistake]:
 
 
 def _of_the_whole(scenario: Scenario) -> Iterator[Mistake]:
-    steps = list(scenario.every_step())
-    if not any(isinstance(step, Send | LoadSwitch) for step in steps):
+    if not any(step.sends(planned=1) for step in scenario.every_step()):
         yield Mistake(("steps",), "nothing is sent, so that there is nothing to judge; add a `send` step, or a load")
     load, limits = scenario.load, scenario.cluster.limits
     if load is None or scenario.cluster.is_foreign:
@@ -304,17 +303,10 @@ def _parts_of(step: Step) -> Iterator[object]:
 
 def _most_messages(scenario: Scenario) -> int | None:
     """How many messages the scenario sends at most; None: without a limit."""
-    total = 0
-    for step in scenario.unrolled():
-        if isinstance(step, LoadSwitch) and step.do == "start" and scenario.load is not None:
-            if not scenario.load.planned:
-                return None
-            total += scenario.load.planned
-        elif isinstance(step, Send):
-            total += sum(
-                each.messages if isinstance(each.messages, int) else len(each.messages) for each in step.clients
-            )
-    return total
+    endless = scenario.load is not None and not scenario.load.planned
+    if endless and any(step.starts_load for step in scenario.every_step()):
+        return None
+    return scenario.planned_messages
 
 
 def _of_expectations(scenario: Scenario) -> Iterator[Mistake]:

@@ -33,7 +33,7 @@ from lab.steps.resume import Resume
 from lab.steps.send import Send, Sender
 from lab.steps.sleep import Sleep
 from lab.steps.start import Start
-from lab.steps.step import Step
+from lab.steps.step import Fault, Needs, Step
 from lab.steps.stop import Stop
 from lab.steps.wait import (
     UNTILS,
@@ -55,12 +55,8 @@ from lab.steps.when import When
 
 __all__ = [
     "FAULT_STEPS",
-    "INSIDE_STEPS",
-    "LINK_STEPS",
     "MAX_STEPS",
-    "NEMESIS_STEPS",
     "STEPS",
-    "TRIGGERED_STEPS",
     "UNTILS",
     "Busy",
     "Chaos",
@@ -68,6 +64,7 @@ __all__ = [
     "Cut",
     "Disk",
     "Expect",
+    "Fault",
     "FullRestart",
     "Garbage",
     "Heal",
@@ -75,6 +72,7 @@ __all__ = [
     "Link",
     "LoadSwitch",
     "MachineStep",
+    "Needs",
     "Nemesis",
     "Partition",
     "Pause",
@@ -106,41 +104,45 @@ __all__ = [
     "Wait",
     "When",
     "is_about_clients",
-    "needs_layer",
+    "steps_by_word",
 ]
 
-STEPS: dict[str, type[Step]] = {
-    each.word: each
-    for each in (
-        Start,
-        Stop,
-        Kill,
-        Pause,
-        Resume,
-        Restart,
-        FullRestart,
-        Link,
-        Cut,
-        Partition,
-        Reset,
-        Heal,
-        PowerLoss,
-        Disk,
-        Clock,
-        Rebuild,
-        Chaos,
-        Busy,
-        Garbage,
-        Send,
-        LoadSwitch,
-        Wait,
-        Sleep,
-        Expect,
-        When,
-        Nemesis,
-        Repeat,
-    )
-}
+STEPS: tuple[type[Step], ...] = (
+    Start,
+    Stop,
+    Kill,
+    Pause,
+    Resume,
+    Restart,
+    FullRestart,
+    Link,
+    Cut,
+    Partition,
+    Reset,
+    Heal,
+    PowerLoss,
+    Disk,
+    Clock,
+    Rebuild,
+    Chaos,
+    Busy,
+    Garbage,
+    Send,
+    LoadSwitch,
+    Wait,
+    Sleep,
+    Expect,
+    When,
+    Nemesis,
+    Repeat,
+)
+
+
+def steps_by_word() -> dict[str, type[Step]]:
+    """Word in YAML -> step."""
+    return {each.word: each for each in STEPS}
+
+
 FAULT_STEPS = (
     Start,
     Stop,
@@ -163,22 +165,9 @@ FAULT_STEPS = (
     Garbage,
 )
 """Steps that do something to nodes, links or the host; each leaves rows in faults.jsonl."""
-TRIGGERED_STEPS = (*FAULT_STEPS, Sleep)
-"""What a `when` may do."""
-NEMESIS_STEPS = tuple(each for each in FAULT_STEPS if each not in (Start, Resume, Heal, Rebuild))
-"""What a nemesis may do: what the heal behind it undoes."""
-LINK_STEPS = (Link, Cut, Partition, Reset)
-"""Steps that need the lab's proxy between real nodes."""
 MachineStep: TypeAlias = PowerLoss | Disk | Clock | Rebuild
-INSIDE_STEPS = (PowerLoss, Disk, Clock, Rebuild)
-"""Steps that need to know what is inside of a node: for the lab's own."""
-
-
-def needs_layer(step: Step) -> bool:
-    """Whether it needs real nodes whose files and clocks pass the lab's layer: lab.live.inside.faulty_node."""
-    return isinstance(step, PowerLoss | Clock) or (isinstance(step, Disk) and not step.changes_files)
 
 
 def is_about_clients(step: Step) -> bool:
     """Whether it treats links between clients and nodes."""
-    return isinstance(step, Link | Cut | Reset) and "clients" in (step.source, step.to)
+    return step.needs.client_proxy

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from lab.steps.step import Step
+from lab.steps.step import Fault, Needs
 from lab.words import Duration
 
 
-class Busy(Step, frozen=True, rename={"time": "for"}):
+class Busy(Fault, frozen=True, rename={"time": "for"}):
     """So many other processes of the host take all the processor time that they get.
 
     time: done when it is over; 0s: done when all have begun, and they go on until they are healed.
@@ -20,3 +20,7 @@ class Busy(Step, frozen=True, rename={"time": "for"}):
     short = "processes"
     processes: Annotated[int, Meta(ge=1, le=1000)]
     time: Duration = Duration(0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(real_time="there is no processor that could be busy in a simulation")

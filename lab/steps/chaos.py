@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from lab.steps.step import Step
+from lab.steps.step import Fault
 from lab.words import Duration, Period, Target
 
 SHORTEST_STINT_S = 0.001
@@ -25,7 +25,7 @@ def draw_stint(longest: float, rng: random.Random) -> float:
     return SHORTEST_STINT_S * math.exp(rng.random() * math.log(longest / SHORTEST_STINT_S))
 
 
-class Chaos(Step, frozen=True, rename={"time": "for"}):
+class Chaos(Fault, frozen=True, rename={"time": "for"}):
     """For a time these nodes get the processor by fits and starts. Done when the time is over and all go on.
 
     Each runs and stands still (SIGSTOP) in turn, for drawn times of 1 ms to `longest`.

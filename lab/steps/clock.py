@@ -6,13 +6,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from lab.steps.step import Step
+from lab.steps.step import Fault, Needs
 from lab.words import Duration, Target
 
 MOST_DRIFT = 0.5
 
 
-class Clock(Step, frozen=True):
+class Clock(Fault, frozen=True):
     """The clocks of these nodes go wrong.
 
     drift: share by which they run fast (0.05) or slow (-0.05) from now on, -0.5..0.5.
@@ -23,3 +23,7 @@ class Clock(Step, frozen=True):
     on: Target
     drift: Annotated[float, Meta(ge=-MOST_DRIFT, le=MOST_DRIFT)] = 0.0
     jump: Duration = Duration(0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(layer=True, own_node=True)

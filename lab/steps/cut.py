@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from lab.steps.step import Step
-from lab.words import LinkEnd
+from lab.steps.link_fault import LinkFault
 
 
-class Cut(Step, frozen=True, rename={"source": "from"}):
+class Cut(LinkFault, frozen=True):
     """Frames on the directed links from `source` to `to` vanish silently from now on; connections stay open.
 
     frames: frame types that it applies to; empty: all.
@@ -15,7 +14,5 @@ class Cut(Step, frozen=True, rename={"source": "from"}):
     """
 
     word = "cut"
-    source: LinkEnd = "all"
-    to: LinkEnd = "all"
     frames: tuple[str, ...] = ()
     both: bool = False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lab.steps.step import Step
+from lab.steps.step import Fault, Needs
 from lab.words import Duration, Target
 
 
-class Disk(Step, frozen=True):
+class Disk(Fault, frozen=True):
     """The disks of these nodes go bad, or are copied, in exactly one of seven ways.
 
     slow: each fdatasync takes that much longer.
@@ -50,3 +50,11 @@ class Disk(Step, frozen=True):
     def needs_dead_node(self) -> bool:
         """It is found, and perhaps refused, by the next start only."""
         return bool(self.lose) or self.restore or self.rot in ("wal", "last", "messages", "checkpoint")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(layer=not self.changes_files, own_node=True)
+
+    @property
+    def unhealable(self) -> str:
+        return "rot, loss and copies are healed by nothing that a nemesis does" if self.changes_files else ""

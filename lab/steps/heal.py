@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lab.steps.step import Step
+from lab.steps.step import Fault
 from lab.words import Target
 
 
-class Heal(Step, frozen=True):
+class Heal(Fault, frozen=True):
     """Faults are over.
 
     links: all links are straight again. disks: no disk is slow, full or failing. clocks: none drifts; what was jumped
@@ -19,5 +19,6 @@ class Heal(Step, frozen=True):
 
     word = "heal"
     short = "what"
+    in_nemesis = False
     what: Literal["links", "disks", "clocks", "busy", "all"] = "all"
     on: Target = "all"

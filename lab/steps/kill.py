@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lab.steps.step import Step
+from lab.steps.step import Fault
 from lab.words import Target
 
 
-class Kill(Step, frozen=True):
+class Kill(Fault, frozen=True):
     """SIGKILL, all at once. Done when the processes are gone."""
 
     word = "kill"

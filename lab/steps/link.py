@@ -6,8 +6,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from lab.steps.step import Step
-from lab.words import Count, CountOrNone, Duration, LinkEnd, Period, Share
+from lab.steps.link_fault import LinkFault
+from lab.steps.step import Needs
+from lab.words import Count, CountOrNone, Duration, Period, Share
 
 
 class Reorder(Struct, frozen=True, forbid_unknown_fields=True):
@@ -21,7 +22,7 @@ class Reorder(Struct, frozen=True, forbid_unknown_fields=True):
     at_most: Period = Duration(0.1)
 
 
-class Link(Step, frozen=True, rename={"source": "from"}):
+class Link(LinkFault, frozen=True):
     """From now on treat frames on the directed links from `source` to `to` so; a later rule for a link replaces it.
 
     frames: frame types ("APPEND") that it applies to; empty: all.
@@ -36,8 +37,6 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     """
 
     word = "link"
-    source: LinkEnd = "all"
-    to: LinkEnd = "all"
     frames: tuple[str, ...] = ()
     reorder: Reorder | None = None
     delay: Duration = Duration(0)
@@ -49,3 +48,11 @@ class Link(Step, frozen=True, rename={"source": "from"}):
     bandwidth: CountOrNone = 0
     chunk: CountOrNone = 0
     refuse: bool = False
+
+    @property
+    def needs(self) -> Needs:
+        needs = super().needs
+        if not self.chunk or self.about_clients:
+            return needs
+        why = "frames are not made of bytes in a simulation, and have no pieces"
+        return needs._replace(real_time=why, real_time_field="chunk")

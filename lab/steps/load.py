@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lab.steps.step import Step
+from lab.steps.step import Needs, Step
 
 
 class LoadSwitch(Step, frozen=True):
@@ -13,3 +13,14 @@ class LoadSwitch(Step, frozen=True):
     word = "load"
     short = "do"
     do: Literal["start", "stop"]
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(load=True)
+
+    @property
+    def starts_load(self) -> bool:
+        return self.do == "start"
+
+    def sends(self, planned: int) -> int:
+        return planned if self.starts_load else 0

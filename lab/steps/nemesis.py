@@ -15,6 +15,11 @@ class Nemesis(Step, frozen=True, rename={"time": "for"}):
     """
 
     word = "nemesis"
+    inner_key = "faults"
     time: Period
     faults: tuple[Step, ...]
     every: Period = Duration(2)
+
+    @property
+    def inner(self) -> tuple[Step, ...]:
+        return self.faults

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
-from lab.steps.step import Step
+from lab.steps.step import Fault, Needs
 from lab.steps.targets import ClusterView, NoSuchTarget, choose
 from lab.words import Target
 from nodeproc.core.messages import NodeId
@@ -62,7 +62,7 @@ def _between(side: Sequence[NodeId], nodes: tuple[NodeId, ...]) -> set[tuple[Nod
     return {pair for a in side for b in nodes if b not in side for pair in ((a, b), (b, a))}
 
 
-class Partition(Step, frozen=True):
+class Partition(Fault, frozen=True):
     """Cut links, all frames, so that not everybody hears everybody. lab.steps.targets.partition_pairs has the links.
 
     isolate: `node` hears nobody and nobody hears it; direction: only one of the two, in or out. halves: two random
@@ -76,3 +76,7 @@ class Partition(Step, frozen=True):
     kind: Literal["isolate", "halves", "majority", "minority", "bridge", "ring", "random"]
     node: Target = "leader"
     direction: Literal["in", "out", "both"] = "both"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(proxy=True)

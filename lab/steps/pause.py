@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lab.steps.step import Step
+from lab.steps.step import Fault
 from lab.words import Target
 
 
-class Pause(Step, frozen=True):
+class Pause(Fault, frozen=True):
     """SIGSTOP. Done when the processes are stopped."""
 
     word = "pause"

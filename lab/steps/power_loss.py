@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lab.steps.step import Step
+from lab.steps.step import Fault, Needs
 from lab.words import Target
 
 
-class PowerLoss(Step, frozen=True):
+class PowerLoss(Fault, frozen=True):
     """The machine of these nodes loses its power: the process dies and what was not synced is lost, in part or whole.
 
     mid_write: in the middle of one of its next disk operations.
@@ -21,3 +21,7 @@ class PowerLoss(Step, frozen=True):
     target: Target
     mid_write: bool = False
     tail: Literal["drawn", "torn"] = "drawn"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(layer=True, own_node=True)

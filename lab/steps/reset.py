@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from lab.steps.step import Step
-from lab.words import LinkEnd
+from lab.steps.link_fault import LinkFault
 
 
-class Reset(Step, frozen=True, rename={"source": "from"}):
+class Reset(LinkFault, frozen=True):
     """The connections between these nodes are reset, in both directions; the nodes open them again."""
 
     word = "reset"
-    source: LinkEnd = "all"
-    to: LinkEnd = "all"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lab.steps.step import Step
+from lab.steps.step import Fault
 from lab.words import Duration, Target
 
 
-class Restart(Step, frozen=True, rename={"down": "down_for"}):
+class Restart(Fault, frozen=True, rename={"down": "down_for"}):
     """Take nodes down and start them again, one after the other. Done when the last one answers.
 
     how: stop (SIGTERM) or kill (SIGKILL).
@@ -22,7 +22,7 @@ class Restart(Step, frozen=True, rename={"down": "down_for"}):
     down: Duration = Duration(0)
 
 
-class FullRestart(Step, frozen=True, rename={"down": "down_for"}):
+class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
     """Take all running nodes down at once, then start all nodes. Done when all answer."""
 
     word = "full_restart"

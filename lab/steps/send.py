@@ -24,6 +24,11 @@ class Sender(Struct, frozen=True, forbid_unknown_fields=True):
     via: int | None = None
     fresh: bool = False
 
+    @property
+    def count(self) -> int:
+        """How many messages."""
+        return self.messages if isinstance(self.messages, int) else len(self.messages)
+
 
 class Send(Step, frozen=True):
     """Send exact messages, a client's one after the other without waiting; several clients at the same time.
@@ -40,3 +45,6 @@ class Send(Step, frozen=True):
     within: Period = Duration(10)
     wait: bool = True
     refused: bool = False
+
+    def sends(self, planned: int) -> int:
+        return sum(each.count for each in self.clients)

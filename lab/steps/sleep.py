@@ -11,4 +11,5 @@ class Sleep(Step, frozen=True, rename={"time": "for"}):
 
     word = "sleep"
     short = "time"
+    in_when = True
     time: Duration

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lab.steps.step import Step
+from lab.steps.step import Fault
 from lab.words import Target
 
 
-class Start(Step, frozen=True):
+class Start(Fault, frozen=True):
     """Start nodes that are down, all at once. Done when all answer.
 
     refuses: each must refuse instead, for its disk is damaged: done when all have ended with the exit code of
@@ -15,5 +15,6 @@ class Start(Step, frozen=True):
 
     word = "start"
     short = "target"
+    in_nemesis = False
     target: Target
     refuses: bool = False

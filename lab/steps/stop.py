@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lab.steps.step import Step
+from lab.steps.step import Fault
 from lab.words import Target
 
 
-class Stop(Step, frozen=True):
+class Stop(Fault, frozen=True):
     """SIGTERM, all at once. Done when the processes are gone."""
 
     word = "stop"

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from lab.steps.step import Step
+from lab.steps.step import Needs, Step
 from lab.words import Count, Duration, Period, Target
 
 
@@ -14,6 +14,11 @@ class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_f
     """Base of what can be waited for; `for` names it in YAML."""
 
     within: Period = Duration(10)
+
+    @property
+    def needs(self) -> Needs:
+        """What the run must offer."""
+        return Needs()
 
 
 class UntilLeader(Until, frozen=True, tag="leader"):
@@ -51,9 +56,17 @@ class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
 
     count: Count
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(load=True)
+
 
 class UntilLoadDone(Until, frozen=True, tag="load_done"):
     """A load with a count or duration has an outcome for each of its messages."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(load=True, load_end=True)
 
 
 class UntilIdle(Until, frozen=True, tag="idle"):
@@ -97,6 +110,10 @@ class Wait(Step, frozen=True):
 
     word = "wait"
     until: UntilAny
+
+    @property
+    def needs(self) -> Needs:
+        return self.until.needs
 
 
 UNTILS: dict[str, type[Until]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.steps.step import Step
+from lab.steps.step import Needs, Step
 from lab.steps.wait import UntilAny
 
 
@@ -15,5 +15,14 @@ class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
     """
 
     word = "when"
+    inner_key = "do"
     until: UntilAny
     steps: tuple[Step, ...]
+
+    @property
+    def inner(self) -> tuple[Step, ...]:
+        return self.steps
+
+    @property
+    def needs(self) -> Needs:
+        return self.until.needs

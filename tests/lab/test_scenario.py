@@ -22,7 +22,6 @@ from lab.plan.scenario import Load, Scenario, encode, load
 from lab.plan.writing import show_expectation, show_step
 from lab.steps import (
     FAULT_STEPS,
-    STEPS,
     UNTILS,
     Busy,
     Chaos,
@@ -48,6 +47,7 @@ from lab.steps import (
     UntilNewLeader,
     Wait,
     When,
+    steps_by_word,
 )
 from lab.steps.chaos import draw_stint
 from lab.steps.expect import MOMENT_EXPECTATIONS, CaughtUp, LastSeq, LeaderIs, MomentExpectation, RoleIs, judge
@@ -785,7 +785,7 @@ def test_every_step_and_expectation_can_be_shown_in_a_line(path: Path) -> None:
 
 def test_the_reference_names_every_word_and_every_scenario() -> None:
     text = REFERENCE.read_text()
-    words = [*STEPS, *UNTILS, *MOMENT_EXPECTATIONS, *RUN_EXPECTATIONS, *TARGET_WORDS]
+    words = [*steps_by_word(), *UNTILS, *MOMENT_EXPECTATIONS, *RUN_EXPECTATIONS, *TARGET_WORDS]
     words += Scenario.__struct_fields__ + Load.__struct_fields__
     assert [word for word in words if f"`{word}`" not in text] == []
     assert [path.stem for path in SCENARIOS if f"`{path.stem}`" not in text] == []
