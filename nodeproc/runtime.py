@@ -1,14 +1,10 @@
-"""The loop around the core: collect what came in, step, write, send, deliver.
+"""The asyncio process around a node's turns (nodeproc.turn): sockets, timers, threads, standstills, exit codes.
 
-Connections put their inputs into an inbox and ask for a turn; all inputs of one pass of the event loop share it. A turn
-takes them through the core and then does, once for all of them, what the core asks for, in the order of
-nodeproc.core.effects. So a busy node writes, sends and syncs per turn, not per message.
+Connections put their inputs into the turn's inbox; all inputs of one pass of the event loop share a turn. fdatasync
+comes last in a turn or runs beside it (nodeproc.disk.syncing).
 
 The core's clock does not count the time in which the process stood still (stopped, starved, stuck in a write): that the
 others were not heard then says nothing about them. What they sent meanwhile is read before the core judges.
-
-Nothing in a turn waits for the disk: fdatasync comes last or runs beside it (nodeproc.disk.syncing), and what the core
-promised on its condition leaves in the turn that follows it.
 """
 
 from __future__ import annotations
@@ -21,15 +17,14 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from nodeproc.config import NodeConfig
-from nodeproc.core.effects import Copied, Effects, Fetch
 from nodeproc.core.events import BadInput, CheckpointPutOff, Event, Failed, Listening, Stopping
-from nodeproc.core.messages import START, Envelope, Input, NodeId, PeerMessage, Position, SeqNo, Submit, Term
+from nodeproc.core.messages import NodeId, PeerMessage, Position, Record
 from nodeproc.core.node import Node
-from nodeproc.disk.reading import Reading
 from nodeproc.disk.scrub import FIRST_S, Scrub
 from nodeproc.disk.storage import Storage
 from nodeproc.disk.syncing import Syncing
@@ -45,21 +40,18 @@ from nodeproc.errors import (
 )
 from nodeproc.eventlog import EventLog
 from nodeproc.frames import encode_frame
-from nodeproc.lines import PeerStatus, Status
-from nodeproc.net.clients import Clients
 from nodeproc.net.complaints import Complaints
 from nodeproc.net.entrance import Entrance
 from nodeproc.net.handshake import Credentials
 from nodeproc.net.silence import TIMEOUTS
 from nodeproc.net.transport import Links
 from nodeproc.tls import node_tls
+from nodeproc.turn import Turn
 
 TIMER_GRAIN_S: Final = 0.001
 """Timers of the event loop count milliseconds."""
 LATE_S: Final = 0.02
 """A timer that is later than this means that the process stood still."""
-TURN_MESSAGES: Final = 8192
-"""Taken from clients in one turn: some 10 ms of the leader's work."""
 
 
 class Runtime:
@@ -77,17 +69,12 @@ class Runtime:
     ) -> None:
         self._config, self._node, self._storage, self._log, self._sock = config, node, storage, log, sock
         self._loop = asyncio.get_running_loop()
-        self._inbox: list[Envelope] = []
-        self._durable_ticket = 0
-        self._synced_ticket = 0
-        self._fetches: list[Fetch] = []
-        self._reading = Reading(storage, config.node_id, self.take, self.report)
-        self._turn_due = self._looking = False
+        self.turn = Turn(node, storage, config.limits, self, config.client_token)
+        self._looking = False
         self._longest_turn_s = self._stood_still_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._stepped_at = -math.inf
-        self._route = node.route
         self._stopped: asyncio.Future[int] = self._loop.create_future()
         self._started_at = time.monotonic()
         self._turns = 0
@@ -101,7 +88,7 @@ class Runtime:
         self.links = Links(
             self._credentials,
             {peer.id: (peer.host, peer.port) for peer in config.peers},
-            self.take,
+            self.turn.take,
             self.report,
             rng,
             config.limits,
@@ -109,10 +96,9 @@ class Runtime:
             lambda who: node.identity_refusal(who.peer, who.identity, who.rebuilding),
             TIMEOUTS * config.election_timeout_ms / 1000,
         )
-        self.clients = Clients(config.node_id, self, config.limits, config.client_token)
         self._entrance = Entrance(
             self.links.accept,
-            self.clients.accept,
+            self.turn.clients.accept,
             config.limits,
             tls.accepting if tls is not None else None,
             lambda reason, address: self.report(BadInput("a connection", reason), address),
@@ -132,9 +118,9 @@ class Runtime:
         await self._entrance.open(self._sock)
         host, port = self._sock.getsockname()[:2]
         self.report(Listening(host, port))
-        self._perform(self._node.start(self._now()))
+        deadline = self.turn.begin(self._now())
         self._log.flush()
-        self._arm()
+        self._arm(deadline)
         self.links.start()
         if self._config.limits.scrub_bytes_per_s:
             self._scrub_after(FIRST_S)
@@ -143,7 +129,7 @@ class Runtime:
         self._entrance.close()
         self._sock.close()
         await self.links.close()
-        self.clients.close()
+        self.turn.clients.close()
         return self._close_storage(code)
 
     def stop(self, reason: str) -> None:
@@ -176,37 +162,11 @@ class Runtime:
         self._log.flush()
         return code
 
-    # ---- inputs -------------------------------------------------------------------------------------
+    # ---- turns --------------------------------------------------------------------------------------
 
-    def take(self, sender: NodeId, message: Input) -> None:
-        """Queue one input for the next turn."""
-        self._inbox.append(Envelope(sender, message))
-        if not self._turn_due:
-            self._turn_due = True
-            self._loop.call_soon(self._turn)
-
-    def report(self, event: Event, address: str = "") -> None:
-        """An event of the outside; address: the host that caused it, "" if it is not known."""
-        passed = self._complaints.passed(event, time.monotonic(), address)
-        if passed is not None:
-            self._log.emit((passed,))
-            self._ask_for_turn()
-
-    def _ask_for_turn(self) -> None:
-        if not self._turn_due:
-            self._turn_due = True
-            self._loop.call_soon(self._turn)
-
-    def _on_durable(self, ticket: int) -> None:
-        self._durable_ticket = ticket
-        self._turn_due = True
-        self._turn()
-
-    # ---- the turn -----------------------------------------------------------------------------------
-
-    def _turn(self) -> None:
-        """All that came in, through the core; then everything it asks for."""
-        if self._stopped.done() or not self._turn_due or self._looking:
+    def _run_due_turn(self) -> None:
+        """Run the turn that was asked for, unless the process stood still: then the sockets are read first."""
+        if self._stopped.done() or not self.turn.due or self._looking:
             return
         # What the core was told stays so: its clock must not fall behind its last step.
         late = self._now() - max(self._timer_at, self._stepped_at)
@@ -225,10 +185,12 @@ class Runtime:
             self._run_turn()
 
     def _run_turn(self) -> None:
-        began = self._now()
-        self._turn_due = False
+        began = self._stepped_at = self._now()
+        self._turns += 1
         try:
-            self._step(began)
+            self._arm(self.turn.run(began))
+            if self._waits_for_disk:
+                self._syncing.end_turn()
         except Exception as error:
             self._on_error(error)
         self._log.flush()
@@ -238,87 +200,47 @@ class Runtime:
         """The core's clock: time.monotonic() less the standstills."""
         return time.monotonic() - self._stood_still_s
 
-    def _step(self, now: float) -> None:
-        node, fx = self._node, Effects()
-        self._stepped_at = now
-        self._turns += 1
-        if self._durable_ticket > self._synced_ticket:
-            self._synced_ticket = self._durable_ticket
-            node.persisted(self._durable_ticket, now, fx)
-        for envelope in self._next_inputs():
-            node.step(envelope, now, fx)
-        if node.next_deadline() <= now:
-            node.tick(now, fx)
-        fetches, self._fetches = self._fetches, []
-        self._perform(fx)
-        for fetch in fetches:
-            self._serve(fetch, now)
-        route = node.route
-        if route != self._route:
-            self._route = route
-            self.clients.route_changed(route[0], route[1])
-        if node.next_deadline() <= now:
-            self._ask_for_turn()
-        self._arm()
+    def _arm(self, deadline: float) -> None:
+        """See that a turn comes when the core wants one; a timer that is early enough is left as it is.
+
+        It comes every heartbeat_interval at least: a standstill is noticed by late timers.
+        """
+        now = self._now()
+        when = min(deadline, now + self._config.heartbeat_interval_ms / 1000)
+        if self._timer is not None:
+            if when >= self._timer_at:
+                return
+            self._timer.cancel()
+        self._timer_at = when
+        delay = math.ceil(max(when - now, 0.0) / TIMER_GRAIN_S) * TIMER_GRAIN_S
+        self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.turn.due = True
+        self._run_due_turn()
+
+    # ---- what the turn needs (nodeproc.turn.Host) ---------------------------------------------------
+
+    def turn_soon(self) -> None:
+        self._loop.call_soon(self._run_due_turn)
+
+    def sync_soon(self, ticket: int) -> None:
         if self._waits_for_disk:
-            self._syncing.end_turn()
+            self._syncing.wrote(ticket)
+        else:
+            self.turn.durable = ticket
+            self.turn.ask()
 
-    def _next_inputs(self) -> list[Envelope]:
-        """The inbox, as far as one turn may go: heartbeats and the disk must not wait for a flood of messages."""
-        inbox, self._inbox = self._inbox, []
-        messages = 0
-        for at, envelope in enumerate(inbox, 1):
-            if type(envelope.message) is Submit:
-                messages += len(envelope.message.payloads)
-                if messages >= TURN_MESSAGES and at < len(inbox):
-                    self._inbox = inbox[at:]
-                    self._ask_for_turn()
-                    return inbox[:at]
-        return inbox
+    def _on_durable(self, ticket: int) -> None:
+        self.turn.durable = ticket
+        self.turn.due = True
+        self._run_due_turn()
 
-    def _serve(self, fetch: Fetch, now: float) -> None:
-        """Read what a peer lacks; one read for each peer and turn, so that the others' frames are not held up."""
-        records = self._reading.records(fetch)
-        if records is not None:
-            self._perform(self._node.fetched(fetch.peer, fetch.token, records, now))
+    def emit(self, events: Sequence[Event]) -> None:
+        self._log.emit(events)
 
-    def _perform(self, fx: Effects) -> None:
-        """The duties, in their order."""
-        if fx.halt:
-            self._log.emit(fx.emit)
-            raise CorruptionError(fx.halt)
-        if fx.persist:
-            self._storage.write(fx.persist)
-            if self._waits_for_disk:
-                self._syncing.wrote(self._node.written)
-            else:
-                self._durable_ticket = self._node.written
-                self._ask_for_turn()
-        if fx.emit:
-            self._log.emit(fx.emit)
-        if fx.send:
-            self._send(fx.send)
-        if fx.deliver:
-            self._storage.deliver(fx.deliver)
-            self.clients.delivered(fx.deliver)
-            self._log.delivered([record.body for record in fx.deliver])
-            self._checkpoint_if_due()
-        if fx.reply:
-            self.clients.refused(fx.reply)
-        if fx.fetch:
-            self._fetches += fx.fetch
-            self._ask_for_turn()
-        for copied in fx.copied:
-            self._take_copy(copied)
-
-    def _take_copy(self, copied: Copied) -> None:
-        """What could not be read is repaired, or is had nowhere: those that wait for it go on. Rule: K6."""
-        reason, fetches = self._reading.take_copy(copied)
-        self.clients.read_again(copied.after, reason)
-        self._fetches += fetches
-        self._ask_for_turn()
-
-    def _send(self, messages: list[tuple[NodeId, PeerMessage]]) -> None:
+    def send(self, messages: Sequence[tuple[NodeId, PeerMessage]]) -> None:
         """Each peer's frames in one write; a message for several peers is encoded once."""
         buffers: dict[NodeId, list[bytes]] = {}
         last: PeerMessage | None = None
@@ -334,30 +256,23 @@ class Runtime:
         for peer, queued in buffers.items():
             self.links.send(peer, queued)
 
-    def _arm(self) -> None:
-        """See that a turn comes when the core wants one; a timer that is early enough is left as it is.
+    def deliver(self, records: Sequence[Record]) -> None:
+        self._storage.deliver(records)
+        self._log.delivered([record.body for record in records])
 
-        It comes every heartbeat_interval at least: a standstill is noticed by late timers.
-        """
-        now = self._now()
-        when = min(self._node.next_deadline(), now + self._config.heartbeat_interval_ms / 1000)
-        if self._timer is not None:
-            if when >= self._timer_at:
-                return
-            self._timer.cancel()
-        self._timer_at = when
-        delay = math.ceil(max(when - now, 0.0) / TIMER_GRAIN_S) * TIMER_GRAIN_S
-        self._timer = self._loop.call_later(delay, self._on_timer)
+    def report(self, event: Event, address: str = "") -> None:
+        passed = self._complaints.passed(event, time.monotonic(), address)
+        if passed is not None:
+            self._log.emit((passed,))
+            self.turn.ask()
 
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._turn_due = True
-        self._turn()
+    def vitals(self) -> tuple[float, int, dict[str, int]]:
+        return round(time.monotonic() - self._started_at, 3), os.getpid(), self._counters()
 
     # ---- checkpoints --------------------------------------------------------------------------------
 
-    def _checkpoint_if_due(self) -> None:
-        if self._checkpointing or not self._storage.checkpoint_due():
+    def checkpoint_soon(self) -> None:
+        if self._checkpointing:
             return
         self._checkpointing = True
         work = self._loop.run_in_executor(self._checkpointer, self._storage.checkpoint, self._node.snapshot())
@@ -390,7 +305,7 @@ class Runtime:
             return
         error = work.exception()
         if isinstance(error, Unreadable):
-            self._reading.mend(error)
+            self.turn.reading.mend(error)
             self._scrub_after(self._scrub.failed(error))
         elif error is not None:
             self._on_error(error)
@@ -419,48 +334,7 @@ class Runtime:
         else:
             print(what.get("message"), file=sys.stderr)
 
-    # ---- what clients and links ask -----------------------------------------------------------------
-
-    def submit(self, message: Submit) -> None:
-        self.take(self._config.node_id, message)
-
-    def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
-        return self._node.delivered_session(session)
-
-    def route(self) -> tuple[NodeId, Term]:
-        return self._node.route[:2]
-
-    def delivered_seq(self) -> SeqNo:
-        return self._node.state.delivered_seq
-
-    def last_seq(self) -> SeqNo:
-        return self._node.state.log.position.seq_no
-
-    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
-        return self._reading.lines(start, max_bytes)
-
-    def status(self) -> Status:
-        """What this node knows now."""
-        node, state = self._node, self._node.state
-        progress = node.progress()
-        peers = []
-        for peer in state.peers:
-            live, durable = progress.get(peer, (False, START))
-            peers.append(PeerStatus(peer, peer in state.links, live, durable.seq_no))
-        return Status(
-            node=self._config.node_id,
-            role=node.role_name,
-            term=state.term,
-            leader=state.leader_id,
-            last_seq=state.log.position.seq_no,
-            commit_seq=state.commit_seq,
-            delivered_seq=state.delivered_seq,
-            rebuilding=state.rebuilding,
-            uptime_s=round(time.monotonic() - self._started_at, 3),
-            pid=os.getpid(),
-            peers=tuple(peers),
-            counters=self._counters(),
-        )
+    # ---- what clients and links ask ------------------------------------------------------------------
 
     def _counters(self) -> dict[str, int]:
         return {
@@ -472,9 +346,9 @@ class Runtime:
             "frames_in": self.links.frames_in,
             "peer_bytes_in": self.links.bytes_in,
             "peer_bytes_out": self.links.bytes_out,
-            "clients": len(self.clients.connections),
-            "subscribers": len(self.clients.subscribers),
-            "intake_bytes": self.clients.intake_bytes,
+            "clients": len(self.turn.clients.connections),
+            "subscribers": len(self.turn.clients.subscribers),
+            "intake_bytes": self.turn.clients.intake_bytes,
             "silent": self._entrance.silent,
             "unproven": self.links.unproven,
             "complaints": self._complaints.total,

@@ -52,6 +52,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "nodeproc.net.nodestream": ("nodeproc.core", "nodeproc.lines", "nodeproc.errors"),
     "nodeproc.session": ("nodeproc.core", "nodeproc.lines", "nodeproc.net.nodestream", "nodeproc.errors"),
+    "nodeproc.turn": (
+        "nodeproc.core",
+        "nodeproc.disk",
+        "nodeproc.net.clients",
+        "nodeproc.lines",
+        "nodeproc.config",
+        "nodeproc.errors",
+    ),
     "nodeproc": ("nodeproc",),
     "lab": (),
     "lab.bootstrap": (),
@@ -108,6 +116,7 @@ PURE = (
     "nodeproc.lines",
     "nodeproc.net.nodestream",
     "nodeproc.session",
+    "nodeproc.turn",
     "lab.course.links",
 )
 
@@ -329,6 +338,7 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
         ("nodeproc.core.log", "from nodeproc.records import Sealer"),
         ("nodeproc.core.log", "def late():\n    import nodeproc.disk.storage"),
         ("nodeproc.runtime", "from lab.rundir import RunDir"),
+        ("nodeproc.turn", "from nodeproc.net.transport import Links"),
         ("nodeproc.records", "from nodeproc.disk import storage"),
         ("nodeproc.lines", "from nodeproc.frames import PREAMBLE"),
         ("nodeproc.disk.wal", "from nodeproc.net import sockets"),

@@ -21,7 +21,7 @@ from lab.course.links import CLIENTS, NEVER, Handling, LinkCounts, Rule
 from lab.course.links import Link as TreatedLink
 from lab.sim.frames import Frames
 from lab.sim.loop import VirtualLoop
-from nodeproc.core.messages import Envelope, LinkDown, LinkUp, NodeId, PeerMessage
+from nodeproc.core.messages import LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.frames import encode_frame
 from nodeproc.net.silence import LOOKS, TIMEOUTS, Silence
 
@@ -114,8 +114,8 @@ class Way:
             return
         self._forget()
         self.up, self._free_at = True, 0.0
-        near.take(Envelope(self.to, LinkUp(far.identity, far.rebuilding, True, far.promised(self.source))))
-        far.take(Envelope(self.source, LinkUp(near.identity, near.rebuilding, False, near.promised(self.to))))
+        near.turn.take(self.to, LinkUp(far.identity, far.rebuilding, True, far.promised(self.source)))
+        far.turn.take(self.source, LinkUp(near.identity, near.rebuilding, False, near.promised(self.to)))
 
     def dial(self) -> None:
         """Try to connect now, and again until it works or this end is gone."""
@@ -153,7 +153,7 @@ class Way:
         near = self._network.nodes[self.source]
         if near.running:
             if gone or self.shut:
-                near.take(Envelope(self.to, LinkDown()))
+                near.turn.take(self.to, LinkDown())
             self._loop.post(self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S), self.dial)
         return True
 
@@ -190,7 +190,7 @@ class Way:
             network.frames += 1
             if network.record is not None:
                 network.record.arrived(self._loop.now, self.source, self.to, message)
-            network.nodes[self.to].take(Envelope(self.source, message))
+            network.nodes[self.to].turn.take(self.source, message)
 
     # ---- a cut, as TCP has it -----------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""A simulated node process: the product's core, storage and client connections, with virtual time around them.
+"""A simulated node process: the product's turn, core, storage and client connections in virtual time.
 
-It does what nodeproc.runtime does: gathers inputs, takes them through the core in turns, performs the effects in
-their order of duty, and syncs as a group: one fdatasync at a time, which covers what was written before it began.
+It is the host of nodeproc.turn, as nodeproc.runtime is in a real process: it decides when a turn runs and how long the
+disk takes. One fdatasync at a time covers what was written before it began.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from lab.course.damage import Loss, Tear, loss_of
 from lab.course.simfiles import PowerLost, SimFiles
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import HIGH_BYTES, Network, SimTransport, join
-from nodeproc.config import NodeConfig
-from nodeproc.core.effects import Effects, Fetch
+from nodeproc.config import Limits, NodeConfig
 from nodeproc.core.events import CheckpointPutOff, Event, Failed, Listening, Stopping
-from nodeproc.core.messages import NOTHING, START, Envelope, NodeId, Promised, Record, SeqNo, Submit, Term
+from nodeproc.core.messages import NOTHING, NodeId, PeerMessage, Promised, Record, SeqNo
 from nodeproc.core.node import Node
 from nodeproc.core.state import Leader
-from nodeproc.disk.reading import Reading
 from nodeproc.disk.scrub import FIRST_S, Scrub
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import (
@@ -35,9 +33,8 @@ from nodeproc.errors import (
     Unreadable,
     WriteFailed,
 )
-from nodeproc.lines import PeerStatus, Status
-from nodeproc.net.clients import Clients
 from nodeproc.records import Sealer
+from nodeproc.turn import Turn
 
 EPOCH = 1_700_000_000.0
 """The wall clock at virtual time 0, seconds."""
@@ -88,7 +85,7 @@ class SimNode:
         """What the latest power loss took."""
         self.core: Node
         self.storage: Storage
-        self.clients: Clients
+        self.turn: Turn
 
     @property
     def node(self) -> NodeId:
@@ -138,19 +135,13 @@ class SimNode:
             return False
         except ChatError as error:
             self._count_full(error)
-            self._emit([Failed(str(error))])
+            self.emit([Failed(str(error))])
             self._on_end(self.node_id, EXIT_CORRUPTION if isinstance(error, CorruptionError) else 4, False)
             return False
         self.identity = recovered.identity
         self._clock_base, self._clock_at = self._clock(), self._loop.now
         self.running, self.paused = True, False
-        self._inbox: list[Envelope] = []
-        self._fetches: list[Fetch] = []
-        self._reading = Reading(
-            self.storage, self.node_id, lambda peer, said: self.take(Envelope(peer, said)), self.report
-        )
-        self._durable = self._told_durable = 0
-        self._syncing = self._turn_due = False
+        self._syncing = False
         self._begun: tuple[Any, Any] | None = None
         """What the sync under way covers: of the storage's segments, of the files."""
         self._timer_at = float("inf")
@@ -158,8 +149,7 @@ class SimNode:
         self._refused: dict[NodeId, Event] = {}
         core_rng = random.Random(self._rng.getrandbits(64))
         self.core = Node.recover(self.config.core(), recovered, self.clock(), core_rng, Sealer(self._wall))
-        self._route = self.core.route
-        self.clients = Clients(self.node_id, self, limits)
+        self.turn = _Turn(self.core, self.storage, limits, self)
         self._scrub = Scrub(self.storage, limits.scrub_bytes_per_s or 1, limits.scrub_rest_ms / 1000)
         if limits.scrub_bytes_per_s:
             self._loop.post(self._loop.now + FIRST_S, self._scrub_piece, self._life)
@@ -169,10 +159,9 @@ class SimNode:
         return self.running
 
     def _begin(self, events: Sequence[Event]) -> None:
-        self._emit(events)
+        self.emit(events)
         now = self.clock()
-        self._perform(self.core.start(now))
-        self._arm(self.core.next_deadline(), now)
+        self._arm(self.turn.begin(now), now)
 
     def kill(self) -> None:
         """SIGKILL: what was written stays in the system's cache."""
@@ -211,7 +200,7 @@ class SimNode:
         self._guarded(self._stop)
 
     def _stop(self) -> None:
-        self._emit([Stopping("SIGTERM")])
+        self.emit([Stopping("SIGTERM")])
         self._end_sync()
         self.storage.close(self.core.snapshot())
         self._end(EXIT_CLEAN, asked=True)
@@ -227,7 +216,7 @@ class SimNode:
         self._timer_at = float("inf")
         for transport in self._rng.sample(list(self._connections), len(self._connections)):
             transport.pump()  # In any order: a client's new connection may be served before the end of its old one.
-        self._ask_for_turn()
+        self.turn.ask()
 
     def _end(self, code: int, asked: bool) -> None:
         if not self.running:
@@ -251,7 +240,7 @@ class SimNode:
             self.lose_power()
         else:
             self._count_full(error)
-            self._emit([Failed(str(error))])
+            self.emit([Failed(str(error))])
             self._end(EXIT_WRITE_FAILED if isinstance(error, WriteFailed) else EXIT_CORRUPTION, asked=False)
 
     def _count_full(self, error: BaseException) -> None:
@@ -267,9 +256,9 @@ class SimNode:
                 if before >= limits.inflight_max_bytes:
                     allowed = limits.inflight_max_bytes
                     return f"{before} bytes were under way to node {peer} and more was sent, P1 allows {allowed}"
-        allowed = limits.intake_window_bytes + HIGH_BYTES * len(self.clients.connections)
-        if self.clients.intake_bytes > allowed:
-            return f"{self.clients.intake_bytes} bytes are taken in from clients, S7 allows {allowed} here"
+        allowed = limits.intake_window_bytes + HIGH_BYTES * len(self.turn.clients.connections)
+        if self.turn.clients.intake_bytes > allowed:
+            return f"{self.turn.clients.intake_bytes} bytes are taken in from clients, S7 allows {allowed} here"
         return ""
 
     # ---- links -------------------------------------------------------------------------------------
@@ -279,7 +268,7 @@ class SimNode:
         refused = self.core.identity_refusal(peer.node_id, peer.identity, peer.rebuilding)
         if refused is not None and self._refused.get(peer.node_id) != refused:
             self._refused[peer.node_id] = refused
-            self._emit([refused])
+            self.emit([refused])
         return refused is not None
 
     def promised(self, peer: NodeId) -> Promised:
@@ -295,7 +284,7 @@ class SimNode:
             self._loop,
             random.Random(self._rng.getrandbits(64)),
             protocol,
-            self.clients.accept(),
+            self.turn.clients.accept(),
             lambda: self.running and not self.paused and self._life == life,
         )
         self._connections = {each: None for each in self._connections if not each._lost}
@@ -304,85 +293,17 @@ class SimNode:
 
     # ---- turns -------------------------------------------------------------------------------------
 
-    def take(self, envelope: Envelope) -> None:
-        """Queue one input for the next turn; a stopped process takes it when it goes on."""
-        if self.running:
-            self._inbox.append(envelope)
-            if not self._turn_due:
-                self._ask_for_turn()
-
-    def _ask_for_turn(self) -> None:
-        if not self._turn_due:
-            self._turn_due = True
-            self._loop.post(self._loop.now + TURN_S, self._turn, self._life)
-
-    def _turn(self, life: int) -> None:
+    def _run_turn(self, life: int) -> None:
         if life != self._life:
             return
-        self._turn_due = False
-        if not self.paused:
-            try:
-                self._step()
-            except ENDINGS as error:
-                self._ended_by(error)
-
-    def _step(self) -> None:
-        """As Runtime._step."""
-        core, now, fx = self.core, self.clock(), Effects()
-        if self._durable > self._told_durable:
-            self._told_durable = self._durable
-            core.persisted(self._durable, now, fx)
-        if self._inbox:
-            inbox, self._inbox = self._inbox, []
-            for envelope in inbox:
-                core.step(envelope, now, fx)
-        if core.next_deadline() <= now:
-            core.tick(now, fx)
-        fetches = self._fetches
-        if fetches:
-            self._fetches = []
-        self._perform(fx)
-        for fetch in fetches:
-            records = self._reading.records(fetch)
-            if records is not None:
-                self._perform(core.fetched(fetch.peer, fetch.token, records, now))
-        route = core.route
-        if route != self._route:
-            self._route = route
-            self.clients.route_changed(route[0], route[1])
-        deadline = core.next_deadline()
-        if deadline <= now:
-            self._ask_for_turn()
-        self._arm(deadline, now)
-
-    def _perform(self, fx: Effects) -> None:
-        """The duties, in their order."""
-        if fx.halt:
-            self._emit(fx.emit)
-            raise CorruptionError(fx.halt)
-        if fx.persist:
-            self.storage.write(fx.persist)
-            self._sync_soon()
-        if fx.emit:
-            self._emit(fx.emit)
-        for peer, message in fx.send:
-            self._ways[peer].send(message)
-        if fx.deliver:
-            self._on_delivered(self.node_id, fx.deliver)  # First: all may be left of a write that is cut short.
-            self.storage.deliver(fx.deliver)
-            self.clients.delivered(fx.deliver)
-            if self.storage.checkpoint_due():
-                self._checkpoint()
-        if fx.reply:
-            self.clients.refused(fx.reply)
-        if fx.fetch:
-            self._fetches += fx.fetch
-            self._ask_for_turn()
-        for copied in fx.copied:
-            reason, fetches = self._reading.take_copy(copied)
-            self.clients.read_again(copied.after, reason)
-            self._fetches += fetches
-            self._ask_for_turn()
+        if self.paused:
+            self.turn.due = False
+            return
+        now = self.clock()
+        try:
+            self._arm(self.turn.run(now), now)
+        except ENDINGS as error:
+            self._ended_by(error)
 
     def _arm(self, deadline: float, now: float) -> None:
         """A turn no later than the core's deadline."""
@@ -400,19 +321,43 @@ class SimNode:
         if deadline > now:  # It has moved since; a process that is stopped arms its timer anew when it goes on.
             self._arm(deadline, now)
         else:
-            self._turn_due = True
-            self._turn(life)
+            self._run_turn(life)
+
+    # ---- what the turn needs (nodeproc.turn.Host) ----------------------------------------------------
+
+    def turn_soon(self) -> None:
+        if self.running:
+            self._loop.post(self._loop.now + TURN_S, self._run_turn, self._life)
+
+    def emit(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._on_event(self.node_id, event)
+
+    def send(self, messages: Sequence[tuple[NodeId, PeerMessage]]) -> None:
+        for peer, message in messages:
+            self._ways[peer].send(message)
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        self._on_delivered(self.node_id, records)  # First: all may be left of a write that is cut short.
+        self.storage.deliver(records)
+
+    def report(self, event: Event, address: str = "") -> None:
+        if self.running:
+            self.emit([event])
+
+    def vitals(self) -> tuple[float, int, dict[str, int]]:
+        return round(self._loop.now, 3), self.node_id, {}
 
     # ---- the disk ----------------------------------------------------------------------------------
 
-    def _sync_soon(self) -> None:
+    def sync_soon(self, ticket: int) -> None:
         if self._syncing:
             return
         self._syncing = True
         self._begun = self.storage.written(), self.files.sizes()
         took = SYNC_LEAST_S + self._rng.random() * (SYNC_MOST_S - SYNC_LEAST_S) + self.slow_sync
         self.slowed += self.slow_sync > 0
-        self._sync_ticket = self.core.written
+        self._sync_ticket = ticket
         self._loop.post(self._loop.now + took, self._synced, self._life, self._sync_ticket)
 
     def quicken_disk(self) -> None:
@@ -428,10 +373,10 @@ class SimNode:
     def _after_sync(self, ticket: int) -> None:
         self._end_sync()
         self._syncing = False
-        self._durable = ticket
+        self.turn.durable = ticket
         if self.core.written > ticket:
-            self._sync_soon()
-        self._ask_for_turn()
+            self.sync_soon(self.core.written)
+        self.turn.ask()
 
     def _end_sync(self) -> None:
         """The sync under way returns, or fails."""
@@ -442,13 +387,13 @@ class SimNode:
             finally:
                 self.files.began = None
 
-    def _checkpoint(self) -> None:
+    def checkpoint_soon(self) -> None:
         """At once, where the product has a thread for it; that waits for a sync under way and then syncs for itself."""
         self._end_sync()
         try:
-            self._emit([self.storage.checkpoint(self.core.snapshot())])
+            self.emit([self.storage.checkpoint(self.core.snapshot())])
         except (ReadFailed, Unreadable) as error:
-            self._emit([CheckpointPutOff(str(error))])
+            self.emit([CheckpointPutOff(str(error))])
 
     def _scrub_piece(self, life: int) -> None:
         if life != self._life:
@@ -458,68 +403,28 @@ class SimNode:
             try:
                 wait = self._scrub.succeeded(*self._scrub.read())
             except Unreadable as error:
-                self._reading.mend(error)
+                self.turn.reading.mend(error)
                 wait = self._scrub.failed(error)
             except PowerLost:
                 self.lose_power()
                 return
         self._loop.post(self._loop.now + wait, self._scrub_piece, life)
 
-    # ---- what clients ask (nodeproc.net.clients.Backend) -----------------------------------------------
-
-    def submit(self, message: Submit) -> None:
-        self.take(Envelope(self.node_id, message))
-
-    def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
-        return self.core.delivered_session(session)
-
-    def route(self) -> tuple[NodeId, Term]:
-        return self.core.route[:2]
-
-    def delivered_seq(self) -> SeqNo:
-        return self.core.state.delivered_seq
-
-    def last_seq(self) -> SeqNo:
-        return self.core.state.log.position.seq_no
-
-    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
-        try:
-            return self._reading.lines(start, max_bytes)
-        except PowerLost:  # A subscriber's own turn: nothing of the node is above it that could end the process.
-            self.lose_power()
-            return b"", start - 1
-
-    def report(self, event: Event, address: str = "") -> None:
-        if self.running:
-            self._emit([event])
-
-    def status(self) -> Status:
-        """As Runtime.status, without what belongs to a real process."""
-        core, state = self.core, self.core.state
-        progress = core.progress()
-        peers = tuple(
-            PeerStatus(peer, peer in state.links, *(live := progress.get(peer, (False, START)))[:1], live[1].seq_no)
-            for peer in state.peers
-        )
-        return Status(
-            self.node_id,
-            core.role_name,
-            state.term,
-            state.leader_id,
-            state.log.position.seq_no,
-            state.commit_seq,
-            state.delivered_seq,
-            state.rebuilding,
-            round(self._loop.now, 3),
-            self.node_id,
-            peers,
-            {},
-        )
-
     @property
     def rebuilding(self) -> bool:
         return self.core.state.rebuilding
 
-    def _emit(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._on_event(self.node_id, event)
+
+class _Turn(Turn):
+    """The turn of a simulated node."""
+
+    def __init__(self, node: Node, storage: Storage, limits: Limits, host: SimNode) -> None:
+        super().__init__(node, storage, limits, host)
+        self._power = host
+
+    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
+        try:
+            return super().read_lines(start, max_bytes)
+        except PowerLost:  # A subscriber's own turn: nothing of the node is above it that could end the process.
+            self._power.lose_power()
+            return b"", start - 1

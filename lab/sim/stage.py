@@ -334,7 +334,7 @@ class SimCluster:
         self.statuses = {}
         for node, each in self.nodes.items():
             if each.running and not each.paused:
-                status = self.statuses[node] = each.status()
+                status = self.statuses[node] = each.turn.status()
                 views[node] = NodeView(
                     True, False, status.role, status.term, status.leader, status.commit_seq, status.delivered_seq
                 )

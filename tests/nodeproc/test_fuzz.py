@@ -250,7 +250,7 @@ class Besieged:
             while self._strangers() > 0:
                 await asyncio.sleep(0)
         assert not self.member.exit.done()
-        clients = runtime.clients
+        clients = runtime.turn.clients
         listening = [each for each in clients.connections if each.only_listens]
         assert clients.unfinished_bytes == sum(each.unfinished for each in listening)
         assert clients.intake_bytes == 0
@@ -260,7 +260,7 @@ class Besieged:
     def _strangers(self) -> int:
         """Those that are left. Of a subscriber that closed its sending half TCP does not tell when it is gone."""
         runtime = self.member.runtime
-        clients = [each for each in runtime.clients.connections if not each.only_listens]
+        clients = [each for each in runtime.turn.clients.connections if not each.only_listens]
         return len(clients) - 1 + runtime.links.unproven + runtime._entrance.silent
 
     async def _say(self, pieces: list[bytes], ends: bool) -> asyncio.StreamWriter:

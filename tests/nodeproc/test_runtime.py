@@ -19,6 +19,7 @@ import uvloop
 
 from lab.course.simfiles import SimFiles
 from nodeproc import runtime as module
+from nodeproc import turn
 from nodeproc.config import Limits, NodeConfig, PeerAddress
 from nodeproc.core.effects import Effects
 from nodeproc.core.messages import Envelope, Submit
@@ -301,7 +302,7 @@ def test_the_cores_clock_never_falls(tmp_path: Path, monkeypatch: pytest.MonkeyP
             Clock.now = member.node.next_deadline() + 0.015
             for _ in range(3):  # Late by little, then by more; the loop's timer has not come yet.
                 count = len(seen)
-                member.runtime.submit(submit)
+                member.runtime.turn.submit(submit)
                 await until(lambda: len(seen) > count)  # noqa: B023
                 Clock.now += 0.015
             assert seen == sorted(seen)
@@ -426,7 +427,7 @@ def test_checkpoints_are_written_while_messages_flow_and_a_restart_goes_on(tmp_p
 
 
 def test_a_flood_is_taken_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TURN_MESSAGES", 5)
+    monkeypatch.setattr(turn, "TURN_MESSAGES", 5)
 
     async def story() -> None:
         async with running(tmp_path) as member:

@@ -122,7 +122,7 @@ def test_three_nodes_and_their_clients_speak_tls(run: Run, authority: Authority,
                 outcomes = await client.send_many([f"message {n}" for n in range(100)])
                 large = await client.send("x" * 60_000)
             assert {outcome.kind for outcome in (*outcomes, large)} == {"ok"}
-            while {member.runtime.status().delivered_seq for member in members} != {101}:
+            while {member.runtime.turn.status().delivered_seq for member in members} != {101}:
                 await asyncio.sleep(0.01)
             assert (await status("127.0.0.1", members[0].port, tls=tls)).delivered_seq == 101
 

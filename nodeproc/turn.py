@@ -1,0 +1,228 @@
+"""One node's turn: what came in goes through the core, then all that the core asks for is done. No asyncio.
+
+Inputs wait in an inbox until the turn; a turn takes them through the core and performs the resulting effects once for
+all of them, in the order of nodeproc.core.effects. So a busy node writes, sends and syncs once a turn, not once a
+message. Nothing in a turn waits for the disk: the host syncs beside it or afterwards, and what the core promised on
+that condition leaves in the turn that follows.
+
+The host is the process around the turn. nodeproc.runtime is the real one; a simulation brings its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from nodeproc.config import Limits
+from nodeproc.core.effects import Copied, Effects, Fetch
+from nodeproc.core.events import Event
+from nodeproc.core.messages import START, Envelope, Input, NodeId, PeerMessage, Record, SeqNo, Submit, Term
+from nodeproc.core.node import Node
+from nodeproc.disk.reading import Reading
+from nodeproc.disk.storage import Storage
+from nodeproc.errors import CorruptionError
+from nodeproc.lines import PeerStatus, Status
+from nodeproc.net.clients import Clients
+
+TURN_MESSAGES: Final = 8192
+"""Taken from clients in one turn: some 10 ms of the leader's work."""
+
+
+class Host(Protocol):
+    """What a turn needs from the process around it."""
+
+    def turn_soon(self) -> None:
+        """Call Turn.run soon. Not called again before that."""
+
+    def sync_soon(self, ticket: int) -> None:
+        """Make durable all operations up to this ticket, then set Turn.durable and ask for a turn."""
+
+    def emit(self, events: Sequence[Event]) -> None:
+        """Write events of the core to the event log."""
+
+    def send(self, messages: Sequence[tuple[NodeId, PeerMessage]]) -> None:
+        """Send frames, each peer's in order; without a link they are lost."""
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        """Append the records' lines to the message log (Storage.deliver), and show them."""
+
+    def checkpoint_soon(self) -> None:
+        """A checkpoint is due; one that is under way already is enough."""
+
+    def report(self, event: Event, address: str = "") -> None:
+        """An event of the outside; address: the host that caused it, "" if it is not known."""
+
+    def vitals(self) -> tuple[float, int, dict[str, int]]:
+        """Uptime in seconds, process id and counters, for STATUS."""
+
+
+class Turn:
+    """The inbox and the duties of one node, and the node as its clients see it (nodeproc.net.clients.Backend).
+
+    Args:
+        node: recovered, not started.
+        client_token: what the first line of every client must show; "": nothing.
+    """
+
+    def __init__(self, node: Node, storage: Storage, limits: Limits, host: Host, client_token: str = "") -> None:
+        self.node, self.storage, self._host = node, storage, host
+        self.reading = Reading(storage, node.state.node_id, self.take, host.report)
+        self.clients = Clients(node.state.node_id, self, limits, client_token)
+        self.due = False
+        """The host was asked for a turn that it has not run yet."""
+        self.durable = 0
+        """Ticket up to which all operations are durable; the next turn tells the core."""
+        self._told_durable = 0
+        self._inbox: list[Envelope] = []
+        self._fetches: list[Fetch] = []
+        self._route = node.route
+
+    def take(self, sender: NodeId, message: Input) -> None:
+        """Queue one input for the next turn."""
+        self._inbox.append(Envelope(sender, message))
+        if not self.due:
+            self.due = True
+            self._host.turn_soon()
+
+    def ask(self) -> None:
+        """Have a turn soon."""
+        if not self.due:
+            self.due = True
+            self._host.turn_soon()
+
+    def begin(self, now: float) -> float:
+        """Start the node. Returns the core's next deadline."""
+        self._perform(self.node.start(now))
+        return self.node.next_deadline()
+
+    def run(self, now: float) -> float:
+        """Take the inbox through the core, then do everything that it asks for. Returns the core's next deadline.
+
+        Args:
+            now: by the core's clock.
+
+        Raises:
+            WriteFailed, CorruptionError: the node must end; what the core was told and what happened may differ.
+        """
+        node, fx = self.node, Effects()
+        self.due = False
+        if self.durable > self._told_durable:
+            self._told_durable = self.durable
+            node.persisted(self.durable, now, fx)
+        inbox, self._inbox = self._inbox, []
+        for envelope in inbox if len(inbox) < 2 else self._first_of(inbox):
+            node.step(envelope, now, fx)
+        if node.next_deadline() <= now:
+            node.tick(now, fx)
+        fetches = self._fetches  # With those of this turn if none waited before it.
+        if fetches:
+            self._fetches = []
+        self._perform(fx)
+        for fetch in fetches:
+            self._serve(fetch, now)
+        route = node.route
+        if route != self._route:
+            self._route = route
+            self.clients.route_changed(route[0], route[1])
+        deadline = node.next_deadline()
+        if deadline <= now:
+            self.ask()
+        return deadline
+
+    def _first_of(self, inbox: list[Envelope]) -> list[Envelope]:
+        """The inputs that one turn may take: heartbeats and the disk must not wait for a flood of messages."""
+        messages = 0
+        for at, envelope in enumerate(inbox, 1):
+            if type(envelope.message) is Submit:
+                messages += len(envelope.message.payloads)
+                if messages >= TURN_MESSAGES and at < len(inbox):
+                    self._inbox = inbox[at:]
+                    self.ask()
+                    return inbox[:at]
+        return inbox
+
+    def _serve(self, fetch: Fetch, now: float) -> None:
+        """Read what a peer lacks; one read for each peer and turn, so that the others' frames are not held up."""
+        records = self.reading.records(fetch)
+        if records is not None:
+            self._perform(self.node.fetched(fetch.peer, fetch.token, records, now))
+
+    def _perform(self, fx: Effects) -> None:
+        """The duties, in their order."""
+        host = self._host
+        if fx.halt:
+            host.emit(fx.emit)
+            raise CorruptionError(fx.halt)
+        if fx.persist:
+            self.storage.write(fx.persist)
+            host.sync_soon(self.node.written)
+        if fx.emit:
+            host.emit(fx.emit)
+        if fx.send:
+            host.send(fx.send)
+        if fx.deliver:
+            host.deliver(fx.deliver)
+            self.clients.delivered(fx.deliver)
+            if self.storage.checkpoint_due():
+                host.checkpoint_soon()
+        if fx.reply:
+            self.clients.refused(fx.reply)
+        if fx.fetch:
+            self._fetches += fx.fetch
+            self.ask()
+        for copied in fx.copied:
+            self._take_copy(copied)
+
+    def _take_copy(self, copied: Copied) -> None:
+        """What could not be read is repaired, or is had nowhere: those that wait for it go on. Rule: K6."""
+        reason, fetches = self.reading.take_copy(copied)
+        self.clients.read_again(copied.after, reason)
+        self._fetches += fetches
+        self.ask()
+
+    # ---- what clients ask (nodeproc.net.clients.Backend) --------------------------------------------
+
+    def submit(self, message: Submit) -> None:
+        self.take(self.node.state.node_id, message)
+
+    def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
+        return self.node.delivered_session(session)
+
+    def route(self) -> tuple[NodeId, Term]:
+        return self.node.route[:2]
+
+    def delivered_seq(self) -> SeqNo:
+        return self.node.state.delivered_seq
+
+    def last_seq(self) -> SeqNo:
+        return self.node.state.log.position.seq_no
+
+    def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
+        return self.reading.lines(start, max_bytes)
+
+    def report(self, event: Event, address: str = "") -> None:
+        self._host.report(event, address)
+
+    def status(self) -> Status:
+        """What this node knows now."""
+        node, state = self.node, self.node.state
+        progress = node.progress()
+        peers = []
+        for peer in state.peers:
+            live, durable = progress.get(peer, (False, START))
+            peers.append(PeerStatus(peer, peer in state.links, live, durable.seq_no))
+        uptime_s, pid, counters = self._host.vitals()
+        return Status(
+            node=state.node_id,
+            role=node.role_name,
+            term=state.term,
+            leader=state.leader_id,
+            last_seq=state.log.position.seq_no,
+            commit_seq=state.commit_seq,
+            delivered_seq=state.delivered_seq,
+            rebuilding=state.rebuilding,
+            uptime_s=uptime_s,
+            pid=pid,
+            peers=tuple(peers),
+            counters=counters,
+        )

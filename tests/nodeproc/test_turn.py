@@ -1,0 +1,142 @@
+"""One turn with a host that only writes down what it is asked for: no event loop, no clock, files in memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from lab.course.simfiles import SimFiles
+from nodeproc import turn as module
+from nodeproc.config import Limits
+from nodeproc.core.effects import Effects
+from nodeproc.core.events import Event
+from nodeproc.core.messages import NodeId, PeerMessage, Record, Submit
+from nodeproc.core.node import Node
+from nodeproc.core.recovered import CoreConfig
+from nodeproc.disk.storage import Storage
+from nodeproc.errors import CorruptionError
+from nodeproc.records import Sealer
+from nodeproc.turn import Turn
+
+
+class Notes:
+    """A host: `asked` holds what it was asked for, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.tickets: list[int] = []
+
+    def turn_soon(self) -> None:
+        self.asked.append("turn")
+
+    def sync_soon(self, ticket: int) -> None:
+        self.asked.append("sync")
+        self.tickets.append(ticket)
+
+    def emit(self, events: Sequence[Event]) -> None:
+        self.asked.append("emit")
+
+    def send(self, messages: Sequence[tuple[NodeId, PeerMessage]]) -> None:
+        self.asked.append("send")
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        self.asked.append("deliver")
+
+    def checkpoint_soon(self) -> None:
+        self.asked.append("checkpoint")
+
+    def report(self, event: Event, address: str = "") -> None:
+        self.asked.append("report")
+
+    def vitals(self) -> tuple[float, int, dict[str, int]]:
+        return 1.5, 77, {"turns": 3}
+
+
+def made(members: tuple[NodeId, ...] = (1,)) -> tuple[Turn, Notes]:
+    storage, recovered, _ = Storage.open(SimFiles(), 1, durability="fsync", segment_bytes=1 << 20)
+    config = CoreConfig(1, 1, members)
+    node = Node.recover(config, recovered, 0.0, random.Random(1), Sealer(lambda: 0.0))
+    host = Notes()
+    return Turn(node, storage, Limits(), host), host
+
+
+def leading() -> tuple[Turn, Notes]:
+    """The only node of its cluster, which has synced all it wrote and leads."""
+    turn, host = made()
+    now = turn.begin(0.0)
+    while turn.node.role_name != "leader" or turn.due:
+        if host.tickets:
+            turn.durable = host.tickets.pop()
+        now = max(now, turn.run(now))
+    host.asked.clear()
+    return turn, host
+
+
+def test_a_message_is_written_then_delivered_in_the_turn_that_hears_of_the_sync() -> None:
+    turn, host = leading()
+    turn.submit(Submit("s", 101, 0, 1, ("a",)))
+    assert host.asked == ["turn"]
+    turn.run(1.0)
+    assert host.asked[:2] == ["turn", "sync"] and "deliver" not in host.asked
+    host.asked.clear()
+    turn.durable = host.tickets[-1]
+    turn.run(1.0)
+    assert "deliver" in host.asked and turn.status().delivered_seq == 1
+
+
+def test_duties_are_done_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, host = leading()
+    monkeypatch.setattr(turn.storage, "write", lambda ops: host.asked.append("write"))
+    monkeypatch.setattr(turn.storage, "checkpoint_due", lambda: True)
+    monkeypatch.setattr(turn.clients, "delivered", lambda records: host.asked.append("acknowledge"))
+    monkeypatch.setattr(turn.clients, "refused", lambda refusals: host.asked.append("reply"))
+    anything: list[Any] = [object()]
+    monkeypatch.setattr(
+        turn.node, "tick", lambda now, fx: fx.merge(Effects(anything, anything, anything, anything, anything))
+    )
+    turn.run(1e6)
+    order = ["write", "sync", "emit", "send", "deliver", "acknowledge", "checkpoint", "reply"]
+    assert [each for each in host.asked if each != "turn"] == order
+
+
+def test_a_halt_leaves_all_other_duties_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, host = leading()
+    anything: list[Any] = [object()]
+    monkeypatch.setattr(turn.node, "tick", lambda now, fx: fx.merge(Effects(anything, anything, halt="diverged")))
+    with pytest.raises(CorruptionError, match="diverged"):
+        turn.run(1e6)
+    assert host.asked == ["emit"]
+
+
+def test_a_turn_takes_a_flood_in_pieces_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TURN_MESSAGES", 5)
+    turn, host = leading()
+    seen: list[int] = []
+    monkeypatch.setattr(turn.node, "step", lambda envelope, now, fx: seen.append(envelope.message.first))
+    for first in range(1, 14):
+        turn.submit(Submit("s", 101, 0, first, ("x",)))
+    sizes = []
+    while turn.due:
+        before = len(seen)
+        turn.run(1.0)
+        sizes.append(len(seen) - before)
+    assert seen == list(range(1, 14)) and sizes == [5, 5, 3]
+    assert host.asked.count("turn") == 3
+
+
+def test_a_turn_is_asked_for_once_until_it_is_run() -> None:
+    turn, host = leading()
+    for first in (1, 2, 3):
+        turn.submit(Submit("s", 101, 0, first, ("x",)))
+    turn.ask()
+    assert host.asked == ["turn"]
+
+
+def test_status_joins_what_the_core_and_the_host_know() -> None:
+    turn, _ = made((1, 2))
+    status = turn.status()
+    assert (status.node, status.role, status.uptime_s, status.pid) == (1, "follower", 1.5, 77)
+    assert [peer.node for peer in status.peers] == [2] and status.counters == {"turns": 3}
