@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Meta
 
+from nodeproc.core import events, messages
 from nodeproc.core.messages import NodeId
 
 # ---- durations ----------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ class Duration(float):
 
 _ABOVE_ZERO: Final = {"above zero": True}
 Period: TypeAlias = Annotated[Duration, Meta(extra=_ABOVE_ZERO)]
-"""A duration above 0. Read as any duration; lab.plan.reading refuses 0s."""
+"""A duration above 0. Read as any duration; lab.steps.entry refuses 0s."""
 
 
 def is_period(kind: Any) -> bool:
@@ -105,3 +106,17 @@ LinkEnd: TypeAlias = Target | Literal["clients"]
 def target_parts(target: Target) -> tuple[TargetWord | NodeId, ...]:
     """The words and ids of a target, one by one."""
     return target if isinstance(target, tuple) else (target,)
+
+
+# ---- what nodes report and send -------------------------------------------------------------------
+
+EVENTS: dict[str, type[events.Event]] = {
+    str(each.__struct_config__.tag): each
+    for each in vars(events).values()
+    if isinstance(each, type) and issubclass(each, events.Event) and each is not events.Event
+}
+"""Event name -> event."""
+EVENT_LEVELS: tuple[str, ...] = get_args(events.Level)
+"""From the least to the most important."""
+FRAME_TYPES: tuple[str, ...] = tuple(str(each.__struct_config__.tag) for each in get_args(messages.PeerMessage))
+"""What a frame between nodes can be."""

@@ -67,7 +67,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.payloads": (),
     "lab.rows": ("lab.payloads",),
     "lab.rundir": ("lab.rows",),
-    "lab.steps": ("lab.steps", "lab.words", "lab.rows", "nodeproc"),
+    "lab.steps": ("lab.steps", "lab.words", "lab.payloads", "lab.rows", "nodeproc"),
     "lab.plan": ("lab.plan", "lab.steps", "lab.words", "lab.payloads", "nodeproc"),
     "lab.course": ("lab.course", *BELOW_THE_COURSE),
     "lab.live": ("lab.live", "lab.course", *BELOW_THE_COURSE),

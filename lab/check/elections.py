@@ -11,8 +11,8 @@ from typing import ClassVar, NamedTuple, TypeAlias
 from lab.check.history import EventLine
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, Findings
-from lab.plan.reading import EVENTS
 from lab.rows import FaultRow, Meta
+from lab.words import EVENTS
 from nodeproc.core.messages import NodeId, SeqNo
 
 LEADS = {"became_leader"}

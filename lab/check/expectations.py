@@ -28,10 +28,9 @@ from lab.plan.expectation import (
     Throughput,
     Unavailable,
 )
-from lab.plan.writing import show_expectation
 from lab.rows import Meta, Phase
 from lab.rundir import RunDir
-from lab.steps.expect import LastSeq, meets
+from lab.steps.expect import LastSeq
 from lab.words import Target, target_parts
 
 NS_PER_S = 1_000_000_000
@@ -71,7 +70,7 @@ def judge_expectation(run: RunDir, nodes: list[int], expectation: RunExpectation
     """Judge one expectation of the scenario's final section."""
     found = _judge(run, nodes, expectation, facts)
     soft = isinstance(expectation, Throughput | Unavailable | LatencyIs) and expectation.soft
-    return ExpectationResult(show_expectation(expectation), found.met, found.text, soft)
+    return ExpectationResult(expectation.show(), found.met, found.text, soft)
 
 
 def _judge(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Facts) -> _Found:
@@ -185,7 +184,7 @@ def _last_seq(expectation: LastSeq, nodes: list[int], facts: Facts) -> _Found:
     if targets is None:
         return _NO_TARGET
     found = ", ".join(f"node {node}: {facts.last_seqs.get(node, 'no log')}" for node in targets)
-    if not all(meets(expectation, facts.last_seqs[node]) for node in targets if node in facts.last_seqs):
+    if not all(expectation.meets(facts.last_seqs[node]) for node in targets if node in facts.last_seqs):
         return _Found(False, found)
     return _Found(True if all(node in facts.last_seqs for node in targets) else None, found)
 

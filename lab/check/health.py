@@ -12,9 +12,9 @@ from typing import ClassVar
 from lab.check.history import EventLine, line_at, read_pieces
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, Findings, quote
-from lab.plan.reading import EVENTS
 from lab.rows import FaultRow, Meta, NodeExit
 from lab.rundir import RunDir
+from lab.words import EVENTS
 from nodeproc.core.messages import NodeId
 
 _SIGNS = re.compile(

@@ -7,18 +7,13 @@ nothing went wrong: it leaves UNKNOWN what depends on it, and the text names the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from msgspec import structs
 
 from lab.check.history import RunFileError
 from lab.plan.scenario import Scenario
-from lab.plan.writing import show_expectation, show_step
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Phase, Unknown
-from lab.steps import FAULT_STEPS, Expect, Nemesis, Send, Start, Step, Wait, When
-from lab.steps.expect import Expectation
-from lab.words import target_parts
+from lab.steps import END_ROWS, HEAL_ROWS, Fault, Step
 
 # ---- the history -----------------------------------------------------------------------------------
 
@@ -134,50 +129,8 @@ class HistoryStory:
 
 # ---- the faults --------------------------------------------------------------------------------------
 
-_HEALS = ("heal", "resume", "start")
-_MAKES: dict[str, tuple[str, ...]] = {
-    "restart": ("stop", "kill", "start"),
-    "full_restart": ("stop", "kill", "start"),
-    "cut": ("link",),
-    "partition": ("link",),
-    "start": ("start", "refusal"),
-    "heal": _HEALS,
-    "disk": ("disk", "kill"),
-    "rebuild": ("rebuild", "start"),
-}
-"""Step -> the rows that it makes; a step that is missing makes rows of its own name."""
-_ENDS = ("kill", "stop", "power_loss", "rebuild")
 _TOLERANCE_NS = 1_000_000_000
 """Between the end of a process and the row that tells why it came: the machine may be busy in between."""
-
-
-def _words(step: Step) -> str:
-    return show_step(structs.replace(step, name=""))
-
-
-def _proofs(step: Step) -> list[set[str]]:
-    """A row of each of these sets has to be there when the step was done."""
-    match step.word:
-        case "restart" | "full_restart":
-            return [{step.how}, {"start"}]  # type: ignore[attr-defined]
-        case "disk":
-            return [{"disk"}]
-        case "rebuild":
-            return [{"rebuild"}]
-        case "heal":
-            return []
-        case word:
-            return [set(_MAKES.get(word, (word,)))]
-
-
-def _named_nodes(step: Step, nodes: list[int]) -> list[int]:
-    """The nodes that a step names, so that each must have its row; roles are things of a moment."""
-    target = getattr(step, "target", None) or getattr(step, "on", None)
-    if target is None or step.word in ("heal", "garbage"):
-        return []
-    return [
-        node for part in target_parts(target) for node in (nodes if part == "all" else [part]) if isinstance(node, int)
-    ]
 
 
 def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun: int) -> str:
@@ -203,7 +156,7 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
         latest = row.t
         rows.setdefault(row.step, []).append((number, row))
     for number, row in rows.pop(-1, []):
-        if row.fault not in (*_HEALS, "exit"):
+        if row.fault not in (*HEAL_ROWS, "exit"):
             return f"faults.jsonl:{number}: a {row.fault} that no step asked for"
     for index, step in enumerate(steps):
         found = _gap_of_step(scenario, meta, step, index, rows.get(index, []))
@@ -214,43 +167,36 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
 
 def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: list[tuple[int, FaultRow]]) -> str:
     notes = [each for each in meta.expectations if each.step == index]
-    inside: tuple[Step, ...] = (step,) if isinstance(step, FAULT_STEPS) else ()
-    if isinstance(step, When):
-        inside = tuple(each for each in step.steps if isinstance(each, FAULT_STEPS))
-    if isinstance(step, Nemesis):
-        inside = step.faults
-    by_words = {_words(each): each for each in inside}
+    by_words = {each.words: each for each in step.faults_done}
     for number, row in rows:
         asked = by_words.get(row.asked)
         if asked is None:
-            return (
-                f"faults.jsonl:{number}: asked by `{row.asked}`, which is not in step {index + 1}, `{show_step(step)}`"
-            )
-        allowed = {*_MAKES.get(asked.word, (asked.word,)), "exit", *(_HEALS if row.round else ())}
-        if row.fault not in allowed or bool(row.round) != isinstance(step, Nemesis):
+            return f"faults.jsonl:{number}: asked by `{row.asked}`, which is not in step {index + 1}, `{step.show()}`"
+        allowed = {*asked.row_kinds(), "exit", *(HEAL_ROWS if row.round else ())}
+        if row.fault not in allowed or bool(row.round) != step.in_rounds:
             return f"faults.jsonl:{number}: a {row.fault} that `{row.asked}` does not do"
-    if any(not note.met for note in notes) and not isinstance(step, Nemesis):
+    if any(not note.met for note in notes) and not step.in_rounds:
         return ""  # It was missed: nobody can say how far it came.
     where = f"faults.jsonl: no row of step {index + 1}"
-    if isinstance(step, Nemesis):
+    if step.in_rounds:
         return _gap_of_rounds(by_words, [row for _, row in rows], notes[0].found if notes else "", where)
-    for each in inside:
-        done = [row for _, row in rows if row.asked == _words(each)]
-        for wanted in _proofs(each):
+    for each in step.faults_done:
+        done = [row for _, row in rows if row.asked == each.words]
+        for wanted in each.proofs():
             nodes = {row.target for row in done if row.fault in wanted}
-            if not nodes or any(node not in nodes for node in _named_nodes(each, list(scenario.cluster.ids))):
-                return f"{where}, `{_words(each)}`, says that it was done ({' or '.join(sorted(wanted))})"
+            if not nodes or not nodes.issuperset(each.nodes_with_rows(scenario.cluster.ids)):
+                return f"{where}, `{each.words}`, says that it was done ({' or '.join(sorted(wanted))})"
     return ""
 
 
-def _gap_of_rounds(by_words: dict[str, Step], rows: list[FaultRow], found: str, where: str) -> str:
+def _gap_of_rounds(by_words: dict[str, Fault], rows: list[FaultRow], found: str, where: str) -> str:
     """Each fault of a nemesis that was done has its rows, and none more."""
     rounds: dict[int, list[FaultRow]] = {}
     for row in rows:
         rounds.setdefault(row.round, []).append(row)
     for number, done in sorted(rounds.items()):
         asked = by_words[done[0].asked]
-        if not all(any(row.fault in wanted for row in done) for wanted in _proofs(asked)):
+        if not all(any(row.fault in wanted for row in done) for wanted in asked.proofs()):
             return f"{where} says what fault {number} of the nemesis, `{done[0].asked}`, did"
     told = found.split(" ")[0]
     if told.isdecimal() and int(told) != len(rounds):
@@ -261,7 +207,7 @@ def _gap_of_rounds(by_words: dict[str, Step], rows: list[FaultRow], found: str, 
 def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
     """Each process that the lab or a fault ended has a row that says so, but for the last, which ended with the run."""
     for node, use in sorted(meta.nodes.items()):
-        asked = [row for row in faults if row.target == node and row.fault in _ENDS and row.moved]
+        asked = [row for row in faults if row.target == node and row.fault in END_ROWS and row.moved]
         caused = Counter(row.fault for row in faults if row.target == node)["exit"]
         if caused != sum(bool(end.because) for end in use.exits):
             return f"meta.json: ends of node {node} by a fault of its disk and the rows `exit` differ in number"
@@ -281,7 +227,7 @@ def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
 def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:
     """Which step was not begun, or has no finding in meta.json that it should have; "": none."""
     steps = list(scenario.unrolled())
-    texts = [show_step(step) for step in steps]
+    texts = [step.show() for step in steps]
     if begun != texts[: len(begun)]:
         at = next(at for at, text in enumerate(begun) if at >= len(texts) or text != texts[at])
         return f"history.jsonl tells of step {at + 1}, `{begun[at]}`, which is not in scenario.yml"
@@ -291,30 +237,13 @@ def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:
     if stray := [index for index in notes if not 0 <= index < len(begun)]:
         return f"meta.json has a finding of step {stray[0] + 1}, which was not begun"
     for index, step in enumerate(steps[: len(begun)]):
-        found, wanted = notes.get(index, []), list(_findings(step))
+        found, wanted = notes.get(index, []), list(step.findings())
         missed = index == len(begun) - 1 and any(not met for _, met in found)
         if [text for text, _ in found] != wanted and not (missed and found[-1][0] == texts[index]):
             return f"meta.json has no finding of step {index + 1}, `{texts[index]}`, or one too many"
     if len(begun) < len(steps) and all(met for _, met in notes.get(len(begun) - 1, [])):
         return f"{len(begun)} of {len(steps)} steps were begun, and none of them was missed"
     return ""
-
-
-def _findings(step: Step) -> Iterator[str]:
-    """Texts of what meta.json must tell of a step that was done."""
-    match step:
-        case Expect():
-            each: Expectation
-            for each in step.that:
-                yield show_expectation(each)
-        case Send() if not step.wait:
-            return
-        case Send() | Wait() | When() | Nemesis():
-            yield show_step(step)
-        case Start() if step.refuses:
-            yield show_step(step)
-        case _:
-            return
 
 
 def meta_gap(scenario: Scenario, meta: Meta) -> str:

@@ -1,7 +1,7 @@
 """What a scenario expects, as data.
 
 Two closed sets. A Moment expectation speaks of the cluster as its nodes' STATUS shows it at one moment: it stands in
-an `expect` step and the live runner judges it there (lab.steps.targets.judge). A Run expectation speaks of
+an `expect` step and the live runner judges it there (lab.steps.expect.judge). A Run expectation speaks of
 what the whole run left behind (logs, events, history): it stands in the final `expectations` section and
 lab.check judges it from the run directory alone. `last_seq` may stand in both.
 
@@ -15,13 +15,9 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
+from lab.steps.entry import Entry
 from lab.steps.expect import Expectation, LastSeq
 from lab.words import Count, CountOrNone, Duration, Period, Target
-
-# ---- of a moment --------------------------------------------------------------------------------
-
-
-# ---- of the run ---------------------------------------------------------------------------------
 
 
 class Order(Expectation, frozen=True, rename={"first": "from"}):
@@ -36,6 +32,12 @@ class Order(Expectation, frozen=True, rename={"first": "from"}):
     payloads: tuple[str, ...]
     consecutive: bool = False
     first: Count | None = None
+
+    def check(self, entry: Entry) -> None:
+        if not self.payloads:
+            entry.fail("no payloads, at least one is needed")
+        for index, text in enumerate(self.payloads):
+            entry.of("payloads").at(index).check_payload(text)
 
 
 class NumberingContinues(Expectation, frozen=True, rename={"terms": "over_terms"}):
@@ -60,6 +62,9 @@ class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
     at_least: CountOrNone = 1
     at_most: CountOrNone | None = None
 
+    def check(self, entry: Entry) -> None:
+        entry.check_event(self.event, self.where)
+
 
 class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
     """The median time between two such events in a row on one node is near a value.
@@ -74,6 +79,9 @@ class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
     tolerance: Duration
     on: Target = "all"
     at_least: Count = 3
+
+    def check(self, entry: Entry) -> None:
+        entry.check_event(self.event, {})
 
 
 class Acknowledged(Expectation, frozen=True):
@@ -128,6 +136,10 @@ class LatencyIs(Expectation, frozen=True):
     between: tuple[str, str] | None = None
     soft: bool = False
 
+    def check(self, entry: Entry) -> None:
+        if all(getattr(self, name) is None for name in LATENCY_SHARES):
+            entry.fail(f"no time is given; allowed: {', '.join(LATENCY_SHARES)}")
+
 
 LATENCY_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 """Field of LatencyIs -> share of the messages."""
@@ -163,7 +175,7 @@ RunExpectation: TypeAlias = (
     | TermGrowth
 )
 
-RUN_EXPECTATIONS: dict[str, type[Expectation]] = {
+RUN_EXPECTATIONS: dict[str, type[RunExpectation]] = {
     each.word: each
     for each in (
         LastSeq,

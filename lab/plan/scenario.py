@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,10 +17,11 @@ import yaml
 from msgspec import Meta, Struct, structs
 
 from lab.plan.command import split_command
-from lab.plan.expectation import LatencyIs, Memory, RunExpectation, Throughput, Unavailable
-from lab.plan.reading import Reader, check_periods, check_title
-from lab.plan.writing import brief, brief_expectations, brief_steps, plain, plain_expectations, plain_steps
-from lab.steps import MAX_STEPS, Step
+from lab.plan.expectation import RUN_EXPECTATIONS, LatencyIs, Memory, RunExpectation, Throughput, Unavailable
+from lab.steps import MAX_STEPS, Step, steps_by_word
+from lab.steps.entry import Entry, Setting, check_periods, check_title
+from lab.steps.expect import read_expectations
+from lab.steps.writing import brief, plain
 from lab.words import LARGEST_PAYLOAD_BYTES, ClientId, Count, Duration, Period, Target, decode_word
 from nodeproc.config import Limits, check_limits
 from nodeproc.core.messages import NodeId
@@ -239,16 +240,16 @@ def load(path: Path | str, *, text: str | None = None) -> Scenario:
     _check_outline(document, outline)
     _check_cluster(document, outline.cluster)
     cluster = _with_command(document, outline.cluster, Path(path).parent)
-    reader = Reader(document, cluster.ids, cluster.log_level, foreign=cluster.is_foreign)
+    root = Entry(document, Setting(steps_by_word(), cluster.ids, cluster.log_level, cluster.is_foreign))
     if outline.load is not None:
-        _check_load(document, reader, outline.load)
+        _check_load(document, root.at("load", "via"), outline.load)
     scenario = Scenario(
         name=outline.name,
         description=outline.description.strip(),
-        steps=reader.steps(("steps",)),
+        steps=root.at("steps").steps(),
         cluster=cluster,
         load=outline.load,
-        expectations=reader.run_expectations(("expectations",)) if outline.expectations else (),
+        expectations=read_expectations(root.at("expectations"), RUN_EXPECTATIONS) if outline.expectations else (),
         subscribers=outline.subscribers,
         bounds=outline.bounds,
         seed=outline.seed,
@@ -274,8 +275,8 @@ def encode(scenario: Scenario) -> str:
         "load": None if scenario.load is None else plain(scenario.load),
         "subscribers": scenario.subscribers,
         "bounds": plain(scenario.bounds),
-        "steps": plain_steps(scenario.steps),
-        "expectations": plain_expectations(scenario.expectations),
+        "steps": [step.as_yaml(in_brief=False) for step in scenario.steps],
+        "expectations": [each.as_yaml(in_brief=False) for each in scenario.expectations],
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
@@ -292,13 +293,14 @@ def encode_brief(scenario: Scenario) -> str:
     }
     lines = [f"name: {scenario.name}", f"description: {_flow(scenario.description)}"]
     lines += [f"{key}: {_flow(value)}" for key, value in values.items() if value not in (None, [], {})]
-    for key, many in (
-        ("steps", brief_steps(scenario.steps)),
-        ("expectations", brief_expectations(scenario.expectations)),
-    ):
+    listed: dict[str, Sequence[Step | RunExpectation]] = {
+        "steps": scenario.steps,
+        "expectations": scenario.expectations,
+    }
+    for key, many in listed.items():
         lines += [f"{key}:"] if many else []
         for each in many:
-            parts = [f"{word}: {_flow(inside)}" for word, inside in each.items()]
+            parts = [f"{word}: {_flow(inside)}" for word, inside in each.as_yaml(in_brief=True).items()]
             lines.append("  - " + "\n    ".join(parts))
     return "\n".join(lines) + "\n"
 
@@ -385,9 +387,9 @@ def _with_command(document: Document, cluster: Cluster, home: Path) -> Cluster:
     return structs.replace(cluster, command=command, directory=str((home / cluster.directory).resolve()))
 
 
-def _check_load(document: Document, reader: Reader, load: Load) -> None:
+def _check_load(document: Document, via: Entry, load: Load) -> None:
     if "via" in document.value(("load",)):
-        reader.check_target(("load", "via"))
+        via.check_target()
     if (load.rate is None) == (load.in_flight is None):
         raise document.error(("load",), "give exactly one of rate (open loop) and in_flight (closed loop)")
     if load.count is not None and load.duration is not None:

@@ -15,12 +15,11 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import NODEFAULT, Struct, inspect, structs
 
-from lab.plan.expectation import RUN_EXPECTATIONS
-from lab.plan.reading import EVENTS, FRAME_TYPES
+from lab.plan.expectation import RUN_EXPECTATIONS, RunExpectation
 from lab.plan.scenario import Cluster, Scenario
-from lab.steps import UNTILS, Expect, Nemesis, Repeat, Send, Sender, Step, Until, Wait, When, steps_by_word
-from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation
-from lab.words import DURATION_ALLOWED, Duration, Title, encode_word
+from lab.steps import UNTILS, Step, Until, UntilAny, steps_by_word
+from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation, MomentExpectation
+from lab.words import DURATION_ALLOWED, EVENTS, FRAME_TYPES, Duration, Title, encode_word
 from nodeproc.config import Limits
 
 Schema: TypeAlias = dict[str, Any]
@@ -30,19 +29,14 @@ DURATION: Final[Schema] = {
     "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m)$",
     "description": DURATION_ALLOWED,
 }
-_STEPS: Final[Schema] = {"type": "array", "minItems": 1, "items": {"$ref": "#/definitions/step"}}
-_UNTIL: Final[Schema] = {"$ref": "#/definitions/until"}
 _MOMENT: Final[Schema] = {"$ref": "#/definitions/moment"}
-_SPECIAL: Final[dict[tuple[type[Struct], str], Schema]] = {
-    (Scenario, "steps"): _STEPS,
-    (Scenario, "expectations"): {"type": "array", "items": {"$ref": "#/definitions/expectation"}},
-    (Cluster, "limits"): {"$ref": "#/definitions/limits"},
-    (Repeat, "steps"): _STEPS,
-    (When, "steps"): _STEPS,
-    (When, "until"): _UNTIL,
-    (Nemesis, "faults"): _STEPS,
+_SPECIAL: Final[dict[Any, Schema]] = {
+    tuple[Step, ...]: {"type": "array", "minItems": 1, "items": {"$ref": "#/definitions/step"}},
+    UntilAny: {"$ref": "#/definitions/until"},
+    tuple[MomentExpectation, ...]: {"anyOf": [_MOMENT, {"type": "array", "minItems": 1, "items": _MOMENT}]},
+    tuple[RunExpectation, ...]: {"type": "array", "items": {"$ref": "#/definitions/expectation"}},
 }
-"""(type, field) -> its schema, where the annotation holds a union that msgspec can't describe."""
+"""Annotation -> its schema, where msgspec can't describe it."""
 
 
 def schema() -> Schema:
@@ -75,16 +69,14 @@ def _one_of_words(words: Mapping[str, Schema], beside: Mapping[str, Schema] | No
 
 def _step(kind: type[Step]) -> Schema:
     described = {"description": _summary(kind)}
-    if kind is Wait:
-        return described | _UNTIL
-    if kind is Expect:
-        return described | {"anyOf": [_MOMENT, {"type": "array", "minItems": 1, "items": _MOMENT}]}
-    if kind is Send:
-        several = _struct(Send, without=("name",))
-        one = _struct(Sender)
-        shared = {key: value for key, value in several["properties"].items() if key != "clients"}
+    if kind.only:
+        field = next(field for field in structs.fields(kind) if field.name == kind.only)
+        return described | _field(kind, field)
+    if kind.single is not None:
+        several, one = _struct(kind, without=("name",)), _struct(kind.single)
+        shared = {key: value for key, value in several["properties"].items() if key != kind.short}
         single = one | {"properties": one["properties"] | shared}
-        return described | {"anyOf": [several["properties"]["clients"], several, single]}
+        return described | {"anyOf": [several["properties"][kind.short], several, single]}
     return _shortened(kind)
 
 
@@ -126,8 +118,11 @@ def _struct(kind: type[Struct], without: Iterable[str] = ()) -> Schema:
 
 
 def _field(kind: type[Struct], field: structs.FieldInfo) -> Schema:
-    if (kind, field.name) in _SPECIAL:
-        return _SPECIAL[kind, field.name]
+    if kind is Cluster and field.name == "limits":
+        return {"$ref": "#/definitions/limits"}
+    for special, made in _SPECIAL.items():  # Not every annotation can be hashed.
+        if field.type == special:
+            return made
     if field.name == "event":
         return {"enum": sorted(EVENTS)}
     if field.name == "frames":

@@ -54,7 +54,9 @@ from lab.steps.wait import (
 from lab.steps.when import When
 
 __all__ = [
+    "END_ROWS",
     "FAULT_STEPS",
+    "HEAL_ROWS",
     "MAX_STEPS",
     "STEPS",
     "UNTILS",
@@ -165,6 +167,10 @@ FAULT_STEPS = (
     Garbage,
 )
 """Steps that do something to nodes, links or the host; each leaves rows in faults.jsonl."""
+HEAL_ROWS = Heal.rows
+"""Kinds of the rows that a heal leaves, also one that no step asks for."""
+END_ROWS = tuple(each.word for each in STEPS if issubclass(each, Fault) and each.ends_process)
+"""Kinds of the rows that say that a process was ended."""
 MachineStep: TypeAlias = PowerLoss | Disk | Clock | Rebuild
 
 

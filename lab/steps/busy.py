@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Self
 
 from msgspec import Meta
 
+from lab.steps.reducing import shorter
 from lab.steps.step import Fault, Needs
 from lab.words import Duration
 
@@ -24,3 +26,7 @@ class Busy(Fault, frozen=True, rename={"time": "for"}):
     @property
     def needs(self) -> Needs:
         return Needs(real_time="there is no processor that could be busy in a simulation")
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        yield from shorter(self, "time")

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from typing import Self
 
+from lab.steps.entry import Entry
+from lab.steps.outlook import ANY, Outlook
+from lab.steps.reducing import shorter
 from lab.steps.step import Fault
 from lab.words import Duration, Period, Target
+from nodeproc.yamlfile import Place
 
 SHORTEST_STINT_S = 0.001
 
@@ -36,3 +42,14 @@ class Chaos(Fault, frozen=True, rename={"time": "for"}):
     time: Period
     on: Target = "running"
     longest: Period = Duration(2)
+
+    def check(self, entry: Entry) -> None:
+        if self.longest < SHORTEST_STINT_S:
+            entry.at("longest").wrong("1ms or more")
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.set(self.on, ANY)
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        yield from shorter(self, "time")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from lab.steps.entry import Entry
 from lab.steps.step import Fault, Needs
 from lab.words import Duration, Target
 
@@ -23,6 +24,10 @@ class Clock(Fault, frozen=True):
     on: Target
     drift: Annotated[float, Meta(ge=-MOST_DRIFT, le=MOST_DRIFT)] = 0.0
     jump: Duration = Duration(0)
+
+    def check(self, entry: Entry) -> None:
+        if not self.drift and not self.jump:
+            entry.fail("does nothing; give drift or jump (heal ends a drift)")
 
     @property
     def needs(self) -> Needs:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Self
+
+from msgspec import structs
+
+from lab.steps.entry import Entry
 from lab.steps.link_fault import LinkFault
 
 
@@ -14,5 +20,15 @@ class Cut(LinkFault, frozen=True):
     """
 
     word = "cut"
+    rows = ("link",)
     frames: tuple[str, ...] = ()
     both: bool = False
+
+    def check(self, entry: Entry) -> None:
+        super().check(entry)
+        self.check_frames(entry, self.frames)
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        if self.both:
+            yield structs.replace(self, both=False)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Self
 
+from lab.steps.entry import Entry
+from lab.steps.outlook import DOWN, Outlook
+from lab.steps.reducing import shorter
 from lab.steps.step import Fault, Needs
 from lab.words import Duration, Target
+from nodeproc.yamlfile import Place
 
 
 class Disk(Fault, frozen=True):
@@ -25,6 +30,7 @@ class Disk(Fault, frozen=True):
     """
 
     word = "disk"
+    rows = ("disk", "kill")
     on: Target
     slow: Duration = Duration(0)
     full: bool = False
@@ -33,6 +39,12 @@ class Disk(Fault, frozen=True):
     lose: Literal["", "checkpoint", "messages", "wal", "all"] = ""
     copy: bool = False
     restore: bool = False
+
+    def check(self, entry: Entry) -> None:
+        ways = (self.slow, self.full, self.failing, self.rot, self.lose, self.copy, self.restore)
+        if sum(map(bool, ways)) != 1:
+            allowed = "slow, full, failing, rot, lose, copy and restore (heal undoes the first three)"
+            entry.fail(f"give exactly one of {allowed}")
 
     @property
     def leaves(self) -> str:
@@ -58,3 +70,19 @@ class Disk(Fault, frozen=True):
     @property
     def unhealable(self) -> str:
         return "rot, loss and copies are healed by nothing that a nemesis does" if self.changes_files else ""
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.downed = True
+        if self.rot or self.lose:
+            outlook.set(self.on, DOWN)
+        if self.rot in ("wal", "checkpoint"):
+            outlook.damaged = place
+        elif not self.slow:
+            outlook.anything = True  # When the node ends, and whether it starts again, is not known.
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        yield from shorter(self, "slow")
+
+    def proofs(self) -> tuple[tuple[str, ...], ...]:
+        return (("disk",),)

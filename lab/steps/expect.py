@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import random
-from typing import ClassVar, Literal, NamedTuple, TypeAlias, assert_never
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from msgspec import Struct
 
+from lab.steps.entry import Entry
+from lab.steps.outlook import Outlook
 from lab.steps.step import Step
 from lab.steps.targets import ClusterView, NoSuchTarget, _show_roles, choose
+from lab.steps.writing import brief, flow, plain
 from lab.words import CountOrNone, Target
 from nodeproc.core.messages import NodeId, SeqNo
+
+_E = TypeVar("_E", bound="Expectation")
 
 
 class Finding(NamedTuple):
@@ -21,57 +28,91 @@ class Finding(NamedTuple):
     """For people, whether met or not."""
 
 
-def judge(expectation: MomentExpectation, view: ClusterView, rng: random.Random) -> Finding:
-    """Whether an expectation holds at this moment. A target that means nobody is a miss, not an error."""
-    try:
-        match expectation:
-            case LeaderIs():
-                return _judge_leader(expectation, view, rng)
-            case RoleIs():
-                nodes = choose(expectation.node, view, rng)
-                met = all(view.nodes[node].up and view.nodes[node].role == expectation.role for node in nodes)
-                return Finding(met, _show_roles(view))
-            case CaughtUp():
-                nodes = choose(expectation.on, view, rng)
-                return Finding(view.caught_up(nodes), f"committed {view.committed}, {_show_delivered(view, nodes)}")
-            case LastSeq():
-                nodes = choose(expectation.on, view, rng)
-                met = all(view.nodes[node].up and meets(expectation, view.nodes[node].delivered_seq) for node in nodes)
-                return Finding(met, _show_delivered(view, nodes))
-            case _:
-                assert_never(expectation)
-    except NoSuchTarget as error:
-        return Finding(False, str(error))
-
-
-def _judge_leader(expectation: LeaderIs, view: ClusterView, rng: random.Random) -> Finding:
-    nodes = choose(expectation.on, view, rng)
-    wanted = expectation.node
-    leads = wanted in view.nodes and view.nodes[wanted].up and view.nodes[wanted].role == "leader"
-    named = all(view.nodes[node].up and view.nodes[node].leader == wanted for node in nodes)
-    return Finding(leads and named, ", ".join(f"{node} names {view.nodes[node].leader}" for node in nodes))
-
-
-def _show_delivered(view: ClusterView, nodes: tuple[NodeId, ...]) -> str:
-    return ", ".join(f"node {node} delivered {view.nodes[node].delivered_seq}" for node in nodes)
-
-
-def meets(expectation: LastSeq, seq_no: SeqNo) -> bool:
-    """Whether one node's last seq_no is as expected."""
-    exact, least = expectation.seq_no, expectation.at_least
-    return (exact is None or seq_no == exact) and (least is None or seq_no >= least)
-
-
 class Expectation(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all; the subclasses are listed below and nowhere else."""
+    """Base of all that a scenario expects, of a moment or of the run."""
 
     word: ClassVar[str]
     """The key that it has in YAML."""
     short: ClassVar[str] = ""
     """The field that a plain value stands for; "": none."""
 
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        """The expectation whose value, behind its word, stands at an entry. Raises ConfigError."""
+        read = entry.struct(cls, cls.short)
+        read.check(entry)
+        least, most = read.bounds
+        if least is not None and most is not None and least > most:
+            entry.fail(f"never holds: at_least is {least}, and no more than {most} are allowed")
+        return read
 
-class LeaderIs(Expectation, frozen=True, rename={"node": "is"}):
+    def check(self, entry: Entry) -> None:
+        """Refuse what the types of the fields can't."""
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The least and the greatest number that it allows; None: any."""
+        return getattr(self, "at_least", None), getattr(self, "at_most", None)
+
+    def as_yaml(self, *, in_brief: bool) -> dict[str, Any]:
+        """The expectation as it stands in a list of them."""
+        return {self.word: brief(self, self.short) if in_brief else plain(self)}
+
+    def show(self) -> str:
+        """One line for people: as it could stand in a scenario, defaults left out."""
+        return f"{self.word}: {flow(brief(self, self.short))}"
+
+
+def read_expectations(entry: Entry, known: Mapping[str, type[_E]]) -> tuple[_E, ...]:
+    """One expectation or a list of them, each of a known word. Raises ConfigError."""
+    value = entry.value
+    if not isinstance(value, list):
+        return (_read_one(entry, known),)
+    if not value:
+        entry.fail(f"an empty list; allowed: {', '.join(known)}")
+    return tuple(_read_one(each, known) for each in entry.list_of("expectations"))
+
+
+def _read_one(entry: Entry, known: Mapping[str, type[_E]]) -> _E:
+    word = entry.word(known, "expectation")
+    return known[word].read(entry.at(word))
+
+
+# ---- of a moment ---------------------------------------------------------------------------------
+
+
+class MomentExpectation(Expectation, frozen=True):
+    """What can be expected of one moment; MOMENT_EXPECTATIONS lists the subclasses."""
+
+    @abstractmethod
+    def look(self, view: ClusterView, rng: random.Random) -> Finding:
+        """Whether it holds now.
+
+        Args:
+            rng: the run's; draws for `follower`.
+
+        Raises:
+            NoSuchTarget: a target means nobody.
+        """
+
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        """Why it certainly does not hold at this point of the scenario."""
+        yield from ()
+
+
+def judge(expectation: MomentExpectation, view: ClusterView, rng: random.Random) -> Finding:
+    """Whether an expectation holds at this moment. A target that means nobody is a miss, not an error."""
+    try:
+        return expectation.look(view, rng)
+    except NoSuchTarget as error:
+        return Finding(False, str(error))
+
+
+def _show_delivered(view: ClusterView, nodes: tuple[NodeId, ...]) -> str:
+    return ", ".join(f"node {node} delivered {view.nodes[node].delivered_seq}" for node in nodes)
+
+
+class LeaderIs(MomentExpectation, frozen=True, rename={"node": "is"}):
     """Every running node of `on` names this node as leader, and that node says that it leads."""
 
     word = "leader"
@@ -79,24 +120,46 @@ class LeaderIs(Expectation, frozen=True, rename={"node": "is"}):
     node: NodeId
     on: Target = "running"
 
+    def check(self, entry: Entry) -> None:
+        entry.of("is").check_id(self.node)
 
-class RoleIs(Expectation, frozen=True, rename={"role": "is", "node": "of"}):
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        if "up" not in outlook.may_be(self.node):
+            yield f"never holds: node {self.node} does not run here"
+
+    def look(self, view: ClusterView, rng: random.Random) -> Finding:
+        nodes = choose(self.on, view, rng)
+        leads = self.node in view.nodes and view.nodes[self.node].up and view.nodes[self.node].role == "leader"
+        named = all(view.nodes[node].up and view.nodes[node].leader == self.node for node in nodes)
+        return Finding(leads and named, ", ".join(f"{node} names {view.nodes[node].leader}" for node in nodes))
+
+
+class RoleIs(MomentExpectation, frozen=True, rename={"role": "is", "node": "of"}):
     """These nodes have this role."""
 
     word = "role"
     node: Target
     role: Literal["leader", "follower", "candidate"]
 
+    def look(self, view: ClusterView, rng: random.Random) -> Finding:
+        nodes = choose(self.node, view, rng)
+        met = all(view.nodes[node].up and view.nodes[node].role == self.role for node in nodes)
+        return Finding(met, _show_roles(view))
 
-class CaughtUp(Expectation, frozen=True):
+
+class CaughtUp(MomentExpectation, frozen=True):
     """These nodes have delivered all that any running node knows to be committed."""
 
     word = "caught_up"
     short = "on"
     on: Target
 
+    def look(self, view: ClusterView, rng: random.Random) -> Finding:
+        nodes = choose(self.on, view, rng)
+        return Finding(view.caught_up(nodes), f"committed {view.committed}, {_show_delivered(view, nodes)}")
 
-class LastSeq(Expectation, frozen=True, rename={"seq_no": "is"}):
+
+class LastSeq(MomentExpectation, frozen=True, rename={"seq_no": "is"}):
     """How many messages these nodes have delivered. At least one of the two numbers is given.
 
     As a Run expectation: the last seq_no in their message logs.
@@ -108,13 +171,60 @@ class LastSeq(Expectation, frozen=True, rename={"seq_no": "is"}):
     at_least: CountOrNone | None = None
     on: Target = "all"
 
+    def check(self, entry: Entry) -> None:
+        if self.seq_no is None and self.at_least is None:
+            entry.fail("give is, at_least or both")
 
-MomentExpectation: TypeAlias = LeaderIs | RoleIs | CaughtUp | LastSeq
-MOMENT_EXPECTATIONS: dict[str, type[Expectation]] = {each.word: each for each in (LeaderIs, RoleIs, CaughtUp, LastSeq)}
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        return self.at_least, self.seq_no
+
+    def look(self, view: ClusterView, rng: random.Random) -> Finding:
+        nodes = choose(self.on, view, rng)
+        met = all(view.nodes[node].up and self.meets(view.nodes[node].delivered_seq) for node in nodes)
+        return Finding(met, _show_delivered(view, nodes))
+
+    def meets(self, seq_no: SeqNo) -> bool:
+        """Whether one node's last seq_no is as expected."""
+        exact, least = self.seq_no, self.at_least
+        return (exact is None or seq_no == exact) and (least is None or seq_no >= least)
+
+
+MOMENT_EXPECTATIONS: dict[str, type[MomentExpectation]] = {
+    each.word: each for each in (LeaderIs, RoleIs, CaughtUp, LastSeq)
+}
+"""Word in YAML -> expectation."""
 
 
 class Expect(Step, frozen=True):
     """Look at the nodes' STATUS now; each must be so at this moment. A miss does not end the run."""
 
     word = "expect"
+    only = "that"
     that: tuple[MomentExpectation, ...]
+
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        return cls(that=read_expectations(entry, MOMENT_EXPECTATIONS))
+
+    def in_full(self) -> Any:
+        return [each.as_yaml(in_brief=False) for each in self.that]
+
+    def in_brief(self) -> Any:
+        return [each.as_yaml(in_brief=True) for each in self.that]
+
+    def shown(self) -> Any:
+        return [each.show() for each in self.that]
+
+    def aims(self) -> tuple[Struct, ...]:
+        return self.that
+
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        for each in self.that:
+            yield from each.impossible(outlook)
+
+    def without(self, gone: NodeId) -> Self | None:
+        return None  # What it says of the cluster would be wrong.
+
+    def findings(self) -> Iterator[str]:
+        yield from (each.show() for each in self.that)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Self
 
 from msgspec import Meta
 
+from lab.steps.entry import Entry
+from lab.steps.reducing import shorter
 from lab.steps.step import Fault, Needs
 from lab.words import Duration, Period, Target
+from nodeproc.core.messages import NodeId
 
 
 class Garbage(Fault, frozen=True, rename={"time": "for"}):
@@ -24,6 +28,17 @@ class Garbage(Fault, frozen=True, rename={"time": "for"}):
     time: Period = Duration(5)
     on: Target = "running"
 
+    def check(self, entry: Entry) -> None:
+        if not self.connections and not self.half_open:
+            entry.fail("nobody comes; give connections or half_open above 0")
+
     @property
     def needs(self) -> Needs:
         return Needs(real_time="there are no sockets that a stranger could open in a simulation")
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        yield from shorter(self, "time")
+
+    def nodes_with_rows(self, ids: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
+        return ()  # Its connections are dealt out.

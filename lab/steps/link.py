@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from lab.steps.entry import Entry
 from lab.steps.link_fault import LinkFault
+from lab.steps.reducing import shorter
 from lab.steps.step import Needs
 from lab.words import Count, CountOrNone, Duration, Period, Share
+
+RULES = ("reorder", "delay", "jitter", "loss", "duplicate", "corrupt", "bandwidth", "chunk", "refuse")
+"""Fields, each of which does something."""
+FRAME_RULES = ("reorder", "loss", "duplicate", "corrupt")
+"""Those that TCP does to no connection that lives."""
 
 
 class Reorder(Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +57,22 @@ class Link(LinkFault, frozen=True):
     chunk: CountOrNone = 0
     refuse: bool = False
 
+    def check(self, entry: Entry) -> None:
+        super().check(entry)
+        self.check_frames(entry, self.frames)
+        treats = [name for name in RULES if getattr(self, name)]
+        if not treats:
+            entry.fail(f"does nothing; give {', '.join(RULES[:-1])} or {RULES[-1]} (heal undoes a rule)")
+        if self.refuse and (treats != ["refuse"] or self.frames):
+            entry.at("refuse").fail("lets nothing through, so that nothing else may be asked of this link")
+        if self.distribution != "uniform" and not self.jitter:
+            entry.at("distribution").fail("is how jitter is drawn, and there is no jitter")
+        for name in FRAME_RULES if self.about_clients or entry.setting.foreign else ():
+            if getattr(self, name):
+                allowed = ", ".join(each for each in RULES if each not in FRAME_RULES)
+                whose = "clients" if self.about_clients else "nodes that cluster.command starts"
+                entry.at(name).fail(f"is for links that carry frames; allowed for those of {whose}: {allowed}")
+
     @property
     def needs(self) -> Needs:
         needs = super().needs
@@ -56,3 +80,13 @@ class Link(LinkFault, frozen=True):
             return needs
         why = "frames are not made of bytes in a simulation, and have no pieces"
         return needs._replace(real_time=why, real_time_field="chunk")
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        yield from shorter(self, "delay", least=Duration(0))
+        yield from shorter(self, "jitter", least=Duration(0))
+        for name in ("loss", "duplicate"):
+            if getattr(self, name):
+                yield structs.replace(self, **{name: 1.0})
+        if len(self.frames) > 1:
+            yield from (structs.replace(self, frames=(each,)) for each in self.frames)

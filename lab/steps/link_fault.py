@@ -1,9 +1,10 @@
-"""What the faults of links have in common: two ends."""
+"""What the faults of links have in common: two ends, and of which frames they are."""
 
 from __future__ import annotations
 
+from lab.steps.entry import Entry
 from lab.steps.step import Fault, Needs
-from lab.words import LinkEnd
+from lab.words import FRAME_TYPES, LinkEnd
 
 
 class LinkFault(Fault, frozen=True, rename={"source": "from"}):
@@ -20,3 +21,19 @@ class LinkFault(Fault, frozen=True, rename={"source": "from"}):
     @property
     def needs(self) -> Needs:
         return Needs(proxy=True, client_proxy=self.about_clients)
+
+    def check(self, entry: Entry) -> None:
+        if self.source == self.to == "clients":
+            entry.at("to").fail("clients have no links with each other; one end must be nodes")
+
+    def check_frames(self, entry: Entry, frames: tuple[str, ...]) -> None:
+        """Refuse frame types that don't exist, or that these links don't carry."""
+        for index, frame in enumerate(frames):
+            if frame not in FRAME_TYPES:
+                entry.at("frames", index).wrong(", ".join(FRAME_TYPES), FRAME_TYPES)
+            if frame in frames[:index]:
+                entry.at("frames", index).fail(f"{frame} stands here twice")
+        if frames and self.about_clients:
+            entry.at("frames").fail("only links between nodes carry frames, those of clients carry lines")
+        if frames and entry.setting.foreign:
+            entry.at("frames").fail("the frames of nodes that cluster.command starts are not known")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
+from lab.steps.outlook import Outlook
 from lab.steps.step import Needs, Step
+from nodeproc.yamlfile import Place
 
 
 class LoadSwitch(Step, frozen=True):
@@ -24,3 +27,12 @@ class LoadSwitch(Step, frozen=True):
 
     def sends(self, planned: int) -> int:
         return planned if self.starts_load else 0
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.load = "runs" if self.starts_load else "stopped"
+
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        if self.starts_load and outlook.load == "runs":
+            yield "the load runs already; stop it before, or wait for load_done"
+        if not self.starts_load and outlook.load == "never":
+            yield "the load was not started before"

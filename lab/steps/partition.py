@@ -6,10 +6,18 @@ import random
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
+from msgspec import Struct
+
+from lab.steps.entry import Entry
 from lab.steps.step import Fault, Needs
 from lab.steps.targets import ClusterView, NoSuchTarget, choose
 from lab.words import Target
 from nodeproc.core.messages import NodeId
+
+LEAST_NODES = {"isolate": 2, "halves": 2, "majority": 3, "minority": 3, "bridge": 3, "ring": 4, "random": 2}
+"""Kind -> with fewer nodes it cuts nothing."""
+NODELESS = ("halves", "ring", "random")
+"""Kinds that are about no node: `node` means nothing."""
 
 
 def partition_pairs(step: Partition, view: ClusterView, rng: random.Random) -> tuple[tuple[NodeId, NodeId], ...]:
@@ -63,7 +71,7 @@ def _between(side: Sequence[NodeId], nodes: tuple[NodeId, ...]) -> set[tuple[Nod
 
 
 class Partition(Fault, frozen=True):
-    """Cut links, all frames, so that not everybody hears everybody. lab.steps.targets.partition_pairs has the links.
+    """Cut links, all frames, so that not everybody hears everybody. partition_pairs() has the links.
 
     isolate: `node` hears nobody and nobody hears it; direction: only one of the two, in or out. halves: two random
     halves, a majority and the rest. majority, minority: so, `node` being on that side. bridge: two halves that both
@@ -73,10 +81,24 @@ class Partition(Fault, frozen=True):
 
     word = "partition"
     short = "kind"
+    rows = ("link",)
     kind: Literal["isolate", "halves", "majority", "minority", "bridge", "ring", "random"]
     node: Target = "leader"
     direction: Literal["in", "out", "both"] = "both"
 
+    def check(self, entry: Entry) -> None:
+        ids, least = entry.setting.ids, LEAST_NODES[self.kind]
+        if len(ids) < least:
+            entry.fail(f"{self.kind} cuts nothing in a cluster of {len(ids)}, {least} nodes are needed")
+        if self.kind in NODELESS and self.node != "leader":
+            allowed = "node is for isolate, majority, minority and bridge"
+            entry.at("node").fail(f"{self.kind} is about no node; {allowed}")
+        if self.kind != "isolate" and self.direction != "both":
+            entry.at("direction").fail(f"{self.kind} has no direction; direction is for isolate")
+
     @property
     def needs(self) -> Needs:
         return Needs(proxy=True)
+
+    def aims(self) -> tuple[Struct, ...]:
+        return () if self.kind in NODELESS else (self,)

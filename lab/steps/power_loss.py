@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Self
 
+from msgspec import structs
+
+from lab.steps.entry import Entry
+from lab.steps.outlook import DOWN, UP, Outlook
 from lab.steps.step import Fault, Needs
 from lab.words import Target
+from nodeproc.yamlfile import Place
 
 
 class PowerLoss(Fault, frozen=True):
@@ -18,10 +24,23 @@ class PowerLoss(Fault, frozen=True):
 
     word = "power_loss"
     short = "target"
+    ends_process = True
     target: Target
     mid_write: bool = False
     tail: Literal["drawn", "torn"] = "drawn"
 
+    def check(self, entry: Entry) -> None:
+        if self.mid_write and self.tail != "drawn":
+            entry.at("tail").fail("what mid_write leaves is drawn, so that nothing else may be asked for")
+
     @property
     def needs(self) -> Needs:
         return Needs(layer=True, own_node=True)
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.take_down(self.target, DOWN | UP if self.mid_write else DOWN)
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        if self.mid_write:
+            yield structs.replace(self, mid_write=False)

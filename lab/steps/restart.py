@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Self
 
+from lab.steps.outlook import UP, Outlook
+from lab.steps.reducing import shorter
 from lab.steps.step import Fault
 from lab.words import Duration, Target
+from nodeproc.yamlfile import Place
 
 
 class Restart(Fault, frozen=True, rename={"down": "down_for"}):
@@ -17,9 +21,20 @@ class Restart(Fault, frozen=True, rename={"down": "down_for"}):
 
     word = "restart"
     short = "target"
+    rows = ("stop", "kill", "start")
     target: Target
     how: Literal["stop", "kill"] = "stop"
     down: Duration = Duration(0)
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.take_down(self.target, then=UP)
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        yield from shorter(self, "down", least=Duration(0))
+
+    def proofs(self) -> tuple[tuple[str, ...], ...]:
+        return ((self.how,), ("start",))
 
 
 class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
@@ -27,5 +42,16 @@ class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
 
     word = "full_restart"
     short = "how"
+    rows = ("stop", "kill", "start")
     how: Literal["stop", "kill"]
     down: Duration = Duration(0)
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.take_down("all", then=UP)
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        yield from shorter(self, "down", least=Duration(0))
+
+    def proofs(self) -> tuple[tuple[str, ...], ...]:
+        return ((self.how,), ("start",))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from lab.steps.outlook import UP, Outlook
 from lab.steps.step import Fault
 from lab.words import Target
+from nodeproc.yamlfile import Place
 
 
 class Resume(Fault, frozen=True):
@@ -13,3 +15,6 @@ class Resume(Fault, frozen=True):
     short = "target"
     in_nemesis = False
     target: Target
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.set(self.target, UP)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-from lab.steps.step import Step
+from lab.payloads import numbered_message
+from lab.steps.entry import Entry
+from lab.steps.reducing import COUNTS, shifted
+from lab.steps.step import Needs, Step
+from lab.steps.writing import brief
 from lab.words import ClientId, Duration, Period
+from nodeproc.core.messages import NodeId
 
 
 class Sender(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +35,25 @@ class Sender(Struct, frozen=True, forbid_unknown_fields=True):
         """How many messages."""
         return self.messages if isinstance(self.messages, int) else len(self.messages)
 
+    def check(self, entry: Entry) -> None:
+        """Refuse a node that the cluster lacks, no messages, and messages that no client sends."""
+        if self.via is not None:
+            entry.at("via").check_id(self.via)
+        if not self.messages:
+            entry.at("messages").wrong("a list of texts, or how many, 1 or more")
+        for index, text in enumerate(self.messages if isinstance(self.messages, tuple) else ()):
+            entry.at("messages", index).check_payload(text)
+
+    def without(self, gone: NodeId) -> Sender:
+        """The sender where that node is not there."""
+        return structs.replace(self, via=None if self.via in (None, gone) else shifted(self.via or gone, gone))
+
+    def show(self) -> str:
+        """In a few words."""
+        via = "" if self.via is None else f" via node {self.via}"
+        several, new = "s" if self.count != 1 else "", "new " if self.fresh else ""
+        return f"{self.count} message{several} of {new}client {self.client}{via}"
+
 
 class Send(Step, frozen=True):
     """Send exact messages, a client's one after the other without waiting; several clients at the same time.
@@ -41,10 +66,79 @@ class Send(Step, frozen=True):
 
     word = "send"
     short = "clients"
+    single = Sender
     clients: tuple[Sender, ...]
     within: Period = Duration(10)
     wait: bool = True
     refused: bool = False
 
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        value = entry.value
+        if isinstance(value, list) or (isinstance(value, dict) and "clients" in value):
+            step, inner = entry.struct(cls, "clients"), entry.of("clients")
+            places = [inner.at(index) for index in range(len(step.clients))]
+        else:
+            step, places = cls._of_one(entry), [entry]
+        if not step.clients:
+            entry.fail("no client, at least one is needed")
+        for each, sender in zip(places, step.clients, strict=True):
+            sender.check(each)
+        if step.refused and not step.wait:
+            entry.at("wait").fail("a refusal is to be waited for")
+        return step
+
+    @classmethod
+    def _of_one(cls, entry: Entry) -> Self:
+        """One client's fields and the step's in one mapping."""
+        of_sender = structs.fields(Sender)
+        of_step = [field for field in structs.fields(cls) if field.name != "clients"]
+        allowed = tuple(field.encode_name for field in (*of_sender, *of_step))
+        value = entry.mapping(("client", "messages"), allowed)
+        given = {field.name: entry.at(field.name).convert(field.type) for field in of_sender if field.name in value}
+        outer = {field.name: entry.at(field.name).convert(field.type) for field in of_step if field.name in value}
+        if "within" in outer:
+            entry.at("within").period()
+        return cls(clients=(Sender(**given),), **outer)
+
+    def in_brief(self) -> Any:
+        outside, senders = brief(self), [brief(each) for each in self.clients]
+        del outside["clients"]
+        return {**(senders[0] if len(senders) == 1 else {"clients": senders}), **outside}
+
+    def shown(self) -> Any:
+        return " and ".join(each.show() for each in self.clients)
+
     def sends(self, planned: int) -> int:
         return sum(each.count for each in self.clients)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(majority=self.wait and not self.refused)
+
+    def texts(self, made: dict[int, int]) -> Iterator[str]:
+        for each in self.clients:
+            if isinstance(each.messages, tuple):
+                yield from each.messages
+                continue
+            first = made.get(each.client, 0) + 1
+            made[each.client] = first + each.messages - 1
+            yield from (numbered_message(each.client, n) for n in range(first, first + each.messages))
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        if len(self.clients) > 1:
+            yield from (structs.replace(self, clients=(each,)) for each in self.clients)
+            return
+        (sender,) = self.clients
+        for count in (each for each in COUNTS if each < sender.count):
+            yield structs.replace(self, clients=(structs.replace(sender, messages=count),))
+        if sender.fresh:
+            yield structs.replace(self, clients=(structs.replace(sender, fresh=False),))
+
+    def without(self, gone: NodeId) -> Self | None:
+        return structs.replace(self, clients=tuple(each.without(gone) for each in self.clients))
+
+    def findings(self) -> Iterator[str]:
+        if self.wait:
+            yield self.show()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Self
+
+from lab.steps.reducing import shorter
 from lab.steps.step import Step
 from lab.words import Duration
 
@@ -13,3 +17,7 @@ class Sleep(Step, frozen=True, rename={"time": "for"}):
     short = "time"
     in_when = True
     time: Duration
+
+    def reduce(self) -> Iterator[Self]:
+        yield from super().reduce()
+        yield from shorter(self, "time")

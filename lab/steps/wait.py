@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from collections.abc import Iterator
+from typing import Annotated, Any, Self, TypeAlias, cast
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
+from lab.steps.entry import Entry
+from lab.steps.outlook import Outlook
+from lab.steps.reducing import without_node
 from lab.steps.step import Needs, Step
+from lab.steps.writing import brief, plain
 from lab.words import Count, Duration, Period, Target
+from nodeproc.core.messages import NodeId
+from nodeproc.yamlfile import Place
+
+NO_LOAD = "never comes true: the load is not started before"
 
 
 class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="for"):
@@ -20,13 +29,35 @@ class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_f
         """What the run must offer."""
         return Needs()
 
+    def check(self, entry: Entry) -> None:
+        """Refuse what the types of the fields can't."""
+
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        """Why it certainly never comes true at this point of the scenario."""
+        yield from ()
+
+    def foresee(self, outlook: Outlook) -> None:
+        """What has come true with it."""
+
+    def in_brief(self) -> Any:
+        """As people would write it."""
+        return brief(self, keep="for")
+
 
 class UntilLeader(Until, frozen=True, tag="leader"):
     """All running nodes name the same leader of the same term, and it says so itself."""
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(majority=True)
+
 
 class UntilNewLeader(Until, frozen=True, tag="new_leader"):
     """As leader, with a term above the highest that any node showed before the latest fault step began."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(majority=True)
 
 
 class UntilTermChange(Until, frozen=True, tag="term_change"):
@@ -50,6 +81,10 @@ class UntilDelivered(Until, frozen=True, tag="delivered"):
     count: Count
     on: Target = "running"
 
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        if outlook.most is not None and self.count > outlook.most:
+            yield f"never comes true: the scenario sends {outlook.most} messages"
+
 
 class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
     """`count` more of the load's messages are acknowledged than when the wait began."""
@@ -58,7 +93,15 @@ class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
 
     @property
     def needs(self) -> Needs:
-        return Needs(load=True)
+        return Needs(load=True, majority=True)
+
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        if outlook.load == "never":
+            yield NO_LOAD
+        elif outlook.load == "stopped":
+            yield "never comes true: the load is stopped, and all its messages have their outcome"
+        if outlook.planned and self.count > outlook.planned:
+            yield f"never comes true: the load sends {outlook.planned} messages"
 
 
 class UntilLoadDone(Until, frozen=True, tag="load_done"):
@@ -67,6 +110,13 @@ class UntilLoadDone(Until, frozen=True, tag="load_done"):
     @property
     def needs(self) -> Needs:
         return Needs(load=True, load_end=True)
+
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        if outlook.load == "never":
+            yield NO_LOAD
+
+    def foresee(self, outlook: Outlook) -> None:
+        outlook.load = "stopped"
 
 
 class UntilIdle(Until, frozen=True, tag="idle"):
@@ -90,6 +140,9 @@ class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
     where: dict[str, str | int | bool] = {}
     count: Count = 1
 
+    def check(self, entry: Entry) -> None:
+        entry.check_event(self.event, self.where)
+
 
 UntilAny: TypeAlias = (
     UntilLeader
@@ -103,17 +156,6 @@ UntilAny: TypeAlias = (
     | UntilEnded
     | UntilEvent
 )
-
-
-class Wait(Step, frozen=True):
-    """Go on when something has come true; a plain word stands for `{for: word}`."""
-
-    word = "wait"
-    until: UntilAny
-
-    @property
-    def needs(self) -> Needs:
-        return self.until.needs
 
 
 UNTILS: dict[str, type[Until]] = {
@@ -131,3 +173,67 @@ UNTILS: dict[str, type[Until]] = {
         UntilEvent,
     )
 }
+"""Word in YAML -> condition."""
+
+
+def read_until(entry: Entry) -> UntilAny:
+    """A condition: a word, or a mapping that names it. Raises ConfigError."""
+    value = entry.value
+    if isinstance(value, str):
+        return _of_word(entry, value)
+    entry.mapping()
+    if "for" not in value:
+        entry.fail(f"the key for is missing; allowed: {', '.join(UNTILS)}")
+    if not isinstance(value["for"], str) or value["for"] not in UNTILS:
+        entry.at("for").wrong(", ".join(UNTILS), tuple(UNTILS))
+    until = entry.struct(UNTILS[value["for"]], "")
+    until.check(entry)
+    return cast(UntilAny, until)
+
+
+def _of_word(entry: Entry, word: str) -> UntilAny:
+    if word not in UNTILS:
+        entry.wrong(", ".join(UNTILS), tuple(UNTILS))
+    kind = UNTILS[word]
+    needed = [field.encode_name for field in structs.fields(kind) if field.required]
+    if needed:
+        entry.fail(f"{word} also needs {', '.join(needed)}: {{for: {word}, {needed[0]}: …}}")
+    return cast(UntilAny, kind())
+
+
+class Wait(Step, frozen=True):
+    """Go on when something has come true; a plain word stands for `{for: word}`."""
+
+    word = "wait"
+    only = "until"
+    until: UntilAny
+
+    @property
+    def needs(self) -> Needs:
+        return self.until.needs
+
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        return cls(until=read_until(entry))
+
+    def in_full(self) -> Any:
+        return plain(self.until)
+
+    def in_brief(self) -> Any:
+        return self.until.in_brief()
+
+    def aims(self) -> tuple[Struct, ...]:
+        return (self.until,)
+
+    def impossible(self, outlook: Outlook) -> Iterator[str]:
+        yield from self.until.impossible(outlook)
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        self.until.foresee(outlook)
+
+    def without(self, gone: NodeId) -> Self | None:
+        until = without_node(self.until, gone)
+        return None if until is None else structs.replace(self, until=until)
+
+    def findings(self) -> Iterator[str]:
+        yield self.show()

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from lab.steps.step import Needs, Step
-from lab.steps.wait import UntilAny
+from collections.abc import Iterator
+from typing import Any, Self
+
+from msgspec import Struct, structs
+
+from lab.steps.entry import Entry
+from lab.steps.outlook import Outlook
+from lab.steps.reducing import without_node
+from lab.steps.step import Fault, Needs, Step
+from lab.steps.wait import UntilAny, read_until
+from lab.steps.writing import plain
+from nodeproc.core.messages import NodeId
+from nodeproc.yamlfile import Place
 
 
 class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
@@ -19,10 +30,47 @@ class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
     until: UntilAny
     steps: tuple[Step, ...]
 
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        entry.mapping(("so", "do"), ("so", "do"))
+        until = read_until(entry.at("so"))
+        if "within" in entry.at("so").value:
+            entry.at("so", "within").fail_at_key("has no meaning here: a `when` waits until the steps are over")
+        allowed = [each for each in entry.setting.steps.values() if each.in_when]
+        return cls(until=until, steps=entry.at("do").inner_steps(allowed))
+
+    def in_full(self) -> Any:
+        so = {key: value for key, value in plain(self.until).items() if key != "within"}
+        return {"so": so, "do": [step.as_yaml(in_brief=False) for step in self.steps]}
+
+    def in_brief(self) -> Any:
+        return {"so": self.until.in_brief(), "do": [step.as_yaml(in_brief=True) for step in self.steps]}
+
+    def shown(self) -> Any:
+        return {"so": self.until.in_brief(), "do": [{step.word: step.shown()} for step in self.steps]}
+
     @property
     def inner(self) -> tuple[Step, ...]:
         return self.steps
 
     @property
     def needs(self) -> Needs:
-        return self.until.needs
+        return self.until.needs._replace(majority=False)
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.anything = True
+
+    def aims(self) -> tuple[Struct, ...]:
+        return ()  # Nobody knows who runs when it acts.
+
+    def without(self, gone: NodeId) -> Self | None:
+        until = without_node(self.until, gone)
+        inside = tuple(less for each in self.steps if (less := each.without(gone)) is not None)
+        return structs.replace(self, until=until, steps=inside) if inside and until else None
+
+    def findings(self) -> Iterator[str]:
+        yield self.show()
+
+    @property
+    def faults_done(self) -> tuple[Fault, ...]:
+        return tuple(step for step in self.steps if isinstance(step, Fault))

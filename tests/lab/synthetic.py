@@ -16,7 +16,6 @@ import msgspec
 from lab.payloads import payload
 from lab.plan import scenario as plan
 from lab.plan.workload import FIRST_SUBSCRIBER
-from lab.plan.writing import show_step
 from lab.rows import (
     Acked,
     Convergence,
@@ -76,7 +75,7 @@ def build_run(path: Path, *, batches: int = 40, batch: int = 5, clients: int = 3
             for log in logs:
                 log.write(body)
         # Behind all others, so that their line numbers are easy to tell.
-        history.writelines(encode_row(Phase(_time(batches, batches), "step", show_step(step))) for step in steps)
+        history.writelines(encode_row(Phase(_time(batches, batches), "step", step.show())) for step in steps)
     for log in logs:
         log.close()
     _write_events(run, batches, batch)

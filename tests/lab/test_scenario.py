@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from lab.payloads import payload, payloads
 from lab.plan import workload
 from lab.plan.expectation import RUN_EXPECTATIONS, Order
-from lab.plan.reading import EVENTS
 from lab.plan.scenario import Load, Scenario, encode, load
-from lab.plan.writing import show_expectation, show_step
 from lab.steps import (
     FAULT_STEPS,
     UNTILS,
@@ -53,7 +51,7 @@ from lab.steps.chaos import draw_stint
 from lab.steps.expect import MOMENT_EXPECTATIONS, CaughtUp, LastSeq, LeaderIs, MomentExpectation, RoleIs, judge
 from lab.steps.partition import partition_pairs
 from lab.steps.targets import ClusterView, NodeView, NoSuchTarget, choose
-from lab.words import TARGET_WORDS, Duration, Target
+from lab.words import EVENTS, TARGET_WORDS, Duration, Target
 from nodeproc.errors import ConfigError, FileProblem
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yml"))
@@ -170,7 +168,7 @@ def test_a_fault_is_read_shown_and_written_back(text: str, step: Step) -> None:
     assert scenario.steps == (step,)
     assert isinstance(step, FAULT_STEPS)
     assert load("scenario.yml", text=encode(scenario)) == scenario
-    assert read(f"cluster: {{nodes: 4}}\nsteps:\n  - {show_step(scenario.steps[0])}") == scenario
+    assert read(f"cluster: {{nodes: 4}}\nsteps:\n  - {scenario.steps[0].show()}") == scenario
 
 
 def test_a_trigger_holds_faults_and_is_read_shown_and_written_back() -> None:
@@ -179,7 +177,7 @@ def test_a_trigger_holds_faults_and_is_read_shown_and_written_back() -> None:
     half = UntilCaughtUp(on=1, share=0.5)
     assert scenario.steps == (When(until=half, steps=(Kill(target=1), Sleep(time=Duration(1)), Start(target=1))),)
     assert load("scenario.yml", text=encode(scenario)) == scenario
-    assert read(f"steps:\n  - {show_step(scenario.steps[0])}") == scenario
+    assert read(f"steps:\n  - {scenario.steps[0].show()}") == scenario
 
 
 def test_a_nemesis_is_read_and_written_back_and_what_it_may_do_counts() -> None:
@@ -744,7 +742,7 @@ def test_an_absurd_value_is_taken_or_refused_with_its_place_and_never_a_crash(
                 assert "Object" not in problem.message and "Expected" not in problem.message, problem
                 continue
             assert load("scenario.yml", text=encode(scenario)) == scenario
-            assert all(show_step(step).isprintable() for step in scenario.every_step())
+            assert all(step.show().isprintable() for step in scenario.every_step())
             if scenario.load is not None and scenario.load.clients < 100:
                 workload.client_plans(scenario.load, (1, 2, 3), 7)
             scenario.sim_refusals()
@@ -778,8 +776,8 @@ def test_a_resolved_scenario_reads_back_equal(path: Path) -> None:
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
 def test_every_step_and_expectation_can_be_shown_in_a_line(path: Path) -> None:
     scenario = load(path)
-    shown = [show_step(step) for step in scenario.unrolled()]
-    shown += [show_expectation(each) for each in scenario.expectations]
+    shown = [step.show() for step in scenario.unrolled()]
+    shown += [each.show() for each in scenario.expectations]
     assert all(line and "\n" not in line for line in shown)
 
 
@@ -800,7 +798,7 @@ def test_the_yaml_examples_of_the_reference_are_valid() -> None:
 
 def test_a_short_field_is_shown_even_when_it_is_the_default() -> None:
     scenario = read("steps: [{heal: all}]\nexpectations: [{acknowledged: 1}, {numbering_continues: 2}]")
-    shown = [show_step(scenario.steps[0]), *map(show_expectation, scenario.expectations)]
+    shown = [scenario.steps[0].show(), *(each.show() for each in scenario.expectations)]
     assert shown == ["heal: all", "acknowledged: 1", "numbering_continues: 2"]
 
 
@@ -808,7 +806,7 @@ def test_a_defaulted_step_is_shown_short() -> None:
     steps = read(
         "steps: [{kill: leader}, {wait: new_leader}, {wait: {for: caught_up, on: 3}}, {expect: {leader: 2}}]"
     ).steps
-    assert [show_step(step) for step in steps] == [
+    assert [step.show() for step in steps] == [
         "kill: leader",
         "wait: new_leader",
         "wait: {for: caught_up, on: 3}",
@@ -986,7 +984,7 @@ def test_a_leader_is_agreed_only_when_all_running_nodes_name_it() -> None:
         (LastSeq(at_least=6), False),
         (LastSeq(at_least=4), True),
     ],
-    ids=lambda value: str(value) if isinstance(value, bool) else show_expectation(value),
+    ids=lambda value: str(value) if isinstance(value, bool) else value.show(),
 )
 def test_a_moment_is_judged(expectation: MomentExpectation, met: bool) -> None:
     finding = judge(expectation, HEALTHY, random.Random(1))

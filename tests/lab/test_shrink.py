@@ -15,7 +15,7 @@ from lab.search import shrink as shrinking
 from lab.search.draw import draw
 from lab.search.failure import Failure, failure_of, play
 from lab.search.shrink import report, shrink, write
-from lab.search.smaller import a_node_less, nice, plainer_cluster, plainer_load, plainer_steps, slices_left_out
+from lab.search.smaller import a_node_less, plainer_cluster, plainer_load, plainer_steps, slices_left_out
 from lab.search.sound import is_sound
 from lab.sim.simulator import Outcome
 from lab.steps import (
@@ -25,6 +25,7 @@ from lab.steps import (
     Kill,
     Link,
     LoadSwitch,
+    Nemesis,
     Partition,
     Rebuild,
     Send,
@@ -33,8 +34,10 @@ from lab.steps import (
     Start,
     Step,
     Wait,
+    When,
 )
 from lab.steps import UntilCaughtUp as CaughtUp
+from lab.steps.reducing import nice
 from lab.words import Duration
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -188,6 +191,14 @@ def test_a_node_less_leaves_no_trace_of_it() -> None:
         structs.replace(SEND, clients=(Sender(client=1, messages=1),)),
     )
     assert not list(a_node_less(structs.replace(scenario, cluster=Cluster(nodes=1))))
+
+
+def test_a_node_less_is_taken_out_of_the_steps_inside_others() -> None:
+    kills = (Kill(target=1), Kill(target=2), Kill(target=(2, 3)))
+    steps = (When(until=CaughtUp(on=3), steps=kills), Nemesis(time=Duration(5), faults=kills))
+    without = list(a_node_less(Scenario(name="a", description="b", steps=steps)))[1]
+    less = (Kill(target=1), Kill(target=(2,)))
+    assert without.steps == (When(until=CaughtUp(on=2), steps=less), Nemesis(time=Duration(5), faults=less))
 
 
 def test_steps_that_go_together_are_left_out_together() -> None:
