@@ -395,6 +395,9 @@ class Outgoing:
             before, looked = looked, time.monotonic()
             waits, quiet_s = unacknowledged(current.transport)
             if not silence.look(waits, quiet_s <= looked - before):
+                if self._complained:  # Heard again before a second connection was needed.
+                    self._tell_connected()
+                    patience_s = self._handshake_s
                 continue
             self._tell_lost(f"nothing acknowledged for {quiet_s:.1f} s")
             try:

@@ -2,10 +2,12 @@
 
     python -m tests.kernel.failing_disk
 
-Needs root, mkfs.ext4 and a loop device; nothing outside of a temporary directory is touched. The device is a sparse
-file on a small tmpfs: once that is full, the kernel can't write the device's new blocks (it says ENOSPC where a broken
-disk says EIO). With space there again the device works. Unmounting then takes away what the kernel has only in its
-cache, as a power loss does: pages that it failed to write are clean.
+Needs root, mkfs.ext4 and a loop device; nothing outside of a temporary directory is touched. Everything is mounted in a
+mount namespace of its own: a namespace that another process makes meanwhile copies all mounts that it can see, and each
+copy would keep a file system, and its cache, alive after an unmount here. The device is a sparse file on a small tmpfs:
+once that is full, the kernel can't write the device's new blocks (it says ENOSPC where a broken disk says EIO). With
+space there again the device works. Unmounting then takes away what the kernel has only in its cache, as a power loss
+does: pages that it failed to write are clean.
 
 Two JSON lines. `plain`: what the kernel does with a file. `node`: what a node's storage makes of that.
 """
@@ -29,6 +31,8 @@ from nodeproc.disk.storage import Storage
 from nodeproc.errors import WriteFailed
 from tests.nodeproc.disks import IDENTITY, Scribe
 
+PROJECT = Path(__file__).resolve().parents[2]
+INSIDE = "CHAT_FAILING_DISK_INSIDE"
 LARGE = 1 << 20
 """Bytes of what can't be written: more than the file system may have allocated ahead."""
 FS = ("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-E", "lazy_itable_init=0", "-N", "64")
@@ -39,11 +43,15 @@ def missing() -> str:
     """What this machine lacks, "" if nothing."""
     if os.geteuid() != 0:
         return "needs root"
-    lacking = [tool for tool in ("mkfs.ext4", "losetup", "mount") if shutil.which(tool) is None]
+    lacking = [tool for tool in ("unshare", "mkfs.ext4", "losetup", "mount") if shutil.which(tool) is None]
     if lacking:
         return f"needs {', '.join(lacking)}"
     free = subprocess.run(["losetup", "-f"], capture_output=True, text=True, check=False)
-    return f"needs a loop device: {free.stderr.strip()}" if free.returncode else ""
+    if free.returncode:
+        return f"needs a loop device: {free.stderr.strip()}"
+    tried = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/tmp"]
+    mount = subprocess.run(tried, capture_output=True, text=True, check=False)
+    return f"needs a mount namespace: {mount.stderr.strip()}" if mount.returncode else ""
 
 
 class Device:
@@ -153,20 +161,30 @@ def live(what: str, root: Path) -> dict[str, Any]:
 
 
 def measure() -> list[dict[str, Any]]:
+    """Run this file in a mount namespace of its own. Returns the rows of both cases."""
+    command = ["unshare", "-m", "--kill-child", sys.executable, "-m", "tests.kernel.failing_disk"]
+    done = subprocess.run(
+        command, cwd=PROJECT, env={**os.environ, INSIDE: "1"}, stdout=subprocess.PIPE, timeout=600, check=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def main() -> None:
     """Both cases on devices of their own."""
-    rows = []
     for case in (plain, node):
         with tempfile.TemporaryDirectory() as folder:
             device = Device(Path(folder))
             with device.made():
-                rows.append(case(device))
-    return rows
+                row = case(device)
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         print(json.dumps(live(sys.argv[1], Path(sys.argv[2]))), flush=True)
         os._exit(0)
+    elif INSIDE in os.environ:
+        main()
     elif problem := missing():
         sys.exit(f"failing_disk: {problem}")
     else:
