@@ -212,9 +212,15 @@ def tick_leader(state: NodeState, leader: Leader, now: float, fx: Effects) -> No
 
 
 def others_are_ahead(state: NodeState, leader: Leader) -> bool:
-    """Return whether a majority without this node has durable records that this node's disk lacks. Rule: F4."""
+    """Return whether a majority without this node has durable records that this node's disk lacks. Rule: F4.
+
+    If the disk hangs although the whole log is durable here, such as over an identity, a majority with the whole log
+    is enough: this node refuses messages, so no other node could ever get ahead.
+    """
+    whole = state.durable == state.log.position
     ahead = sum(
-        progress.matched.term == state.term and progress.matched > state.durable
+        progress.matched.term == state.term
+        and (progress.matched > state.durable or (whole and progress.matched == state.durable))
         for peer, progress in leader.progress.items()
         if peer not in state.learners
     )

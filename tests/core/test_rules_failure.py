@@ -415,6 +415,23 @@ def test_a_leader_with_a_stalled_disk_gives_way_once_a_majority_without_it_is_ah
     assert peers_sent(fx, Election) == [1, 3], "which tells them that it leads no more"
 
 
+def test_a_leader_whose_disk_hangs_over_no_record_gives_way_to_a_majority_that_has_its_whole_log() -> None:
+    """It refuses messages, so nobody could ever get ahead of it. Rule: F4."""
+    single = leading()
+    single.caught_up(1)
+    single.auto_sync = False
+    single.give(1, Members({3: Known("another-disk", 1, 1)}))
+    single.wait(0.3)
+    end = single.state.log.position
+    for peer in (1, 3):
+        single.give(peer, HeartbeatAck(1, START))
+    single.wait(0.3)
+    assert single.state.stalled
+    assert single.node.role_name == "leader", "node 3 is not known to have the log"
+    single.give(3, Appended(1, end))
+    assert events(single.wait(0.11), BecameFollower) == [BecameFollower(1, "its disk does not answer")]
+
+
 def test_a_node_with_a_stalled_disk_neither_stands_nor_votes_nor_takes_over_a_term_and_says_that_it_abstains() -> None:
     """Rule: F4, E1, E4, E6."""
     single = stalled(leading())
