@@ -102,10 +102,15 @@ class AwaitingMembers(Event, frozen=True, tag="awaiting_members"):
 
 class JoinAnswered(Event, frozen=True, tag="join_answered"):
     logger = "membership"
-    text = "Sent JOIN_ACK to node_{peer} (leader node_{leader}, term={term})"
+    text = "Sent JOIN_ACK to node_{peer} ({known}, term={term})"
     peer: NodeId
     leader: NodeId
+    """0: this node knows no leader."""
     term: Term
+
+    def line(self) -> str:
+        known = f"leader node_{self.leader}" if self.leader else "no leader known"
+        return self.text.format(peer=self.peer, known=known, term=self.term)
 
 
 class UnknownMemberRefused(Event, frozen=True, tag="stranger_refused"):

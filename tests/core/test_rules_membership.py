@@ -60,6 +60,8 @@ def test_a_leader_answers_join_with_itself() -> None:
     fx = single.give(3, Join(START))
     assert sent(fx, JoinAck, to=3) == [JoinAck(single.state.term, 2)]
     assert events(fx, JoinAnswered) == [JoinAnswered(3, 2, single.state.term)]
+    assert JoinAnswered(3, 2, 1).line() == "Sent JOIN_ACK to node_3 (leader node_2, term=1)"
+    assert JoinAnswered(3, 0, 1).line() == "Sent JOIN_ACK to node_3 (no leader known, term=1)"
 
 
 def test_a_follower_answers_join_with_the_leader_that_it_hears() -> None:
