@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from nodeproc.config import NodeConfig
-from nodeproc.core.events import BadInput, CheckpointPutOff, Event, Failed, Listening, Stopping
+from nodeproc.core.events import BadInput, CheckpointPutOff, DiskAnswered, Event, Failed, Listening, Stopping
 from nodeproc.core.messages import NodeId, PeerMessage, Position, Record
 from nodeproc.core.node import Node
 from nodeproc.disk.scrub import FIRST_S, Scrub
@@ -104,7 +104,7 @@ class Runtime:
             lambda reason, address: self.report(BadInput("a connection", reason), address),
         )
         self._waits_for_disk = config.durability == "fsync"
-        self._syncing = Syncing(storage.sync, self._on_durable, self._on_error)
+        self._syncing = Syncing(storage.sync, self._on_durable, self._on_error, self._on_held_up)
 
     # ---- life ---------------------------------------------------------------------------------------
 
@@ -236,6 +236,11 @@ class Runtime:
         self.turn.durable = ticket
         self.turn.due = True
         self._run_due_turn()
+
+    def _on_held_up(self, seconds: float) -> None:
+        """Report a sync that the loop itself waited for: until its end nothing could be reported. Rule: F4."""
+        if seconds * 1000 > self._config.election_timeout_ms:
+            self.report(DiskAnswered(round(seconds * 1000)))
 
     def emit(self, events: Sequence[Event]) -> None:
         self._log.emit(events)

@@ -29,6 +29,7 @@ class Syncing:
         durable: gets, in the loop and never from inside a call, the ticket up to which all is durable; makes a turn of
             it, which ends with end_turn().
         failed: gets, in the loop, what `sync` raised; nothing is synced after it (K5).
+        held_up: gets, in the loop, the seconds that a sync in the loop took.
         clock: seconds.
     """
 
@@ -37,9 +38,11 @@ class Syncing:
         sync: Callable[[], None],
         durable: Callable[[int], None],
         failed: Callable[[BaseException], None],
+        held_up: Callable[[float], None] = lambda seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sync, self._durable, self._failed, self._clock = sync, durable, failed, clock
+        self._held_up = held_up
         self._loop = asyncio.get_running_loop()
         self._tickets: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._written = self._begun = 0
@@ -65,6 +68,7 @@ class Syncing:
         self._busy, self._begun = True, self._written
         took = self._timed_sync()
         self.in_loop += 1
+        self._held_up(took)
         self._loop.call_soon(self._on_synced, self._begun, took)
 
     def close(self) -> BaseException | None:

@@ -336,6 +336,18 @@ def test_a_disk_that_fails_stops_the_node_with_code_4(tmp_path: Path, operation:
     run(story())
 
 
+def test_a_sync_for_which_the_loop_itself_waited_too_long_is_reported(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            timeout_s = member.runtime._config.election_timeout_ms / 1000
+            member.runtime._syncing._held_up(timeout_s)
+            member.runtime._syncing._held_up(2 * timeout_s)
+            await until(lambda: "disk_answered" in member.events())
+            assert member.events().count("disk_answered") == 1
+
+    run(story())
+
+
 def test_a_disk_that_fails_at_the_end_is_no_clean_end(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(tmp_path) as member:
