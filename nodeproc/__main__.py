@@ -8,7 +8,7 @@ Exit codes of a node:
     0   stopped by SIGTERM or SIGINT
     2   configuration: the file, a flag, the port or the data directory can't be used
     3   corruption: durable data is not what was written; nothing was changed
-    4   a write or fdatasync failed; a restart goes on once the disk works again
+    4   a write or fdatasync failed, or a read at the start; a restart goes on once the disk works again
     70  internal error, with its traceback on stderr
 """
 

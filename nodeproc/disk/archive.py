@@ -192,20 +192,22 @@ class Archive:
             rows.append(row)
         if number < self.end.records and not rows:
             raise self._unreadable(number, INDEX, number * ROW_BYTES, "the row is damaged or can't be read")
-        try:
-            return self._checked(number, rows)
-        except ReadFailed as error:
-            if len(rows) > 1:
-                return self._stretch(number, 0)  # One by one: the bad place may be behind the first of them.
-            raise self._unreadable(number, self.lines_name, rows[0].lines_at, str(error)) from error
+        return self._checked(number, rows)
 
     def _checked(self, number: int, rows: Sequence[Row]) -> list[tuple[Row, Buffer, Buffer]]:
         """Headers and bodies, both contiguous, up to the first that is not what was written."""
         if not rows:
             return []
         first, last = rows[0], rows[-1]
-        heads = pread(self.headers, last.header_at + last.header_bytes - first.header_at, first.header_at)
-        lines = memoryview(pread(self.lines, last.lines_at + last.body_bytes - first.lines_at, first.lines_at))
+        name, at = HEADERS, first.header_at
+        try:
+            heads = pread(self.headers, last.header_at + last.header_bytes - at, at)
+            name, at = self.lines_name, first.lines_at
+            lines = memoryview(pread(self.lines, last.lines_at + last.body_bytes - at, at))
+        except ReadFailed as error:
+            if len(rows) > 1:
+                return self._checked(number, rows[:1])  # One by one: the bad place may be behind the first of them.
+            raise self._unreadable(number, name, at, str(error)) from error
         found: list[tuple[Row, Buffer, Buffer]] = []
         for row in rows:
             at = row.header_at - first.header_at

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, SeqNo, Term
 from nodeproc.disk.archive import ArchiveEnd
-from nodeproc.disk.files import File, Files
+from nodeproc.disk.files import File, Files, read_named
 from nodeproc.disk.wal import FOLDER, damaged
 
 NAME = f"{FOLDER}/checkpoint"
@@ -59,10 +59,14 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
 _decode = msgspec.json.Decoder(Checkpoint).decode
 
 
-def lines_crc(lines: File, end: int) -> int:
-    """CRC of the last bytes of the message log before `end`: tells whether it is the file that the checkpoint knew."""
+def lines_crc(where: str, lines: File, end: int) -> int:
+    """CRC of the last bytes of the message log before `end`: tells whether it is the file that the checkpoint knew.
+
+    Raises:
+        ReadFailed: the disk gave an error.
+    """
     start = max(0, end - TAIL_BYTES)
-    return crc32(lines.pread(end - start, start))
+    return crc32(read_named(where, lines, end - start, start))
 
 
 def read(files: Files) -> Checkpoint | None:
@@ -70,13 +74,14 @@ def read(files: Files) -> Checkpoint | None:
 
     Raises:
         CorruptionError: it is damaged.
+        ReadFailed: the disk gave an error.
     """
     try:
         file = files.open(NAME)
     except FileNotFoundError:
         return None
     try:
-        data = file.pread(file.size(), 0)
+        data = read_named(files.where(NAME), file, file.size(), 0)
     finally:
         file.close()
     body = data[_PREFIX.size :]

@@ -88,6 +88,14 @@ def pread(file: File, size: int, at: int) -> bytes:
         raise ReadFailed(f"can't be read: {error.strerror or error}") from error
 
 
+def read_named(where: str, file: File, size: int, at: int) -> bytes:
+    """As pread; the error begins with the file's name."""
+    try:
+        return pread(file, size, at)
+    except ReadFailed as error:
+        raise ReadFailed(f"{where}: {error}") from error
+
+
 def sync_file(fd: int) -> None:
     """Return when everything written to this file or folder is on the disk.
 

@@ -22,7 +22,7 @@ from nodeproc.core.sessions import Sessions
 from nodeproc.disk import archive, checkpoint, wal
 from nodeproc.disk.archive import Archive
 from nodeproc.disk.checkpoint import Checkpoint
-from nodeproc.disk.files import File, Files
+from nodeproc.disk.files import File, Files, read_named
 from nodeproc.disk.wal import Claim, Index, Promises, Scan, Segment, damaged
 from nodeproc.errors import ConfigError, FrameError
 from nodeproc.lines import decode_node_line
@@ -217,8 +217,12 @@ class Survey:
 
     def __init__(self, files: Files, node_id: NodeId) -> None:
         self.files, self.node_id = files, node_id
-        self.names = files.names(wal.FOLDER)
         self.opened: list[File] = []
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the files in the WAL's folder."""
+        return self.files.names(wal.FOLDER)
 
     def close(self) -> None:
         """Close what a failed survey has opened."""
@@ -229,6 +233,14 @@ class Survey:
         file = self.files.open(name, create=create)
         self.opened.append(file)
         return file
+
+    def _read(self, name: str, file: File, at: int) -> bytes:
+        """A file from offset `at` to its end.
+
+        Raises:
+            ReadFailed: the disk gave an error.
+        """
+        return read_named(self.files.where(name), file, file.size() - at, at)
 
     def empty(self) -> bool:
         """Nothing was ever promised from here: no data, or a first start that did not come to its end.
@@ -295,7 +307,7 @@ class Survey:
 
     def _scan(self, name: str, number: int) -> tuple[Scan, Segment]:
         file = self.open(name)
-        found = wal.scan(number, self.files.where(name), file.pread(file.size(), 0))
+        found = wal.scan(number, self.files.where(name), self._read(name, file, 0))
         return found, Segment(number, file, found.end, found.end)
 
     def _begun(self, last: Scan) -> list[Scan]:
@@ -404,10 +416,10 @@ class Survey:
         size = file.size()
         if size < known.lines_bytes:
             raise damaged(where, size, f"the message log ends here, {known.lines_bytes} bytes of it are needed")
-        if checkpoint.lines_crc(file, known.lines_bytes) != known.lines_crc:
+        if checkpoint.lines_crc(where, file, known.lines_bytes) != known.lines_crc:
             raise damaged(where, known.lines_bytes, "the lines before this offset are not those that were delivered")
         batches = [record for record in replay.records if record is not None and isinstance(record.header, Batch)]
-        data = file.pread(size - known.lines_bytes, known.lines_bytes)
+        data = self._read(name, file, known.lines_bytes)
         index = replay.index
         for line in data[index.lines_end(len(index.places)) - known.lines_bytes :].splitlines():
             if (seq_no := _seq_no(line)) > index.end.seq_no:

@@ -130,11 +130,13 @@ class Storage:
                 )
             recovered = found.recovered(max_sessions)
             events = recovery.repair(files, found)
-        except OSError as error:
+        except BaseException as error:
             survey.close()
-            raise _write_failed(files.where("."), error) from error
-        except BaseException:
-            survey.close()
+            if isinstance(error, ReadFailed):
+                advice = "nothing was changed; start the node again once the disk can be read"
+                raise WriteFailed(f"{error}: {advice}") from error
+            if isinstance(error, OSError):
+                raise _write_failed(error.filename or files.where("."), error) from error
             raise
         return cls(files, found, durability, segment_bytes, members), recovered, events
 
@@ -298,7 +300,7 @@ class Storage:
         with self._lock:
             if after >= self._index.base:
                 number = self._index.number_behind(after)
-                pieces = self._intact(number, self._index.some(number, max_bytes))
+                pieces = self._intact(self._index.before(number), self._index.some(number, max_bytes), self._segments)
                 return [_record(place, head, body) for place, head, body in pieces]
         return self._archive.read(after, max_bytes)  # hit: K4 the archive serves older records
 
@@ -317,7 +319,7 @@ class Storage:
             number = self._index.number_holding(start)
             if number is not None:
                 places = [place for place in self._index.some(number, max_bytes) if self._is_delivered(place)]
-                pieces = self._intact(number, places)
+                pieces = self._intact(self._index.before(number), places, self._segments)
                 first, last = pieces[0][0].first, pieces[-1][0].position.seq_no
                 bodies = [body for _, _, body in pieces]
         if number is None:
@@ -336,18 +338,18 @@ class Storage:
         Raises:
             Unreadable: the very first of them can't be read or is damaged, or one of those lines is.
         """
-        with self._lock:
-            number = self._index.number_behind(after)
-            places = [] if after < self._index.base else self._index.some(number, max_bytes)
-            places = [place for place in places if self._is_delivered(place)]
-            intact = self._intact(number, places)
+        with self._lock:  # Not while it reads: write() needs the lock.
+            number, cold = self._index.number_behind(after), after < self._index.base
+            places = [] if cold else self._index.some(number, max_bytes)
+            before, segments = self._index.before(number), dict(self._segments)
+        intact = self._intact(before, [place for place in places if self._is_delivered(place)], segments)
         for at, (place, _, body) in enumerate(intact):
             if _differs(self._lines, place.lines_at, body):
-                before = places[at - 1].position if at else self._index.before(number)
+                before = places[at - 1].position if at else before
                 where = self._files.where(recovery.lines_name(self._node_id))
                 # hit: K6 a damaged line that the WAL still holds is found
                 raise Unreadable(before, where, place.lines_at, "the lines are not those that were delivered")
-        if after < self._index.base:
+        if cold:
             records = self._archive.read(after, max_bytes)
             return records[-1].position, sum(len(record.raw) for record in records)
         if intact:
@@ -359,7 +361,7 @@ class Storage:
         """What a checkpoint says is known here: a damaged one is written anew before a restart needs it."""
         try:
             checkpoint.read(self._files)
-        except (CorruptionError, OSError):
+        except (CorruptionError, ReadFailed, OSError):
             self._finished_segment = True  # hit: K6 a damaged checkpoint is written anew
 
     def behind(self, after: Position) -> Position:
@@ -373,18 +375,20 @@ class Storage:
     def _is_delivered(self, place: Place) -> bool:
         return place.position.seq_no <= self.delivered_seq
 
-    def _intact(self, number: int, places: Sequence[Place]) -> list[tuple[Place, Buffer, Buffer]]:
-        """Header and body of records in WAL files, the first of which has this number, up to one that is damaged."""
+    def _intact(
+        self, before: Position, places: Sequence[Place], segments: Mapping[int, Segment]
+    ) -> list[tuple[Place, Buffer, Buffer]]:
+        """Header and body of the records behind a position, which are in WAL files, up to one that is damaged."""
         found: list[tuple[Place, Buffer, Buffer]] = []
         for run in wal.runs(places):
-            intact = wal.read_run(self._segments[run[0].segment], run)
+            intact = wal.read_run(segments[run[0].segment], run)
             found += intact
             if len(intact) < len(run):
                 break
         if places and not found:
             where = self._files.where(wal.segment_name(places[0].segment))
             # hit: K6 a damaged record in the WAL is found by a read
-            raise Unreadable(self._index.before(number), where, places[0].at, "the record is damaged or can't be read")
+            raise Unreadable(before, where, places[0].at, "the record is damaged or can't be read")
         return found
 
     def own_copy(self, after: Position) -> Record | None:

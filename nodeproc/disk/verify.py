@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 from nodeproc.core.messages import START, NodeId, Position
 from nodeproc.disk import archive, checkpoint, recovery, wal
 from nodeproc.disk.archive import Archive, ArchiveEnd
-from nodeproc.disk.files import Buffer, File, Files, RealFiles, pread
+from nodeproc.disk.files import Buffer, File, Files, RealFiles, read_named
 from nodeproc.disk.recovery import Found, Survey, lines_name
-from nodeproc.errors import ConfigError, CorruptionError, Unreadable
+from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable
 
 PIECE_BYTES: Final = 1 << 20
 _LINES_NAME = re.compile(r"node_(\d+)_messages\.jsonl")
@@ -109,7 +109,9 @@ def _all(files: Files) -> Iterator[Damage]:
             return
         found = survey.run()
     except CorruptionError as error:
-        yield from _refused(files, node, str(error))
+        yield from _refused(files, node, _first_said(str(error)))
+    except ReadFailed as error:
+        yield from _refused(files, node, _unreadable(error))
     except OSError as error:
         yield Damage(files.where("."), 0, f"can't be read: {error.strerror or error}")
     else:
@@ -128,11 +130,21 @@ def _node_of(files: Files) -> NodeId:
     return nodes[0]
 
 
-def _refused(files: Files, node: NodeId, reason: str) -> Iterator[Damage]:
-    """What a start says first, and all else that can be read without what it refuses."""
+def _first_said(reason: str) -> Damage:
+    """What a start that refuses the directory says."""
     match = re.fullmatch(r"(.*?): offset (\d+): (.*?)(; nothing was changed.*)?", reason)
     assert match is not None, reason
-    first = Damage(match[1], int(match[2]), match[3])
+    return Damage(match[1], int(match[2]), match[3])
+
+
+def _unreadable(error: ReadFailed) -> Damage:
+    """The damage that read_named() tells of."""
+    file, what, why = str(error).partition(": can't be read")
+    return Damage(file, 0, what.removeprefix(": ") + why)
+
+
+def _refused(files: Files, node: NodeId, first: Damage) -> Iterator[Damage]:
+    """What a start says first, and all else that can be read without what it refuses."""
     yield first
     names = files.names(wal.FOLDER)
     for number in wal.segment_numbers(names):
@@ -142,7 +154,7 @@ def _refused(files: Files, node: NodeId, reason: str) -> Iterator[Damage]:
                 yield damage
     try:
         known = checkpoint.read(files)
-    except CorruptionError:
+    except (CorruptionError, ReadFailed):
         known = None
     if {Path(archive.HEADERS).name, Path(archive.INDEX).name} <= {*names}:
         opened = [files.open(name) for name in (archive.HEADERS, archive.INDEX, lines_name(node))]
@@ -158,12 +170,14 @@ def _segment(files: Files, name: str, number: int) -> Iterator[Damage]:
     """The broken entry of a WAL file, if intact ones follow it."""
     file = files.open(name)
     try:
-        scan = wal.scan(number, files.where(name), file.pread(file.size(), 0))
+        scan = wal.scan(number, files.where(name), read_named(files.where(name), file, file.size(), 0))
         follow = next(wal.behind(scan), None)
         if follow is not None:
             yield Damage(scan.where, scan.end, f"{scan.broken}, but an intact entry follows at offset {follow.start}")
     except CorruptionError as error:
         yield Damage(files.where(name), 0, str(error).partition("; nothing was changed")[0])
+    except ReadFailed as error:
+        yield _unreadable(error)
     finally:
         file.close()
 
@@ -194,8 +208,15 @@ def _lines(files: Files, node: NodeId, found: Found) -> Iterator[Damage]:
     for place, record in zip(found.replay.index.places, found.replay.records, strict=True):
         if record is not None:
             break  # What no checkpoint vouches for was compared by the survey.
-        body = pread(segments[place.segment].file, place.size - place.body_at, place.at + place.body_at)
-        if pread(file, len(body), place.lines_at) != body:
+        name = files.where(wal.segment_name(place.segment))
+        try:
+            size = place.size - place.body_at
+            body = read_named(name, segments[place.segment].file, size, place.at + place.body_at)
+            same = read_named(where, file, size, place.lines_at) == body
+        except ReadFailed as error:
+            yield _unreadable(error)
+            continue
+        if not same:
             what = "the lines are not those that were delivered"
             yield Damage(
                 where, place.lines_at, f"messages from seq_no {place.first} to {place.position.seq_no}: {what}"

@@ -364,6 +364,15 @@ def test_a_pass_finds_a_changed_byte_wherever_it_is(name: str) -> None:
     assert scrubbed(Scrub(storage, 1 << 20, 1.0))[0] == []
 
 
+def test_a_pass_holds_no_lock_that_a_write_needs_while_it_waits_for_the_disk() -> None:
+    files, _ = with_a_checkpoint()
+    storage, _, _ = opened(files)
+    held: list[bool] = []
+    files.on_operation = lambda what, name: held.append(storage._lock.locked()) if what == "pread" else None
+    scrubbed(Scrub(storage, 1 << 20, 1.0))
+    assert len(held) > 10 and not any(held)
+
+
 def test_a_damaged_checkpoint_is_written_anew_before_a_restart_needs_it() -> None:
     files, scribe = with_a_checkpoint()
     storage, _, _ = opened(files)

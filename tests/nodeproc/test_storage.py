@@ -415,6 +415,23 @@ def test_a_full_disk_at_a_restart_is_a_write_failure_and_harmless() -> None:
     assert opened(files)[1] == scribe.meaning.recovered(4)
 
 
+@pytest.mark.parametrize("victim", [FIRST, LINES])
+def test_a_directory_that_can_not_be_read_is_refused_by_the_name_of_the_file(victim: str) -> None:
+    files, _ = a_short_life()
+
+    def fail(what: str, name: str) -> None:
+        if (what, name) == ("pread", victim):
+            raise OSError(errno.EIO, "Input/output error")
+
+    before = files.contents()
+    files.on_operation = fail
+    with pytest.raises(WriteFailed) as refused:
+        opened(files)
+    advice = "nothing was changed; start the node again once the disk can be read"
+    assert str(refused.value) == f"{files.where(victim)}: can't be read: Input/output error: {advice}"
+    assert files.contents() == before
+
+
 @pytest.mark.parametrize("operation", ["append", "sync"])
 @pytest.mark.parametrize("victim", [SECOND, LINES])
 def test_a_failing_write_or_fdatasync_is_not_tried_again(operation: str, victim: str) -> None:

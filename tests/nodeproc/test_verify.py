@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from lab.course.simfiles import SimFiles
 from nodeproc.__main__ import main
 from nodeproc.disk.files import RealFiles
-from nodeproc.disk.verify import Damage, verify
-from tests.nodeproc.disks import CHECKPOINT, LINES, a_short_life
+from nodeproc.disk.verify import Damage, Untouched, _all, verify
+from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, a_short_life
 from tests.nodeproc.test_storage_damage import HEADERS, INDEX, with_a_checkpoint
 
 
@@ -101,3 +102,26 @@ def test_an_empty_directory_of_a_first_start_is_without_damage(tmp_path: Path) -
     root = put(files.contents(), tmp_path)
     (root / "wal").mkdir()
     assert list(verify(root)) == []
+
+
+@pytest.mark.parametrize(
+    ("life", "name"),
+    [(a_short_life, FIRST), *((with_a_checkpoint, name) for name in (LINES, CHECKPOINT, HEADERS, INDEX))],
+)
+def test_what_the_disk_can_not_read_is_damage_too_and_the_rest_is_read(life: object, name: str) -> None:
+    for healthy in range(8):
+        files, _ = life()  # type: ignore[operator]
+        failed, left = 0, healthy
+
+        def fail(what: str, file: str) -> None:
+            nonlocal failed, left
+            if what == "pread" and file == name:
+                left -= 1
+                if left < 0:
+                    failed += 1
+                    raise OSError(errno.EIO, "Input/output error")
+
+        files.on_operation = fail
+        found = list(_all(Untouched(files)))
+        assert bool(found) == bool(failed), (healthy, found)
+        assert not failed or any(name in str(each) for each in found), (healthy, found)
