@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -10,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nodeproc.client import ChatClient
 from tests import TOO_LONG_S
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,16 @@ def free_ports(count: int) -> list[int]:
 def release_ports() -> None:
     while _held:
         _held.pop().close()
+
+
+@contextlib.asynccontextmanager
+async def connected(client: ChatClient) -> AsyncIterator[ChatClient]:
+    """As `async with client`, whose 10 s are too short for processes that are just starting on a busy machine."""
+    await client.connect(TOO_LONG_S)
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 class Cluster:

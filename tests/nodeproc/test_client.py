@@ -22,6 +22,7 @@ from nodeproc.net.nodestream import Shown
 from nodeproc.session import Outcome, SessionSettings
 from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster, FakeNode
+from tests.nodeproc.nodes import connected
 from tests.nodeproc.test_runtime import running
 
 QUICK = SessionSettings(deadline=20.0, retry_interval=0.05, patience=0.2, keepalive=0.1)
@@ -53,7 +54,7 @@ def addresses(nodes: list[FakeNode]) -> list[Address]:
 
 @asynccontextmanager
 async def client_of(cluster: FakeCluster, settings: SessionSettings = QUICK) -> AsyncIterator[ChatClient]:
-    async with ChatClient(addresses(cluster.nodes), 101, settings=settings, rng=random.Random(1)) as client:
+    async with connected(ChatClient(addresses(cluster.nodes), 101, settings=settings, rng=random.Random(1))) as client:
         yield client
 
 
@@ -215,7 +216,7 @@ def test_closing_settles_everything() -> None:
             client = ChatClient(
                 addresses(cluster.nodes), 1, settings=SessionSettings(window_messages=2), on_outcome=outcomes.append
             )
-            await client.connect()
+            await client.connect(TOO_LONG_S)
             cluster.nodes[0].hold_acks = True
             client.submit_nowait(["a", "b", "c"])
             await cluster.nodes[0].saw(lambda: len(cluster.messages) == 2)
@@ -301,7 +302,7 @@ def test_an_iterating_subscriber_gets_every_run_and_ends_with_the_client() -> No
                         break
             assert crc == crc32(msgspec.json.Encoder().encode_lines(cluster.messages))
             client = ChatClient(addresses(cluster.nodes), 5)
-            await client.connect()
+            await client.connect(TOO_LONG_S)
 
             async def all_shown() -> list[int]:
                 return [shown.last async for shown in client.subscribe(1001)]
@@ -392,7 +393,7 @@ def test_a_subscription_asks_from_where_it_was_told_to() -> None:
 def test_status_answers_without_a_session() -> None:
     async def story() -> None:
         async with cluster_of(1) as cluster:
-            answer = await status("127.0.0.1", cluster.nodes[0].port)
+            answer = await status("127.0.0.1", cluster.nodes[0].port, TOO_LONG_S)
             assert (answer.node, answer.leader, answer.term) == (1, 3, 1)
             assert answer.peers[0].node == 2
 
@@ -418,13 +419,13 @@ def test_a_client_without_the_right_token_is_told_so_at_once(tmp_path: Path) -> 
         async with running(tmp_path, config) as member:
             client = ChatClient([("127.0.0.1", member.port)], 5, settings=SessionSettings(client_token="wrong"))
             with pytest.raises(Unreachable, match="not taken as a client: the client token is wrong or missing"):
-                await client.connect()
+                await client.connect(TOO_LONG_S)
             with pytest.raises(Unreachable, match="refused: client token"):
-                await status("127.0.0.1", member.port)
+                await status("127.0.0.1", member.port, TOO_LONG_S)
             settings = SessionSettings(client_token="right")
-            async with ChatClient([("127.0.0.1", member.port)], 5, settings=settings) as client:
+            async with connected(ChatClient([("127.0.0.1", member.port)], 5, settings=settings)) as client:
                 assert (await client.send("hello")).kind == "ok"
-            assert (await status("127.0.0.1", member.port, client_token="right")).node == 1
+            assert (await status("127.0.0.1", member.port, TOO_LONG_S, client_token="right")).node == 1
 
     run(story)
 
@@ -438,7 +439,7 @@ def test_changes_are_told_once_each() -> None:
                 1,
                 on_change=lambda: states.append((client.session.leader, client.session.term)),
             )
-            await client.connect()
+            await client.connect(TOO_LONG_S)
             cluster.change_leader(2)
             await client.until(lambda: client.session.leader == 2)
             await client.send("a")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import TOO_LONG_S
 from tests.nodeproc.nodes import PROJECT, Cluster, run_node, until
 from tests.nodeproc.test_main import chat
 
@@ -16,7 +17,7 @@ AGREED = "--lose-what-only-the-others-had"
 
 def recover(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nodeproc", "recover", *arguments]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=TOO_LONG_S)
 
 
 def test_without_a_majority_nothing_is_done_unless_it_is_asked_for_by_name(tmp_path: Path) -> None:

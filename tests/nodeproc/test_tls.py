@@ -25,7 +25,7 @@ from nodeproc.net.handshake import VERSION
 from nodeproc.tls import TlsProblem, client_tls, node_tls
 from tests import TOO_LONG_S
 from tests.nodeproc.certificates import Authority, Papers, encrypt
-from tests.nodeproc.nodes import PROJECT, Cluster, free_ports
+from tests.nodeproc.nodes import PROJECT, Cluster, connected, free_ports
 from tests.nodeproc.test_runtime import Chatter, cluster, running, single
 from tests.nodeproc.test_transport import HELLO, IN_1, UP_1, UP_2, End
 
@@ -118,13 +118,13 @@ def test_three_nodes_and_their_clients_speak_tls(run: Run, authority: Authority,
         tls = client_tls(str(authority.ca))
         async with cluster(tmp_path, tls=authority.papers("any").of_node, secret="s") as members:
             addresses = [("127.0.0.1", member.port) for member in members]
-            async with ChatClient(addresses, 5, tls=tls) as client:
+            async with connected(ChatClient(addresses, 5, tls=tls)) as client:
                 outcomes = await client.send_many([f"message {n}" for n in range(100)])
                 large = await client.send("x" * 60_000)
             assert {outcome.kind for outcome in (*outcomes, large)} == {"ok"}
             while {member.runtime.turn.status().delivered_seq for member in members} != {101}:
                 await asyncio.sleep(0.01)
-            assert (await status("127.0.0.1", members[0].port, tls=tls)).delivered_seq == 101
+            assert (await status("127.0.0.1", members[0].port, TOO_LONG_S, tls=tls)).delivered_seq == 101
 
     run(story())
 
@@ -132,7 +132,8 @@ def test_three_nodes_and_their_clients_speak_tls(run: Run, authority: Authority,
 def test_processes_over_tls_survive_their_leader(papers: Papers, tmp_path: Path) -> None:
     async def story(nodes: Cluster) -> None:
         addresses = [("127.0.0.1", nodes.port(node)) for node in (1, 2, 3)]
-        async with asyncio.timeout(TOO_LONG_S), ChatClient(addresses, 5, tls=client_tls(str(papers.ca))) as client:
+        client = ChatClient(addresses, 5, tls=client_tls(str(papers.ca)))
+        async with asyncio.timeout(2 * TOO_LONG_S), connected(client):
             assert (await client.send("before")).kind == "ok"
             nodes.kill(client.session.leader)
             after = await client.send("after")
@@ -150,13 +151,13 @@ def test_clients_with_and_without_tls_do_not_meet(run: Run, papers: Papers, tmp_
         async with running(tmp_path, single(tls=papers.of_node)) as member:
             port = member.port
             with pytest.raises(Unreachable):
-                await status("127.0.0.1", port)
+                await status("127.0.0.1", port, TOO_LONG_S)
             with pytest.raises(Unreachable, match="its certificate does not count"):
-                await status("127.0.0.1", port, tls=client_tls(str(stranger.ca)))
+                await status("127.0.0.1", port, TOO_LONG_S, tls=client_tls(str(stranger.ca)))
             assert member.events().count("bad_input") >= 1
         async with running(tmp_path) as member:
             with pytest.raises(Unreachable):
-                await status("127.0.0.1", member.port, tls=client_tls(str(papers.ca)))
+                await status("127.0.0.1", member.port, TOO_LONG_S, tls=client_tls(str(papers.ca)))
 
     run(story())
 
@@ -168,10 +169,10 @@ def test_a_node_may_ask_clients_for_certificates(
         files = msgspec.structs.replace(papers.of_node, clients="certificate")
         async with running(tmp_path, single(tls=files)) as member:
             with pytest.raises(Unreachable):
-                await status("127.0.0.1", member.port, tls=client_tls(str(papers.ca)))
+                await status("127.0.0.1", member.port, TOO_LONG_S, tls=client_tls(str(papers.ca)))
             own = authority.papers("client", "somebody.example")
             shown = client_tls(str(papers.ca), str(own.cert), str(own.key))
-            assert (await status("127.0.0.1", member.port, tls=shown)).node == 1
+            assert (await status("127.0.0.1", member.port, TOO_LONG_S, tls=shown)).node == 1
 
     run(story())
 
