@@ -99,6 +99,7 @@ class _Limit:
 
 def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Played:
     """Draw the seed's scenario and simulate it."""
+    from lab.course.simfiles import PowerLost
     from lab.search.draw import draw
     from lab.search.failure import Failure, failure_of
     from lab.sim import simulator
@@ -110,7 +111,7 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
             outcome = simulator.simulate(draw(seed, sizes), seed)
     except _Endless:
         pass
-    except Exception:
+    except (Exception, PowerLost):  # A lost power that no node caught is our error, and costs this seed only.
         trouble = "" if limit.reached else traceback.format_exc()
     failure = failure_of(outcome)
     if limit.reached:

@@ -396,8 +396,10 @@ class SimNode:
             self.emit([CheckpointPutOff(str(error))])
 
     def _scrub_piece(self, life: int) -> None:
-        if life != self._life:
-            return
+        if life == self._life:
+            self._guarded(self._scrub_now)
+
+    def _scrub_now(self) -> None:
         wait = FIRST_S
         if not self.paused:
             try:
@@ -405,10 +407,7 @@ class SimNode:
             except Unreadable as error:
                 self.turn.reading.mend(error)
                 wait = self._scrub.failed(error)
-            except PowerLost:
-                self.lose_power()
-                return
-        self._loop.post(self._loop.now + wait, self._scrub_piece, life)
+        self._loop.post(self._loop.now + wait, self._scrub_piece, self._life)
 
     @property
     def rebuilding(self) -> bool:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from lab import cli
+from lab.course.simfiles import PowerLost
 from lab.live.children import Child
 from lab.plan import scenario as plan
 from lab.search import failure, search, worker
@@ -166,13 +167,16 @@ def test_a_seed_without_end_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     assert played.endless and play_again(Search(1, 1, 1), played, Path("nowhere")).run is None
 
 
-def test_an_error_of_the_lab_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("the lab is ill"), PowerLost("that no node caught")])
+def test_an_error_of_the_lab_is_no_finding_and_ends_no_search(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     def failing(*_: object) -> simulator.Outcome:
-        raise RuntimeError("the lab is ill")
+        raise error
 
     monkeypatch.setattr(simulator, "simulate", failing)
     played = play(1, (3,))
-    assert not played.invariant and played.trouble.endswith("RuntimeError: the lab is ill\n")
+    assert not played.invariant and played.trouble.endswith(f"{type(error).__name__}: {error}\n")
 
 
 def test_a_wait_in_vain_breaks_recovery(monkeypatch: pytest.MonkeyPatch) -> None:

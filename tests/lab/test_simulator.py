@@ -11,6 +11,7 @@ from types import FunctionType
 
 import pytest
 
+from lab.course.simfiles import PowerLost
 from lab.mutants.catalogue import mutated
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
@@ -19,6 +20,11 @@ from lab.rundir import RunDir
 from lab.runs import judge
 from lab.sim import simulator
 from lab.sim.loop import Deadlock, VirtualLoop
+from lab.sim.node import SimNode
+from nodeproc.core.messages import START, Position
+from nodeproc.disk.reading import Reading
+from nodeproc.disk.scrub import Scrub
+from nodeproc.errors import CorruptionError, Unreadable, WriteFailed
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCENARIOS = PROJECT / "scenarios"
@@ -307,6 +313,33 @@ def test_rot_in_the_log_is_noticed_and_a_rebuild_mends_it() -> None:
     for seed in range(1, 6):
         outcome = simulator.simulate(scenario, seed)
         assert (outcome.invariant, outcome.text, outcome.missed) == ("", "", []), seed
+
+
+@pytest.mark.parametrize("ends", [PowerLost(), WriteFailed("given up"), CorruptionError("diverged")])
+def test_what_ends_a_node_while_it_scrubs_ends_that_node_alone(
+    monkeypatch: pytest.MonkeyPatch, ends: BaseException
+) -> None:
+    """A repair reads and writes: a power loss may come in the middle of that as well."""
+    ended: list[int] = []
+    read, end = Scrub.read, SimNode._end
+
+    def damaged(scrub: Scrub) -> tuple[Position, int]:
+        if not ended:
+            raise Unreadable(START, "a file", 0, "damaged")
+        return read(scrub)
+
+    def mend(reading: Reading, error: Unreadable) -> bool:
+        raise ends
+
+    def note(node: SimNode, code: int, asked: bool) -> None:
+        ended.append(node.node_id)
+        end(node, code, asked)
+
+    monkeypatch.setattr(Scrub, "read", damaged)
+    monkeypatch.setattr(Reading, "mend", mend)
+    monkeypatch.setattr(SimNode, "_end", note)
+    simulator.simulate(story("  - sleep: 3s"), 1)
+    assert ended
 
 
 def judged_story(path: Path, steps: str) -> tuple[dict[str, str], list[FaultRow]]:
