@@ -214,7 +214,7 @@ def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[s
 
 def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exception) -> Result:
     """The world's errors have a sentence of their own; anything else is ours and shown in full."""
-    from lab.course.world import RunFailed
+    from lab.steps.machine import RunFailed
 
     if isinstance(error, OSError) and error.strerror:
         return Result(name, seed, directory, HARNESS, problem=f"{error.filename or directory}: {error.strerror}")

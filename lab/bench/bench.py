@@ -19,7 +19,7 @@ from lab.bench import faults, floor, growth, judging, loads, starting, table
 from lab.bench.figures import Bench, Collected, decode, encode
 from lab.bench.runs import Runs
 from lab.course.manifest import host, versions
-from lab.course.world import RunFailed
+from lab.steps.machine import RunFailed
 
 RESULTS: Final = Path(__file__).resolve().parents[2] / "results"
 SAVED: Final = RESULTS / "bench"

@@ -41,7 +41,7 @@ def _hit_leaders(
 ) -> None:
     new_leader = Wait(until=UntilNewLeader(within=PATIENCE))
     round_of = Repeat(times=times, steps=(*hit, new_leader, ENOUGH, *mend, ALL_CAUGHT_UP, ENOUGH))
-    steps = (LoadSwitch(do="start"), ENOUGH, round_of, LoadSwitch(do="stop"), IDLE)
+    steps = (LoadSwitch(switch="start"), ENOUGH, round_of, LoadSwitch(switch="stop"), IDLE)
 
     def use(ran: Ran) -> None:
         for failover in ran.metrics.failovers:
@@ -60,13 +60,13 @@ def _catch_up(into: Collected, runs: Runs, missed: int) -> None:
     """A follower is down while so many messages come, and starts again while they go on coming."""
     rate = 100_000.0
     steps: tuple[Step, ...] = (
-        LoadSwitch(do="start"),
+        LoadSwitch(switch="start"),
         ENOUGH,
         Kill(target=1),
         Wait(until=UntilAcknowledged(count=missed, within=Duration(120))),
         Start(target=1),
         ALL_CAUGHT_UP,
-        LoadSwitch(do="stop"),
+        LoadSwitch(switch="stop"),
         IDLE,
     )
 

@@ -52,16 +52,16 @@ def memory(into: Collected, runs: Runs, quick: bool) -> None:
     """Load for a while: with all well, with a follower that stands still, and with a thousand clients at rest."""
     seconds = Duration(10) if quick else Duration(40)
     paused: tuple[Step, ...] = (
-        LoadSwitch(do="start"),
+        LoadSwitch(switch="start"),
         Sleep(time=Duration(1)),
         Pause(target=1),
         Sleep(time=seconds),
         Resume(target=1),
         Wait(until=UntilCaughtUp(on="all", within=PATIENCE)),
-        LoadSwitch(do="stop"),
+        LoadSwitch(switch="stop"),
         Wait(until=UntilIdle(within=PATIENCE)),
     )
-    steady: tuple[Step, ...] = (LoadSwitch(do="start"), Sleep(time=seconds), LoadSwitch(do="stop"), IDLE)
+    steady: tuple[Step, ...] = (LoadSwitch(switch="start"), Sleep(time=seconds), LoadSwitch(switch="stop"), IDLE)
     flood = Load(clients=4, rate=50_000.0, via=(2, 3))
     _peaks(into, runs, "50,000/s", flood, steady)
     _peaks(into, runs, "50,000/s, a follower stands still", flood, paused)

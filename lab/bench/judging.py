@@ -12,10 +12,10 @@ from pathlib import Path
 from lab.bench.figures import Collected
 from lab.bench.loads import Pipelined
 from lab.bench.runs import Ran, Runs
-from lab.course.world import RunFailed
 from lab.live.children import PROJECT_ROOT, child_environment
 from lab.search.draw import draw
 from lab.sim.simulator import simulate
+from lab.steps.machine import RunFailed
 
 SEEDS_FROM = 1
 SIMULATE_S = 10.0

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.check.metrics import Metrics, measure
-from lab.course.world import RunFailed
 from lab.live import live
 from lab.plan.scenario import Cluster, Load, Scenario
 from lab.rows import Meta
 from lab.rundir import RunDir, utc_stamp
 from lab.steps import LoadSwitch, Step, UntilIdle, UntilLoadDone, Wait
+from lab.steps.machine import RunFailed
 from lab.words import Duration
 
 SEED = 7
@@ -21,7 +21,7 @@ LOAD_PATIENCE = Duration(300)
 LEADER_OF_THREE = 3
 """The highest id leads a fresh cluster."""
 THE_LOAD: tuple[Step, ...] = (
-    LoadSwitch(do="start"),
+    LoadSwitch(switch="start"),
     Wait(until=UntilLoadDone(within=LOAD_PATIENCE)),
     Wait(until=UntilIdle(within=LOAD_PATIENCE)),
 )

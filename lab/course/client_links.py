@@ -16,8 +16,9 @@ from dataclasses import fields
 from typing import cast
 
 from lab.course.frames import BYTES
-from lab.course.links import NEVER, Link, LinkCounts, Rule
+from lab.course.links import NEVER, Link
 from lab.course.tcp import HELD_BYTES, abort, no_delay
+from lab.steps.rules import LinkCounts, Rule
 
 
 class ClientDoor:

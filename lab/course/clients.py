@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 from zlib import crc32
 
-from lab.course.world import REAL, History, World
+from lab.course.environment import REAL, Environment, History
 from lab.payloads import numbered_message
 from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Invoke, Shown
@@ -27,18 +27,18 @@ START_DELAY_S = 0.02
 class NamedClient:
     """A client of `send` steps; it keeps its session from step to step."""
 
-    def __init__(self, client: int, addresses: Sequence[Address], history: History, world: World) -> None:
+    def __init__(self, client: int, addresses: Sequence[Address], history: History, environment: Environment) -> None:
         self.client = client
-        self._history, self._world = history, world
+        self._history, self._environment = history, environment
         self.outcomes: Counter[str] = Counter()
-        self.chat = world.chat(addresses, client, on_outcome=self._on_outcome)
+        self.chat = environment.chat(addresses, client, on_outcome=self._on_outcome)
         self.chat.start()
 
     def send(self, payloads: tuple[str, ...]) -> None:
         """Hand the messages over, one behind the other, without waiting."""
         if self.chat.session.ended and not self.chat.session.unsettled:
             self.chat.renew()
-        now, session = self._world.now_ns(), self.chat.session
+        now, session = self._environment.now_ns(), self.chat.session
         # The row goes first: an acknowledgement must not be older than what it answers.
         row = Invoke(now, self.client, session.id, session.last_n + 1, len(payloads), now, payloads=payloads)
         self._history.write(row)
@@ -53,8 +53,8 @@ class NamedClient:
 class NamedClients:
     """All clients that `send` steps name."""
 
-    def __init__(self, history: History, world: World = REAL) -> None:
-        self._history, self._world = history, world
+    def __init__(self, history: History, environment: Environment = REAL) -> None:
+        self._history, self._environment = history, environment
         self._clients: dict[int, NamedClient] = {}
         self._via: dict[int, NodeId] = {}
         self._numbered: Counter[int] = Counter()
@@ -67,7 +67,7 @@ class NamedClients:
             await client.chat.close()
             client = None
         if client is None:
-            client = self._clients[sender.client] = NamedClient(sender.client, order, self._history, self._world)
+            client = self._clients[sender.client] = NamedClient(sender.client, order, self._history, self._environment)
         elif sender.via is not None and client.chat.session.node != sender.via:
             client.chat.move(order)
         client.send(self._messages(sender))
@@ -100,13 +100,13 @@ class NamedClients:
 class Subscribers:
     """Clients that are shown everything from the first message on."""
 
-    def __init__(self, count: int, addresses: Addresses, history: History, world: World = REAL) -> None:
+    def __init__(self, count: int, addresses: Addresses, history: History, environment: Environment = REAL) -> None:
         nodes = sorted(addresses)
         self._chats = []
         for index in range(count):
             at = index % len(nodes)
             order = [addresses[node] for node in nodes[at:] + nodes[:at]]
-            self._chats.append(_follow(FIRST_SUBSCRIBER + index, order, history, world))
+            self._chats.append(_follow(FIRST_SUBSCRIBER + index, order, history, environment))
 
     async def until_shown(self, last: SeqNo, patience_s: float) -> bool:
         """Wait until all were shown everything up to `last`; False if that took too long. Rule: A8."""
@@ -125,11 +125,11 @@ async def _until_shown(chat: ChatClient, last: SeqNo) -> None:
     await chat.until(lambda: chat.session.place > last)
 
 
-def _follow(client: int, addresses: Sequence[Address], history: History, world: World) -> ChatClient:
+def _follow(client: int, addresses: Sequence[Address], history: History, environment: Environment) -> ChatClient:
     def on_shown(shown: nodestream.Shown) -> None:
-        history.write(Shown(world.now_ns(), client, shown.first, shown.last, crc32(shown.lines)))
+        history.write(Shown(environment.now_ns(), client, shown.first, shown.last, crc32(shown.lines)))
 
-    chat = world.chat(addresses, client)
+    chat = environment.chat(addresses, client)
     chat.start()
     chat.follow(1, on_shown)
     return chat

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from lab.rows import FaultRow
+from lab.steps import AT_ONCE, KINDS
+from lab.steps.step import Effect
 from nodeproc.core.messages import NodeId
-
-_HOLDS = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
-"""What is done to a node until it is started or resumed."""
-_AT_ONCE = ("reset", "chaos")
-"""Over when they are done."""
 
 
 def with_heals(rows: Sequence[FaultRow]) -> list[FaultRow]:
@@ -27,11 +24,12 @@ def with_heals(rows: Sequence[FaultRow]) -> list[FaultRow]:
     for at, row in enumerate(ordered):
         if not row.moved:
             continue
-        if row.fault in _HOLDS:
+        effect = KINDS[row.fault]
+        if effect is Effect.DOWN:
             down.setdefault(row.target, []).append(at)
-        elif row.fault in ("start", "resume"):
+        elif effect is Effect.UP:
             for place in down.pop(row.target, ()):
                 healed[place] = structs.replace(ordered[place], t_healed=row.t_done)
-        elif row.fault in _AT_ONCE:
+        elif row.fault in AT_ONCE:
             healed[at] = structs.replace(row, t_healed=row.t_done)
     return healed

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from lab.course.environment import REAL, Environment, History
 from lab.course.recording import HistoryWriter
-from lab.course.world import REAL, History, World
 from lab.payloads import payloads
 from lab.plan.workload import ClientPlan
 from lab.rows import Gen, Invoke
@@ -123,8 +123,10 @@ class Counts:
 class LoadClient:
     """One client of the load, its plan and its rows."""
 
-    def __init__(self, plan: ClientPlan, order: Prepare, history: History, counts: Counts, world: World) -> None:
-        self.plan, self._world = plan, world
+    def __init__(
+        self, plan: ClientPlan, order: Prepare, history: History, counts: Counts, environment: Environment
+    ) -> None:
+        self.plan, self._environment = plan, environment
         self.sent = 0
         """Messages of the plan handed out so far, over all sessions."""
         self._n = 0
@@ -135,7 +137,7 @@ class LoadClient:
         self._zero: float | None = None
         """Of a closed loop that is on."""
         self.all_sent = asyncio.Event()
-        self.client = world.chat(
+        self.client = environment.chat(
             [order.addresses[node] for node in plan.addresses],
             plan.client,
             settings=SessionSettings(deadline=order.deadline, client_token=order.client_token),
@@ -175,7 +177,7 @@ class LoadClient:
             return
         n, plan = self._n + 1, self.plan
         texts = payloads(plan.seed, plan.client, n, count, plan.size)
-        now = self._world.now_ns()
+        now = self._environment.now_ns()
         intended, every = now, 0
         if plan.interval_s:
             intended = int((zero + plan.due_s(self.sent + 1)) * 1e9)
@@ -231,10 +233,10 @@ class Worker:
         self,
         say: Callable[[Answer], None],
         open_history: Callable[[str], History] = lambda path: HistoryWriter(Path(path)),
-        world: World = REAL,
+        environment: Environment = REAL,
         tell_every: float | None = TALLY_EVERY_S,
     ) -> None:
-        self._say, self._open_history, self._world = say, open_history, world
+        self._say, self._open_history, self._environment = say, open_history, environment
         self._tell_every = tell_every
         self._counts = Counts()
         self._clients: list[LoadClient] = []
@@ -265,13 +267,13 @@ class Worker:
         self._halted = False
         self._duration = order.duration
         history = self._history = self._history or self._open_history(order.history)
-        self._clients = [LoadClient(plan, order, history, self._counts, self._world) for plan in order.plans]
+        self._clients = [LoadClient(plan, order, history, self._counts, self._environment) for plan in order.plans]
         connected = await asyncio.gather(*(_connect(each.client) for each in self._clients))
         self._say(Ready(sum(connected)))
 
     async def _load(self, zero: float) -> None:
         """Send by plan until halted or done, then wait for the last outcomes and leave."""
-        await asyncio.sleep(max(zero - self._world.now(), 0.0))
+        await asyncio.sleep(max(zero - self._environment.now(), 0.0))
         if self._clients[0].plan.in_flight:
             await self._closed_loop(zero)
         else:
@@ -289,11 +291,11 @@ class Worker:
         clients, duration = self._clients, math.inf if self._duration is None else self._duration
         tick = tick_s(sum(1 / each.plan.interval_s for each in clients))
         while not self._halted:
-            elapsed = self._world.now() - zero
+            elapsed = self._environment.now() - zero
             next_due = self._send_due(clients, min(elapsed, duration), zero)
             if elapsed >= duration or next_due == math.inf:
                 break
-            await self._sleep(max(zero + next_due - self._world.now(), tick, LEAST_PAUSE_S))
+            await self._sleep(max(zero + next_due - self._environment.now(), tick, LEAST_PAUSE_S))
 
     def _send_due(self, clients: Sequence[LoadClient], elapsed: float, zero: float) -> float:
         """Returns when the next message is due, seconds after zero; inf when none is left."""
@@ -314,7 +316,7 @@ class Worker:
         for each in self._clients:
             each.keep_in_flight(zero)
         ends: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(self._sleep(until - self._world.now())),
+            asyncio.ensure_future(self._sleep(until - self._environment.now())),
             asyncio.gather(*(each.all_sent.wait() for each in self._clients)),
         ]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -351,7 +353,7 @@ class Worker:
 
     def tally(self, finished: bool) -> Tally:
         counts = self._counts
-        return Tally(counts.sent, counts.ok, counts.rejected, counts.unknown, self._world.cpu_s(), finished)
+        return Tally(counts.sent, counts.ok, counts.rejected, counts.unknown, self._environment.cpu_s(), finished)
 
 
 async def _connect(client: ChatClient) -> bool:

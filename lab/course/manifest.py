@@ -8,38 +8,15 @@ import sys
 from importlib import metadata
 from typing import Any
 
-import msgspec
 import psutil
 
-from lab.course.links import Rule
 from lab.plan.scenario import Cluster as ClusterPlan
-from lab.steps import Link
 from nodeproc.core.messages import NodeId
 
 HOST = "127.0.0.1"
 JOIN_TIMEOUT_MS = 10_000.0
 """Nodes that are started together wait so long for each other at the cluster's birth, so that a busy machine, which
 starts one of them late, elects the same first leader as an idle one."""
-
-
-def rule_of(link: Link) -> Rule:
-    """What a `link` step asks of each of its links."""
-    rule = Rule(
-        frames=link.frames,
-        delay=float(link.delay),
-        jitter=float(link.jitter),
-        distribution=link.distribution,
-        loss=link.loss,
-        duplicate=link.duplicate,
-        corrupt=link.corrupt,
-        bandwidth=float(link.bandwidth),
-        chunk=link.chunk,
-        refuse=link.refuse,
-    )
-    reorder = link.reorder
-    if reorder is None:
-        return rule
-    return msgspec.structs.replace(rule, every=reorder.every, behind=reorder.behind, at_most=float(reorder.at_most))
 
 
 def node_settings(

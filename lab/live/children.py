@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
-from lab.course.world import RunFailed
+from lab.steps.machine import RunFailed
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 LINE_LIMIT = 16 << 20

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import random
 import signal
+import time
 from datetime import UTC, datetime
 
 from msgspec import structs
 
+from lab.course.environment import Environment
 from lab.course.evidence import with_heals
 from lab.course.manifest import host, resolved, versions
 from lab.course.recording import HistoryWriter, merge
-from lab.course.runner import Conductor, Progress, Stage
-from lab.course.world import World
+from lab.course.runner import Progress, Runner, Stage
 from lab.live.cluster import Cluster
 from lab.live.load_workers import LoadWorkers, worker_count
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
-from lab.rows import Meta, Sample
+from lab.rows import FaultRow, Meta, Sample, encode_row
 from lab.rundir import RunDir
+from lab.steps.book import FaultBook
 
 
 def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "") -> None:
@@ -62,20 +65,26 @@ class LiveRun:
         self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._samples: list[Sample] = []
         self._history = HistoryWriter(run.history_part(0))
-        self._cluster = Cluster(scenario, run, self._samples.append, mutant)
+        self._faults = run.faults.open("ab", buffering=0)
+        self._book = FaultBook(time.monotonic_ns, self._keep_fault)
+        self._cluster = Cluster(scenario, run, self._book, self._samples.append, mutant)
         self._load: LoadWorkers | None = None
         if scenario.load is not None:
             self._load = LoadWorkers(
                 scenario.load, run, seed, worker_count(scenario.load), scenario.cluster.client_token
             )
-        stage = Stage(World(scenario.cluster.client_token), self._history, self._cluster, self._load)
-        self._conductor = Conductor(scenario, stage, seed, progress)
+        environment, draws = Environment(scenario.cluster.client_token), random.Random(f"{seed} faults")
+        stage = Stage(environment, self._history, self._cluster, self._load, self._book, draws)
+        self._runner = Runner(scenario, stage, seed, progress)
+
+    def _keep_fault(self, row: FaultRow) -> None:
+        self._faults.write(encode_row(row))
 
     async def carry_out(self) -> None:
         """The whole run, to a full run directory."""
         self._run.scenario.write_text(plan.encode(structs.replace(self._scenario, seed=self._seed)), "utf-8")
         try:
-            await self._conductor.carry_out()
+            await self._runner.carry_out()
         finally:
             await self._cluster.gone()
             if self._load is not None:
@@ -87,11 +96,12 @@ class LiveRun:
         run = self._run
         self._history.close()
         merge(sorted(run.path.glob("history-*.part")), run.history)
-        run.write_faults(with_heals(run.read_faults()))
+        self._faults.close()
+        run.write_faults(with_heals(self._book.rows))
         run.write_meta(self._meta())
 
     def _meta(self) -> Meta:
-        facts, total = self._conductor.facts, self._load.total if self._load is not None else None
+        facts, total = self._runner.facts, self._load.total if self._load is not None else None
         workers = worker_count(self._scenario.load) if self._scenario.load is not None else 0
         return Meta(
             scenario=self._scenario.name,

@@ -12,9 +12,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.course.damage import Loss, draw_tear, loss_of
+from lab.course.damage import draw_tear, loss_of
 from lab.course.simfiles import Range, SimFile, SimFiles, cut_ranges
 from lab.live.inside.ledger import Ledger, Number
+from lab.steps.damage import Loss
 from nodeproc.disk import wal
 
 

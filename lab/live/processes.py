@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from lab.course.world import RunFailed
 from lab.live import launch as launcher
 from lab.live.children import child_environment, last_line
 from lab.rows import NodeExit, NodeUse, Sample
+from lab.steps.machine import RunFailed
 from nodeproc.client import status
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import Unreachable

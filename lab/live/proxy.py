@@ -26,9 +26,10 @@ from msgspec import Struct
 
 from lab.course.client_links import BytesPair, ClientDoor, ClientWay
 from lab.course.frames import BYTES, FrameCutter
-from lab.course.links import CLIENTS, NEVER, Link, LinkCounts, Pair, Rule
+from lab.course.links import NEVER, Link
 from lab.course.tcp import HELD_BYTES, abort, no_delay
 from lab.live.children import orders, run_child, say
+from lab.steps.rules import CLIENTS, LinkCounts, Pair, Rule
 from nodeproc.core.messages import NodeId
 
 # ---- control -------------------------------------------------------------------------------------

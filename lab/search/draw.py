@@ -109,7 +109,7 @@ class _Draw:
         ending = self._ending()
         if any(isinstance(step, Disk) for step in ending):  # Else a leader's disk that hangs holds up nobody (P1).
             cluster = structs.replace(cluster, limits={**cluster.limits, "inflight_max_bytes": 1024})
-        steps: Steps = [LoadSwitch(do="start"), *faults, *ending]
+        steps: Steps = [LoadSwitch(switch="start"), *faults, *ending]
         if "max_sessions" in cluster.limits:
             steps.pop()  # A node that is behind may open sessions that so small a table takes for forgotten ones (S3).
         return Scenario(
@@ -384,7 +384,7 @@ class _Draw:
         majority = tuple(sorted(self.rng.sample(self.ids, self.nodes // 2 + 1)))
         rest = tuple(node for node in self.ids if node not in majority)
         how = self.rng.choice(("dead", "dead", "linked", "isolated", "hung"))
-        steps: Steps = [LoadSwitch(do="stop")] if how != "hung" and self._or(0.7) else []
+        steps: Steps = [LoadSwitch(switch="stop")] if how != "hung" and self._or(0.7) else []
         if rest and how == "dead":
             steps.append(Kill(target=rest))
         steps.append(Heal(what="all", on=majority))

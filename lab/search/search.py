@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from lab import runs
-from lab.course.world import RunFailed
 from lab.live.children import Child
 from lab.plan.scenario import MAX_NODES
 from lab.rundir import LATEST
@@ -30,6 +29,7 @@ from lab.search import coverage
 from lab.search.draw import SIZES, draw
 from lab.search.shrink import replay_command, shrink, write
 from lab.search.worker import Begin, Played, Seed, decode_played, encode
+from lab.steps.machine import RunFailed
 from lab.words import Duration
 
 SEEDS: Final = 1000

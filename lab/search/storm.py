@@ -70,7 +70,7 @@ class Storm:
         return Scenario(
             name=f"drawn_{self.seed}",
             description=f"Drawn from seed {self.seed}.",
-            steps=(LoadSwitch(do="start"), *first, *faults, *self._ending()),
+            steps=(LoadSwitch(switch="start"), *first, *faults, *self._ending()),
             cluster=cluster,
             load=self._load(faults),
             subscribers=self.rng.choice((0, 1)),
@@ -206,7 +206,7 @@ class Storm:
         rng = self.rng
         majority = tuple(sorted(rng.sample(self.ids, self.nodes // 2 + 1)))
         rest = tuple(node for node in self.ids if node not in majority)
-        steps: Steps = [LoadSwitch(do="stop")] if self._or(0.5) else []
+        steps: Steps = [LoadSwitch(switch="stop")] if self._or(0.5) else []
         if self._or(0.3):
             steps.append(Kill(target=rest))
         if self._or(0.3):

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lab.course.client_links import ClientDoor, ClientWay
-from lab.course.links import CLIENTS, NEVER, Handling, LinkCounts, Rule
+from lab.course.links import NEVER, Handling
 from lab.course.links import Link as TreatedLink
 from lab.sim.frames import Frames
 from lab.sim.loop import VirtualLoop
+from lab.steps.rules import CLIENTS, LinkCounts, Rule
 from nodeproc.core.messages import LinkDown, LinkUp, NodeId, PeerMessage
 from nodeproc.frames import encode_frame
 from nodeproc.net.silence import LOOKS, TIMEOUTS, Silence

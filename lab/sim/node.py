@@ -12,10 +12,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lab.course.damage import Loss, Tear, loss_of
+from lab.course.damage import draw_tear, loss_of
 from lab.course.simfiles import PowerLost, SimFiles
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import HIGH_BYTES, Network, SimTransport, join
+from lab.steps.damage import Loss
+from lab.steps.orders import NEVER, Counts, Orders
 from nodeproc.config import Limits, NodeConfig
 from nodeproc.core.events import CheckpointPutOff, Event, Failed, Listening, Stopping
 from nodeproc.core.messages import NOTHING, NodeId, PeerMessage, Promised, Record, SeqNo
@@ -41,6 +43,8 @@ EPOCH = 1_700_000_000.0
 TURN_S = 0.00002
 """From an input to the turn that takes it."""
 SYNC_LEAST_S, SYNC_MOST_S = 0.0002, 0.002
+HANGS_S = 1e6
+"""What a sync takes on a disk that does not answer."""
 KILLED = -9
 ENDINGS = (PowerLost, WriteFailed, CorruptionError)
 """What ends a node's process, of all that its code may raise."""
@@ -75,12 +79,10 @@ class SimNode:
         self._life = 0
         """Counts processes; what was posted for an older one is void."""
         self._ways = {to: way for (source, to), way in network.ways.items() if source == self.node_id}
-        self.drift, self.wall_offset = 0.0, 0.0
+        self._orders, self._drift = Orders(), 0.0
         self._clock_base = self._clock_at = loop.now
-        self.slow_sync = 0.0
-        self.slowed = self.refused = self.failed = self.misread = 0
-        """What faults of the disk and the clock did to the node so far: syncs that took longer, appends that found no
-        room, operations that failed, readings of a wrong clock."""
+        self._slowed = self._refused_writes = self._failed = self._misread = 0
+        """See Counts."""
         self.loss: Loss | None = None
         """What the latest power loss took."""
         self.core: Node
@@ -95,21 +97,21 @@ class SimNode:
 
     def clock(self) -> float:
         """The core's clock: it runs too fast or slow by `drift`, and stands while the process is stopped."""
-        self.misread += self.drift != 0.0
+        self._misread += self._orders.drift != 0.0
         return self._clock()
 
     def _clock(self) -> float:
         if self.paused:
             return self._clock_base
-        return self._clock_base + (self._loop.now - self._clock_at) * (1.0 + self.drift)
+        return self._clock_base + (self._loop.now - self._clock_at) * (1.0 + self._drift)
 
     def set_drift(self, drift: float) -> None:
         self._clock_base, self._clock_at = self._clock(), self._loop.now
-        self.drift = drift
+        self._drift = drift
 
     def _wall(self) -> float:
-        self.misread += self.wall_offset != 0.0
-        return EPOCH + self._loop.now + self.wall_offset
+        self._misread += self._orders.wall_s != 0.0
+        return EPOCH + self._loop.now + self._orders.wall_s
 
     # ---- life --------------------------------------------------------------------------------------
 
@@ -118,6 +120,7 @@ class SimNode:
         assert not self.running
         self._life += 1
         self.starts += 1
+        self.loss = None
         limits = self.config.limits
         try:
             self.storage, recovered, events = Storage.open(
@@ -167,31 +170,60 @@ class SimNode:
         """SIGKILL: what was written stays in the system's cache."""
         self._end(KILLED, asked=True)
 
-    def lose_power(self, tear: Tear | None = None) -> None:
-        """The machine stops: what was not synced is lost, in part or whole; tear: so much of the log is left."""
+    def lose_power(self, torn: bool = False) -> Loss:
+        """The machine stops: what was not synced is lost, in part or whole.
+
+        torn: the WAL ends in the middle of an entry, where one is not synced.
+        """
+        if self.loss is not None:
+            return self.loss  # In the middle of a write.
         before = self.files
         before.crash_at = None
-        contents = before.contents()
+        contents, synced = before.contents(), before.synced()
+        tear = draw_tear(contents, synced, self._rng) if torn else None
         self.files = before.crash(self._rng)
         self.files.on_operation = before.on_operation  # What is in force outlasts the power.
         if tear is not None:
             self.files.put(tear.name, contents[tear.name][: tear.end])
-        self.loss = loss_of(contents, before.synced(), self.files.contents(), tear)
+        self.loss = loss_of(contents, synced, self.files.contents(), tear)
         self._end(KILLED, asked=True)
+        return self.loss
+
+    def tearable(self) -> bool:
+        """An entry of the WAL waits for its sync."""
+        return draw_tear(self.files.contents(), self.files.synced(), random.Random(0)) is not None
 
     def lose_disk(self) -> None:
         """An empty data directory takes the place of this one."""
         self.files = SimFiles(random.Random(self._rng.getrandbits(64)))
 
-    def fail(self, operation: str) -> None:
-        """From now on this operation fails on the WAL and the message log."""
+    def obey(self, orders: Orders) -> None:
+        """From now on its disk and its clock do this."""
+        self._orders, files = orders, self.files
+        files.capacity = None if orders.room == NEVER else orders.room
+        files.crash_at = None if orders.die_at == NEVER else orders.die_at
+        files.on_operation = self._fail if orders.fail_sync or orders.fail_append else None
 
-        def refuse(what: str, name: str) -> None:
-            if what == operation:
-                self.failed += 1
-                raise OSError(errno.EIO, "Input/output error", name)
+    def quicken_sync(self) -> None:
+        """The sync under way returns at once."""
+        if self.running and self._syncing:
+            self._loop.post(self._loop.now + SYNC_LEAST_S, self._synced, self._life, self._sync_ticket)
 
-        self.files.on_operation = refuse
+    def _fail(self, operation: str, name: str) -> None:
+        if (operation == "sync" and self._orders.fail_sync) or (operation == "append" and self._orders.fail_append):
+            self._failed += 1
+            raise OSError(errno.EIO, "Input/output error", name)
+
+    def counts(self) -> Counts:
+        """What came of the orders so far."""
+        return Counts(
+            operations=self.files.operations,
+            appended=self.files.used(),
+            refused=self._refused_writes,
+            failed=self._failed,
+            slowed=self._slowed,
+            misread=self._misread,
+        )
 
     def stop(self) -> None:
         """SIGTERM."""
@@ -245,7 +277,7 @@ class SimNode:
 
     def _count_full(self, error: BaseException) -> None:
         """A write that failed on a full disk found no room: nothing else fails there."""
-        self.refused += isinstance(error, WriteFailed) and self.files.capacity is not None
+        self._refused_writes += isinstance(error, WriteFailed) and self.files.capacity is not None
 
     def excess(self) -> str:
         """Which of its limits on memory this node exceeds at this moment; "": none. Rule: P1, S7."""
@@ -307,7 +339,7 @@ class SimNode:
 
     def _arm(self, deadline: float, now: float) -> None:
         """A turn no later than the core's deadline."""
-        wait = (deadline - now) / (1.0 + self.drift) if deadline > now else 0.0
+        wait = (deadline - now) / (1.0 + self._drift) if deadline > now else 0.0
         when = self._loop.now + wait + TURN_S
         if when < self._timer_at:
             self._timer_at = when
@@ -355,16 +387,11 @@ class SimNode:
             return
         self._syncing = True
         self._begun = self.storage.written(), self.files.sizes()
-        took = SYNC_LEAST_S + self._rng.random() * (SYNC_MOST_S - SYNC_LEAST_S) + self.slow_sync
-        self.slowed += self.slow_sync > 0
+        slower = HANGS_S if self._orders.hang else self._orders.slow_s
+        took = SYNC_LEAST_S + self._rng.random() * (SYNC_MOST_S - SYNC_LEAST_S) + slower
+        self._slowed += self._orders.slow_s > 0
         self._sync_ticket = ticket
         self._loop.post(self._loop.now + took, self._synced, self._life, self._sync_ticket)
-
-    def quicken_disk(self) -> None:
-        """The disk is not slow any more; the sync under way returns at once."""
-        self.slow_sync = 0.0
-        if self.running and self._syncing:
-            self._loop.post(self._loop.now + SYNC_LEAST_S, self._synced, self._life, self._sync_ticket)
 
     def _synced(self, life: int, ticket: int) -> None:
         if life == self._life and self._syncing and ticket == self._sync_ticket:

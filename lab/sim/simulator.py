@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import gc
 import platform
+import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import FrameType
@@ -17,17 +20,18 @@ from msgspec import structs
 
 from lab.course.evidence import with_heals
 from lab.course.manifest import host, resolved, versions
-from lab.course.runner import Conductor, Progress, Stage
-from lab.course.world import RunFailed
+from lab.course.runner import Progress, Runner, Stage
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
-from lab.rows import Meta, encode_row
+from lab.rows import FaultRow, Meta, encode_row
 from lab.rundir import RunDir
 from lab.sim.frames import Frames
 from lab.sim.loop import START_S, Deadlock, VirtualLoop
 from lab.sim.node import EPOCH
-from lab.sim.stage import SimCluster, SimHistory, SimLoad, SimWorld
+from lab.sim.stage import SimCluster, SimEnvironment, SimHistory, SimLoad
 from lab.sim.watch import Violation, Watch
+from lab.steps.book import FaultBook
+from lab.steps.machine import RunFailed
 from nodeproc.disk import recovery
 
 STARTED_UTC = datetime.fromtimestamp(EPOCH + START_S, UTC).isoformat(timespec="milliseconds")
@@ -66,12 +70,13 @@ class Simulation:
         self.loop = VirtualLoop()  # type: ignore[abstract]  # What nothing here asks of a loop is left out.
         self.loop.fatal = (Violation, AssertionError)
         self.watch = Watch(scenario.cluster.ids)
-        self.world = SimWorld(self.loop, seed)
-        self.history = SimHistory(self.world, self.watch, keep)
-        self.cluster = SimCluster(scenario, seed, self.loop, self.watch, keep)
-        self.load = None if scenario.load is None else SimLoad(scenario.load, seed, self.world, self.history)
-        stage = Stage(self.world, self.history, self.cluster, self.load)
-        self.conductor = Conductor(scenario, stage, seed, progress)
+        self.environment = SimEnvironment(self.loop, seed)
+        self.history = SimHistory(self.environment, self.watch, keep)
+        self.book, draws = FaultBook(self.environment.now_ns), random.Random(f"{seed} faults")
+        self.cluster = SimCluster(scenario, seed, self.loop, self.watch, self.book, draws)
+        self.load = None if scenario.load is None else SimLoad(scenario.load, seed, self.environment, self.history)
+        stage = Stage(self.environment, self.history, self.cluster, self.load, self.book, draws)
+        self.runner = Runner(scenario, stage, seed, progress)
 
     def carry_out(self) -> Outcome:
         """The whole of it; what it breaks is in the outcome.
@@ -83,7 +88,7 @@ class Simulation:
         started_at = self.loop.now
         try:
             try:
-                self.loop.run(self.conductor.carry_out())
+                self.loop.run(self.runner.carry_out())
                 self._judge_end()
             except Deadlock as error:
                 raise Violation("A9", str(error)) from None
@@ -96,23 +101,23 @@ class Simulation:
                 raise
             outcome.invariant = "assert" if isinstance(broken, AssertionError) else "crash"
             outcome.text = _where(broken)
-        found = self.conductor.facts.expectations
+        found = self.runner.facts.expectations
         outcome.missed = [(each.text, each.found) for each in found if not each.met]
         outcome.virtual_s = self.loop.now - started_at
         outcome.frames, outcome.messages = self.cluster.network.frames, self.watch.sent
         outcome.elections = self.watch.elections
-        outcome.faults, outcome.events = self.cluster.injected, self.cluster.seen
+        outcome.faults, outcome.events = _hits(self.book.rows), self.cluster.seen
         return outcome
 
     def _judge_end(self) -> None:
-        convergence = self.conductor.facts.convergence
+        convergence = self.runner.facts.convergence
         if convergence is None or not convergence.reached:
             found = "no convergence" if convergence is None else f"delivered {convergence.delivered}"
             raise Violation("A9", f"the nodes did not become the same in time: {found}")
         logs = {}
-        for node, each in self.cluster.nodes.items():
-            logs[node] = each.files.contents()[recovery.lines_name(node)]
-        self.watch.at_end(logs, self.world.tokens)
+        for node, each in self.cluster.machines.items():
+            logs[node] = each.sim.files.contents()[recovery.lines_name(node)]
+        self.watch.at_end(logs, self.environment.tokens)
         self.watch.all_shown(self.scenario.subscribers)
 
     # ---- the run directory ---------------------------------------------------------------------------
@@ -121,12 +126,12 @@ class Simulation:
         """Everything that a live run leaves, from memory."""
         run.scenario.write_text(plan.encode(structs.replace(self.scenario, seed=self.seed)), "utf-8")
         run.history.write_bytes(b"".join(map(encode_row, self.history.rows)))
-        run.write_faults(with_heals(self.cluster.faults))
-        events: dict[int, list[bytes]] = {node: [] for node in self.cluster.nodes}
+        run.write_faults(with_heals(self.book.rows))
+        events: dict[int, list[bytes]] = {node: [] for node in self.cluster.machines}
         for t, node, event in self.cluster.events:
             events[node].append(b'{"t_ns":%d,"node":%d,' % (t, node) + _encode_event(event)[1:] + b"\n")
-        for node, each in self.cluster.nodes.items():
-            for name, data in each.files.contents().items():
+        for node, each in self.cluster.machines.items():
+            for name, data in each.sim.files.contents().items():
                 path = run.node_dir(node) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
@@ -137,7 +142,7 @@ class Simulation:
         run.write_meta(self._meta(outcome))
 
     def _meta(self, outcome: Outcome) -> Meta:
-        facts = self.conductor.facts
+        facts = self.runner.facts
         total = None if self.load is None else self.load.total
         return Meta(
             scenario=self.scenario.name,
@@ -218,3 +223,10 @@ def _where(error: BaseException) -> str:
     """The function that failed, and what it says."""
     said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
     return f"{_innermost(error).f_code.co_qualname}: {said}"
+
+
+def _hits(rows: Sequence[FaultRow]) -> dict[str, int]:
+    """Fault kind -> how often one of those that the scenario asks for had an effect."""
+    hit = [row for row in rows if row.effect and row.step >= 0 and row.fault != "heal"]
+    in_a_write = sum(row.evidence.get("in_a_write", False) for row in hit)
+    return Counter(row.fault for row in hit) | ({"power_loss in a write": in_a_write} if in_a_write else {})

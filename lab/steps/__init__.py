@@ -8,8 +8,6 @@ are left out, everything is healed and judged all the same.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from lab.steps.busy import Busy
 from lab.steps.chaos import Chaos
 from lab.steps.clock import Clock
@@ -33,7 +31,7 @@ from lab.steps.resume import Resume
 from lab.steps.send import Send, Sender
 from lab.steps.sleep import Sleep
 from lab.steps.start import Start
-from lab.steps.step import Fault, Needs, Step
+from lab.steps.step import Effect, Fault, Needs, Step
 from lab.steps.stop import Stop
 from lab.steps.wait import (
     UNTILS,
@@ -54,9 +52,11 @@ from lab.steps.wait import (
 from lab.steps.when import When
 
 __all__ = [
+    "AT_ONCE",
     "END_ROWS",
     "FAULT_STEPS",
     "HEAL_ROWS",
+    "KINDS",
     "MAX_STEPS",
     "STEPS",
     "UNTILS",
@@ -65,6 +65,7 @@ __all__ = [
     "Clock",
     "Cut",
     "Disk",
+    "Effect",
     "Expect",
     "Fault",
     "FullRestart",
@@ -73,7 +74,6 @@ __all__ = [
     "Kill",
     "Link",
     "LoadSwitch",
-    "MachineStep",
     "Needs",
     "Nemesis",
     "Partition",
@@ -145,33 +145,19 @@ def steps_by_word() -> dict[str, type[Step]]:
     return {each.word: each for each in STEPS}
 
 
-FAULT_STEPS = (
-    Start,
-    Stop,
-    Kill,
-    Pause,
-    Resume,
-    Restart,
-    FullRestart,
-    Link,
-    Cut,
-    Partition,
-    Reset,
-    Heal,
-    PowerLoss,
-    Disk,
-    Clock,
-    Rebuild,
-    Chaos,
-    Busy,
-    Garbage,
-)
+FAULT_STEPS: tuple[type[Fault], ...] = tuple(each for each in STEPS if issubclass(each, Fault))
 """Steps that do something to nodes, links or the host; each leaves rows in faults.jsonl."""
 HEAL_ROWS = Heal.rows
 """Kinds of the rows that a heal leaves, also one that no step asks for."""
 END_ROWS = tuple(each.word for each in STEPS if issubclass(each, Fault) and each.ends_process)
 """Kinds of the rows that say that a process was ended."""
-MachineStep: TypeAlias = PowerLoss | Disk | Clock | Rebuild
+KINDS: dict[str, Effect] = {
+    **{each.word: each.effect for each in FAULT_STEPS},
+    "exit": Effect.DOWN,
+    "refusal": Effect.NONE,
+}
+"""What a row of faults.jsonl says of the cluster, by its word; an exit is the end of a process by itself."""
+AT_ONCE = tuple(each.word for each in FAULT_STEPS if each.at_once)
 
 
 def is_about_clients(step: Step) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Annotated, Self
 
 from msgspec import Meta
 
+from lab.steps.machine import Run
 from lab.steps.reducing import shorter
-from lab.steps.step import Fault, Needs
+from lab.steps.step import Effect, Fault, Needs
 from lab.words import Duration
 
 
@@ -19,6 +21,7 @@ class Busy(Fault, frozen=True, rename={"time": "for"}):
     """
 
     word = "busy"
+    effect = Effect.NONE
     short = "processes"
     processes: Annotated[int, Meta(ge=1, le=1000)]
     time: Duration = Duration(0)
@@ -30,3 +33,13 @@ class Busy(Fault, frozen=True, rename={"time": "for"}):
     def reduce(self) -> Iterator[Self]:
         yield from super().reduce()
         yield from shorter(self, "time")
+
+    async def do(self, run: Run, index: int) -> None:
+        evidence = {"processes": self.processes}
+        number = run.book.write(self.word, 0, "", run.now_ns(), evidence, False, index, lasts=True)
+        run.book.busy(number)
+        await run.world.start_busy(self.processes)
+        run.book.begun(number)
+        if self.time:
+            await asyncio.sleep(self.time)
+            run.book.busy_over(await run.world.end_busy())

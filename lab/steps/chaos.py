@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Iterator
 from typing import Self
 
 from lab.steps.entry import Entry
+from lab.steps.machine import Machine, Run
 from lab.steps.outlook import ANY, Outlook
 from lab.steps.reducing import shorter
-from lab.steps.step import Fault
+from lab.steps.step import Effect, Fault
 from lab.words import Duration, Period, Target
 from nodeproc.yamlfile import Place
 
@@ -38,6 +40,8 @@ class Chaos(Fault, frozen=True, rename={"time": "for"}):
     """
 
     word = "chaos"
+    effect = Effect.NONE
+    at_once = True
     short = "time"
     time: Period
     on: Target = "running"
@@ -53,3 +57,27 @@ class Chaos(Fault, frozen=True, rename={"time": "for"}):
     def reduce(self) -> Iterator[Self]:
         yield from super().reduce()
         yield from shorter(self, "time")
+
+    async def do(self, run: Run, index: int) -> None:
+        await asyncio.gather(*(self._disturb(run, each, index) for each in run.choose(self.on)))
+
+    async def _disturb(self, run: Run, machine: Machine, index: int) -> None:
+        """SIGSTOP and SIGCONT in turn, each node at times of its own."""
+        role, began, draws = machine.role, run.now_ns(), random.Random(run.draws.getrandbits(64))
+        until, stops, longest, whole = run.now() + self.time, 0, 0.0, 0.0
+        runs = draw_first_stint(self, draws)
+        while machine.running and not machine.paused:
+            await asyncio.sleep(min(runs, max(0.0, until - run.now())))
+            if run.now() >= until or not machine.running or machine.paused:
+                break
+            runs, stands = draw_stint(self.longest, draws), draw_stint(self.longest, draws)
+            stopped = run.now()
+            if await machine.freeze():
+                await asyncio.sleep(min(stands, max(0.0, until - run.now())))
+                stops += 1
+            if machine.running and machine.paused:
+                machine.wake()
+            stint = run.now() - stopped
+            longest, whole = max(longest, stint), whole + stint
+        evidence = {"stops": stops, "stopped_s": round(whole, 4), "longest_s": round(longest, 4)}
+        run.book.write(self.word, machine.node, role, began, evidence, stops > 0, index)

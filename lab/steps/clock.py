@@ -7,7 +7,8 @@ from typing import Annotated
 from msgspec import Meta
 
 from lab.steps.entry import Entry
-from lab.steps.step import Fault, Needs
+from lab.steps.machine import Run
+from lab.steps.step import Effect, Fault, Needs
 from lab.words import Duration, Target
 
 MOST_DRIFT = 0.5
@@ -21,6 +22,7 @@ class Clock(Fault, frozen=True):
     """
 
     word = "clock"
+    effect = Effect.SLOW
     on: Target
     drift: Annotated[float, Meta(ge=-MOST_DRIFT, le=MOST_DRIFT)] = 0.0
     jump: Duration = Duration(0)
@@ -32,3 +34,12 @@ class Clock(Fault, frozen=True):
     @property
     def needs(self) -> Needs:
         return Needs(layer=True, own_node=True)
+
+    async def do(self, run: Run, index: int) -> None:
+        for machine in run.choose(self.on):
+            role, began, before = machine.role, run.now_ns(), machine.counts()
+            machine.set_clock(self.drift, float(self.jump))
+            evidence = {"drift": self.drift, "jump_s": float(self.jump), "misread": 0}
+            number = run.book.write(self.word, machine.node, role, began, evidence, False, index, lasts=True)
+            run.book.lasts(number, machine, "misread", before)
+        await run.world.breathe()

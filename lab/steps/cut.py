@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 from msgspec import structs
 
 from lab.steps.entry import Entry
+from lab.steps.link import treat
 from lab.steps.link_fault import LinkFault
+from lab.steps.machine import Run
+from lab.steps.rules import Pair, Rule
+from lab.steps.step import Effect
+from lab.words import LinkEnd
+
+UNTIL_HEALED_S = 86_400.0
+"""No run is so long. What clients and nodes send each other over a cut link is held back, since TCP loses nothing."""
 
 
 class Cut(LinkFault, frozen=True):
@@ -20,6 +28,9 @@ class Cut(LinkFault, frozen=True):
     """
 
     word = "cut"
+    effect = Effect.LINKS
+    source: LinkEnd = "all"
+    to: LinkEnd = "all"
     rows = ("link",)
     frames: tuple[str, ...] = ()
     both: bool = False
@@ -32,3 +43,21 @@ class Cut(LinkFault, frozen=True):
         yield from super().reduce()
         if self.both:
             yield structs.replace(self, both=False)
+
+    async def do(self, run: Run, index: int) -> None:
+        pairs = run.pairs(self.source, self.to)
+        if self.both:
+            pairs = both_ways(pairs)
+        await treat(run, pairs, cut(run, self.frames, of_clients=self.about_clients), index)
+
+
+def cut(run: Run, frames: tuple[str, ...] = (), *, of_clients: bool = False) -> Rule:
+    """A cut link. Where no frames are known there is only TCP, and that loses nothing: it waits for the heal."""
+    if of_clients or run.is_foreign:
+        return Rule(delay=UNTIL_HEALED_S)
+    return Rule(frames=frames, loss=1.0)
+
+
+def both_ways(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """These links and those that lead back."""
+    return tuple(sorted({*pairs, *((to, source) for source, to in pairs)}))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Literal, Self
 
+from lab.steps.damage import OLDER_COPY, Cause
 from lab.steps.entry import Entry
+from lab.steps.kill import end
+from lab.steps.machine import Machine, Run
 from lab.steps.outlook import DOWN, Outlook
 from lab.steps.reducing import shorter
-from lab.steps.step import Fault, Needs
+from lab.steps.step import Effect, Fault, Needs
 from lab.words import Duration, Target
+from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED
 from nodeproc.yamlfile import Place
+
+MOST_ROOM_BYTES = 256
+"""A disk that becomes full takes up to so much more: the last write is torn."""
 
 
 class Disk(Fault, frozen=True):
@@ -30,6 +38,7 @@ class Disk(Fault, frozen=True):
     """
 
     word = "disk"
+    effect = Effect.SLOW
     rows = ("disk", "kill")
     on: Target
     slow: Duration = Duration(0)
@@ -86,3 +95,66 @@ class Disk(Fault, frozen=True):
 
     def proofs(self) -> tuple[tuple[str, ...], ...]:
         return (("disk",),)
+
+    async def do(self, run: Run, index: int) -> None:
+        for machine in run.choose(self.on):
+            if self.copy:
+                role, began, size = machine.role, run.now_ns(), await machine.copy()
+                run.book.write(self.word, machine.node, role, began, {"copied": size}, size > 0, index)
+            elif self.changes_files:
+                await self._damage(run, machine, index)
+            else:
+                self._order(run, machine, index)
+        await run.world.breathe()
+
+    async def _damage(self, run: Run, machine: Machine, index: int) -> None:
+        """A byte rots, or files are lost or put back; a node that has to be dead for that is killed first."""
+        if self.needs_dead_node and machine.running:
+            await end(run, [machine], signal.SIGKILL, index)
+            if machine.running:
+                return
+        began, role, place = run.now_ns(), machine.role, ""
+        if self.restore:
+            found = machine.restore()
+        elif self.lose == "all":
+            lost = machine.wipe()
+            found = f"{lost} bytes" if lost else ""
+        elif self.lose:
+            found, place = machine.lose(self.lose)
+        else:
+            rot = machine.rot(self.rot, run.draws)
+            found, place = (str(rot), rot.name) if rot is not None else ("", "")
+        if found and (cause := self.cause(index, place)):
+            run.book.causes.add(machine.node, cause)
+        run.book.write(self.word, machine.node, role, began, {self.leaves: found or "nothing"}, bool(found), index)
+
+    def _order(self, run: Run, machine: Machine, index: int) -> None:
+        """From now on the disk is slow, full or failing."""
+        role, began, before = machine.role, run.now_ns(), machine.counts()
+        if cause := self.cause(index):
+            run.book.causes.add(machine.node, cause)
+        if self.slow:
+            run.book.healed(self.word, machine, "slowed")  # A disk is slow in one way at a time.
+            state, proof = f"slow by {self.slow}", "slowed"
+            machine.order(slow_s=float(self.slow))
+        elif self.full:
+            state, proof = "full", "refused"
+            machine.order(room=before.appended + run.draws.randint(0, MOST_ROOM_BYTES))
+        else:
+            state, proof = f"failing {self.failing}", "failed"
+            machine.order(**{f"fail_{self.failing}": True})
+        evidence = {"state": state, proof: 0}
+        number = run.book.write(self.word, machine.node, role, began, evidence, False, index, lasts=True)
+        run.book.lasts(number, machine, proof, before)
+
+    def cause(self, index: int, place: str = "") -> Cause | None:
+        """Why a node may end of it; None where none may: slow, empty, or rotten where it is old."""
+        if self.slow or self.lose == "all" or (self.rot and not self.needs_dead_node):
+            return None
+        if self.rot:
+            return Cause(f"rot of {self.rot}", EXIT_CORRUPTION, index, place)
+        if self.lose:
+            return Cause(f"loss of {self.lose}", EXIT_CORRUPTION, index, place)
+        if self.restore:
+            return Cause(OLDER_COPY, EXIT_CORRUPTION, index, place)
+        return Cause("full" if self.full else f"failing {self.failing}", EXIT_WRITE_FAILED, index)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 from msgspec import Struct
 
 from lab.steps.entry import Entry
+from lab.steps.machine import Run
 from lab.steps.outlook import Outlook
 from lab.steps.step import Step
 from lab.steps.targets import ClusterView, NoSuchTarget, _show_roles, choose
@@ -228,3 +229,9 @@ class Expect(Step, frozen=True):
 
     def findings(self) -> Iterator[str]:
         yield from (each.show() for each in self.that)
+
+    async def do(self, run: Run, index: int) -> None:
+        view = await run.view_now()
+        for each in self.that:
+            finding = judge(each, view, run.rng)
+            run.note(index, each, met=finding.met, found=finding.found)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Annotated, Self
 
 from msgspec import Meta
 
 from lab.steps.entry import Entry
+from lab.steps.machine import Run
 from lab.steps.reducing import shorter
-from lab.steps.step import Fault, Needs
+from lab.steps.step import Effect, Fault, Needs
 from lab.words import Duration, Period, Target
 from nodeproc.core.messages import NodeId
 
@@ -22,6 +24,7 @@ class Garbage(Fault, frozen=True, rename={"time": "for"}):
     """
 
     word = "garbage"
+    effect = Effect.NONE
     short = "connections"
     connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
     half_open: Annotated[int, Meta(ge=0, le=10_000)] = 100
@@ -42,3 +45,11 @@ class Garbage(Fault, frozen=True, rename={"time": "for"}):
 
     def nodes_with_rows(self, ids: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         return ()  # Its connections are dealt out.
+
+    async def do(self, run: Run, index: int) -> None:
+        machines, began = run.choose(self.on), run.now_ns()
+        roles = {each.node: each.role for each in machines}
+        rng = random.Random(f"garbage {run.seed} {index}")
+        for node, evidence in (await run.world.send_garbage(self, list(roles), rng)).items():
+            came = evidence["closed"] + evidence["held"] > 0
+            run.book.write(self.word, node, roles[node], began, evidence, came, index)

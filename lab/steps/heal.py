@@ -7,11 +7,18 @@ from typing import Literal, Self
 
 from msgspec import structs
 
+from lab.steps.machine import Run
+from lab.steps.orders import NEVER
 from lab.steps.outlook import UP, Outlook
-from lab.steps.step import Fault
+from lab.steps.resume import resume
+from lab.steps.start import start
+from lab.steps.step import Effect, Fault
 from lab.words import Target
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Place
+
+END_PATIENCE_S = 10.0
+"""From a write that fails to the end of the process: half a second, and more on a busy machine."""
 
 
 class Heal(Fault, frozen=True):
@@ -24,6 +31,7 @@ class Heal(Fault, frozen=True):
     """
 
     word = "heal"
+    effect = Effect.HEALED
     short = "what"
     in_nemesis = False
     rows = ("heal", "resume", "start")
@@ -43,3 +51,44 @@ class Heal(Fault, frozen=True):
 
     def nodes_with_rows(self, ids: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         return ()  # What it does depends on how they are.
+
+    async def do(self, run: Run, index: int) -> None:
+        if self.what in ("links", "all"):
+            await _heal_links(run, index)
+        if self.what in ("disks", "all"):
+            await _heal_disks(run)
+        if self.what in ("clocks", "all"):
+            _heal_clocks(run)
+        if self.what in ("busy", "all"):
+            run.book.busy_over(await run.world.end_busy())
+        if self.what == "all":
+            machines = run.choose(self.on)
+            if paused := [each for each in machines if each.paused]:
+                await resume(run, paused, index)
+            if down := [each for each in machines if not each.running]:
+                await start(run, down, index)
+
+
+async def _heal_links(run: Run, index: int) -> None:
+    """Make all links straight; nothing to do where they are."""
+    began, treated = run.now_ns(), run.book.treated
+    if treated:
+        run.book.links_over(treated, await run.world.treat(treated, None))
+        run.book.write(Heal.word, 0, "", began, {"links": len(treated)}, True, index)
+
+
+async def _heal_disks(run: Run) -> None:
+    """A node that has met a disk that failed it is on its way out: done when it is gone, for who starts it again."""
+    for machine in run.world.machines.values():
+        run.book.causes.mended(machine.node, machine.starts)
+        machine.order(slow_s=0.0, room=NEVER, die_at=NEVER, fail_sync=False, fail_append=False, hang=False)
+        if run.book.was_failed(machine):
+            await machine.ended(END_PATIENCE_S)
+        run.book.healed("disk", machine)
+
+
+def _heal_clocks(run: Run) -> None:
+    """Clocks that were set stay so."""
+    for machine in run.world.machines.values():
+        machine.set_clock(drift=0.0)
+        run.book.healed("clock", machine)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
+import msgspec
 from msgspec import Struct, structs
 
 from lab.steps.entry import Entry
 from lab.steps.link_fault import LinkFault
+from lab.steps.machine import Run
 from lab.steps.reducing import shorter
-from lab.steps.step import Needs
-from lab.words import Count, CountOrNone, Duration, Period, Share
+from lab.steps.rules import LINK_EFFECTS, Pair, Rule
+from lab.steps.step import Effect, Needs
+from lab.words import Count, CountOrNone, Duration, LinkEnd, Period, Share
+from nodeproc.core.messages import NodeId
 
 RULES = ("reorder", "delay", "jitter", "loss", "duplicate", "corrupt", "bandwidth", "chunk", "refuse")
 """Fields, each of which does something."""
@@ -45,6 +49,9 @@ class Link(LinkFault, frozen=True):
     """
 
     word = "link"
+    effect = Effect.LINKS
+    source: LinkEnd = "all"
+    to: LinkEnd = "all"
     frames: tuple[str, ...] = ()
     reorder: Reorder | None = None
     delay: Duration = Duration(0)
@@ -90,3 +97,43 @@ class Link(LinkFault, frozen=True):
                 yield structs.replace(self, **{name: 1.0})
         if len(self.frames) > 1:
             yield from (structs.replace(self, frames=(each,)) for each in self.frames)
+
+    @property
+    def rule(self) -> Rule:
+        """What it asks of each of its links."""
+        rule = Rule(
+            frames=self.frames,
+            delay=float(self.delay),
+            jitter=float(self.jitter),
+            distribution=self.distribution,
+            loss=self.loss,
+            duplicate=self.duplicate,
+            corrupt=self.corrupt,
+            bandwidth=float(self.bandwidth),
+            chunk=self.chunk,
+            refuse=self.refuse,
+        )
+        order = self.reorder
+        if order is None:
+            return rule
+        return structs.replace(rule, every=order.every, behind=order.behind, at_most=float(order.at_most))
+
+    async def do(self, run: Run, index: int) -> None:
+        await treat(run, run.pairs(self.source, self.to), self.rule, index)
+
+
+async def treat(run: Run, pairs: Sequence[Pair], rule: Rule, index: int) -> None:
+    """Put a rule on these links. Its row is complete when the rule is over."""
+    began = run.now_ns()
+    before = await run.world.treat(pairs, rule)
+    run.book.links_over(pairs, before)
+    evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
+    number = run.book.write(Link.word, *receiver(run, pairs), began, evidence, False, index, lasts=True)
+    run.book.treats(number, pairs, before)
+
+
+def receiver(run: Run, pairs: Sequence[Pair]) -> tuple[NodeId, str]:
+    """For rows: the one node that these links lead to, and what it is; 0 where they lead to several."""
+    targets = {to for _, to in pairs}
+    target = min(targets) if len(targets) == 1 else 0
+    return target, run.world.machines[target].role if target else ""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from lab.steps.machine import Run
 from lab.steps.outlook import Outlook
 from lab.steps.step import Needs, Step
 from nodeproc.yamlfile import Place
 
 
-class LoadSwitch(Step, frozen=True):
+class LoadSwitch(Step, frozen=True, rename={"switch": "do"}):
     """Start the scenario's load, or stop it: nothing new is sent, what is under way is waited for."""
 
     word = "load"
-    short = "do"
-    do: Literal["start", "stop"]
+    short = "switch"
+    switch: Literal["start", "stop"]
 
     @property
     def needs(self) -> Needs:
@@ -23,7 +24,7 @@ class LoadSwitch(Step, frozen=True):
 
     @property
     def starts_load(self) -> bool:
-        return self.do == "start"
+        return self.switch == "start"
 
     def sends(self, planned: int) -> int:
         return planned if self.starts_load else 0
@@ -36,3 +37,9 @@ class LoadSwitch(Step, frozen=True):
             yield "the load runs already; stop it before, or wait for load_done"
         if not self.starts_load and outlook.load == "never":
             yield "the load was not started before"
+
+    async def do(self, run: Run, index: int) -> None:
+        if self.switch == "start":
+            await run.start_load()
+        else:
+            await run.stop_load()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Iterator
 from typing import Any, Self
 
 from msgspec import Struct, structs
 
 from lab.steps.entry import Entry
+from lab.steps.heal import Heal
+from lab.steps.machine import Run, StepMissed
 from lab.steps.outlook import Outlook
 from lab.steps.reducing import shorter
 from lab.steps.step import Fault, Step
+from lab.steps.targets import NoSuchTarget
 from lab.words import Duration, Period
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Place
 
 EVERY = Duration(2)
+
+
+HOLDS = (0.25, 0.75)
+"""Least and greatest part of `every` for which a fault holds."""
 
 
 class Nemesis(Step, frozen=True, rename={"time": "for"}):
@@ -80,3 +89,29 @@ class Nemesis(Step, frozen=True, rename={"time": "for"}):
     @property
     def faults_done(self) -> tuple[Fault, ...]:
         return tuple(fault for fault in self.faults if isinstance(fault, Fault))
+
+    async def do(self, run: Run, index: int) -> None:
+        draws, until = random.Random(f"nemesis {run.seed} {index}"), run.now() + self.time
+        left: list[Step] = []
+        number = done = 0
+        while (began := run.now()) < until:
+            left = left or draws.sample(self.faults, len(self.faults))
+            fault, holds = left.pop(), self.every * draws.uniform(*HOLDS)
+            number += 1
+            done += await self._one(run, fault, index, number, holds)
+            run.check()
+            await asyncio.sleep(max(0.0, began + self.every - run.now()))
+        if not done:
+            raise StepMissed(f"each of {number} faults was about a node that was not there")
+        run.note(index, self, met=True, found=f"{done} faults done and healed")
+
+    async def _one(self, run: Run, fault: Step, index: int, number: int, holds: float) -> bool:
+        """Do one of them, let it hold, heal all. False: nobody was what it is about."""
+        assert isinstance(fault, Fault)
+        try:
+            await run.do_fault(fault, index, number)
+        except NoSuchTarget:
+            return False
+        await asyncio.sleep(holds)
+        await run.do_fault(Heal(), index, number, of=fault)
+        return True

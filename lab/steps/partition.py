@@ -8,8 +8,11 @@ from typing import Literal, assert_never
 
 from msgspec import Struct
 
+from lab.steps.cut import cut
 from lab.steps.entry import Entry
-from lab.steps.step import Fault, Needs
+from lab.steps.link import treat
+from lab.steps.machine import Run
+from lab.steps.step import Effect, Fault, Needs
 from lab.steps.targets import ClusterView, NoSuchTarget, choose
 from lab.words import Target
 from nodeproc.core.messages import NodeId
@@ -80,6 +83,7 @@ class Partition(Fault, frozen=True):
     """
 
     word = "partition"
+    effect = Effect.LINKS
     short = "kind"
     rows = ("link",)
     kind: Literal["isolate", "halves", "majority", "minority", "bridge", "ring", "random"]
@@ -102,3 +106,6 @@ class Partition(Fault, frozen=True):
 
     def aims(self) -> tuple[Struct, ...]:
         return () if self.kind in NODELESS else (self,)
+
+    async def do(self, run: Run, index: int) -> None:
+        await treat(run, partition_pairs(self, run.view, run.rng), cut(run), index)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, Self
+import asyncio
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Self
 
 from msgspec import structs
 
 from lab.steps.entry import Entry
+from lab.steps.machine import Machine, Run
+from lab.steps.orders import NEVER
 from lab.steps.outlook import DOWN, UP, Outlook
-from lab.steps.step import Fault, Needs
+from lab.steps.step import Effect, Fault, Needs
 from lab.words import Target
 from nodeproc.yamlfile import Place
+
+TORN_PATIENCE_S, TORN_LOOK_S = 5.0, 0.01
+"""A disk that is to leave a torn log waits so long for an entry that is not synced, and looks so often."""
+MID_WRITE_OPERATIONS = 12
+"""A power loss in the middle of a write comes within so many disk operations."""
+MID_WRITE_PATIENCE_S = 5.0
 
 
 class PowerLoss(Fault, frozen=True):
@@ -23,6 +33,7 @@ class PowerLoss(Fault, frozen=True):
     """
 
     word = "power_loss"
+    effect = Effect.DOWN
     short = "target"
     ends_process = True
     target: Target
@@ -44,3 +55,42 @@ class PowerLoss(Fault, frozen=True):
         yield from super().reduce()
         if self.mid_write:
             yield structs.replace(self, mid_write=False)
+
+    async def do(self, run: Run, index: int) -> None:
+        machines, torn = run.choose(self.target), self.tail == "torn"
+        roles, began = {each.node: each.role for each in machines}, run.now_ns()
+        called = {each.node: each.identity() for each in machines}
+        running = [each for each in machines if each.running]
+        if torn:
+            await _wait_for_tears(run, running)
+        if self.mid_write:
+            await run.world.together([_die_in_a_write(run, each) for each in running if not each.paused])
+        alive = [each for each in running if each.running]
+        await run.world.together([each.end(signal.SIGKILL) for each in alive])
+        for machine in machines:
+            evidence: dict[str, Any] = {"found": "survived SIGKILL" if machine.running else "did not run"}
+            hit = machine in running and not machine.running
+            if hit:
+                machine.order(hang=False, die_at=NEVER)
+                loss = machine.cut_power(torn)
+                evidence = called[machine.node] | {"exit": machine.exits[-1].code} | loss.evidence()
+                hit = loss.tear is not None if torn else loss.effect
+                if self.mid_write:
+                    hit = evidence["in_a_write"] = machine not in alive
+            run.book.write(self.word, machine.node, roles[machine.node], began, evidence, hit, index)
+        await run.world.breathe()
+
+
+async def _wait_for_tears(run: Run, machines: Sequence[Machine]) -> None:
+    """The disks stop answering; done when an entry of each WAL waits for its fdatasync, or it takes too long."""
+    for machine in machines:
+        machine.order(hang=True)
+    until = run.now() + TORN_PATIENCE_S
+    while not all(each.tearable() for each in machines) and run.now() < until:
+        await asyncio.sleep(TORN_LOOK_S)
+
+
+async def _die_in_a_write(run: Run, machine: Machine) -> None:
+    """The node dies in the middle of one of its next disk operations; done when it is gone, or has none."""
+    machine.order(die_at=machine.counts().operations + run.draws.randint(1, MID_WRITE_OPERATIONS))
+    await machine.doomed(MID_WRITE_PATIENCE_S)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
+from lab.steps.machine import Machine, Run
 from lab.steps.outlook import UP, Outlook
-from lab.steps.step import Fault, Needs
+from lab.steps.step import Effect, Fault, Needs
 from lab.words import Target
 from nodeproc.yamlfile import Place
 
@@ -12,6 +16,7 @@ class Rebuild(Fault, frozen=True):
     """The node loses its disk and starts again, empty, with --rebuild. Done when it answers."""
 
     word = "rebuild"
+    effect = Effect.DOWN
     short = "target"
     in_nemesis = False
     rows = ("rebuild", "start")
@@ -28,3 +33,26 @@ class Rebuild(Fault, frozen=True):
 
     def proofs(self) -> tuple[tuple[str, ...], ...]:
         return (("rebuild",),)
+
+    async def do(self, run: Run, index: int) -> None:
+        await run.world.together([self._rebuild(run, each, index) for each in run.choose(self.target)])
+
+    async def _rebuild(self, run: Run, machine: Machine, index: int) -> None:
+        node, role, began = machine.node, machine.role, run.now_ns()
+        evidence: dict[str, Any] = {"disk": "lost"}
+        if machine.running:
+            evidence |= machine.identity()
+            exited = await machine.end(signal.SIGKILL)
+            if exited is None:
+                run.book.write(self.word, node, role, began, evidence, False, index)
+                return
+            evidence["exit"] = exited.code
+        lost = evidence["lost_bytes"] = machine.wipe()
+        run.book.causes.forget(node)
+        run.book.write(self.word, node, role, began, evidence, lost > 0, index)
+        began = run.now_ns()
+        took = await run.world.launch([node], rebuild=True)
+        evidence = machine.identity() | {"rebuild": True}
+        if node in took:
+            evidence["ready_s"] = round(took[node], 4)
+        run.book.write("start", node, "down", began, evidence, node in took, index)

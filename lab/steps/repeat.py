@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self, TypeAlias
 from msgspec import Meta, structs
 
 from lab.steps.entry import Entry
+from lab.steps.machine import Run
 from lab.steps.step import Step
 from nodeproc.core.messages import NodeId
 
@@ -51,3 +52,6 @@ class Repeat(Step, frozen=True):
     def without(self, gone: NodeId) -> Self | None:
         inside = tuple(less for each in self.steps if (less := each.without(gone)) is not None)
         return structs.replace(self, steps=inside) if inside else None
+
+    async def do(self, run: Run, index: int) -> None:
+        raise AssertionError("Scenario.unrolled() writes repeats out")

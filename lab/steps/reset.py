@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from lab.steps.cut import both_ways
+from lab.steps.link import receiver
 from lab.steps.link_fault import LinkFault
+from lab.steps.machine import Run
+from lab.steps.step import Effect
+from lab.words import LinkEnd
 
 
 class Reset(LinkFault, frozen=True):
     """The connections between these nodes are reset, in both directions; the nodes open them again."""
 
     word = "reset"
+
+    async def do(self, run: Run, index: int) -> None:
+        pairs, began = both_ways(run.pairs(self.source, self.to)), run.now_ns()
+        broken = await run.world.reset(pairs)
+        evidence = {"pairs": pairs, "connections": broken}
+        run.book.write(self.word, *receiver(run, pairs), began, evidence, broken > 0, index)
+        await run.world.breathe()
+
+    effect = Effect.LINKS
+    at_once = True
+    source: LinkEnd = "all"
+    to: LinkEnd = "all"

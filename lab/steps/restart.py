@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Iterator
 from typing import Literal, Self
 
+from lab.steps.kill import end
+from lab.steps.machine import Run
 from lab.steps.outlook import UP, Outlook
 from lab.steps.reducing import shorter
-from lab.steps.step import Fault
+from lab.steps.start import start
+from lab.steps.step import Effect, Fault
 from lab.words import Duration, Target
 from nodeproc.yamlfile import Place
+
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}
 
 
 class Restart(Fault, frozen=True, rename={"down": "down_for"}):
@@ -20,6 +27,7 @@ class Restart(Fault, frozen=True, rename={"down": "down_for"}):
     """
 
     word = "restart"
+    effect = Effect.DOWN
     short = "target"
     rows = ("stop", "kill", "start")
     target: Target
@@ -36,11 +44,18 @@ class Restart(Fault, frozen=True, rename={"down": "down_for"}):
     def proofs(self) -> tuple[tuple[str, ...], ...]:
         return ((self.how,), ("start",))
 
+    async def do(self, run: Run, index: int) -> None:
+        for machine in run.choose(self.target):
+            await end(run, [machine], SIGNALS[self.how], index)
+            await asyncio.sleep(self.down)
+            await start(run, [machine], index)
+
 
 class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
     """Take all running nodes down at once, then start all nodes. Done when all answer."""
 
     word = "full_restart"
+    effect = Effect.DOWN
     short = "how"
     rows = ("stop", "kill", "start")
     how: Literal["stop", "kill"]
@@ -55,3 +70,9 @@ class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
 
     def proofs(self) -> tuple[tuple[str, ...], ...]:
         return ((self.how,), ("start",))
+
+    async def do(self, run: Run, index: int) -> None:
+        machines = run.choose("all")
+        await end(run, [each for each in machines if each.running], SIGNALS[self.how], index)
+        await asyncio.sleep(self.down)
+        await start(run, machines, index)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Self
 
 from msgspec import Meta, Struct, structs
 
 from lab.payloads import numbered_message
 from lab.steps.entry import Entry
+from lab.steps.machine import Run, SendingClient, StepMissed
 from lab.steps.reducing import COUNTS, shifted
 from lab.steps.step import Needs, Step
 from lab.steps.writing import brief
 from lab.words import ClientId, Duration, Period
 from nodeproc.core.messages import NodeId
+from nodeproc.session import Session
 
 
 class Sender(Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,3 +145,55 @@ class Send(Step, frozen=True):
     def findings(self) -> Iterator[str]:
         if self.wait:
             yield self.show()
+
+    async def do(self, run: Run, index: int) -> None:
+        clients = [await run.named.send(sender, run.world.addresses) for sender in self.clients]
+        if not self.wait:
+            return
+        if self.refused:
+            run.note(index, self, met=True, found=await self._refusals(clients))
+            return
+        before = sum(map(_not_acknowledged, clients))
+        try:
+            async with asyncio.timeout(self.within):
+                await asyncio.gather(*(each.chat.drained() for each in clients))
+        except TimeoutError:
+            left = sum(each.chat.session.unsettled for each in clients)
+            heard = next(
+                (f"; client {each.client} at {each.chat.last_error}" for each in clients if each.chat.last_error), ""
+            )
+            raise StepMissed(f"{left} messages without an acknowledgement after {self.within}{heard}") from None
+        if refused := sum(map(_not_acknowledged, clients)) - before:
+            raise StepMissed(f"{refused} messages were not acknowledged")
+        run.note(index, self, met=True, found="all acknowledged")
+
+    async def _refusals(self, clients: Sequence[SendingClient]) -> str:
+        """Wait until the node of each of these clients has told it why it takes nothing; returns what they told."""
+        sessions = [each.chat.session for each in clients]
+        for session in sessions:
+            session.refused = ""
+        try:
+            async with asyncio.timeout(self.within):
+                while not all(map(_was_refused, sessions)):
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except TimeoutError:
+            raise StepMissed(f"not told within {self.within}: {', '.join(map(_told, sessions))}") from None
+        return ", ".join(map(_told, sessions))
+
+
+LOOK_EVERY_S = 0.005
+
+
+def _not_acknowledged(client: SendingClient) -> int:
+    return client.outcomes["rejected"] + client.outcomes["unknown"]
+
+
+def _was_refused(session: Session) -> bool:
+    """Its node, if it has one, takes none of its messages now."""
+    return bool(session.node) and bool(session.refused or not session.leader)
+
+
+def _told(session: Session) -> str:
+    """What a client knows from its node."""
+    words = session.refused or (f"node {session.leader} leads" if session.leader else "nobody leads")
+    return f"node {session.node} says: {words}" if session.node else "no node"

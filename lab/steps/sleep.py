@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Self
 
+from lab.steps.machine import Run
 from lab.steps.reducing import shorter
 from lab.steps.step import Step
 from lab.words import Duration
@@ -21,3 +23,6 @@ class Sleep(Step, frozen=True, rename={"time": "for"}):
     def reduce(self) -> Iterator[Self]:
         yield from super().reduce()
         yield from shorter(self, "time")
+
+    async def do(self, run: Run, index: int) -> None:
+        await asyncio.sleep(self.time)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from lab.steps.damage import ended_at_work
+from lab.steps.machine import Machine, Run, StepMissed
 from lab.steps.outlook import UP, Outlook
-from lab.steps.step import Fault
+from lab.steps.step import Effect, Fault
 from lab.words import Target
+from nodeproc.errors import EXIT_CORRUPTION
 from nodeproc.yamlfile import Place
 
 
@@ -18,6 +21,7 @@ class Start(Fault, frozen=True):
     """
 
     word = "start"
+    effect = Effect.UP
     short = "target"
     in_nemesis = False
     rows = ("start", "refusal")
@@ -35,3 +39,45 @@ class Start(Fault, frozen=True):
     def findings(self) -> Iterator[str]:
         if self.refuses:
             yield self.show()
+
+    async def do(self, run: Run, index: int) -> None:
+        machines = run.choose(self.target)
+        if not self.refuses:
+            await start(run, machines, index)
+            return
+        began = run.now_ns()
+        await run.world.launch([each.node for each in machines])
+        for machine in machines:
+            if found := _refusal(run, machine, began, index):
+                raise StepMissed(found)
+        run.note(index, self, met=True, found="all refused, and named the damaged file")
+
+
+async def start(run: Run, machines: Sequence[Machine], index: int) -> None:
+    """Start those of these nodes that are down, all at once; done when they answer."""
+    roles, began = {each.node: each.role for each in machines}, run.now_ns()
+    took = await run.world.launch([each.node for each in machines])
+    for machine in machines:
+        evidence, hit, done = machine.identity(), machine.node in took, began
+        if hit:
+            evidence["ready_s"] = round(took[machine.node], 4)
+            done = began + int(took[machine.node] * 1e9)
+        elif ended_at_work(machine.exits, began):
+            hit, evidence["found"], done = True, "the others know that its data is older", machine.exits[-1].t
+        else:
+            evidence["found"] = "ran already" if machine.running else "its disk kept it from running"
+        run.book.write("start", machine.node, roles[machine.node], began, evidence, hit, index, t_done=done)
+
+
+def _refusal(run: Run, machine: Machine, began: int, index: int) -> str:
+    """Judge how a node ended that had to refuse its disk; returns what was not so, "" if nothing."""
+    node, end = machine.node, machine.exits[-1] if machine.exits else None
+    if machine.running or end is None or end.t < began:
+        return f"node {node} did not refuse its disk"
+    cause, says = run.book.causes.why(node, end.code, machine.starts), machine.says()
+    if end.code != EXIT_CORRUPTION or cause is None:
+        return f"node {node} ended with exit code {end.code}, not {EXIT_CORRUPTION}: {says}"
+    if cause.place not in says:
+        return f"node {node} did not name {cause.place}: {says}"
+    run.book.write("refusal", node, "down", began, {"exit": end.code, "says": says}, True, index)
+    return ""

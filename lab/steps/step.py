@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
+from enum import Enum, auto
 from typing import Any, ClassVar, NamedTuple, Self
 
 from msgspec import Struct
 
 from lab.steps.entry import Entry
+from lab.steps.machine import Run
 from lab.steps.outlook import Outlook
 from lab.steps.reducing import one_of, without_node
 from lab.steps.writing import brief, flow, plain
@@ -38,6 +41,23 @@ class Needs(NamedTuple):
     load_end: bool = False
     real_time: str = ""
     real_time_field: str = ""
+
+
+class Effect(Enum):
+    """What a row of faults.jsonl says of the cluster, for those that judge it."""
+
+    DOWN = auto()
+    """A node's process is gone or stands still, until a row of UP."""
+    UP = auto()
+    """It is there again, or goes on."""
+    LINKS = auto()
+    """Frames on some links are treated badly."""
+    SLOW = auto()
+    """A node's disk or clock is bad; the node may be slow, or end by itself."""
+    HEALED = auto()
+    """Links are straight again."""
+    NONE = auto()
+    """Nothing that a judge has to make allowance for."""
 
 
 class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -192,9 +212,28 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The texts that meta.json has findings of when the step is done."""
         yield from ()
 
+    @abstractmethod
+    async def do(self, run: Run, index: int) -> None:
+        """Do it; done when its evidence is there.
+
+        Args:
+            index: of this step in the scenario, repeats written out.
+
+        Raises:
+            StepMissed: it did not come true in its time.
+            NoSuchTarget: its target means nobody now.
+            RunFailed: the lab could not do it.
+        """
+        raise NotImplementedError
+
 
 class Fault(Step, frozen=True):
     """A step that does something to nodes, links or the host; it leaves rows in faults.jsonl."""
+
+    effect: ClassVar[Effect]
+    """Of a row that bears its word."""
+    at_once: ClassVar[bool] = False
+    """Over when it is done."""
 
     in_when = True
     in_nemesis = True

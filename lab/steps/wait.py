@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, Any, Self, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, cast
 
 from msgspec import Meta, Struct, structs
 
 from lab.steps.entry import Entry
+from lab.steps.machine import Condition, Run, StepMissed
 from lab.steps.outlook import Outlook
 from lab.steps.reducing import without_node
 from lab.steps.step import Needs, Step
+from lab.steps.targets import NoSuchTarget, choose
 from lab.steps.writing import brief, plain
 from lab.words import Count, Duration, Period, Target
-from nodeproc.core.messages import NodeId
+from nodeproc.core.messages import NodeId, SeqNo, Term
 from nodeproc.yamlfile import Place
 
 NO_LOAD = "never comes true: the load is not started before"
 
 
+LOOK_EVERY_S = 0.02
+"""Between two looks at the nodes' STATUS while something is waited for."""
+QUICK_LOOK_S = 0.005
+"""The same for what no node has to be asked for."""
+
+
 class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="for"):
     """Base of what can be waited for; `for` names it in YAML."""
+
+    look_every_s: ClassVar[float] = LOOK_EVERY_S
 
     within: Period = Duration(10)
 
@@ -43,6 +55,15 @@ class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_f
         """As people would write it."""
         return brief(self, keep="for")
 
+    @abstractmethod
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        """What is waited for, compared with how things stand now.
+
+        Args:
+            from_now: only events that are still to come count, not those since the latest fault.
+        """
+        raise NotImplementedError
+
 
 class UntilLeader(Until, frozen=True, tag="leader"):
     """All running nodes name the same leader of the same term, and it says so itself."""
@@ -50,6 +71,9 @@ class UntilLeader(Until, frozen=True, tag="leader"):
     @property
     def needs(self) -> Needs:
         return Needs(majority=True)
+
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        return lambda: _agreed(run, above=0)
 
 
 class UntilNewLeader(Until, frozen=True, tag="new_leader"):
@@ -59,9 +83,21 @@ class UntilNewLeader(Until, frozen=True, tag="new_leader"):
     def needs(self) -> Needs:
         return Needs(majority=True)
 
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        before = run.term_before
+        return lambda: _agreed(run, above=before)
+
 
 class UntilTermChange(Until, frozen=True, tag="term_change"):
     """Some node shows a higher term than any did when the wait began."""
+
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        before = (await run.look()).highest_term
+
+        async def condition() -> bool:
+            return (await run.look()).highest_term > before
+
+        return condition
 
 
 class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
@@ -74,6 +110,37 @@ class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
     on: Target = "running"
     share: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        wanted = (await run.look()).committed
+        return self._in_part(run, wanted) if self.share < 1 else self._in_full(run, wanted)
+
+    def _in_full(self, run: Run, wanted: SeqNo) -> Condition:
+        async def condition() -> bool:
+            if not await _have_delivered(run, self.on, wanted):
+                return False
+            nodes, answers = choose(self.on, await run.view_now(), run.rng), run.world.statuses
+            return not any(answers[node].rebuilding for node in nodes if node in answers)
+
+        return condition
+
+    def _in_part(self, run: Run, wanted: SeqNo) -> Condition:
+        before = dict(run.delivered)
+
+        async def condition() -> bool:
+            view = await run.look()
+            try:
+                nodes = choose(self.on, view, run.rng)
+            except NoSuchTarget:
+                return False
+            answered = [node for node in nodes if node in run.world.statuses]
+            for node in answered:  # One that lost its disk has less than it was last seen with.
+                before[node] = min(before.get(node, 0), view.nodes[node].delivered_seq)
+            return len(answered) == len(nodes) and all(
+                view.nodes[node].delivered_seq >= before[node] + self.share * (wanted - before[node]) for node in nodes
+            )
+
+        return condition
+
 
 class UntilDelivered(Until, frozen=True, tag="delivered"):
     """Each of these nodes has delivered at least `count` messages."""
@@ -85,9 +152,14 @@ class UntilDelivered(Until, frozen=True, tag="delivered"):
         if outlook.most is not None and self.count > outlook.most:
             yield f"never comes true: the scenario sends {outlook.most} messages"
 
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        return lambda: _have_delivered(run, self.on, self.count)
+
 
 class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
     """`count` more of the load's messages are acknowledged than when the wait began."""
+
+    look_every_s = QUICK_LOOK_S
 
     count: Count
 
@@ -102,6 +174,16 @@ class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
             yield "never comes true: the load is stopped, and all its messages have their outcome"
         if outlook.planned and self.count > outlook.planned:
             yield f"never comes true: the load sends {outlook.planned} messages"
+
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        load = run.load
+        assert load is not None, "a scenario without load waits for none of its messages"
+        wanted = load.total.acknowledged + self.count
+
+        async def condition() -> bool:
+            return load.total.acknowledged >= wanted
+
+        return condition
 
 
 class UntilLoadDone(Until, frozen=True, tag="load_done"):
@@ -118,15 +200,43 @@ class UntilLoadDone(Until, frozen=True, tag="load_done"):
     def foresee(self, outlook: Outlook) -> None:
         outlook.load = "stopped"
 
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        load = run.load
+        assert load is not None, "a scenario without load waits for none"
+
+        async def condition() -> bool:
+            return load.finished
+
+        return condition
+
 
 class UntilIdle(Until, frozen=True, tag="idle"):
     """No client waits for an outcome, and all running nodes have delivered the same and all that is committed."""
+
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        async def condition() -> bool:
+            if run.named.waiting or (run.load is not None and run.load.total.pending):
+                return False
+            view = await run.view_now()
+            delivered = {view.nodes[node].delivered_seq for node in view.up}
+            answered = all(node in run.world.statuses for node in view.up)
+            return answered and len(delivered) == 1 and delivered == {view.committed}
+
+        return condition
 
 
 class UntilEnded(Until, frozen=True, tag="ended"):
     """The processes of these nodes are gone: they have ended by themselves, or were taken down."""
 
     on: Target
+
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        machines = [run.world.machines[node] for node in choose(self.on, await run.view_now(), run.rng)]
+
+        async def condition() -> bool:
+            return not any(each.running for each in machines)
+
+        return condition
 
 
 class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
@@ -135,6 +245,8 @@ class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
     where: as in the `event` expectation.
     """
 
+    look_every_s = QUICK_LOOK_S
+
     event: str
     on: Target = "all"
     where: dict[str, str | int | bool] = {}
@@ -142,6 +254,16 @@ class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
 
     def check(self, entry: Entry) -> None:
         entry.check_event(self.event, self.where)
+
+    async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
+        nodes = choose(self.on, await run.view_now(), run.rng)
+        counted = run.world.count_events(nodes, self.event, self.where)
+        wanted = self.count + (counted() if from_now else 0)
+
+        async def condition() -> bool:
+            return counted() >= wanted
+
+        return condition
 
 
 UntilAny: TypeAlias = (
@@ -237,3 +359,29 @@ class Wait(Step, frozen=True):
 
     def findings(self) -> Iterator[str]:
         yield self.show()
+
+    async def do(self, run: Run, index: int) -> None:
+        began, until = run.now(), self.until
+        try:
+            async with asyncio.timeout(until.within):
+                condition = await until.condition(run)
+                while not await condition():
+                    run.check()
+                    await asyncio.sleep(until.look_every_s)
+        except TimeoutError:
+            raise StepMissed(f"not within {until.within}: {await run.show()}") from None
+        run.note(index, self, met=True, found=f"after {run.now() - began:.2f} s")
+
+
+async def _agreed(run: Run, above: Term) -> bool:
+    agreed = (await run.view_now()).agreed_leader()
+    return agreed is not None and agreed[1] > above
+
+
+async def _have_delivered(run: Run, on: Target, count: int) -> bool:
+    view = await run.view_now()
+    try:
+        nodes = choose(on, view, run.rng)
+    except NoSuchTarget:
+        return False
+    return all(view.nodes[node].up and view.nodes[node].delivered_seq >= count for node in nodes)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any, Self
 
 from msgspec import Struct, structs
 
 from lab.steps.entry import Entry
+from lab.steps.machine import Condition, Run
 from lab.steps.outlook import Outlook
 from lab.steps.reducing import without_node
 from lab.steps.step import Fault, Needs, Step
+from lab.steps.targets import NoSuchTarget
 from lab.steps.wait import UntilAny, read_until
 from lab.steps.writing import plain
 from nodeproc.core.messages import NodeId
@@ -74,3 +77,25 @@ class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
     @property
     def faults_done(self) -> tuple[Fault, ...]:
         return tuple(step for step in self.steps if isinstance(step, Fault))
+
+    async def do(self, run: Run, index: int) -> None:
+        condition = await self.until.condition(run, from_now=True)
+        run.arm(index, self._wait_and_do(run, index, condition))
+
+    async def _wait_and_do(self, run: Run, index: int, condition: Condition) -> None:
+        began = run.now()
+        while not await condition():
+            await asyncio.sleep(self.until.look_every_s)
+        run.fired(index)
+        found = f"after {run.now() - began:.2f} s"
+        run.tell(f"{run.show_step(self)}: {found}")
+        try:
+            for each in self.steps:
+                if isinstance(each, Fault):
+                    await run.do_fault(each, index)
+                else:
+                    await each.do(run, index)
+        except NoSuchTarget as missed:
+            run.note(index, self, met=False, found=f"{found}: {missed}")
+        else:
+            run.note(index, self, met=True, found=found)

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from lab.course.links import CLIENTS, LinkCounts, Pair, Rule
 from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, Treat
+from lab.steps.rules import CLIENTS, LinkCounts, Pair, Rule
 from tests.lab.inloop import in_loop
 
 NODE = 2

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from lab.course.damage import Causes, cause_of, draw_rot, draw_tear, file_name, lost_place
+from lab.course.damage import draw_rot, draw_tear, file_name, lost_place
 from lab.course.simfiles import SimFiles
 from lab.steps import Disk
+from lab.steps.damage import Causes
 from lab.words import Duration
 from nodeproc.core.events import MessageLogRepaired, TornTailDropped
 from nodeproc.disk import wal
@@ -98,7 +99,7 @@ def test_old_rot_is_where_no_restart_looks_and_a_read_finds_it(what: str, seed: 
 
 
 def test_no_node_may_end_of_old_rot() -> None:
-    assert cause_of(Disk(on=1, rot="old_lines"), 3, "") is None
+    assert Disk(on=1, rot="old_lines").cause(3) is None
     assert not Disk(on=1, rot="old_index").needs_dead_node and Disk(on=1, rot="messages").needs_dead_node
 
 
@@ -164,7 +165,7 @@ WRITE_FAILED, CORRUPTION = 4, 3
 
 def causes(**disk: object) -> Causes:
     """Of node 1 after one step."""
-    found, cause = Causes(), cause_of(Disk(1, **disk), 5)  # type: ignore[arg-type]
+    found, cause = Causes(), Disk(on=1, **disk).cause(5)  # type: ignore[arg-type]
     assert cause is not None and cause.step == 5
     found.add(1, cause)
     return found
@@ -188,7 +189,7 @@ def test_a_fault_explains_the_end_with_its_own_code_only(disk: dict[str, object]
 
 
 def test_a_slow_disk_explains_no_end() -> None:
-    assert cause_of(Disk(1, slow=Duration(1)), 0) is None
+    assert Disk(on=1, slow=Duration(1)).cause(0) is None
 
 
 def test_a_mended_disk_explains_the_end_of_the_process_that_it_had_failed_and_of_no_later_one() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.course.orders import Orders
 from lab.live.children import child_environment
 from lab.live.inside import faulty_node
 from lab.live.inside.faulty_node import Clock
 from lab.live.inside.ledger import Ledger
+from lab.steps.orders import Orders
 
 
 class FixedTime:

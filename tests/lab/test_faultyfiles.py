@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from lab.course.orders import NEVER, Counts, Orders
 from lab.course.simfiles import SimFiles
 from lab.live.children import child_environment
 from lab.live.inside.faulty_files import FaultyFiles
 from lab.live.inside.ledger import Ledger, NameChange
 from lab.live.powerloss import as_simulated, lose_power, tearable
+from lab.steps.orders import NEVER, Counts, Orders
 from nodeproc.core.events import TornTailDropped
 from nodeproc.disk.files import File, Files, RealFiles
 from nodeproc.disk.storage import Storage

@@ -19,9 +19,9 @@ from lab.course.links import (
     Handling,
     HoldBack,
     Link,
-    Rule,
     decide,
 )
+from lab.steps.rules import Rule
 
 NUMBERS: Handling[int] = Handling(size=lambda n: 10, spoil=lambda n, rng: -n, pieces=lambda n, size: [n] * (10 // size))
 """Frames of ten bytes; a spoilt one is negative, and each piece of one looks like the whole."""

@@ -17,7 +17,6 @@ from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.course import manifest
 from lab.course.manifest import node_settings
-from lab.course.world import RunFailed
 from lab.live import live
 from lab.live.children import PROJECT_ROOT, child_environment
 from lab.live.observation import EventCount, file_sizes
@@ -25,6 +24,7 @@ from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import Invoke, Phase
 from lab.rundir import RunDir
+from lab.steps.machine import RunFailed
 from nodeproc import config as nodeconfig
 from nodeproc.errors import ConfigError
 from tests import TOO_LONG_S

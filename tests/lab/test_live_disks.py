@@ -13,7 +13,7 @@ from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Verdict
 from lab.live import live
-from lab.live.disks import Disks
+from lab.live.machine import LiveMachine
 from lab.plan import scenario as plan
 from lab.rows import FaultRow
 from lab.rundir import RunDir
@@ -178,11 +178,11 @@ def test_what_is_not_there_can_not_be_damaged_and_leaves_the_run_undecided(tmp_p
 
 
 def test_orders_that_no_node_obeys_leave_the_run_undecided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mute(disks: Disks, node: int, **orders: Any) -> None:
+    def mute(machine: LiveMachine, **orders: Any) -> None:
         """Nothing is ordered."""
 
-    monkeypatch.setattr(Disks, "_change", mute)
-    monkeypatch.setattr("lab.live.disks.MID_WRITE_PATIENCE_S", 0.2)
+    monkeypatch.setattr(LiveMachine, "order", mute)
+    monkeypatch.setattr("lab.steps.power_loss.MID_WRITE_PATIENCE_S", 0.2)
     run, verdict = run_in(tmp_path, CLUSTER + MUTED)
     rows = undecided(run, verdict, ("disk", "clock", "power_loss"))
     assert sorted((row.fault, row.target) for row in rows) == [

@@ -14,13 +14,13 @@ import pytest
 from lab.course.clients import NamedClients, Subscribers
 from lab.course.load import tick_s
 from lab.course.recording import HistoryWriter, merge, row_time
-from lab.course.world import RunFailed
 from lab.live.children import child_environment
 from lab.live.load_workers import LoadWorkers, worker_count
 from lab.plan.scenario import Load
 from lab.rows import Acked, HistoryRow, Invoke, Phase, Shown, Unknown, decode_history_row, encode_row
 from lab.rundir import RunDir
 from lab.steps import Sender
+from lab.steps.machine import RunFailed
 from lab.words import Duration
 from tests import TOO_LONG_S
 from tests.lab.fakenode import FakeNode

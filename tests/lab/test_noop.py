@@ -11,12 +11,12 @@ import pytest
 
 from lab.check.invariants import check
 from lab.check.metrics import measure
-from lab.course.links import Rule
-from lab.live import cluster, live, processes
+from lab.live import live, processes, ways
 from lab.live.busy import BusyProcesses
-from lab.live.proxy import Break
+from lab.live.proxy import Break, Treat
 from lab.plan import scenario as plan
 from lab.rundir import RunDir
+from lab.steps.rules import Rule
 from tests.lab.patient import patient
 
 NoOp = Callable[[pytest.MonkeyPatch], None]
@@ -36,11 +36,11 @@ def swallow(*signals: signal.Signals) -> NoOp:
 
 
 def rules_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "rule_of", lambda link: Rule())
+    monkeypatch.setattr(ways, "Treat", lambda pairs, rule: Treat(pairs, rule and Rule()))
 
 
 def resets_break_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "Break", lambda pairs: Break(()))
+    monkeypatch.setattr(ways, "Break", lambda pairs: Break(()))
 
 
 def nobody_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,6 @@ import pytest
 from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Verdict
-from lab.course.links import Rule
-from lab.course.world import RunFailed
 from lab.live import live
 from lab.live.children import PROJECT_ROOT, child_environment
 from lab.live.processes import HeldPort, Lifeline, NodeProcess, Program
@@ -25,6 +23,8 @@ from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, 
 from lab.plan import scenario as plan
 from lab.plan.command import PLACEHOLDERS, filled, split_command
 from lab.rundir import RunDir
+from lab.steps.machine import RunFailed
+from lab.steps.rules import Rule
 from tests import TOO_LONG_S
 from tests.lab.inloop import in_loop
 from tests.lab.patient import patient

@@ -12,8 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from lab.course.world import RunFailed
 from lab.live.processes import HeldPort, Lifeline, NodeProcess
+from lab.steps.machine import RunFailed
 from tests.lab.inloop import in_loop
 
 HOST = "127.0.0.1"

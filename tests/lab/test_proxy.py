@@ -11,8 +11,6 @@ import msgspec
 import pytest
 
 from lab.course.frames import LENGTHS_BYTES, FrameCutter, frame_type, pieces, spoil
-from lab.course.links import LinkCounts, Rule
-from lab.course.world import RunFailed
 from lab.live.children import Child
 from lab.live.proxy import (
     Break,
@@ -24,6 +22,8 @@ from lab.live.proxy import (
     Proxy,
     Treat,
 )
+from lab.steps.machine import RunFailed
+from lab.steps.rules import LinkCounts, Rule
 from nodeproc.core.messages import Append, Commit, Heartbeat, Mark, Position
 from nodeproc.errors import FrameError
 from nodeproc.frames import PREAMBLE, FrameDecoder, encode_frame

@@ -169,7 +169,7 @@ def test_every_scenario_is_written_briefly_the_same(path: Path) -> None:
 
 def test_a_node_less_leaves_no_trace_of_it() -> None:
     steps = (
-        LoadSwitch(do="start"),
+        LoadSwitch(switch="start"),
         Kill(target=2),
         Kill(target=(2, 3)),
         Link(source=3, to="all", loss=1.0),
@@ -183,7 +183,7 @@ def test_a_node_less_leaves_no_trace_of_it() -> None:
     assert without.cluster == Cluster(nodes=2, priorities={2: 4}, start=(1,))
     assert without.load is not None and without.load.via == (2,)
     assert without.steps == (
-        LoadSwitch(do="start"),
+        LoadSwitch(switch="start"),
         Kill(target=(2,)),
         Link(source=2, to="all", loss=1.0),
         Wait(until=CaughtUp(on=(1,))),

@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.course.orders import NEVER, Orders
 from lab.course.simfiles import blanked, cut_ranges
 from lab.live.inside.ledger import Ledger, NameChange, Number, folder_of
+from lab.steps.orders import NEVER, Orders
 from nodeproc.disk.files import Buffer, File, Files
 
 HANG_LOOK_S = 0.002

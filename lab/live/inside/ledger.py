@@ -28,8 +28,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from lab.course.orders import Counts, Orders
 from lab.course.simfiles import Range
+from lab.steps.orders import Counts, Orders
 
 _SIZE = struct.Struct("<Q")
 _RANGE = struct.Struct("<QQ")

@@ -24,7 +24,7 @@ class History(Protocol):
     def close(self) -> None: ...
 
 
-class World:
+class Environment:
     """The real one; lab.sim has another.
 
     Args:
@@ -59,8 +59,4 @@ class World:
         return ChatClient(addresses, client, settings=settings, on_outcome=on_outcome)
 
 
-REAL = World()
-
-
-class RunFailed(Exception):
-    """The lab itself could not do its work: no verdict about the chat follows from it."""
+REAL = Environment()

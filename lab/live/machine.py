@@ -1,0 +1,209 @@
+"""One node's machine in a live run: its process, and a disk and a clock that obey orders without root.
+
+Power, full, failing and slow disks and clocks need a node that runs under lab.live.inside.faulty_node, which has a ledger:
+an order stands there, and what came of it is what the node counted there. A byte that rots, a file that is lost and a
+rebuild need a dead node and nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.course.machine import MachineDisk
+from lab.live.children import last_line
+from lab.live.inside.ledger import Ledger, NameChange
+from lab.live.powerloss import lose_power, tearable
+from lab.live.processes import NodeProcess
+from lab.rows import NodeExit
+from lab.rundir import RunDir
+from lab.steps.book import FaultBook
+from lab.steps.damage import Loss, Rot
+from lab.steps.machine import RunFailed
+from lab.steps.orders import Counts, Orders
+from nodeproc.core.messages import NodeId
+from nodeproc.disk import recovery, wal
+
+DISK_FOLDERS = (wal.FOLDER, recovery.LINES_FOLDER)
+"""All that a node keeps; its events and its log are the lab's evidence, and stay when a disk is lost."""
+
+
+class LiveFiles:
+    """See lab.course.machine.NodeFiles.
+
+    Args:
+        ledger: what a power loss would leave of them; None: nobody keeps that.
+    """
+
+    def __init__(self, root: Path, ledger: Ledger | None) -> None:
+        self._root, self._ledger = root, ledger
+
+    def names(self) -> list[str]:
+        paths = (path for folder in DISK_FOLDERS for path in sorted((self._root / folder).glob("*")))
+        return [str(path.relative_to(self._root)) for path in paths]
+
+    def contents(self, names: Iterable[str]) -> dict[str, bytes]:
+        return {name: (self._root / name).read_bytes() for name in names if (self._root / name).is_file()}
+
+    def change(self, rot: Rot) -> None:
+        with (self._root / rot.name).open("r+b") as file:
+            file.seek(rot.at)
+            file.write(bytes([rot.after]))
+
+    def remove(self, name: str) -> None:
+        (self._root / name).unlink()
+        if self._ledger is not None:
+            self._ledger.note(NameChange("lost", name))
+
+    def replace(self, contents: dict[str, bytes]) -> None:
+        self.wipe()
+        for folder in DISK_FOLDERS:
+            (self._root / folder).mkdir()
+        for name, data in contents.items():
+            (self._root / name).write_bytes(data)
+
+    def wipe(self) -> int:
+        size = sum(path.stat().st_size for folder in DISK_FOLDERS for path in (self._root / folder).glob("*"))
+        for folder in DISK_FOLDERS:
+            shutil.rmtree(self._root / folder, ignore_errors=True)
+        if self._ledger is not None:
+            self._ledger.begin_anew()
+        return size
+
+
+class LiveMachine(MachineDisk):
+    """See lab.steps.machine.Machine.
+
+    Args:
+        role: what the node says that it is, "" where it did not answer the latest question.
+        layered: its process obeys orders.
+    """
+
+    def __init__(
+        self, process: NodeProcess, run: RunDir, book: FaultBook, role: Callable[[], str], seed: int, *, layered: bool
+    ) -> None:
+        super().__init__()
+        self.process, self.node = process, process.node
+        self._run, self._book, self._said_role = run, book, role
+        self._rng = random.Random(f"{seed} disk {self.node}")
+        self._ledger = Ledger(run.ledger(self.node)) if layered else None
+        self._files = LiveFiles(run.node_dir(self.node), self._ledger)
+        self._answered = 0
+        """Which of its processes has answered, counted from 1."""
+        process.on_end = self._on_end
+        if layered:
+            process.ledger = run.ledger(self.node)
+
+    @property
+    def files(self) -> LiveFiles:
+        return self._files
+
+    def close(self) -> None:
+        """Let go of what it holds; its files stay."""
+        if self._ledger is not None:
+            self._ledger.close()
+
+    # ---- its process -----------------------------------------------------------------------------
+
+    @property
+    def starts(self) -> int:
+        return self.process.starts
+
+    @property
+    def running(self) -> bool:
+        return self.process.running
+
+    @property
+    def paused(self) -> bool:
+        return self.process.paused
+
+    @property
+    def exits(self) -> Sequence[NodeExit]:
+        return self.process.exits
+
+    @property
+    def role(self) -> str:
+        return (self._said_role() or "unknown") if self.running else "down"
+
+    def identity(self) -> dict[str, Any]:
+        return {"pid": self.process.pid}
+
+    async def start(self, *, rebuild: bool) -> float | None:
+        """Start it and wait until it answers; None where it ended of what was done to its disk."""
+        self.process.start(*(["--rebuild"] if rebuild else []))
+        try:
+            took = await self.process.ready()
+        except RunFailed:
+            if not self.running and self.exits[-1].because:
+                return None
+            raise
+        self._book.causes.survived(self.node)
+        self._answered = self.starts
+        return took
+
+    async def end(self, how: signal.Signals) -> NodeExit | None:
+        return await self.process.end(how)
+
+    async def freeze(self) -> bool:
+        return await self.process.pause()
+
+    def wake(self) -> None:
+        self.process.wake()
+
+    async def ready(self) -> float:
+        return await self.process.ready()
+
+    def state(self) -> str:
+        return self.process.state()
+
+    def says(self) -> str:
+        return last_line(self._run.node_log(self.node))
+
+    async def doomed(self, patience_s: float) -> bool:
+        return await self.process.doomed(patience_s)
+
+    async def ended(self, patience_s: float) -> bool:
+        return await self.process.ended(patience_s)
+
+    def _on_end(self, node: NodeId, code: int) -> str:
+        """Why a process that nobody killed had to end; "" where no disk explains it."""
+        role = "down"
+        if self._answered == self.starts:  # It may not have answered since its disk became bad.
+            role = self._book.role_before(self) or self.role
+        return self._book.ended(self, code, role)
+
+    # ---- its disk and its clock ------------------------------------------------------------------
+
+    def order(self, **changes: Any) -> None:
+        if self._ledger is None:
+            assert Orders(**changes) == Orders(), f"node {self.node} obeys no orders, found {changes}"
+        else:
+            self._ledger.order(self._ledger.orders()._replace(**changes))
+
+    def set_clock(self, drift: float, forward_s: float = 0.0) -> None:
+        if self._ledger is not None:
+            before, now = self._ledger.orders(), time.monotonic()
+            if drift != before.drift or forward_s:
+                wall_s = before.wall_s + forward_s
+                self.order(drift=drift, since=now, base=before.monotonic(now), wall_s=wall_s)
+
+    def counts(self) -> Counts:
+        return Counts() if self._ledger is None else self._ledger.counts()
+
+    def tearable(self) -> bool:
+        return tearable(self._run.node_dir(self.node), self._run.ledger(self.node), random.Random(0))
+
+    def cut_power(self, torn: bool) -> Loss:
+        return lose_power(self._run.node_dir(self.node), self._run.ledger(self.node), self._rng, torn=torn)
+
+    async def copy(self) -> int:
+        stopped = self.running and not self.paused and await self.process.pause()
+        size = self.take_copy()
+        if stopped:
+            self.process.wake()
+        return size

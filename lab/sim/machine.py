@@ -1,0 +1,153 @@
+"""One node's machine in a simulation: its process, and a disk and a clock that obey orders."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lab.course.machine import MachineDisk
+from lab.rows import NodeExit
+from lab.sim.loop import VirtualLoop
+from lab.sim.node import SimNode
+from lab.steps.damage import Loss, Rot
+from lab.steps.orders import Counts, Orders
+from nodeproc.core.messages import NodeId
+
+LOOK_S = 0.001
+
+
+class SimFilesOf:
+    """See lab.course.machine.NodeFiles; of the disk that the node has at each moment."""
+
+    def __init__(self, sim: SimNode, on_other_disk: Callable[[NodeId], None]) -> None:
+        self._sim, self._on_other_disk = sim, on_other_disk
+
+    def names(self) -> list[str]:
+        return list(self._sim.files.contents())
+
+    def contents(self, names: Iterable[str]) -> dict[str, bytes]:
+        whole = self._sim.files.contents()
+        return {name: whole[name] for name in names if name in whole}
+
+    def change(self, rot: Rot) -> None:
+        self._sim.files.rot(rot.name, rot.at, rot.after)
+
+    def remove(self, name: str) -> None:
+        self._sim.files.remove(name)
+
+    def replace(self, contents: dict[str, bytes]) -> None:
+        files = self._sim.files
+        for name in files.contents().keys() - contents.keys():
+            files.remove(name)
+        for name, data in contents.items():
+            files.put(name, data)
+        self._on_other_disk(self._sim.node_id)
+
+    def wipe(self) -> int:
+        size = self._sim.files.used()
+        self._sim.lose_disk()
+        self._on_other_disk(self._sim.node_id)
+        return size
+
+
+class SimMachine(MachineDisk):
+    """See lab.steps.machine.Machine.
+
+    Args:
+        on_other_disk: called with the node when what it has delivered is no more on its disk.
+    """
+
+    def __init__(self, sim: SimNode, loop: VirtualLoop, on_other_disk: Callable[[NodeId], None]) -> None:
+        super().__init__()
+        self.sim, self.node = sim, sim.node_id
+        self._loop = loop
+        self._files = SimFilesOf(sim, on_other_disk)
+        self._orders = Orders()
+        self.exits: list[NodeExit] = []
+        self.reason = ""
+        """Why it failed last, as it reported."""
+
+    @property
+    def files(self) -> SimFilesOf:
+        return self._files
+
+    # ---- its process -----------------------------------------------------------------------------
+
+    @property
+    def starts(self) -> int:
+        return self.sim.starts
+
+    @property
+    def running(self) -> bool:
+        return self.sim.running
+
+    @property
+    def paused(self) -> bool:
+        return self.sim.paused
+
+    @property
+    def role(self) -> str:
+        if not self.running:
+            return "down"
+        return "unknown" if self.paused else self.sim.core.role_name
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    async def end(self, how: signal.Signals) -> NodeExit | None:
+        if how is signal.SIGKILL:
+            self.sim.kill()
+        else:
+            self.sim.stop()
+        return None if self.running else self.exits[-1]
+
+    async def freeze(self) -> bool:
+        self.sim.pause()
+        return True
+
+    def wake(self) -> None:
+        self.sim.resume()
+
+    async def ready(self) -> float:
+        return 0.0
+
+    def state(self) -> str:
+        return "stopped" if self.paused else "running"
+
+    def says(self) -> str:
+        return self.reason
+
+    async def doomed(self, patience_s: float) -> bool:
+        until = self._loop.now + patience_s
+        while self.running and self._loop.now < until:
+            await asyncio.sleep(LOOK_S)
+        return not self.running
+
+    async def ended(self, patience_s: float) -> bool:
+        return not self.running  # What a disk ends has ended at once.
+
+    # ---- its disk and its clock ------------------------------------------------------------------
+
+    def order(self, **changes: Any) -> None:
+        self._orders = self._orders._replace(**changes)
+        self.sim.obey(self._orders)
+        if changes.get("slow_s") == 0.0:
+            self.sim.quicken_sync()
+
+    def set_clock(self, drift: float, forward_s: float = 0.0) -> None:
+        self.sim.set_drift(drift)
+        self.order(drift=drift, wall_s=self._orders.wall_s + forward_s)
+
+    def counts(self) -> Counts:
+        return self.sim.counts()
+
+    def tearable(self) -> bool:
+        return self.sim.tearable()
+
+    def cut_power(self, torn: bool) -> Loss:
+        return self.sim.lose_power(torn)
+
+    async def copy(self) -> int:
+        return self.take_copy()
