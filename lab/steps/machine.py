@@ -152,7 +152,7 @@ class World(Protocol):
         """Do what takes time on several machines at the same time."""
 
     async def breathe(self) -> None:
-        """Let begin what a fault sets off, before anything else is done; in virtual time that is not a matter of course."""
+        """Let begin what a fault sets off, before anything else is done."""
 
     async def treat(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
         """Put a rule on links in place of the ones they have; None: straight again. Returns the evidence before it."""
