@@ -1,8 +1,8 @@
 """One node's machine in a live run: its process, and a disk and a clock that obey orders without root.
 
 Power, full, failing and slow disks and clocks need a node that runs under lab.live.inside.faulty_node, which has a
-ledger: an order stands there, and what came of it is what the node counted there. A byte that rots, a file that is lost and a
-rebuild need a dead node and nothing else.
+ledger: an order stands there, and what came of it is what the node counted there. A byte that rots, a file that is lost
+and a rebuild need a dead node and nothing else.
 """
 
 from __future__ import annotations
