@@ -1,12 +1,12 @@
-"""A replicated log as one might write it in an afternoon: it works until something happens. Standard library only.
+"""A replicated log as one might write it in an afternoon: it works as long as nothing fails. Standard library only.
 
-The highest id that is alive leads, orders all messages and acknowledges them; every other node copies the leader's log
-as any subscriber would. What is wrong with it, on purpose:
+The live node with the highest id leads, orders all messages and acknowledges them; every other node copies the leader's
+log as any subscriber would. It has these faults on purpose:
 
-    - the leader acknowledges what nobody else has yet: copies are made later, when it is quiet or much has come;
-    - nobody asks for a majority: on both sides of a cut somebody leads;
-    - the highest id leads whatever its log holds, also when it was away;
-    - nothing is synced: a power failure takes what the operating system still held.
+    - the leader acknowledges messages that no other node has yet: they are copied later, in a pause or when many wait;
+    - no node requires a majority: each side of a cut has a leader;
+    - the highest id leads whatever its log holds, even after it was away;
+    - nothing is synced: a power loss removes everything that only the operating system still held.
 """
 
 import asyncio
