@@ -48,5 +48,14 @@ def test_every_command_shown_is_one(page: str, words: list[str], monkeypatch: py
         assert chosen and not mistakes
 
 
+def test_the_command_that_repeats_a_run_is_one() -> None:
+    """README.md shows what a failed run prints: its scenario is taken, and its mutant exists."""
+    again = re.search(r"^again: python3 run_lab.py (.*)$", PAGES[0].read_text("utf-8"), re.MULTILINE)
+    assert again is not None
+    options = cli.parse(shlex.split(again[1]))
+    chosen, mistakes = choose(options.scenarios, options.tag, SCENARIOS)
+    assert [each.scenario.name for each in chosen] == [options.mutant] and not mistakes
+
+
 def test_the_readme_shows_commands() -> None:
     assert len([page for page, _ in COMMANDS if page == "README.md"]) > 10

@@ -31,7 +31,6 @@ def steps(*each: str) -> str:
 
 
 WRONG = {
-    "nothing is sent": ("steps: [{kill: 1}]", "steps: nothing is sent"),
     "rot without rebuild": (
         steps("disk: {on: 1, rot: wal}"),
         "steps[0].disk: the node can't start on its damaged disk",
@@ -114,6 +113,7 @@ def test_what_cannot_work_is_refused_with_its_place(text: str, words: str) -> No
 
 
 RIGHT = {
+    "elections without a message": "steps: [{kill: 1}]",
     "rot and rebuild": steps("disk: {on: 1, rot: wal}", "start: {target: 1, refuses: true}", "rebuild: 1"),
     "a message log that is written again": steps("disk: {on: 1, lose: messages}", "start: down"),
     "whoever is down after a disk failed": steps("disk: {on: 1, failing: sync}", "sleep: 1s", "start: down"),
