@@ -1,6 +1,6 @@
-"""Runs as Markdown for the summary page of a GitHub workflow step: a table, and below it what did not pass.
+"""Runs as Markdown for the summary page of a GitHub workflow step: a table, then the runs that did not pass.
 
-GitHub names the file in GITHUB_STEP_SUMMARY; whatever a step appends to it is shown. It takes 1 MiB a step.
+GitHub names the file in GITHUB_STEP_SUMMARY and shows everything that a step appends to it, up to 1 MiB a step.
 """
 
 from __future__ import annotations
@@ -20,14 +20,27 @@ from lab.show.table import closing
 VARIABLE = "GITHUB_STEP_SUMMARY"
 PASSED = "PASS"
 DETAILS_BYTES = 500_000
-"""Of all texts of runs that did not pass; half of what GitHub takes, for other steps may append to the same file."""
+"""Limit of the texts of all runs that did not pass: half of GitHub's 1 MiB, as others may append to the same file."""
 _NONE = "-"
+HEADS = (
+    "scenario",
+    "verdict",
+    "seed",
+    "acknowledged",
+    "messages/s",
+    "p50 ms",
+    "p99 ms",
+    "longest gap ms",
+    "run",
+    "again",
+)
+_ALIGN = (":--", ":--", *(["--:"] * 6), ":--", ":--")
 
 
 class RunRow(Struct, frozen=True, kw_only=True):
-    """One run in the table; None: not measured.
+    """One run in the table; None means not measured.
 
-    verdict: as the last line of a summary has it. again: the command that repeats the run; "": none is known.
+    verdict: as in the last line of summary.txt. again: the command that repeats the run; "" if none is known.
     """
 
     scenario: str
@@ -54,7 +67,7 @@ def row_of(
     """The row of one run.
 
     Args:
-        problem: why the lab could not carry it out or judge it, "" where it could.
+        problem: why the lab could not carry out or judge the run; "" if it could.
     """
     word = closing(verdict) if verdict is not None else f"the lab failed: {problem}"
     again = "" if word == PASSED else again
@@ -76,22 +89,9 @@ def row_of(
 
 
 def render(runs: Sequence[tuple[RunRow, str]]) -> str:
-    """The Markdown text of some runs, each with what is to be shown of it where it did not pass."""
+    """Return the Markdown text of runs, each given with the text to show if it did not pass."""
     passed = sum(row.verdict == PASSED for row, _ in runs)
-    lines = [f"### chatlab: {passed} of {len(runs)} runs passed", ""]
-    heads = (
-        "scenario",
-        "verdict",
-        "seed",
-        "acknowledged",
-        "messages/s",
-        "p50 ms",
-        "p99 ms",
-        "longest gap ms",
-        "run",
-        "again",
-    )
-    lines += [_line((*heads, "run", "again")), _line([":--", ":--", *(["--:"] * 6), ":--", ":--"])]
+    lines = [f"### chatlab: {passed} of {len(runs)} runs passed", "", _line(HEADS), _line(_ALIGN)]
     lines += [_line(_cells(row)) for row, _ in runs]
     left = DETAILS_BYTES
     for row, details in runs:
@@ -109,7 +109,7 @@ def render(runs: Sequence[tuple[RunRow, str]]) -> str:
 
 
 def append_where_asked(runs: Sequence[tuple[RunRow, str]]) -> None:
-    """Append the runs to the file that the environment names; a file that can't be written is told and no more."""
+    """Append the runs to the file that the environment names, if any; an error is printed and otherwise ignored."""
     name = os.environ.get(VARIABLE, "")
     if not name or not runs:
         return
@@ -144,10 +144,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _text(text: str) -> str:
-    """On one line, and no markup."""
+    """Return the text on one line, with markup escaped."""
     return " ".join(text.split()).replace("<", "&lt;").replace("`", "\\`")
 
 
 def _fence(text: str) -> str:
-    """Longer than any row of backticks inside."""
+    """Return a row of backticks that is longer than any in the text."""
     return "`" * max(3, 1 + max((len(found) for found in re.findall("`+", text)), default=0))

@@ -178,6 +178,7 @@ def test_a_step_summary_has_a_row_a_run_and_the_text_of_what_did_not_pass() -> N
     page = stepsummary.render(rows)
     assert page.startswith("### chatlab: 1 of 3 runs passed\n\n| scenario | verdict |")
     assert "\n| calm | PASS | 7 | - | - | - | - | - | results/calm/1 |  |\n" in page
+    assert {line.replace("\\|", "").count("|") for line in page.splitlines() if line.startswith("|")} == {11}
     assert "\n| wild | FAIL: A2 contiguity: log:7: gap | - |" in page
     assert "| the lab failed: no \\| space left |" in page
     assert "\n````text\nA2 FAIL ``` <b>\n````\n" in page
