@@ -1,3 +1,3 @@
-"""What exists only to run the chat, hurt it, judge it and show it."""
+"""The lab: runs the chat cluster, injects faults, judges the result and shows it."""
 
 __version__ = "0.1.0"

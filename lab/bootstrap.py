@@ -1,14 +1,15 @@
-"""The first start on a fresh machine: make .venv, install the locked requirements, start again inside it.
+"""The first start on a new machine: create .venv, install the pinned requirements, restart inside it.
 
-Standard library only, and importable by any Python 3.7+, so that an old interpreter gets a sentence and no
-SyntaxError. With the packages importable nothing is made and nothing is started again.
+This module uses the standard library only and can be imported by Python 3.7 and newer, so that an old interpreter ends
+with a clear message instead of a SyntaxError. If the packages can be imported already, nothing is created or restarted.
 
     python3 run_lab.py ...          calls ensure_packages()
-    python3 -m lab.bootstrap --dev  makes .venv with the packages of tests and checks, prints its interpreter
+    python3 -m lab.bootstrap --dev  creates .venv with the packages for tests and checks, prints its interpreter
 
-`.venv` counts as whole when it holds a copy of the requirements file that was installed, written last, and the
-packages lie in it. All else (an interrupted install, a lost interpreter, changed requirements) is repaired. The lock is
-on requirements.txt itself: it exists, and the kernel gives a lock back when its holder dies.
+`.venv` is complete if it contains the packages and a copy of the current requirements file; the copy is written last.
+Anything else (an interrupted install, a missing interpreter, changed requirements) is repaired. The lock against
+concurrent starts is held on requirements.txt itself, because that file always exists; the kernel releases the lock when
+its holder dies.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ OLDEST_PYTHON = (3, 11)
 EXIT_HARNESS = 70
 EXIT_INTERRUPTED = 130
 RESTARTED = "CHATLAB_RESTARTED"
-"""Environment variable of the process started again: it must not start itself a third time."""
+"""Environment variable that marks the restarted process, which must not restart again."""
 
 
 class Wanted(NamedTuple):
-    """A requirements file and the modules by which its packages are known to be there."""
+    """A requirements file, and modules whose presence shows that its packages are installed."""
 
     file: str
     modules: tuple[str, ...]
 
 
-# uvloop is not asked for: nodes run on asyncio where it is missing.
+# uvloop is not among them: nodes run on plain asyncio if it is missing.
 RUN = Wanted("requirements.txt", ("msgspec", "prompt_toolkit", "psutil", "yaml", "tabulate"))
 DEV = Wanted(
     "requirements-dev.txt",
@@ -49,13 +50,13 @@ DEV = Wanted(
 
 
 class BootstrapError(Exception):
-    """The packages can't be had; its text says what to do."""
+    """The packages cannot be installed; the text says what to do."""
 
 
 def ensure_packages(root: Path = ROOT) -> None:
-    """Return when the packages of a run are importable; else start again in .venv with the same arguments.
+    """Return if the packages of a run can be imported; else restart this process in .venv with the same arguments.
 
-    Ends the process with exit code 70, and one clear message, when they can't be had.
+    If the packages cannot be installed, the process ends with exit code 70 and one message.
     """
     try:
         if sys.version_info < OLDEST_PYTHON:
@@ -82,7 +83,7 @@ def ensure_packages(root: Path = ROOT) -> None:
 
 
 def missing(wanted: Wanted, path: Sequence[str] | None = None) -> list[str]:
-    """The modules not found on `path` (site-packages directories), or by this process where it is None."""
+    """Return the modules not found on `path` (site-packages directories), or by this process if `path` is None."""
     if path is None:
         return [name for name in wanted.modules if importlib.util.find_spec(name) is None]
     importlib.invalidate_caches()
@@ -90,10 +91,10 @@ def missing(wanted: Wanted, path: Sequence[str] | None = None) -> list[str]:
 
 
 def _refuse_foreign(wanted: Wanted) -> None:
-    """Modules of the same names that stand before the packages on the path, such as a yaml.py on PYTHONPATH.
+    """Refuse modules that hide a package of the same name, such as a yaml.py on PYTHONPATH.
 
     Raises:
-        BootstrapError: names the file that stands in the way.
+        BootstrapError: names the file that hides a package.
     """
     for name in wanted.modules:
         spec = importlib.util.find_spec(name)
@@ -101,7 +102,7 @@ def _refuse_foreign(wanted: Wanted) -> None:
         file = Path(spec.origin or name)
         folder = file.parents[1] if spec.submodule_search_locations else file.parent
         if not any(folder.glob("*.dist-info")) and not any(folder.glob("*.egg-info")):
-            raise BootstrapError(f"{file} hides the package that `import {name}` means; rename it, or mend PYTHONPATH")
+            raise BootstrapError(f"{file} hides the package that `import {name}` means; rename it, or fix PYTHONPATH")
 
 
 def importable(wanted: Wanted) -> bool:
@@ -109,22 +110,22 @@ def importable(wanted: Wanted) -> bool:
 
 
 def prepare(root: Path, wanted: Wanted) -> Path:
-    """Make .venv whole and give its interpreter. Safe to call from several processes at once.
+    """Create or repair .venv and return its interpreter. Several processes may call this at the same time.
 
     Raises:
-        BootstrapError: pip or venv failed, or the project directory can't be written.
+        BootstrapError: pip or venv failed, or the project directory is not writable.
     """
     venv = root / ".venv"
     if is_whole(venv, root, wanted):
         return _python(venv)
     with _locked(root / RUN.file):
-        if not is_whole(venv, root, wanted):  # else another process made it meanwhile
+        if not is_whole(venv, root, wanted):  # Another process may have created it meanwhile.
             _build(venv, root, wanted)
     return _python(venv)
 
 
 def is_whole(venv: Path, root: Path, wanted: Wanted) -> bool:
-    """Whether .venv holds what the requirements file says now."""
+    """Return whether .venv contains the packages of the current requirements file."""
     try:
         installed = (venv / wanted.file).read_bytes()
         required = (root / wanted.file).read_bytes()
@@ -140,7 +141,7 @@ def _python(venv: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold the only lock on `file`; says so on stderr when it has to wait."""
+    """Hold an exclusive lock on `file`; print a line on stderr if this has to wait."""
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError as error:
@@ -157,7 +158,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _build(venv: Path, root: Path, wanted: Wanted) -> None:
-    """Repair .venv in place, or make it anew where that fails; the copy of the requirements is written last."""
+    """Repair .venv in place, or create it again if that fails; write the copy of the requirements last."""
     if not os.access(venv if venv.exists() else root, os.W_OK):
         install = f"pip install -r {root / wanted.file}"
         raise BootstrapError(
@@ -182,13 +183,13 @@ def _build(venv: Path, root: Path, wanted: Wanted) -> None:
 
 
 def _runs(venv: Path) -> bool:
-    """Whether the interpreter starts, is new enough and has pip."""
+    """Return whether the interpreter starts, is new enough and has pip."""
     code = f"import sys, pip; sys.exit(sys.version_info < {OLDEST_PYTHON})"
     return _run([str(_python(venv)), "-c", code]) is None
 
 
 def _make_empty(venv: Path) -> None:
-    # The base interpreter: a virtual environment may be cleared by one that does not live in it.
+    # Use the base interpreter: one inside the virtual environment cannot clear it.
     base = getattr(sys, "_base_executable", sys.executable)
     problem = _run([base, "-m", "venv", "--clear", str(venv)])
     if problem is not None:
@@ -197,18 +198,18 @@ def _make_empty(venv: Path) -> None:
 
 
 def _install(venv: Path, root: Path, wanted: Wanted) -> str | None:
-    """Run pip; what it complained about, or None when it succeeded."""
+    """Run pip; return its error output, or None if it succeeded."""
     pip = [str(_python(venv)), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
     return _run([*pip, "-r", str(root / wanted.file)])
 
 
 def _complete(venv: Path, wanted: Wanted) -> bool:
-    """Whether the packages import: half-written files of an interrupted install don't."""
+    """Return whether the packages can be imported, which incomplete files of an interrupted install cannot."""
     return _run([str(_python(venv)), "-c", f"import {', '.join(wanted.modules)}"]) is None
 
 
 def _run(command: Sequence[str]) -> str | None:
-    """None when the command succeeded, else its error output."""
+    """Run a command; return its error output, or None if it succeeded."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
@@ -224,11 +225,11 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python3 -m lab.bootstrap [--dev]`: print the interpreter that has the packages, making .venv if need be."""
+    """`python3 -m lab.bootstrap [--dev]`: print an interpreter with the packages; create .venv if necessary."""
     parser = argparse.ArgumentParser(
-        prog="python3 -m lab.bootstrap", description="make .venv and print its interpreter"
+        prog="python3 -m lab.bootstrap", description="create .venv and print its interpreter"
     )
-    parser.add_argument("--dev", action="store_true", help="also install what tests and checks need")
+    parser.add_argument("--dev", action="store_true", help="also install the packages for tests and checks")
     wanted = DEV if parser.parse_args(arguments).dev else RUN
     try:
         print(sys.executable if importable(wanted) else prepare(ROOT, wanted))

@@ -1,4 +1,4 @@
-"""The chat's own programs, started by run_lab.py so that their packages are there."""
+"""`run_lab.py node` and `run_lab.py chat`: the programs of nodeproc, with the required packages installed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ USAGE = 64
 
 
 def run_node(given: Sequence[str]) -> int:
-    """Run one node until it is stopped; returns its exit code.
+    """Run one node until it is stopped; return its exit code.
 
     Args:
-        given: the number of a configuration in configs/ or a file's path, then flags of python -m nodeproc; or `verify`
-            and its arguments.
+        given: the number of a configuration in configs/ or the path of a configuration file, then options of
+            `python -m nodeproc`; or `verify` and its arguments.
     """
     flags = list(given)
     if not flags:
-        print(f"run_lab: which node? Allowed: {', '.join(numbers())}, or a configuration file", file=sys.stderr)
+        print(f"run_lab: no node given, allowed: {', '.join(numbers())}, or a configuration file", file=sys.stderr)
         return USAGE
     if not flags[0].startswith("-") and flags[0] != "verify":
         flags[:1] = ["--config", str(CONFIGS / f"node{flags[0]}.yml") if flags[0] in numbers() else flags[0]]
@@ -29,15 +29,15 @@ def run_node(given: Sequence[str]) -> int:
 
 
 def numbers() -> list[str]:
-    """The nodes that have a configuration in configs/."""
+    """Return the numbers of the nodes with a configuration in configs/."""
     return sorted(path.stem.removeprefix("node") for path in CONFIGS.glob("node*.yml"))
 
 
 def chat(given: Sequence[str]) -> int:
-    """Chat until the user leaves or standard input ends; returns the client's exit code.
+    """Chat until the user leaves or standard input ends; return the client's exit code.
 
     Args:
-        given: flags of python -m nodeproc.client_tui.
+        given: options of `python -m nodeproc.client_tui`.
     """
     from nodeproc.client_tui import start
 

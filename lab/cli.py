@@ -1,11 +1,14 @@
-"""What can be asked of run_lab.py: run (the default), check, validate, list; and what it ends with.
+"""The command line of run_lab.py: run (the default), check, validate, list, clean, and the commands of other modules.
+
+Exit codes:
 
     0 pass   1 an invariant is broken   2 undecided   3 an expectation was missed
     64 wrong usage or scenario   70 the lab itself failed   130 interrupted
 
-Of several runs the gravest counts: interrupted, broken, lab failed, missed, undecided. With --json standard output
-holds one JSON document and nothing else; what people read goes to standard error then. Modules that only one command
-needs are imported by that command, so that `--help`, `list` and `validate` start fast.
+With several runs, the exit code is that of the worst one: interrupted, wrong usage, broken, lab failed, missed,
+undecided. With --json standard output contains one JSON document and nothing else, and all other text goes to standard
+error. A module that only one command needs is imported by that command, so that `--help`, `list` and `validate` start
+fast.
 """
 
 from __future__ import annotations
@@ -35,7 +38,6 @@ from lab.runs import (
     Progress,
     Result,
     count,
-    gravest,
     judge,
     near,
     positive,
@@ -44,6 +46,7 @@ from lab.runs import (
     seed_of,
     size_text,
     summary_row,
+    worst,
 )
 from lab.show import colour
 
@@ -53,32 +56,32 @@ if TYPE_CHECKING:
     from nodeproc.errors import ConfigError
 
 ELSEWHERE = {
-    "sim": ("lab.search.search", "simulate random scenarios, one a seed, and look for a broken invariant"),
-    "shrink": ("lab.search.shrink", "make the scenario of a failing seed small"),
+    "sim": ("lab.search.search", "simulate random scenarios, one for each seed, and report broken invariants"),
+    "shrink": ("lab.search.shrink", "reduce the scenario of a failing seed to the steps that the failure needs"),
     "explore": ("lab.search.explore", "try every order of events within small bounds"),
-    "bench": ("lab.bench.bench", "measure how fast all of it is, and how fast this machine lets anything be"),
-    "selftest": ("lab.selftest.selftest", "break one rule after the other: is each noticed?"),
-    "new": ("lab.plan.scaffold", "write a small scenario that runs and passes, to be changed"),
+    "bench": ("lab.bench.bench", "measure the performance of the chat and of this machine"),
+    "selftest": ("lab.selftest.selftest", "break one protocol rule at a time and show whether the checks notice"),
+    "new": ("lab.plan.scaffold", "write a small scenario that passes, as a starting point for your own"),
     "schema": ("lab.plan.schema", "print a JSON Schema of the scenario format, for editors"),
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
 }
-"""Command -> (the module whose add_arguments() and main() do it, what it is for)."""
+"""Command -> (the module with its add_arguments() and main(), its description)."""
 PROGRAMS = {
-    "node": ("run_node", "run one node by hand: `node 1`, or with a configuration file; python -m nodeproc's flags"),
-    "chat": ("chat", "chat with nodes by hand; python -m nodeproc.client_tui's flags"),
+    "node": ("run_node", "run one node: `node 1`, or `node FILE`, with the options of python -m nodeproc"),
+    "chat": ("chat", "run the chat client, with the options of python -m nodeproc.client_tui"),
 }
-"""Command -> (the function of lab.byhand that does it, what it is for). They end with their program's exit codes."""
+"""Command -> (its function in lab.byhand, its description). Its exit codes are those of the program."""
 COMMANDS = ("run", "check", "validate", "list", "clean", *ELSEWHERE, *PROGRAMS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks; returns the exit code.
+    """Carry out a command line; return the exit code.
 
     Args:
-        arguments: without the program's name; None: the process's own.
+        arguments: without the program's name; None for those of the process.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # The process was started with it closed.
+        if getattr(sys, name) is None:  # The process was started with this stream closed.
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given:
@@ -93,19 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.do(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _tell("interrupted")
+        _print_error("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         return PASS if options.do is _do_list else HARNESS
-    except Exception:  # Ours. Python would end with 1, which here means that an invariant is broken.
+    except Exception:  # A fault of the lab. Python would exit with 1, which here means that an invariant is broken.
         traceback.print_exc()
         return HARNESS
     return code
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line; `do` among them carries it out. Ends the process where it is wrong."""
+    """Parse a command line; the option `do` is the function that carries it out. Exit the process on wrong usage."""
     if given[0] in ELSEWHERE:
         return _parse_elsewhere(given)
     known = given[0] in COMMANDS or given[0] in ("-h", "--help", "--version")
@@ -116,7 +119,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse ends with 2 on wrong usage, which here means undecided."""
+    """A parser that exits with 64 on wrong usage; argparse's own 2 means undecided here."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -134,24 +137,22 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = commands.add_parser("run", help="run scenarios on real processes and judge them (the default)")
     _add_scenarios(run)
-    run.add_argument("--repeat", metavar="N", type=positive, default=1, help="run each N times")
+    run.add_argument("--repeat", metavar="N", type=positive, default=1, help="run each scenario N times")
     run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
     run.add_argument("--seed", metavar="S", type=seed, help="seed of the first run; each repetition adds 1")
-    run.add_argument(
-        "--sim", action="store_true", help="in virtual time, in this process; the same seed, the same bytes"
-    )
-    run.add_argument("--frames", action="store_true", help="with --sim: keep what nodes say, for `run_lab.py diagram`")
-    run.add_argument("--mutant", metavar="NAME", default="", help="nodes that break one rule (docs/teaching.md)")
-    run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="where run directories go (results/)")
+    run.add_argument("--sim", action="store_true", help="simulate in virtual time; the same seed gives the same files")
+    run.add_argument("--frames", action="store_true", help="with --sim: record all frames, for `run_lab.py diagram`")
+    run.add_argument("--mutant", metavar="NAME", default="", help="run nodes that break one rule (docs/teaching.md)")
+    run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (results/)")
     _add_json(run)
     run.set_defaults(do=_do_run)
     check = commands.add_parser("check", help="judge finished runs again, from their directories alone")
     check.add_argument("runs", metavar="RUN_DIR", nargs="+", type=Path, help="such as results/latest")
     _add_json(check)
     check.set_defaults(do=_do_check)
-    validate = commands.add_parser("validate", help="look for mistakes in scenario files without running them")
+    validate = commands.add_parser("validate", help="check scenario files for mistakes without running them")
     _add_scenarios(validate)
-    validate.add_argument("--sim", action="store_true", help="also refuse what makes no sense in virtual time")
+    validate.add_argument("--sim", action="store_true", help="also report steps that cannot be simulated")
     _add_json(validate)
     validate.set_defaults(do=_do_validate)
     listing = commands.add_parser("list", help="show name and description of scenarios")
@@ -160,22 +161,26 @@ def _parser() -> _Parser:
     listing.set_defaults(do=_do_list)
     clean = commands.add_parser("clean", help="remove old runs from the results directory")
     clean.add_argument(
-        "--keep", metavar="N", type=count, default=3, help="newest runs kept of each scenario (%(default)s)"
+        "--keep",
+        metavar="N",
+        type=count,
+        default=3,
+        help="number of newest runs to keep of each scenario (%(default)s)",
     )
-    clean.add_argument("-n", "--dry-run", action="store_true", help="only tell what would be removed")
+    clean.add_argument("-n", "--dry-run", action="store_true", help="only show what would be removed")
     clean.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="the directory (results/)")
     clean.set_defaults(do=_do_clean)
-    for name, (_, what) in (ELSEWHERE | PROGRAMS).items():
-        commands.add_parser(name, help=what, add_help=False)
+    for name, (_, description) in (ELSEWHERE | PROGRAMS).items():
+        commands.add_parser(name, help=description, add_help=False)
     assert set(commands.choices) == set(COMMANDS)
     return parser
 
 
 def _parse_elsewhere(given: Sequence[str]) -> argparse.Namespace:
-    """The options of a command that has a module of its own."""
-    name, what = ELSEWHERE[given[0]]
+    """Parse the options of a command that has a module of its own."""
+    name, description = ELSEWHERE[given[0]]
     module = importlib.import_module(name)
-    parser = _Parser(prog=f"run_lab.py {given[0]}", description=what)
+    parser = _Parser(prog=f"run_lab.py {given[0]}", description=description)
     module.add_arguments(parser)
     parser.set_defaults(do=module.main)
     return parser.parse_args(given[1:])
@@ -186,15 +191,15 @@ def _add_scenarios(parser: argparse.ArgumentParser) -> None:
         "scenarios",
         metavar="SCENARIO",
         nargs="*",
-        help="a file, a directory of files, or the name of a scenario of this project; none: all of them",
+        help="a file, a directory of files, or the name of a scenario in scenarios/; without any: all of those",
     )
     parser.add_argument(
-        "--tag", metavar="TAG", action="append", default=[], help="only those with this tag; several: with any of them"
+        "--tag", metavar="TAG", action="append", default=[], help="only scenarios with this tag, or any of several"
     )
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 
 # ---- list, validate -----------------------------------------------------------------------------
@@ -220,7 +225,7 @@ def _do_validate(options: argparse.Namespace) -> int:
 
 
 def _print_scenarios(chosen: list[Chosen], mistakes: list[ConfigError]) -> int:
-    """One JSON document: the scenarios that are good, and what is wrong with the others."""
+    """Print one JSON document: the valid scenarios, and the problems of the others. Return the exit code."""
     code = USAGE if mistakes else PASS
     scenarios = [
         {
@@ -271,14 +276,14 @@ def _tags(scenario: Scenario) -> str:
 
 
 def _choice(options: argparse.Namespace) -> tuple[list[Chosen], list[ConfigError]]:
-    """The scenarios that were asked for, and the mistakes in the others."""
+    """Return the selected scenarios, and the mistakes in those that are not valid."""
     from lab.plan.choosing import choose
 
     return choose(options.scenarios, options.tag, SCENARIOS, COMMANDS)
 
 
 def _chosen(options: argparse.Namespace) -> tuple[list[Chosen], int]:
-    """The scenarios that were asked for; each mistake is told on standard error, and any makes the code USAGE."""
+    """Return the selected scenarios and the exit code: USAGE if there are mistakes, which are printed to stderr."""
     chosen, mistakes = _choice(options)
     for mistake in mistakes:
         print(mistake, file=sys.stderr)
@@ -291,7 +296,7 @@ def _chosen(options: argparse.Namespace) -> tuple[list[Chosen], int]:
 def _do_run(options: argparse.Namespace) -> int:
     if not options.scenarios and not options.tag:
         print(
-            "no scenario named: `run_lab.py list` shows all, `run_lab.py scenarios/` runs all",
+            "no scenario given: `run_lab.py list` shows all, `run_lab.py scenarios/` runs all",
             file=sys.stderr,
         )
         return USAGE
@@ -310,14 +315,17 @@ def _do_run(options: argparse.Namespace) -> int:
     try:
         code = _run_all(rounds, options, how, results)
     except KeyboardInterrupt:
-        _tell("interrupted; no node is left running")
+        _print_error("interrupted; no node is left running")
         code = INTERRUPTED
     _finish(results, options.json, code, len(rounds))
     return code
 
 
 def _simulated(chosen: list[Chosen]) -> tuple[list[Chosen], bool]:
-    """Those that make sense in virtual time. What was named and does not is refused; of a directory it is left out."""
+    """Return the scenarios that can be simulated, and whether one of the others was given by name and is refused.
+
+    Scenarios of a directory that cannot be simulated are skipped.
+    """
     kept, refused = [], False
     for each in chosen:
         reasons = each.scenario.sim_refusals()
@@ -330,7 +338,7 @@ def _simulated(chosen: list[Chosen]) -> tuple[list[Chosen], bool]:
 
 
 def _run_all(rounds: list[tuple[Chosen, int]], options: argparse.Namespace, how: How, results: list[Result]) -> int:
-    """Run one after the other and show how each ended; returns the exit code of all."""
+    """Run the scenarios one after the other and show each result; return the exit code of all."""
     began = time.monotonic()
     for done, ((path, scenario, _), number) in enumerate(rounds):
         seed = seed_of(scenario, options.seed, number)
@@ -347,11 +355,11 @@ def _run_all(rounds: list[tuple[Chosen, int]], options: argparse.Namespace, how:
         _show(result, options.json, brief=len(rounds) > 1)
         if options.exitfirst and result.exit_code != PASS:
             break
-    return gravest(result.exit_code for result in results)
+    return worst(result.exit_code for result in results)
 
 
 def _time_left(done: int, planned: int, began: float) -> str:
-    """How long the rest will take if it is like what is done."""
+    """Return the estimated time of the remaining runs, from the average of the finished ones."""
     if not done:
         return ""
     left_s = (time.monotonic() - began) / done * (planned - done)
@@ -359,7 +367,7 @@ def _time_left(done: int, planned: int, began: float) -> str:
 
 
 def _without_passed_run(result: Result) -> Result:
-    """Of many simulated runs only those that did not pass are kept, and the last: a seed gives its run again."""
+    """Remove the directory of a passed run, which its seed can reproduce."""
     if result.exit_code != PASS or result.directory is None:
         return result
     shutil.rmtree(result.directory)
@@ -367,18 +375,18 @@ def _without_passed_run(result: Result) -> Result:
 
 
 def _out_refusal(out: Path) -> str:
-    """Why no run directory can be made in `out`; "" where one can."""
+    """Return why no run directory can be created in `out`, or "" if it can."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"--out: found {out}, allowed a directory that can be written: {error.strerror}"
-    return "" if os.access(out, os.W_OK | os.X_OK) else f"--out: found {out}, which can't be written"
+    return "" if os.access(out, os.W_OK | os.X_OK) else f"--out: found {out}, which is not writable"
 
 
 def _option_refusal(options: argparse.Namespace) -> str:
-    """What is wrong with options that go together; "": nothing."""
+    """Return why these options cannot be combined, or "" if they can."""
     if options.frames and not options.sim:
-        return "--frames: only with --sim; real nodes' frames are not kept"
+        return "--frames: only with --sim; frames of real nodes are not recorded"
     if refusal := _out_refusal(options.out):
         return refusal
     if not options.mutant:
@@ -408,7 +416,7 @@ def _do_check(options: argparse.Namespace) -> int:
         result = judge(run, run.path.parent.name, None)
         results.append(result)
         _show(result, options.json, brief=len(options.runs) > 1)
-    code = gravest(result.exit_code for result in results)
+    code = worst(result.exit_code for result in results)
     _finish(results, options.json, code, len(results))
     return code
 
@@ -428,15 +436,15 @@ def _do_clean(options: argparse.Namespace) -> int:
     return PASS
 
 
-# ---- telling ------------------------------------------------------------------------------------
+# ---- output -------------------------------------------------------------------------------------
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"run_lab: {text}", file=sys.stderr, flush=True)
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """Text with verdicts, coloured where the stream is a terminal. A reader that has gone stops no further run."""
+    """Write text, with coloured verdicts on a terminal. A closed pipe does not stop further runs."""
     try:
         stream.write(colour.coloured(text) if colour.wanted(stream) else text)
         stream.flush()
@@ -445,15 +453,15 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _drop_output() -> None:
-    """The reader of standard output has gone (`| head`): what is buffered, and all that follows, goes nowhere."""
+    """Discard all buffered and later output, as the reader of standard output has closed it (`| head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show(result: Result, as_json: bool, brief: bool) -> None:
-    """How one run ended, for people.
+    """Print the result of one run.
 
     Args:
-        brief: one of several runs: a line alone where it passed.
+        brief: print one line if the run passed, because it is one of several.
     """
     stream = sys.stderr if as_json or result.problem else sys.stdout
     if brief and result.exit_code == PASS:
@@ -464,7 +472,7 @@ def _show(result: Result, as_json: bool, brief: bool) -> None:
 
 
 def _finish(results: Sequence[Result], as_json: bool, code: int, planned: int) -> None:
-    """The line over several runs, or the JSON document; and the summary page of a build server that has one."""
+    """Print the summary of several runs or the JSON document, and append to the summary page of a build server."""
     from lab.show import stepsummary
 
     stepsummary.append_where_asked([(summary_row(result), result.text()) for result in results])

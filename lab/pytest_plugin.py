@@ -1,9 +1,8 @@
-"""Scenarios as tests of pytest: `pytest scenarios/`. docs/pytest.md says how to use it, here and in other projects.
+"""pytest plugin that runs scenarios as tests: `pytest scenarios/`. docs/pytest.md explains how to use it.
 
-A scenario is a test when it is asked for: its file is named on the command line, or what is named (or stands in
-testpaths) is a directory of scenarios, or inside of one; the setting `lab_scenarios` says which directories those are.
-So neither a plain `pytest` nor `pytest tests` ever starts a cluster. A run that does not pass fails its test, and what
-is shown is the verdict as run_lab.py shows it.
+A scenario is collected only if the command line (or `testpaths`) names its file, or a directory in one of the scenario
+directories (ini option `lab_scenarios`). So neither `pytest` nor `pytest tests` starts a cluster. A run that does not
+pass fails its test, and pytest shows the verdict as run_lab.py does.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".yml", ".yaml")
 DIRECTORIES = "lab_scenarios"
 PYTEST_S_OWN = ("filterwarnings", "parametrize", "skip", "skipif", "tryfirst", "trylast", "usefixtures", "xfail")
-"""Marks that would do something to the test."""
+"""Marks with a meaning of their own in pytest, which a scenario's tag must not have."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist report to one process, and that tells
+    if not hasattr(config, "workerinput"):  # Workers of pytest-xdist report to one process, which writes the summary.
         config.pluginmanager.register(Summary(), "lab-summary")
 
 
@@ -49,7 +48,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 def _is_asked_for(path: Path, config: pytest.Config) -> bool:
-    """See the module's docstring."""
+    """Return whether this scenario is to be collected; see the module docstring."""
     homes = [(config.rootpath / name).resolve() for name in config.getini(DIRECTORIES)]
     path = path.resolve()
     for argument in config.args:
@@ -62,7 +61,7 @@ def _is_asked_for(path: Path, config: pytest.Config) -> bool:
 
 
 class ScenarioFile(pytest.File):
-    """One scenario file: a test, or as many as --lab-repeat says."""
+    """One scenario file, with one test for each repetition (--lab-repeat)."""
 
     def collect(self) -> Iterator[ScenarioItem]:
         from lab.plan.sense import load_checked
@@ -89,7 +88,7 @@ class ScenarioItem(pytest.Item):
     """One run of a scenario.
 
     Args:
-        number: 0, 1, … among the repetitions.
+        number: of the repetition, from 0.
     """
 
     def __init__(self, *, scenario: Scenario, number: int, **given: Any) -> None:
@@ -97,7 +96,7 @@ class ScenarioItem(pytest.Item):
         self._scenario, self._number = scenario, number
 
     def setup(self) -> None:
-        """Skip what can't be run as it was asked."""
+        """Skip the scenario if --lab-sim is given and it cannot be simulated."""
         if self.config.getoption("lab_sim") and (refusals := self._scenario.sim_refusals()):
             pytest.skip("; ".join(refusals))
 
@@ -118,7 +117,7 @@ class ScenarioItem(pytest.Item):
             raise ScenarioFailed(result)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The verdict, not where in the lab it was found."""
+        """Return the verdict instead of a traceback of the lab."""
         if isinstance(excinfo.value, ScenarioFailed):
             return Shown(excinfo.value.result)
         return super().repr_failure(excinfo, style)
@@ -136,13 +135,13 @@ class ScenarioFailed(Exception):
 
 
 class Headline(NamedTuple):
-    """What pytest's short summary and junit files show of a failure."""
+    """The text of a failure in pytest's short summary and junit files."""
 
     message: str
 
 
 class Shown:
-    """What is shown of a run that did not pass. `reprcrash` and `toterminal` are what pytest asks for."""
+    """The representation of a run that did not pass; pytest uses `reprcrash` and `toterminal`."""
 
     def __init__(self, result: Result) -> None:
         self.reprcrash = Headline(f"{result.closing}; again: {result.again}")
@@ -156,7 +155,7 @@ class Shown:
 
 
 class Summary:
-    """Collects all runs for the summary page of a GitHub workflow step (lab.show.stepsummary)."""
+    """Collects the runs for the summary page of a GitHub workflow step (lab.show.stepsummary)."""
 
     def __init__(self) -> None:
         self._runs: list[tuple[RunRow, str]] = []

@@ -1,7 +1,7 @@
-"""The rows of history.jsonl and faults.jsonl and the content of meta.json: what a run leaves for its judges.
+"""The rows of history.jsonl, faults.jsonl and frames.jsonl, and the content of meta.json: the judges' input.
 
-All times are CLOCK_MONOTONIC nanoseconds (time.monotonic_ns) of the one host that a run has, so rows of different
-processes compare. One JSON object a line; history.jsonl is ordered by t.
+Each file of rows holds one JSON object a line; history.jsonl is ordered by t. All times are CLOCK_MONOTONIC nanoseconds
+(time.monotonic_ns). A run has one host, so the times of different processes can be compared.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from lab.payloads import payload as workload_payload
 
 
 class Gen(Struct, frozen=True, gc=False):
-    """The rule by which a load's payloads can be made again."""
+    """The parameters from which a load's payloads can be generated again."""
 
     seed: int
     size: int
     """Bytes of each payload."""
 
     def payload(self, client: int, n: int) -> str:
-        """The payload of message n of this client."""
+        """Return the payload of message n of this client."""
         return workload_payload(self.seed, client, n, self.size)
 
 
 class Invoke(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="invoke"):
     """Messages n .. n + count - 1 of one session were handed to the client library at t.
 
-    Exactly one of `payloads` and `gen` says what they hold. Message n + i should have been sent at
-    intended + i * every: latency counts from there.
+    Exactly one of `payloads` and `gen` gives their payloads. Message n + i was due at intended + i * every; its latency
+    is measured from there.
     """
 
     t: int
@@ -42,18 +42,18 @@ class Invoke(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="invok
     count: int
     intended: int
     every: int = 0
-    """Nanoseconds between two intended times inside this row."""
+    """Nanoseconds between the due times of two messages."""
     payloads: tuple[str, ...] = ()
     gen: Gen | None = None
 
     def payload(self, n: int) -> str:
-        """What message n holds; n must be one of this row's."""
+        """Return the payload of message n, which must be one of this row's."""
         assert self.n <= n < self.n + self.count, (n, self.n, self.count)
         return self.gen.payload(self.client, n) if self.gen is not None else self.payloads[n - self.n]
 
 
 class Acked(Struct, frozen=True, gc=False, tag_field="op", tag="ok"):
-    """Cumulative: every message <= n of the session is acknowledged at t, and n stands at seq_no."""
+    """All messages up to n of the session are acknowledged at t; message n has this seq_no."""
 
     t: int
     session: str
@@ -72,7 +72,7 @@ class Failed(Struct, frozen=True, gc=False, tag_field="op", tag="fail"):
 
 
 class Unknown(Struct, frozen=True, gc=False, tag_field="op", tag="unknown"):
-    """Messages n .. n + count - 1 may have been ordered, or may still be: the log knows."""
+    """Messages n .. n + count - 1 may have been ordered, or may still be; only the log can tell."""
 
     t: int
     session: str
@@ -81,7 +81,7 @@ class Unknown(Struct, frozen=True, gc=False, tag_field="op", tag="unknown"):
 
 
 class Shown(Struct, frozen=True, gc=False, tag_field="op", tag="shown"):
-    """A subscriber was shown the lines first .. last; crc is CRC-32 of their bytes, newlines included."""
+    """A subscriber received the lines first .. last; crc is the CRC-32 of their bytes, newlines included."""
 
     t: int
     client: int
@@ -94,7 +94,7 @@ PHASES = ("load_started", "load_stopped", "step", "healed", "converged", "diverg
 
 
 class Phase(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="phase"):
-    """The harness reached a point of the scenario; `node` where the point is about one node."""
+    """The lab reached a point of the scenario; `node` is set if the point is about one node."""
 
     t: int
     phase: str
@@ -109,37 +109,37 @@ HistoryRow: TypeAlias = Invoke | Acked | Failed | Unknown | Shown | Phase
 
 
 class FaultRow(Struct, frozen=True, omit_defaults=True):
-    """One thing really done to one node, or to the links between nodes."""
+    """One fault or other action, with evidence of its effect on a node or on the links between nodes."""
 
     fault: str
     """kill | stop | pause | resume | start | link | reset | chaos | busy | disk | clock | power_loss | rebuild |
-    garbage | heal; besides exit (a node ended by itself of what was done to its disk) and refusal (of that it did not
-    start)."""
+    garbage | heal; also exit (a node exited because of an injected disk fault) and refusal (a node refused to start
+    because of one)."""
     target: int
-    """Node id; for links the receiving node, 0 for all."""
+    """Node id; for links the receiving node, or 0 for all."""
     role: str
-    """What the node was just before, as its STATUS said: leader | follower | candidate | down | unknown."""
+    """The node's role just before, from its STATUS: leader | follower | candidate | down | unknown."""
     t: int
-    """Just before it was done."""
+    """Just before the action."""
     t_done: int
-    """When the evidence was there: process gone, stopped, answering again; rule in force."""
+    """When the evidence was observed: process gone, stopped or answering again; link rule in force."""
     evidence: dict[str, Any]
     effect: bool
-    """False: it hit nothing (a kill of a node that was already dead, a link rule that no frame met)."""
+    """False if the fault had no effect, such as a kill of a dead node or a link rule that no frame matched."""
     step: int = -1
-    """Index in the scenario's steps; -1 for what the lab did by itself when healing."""
+    """Index in the scenario's steps; -1 for an action of the lab's own when it heals."""
     t_healed: int = 0
-    """When it was over: node back, rule gone; 0: never in this run, or nothing that could be over."""
+    """When the effect ended: node back, rule removed; 0 if that never happened in this run, or cannot happen."""
     asked: str = ""
-    """What the scenario asks for there, in its own words; "" for what it does not."""
+    """The step in the scenario's words; "" if no step asked for the action."""
     round: int = 0
-    """Of a nemesis: which of its faults, from 1."""
+    """For a nemesis: the number of the fault, from 1."""
 
     @property
     def moved(self) -> bool:
-        """The process really ended, stopped, went on or started.
+        """True if the process really ended, stopped, resumed or started.
 
-        A power loss that finds nothing to lose has no effect on the disk, and takes its node down all the same.
+        A power loss takes its node down even if the disk loses nothing, in which case `effect` is False.
         """
         return self.effect or "exit" in self.evidence
 
@@ -148,7 +148,7 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
 
 
 class FrameRow(Struct, frozen=True, gc=False):
-    """One frame that a node sent to another in a simulation; docs/protocol.md has their kinds."""
+    """One frame that a node sent to another in a simulation; docs/protocol.md lists the kinds."""
 
     t: int
     """When it was sent."""
@@ -156,9 +156,9 @@ class FrameRow(Struct, frozen=True, gc=False):
     to: int
     kind: str
     text: str
-    """What it says, for people."""
+    """Its content in human-readable form."""
     arrived: tuple[int, ...]
-    """When it arrived; empty: it was lost, or had not arrived at the end; several: it was duplicated."""
+    """Arrival times; empty if it was lost or still under way at the end, several if it was duplicated."""
 
 
 # ---- meta.json -----------------------------------------------------------------------------------
@@ -169,29 +169,29 @@ class NodeExit(Struct, frozen=True):
 
     t: int
     code: int
-    """Exit code; negative: the signal that ended it."""
+    """Exit code; if negative, the signal that ended the process."""
     expected: bool
-    """The lab asked for it, or `because` says why it had to come."""
+    """True if the lab ended the process, or `because` names the reason why the node had to exit."""
     because: str = ""
-    """What was done to its disk that a node has to end of by itself: full, failing sync, rot of wal, …"""
+    """The disk fault after which a node has to exit by itself: full, failing sync, rot of wal, …"""
 
     @property
     def asked(self) -> bool:
-        """The lab ended the process itself, by a signal or with the machine's power."""
+        """True if the lab ended the process itself, by a signal or a simulated power loss."""
         return self.expected and not self.because
 
 
 class NodeUse(Struct, frozen=True):
-    """One node over the whole run, all its processes added."""
+    """Resources that one node used over the whole run, summed over its processes."""
 
     starts: int
     cpu_s: float
-    """User and system seconds of all its processes."""
+    """User and system CPU seconds of all its processes."""
     rss_peak_bytes: int
-    """The largest resident size that a sample saw."""
+    """The largest resident set size in any sample."""
     exits: tuple[NodeExit, ...]
     written_bytes: int = 0
-    """Handed to the disk's files, as the system counts it."""
+    """Bytes written to files, as counted by the operating system."""
 
 
 class Sample(Struct, frozen=True, gc=False):
@@ -204,18 +204,18 @@ class Sample(Struct, frozen=True, gc=False):
 
 
 class Expectation(Struct, frozen=True):
-    """What an `expect` or `wait` step found while the run was on."""
+    """The result of an `expect` or `wait` step during the run."""
 
     step: int
     text: str
-    """What was asked, as in the scenario."""
+    """The step as in the scenario."""
     met: bool
     found: str
     t: int
 
 
 class Led(Struct, frozen=True, gc=False):
-    """The STATUS of this node was first seen to say that it leads this term."""
+    """The first STATUS in which this node said that it leads this term."""
 
     t: int
     node: int
@@ -223,40 +223,40 @@ class Led(Struct, frozen=True, gc=False):
 
 
 class Convergence(Struct, frozen=True):
-    """How the run ended, once everything was healed. Rule: A9."""
+    """Whether the nodes converged after everything was healed. Rule: A9."""
 
     bound_s: float
-    """Stated before: by then all nodes must show the same delivered_seq, equal to commit_seq."""
+    """Within this time all nodes must report the same delivered_seq, equal to commit_seq."""
     reached: bool
     took_s: float
     delivered: dict[int, int]
-    """Node id -> delivered_seq at its last STATUS; a node that did not answer is missing."""
+    """Node id -> delivered_seq in its last STATUS, without nodes that did not answer."""
     term: int = 0
-    """The highest that any node showed then; 0: not known."""
+    """The highest term that any node reported then; 0 if not known."""
 
 
 class Meta(Struct, frozen=True):
-    """meta.json: where, with what and how the run went. Facts that are no judgement."""
+    """The run's manifest (meta.json): where and how the run was carried out. It contains facts, no verdict."""
 
     scenario: str
     kind: Literal["live", "sim"]
     links: Literal["direct", "proxied"]
-    """proxied: what nodes say to each other passes the lab's proxy."""
+    """proxied: traffic between nodes passes through the lab's proxy."""
     seed: int
     started_utc: str
     versions: dict[str, str]
     interpreter: str
     host: dict[str, Any]
     cluster: dict[str, Any]
-    """As resolved: every default filled in."""
+    """The resolved settings, with all defaults filled in."""
     t_start: int
     t_end: int
     t_healed: int
-    """When the last paused or dead node answered again and every link rule was gone; 0: never got there."""
+    """When the last paused or dead node answered again and all link rules were removed; 0 if that never happened."""
     recovery_bound_s: float
-    """A9: with all healed, messages must be acknowledged again within this time."""
+    """A9: after everything is healed, messages must be acknowledged again within this time."""
     convergence: Convergence | None
-    """None: the run ended before convergence could be awaited."""
+    """None if the run ended before it could wait for convergence."""
     nodes: dict[int, NodeUse]
     samples: tuple[Sample, ...]
     expectations: tuple[Expectation, ...]
@@ -265,15 +265,16 @@ class Meta(Struct, frozen=True):
     proxy: dict[str, Any]
     """Evidence counters of the proxy; empty for direct links."""
     disks: Literal["direct", "layered"] = "direct"
-    """layered: what nodes write passes the lab's layer, which can fail and knows what is durable."""
+    """layered: file access of the nodes passes through the lab's layer, which injects disk faults and records what is
+    durable."""
     problem: str = ""
-    """Why the run could not be carried out to its end; empty when it was."""
+    """Why the run could not be carried out to its end; "" if it was."""
     watched: str = ""
-    """The first that a simulation saw break while it ran, and at which it ended: `A7: …`; empty when nothing did."""
+    """The invariant violation at which the online checks ended a simulation, such as `A7: …`; "" if there was none."""
     led: tuple[Led, ...] = ()
-    """Who said that it leads which term, as far as the run looked."""
+    """The leaders that the run observed, one entry for each term and node."""
     mutant: str = ""
-    """Which rule the nodes had broken on purpose (lab.mutants); empty: none."""
+    """The mutant that the nodes ran as (lab.mutants); "" if none."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -284,10 +285,10 @@ decode_meta = msgspec.json.Decoder(Meta).decode
 
 
 def encode_row(row: HistoryRow | FaultRow | FrameRow) -> bytes:
-    """One line with its newline."""
+    """Return one line with its newline."""
     return _encode(row) + b"\n"
 
 
 def encode_meta(meta: Meta) -> bytes:
-    """meta.json, indented for people."""
+    """Return the content of meta.json, indented."""
     return msgspec.json.format(_encode(meta), indent=1) + b"\n"

@@ -1,7 +1,8 @@
-"""One run's directory: the only place that knows file names.
+"""The directory of a run; no other module contains its file names.
 
-results/<scenario>/<UTC stamp>/ holds all that a run leaves (docs/results.md explains each file); `latest` beside the
-stamps points to the newest run of that scenario, and results/latest to the newest of all. Their rows are in lab.rows.
+results/<scenario>/<UTC stamp>/ contains everything that a run writes; docs/results.md explains each file. The link
+`latest` next to the stamps points to the newest run of that scenario, and results/latest to the newest run of all. The
+rows of the files are defined in lab.rows.
 """
 
 from __future__ import annotations
@@ -33,26 +34,26 @@ _STAMP = re.compile(r"\d{8}T\d{6}\.\d{3}Z(-\d+)?")
 
 
 class RunDirError(Exception):
-    """A path that should be a run directory is none; names what is missing."""
+    """A path is not a run directory; the text names the missing file."""
 
 
 def utc_stamp(now: datetime | None = None) -> str:
-    """The name of a run: 20241021T123456.789Z."""
+    """Return the name of a run: 20241021T123456.789Z."""
     at = (now or datetime.now(UTC)).astimezone(UTC)
     return at.strftime("%Y%m%dT%H%M%S.") + f"{at.microsecond // 1000:03d}Z"
 
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """The files of one run. Nothing is read or made by asking for a path."""
+    """The paths of the files of one run. The properties neither read nor create files."""
 
     path: Path
 
     @classmethod
     def create(cls, results_root: Path, scenario_name: str, stamp: str) -> RunDir:
-        """Make a new, empty run directory and point both `latest` links to it.
+        """Create an empty run directory and point both `latest` links to it.
 
-        A stamp that is taken gets -2, -3, … behind it.
+        If the stamp is in use already, -2, -3, … is appended.
         """
         home = results_root / scenario_name
         home.mkdir(parents=True, exist_ok=True)
@@ -70,10 +71,10 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """An existing run, `latest` links resolved.
+        """Return an existing run, with `latest` links resolved.
 
         Raises:
-            RunDirError: not a directory, or without scenario.yml or meta.json.
+            RunDirError: it is no directory, or has no scenario.yml or no meta.json.
         """
         run = cls(path.resolve())
         if not run.path.is_dir():
@@ -83,11 +84,11 @@ class RunDir:
                 raise RunDirError(f"{path}: no {file.name} in it, so it is not a finished run")
         return run
 
-    # ---- what the run writes ---------------------------------------------------------------------
+    # ---- written by the run ----------------------------------------------------------------------
 
     @property
     def scenario(self) -> Path:
-        """The scenario as it was run: resolved, seed included."""
+        """The resolved scenario as it was run, including the seed."""
         return self.path / "scenario.yml"
 
     @property
@@ -104,11 +105,11 @@ class RunDir:
 
     @property
     def frames(self) -> Path:
-        """What nodes said to each other; only of simulated runs that were asked for it."""
+        """The frames between nodes; only in simulated runs with --frames."""
         return self.path / "frames.jsonl"
 
     def history_part(self, worker: int) -> Path:
-        """What load worker `worker` writes; merged into history by time at the end, then removed."""
+        """The history of one load worker; merged into history.jsonl by time at the end, then removed."""
         return self.path / f"history-{worker}.part"
 
     @property
@@ -119,7 +120,7 @@ class RunDir:
     def busy_log(self) -> Path:
         return self.path / "busy.log"
 
-    # ---- what each node writes -------------------------------------------------------------------
+    # ---- written by or for each node -------------------------------------------------------------
 
     @property
     def nodes(self) -> Path:
@@ -133,7 +134,7 @@ class RunDir:
         return self.nodes / f"node_{node}.yml"
 
     def program_config(self, node: int) -> Path:
-        """In place of it and as JSON, for a program that `cluster.command` starts."""
+        """The configuration, as JSON, for a program that `cluster.command` starts, instead of node_config."""
         return self.nodes / f"node_{node}.json"
 
     def ledger(self, node: int) -> Path:
@@ -155,7 +156,7 @@ class RunDir:
         found = (entry.name.removeprefix("node_") for entry in self.nodes.glob("node_*") if entry.is_dir())
         return sorted(int(name) for name in found if name.isdecimal())
 
-    # ---- what the judges write -------------------------------------------------------------------
+    # ---- written by the judges -------------------------------------------------------------------
 
     @property
     def verdict(self) -> Path:
@@ -180,12 +181,12 @@ class RunDir:
     # ---- reading rows ----------------------------------------------------------------------------
 
     def read_history(self) -> Iterator[HistoryRow]:
-        """The rows of history.jsonl in order; nothing where the file is missing."""
+        """Yield the rows of history.jsonl in order; none if the file does not exist."""
         for line in _lines(self.history):
             yield decode_history_row(line)
 
     def read_frames(self) -> Iterator[FrameRow]:
-        """The rows of frames.jsonl; nothing where the file is missing."""
+        """Yield the rows of frames.jsonl; none if the file does not exist."""
         for line in _lines(self.frames):
             yield decode_frame_row(line)
 
@@ -193,7 +194,7 @@ class RunDir:
         return [decode_fault_row(line) for line in _lines(self.faults)]
 
     def write_faults(self, rows: Iterable[FaultRow]) -> None:
-        """Write faults.jsonl anew."""
+        """Write faults.jsonl, replacing its content."""
         self.faults.write_bytes(b"".join(map(encode_row, rows)))
 
     def read_meta(self) -> Meta:
@@ -204,7 +205,7 @@ class RunDir:
 
 
 class Cleaned(NamedTuple):
-    """What `clean` did: runs and their bytes."""
+    """The result of `clean`: numbers of runs and their bytes."""
 
     removed: int
     removed_bytes: int
@@ -213,9 +214,9 @@ class Cleaned(NamedTuple):
 
 
 def clean(results_root: Path, keep: int, *, dry_run: bool = False) -> Cleaned:
-    """Remove all but the newest `keep` runs of each scenario. Only directories that are runs by name are touched.
+    """Remove all but the newest `keep` runs of each scenario; directories not named like a run stay untouched.
 
-    A run without meta.json may be under way: it stays while its directory changed within the last hour.
+    A run without meta.json may still be under way: it stays if its directory has changed within the last hour.
     """
     counts = [0, 0, 0, 0]
     for home in sorted(results_root.iterdir()) if results_root.is_dir() else []:
@@ -241,7 +242,7 @@ def clean(results_root: Path, keep: int, *, dry_run: bool = False) -> Cleaned:
 
 
 def _age(run: Path) -> tuple[str, int]:
-    """Stamp, and the number behind it where several runs have one stamp."""
+    """Return the sort key of a run: its stamp, and the appended number if several runs have the same stamp."""
     stamp, _, number = run.name.partition("-")
     return stamp, int(number or 1)
 
@@ -259,7 +260,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _point(link: Path, target: Path) -> None:
-    """Make `link` point to `target`, in one step where it existed before."""
+    """Make `link` point to `target`; an existing link is replaced atomically."""
     fresh = link.with_name(f".{link.name}.new")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)

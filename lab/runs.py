@@ -1,10 +1,10 @@
-"""Carry out one scenario and judge its run directory; the exit codes and option values that all commands share.
+"""Run one scenario and judge its run directory; exit codes and parsers of option values that all commands share.
 
     result = run_once(scenario, seed, RESULTS, How(sim=True))
     result.exit_code == PASS
 
-Exit codes are those of run_lab.py: 0 pass, 1 an invariant is broken, 2 undecided, 3 an expectation was missed, 64 wrong
-usage or scenario, 70 the lab itself failed, 130 interrupted.
+The exit codes are those of run_lab.py: 0 pass, 1 an invariant is broken, 2 undecided, 3 an expectation was missed,
+64 wrong usage or scenario, 70 the lab itself failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCENARIOS = ROOT / "scenarios"
 RESULTS = ROOT / "results"
 
 PASS, BROKEN, UNDECIDED, MISSED, USAGE, HARNESS, INTERRUPTED = 0, 1, 2, 3, 64, 70, 130
-GRAVEST_FIRST = (INTERRUPTED, USAGE, BROKEN, HARNESS, MISSED, UNDECIDED, PASS)
+WORST_FIRST = (INTERRUPTED, USAGE, BROKEN, HARNESS, MISSED, UNDECIDED, PASS)
 SEED_MAX = 2**31 - 1
 
 
@@ -41,8 +41,9 @@ SEED_MAX = 2**31 - 1
 class How:
     """How a scenario is run.
 
-    sim: in virtual time, not on real processes. mutant: the rule that the nodes break (lab.mutants); "": none.
-    frames: what nodes say to each other is kept, in virtual time.
+    sim: simulate the scenario in virtual time, instead of starting processes.
+    mutant: the mutant that the nodes run as (lab.mutants); "" for none.
+    frames: record the frames between nodes; only with `sim`.
     """
 
     sim: bool = False
@@ -50,7 +51,7 @@ class How:
     frames: bool = False
 
     def command(self, path: Path, seed: int) -> str:
-        """The command that runs the scenario file once more in the same way."""
+        """Return the command that runs the scenario file again in the same way."""
         parts = ["python3 run_lab.py", shlex.quote(str(near(path))), "--sim" if self.sim else "", f"--seed {seed}"]
         parts += ["--frames" if self.frames else "", f"--mutant {self.mutant}" if self.mutant else ""]
         return " ".join(part for part in parts if part)
@@ -61,10 +62,11 @@ LIVE = How()
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How one run, or one judgement, ended.
+    """The result of one run, or of judging one.
 
-    directory: None where none could be made, or it was not kept. problem: why there is no verdict; empty where there is
-    one. again: the command that repeats the run; "": none is known.
+    directory: None if none could be created, or it was not kept.
+    problem: why there is no verdict; "" if there is one.
+    again: the command that repeats the run; "" if none is known.
     """
 
     scenario: str
@@ -77,7 +79,7 @@ class Result:
     again: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the entry of a run in the --json document."""
         import msgspec
 
         return {
@@ -93,7 +95,7 @@ class Result:
 
     @property
     def closing(self) -> str:
-        """How it ended, on one line: PASS, or the first cause of anything else."""
+        """The result on one line: PASS, or the first cause of any other result."""
         if self.verdict is None:
             return f"the lab failed: {self.problem}"
         from lab.show.table import closing
@@ -107,10 +109,10 @@ class Result:
         return seed + ("not kept" if self.directory is None else str(near(self.directory)))
 
     def text(self, width: int = 0) -> str:
-        """The tables of the run where there are any, where it lies, how to repeat it, and last how it ended.
+        """Return the tables of the run, its directory, the command that repeats it, and the result as the last line.
 
         Args:
-            width: of the terminal in characters; 0: that of summary.txt.
+            width: of the terminal, in characters; 0 for the width of summary.txt.
         """
         lines = []
         if self.verdict is not None and self.directory is not None:
@@ -125,7 +127,7 @@ class Result:
 
 
 def summary_row(result: Result) -> RunRow:
-    """A run in the table of a build server's summary page."""
+    """Return the row of a run in the table of a build server's summary page."""
     from lab.show import stepsummary
 
     directory = "" if result.directory is None else str(near(result.directory))
@@ -138,22 +140,22 @@ def summary_row(result: Result) -> RunRow:
 
 
 def positive(text: str) -> int:
-    """An option's value that counts something."""
+    """Parse an option's value: 1 or more."""
     return whole_number(text, 1, "1 or more")
 
 
 def count(text: str) -> int:
-    """An option's value that counts something, perhaps nothing."""
+    """Parse an option's value: 0 or more."""
     return whole_number(text, 0, "0 or more")
 
 
 def seed(text: str) -> int:
-    """An option's value that is a seed."""
+    """Parse an option's value: a seed."""
     return whole_number(text, 0, f"0..{SEED_MAX}")
 
 
 def whole_number(text: str, least: int, allowed: str, most: int = SEED_MAX) -> int:
-    """An option's value within bounds; `allowed` says for people which they are."""
+    """Parse a whole number from `least` to `most`; `allowed` describes the bounds in the error message."""
     if not text.isdecimal() or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"found {text!r}, allowed {allowed}")
     return int(text)
@@ -162,14 +164,14 @@ def whole_number(text: str, least: int, allowed: str, most: int = SEED_MAX) -> i
 # ---- run and judge ------------------------------------------------------------------------------
 
 
-def gravest(codes: Iterable[int]) -> int:
-    """The one exit code of several runs."""
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code of several runs: that of the worst one."""
     seen = set(codes)
-    return next(code for code in GRAVEST_FIRST if code in seen)
+    return next(code for code in WORST_FIRST if code in seen)
 
 
 def seed_of(scenario: Scenario, first: int | None, number: int) -> int:
-    """The seed of a scenario's run number 0, 1, …: from the command line, its file, or drawn."""
+    """Return the seed of a scenario's run `number` (from 0): from the command line, from its file, or random."""
     if first is not None:
         return (first + number) % (SEED_MAX + 1)
     return random.SystemRandom().randrange(SEED_MAX) if scenario.seed is None else scenario.seed
@@ -178,10 +180,10 @@ def seed_of(scenario: Scenario, first: int | None, number: int) -> int:
 def run_once(
     scenario: Scenario, seed: int, out: Path, how: How = LIVE, *, progress: Callable[[str], None] = lambda text: None
 ) -> Result:
-    """Run a scenario and judge what it left; a failure of the lab itself is a result too.
+    """Run a scenario and judge its run directory; a failure of the lab itself is returned as a result too.
 
     Args:
-        progress: gets a line at each step of a live run.
+        progress: called with a line at each step of a live run.
     """
     from lab.rundir import RunDir, utc_stamp
 
@@ -200,7 +202,9 @@ def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[s
         if how.mutant:
             from lab.mutants.catalogue import mutated
 
-            stack.enter_context(mutated(how.mutant))  # Live, it is the clients of this process that are changed.
+            stack.enter_context(
+                mutated(how.mutant)
+            )  # In a live run this changes the clients, which are in this process.
         if how.sim:
             from lab.sim import simulator
 
@@ -213,7 +217,11 @@ def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[s
 
 
 def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exception) -> Result:
-    """The world's errors have a sentence of their own; anything else is ours and shown in full."""
+    """Return the result of a run that the lab could not carry out or judge.
+
+    Errors of the environment have a message of their own; any other exception is a fault of the lab, and its traceback
+    is printed.
+    """
     from lab.steps.machine import RunFailed
 
     if isinstance(error, OSError) and error.strerror:
@@ -225,7 +233,7 @@ def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exce
 
 
 def judge(run: RunDir, name: str, seed: int | None) -> Result:
-    """Judge a finished run and write verdict.json, metrics.json, summary.txt and junit.xml into it, where it can."""
+    """Judge a finished run; write verdict.json, metrics.json, summary.txt and junit.xml into it if it is writable."""
     from lab.check.history import RunFileError
     from lab.check.invariants import check
     from lab.check.metrics import encode_metrics, measure
@@ -252,21 +260,21 @@ def judge(run: RunDir, name: str, seed: int | None) -> Result:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    """Write a file of the verdict. A run that may only be read is judged all the same."""
+    """Write a file of the verdict; a run directory that is not writable is judged without it."""
     try:
         path.write_bytes(content)
     except OSError as error:
         print(f"{near(path)} could not be written: {error.strerror}", file=sys.stderr)
 
 
-# ---- telling ------------------------------------------------------------------------------------
+# ---- output -------------------------------------------------------------------------------------
 
 
 class Progress:
-    """One line on standard error that changes; where that is no terminal, plain lines.
+    """A progress line on standard error that is overwritten; one line each if that is no terminal.
 
     Args:
-        brief: where it is no terminal, only the name is told, once.
+        brief: if standard error is no terminal, print only the name, once.
     """
 
     def __init__(self, name: str, *, brief: bool = False) -> None:
@@ -284,14 +292,14 @@ class Progress:
             self._told = True
 
     def close(self) -> None:
-        """Wipe the line."""
+        """Clear the line."""
         if self._open:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
             self._open = False
 
 
 def size_text(size: int) -> str:
-    """A number of bytes for people: 12 KiB, 3.4 GiB."""
+    """Return a number of bytes in human-readable form: 12 KiB, 3.4 GiB."""
     amount, unit = float(size), "B"
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024 or unit == "GiB":
@@ -301,5 +309,5 @@ def size_text(size: int) -> str:
 
 
 def near(path: Path) -> Path:
-    """As seen from the working directory, where the path is below it."""
+    """Return the path relative to the working directory if it is inside of it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""A run's verdict as junit.xml: one test case for each check and each expectation."""
+"""A run's verdict as junit.xml, with one test case for each check and each expectation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lab.check.metrics import Metrics
 from lab.check.verdict import Check, ExpectationResult, Verdict
 from lab.show.table import expectation_word
 
-# What XML 1.0 can't hold, not even escaped.
+# Characters that XML 1.0 cannot contain, not even escaped.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render(scenario: str, verdict: Verdict, metrics: Metrics | None) -> str:
-    """The whole document.
+    """Return the document.
 
-    A broken check or missed expectation is a failure; what stayed undecided is an error, lest a reader take it for a
-    pass; UNKNOWN that does not count, and a soft miss, are skipped.
+    A failed check or missed expectation is a failure. An undecided one is an error, so that it is not taken for a pass.
+    A check whose UNKNOWN does not count and a missed soft expectation are skipped.
     """
     suite = ElementTree.Element("testsuite", name=scenario)
     for check in verdict.checks:

@@ -207,11 +207,11 @@ def test_help_and_version_are_0(option: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("codes", "gravest"), [([0, 0], 0), ([0, 2], 2), ([2, 3], 3), ([3, 70], 70), ([70, 1], 1), ([1, 130], 130)]
+    ("codes", "worst"), [([0, 0], 0), ([0, 2], 2), ([2, 3], 3), ([3, 70], 70), ([70, 1], 1), ([1, 130], 130)]
 )
-def test_of_several_runs_the_gravest_counts(codes: list[int], gravest: int) -> None:
-    assert runs.gravest(codes) == gravest
-    assert runs.gravest(reversed(codes)) == gravest
+def test_the_exit_code_of_several_runs_is_that_of_the_worst(codes: list[int], worst: int) -> None:
+    assert runs.worst(codes) == worst
+    assert runs.worst(reversed(codes)) == worst
 
 
 # ---- several runs -------------------------------------------------------------------------------
@@ -459,7 +459,7 @@ def test_scenarios_are_chosen_by_name_tag_and_directory(
         (("home", "--tag", "netwrk"), "no scenario has the tag netwrk\n"),
         (
             ("run",),
-            "no scenario named: `run_lab.py list` shows all, `run_lab.py scenarios/` runs all\n",
+            "no scenario given: `run_lab.py list` shows all, `run_lab.py scenarios/` runs all\n",
         ),
     ],
     ids=str,
@@ -609,4 +609,4 @@ def test_a_node_and_a_chat_by_hand_get_their_flags(monkeypatch: pytest.MonkeyPat
 
 def test_a_node_that_is_not_named_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["node"]) == 64
-    assert capsys.readouterr().err == "run_lab: which node? Allowed: 1, 2, 3, or a configuration file\n"
+    assert capsys.readouterr().err == "run_lab: no node given, allowed: 1, 2, 3, or a configuration file\n"
