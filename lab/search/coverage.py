@@ -69,11 +69,8 @@ class Mark(NamedTuple):
 
 
 def marked_files() -> dict[str, Path]:
-    """Module name -> file, of all modules that may have marks."""
-    files = sorted((PROJECT / "nodeproc" / "core").glob("[!_]*.py"))
-    files += [
-        PROJECT / "nodeproc" / f"{name}.py" for name in ("storage", "wal", "recovery", "clients", "session", "silence")
-    ]
+    """Module name -> file, of all modules of the product with marks."""
+    files = sorted(path for path in (PROJECT / "nodeproc").rglob("*.py") if "# hit: " in path.read_text("utf-8"))
     return {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in files}
 
 
