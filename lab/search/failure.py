@@ -1,7 +1,7 @@
-"""What a simulation missed, in one word: the invariant that did not hold.
+"""The failure of a simulated scenario, with the invariant that it breaks.
 
-A scenario fails when an invariant is seen to break, when a node's own code fails, or when a step that waits for
-something waited in vain: with all healed, that breaks A9.
+A scenario fails if an invariant breaks, if the code of a node fails, or if a waiting step ends without success: as
+everything it needs is healed, that breaks A9.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from lab.sim.simulator import Outcome, simulate
 
 
 class Failure(NamedTuple):
-    """invariant: A1 to A10 (a node ended by itself), `assert` or `crash` (its code failed); text: what was seen.
+    """One failure.
 
-    step: the step that waited in vain; "": it was no step.
+    invariant: A1 to A10, or `assert` or `crash` if the code of a node failed.
+    text: the observation.
+    step: the step that waited without success; "" if it was no step.
     """
 
     invariant: str
@@ -25,7 +27,7 @@ class Failure(NamedTuple):
     step: str = ""
 
     def like(self, other: Failure | None) -> bool:
-        """The same rule is broken: in the same step if it is one's, in the same function if it is the code's."""
+        """Return whether the other failure is of the same kind: same invariant, same step, same failing function."""
         return other is not None and self._kind == other._kind
 
     @property
@@ -35,7 +37,7 @@ class Failure(NamedTuple):
 
 
 def failure_of(outcome: Outcome) -> Failure | None:
-    """What a simulation's outcome missed; None: nothing."""
+    """Return the failure in a simulation's outcome, or None."""
     if outcome.invariant:
         return Failure(outcome.invariant, outcome.text)
     if outcome.missed:
@@ -45,15 +47,15 @@ def failure_of(outcome: Outcome) -> Failure | None:
 
 
 def as_mutant(name: str) -> AbstractContextManager[Mutant | None]:
-    """The product is this mutant inside the with block; "": it is itself."""
+    """Return a context manager that applies the mutant inside the with block; "" for none."""
     return mutated(name) if name else nullcontext()
 
 
 def play(scenario: Scenario, seed: int, mutant: str = "") -> Failure | None:
-    """Simulate once; what was missed.
+    """Simulate a scenario once and return its failure, or None.
 
     Args:
-        mutant: what the product is meanwhile; "": itself.
+        mutant: applied during the simulation; "" for none.
     """
     with as_mutant(mutant):
         return failure_of(simulate(scenario, seed))

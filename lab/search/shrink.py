@@ -1,9 +1,9 @@
-"""Make the scenario of a failing seed small: what is left is needed for the failure, and plain.
+"""`run_lab.py shrink`: reduce a failing scenario to the steps and settings that the failure needs.
 
-Delta debugging (Zeller, Hildebrandt, TSE 2002) over the steps, then over nodes, load and cluster, then each step by
-itself, until nothing can be taken away any more. A candidate is taken over when the same invariant breaks in it under
-the same seed, when it still asks nothing that the protocol does not promise, and, where the product is a mutant, when
-the product itself passes it. So the last candidate is a scenario that fails each time, by what the first one failed by.
+Delta debugging (Zeller, Hildebrandt, TSE 2002): remove steps, then nodes, then reduce load and cluster, then simplify
+each step, until no pass can reduce anything any more. A candidate is accepted if it fails by the same invariant under
+the same seed, if it stays within the protocol's assumptions and, with a mutant, if the unchanged product passes it. So
+the result is a scenario that fails every time, in the same way as the first one.
 """
 
 from __future__ import annotations
@@ -36,20 +36,22 @@ from lab.search.sound import is_sound
 from nodeproc.errors import ConfigError
 
 SIMULATIONS: Final = 1500
-"""At most so many, unless more are asked for; most failures need a few hundred."""
+"""Default limit of simulations; most failures need a few hundred."""
 ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "results"
 SHRUNK: Final = "shrunk"
-"""Directory of the small scenarios, below that of the results."""
+"""Directory of the shrunk scenarios, in the results directory."""
 PASS, BROKEN, USAGE = 0, 1, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Shrunk:
-    """A small scenario that fails.
+    """A reduced scenario that fails.
 
-    scenario: its seed included. failure: what it is missed by. mutant: of the product; "": itself.
-    simulations: how many it took. minimal: nothing more can be taken away; else the simulations were used up.
+    scenario: including its seed.
+    mutant: applied during the simulations; "" for none.
+    simulations: the number that the reduction took.
+    minimal: False if the limit of simulations ended the reduction.
     """
 
     scenario: Scenario
@@ -73,27 +75,24 @@ def shrink(
     simulations: int = SIMULATIONS,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Shrunk | None:
-    """Make a failing scenario small.
+    """Reduce a failing scenario; return None if it does not fail.
 
     Args:
-        mutant: what the product is while the scenario is played; "": itself.
-        failure: what it fails by, where the caller knows.
-        simulations: at most so many.
-        tell: told a line whenever it has become smaller.
-
-    Returns:
-        None: the scenario does not fail.
+        mutant: applied during the simulations; "" for none.
+        failure: the scenario's failure, if the caller knows it.
+        simulations: limit of simulations.
+        tell: called with a line about each reduction.
     """
     found = failure or play(scenario, seed, mutant)
     return None if found is None else _Shrinking(scenario, seed, mutant, found, simulations, tell).carry_out()
 
 
 class _Spent(Exception):
-    """No simulation is left."""
+    """The limit of simulations is reached."""
 
 
 class _Shrinking:
-    """One scenario on its way down."""
+    """The reduction of one scenario."""
 
     def __init__(
         self,
@@ -109,10 +108,10 @@ class _Shrinking:
         self._spent = 0
         self._tried: set[str] = set()
         self._sound = is_sound(scenario.steps, scenario.cluster.nodes)
-        """Else it can't be told what of it would be."""
+        """Whether candidates must stay within the protocol's assumptions; False if the scenario itself does not."""
 
     def carry_out(self) -> Shrunk:
-        """Everything again and again, until nothing can be taken away."""
+        """Repeat all passes until none of them reduces the scenario."""
         minimal = False
         try:
             while not minimal:
@@ -128,7 +127,7 @@ class _Shrinking:
         return Shrunk(self.best, self.failure, self._mutant, self._spent, minimal)
 
     def _fewer_steps(self) -> None:
-        """Half of the steps, a quarter, …, single ones; then what can only go together."""
+        """Remove half of the steps, a quarter, …, single steps; then steps that only work if removed together."""
         size = len(self.best.steps) // 2
         while size >= 1:
             for number in range(len(self.best.steps) // size + 1):
@@ -146,7 +145,7 @@ class _Shrinking:
             pass
 
     def _take_first(self, candidates: Iterable[Scenario]) -> bool:
-        """Go on with the first candidate that fails in the same way; False: none does."""
+        """Accept the first candidate that fails in the same way; return False if none does."""
         for candidate in candidates:
             if self._fails(candidate):
                 self.best = candidate
@@ -164,7 +163,7 @@ class _Shrinking:
         if not _is_scenario(candidate) or not self.failure.like(found := self._play(candidate, self._mutant)):
             return False
         if self._mutant and self._play(candidate, "") is not None:
-            return False  # What the product itself can't do shows nothing about the mutant.
+            return False  # A scenario that the unchanged product fails shows nothing about the mutant.
         assert found is not None
         self.failure = found
         return True
@@ -177,18 +176,18 @@ class _Shrinking:
 
 
 def _is_scenario(candidate: Scenario) -> bool:
-    """Whether it could be written to a file and read again."""
+    """Return whether the candidate survives being written to a file and read again."""
     try:
         return plan.load("candidate", text=plan.encode_brief(candidate)) == candidate
     except ConfigError:
         return False
 
 
-# ---- what is left of it -----------------------------------------------------------------------------------
+# ---- output -----------------------------------------------------------------------------------------------
 
 
 def write(shrunk: Shrunk, results: Path) -> Path:
-    """Write the small scenario as a file that can be run; returns where."""
+    """Write the reduced scenario to a file that can be run; return its path."""
     directory = results / SHRUNK
     directory.mkdir(parents=True, exist_ok=True)
     name = shrunk.mutant or f"{shrunk.scenario.name}_seed_{shrunk.seed}"
@@ -200,19 +199,19 @@ def write(shrunk: Shrunk, results: Path) -> Path:
 
 
 def replay_command(path: Path, seed: int, mutant: str = "", *, live: bool = False) -> str:
-    """The command that plays a scenario again: in virtual time, or on real processes."""
+    """Return the command that runs a scenario again: simulated, or on real processes."""
     near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     how = "" if live else f" --sim --seed {seed} --frames"
     return f"python run_lab.py {near}{how}" + (f" --mutant {mutant}" if mutant else "")
 
 
 def report(shrunk: Shrunk, path: Path) -> str:
-    """What has become of a failing scenario, and how to see it again."""
+    """Return the summary of a reduction, with the commands that run the scenario again."""
     scenario, failure = shrunk.scenario, shrunk.failure
     lines = [
         f"{failure.invariant}: {failure.text}",
         f"{scenario.step_count} steps, {scenario.cluster.nodes} nodes, after {shrunk.simulations} simulations"
-        + ("" if shrunk.minimal else ", all that were allowed: there may be less"),
+        + ("" if shrunk.minimal else ", the limit: a smaller scenario may exist"),
         f"again:   {replay_command(path, shrunk.seed, shrunk.mutant)}",
         f"live:    {replay_command(path, shrunk.seed, shrunk.mutant, live=True)}",
     ]
@@ -224,14 +223,14 @@ def report(shrunk: Shrunk, path: Path) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py shrink`."""
-    parser.add_argument("what", metavar="SEED|FILE", help="a seed whose drawn scenario fails, or a scenario file")
-    parser.add_argument("--seed", metavar="S", type=_whole, help="of the run of FILE; without it, the file's own")
-    parser.add_argument("--nodes", metavar="N,…", type=_sizes, default=SIZES, help="sizes that SEED draws from (3,5)")
-    parser.add_argument("--mutant", metavar="NAME", default="", help="break one rule (lab/mutants) meanwhile")
+    parser.add_argument("what", metavar="SEED|FILE", help="a seed whose random scenario fails, or a scenario file")
+    parser.add_argument("--seed", metavar="S", type=_whole, help="seed of the run of FILE (the file's own seed)")
+    parser.add_argument("--nodes", metavar="N,…", type=_sizes, default=SIZES, help="cluster sizes for SEED (3,5)")
+    parser.add_argument("--mutant", metavar="NAME", default="", help="break one rule of the protocol (lab/mutants)")
     parser.add_argument(
-        "--simulations", metavar="MAX", type=_whole, default=SIMULATIONS, help="at most so many (%(default)s)"
+        "--simulations", metavar="MAX", type=_whole, default=SIMULATIONS, help="limit of simulations (%(default)s)"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="where shrunk/ goes (results/)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for shrunk/ (results/)")
 
 
 def _whole(text: str) -> int:
@@ -241,7 +240,7 @@ def _whole(text: str) -> int:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    """1,3,5: cluster sizes to draw from."""
+    """Parse cluster sizes such as 3,5."""
     found = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
     if not all(2 <= size <= plan.MAX_NODES for size in found):
         raise argparse.ArgumentTypeError(f"found {text!r}, allowed numbers from 2 to {plan.MAX_NODES} with , between")
@@ -249,7 +248,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Shrink and say what is left: 1 it is written, 0 there is no failure, 64 it can't be played."""
+    """Shrink a scenario and write it; return 1, or 0 if it does not fail, or 64 if it cannot be simulated."""
     from lab.mutants.catalogue import MUTANTS
 
     if options.mutant and options.mutant not in MUTANTS:
@@ -270,10 +269,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
-    """The scenario and its seed.
+    """Return the selected scenario and its seed.
 
     Raises:
-        ValueError: there is none, or it can't be simulated.
+        ValueError: there is no such scenario, it has no seed, or it cannot be simulated.
     """
     if options.what.isdecimal():
         seed = _whole(options.what)
@@ -284,7 +283,7 @@ def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
         raise ValueError(str(error)) from None
     given: int | None = scenario.seed if options.seed is None else options.seed
     if given is None:
-        raise ValueError(f"{options.what}: has no seed of its own, so --seed is needed")
+        raise ValueError(f"{options.what}: the file has no seed, so --seed is required")
     if refusals := scenario.sim_refusals():
         raise ValueError("\n".join(f"{options.what}: {reason}" for reason in refusals))
     return scenario, given

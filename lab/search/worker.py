@@ -1,6 +1,6 @@
-"""A process of a search: takes one seed after the other on standard input, plays it, and says what came of it.
+"""A worker process of a search: reads seeds from standard input, simulates their scenarios, writes the results.
 
-It counts coverage marks from its start on, so it imports what is marked only when it has begun to.
+It counts coverage marks from its start on, so it imports the modules with marks only after coverage.install().
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lab.live.children import say
 from lab.search import coverage
 
 SEED_CPU_S = 60.0
-"""Processor time after which a seed is taken for one that never ends: most need a hundredth of a second."""
+"""CPU time after which a seed counts as hung; most seeds need a hundredth of a second."""
 
 
 class Begin(Struct, frozen=True, tag="begin"):
-    """The first order.
+    """The first order: settings of the search.
 
-    mutant: break the product like this (lab.mutants.catalogue); "": not at all.
+    mutant: name of the mutant to apply (lab.mutants); "" for none.
     """
 
     sizes: tuple[int, ...]
@@ -33,7 +33,7 @@ class Begin(Struct, frozen=True, tag="begin"):
 
 
 class Seed(Struct, frozen=True, gc=False, tag="seed"):
-    """Play this seed."""
+    """The order to play a seed."""
 
     seed: int
 
@@ -42,12 +42,12 @@ Order: TypeAlias = Begin | Seed
 
 
 class Played(Struct, frozen=True):
-    """What came of a seed.
+    """The result of a seed.
 
-    invariant, text: as in lab.search.failure.Failure.
-    endless: it did not come to its end, and would not the next time.
-    trouble: the traceback of an error of the lab itself.
-    marks: those that were hit.
+    invariant, text: as in lab.search.failure.Failure; "" if nothing failed.
+    endless: the simulation hung; it would hang again.
+    trouble: the traceback of an error of the lab itself; "" if there was none.
+    marks: the coverage marks that were hit.
     """
 
     seed: int
@@ -70,13 +70,13 @@ encode = msgspec.json.Encoder().encode
 
 
 class _Endless(BaseException):
-    """A seed used up its processor time."""
+    """A seed has used up its CPU time."""
 
 
 class _Limit:
-    """A limit of processor time.
+    """A limit of CPU time.
 
-    The signal's exception may end a task that nobody waits for, so what counts is `reached`.
+    The exception that the signal raises may end a task whose result is never read, so check `reached` as well.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -93,12 +93,12 @@ class _Limit:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reached = True
-        signal.setitimer(signal.ITIMER_PROF, 1.0)  # Once more, should this one be swallowed.
+        signal.setitimer(signal.ITIMER_PROF, 1.0)  # Raise again later, in case this exception is swallowed.
         raise _Endless
 
 
 def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Played:
-    """Draw the seed's scenario and simulate it."""
+    """Draw the seed's scenario, simulate it and return the result."""
     from lab.course.simfiles import PowerLost
     from lab.search.draw import draw
     from lab.search.failure import Failure, failure_of
@@ -115,7 +115,7 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
         trouble = "" if limit.reached else traceback.format_exc()
     failure = failure_of(outcome)
     if limit.reached:
-        failure = Failure("A9", f"no end within {limit_s:g} s of processor time")
+        failure = Failure("A9", f"no end within {limit_s:g} s of CPU time")
     return Played(
         seed=seed,
         invariant=failure.invariant if failure else "",
@@ -149,5 +149,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # A search that went away is no error.
+    with contextlib.suppress(BrokenPipeError):  # The search has ended.
         main()

@@ -1,7 +1,8 @@
-"""`run_lab.py diagram`: the story of a run as a message sequence diagram, as text or SVG.
+"""`run_lab.py diagram`: a run as a message sequence diagram, as text or SVG.
 
-A lane for the clients and one for each node; time runs down. An arrow stands where its frame arrived, with what it says
-beside it; one that never did ends in x. Made for shrunk scenarios: what repeats itself is left out and counted.
+There is one lane for the clients and one for each node; time runs downwards. An arrow is drawn where its frame arrived,
+with the content of the frame next to it; the arrow of a lost frame ends in x. The diagram suits shrunk scenarios:
+repetitions are left out and counted.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from lab.show.story import CLIENTS, Arrow, Item, Note, Skipped, Story, around, r
 LANE: Final = 12
 """Characters from one lane to the next."""
 LATE_S: Final = 0.005
-"""A frame that took longer is told with when it was sent."""
+"""For a frame that took longer, the diagram also shows when it was sent."""
 LINES_MAX: Final = 400
 AROUND: Final = 60
-"""Lines that --around shows."""
+"""Number of lines that --around shows."""
 PASS, USAGE = 0, 64
 
 ROW_PX, LANE_PX, LEFT_PX, TOP_PX, TEXT_PX = 18, 150, 90, 60, 620
@@ -32,10 +33,10 @@ ROW_PX, LANE_PX, LEFT_PX, TOP_PX, TEXT_PX = 18, 150, 90, 60, 620
 
 
 def render_text(story: Story, most: int = LINES_MAX) -> str:
-    """The diagram in characters.
+    """Return the diagram as text.
 
     Args:
-        most: lines of the story; of more, the last ones are shown.
+        most: maximum number of lines of the story; if there are more, the last ones are shown.
     """
     lanes = [CLIENTS, *story.nodes]
     items = story.items[-most:]
@@ -102,13 +103,13 @@ def _sent(story: Story, arrow: Arrow) -> str:
 
 
 def render_svg(story: Story, most: int = LINES_MAX) -> str:
-    """The diagram as a picture; an arrow slants from when its frame was sent to when it arrived."""
+    """Return the diagram as SVG; an arrow slants from the time when its frame was sent to the arrival time."""
     items = story.items[-most:]
     lanes = [CLIENTS, *story.nodes]
     times = sorted({item.t for item in items} | {item.sent for item in items if isinstance(item, Arrow)})
     rows: dict[int, int] = {}
     height = 0
-    for t in times:  # As many rows as there is to read at one time.
+    for t in times:  # One row for each item at this time.
         rows[t] = height
         height += max(sum(item.t == t for item in items), 1)
     width = LEFT_PX + LANE_PX * len(lanes) + TEXT_PX
@@ -173,12 +174,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py diagram`."""
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="such as results/latest, run with --sim --frames")
     parser.add_argument("--svg", action="store_true", help="write diagram.svg into the run directory instead")
-    parser.add_argument("--all", action="store_true", help="also what repeats itself, and the start of the nodes")
+    parser.add_argument("--all", action="store_true", help="also show repetitions and the start of the nodes")
     parser.add_argument(
-        "--around", metavar="WORD", help="only what is around the first fault or event with this word, such as kill"
+        "--around", metavar="WORD", help="show only the lines around the first fault or event with this word, as kill"
     )
     parser.add_argument(
-        "--lines", metavar="N", type=_lines, help=f"at most the last N lines ({LINES_MAX}), or around WORD ({AROUND})"
+        "--lines", metavar="N", type=_lines, help=f"show the last N lines ({LINES_MAX}), or N around WORD ({AROUND})"
     )
 
 
@@ -189,7 +190,7 @@ def _lines(text: str) -> int:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Draw a run: 0 drawn, 64 there is none."""
+    """Draw a run; return 0, or 64 if there is no such run or nothing with WORD."""
     try:
         run = RunDir.open(options.run)
     except RunDirError as error:

@@ -1,6 +1,6 @@
-"""What happened in a run, in the order of time: frames, what nodes reported, faults, what clients tried.
+"""The story of a run: frames, events of nodes, faults and operations of clients in the order of time.
 
-Read from a run directory alone. Frames are there only where the run kept them (`--sim --frames`).
+It is read from the run directory alone. Frames are part of it only if the run recorded them (`--sim --frames`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ NO_NEWS: Final = frozenset(
     | {"client_connected", "client_left", "catch_up_requested", "catch_up_served", "caught_up", "new_coordinator"}
     | {"coordinator_received", "becoming_coordinator", "checkpoint_written", "stopping"}
 )
-"""Events that say what the frames beside them say, or nothing about the story."""
+"""Events that are left out because the frames next to them show the same, or because they show no progress."""
 TRAFFIC: Final = frozenset({"SUBMIT", "APPEND", "APPENDED", "COMMIT", "HEARTBEAT", "HEARTBEAT_ACK"})
 TROUBLE: Final = ("rejected", "given up, outcome unknown")
 TRAFFIC_LEAST, TRAFFIC_ENDS = 40, 4
-"""Lines of messages on their way from which on they are left out, and how many stay at either end."""
+"""Number of lines of plain traffic in a row from which on they are left out, and how many stay at either end."""
 NS_PER_S: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """One frame. t: when it arrived, or was sent if it never did."""
+    """One frame. t: when it arrived, or when it was sent if it was lost."""
 
     t: int
     sent: int
@@ -52,7 +52,7 @@ class Arrow:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that happened in one lane. mark: * reported by a node, # a fault, o of a client."""
+    """Something that happened in one lane. mark: * an event of a node, # a fault, o an operation of a client."""
 
     t: int
     lane: int
@@ -62,11 +62,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Lines that were left out. what: says of which kind."""
+    """Lines that were left out. what: their kind."""
 
     t: int
     count: int
-    what: str = "of what was said before"
+    what: str = "repetitions"
 
 
 Item: TypeAlias = Arrow | Note | Skipped
@@ -74,7 +74,7 @@ Item: TypeAlias = Arrow | Note | Skipped
 
 @dataclass(slots=True)
 class Story:
-    """All there is to draw. start: ns of the first step. ending: what broke; "": nothing did."""
+    """The content of a diagram. start: time of the first step, ns. ending: what broke; "" if nothing did."""
 
     title: str
     nodes: list[int]
@@ -84,15 +84,15 @@ class Story:
     has_frames: bool = False
 
     def seconds(self, t: int) -> float:
-        """Since the first step."""
+        """Return the seconds from the first step to `t`."""
         return (t - self.start) / NS_PER_S
 
 
 def read(run: RunDir, *, everything: bool = False) -> Story:
-    """The story of a finished run.
+    """Return the story of a finished run.
 
     Args:
-        everything: also what repeats itself, and what was before the first step.
+        everything: include repetitions, plain traffic, and everything before the first step.
     """
     meta = run.read_meta()
     who = f", mutant {meta.mutant}" if meta.mutant else ""
@@ -124,7 +124,7 @@ def _events(run: RunDir, everything: bool) -> Iterator[Note]:
             try:
                 event: dict[str, Any] = json.loads(line)
             except ValueError:
-                continue  # Torn by a kill.
+                continue  # A line that a kill has cut off.
             name = str(event.pop("event", ""))
             t, _ = int(event.pop("t_ns", 0)), event.pop("node", None)
             if name and (everything or name not in NO_NEWS):
@@ -144,10 +144,10 @@ def _faults(rows: Iterable[FaultRow]) -> Iterator[Note]:
 
 
 def _rule(rule: dict[str, Any]) -> str:
-    """What a rule does, without what it says of things that it does not do."""
-    told = {key: value for key, value in rule.items() if value}
-    idle = {"distribution"} | (set() if told.get("every") else {"behind", "at_most"})
-    return ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in told.items() if key not in idle)
+    """Return the effective settings of a link rule."""
+    given = {key: value for key, value in rule.items() if value}
+    idle = {"distribution"} | (set() if given.get("every") else {"behind", "at_most"})
+    return ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in given.items() if key not in idle)
 
 
 def _value(value: Any) -> str:
@@ -180,7 +180,7 @@ def _numbers(first: int, count: int) -> str:
 
 
 def _without_repeats(items: Iterable[Arrow | Note]) -> Iterator[Item]:
-    """What was said before in the same words, by the same node to the same one, is counted and left out."""
+    """Leave out, and count, arrows and events with the same text between the same nodes as an earlier one."""
     seen: set[tuple[object, ...]] = set()
     left_out, since = 0, 0
     for item in items:
@@ -202,7 +202,7 @@ def _without_repeats(items: Iterable[Arrow | Note]) -> Iterator[Item]:
 
 
 def _is_traffic(item: Item) -> bool:
-    """Messages on their way, as under any load: nothing was lost, nobody gave up."""
+    """Return whether the item is plain traffic: messages under way, as under any load, and nothing lost or given up."""
     match item:
         case Arrow():
             return item.kind in TRAFFIC and not item.lost
@@ -213,7 +213,7 @@ def _is_traffic(item: Item) -> bool:
 
 
 def _without_traffic(items: Iterable[Item]) -> Iterator[Item]:
-    """A long stretch of nothing but messages on their way is counted and left out, but for its ends."""
+    """Leave out, and count, long stretches of plain traffic except for their ends."""
     for traffic, group in groupby(items, _is_traffic):
         stretch = list(group)
         inner = stretch[TRAFFIC_ENDS:-TRAFFIC_ENDS]
@@ -222,27 +222,27 @@ def _without_traffic(items: Iterable[Item]) -> Iterator[Item]:
             continue
         lines = sum(item.count if isinstance(item, Skipped) else 1 for item in inner)
         yield from stretch[:TRAFFIC_ENDS]
-        yield Skipped(inner[0].t, lines, "of messages on their way")
+        yield Skipped(inner[0].t, lines, "lines of traffic")
         yield from stretch[-TRAFFIC_ENDS:]
 
 
 def around(story: Story, word: str, lines: int) -> None:
-    """Keep about so many lines around the first fault, event or outcome that has the word in it.
+    """Keep `lines` lines around the first fault, event or outcome that contains the word.
 
     Raises:
-        ValueError: nothing has; names what could be asked for.
+        ValueError: nothing contains the word; the text names the kinds of faults and events of this run.
     """
     notes = [(at, item) for at, item in enumerate(story.items) if isinstance(item, Note)]
     found = next((at for at, item in notes if word in item.text), None)
     if found is None:
         kinds = sorted({item.text.partition(":")[0] for _, item in notes if item.mark != "o"})
-        raise ValueError(f"--around: nothing in this run has {word!r} in it; there are: {', '.join(kinds)}")
+        raise ValueError(f"--around: nothing in this run contains {word!r}; allowed: {', '.join(kinds)}")
     start = max(0, found - lines // 2)
     story.items = story.items[start : start + lines]
 
 
 def _ending(run: RunDir, watched: str) -> str:
-    """What broke: as the simulation saw it, or the judges' first failed check."""
+    """Return what broke, from the simulation's online checks or the judges' first failed check; "" if nothing did."""
     if watched or not run.verdict.is_file():
         return watched
     try:

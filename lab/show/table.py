@@ -1,4 +1,4 @@
-"""A run's verdict and figures for a terminal: what summary.txt holds."""
+"""A run's verdict and metrics as tables, for a terminal and for summary.txt."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from lab.check.metrics import Failover, Latency, Metrics
 from lab.check.verdict import Check, ExpectationResult, Verdict
 from lab.rundir import RunDir
 
-tabulate_module.MIN_PADDING = 0  # Of headers over numbers: they need no more room than the numbers have.
+tabulate_module.MIN_PADDING = 0  # Headers above numbers need no padding.
 
 WIDTH = 110
-"""Characters of a line of summary.txt."""
+"""Width of summary.txt in characters."""
 _NONE = "-"
 _MOST_FAILOVERS = 20
 _NARROWEST = 12
-"""Characters that a column of text keeps in the narrowest terminal."""
+"""Minimum width of a column of text, in characters."""
 _GAP = 2
 """Spaces between two columns."""
 
 
 def closing(verdict: Verdict) -> str:
-    """The verdict on one line: PASS, or FAIL or UNKNOWN with its first cause."""
+    """Return the verdict on one line: PASS, or FAIL or UNKNOWN with its first cause."""
     for check in verdict.checks:
         if check.result == "FAIL":
             cause = check.detail if check.first is None else f"{check.first.place}: {check.first.message}"
@@ -42,10 +42,10 @@ def closing(verdict: Verdict) -> str:
 
 
 def render(run: RunDir, verdict: Verdict, metrics: Metrics | None, width: int = WIDTH) -> str:
-    """The tables of a run, without a newline at the end.
+    """Return the tables of a run, without a newline at the end.
 
     Args:
-        width: of the terminal in characters. Text wraps to it; evidence from logs does not.
+        width: of the terminal in characters. Text is wrapped to it; evidence from logs is not.
     """
     name = metrics.scenario if metrics is not None else run.path.parent.name
     blocks = [name, _checks(verdict.checks, width), _violations(verdict.checks)]
@@ -58,11 +58,11 @@ def render(run: RunDir, verdict: Verdict, metrics: Metrics | None, width: int = 
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], width: int, wrapped: Sequence[int] = (0,)) -> str:
-    """A table that is at most `width` characters wide, as far as its columns allow.
+    """Return a table that is at most `width` characters wide, as far as its columns allow.
 
     Args:
-        wrapped: the columns of text, which go on in the next line where they must. All columns behind the last of
-            them hold numbers and stand at the right.
+        wrapped: indexes of the columns of text, which are wrapped if necessary. All columns after the last of them
+            contain numbers and are aligned to the right.
     """
     if not rows:
         return ""
@@ -109,7 +109,7 @@ def _expectations(expectations: Sequence[ExpectationResult], width: int) -> str:
 
 
 def expectation_word(expected: ExpectationResult) -> str:
-    """met | missed | missed (soft) | unknown"""
+    """Return met | missed | missed (soft) | unknown."""
     word = "unknown" if expected.met is None else "met" if expected.met else "missed"
     return f"{word} (soft)" if expected.soft and not expected.met else word
 
@@ -157,7 +157,7 @@ def _number(value: float | None) -> str:
 
 
 def _availability(metrics: Metrics, width: int) -> str:
-    """What came of each kind of fault."""
+    """Return the table of the effects of each kind of fault."""
     rows = [
         (
             kind.asked,

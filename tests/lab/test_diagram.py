@@ -33,7 +33,7 @@ story, seed 7, mutant two_votes_in_one_term
    0.0050      |           *           |        became leader: term 2, last seq 2
    0.0060      #           |           |        heal, all nodes
    0.0070      |           |---------->|        HEARTBEAT term 2  (sent at 0.0010)
-   0.0080      |           |           |        … 2 of what was said before
+   0.0080      |           |           |        … 2 repetitions
    0.0100      o           |           |        client 9: up to n=1 acknowledged, seq_no 4
    0.0110      o           |           |        client 9: n=2 given up, outcome unknown
    0.0120      #           |           |        the lab: healed
@@ -150,7 +150,7 @@ def test_a_directory_that_is_no_run_is_64(tmp_path: Path, capsys: pytest.Capture
 
 
 def loaded_story() -> Story:
-    """A kill between two long stretches of messages on their way."""
+    """A kill between two long stretches of plain traffic."""
     story = Story("loaded", [1, 2], 0)
     acks = [Note(at, CLIENTS, "o", f"client 9: up to n={at} acknowledged, seq_no {at}") for at in range(200)]
     story.items = list(_without_traffic([*acks[:100], Note(100, 2, "#", "kill"), *acks[100:]]))
@@ -160,9 +160,9 @@ def loaded_story() -> Story:
 def test_messages_on_their_way_are_counted_and_left_out() -> None:
     items = loaded_story().items
     skipped = [item for item in items if isinstance(item, Skipped)]
-    assert [(each.count, each.what) for each in skipped] == [(92, "of messages on their way")] * 2
+    assert [(each.count, each.what) for each in skipped] == [(92, "lines of traffic")] * 2
     assert len(items) == 2 * (4 + 1 + 4) + 1
-    assert "… 92 of messages on their way" in render_text(loaded_story())
+    assert "… 92 lines of traffic" in render_text(loaded_story())
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_only_what_is_around_a_word_is_kept() -> None:
     story = loaded_story()
     around(story, "kill", 4)
     assert [item.t for item in story.items] == [98, 99, 100, 100]
-    with pytest.raises(ValueError, match="there are: kill"):
+    with pytest.raises(ValueError, match="allowed: kill"):
         around(story, "cut", 4)
 
 
@@ -195,4 +195,4 @@ def test_the_command_draws_around_a_word_and_refuses_one_that_is_not_there(
     assert cli.main(["diagram", str(run.path), "--around", "heal", "--lines", "2"]) == 0
     assert "#           |           |        heal, all nodes" in capsys.readouterr().out
     assert cli.main(["diagram", str(run.path), "--around", "earthquake"]) == 64
-    assert "nothing in this run has 'earthquake' in it; there are: became leader," in capsys.readouterr().err
+    assert "nothing in this run contains 'earthquake'; allowed: became leader," in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_a_seed_without_end_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(simulator, "simulate", endless)
     played = play(1, (3,), limit_s=0.05)
-    assert (played.invariant, played.text) == ("A9", "no end within 0.05 s of processor time")
+    assert (played.invariant, played.text) == ("A9", "no end within 0.05 s of CPU time")
     assert played.endless and play_again(Search(1, 1, 1), played, Path("nowhere")).run is None
 
 

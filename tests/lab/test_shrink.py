@@ -75,7 +75,7 @@ def test_simulations_are_counted_and_end() -> None:
     seed = failing_seed(mutant)
     shrunk = shrink(draw(seed), seed, mutant, simulations=10)
     assert shrunk is not None and shrunk.simulations == 10 and not shrunk.minimal
-    assert "after 10 simulations, all that were allowed" in report(shrunk, Path("x.yml"))
+    assert "after 10 simulations, the limit" in report(shrunk, Path("x.yml"))
 
 
 def test_the_commands_that_play_it_again_in_both_worlds_are_told() -> None:
@@ -255,7 +255,7 @@ def test_the_command_writes_the_small_scenario_and_says_how_to_see_it(
         (["3", "--mutant", "nothing"], "mutant 'nothing', allowed: "),
         (["3", "--nodes", "3,0"], "found '3,0', allowed numbers from 2 to 9"),
         (["3", "--seed", "x"], "found 'x', allowed 0.."),
-        ([str(PROJECT / "scenarios" / "leader_failure.yml")], "so --seed is needed"),
+        ([str(PROJECT / "scenarios" / "leader_failure.yml")], "so --seed is required"),
         ([str(PROJECT / "scenarios" / "heavy_load_is_sustained.yml"), "--seed", "1"], "virtual time"),
     ],
 )
