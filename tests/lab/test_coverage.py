@@ -59,7 +59,9 @@ def test_a_small_story_hits_some_marks_and_not_others() -> None:
     quiet, busy = told["quiet"], told["busy"]
     assert told["delivered"] == ["a", "b", "c"]
     assert {"E5 a majority of votes makes a leader", "E4 a durable vote is sent"} <= set(quiet)
-    assert {"S2 a gap is refused", "S2 the known messages of a submission are dropped", "C1 a majority commits"} <= set(busy)
+    assert {"S2 a gap is refused", "S2 the known messages of a submission are dropped", "C1 a majority commits"} <= set(
+        busy
+    )
     assert not {"S2 a gap is refused", "C1 a majority commits"} & set(quiet)
     assert not {"E5 a majority of votes makes a leader", "F3 a leader without a quorum steps down"} & set(busy)
     assert set(quiet) | set(busy) < set(coverage.marks())
