@@ -15,7 +15,6 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
-from lab.live.children import say
 from lab.search import coverage
 
 SEED_CPU_S = 60.0
@@ -135,6 +134,8 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
 def main() -> None:
     """Play seeds until standard input ends."""
     coverage.install()
+    from lab.live.children import say
+
     sizes: tuple[int, ...] = ()
     for line in sys.stdin.buffer:
         order = decode_order(line)
