@@ -1,9 +1,9 @@
-"""What a drawn scenario may ask: what the protocol promises, and no more. Else its failure would show nothing.
+"""The protocol's assumptions, as conditions on the steps of a scenario. Outside of them a failure is not a bug.
 
-Three promises have conditions. A majority of the disks survives: never more than a minority of them is lost, or has old
-data damaged, before all nodes are whole and the same again (M4, K6). Other damage, with which a node may start and know
-less than it promised, comes only where all nodes are whole and the same (K2, M6). Messages have to be taken where a
-majority is whole, whatever the other nodes do (A9).
+There are three. A majority of the disks survives: at most a minority is lost, or has old data damaged, until all nodes
+are healthy and have caught up again (M4, K6). Other damage, with which a node may start with less than it promised, is
+injected only while all nodes are healthy and have caught up (K2, M6). A step that waits for acknowledgements comes only
+while a majority is healthy; the other nodes may be in any state (A9).
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from lab.words import Duration, LinkEnd, Target, target_parts
 from nodeproc.core.messages import NodeId
 
 LIVENESS: Final = "liveness"
-"""Name of the last send: with a majority whole, it must come true."""
+"""Name of the last send, which must succeed as a majority is healthy."""
 NAMED_CLIENT: Final = 9001
 BOUNDS: Final = Bounds(recovery=Duration(20), convergence=Duration(60))
 CAUGHT_UP: Final = Wait(until=UntilCaughtUp(on="all", within=Duration(30)))
-WHOLE: Final = Heal(what="all")
-QUIET: Final[tuple[Step, ...]] = (WHOLE, CAUGHT_UP, Sleep(time=Duration(1)))
-"""All nodes are whole, the same, and have had time to tell each other so."""
+HEAL_ALL: Final = Heal(what="all")
+QUIET: Final[tuple[Step, ...]] = (HEAL_ALL, CAUGHT_UP, Sleep(time=Duration(1)))
+"""Steps after which all nodes are healthy, have caught up, and have had time to report that to each other."""
 
 
-def is_sound(steps: Sequence[Step], nodes: int) -> bool:
-    """Whether the steps ask nothing that the protocol does not promise; what fails without that shows nothing.
+def within_assumptions(steps: Sequence[Step], nodes: int) -> bool:
+    """Return whether the steps stay within the protocol's assumptions.
 
     Args:
-        nodes: of the cluster.
+        nodes: number of nodes of the cluster.
     """
-    return _disks_are_spared(steps, nodes) and all(
-        _majority_is_whole(steps[:at], step, nodes)
+    return _majority_of_disks_survives(steps, nodes) and all(
+        _majority_is_healthy(steps[:at], step, nodes)
         for at, step in enumerate(steps)
         if isinstance(step, Send) and step.wait
     )
 
 
 def minority(nodes: int) -> int:
-    """The most disks of a cluster of so many nodes that may be lost and not yet rebuilt at one moment. Rule: M4."""
+    """Return how many disks of a cluster may be lost and not yet rebuilt at the same time. Rule: M4."""
     return (nodes - 1) // 2
 
 
-def _disks_are_spared(steps: Sequence[Step], nodes: int) -> bool:
-    """A majority of the disks keeps what it has; damage comes in quiet moments, and its node is rebuilt at once."""
+def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
+    """Return whether a majority of the disks survives, and damage comes in quiet moments and is repaired at once."""
     damaged: tuple[Target, ...] = ()
     lost: frozenset[NodeId] = frozenset()
-    """Nodes that may still be on their way back from an empty disk, or have old data that can't be read."""
+    """Nodes that may still be rebuilding, or have unreadable old data."""
     caught_up_at = 0
-    """Behind this step all nodes may be waited for."""
+    """Index of the step at which CAUGHT_UP may follow."""
     for at, step in enumerate(steps):
         quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
         if isinstance(step, Heal):
@@ -83,10 +83,10 @@ def _disks_are_spared(steps: Sequence[Step], nodes: int) -> bool:
     return not damaged
 
 
-def _majority_is_whole(before: Sequence[Step], send: Send, nodes: int) -> bool:
-    """Whether a majority was healed and nothing done since but to the others, but messages sent and disks made slow.
+def _majority_is_healthy(before: Sequence[Step], send: Send, nodes: int) -> bool:
+    """Return whether the healed majority is still healthy, complete, and the one to which the senders are connected.
 
-    Nobody lacks data, as far as the steps tell. The senders are connected to that majority.
+    It is if later steps were aimed at other nodes only, or only sent messages, slowed disks or copied data.
     """
     everybody = frozenset(range(1, nodes + 1))
     hurt: frozenset[NodeId] = frozenset()
@@ -96,14 +96,14 @@ def _majority_is_whole(before: Sequence[Step], send: Send, nodes: int) -> bool:
             heard = all(each.via in healed for each in send.clients if each.via is not None)
             return 2 * len(healed) > nodes and not hurt & healed and heard and not _lacks_data(before)
         if not (isinstance(step, Sleep | Send) or (isinstance(step, Disk) and (step.slow or step.copy))):
-            hurt |= _hurt(step) or everybody
+            hurt |= _cut_off(step) or everybody
     return False
 
 
 def _lacks_data(before: Sequence[Step]) -> bool:
-    """Whether a node may be on its way back from its lost disk, or have damage of which a dead node has the only copy.
+    """Return whether a node may still be rebuilding, or have damage of which a dead node has the only copy.
 
-    The first does not count in a majority yet; the second can't give its followers what they lack.
+    The first does not count towards a majority yet; the second cannot send its followers the records they lack.
     """
     for step in reversed(before):
         if step == CAUGHT_UP:
@@ -113,11 +113,11 @@ def _lacks_data(before: Sequence[Step]) -> bool:
     return False
 
 
-def _hurt(step: Step) -> frozenset[NodeId]:
-    """The nodes whose links a step cuts, all other links being straight; empty: it may be any, or does something else.
+def _cut_off(step: Step) -> frozenset[NodeId]:
+    """Return the nodes whose links a step cuts while all other links stay intact; empty if that cannot be known.
 
-    A link that loses frames of some kinds only is none that a leader could notice: its heartbeats may pass, and nothing
-    else. Connections don't fail so, and nothing is promised.
+    A link that loses frames of some kinds only does not count: the leader's heartbeats may pass and nothing else, which
+    no leader can detect. Real connections do not fail like this, and the protocol promises nothing for that case.
     """
     match step:
         case Partition(kind="isolate"):
@@ -129,7 +129,7 @@ def _hurt(step: Step) -> frozenset[NodeId]:
 
 
 def _ids(target: LinkEnd) -> frozenset[NodeId]:
-    """The nodes that a target names; none where it has a word, which may mean anybody."""
+    """Return the nodes that a target names; none if it contains a word such as `leader`, which may mean any node."""
     parts = target if isinstance(target, tuple) else (target,)
     named = frozenset(part for part in parts if isinstance(part, int))
     return named if len(named) == len(parts) else frozenset()

@@ -1,12 +1,12 @@
-"""Which branches that matter a run has taken: marks, comments in the product that count once install() was called.
+"""Coverage of the protocol's important branches by marks: comments in the product that install() makes countable.
 
-A mark stands on a statement's own line or on the line before it:
+A mark is on the line of a statement, or alone on the line before it:
 
     return  # hit: E4 refuses a log that is behind
 
-First the rule of docs/protocol.md, then what happened there. It is hit when the statement is about to be executed.
-Without install() it is a comment like any other; with it the modules that have marks are compiled from a syntax tree
-in which a note stands before each marked statement. All other statements keep their lines.
+It names the rule of docs/protocol.md and the situation. A mark is hit when its statement is about to be executed.
+Without install() a mark is only a comment. After install() the modules with marks are compiled from a syntax tree with
+an additional statement before each marked one, which records the hit. All other statements keep their line numbers.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from typing import NamedTuple
 PROJECT = Path(__file__).resolve().parents[2]
 PROTOCOL = PROJECT / "docs" / "protocol.md"
 NOTES = "__hits__"
-"""Name under which a compiled module finds the dictionary of hits."""
+"""Name of the dictionary of hits in an instrumented module."""
 
 EXEMPT: dict[str, str] = {
-    "M3": "the handshake belongs to the transport, which the simulation leaves out: its links open proven",
-    "M5": "other members are a mistake of whoever configures the node; no fault does it",
-    "R1 older marks are asked for": "it takes more than 4096 leaders that delivered nothing",
+    "M3": "the handshake is part of the transport, which is not simulated: simulated links open authenticated",
+    "M5": "a wrong list of members is a configuration mistake; no fault causes it",
+    "R1 older marks are asked for": "requires more than 4096 leaders that delivered nothing",
     "K2 a WAL that lost what was delivered is refused": "with fsync no crash leaves such a disk, only damage does",
     "K2 an intact entry that is not understood is refused": "only another version writes such entries",
     "R2 a fork below what is committed stops the node": "only a majority of lost disks leads there",
-    "M4 a rebuild over a member's data is refused": "a mistake of whoever starts the node; no fault does it",
+    "M4 a rebuild over a member's data is refused": "a mistake of the operator; no fault causes it",
     "S1 a session without its token is refused": "simulated clients know the tokens of their own sessions alone",
     "S1 a session with another one's token is refused": "as above",
     "S1 another client used the session": "as above",
-    "S3 one address begins too many sessions": "the limit refuses honest clients too; a story does it",
+    "S3 one address begins too many sessions": "the limit refuses honest clients too; a story covers it",
 }
-"""Rule or mark -> why a simulation can't hit it."""
+"""Rule or mark -> why a random simulation cannot hit it."""
 
 EXEMPT_EVENTS: dict[str, str] = dict.fromkeys(
     ("peer_connected", "peer_lost", "peer_refused"),
-    "reported by the transport between nodes, which the simulation leaves out",
+    "reported by the transport between nodes, which is not simulated",
 ) | {
-    "bad_input": "what the simulated clients say is well-formed; malformed bytes are the tests' and live runs' affair",
+    "bad_input": "simulated clients send well-formed lines; tests and live runs send malformed bytes",
     "nothing_synced": "durability: os promises less than a simulation checks",
 }
-"""Event kind -> why a simulation can't report it."""
+"""Event kind -> why a random simulation cannot report it."""
 
 _HIT = re.compile(r"# hit: ([A-Z]\d+) \S.*")
 
@@ -62,23 +62,23 @@ class Mark(NamedTuple):
     text: str
     line: int
     alone: bool
-    """Nothing else stands on its line: it belongs to the statement on the next one."""
+    """True if the mark is alone on its line, so that it belongs to the statement on the next line."""
 
 
-# ---- where the marks are --------------------------------------------------------------------------
+# ---- finding marks --------------------------------------------------------------------------------
 
 
 def marked_files() -> dict[str, Path]:
-    """Module name -> file, of all modules of the product with marks."""
+    """Return module name -> file of all modules of the product with marks."""
     files = sorted(path for path in (PROJECT / "nodeproc").rglob("*.py") if "# hit: " in path.read_text("utf-8"))
     return {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in files}
 
 
 def marks_of(source: str) -> list[Mark]:
-    """The marks in a source text, in order.
+    """Return the marks in a source text, in order.
 
     Raises:
-        ValueError: a comment that begins like a mark names no rule or does not say what happened.
+        ValueError: a comment that starts like a mark has no rule or no description.
     """
     found = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -91,10 +91,10 @@ def marks_of(source: str) -> list[Mark]:
 
 
 def marks() -> dict[str, tuple[str, int]]:
-    """Every mark -> (file, line).
+    """Return every mark -> (file, line).
 
     Raises:
-        ValueError: two have the same text.
+        ValueError: two marks have the same text.
     """
     found: dict[str, tuple[str, int]] = {}
     for path in marked_files().values():
@@ -112,7 +112,10 @@ _hits: dict[str, bool] = {}
 
 
 class _Insert(ast.NodeTransformer):
-    """Puts a note before each marked statement. `wanted`: line of a statement -> mark; what is left has none."""
+    """Inserts a recording statement before each marked one.
+
+    wanted: line of a statement -> mark; the marks that remain in it afterwards have no statement.
+    """
 
     def __init__(self, wanted: dict[int, str]) -> None:
         self.wanted = wanted
@@ -130,10 +133,10 @@ class _Insert(ast.NodeTransformer):
 
 
 def instrumented(source: str, where: str) -> ast.Module:
-    """The syntax tree of a source text with its marks turned into notes.
+    """Return the syntax tree of a source text with a recording statement for each mark.
 
     Raises:
-        ValueError: no statement begins where a mark stands, or it has two.
+        ValueError: no statement starts at the line of a mark, or a statement has two marks.
     """
     found = marks_of(source)
     wanted = {mark.line + mark.alone: mark.text for mark in found}
@@ -173,10 +176,10 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Count hits in this process from here on. To be called before a module with marks is imported.
+    """Count hits in this process from now on. Call this before any module with marks is imported.
 
     Raises:
-        RuntimeError: one of them is imported already.
+        RuntimeError: a module with marks is imported already.
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
@@ -188,7 +191,7 @@ def install() -> None:
 
 
 def hits() -> list[str]:
-    """The marks hit in this process, in the order of their first hit since reset()."""
+    """Return the marks hit in this process since reset(), in the order of their first hit."""
     return list(_hits)
 
 
@@ -201,7 +204,7 @@ def reset() -> None:
 
 
 def rules() -> list[str]:
-    """The rules that docs/protocol.md defines, in its order; not what must hold after a run (A)."""
+    """Return the rules of docs/protocol.md in their order, without the invariants (A)."""
     return re.findall(r"^\*\*([B-Z]\d+)\b", PROTOCOL.read_text("utf-8"), re.MULTILINE)
 
 
@@ -210,35 +213,35 @@ def rule_of(mark: str) -> str:
 
 
 def unhit_rules(hit: Collection[str]) -> list[str]:
-    """Rules of which no mark is hit, without those that a simulation can't hit."""
+    """Return the rules without a hit, except those that a simulation cannot hit."""
     reached = {rule_of(mark) for mark in hit}
     return [rule for rule in rules() if rule not in reached and rule not in EXEMPT]
 
 
 def event_kinds() -> list[str]:
-    """Every kind of event that a node may report, in the order of their list."""
-    from nodeproc.core import events  # Not above: importing this module imports none that has marks.
+    """Return all kinds of events that a node can report, in the order of their definition."""
+    from nodeproc.core import events  # Not at the top: importing this module must import no module with marks.
 
     kinds = [each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)]
     return [str(kind.__struct_config__.tag) for kind in kinds if kind is not events.Event]
 
 
 def unreported(seen: Collection[str]) -> list[str]:
-    """Event kinds that no node reported, without those that a simulation can't report."""
+    """Return the kinds of events that no node reported, except those that a simulation cannot report."""
     return [kind for kind in event_kinds() if kind not in seen and kind not in EXEMPT_EVENTS]
 
 
 def unhit_marks(hit: Collection[str]) -> list[str]:
-    """Marks never hit, without those that a simulation can't hit."""
+    """Return the marks without a hit, except those that a simulation cannot hit."""
     return [mark for mark in marks() if mark not in hit and mark not in EXEMPT]
 
 
 def render(hit: Mapping[str, int], events: Mapping[str, int]) -> str:
-    """How many marks of each rule are hit, and by name what never was.
+    """Return the report: the number of hit marks of each rule, and the names of marks, rules and events without a hit.
 
     Args:
-        hit: mark -> in how many seeds it was hit.
-        events: event kind -> how often it was reported.
+        hit: mark -> number of seeds that hit it.
+        events: event kind -> number of reports.
     """
     return "\n".join(_lines(hit, events)) + "\n"
 
@@ -251,15 +254,15 @@ def _lines(hit: Mapping[str, int], events: Mapping[str, int]) -> Iterator[str]:
         rarest = min((hit[mark] for mark in own if mark in hit), default=0)
         yield f"{rule:4}{sum(mark in hit for mark in own):5}{len(own):7}{rarest:8}"
     yield f"all {sum(mark in hit for mark in found):5}{len(found):7}"
-    yield "rarest: in how many seeds that mark of the rule was hit which the fewest seeds hit, of those that were"
+    yield "rarest: number of seeds that hit the rule's least frequent mark, of those that were hit"
     never = unhit_marks(hit)
     shown = [f"{mark}  ({file}:{line})" for mark, (file, line) in found.items() if mark in never]
     yield from _section("marks never hit", shown)
     yield from _section("rules without a hit", unhit_rules(hit))
     yield from _section("events never reported", unreported(events))
-    spared = [f"{each}: {reason}" for each, reason in EXEMPT.items() if each not in hit]
-    spared += [f"{each}: {reason}" for each, reason in EXEMPT_EVENTS.items() if each not in events]
-    yield from _section("out of reach of a simulation", spared)
+    exempt = [f"{each}: {reason}" for each, reason in EXEMPT.items() if each not in hit]
+    exempt += [f"{each}: {reason}" for each, reason in EXEMPT_EVENTS.items() if each not in events]
+    yield from _section("out of reach of a simulation", exempt)
 
 
 def _section(title: str, rows: list[str]) -> Iterator[str]:

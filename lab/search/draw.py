@@ -1,9 +1,9 @@
-"""Random scenarios: each seed draws its own cluster, load, kinds of faults and how often they come.
+"""Random scenarios: each seed draws its own cluster, load, kinds of faults and their frequencies.
 
-Not every seed has every kind of fault: what a seed leaves out lets other things happen more often, and together
-(Groce et al., Swarm Testing, ISSTA 2012). What is drawn breaks no promise that the protocol asks for: a majority of the
-disks survives (M4), and at the end a random majority is healed, no more, and has to take messages (A9). So everything
-that a simulation of such a scenario misses is a finding. One seed in two is a storm (lab.search.storm).
+A seed does not use all kinds of faults: leaving some out makes others more frequent, also in combination (Groce et al.,
+Swarm Testing, ISSTA 2012). Each scenario keeps the protocol's assumptions (lab.search.assumptions): a majority of
+the disks survives (M4), and at the end one random majority is healed, which must accept messages (A9). So every failure
+of such a scenario is a finding. About half of the seeds draw overlapping faults instead (lab.search.overlap).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Final, Literal, TypeAlias
 from msgspec import structs
 
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, QUIET, WHOLE, minority
-from lab.search.storm import Storm
+from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, QUIET, minority
+from lab.search.overlap import Overlap
 from lab.steps import (
     Chaos,
     Clock,
@@ -54,10 +54,10 @@ FRAMES: Final = (
     *("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP"),
     *("SUBMIT", "MEMBERS", "PROMISES"),
 )
-STORMY_SIZE: Final = 3
-"""With fewer nodes, what a storm is made of can't be."""
-STORMY_SHARE: Final = 0.5
-"""Of the seeds."""
+OVERLAP_MIN_NODES: Final = 3
+"""Overlapping faults need at least this number of nodes."""
+OVERLAP_SHARE: Final = 0.5
+"""Share of the seeds that draw overlapping faults."""
 SPREADS: Final[tuple[Literal["uniform", "exponential"], ...]] = ("uniform", "exponential")
 DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
 ROTTEN: Final[tuple[Literal["wal", "last", "messages", "checkpoint"], ...]] = ("wal", "last", "messages", "checkpoint")
@@ -65,53 +65,53 @@ OLD: Final[tuple[Literal["old_lines", "old_headers", "old_index"], ...]] = ("old
 SCRUBBED: Final = {"scrub_rest_ms": 1000}
 LOST: Final[tuple[Literal["checkpoint", "messages", "wal"], ...]] = ("checkpoint", "messages", "wal")
 OLDER_COPY_SHARE: Final = 0.1
-"""Of the scenarios, those in which an older copy of a data directory is put back."""
+"""Share of the scenarios that restore an older copy of a data directory."""
 HUNG: Final = Duration(60)
-"""What an fdatasync takes on a disk that does not answer, seconds."""
+"""Duration of an fdatasync on a disk that does not answer, seconds."""
 LONGEST: Final = 1200
-"""Bytes of the longest message that a node takes where that is limited; the load's are shorter."""
+"""Bytes of the longest message that nodes with a limit accept; messages of the load are shorter."""
 
 
 def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
-    """The scenario of a seed.
+    """Return the scenario of a seed.
 
     Args:
         sizes: cluster sizes to choose from.
     """
-    stormy = tuple(size for size in sizes if size >= STORMY_SIZE)
-    if stormy and random.Random(f"{seed} weather").random() < STORMY_SHARE * len(stormy) / len(sizes):
-        return Storm(seed, stormy).scenario()
+    large_enough = tuple(size for size in sizes if size >= OVERLAP_MIN_NODES)
+    if large_enough and random.Random(f"{seed} weather").random() < OVERLAP_SHARE * len(large_enough) / len(sizes):
+        return Overlap(seed, large_enough).scenario()
     return _Draw(seed, sizes).scenario()
 
 
 class _Draw:
-    """One seed's choices, in the order in which they are made."""
+    """The random choices of one seed, in the order in which they are made."""
 
     def __init__(self, seed: int, sizes: Sequence[int]) -> None:
         self.seed, self.rng = seed, random.Random(f"{seed} draw")
         self.nodes = self.rng.choice(list(sizes))
         self.ids = range(1, self.nodes + 1)
         self.lost: set[NodeId] = set()
-        """Nodes that may still be under way from a rebuild, or have damage: no majority is left to them alone."""
+        """Nodes that may still be rebuilding or have damaged data; at most a minority."""
         self.forgetful = False
-        """Sessions are dropped from the table again and again."""
+        """Whether the session table is so small that sessions are dropped from it all the time."""
 
     def scenario(self) -> Scenario:
         cluster, faults = self._cluster(), self._faults()
         if self.forgetful:
             cluster = structs.replace(cluster, limits={**cluster.limits, "max_sessions": 2})
         if any(isinstance(step, Disk) and step.rot in OLD for step in faults):
-            # Else hardly a file is old enough, and the pass that finds what nobody reads comes after the run.
+            # Without this hardly any file is old enough, and the scrub pass that finds damage comes after the run.
             cluster = structs.replace(cluster, limits={"segment_bytes": 4096, **cluster.limits, **SCRUBBED})
         faults = self._put_back(faults)
         if self.lost:
-            faults += [WHOLE, CAUGHT_UP]
+            faults += [HEAL_ALL, CAUGHT_UP]
         ending = self._ending()
-        if any(isinstance(step, Disk) for step in ending):  # Else a leader's disk that hangs holds up nobody (P1).
+        if any(isinstance(step, Disk) for step in ending):  # Otherwise a leader's hung disk delays nobody (P1).
             cluster = structs.replace(cluster, limits={**cluster.limits, "inflight_max_bytes": 1024})
         steps: Steps = [LoadSwitch(switch="start"), *faults, *ending]
         if "max_sessions" in cluster.limits:
-            steps.pop()  # A node that is behind may open sessions that so small a table takes for forgotten ones (S3).
+            steps.pop()  # A node that is behind may begin sessions that a small session table takes for expired (S3).
         return Scenario(
             name=f"drawn_{self.seed}",
             description=f"Drawn from seed {self.seed}.",
@@ -123,13 +123,13 @@ class _Draw:
             seed=self.seed,
         )
 
-    # ---- the cluster and what it has to do -----------------------------------------------------------
+    # ---- cluster and load ----------------------------------------------------------------------------
 
     def _cluster(self) -> Cluster:
         rng = self.rng
         heartbeat = rng.choice((20, 50, 100)) / 1000
         election = heartbeat * rng.choice((3, 5, 8))
-        priorities = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self._or(0.5) else {}
+        priorities = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self._chance(0.5) else {}
         return Cluster(
             nodes=self.nodes,
             priorities=priorities,
@@ -141,15 +141,15 @@ class _Draw:
         )
 
     def _pipelining(self) -> dict[str, int]:
-        """In every other cluster no message waits for the batch before it: many batches are under way then."""
+        """In half of the clusters no message waits for the batch before it, so that many batches are under way."""
         return {"batch_least_messages": 1} if random.Random(f"{self.seed} pipelining").random() < 0.5 else {}
 
     def _segments(self) -> dict[str, int]:
-        """In every other cluster so short that checkpoints are written, and WAL files dropped, again and again."""
+        """In half of the clusters WAL segments are so short that checkpoints are written all the time."""
         return {"segment_bytes": 4096} if random.Random(f"{self.seed} segments").random() < 0.5 else {}
 
     def _limits(self) -> dict[str, int]:
-        """Most often none; else some so small that what they bound happens all the time."""
+        """Return no limits, or some that are so small that the cluster reaches them all the time."""
         tight = {
             "segment_bytes": (4096, 8192),
             "batch_max_messages": (1, 3),
@@ -161,13 +161,13 @@ class _Draw:
             "subscriber_buffer_bytes": (1024, 2048),
             "intake_window_bytes": (1024, 2048),
         }
-        if self._or(0.4):
+        if self._chance(0.4):
             return {}
-        return {name: self.rng.choice(values) for name, values in tight.items() if self._or(0.4)}
+        return {name: self.rng.choice(values) for name, values in tight.items() if self._chance(0.4)}
 
     def _load(self) -> Load:
         rng = self.rng
-        if self._or(0.5):
+        if self._chance(0.5):
             pace: dict[str, float] = {"rate": rng.choice((10.0, 20.0, 40.0))}
         else:
             pace = {"in_flight": rng.choice((1, 4, 16))}
@@ -183,7 +183,7 @@ class _Draw:
     # ---- faults --------------------------------------------------------------------------------------
 
     def _faults(self) -> Steps:
-        """Some kinds of faults, each with its own weight, one after the other with rests of very different lengths."""
+        """Draw kinds of faults, each with its own weight, and a sequence of them with pauses of varying lengths."""
         rng = self.rng
         makers = self._makers()
         some = rng.sample(sorted(makers), rng.randint(2, len(makers)))
@@ -196,13 +196,13 @@ class _Draw:
             steps += makers[rng.choices(some, weights)[0]]()
             steps.append(Sleep(time=_time(short * math.exp(rng.gauss(0.0, 1.2)))))
             spared = rotting in self.lost or len(self.lost) < minority(self.nodes)
-            if rot.random() < share and spared:  # Of one node only: some other has what it loses.
+            if rot.random() < share and spared:  # On one node only, so that another node has the records it loses.
                 steps.append(Disk(on=rotting, rot=rot.choice(OLD)))
                 self.lost.add(rotting)
         return steps
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:
-        """Kind of fault -> makes the steps of one, of those that a cluster of this size can have."""
+        """Return kind of fault -> function that makes its steps, for the kinds that suit the size of the cluster."""
         makers = self._makers_for_a_node()
         if self.nodes >= 2:
             makers |= {
@@ -213,7 +213,7 @@ class _Draw:
                 "reset": self._reset,
                 "heal links": lambda: [Heal(what="links")],
             }
-        if self.nodes >= 3:  # Of fewer no majority of the disks survives the loss of one.
+        if self.nodes >= 3:  # With fewer nodes, no majority of the disks survives the loss of one.
             makers |= {
                 "rebuild": self._rebuild,
                 "lost disk": self._lost_disk,
@@ -233,35 +233,35 @@ class _Draw:
             "pause": lambda: [Pause(target=self._one())],
             "pause for a while": lambda: self._around(Pause(target=(one := self._one())), Resume(target=one)),
             "resume": lambda: [Resume(target="all")],
-            "power": lambda: [PowerLoss(target=self._some(), mid_write=self._or(0.5)), Sleep(time=self._short())],
+            "power": lambda: [PowerLoss(target=self._some(), mid_write=self._chance(0.5)), Sleep(time=self._short())],
             "power of all": lambda: [PowerLoss(target="all"), Sleep(time=self._short()), Start(target="all")],
             "slow disk": lambda: [Disk(on=self._one(), slow=_time(self.rng.choice((0.02, 0.2, 1.0))))],
             "bad disk": self._bad_disk,
             "clock": lambda: [Clock(on=self._one(), drift=self.rng.choice((-0.3, -0.1, 0.1, 0.3)))],
             "clock jump": lambda: [Clock(on=self._one(), jump=_time(self.rng.choice((0.5, 10.0, 3600.0))))],
-            "heal": lambda: [WHOLE],
+            "heal": lambda: [HEAL_ALL],
             "new client": self._new_client,
             "chaos": self._chaos,
         }
 
     def _bad_disk(self) -> Steps:
-        """Its node ends by itself; with the disk healed it comes again, and may lose its power after that."""
+        """The node exits; with the disk healed it is started again, and may lose its power after that."""
         node = self._one()
-        full = self._or(0.4)
+        full = self._chance(0.4)
         broken = Disk(on=node, full=True) if full else Disk(on=node, failing=self.rng.choice(("sync", "append")))
         again: Steps = [broken, Sleep(time=self._short())]
-        if self._or(0.3):
-            again.append(Stop(target=node))  # What fails then is the last checkpoint.
+        if self._chance(0.3):
+            again.append(Stop(target=node))  # The checkpoint of the clean stop fails.
         again += [Heal(what="disks"), Sleep(time=self._short()), Start(target=node)]
-        if self._or(0.3):
+        if self._chance(0.3):
             again.append(Restart(target=node, how="stop", down=self._short()))
-        if self._or(0.5):
+        if self._chance(0.5):
             again += [Sleep(time=self._short()), PowerLoss(target=node), Sleep(time=self._short()), Start(target="all")]
         return again
 
     def _link(self) -> Steps:
         rng = self.rng
-        frames = tuple(sorted(rng.sample(FRAMES, rng.randint(1, 2)))) if self._or(0.5) else ()
+        frames = tuple(sorted(rng.sample(FRAMES, rng.randint(1, 2)))) if self._chance(0.5) else ()
         source, to = self._ends()
         share = rng.choice((0.05, 0.3, 0.8))
         match rng.choice(("loss", "duplicate", "corrupt", "delay", "delay", "slow", "refuse")):
@@ -280,18 +280,18 @@ class _Draw:
                 return [Link(source=source, to=to, refuse=True)]
 
     def _reorder(self) -> Steps:
-        """Most often of records, so that holes come and are filled."""
+        """Reorder records most often, so that holes open and are filled."""
         rng = self.rng
-        frames = ("APPEND",) if self._or(0.6) else ()
+        frames = ("APPEND",) if self._chance(0.6) else ()
         source, to = self._ends()
         at_most = _time(rng.choice((0.02, 0.1, 1.0)))
         order = Reorder(every=rng.randint(1, 4), behind=rng.randint(1, 5), at_most=at_most)
         return [Link(source=source, to=to, frames=frames, reorder=order)]
 
     def _cut(self) -> Steps:
-        frames = (self.rng.choice(FRAMES),) if self._or(0.3) else ()
+        frames = (self.rng.choice(FRAMES),) if self._chance(0.3) else ()
         source, to = self._ends()
-        return [Cut(source=source, to=to, frames=frames, both=self._or(0.3))]
+        return [Cut(source=source, to=to, frames=frames, both=self._chance(0.3))]
 
     def _partition(self) -> Steps:
         kinds: tuple[PartitionKind, ...] = ("isolate", "isolate", "random")
@@ -309,30 +309,30 @@ class _Draw:
         return [Reset(source=source, to=to)]
 
     def _quiet(self) -> Steps:
-        """All are whole and the same; no rebuild is under way any more."""
+        """Heal all nodes and wait until they have the same records and no rebuild is under way."""
         self.lost.clear()
         return [*QUIET]
 
     def _rebuild(self) -> Steps:
-        """The other faults go on while the node gets its data, or wait until it has them."""
-        waits, quiet, node = self._or(0.5), self._quiet(), self._one()
+        """Other faults continue while the node fetches its data, or wait until it has caught up."""
+        waits, quiet, node = self._chance(0.5), self._quiet(), self._one()
         if not waits:
             self.lost.add(node)
         return [*quiet, Rebuild(target=node), *([CAUGHT_UP] if waits else [])]
 
     def _lost_disk(self) -> Steps:
-        """In the middle of everything else a node loses its disk, perhaps several times in a row."""
-        steps: Steps = [] if len(self.lost) < minority(self.nodes) or self._or(0.5) else self._quiet()
+        """A node loses its disk among the other faults, perhaps several times in a row."""
+        steps: Steps = [] if len(self.lost) < minority(self.nodes) or self._chance(0.5) else self._quiet()
         node = self._one() if len(self.lost) < minority(self.nodes) else self.rng.choice(sorted(self.lost))
         self.lost.add(node)
         for _ in range(self.rng.choice((1, 1, 2))):
             steps += [Rebuild(target=node), Sleep(time=self._short())]
-            if self._or(0.4):
+            if self._chance(0.4):
                 steps += [Restart(target=self._one(), how=self._how(), down=self._short()), Sleep(time=self._short())]
         return steps
 
     def _forgotten_session(self) -> Steps:
-        """A message is ordered, its client is not told and sends it again, when its session is dropped long since."""
+        """A client resends a message that was ordered but not acknowledged, after its session was dropped."""
         self.forgetful = True
         node, other = self.rng.sample(self.ids, 2)
         client = NAMED_CLIENT + 10 + 10 * self.rng.randint(0, 99)
@@ -340,18 +340,18 @@ class _Draw:
         later = tuple(Sender(client=client + each, messages=1, via=other, fresh=True) for each in range(1, 4))
         steps: Steps = [Cut(source="all", to=node, frames=("APPEND",)), Send(clients=(lost,), wait=False)]
         steps += [Sleep(time=_time(0.2)), Send(clients=later, wait=False), Sleep(time=_time(0.2))]
-        if self._or(0.6):
+        if self._chance(0.6):
             steps.append(FullRestart(how=self._how(), down=self._short()))
         return [*steps, Heal(what="links")]
 
     def _rot(self) -> Steps:
-        """What is damaged may have to be noticed, or may be mended: the node runs with it for a while, if it starts."""
+        """Damage or lose a file; the node runs with it for a while if it starts, then it is rebuilt."""
         node, rng = self._one(), self.rng
-        damage = Disk(on=node, rot=rng.choice(ROTTEN)) if self._or(0.7) else Disk(on=node, lose=rng.choice(LOST))
+        damage = Disk(on=node, rot=rng.choice(ROTTEN)) if self._chance(0.7) else Disk(on=node, lose=rng.choice(LOST))
         return [*self._quiet(), damage, Start(target=node), Sleep(time=self._short()), Rebuild(target=node), CAUGHT_UP]
 
     def _put_back(self, faults: Steps) -> Steps:
-        """Now and then a data directory is copied, long ago or just before, and the copy is put back (M6)."""
+        """In some scenarios, copy a data directory at the start or at the end, and restore the copy (M6)."""
         rng = random.Random(f"{self.seed} older copy")
         if self.nodes < 3 or rng.random() >= OLDER_COPY_SHARE:
             return faults
@@ -366,9 +366,9 @@ class _Draw:
         return [Chaos(time=_time(rng.choice((0.5, 2.0, 5.0))), on=on, longest=_time(rng.choice((0.05, 0.5, 2.0))))]
 
     def _new_client(self) -> Steps:
-        """A session that begins late, after a while in which an old one may be forgotten; or has too much to say."""
-        client, fresh = NAMED_CLIENT + self.rng.randint(1, 9), self._or(0.5)
-        if self._or(0.3):
+        """Start a session late, when older ones may have been dropped, or send a message that is too long."""
+        client, fresh = NAMED_CLIENT + self.rng.randint(1, 9), self._chance(0.5)
+        if self._chance(0.3):
             return [Send(clients=(Sender(client=client, messages=("long " * LONGEST,), fresh=True),), wait=False)]
         sender = Sender(client=client, messages=self.rng.randint(1, 5), fresh=fresh)
         return [Send(clients=(sender,), wait=False)]
@@ -376,15 +376,15 @@ class _Draw:
     # ---- the end -------------------------------------------------------------------------------------
 
     def _ending(self) -> Steps:
-        """A majority becomes whole, perhaps without the others, and takes messages.
+        """Heal a majority and have it accept messages.
 
-        The others are dead, or as they were but with whole links, or hear nobody, are heard by nobody, or both, or have
+        The other nodes are dead, or unchanged but with healed links, or cut off in one or both directions, or have
         disks that do not answer.
         """
         majority = tuple(sorted(self.rng.sample(self.ids, self.nodes // 2 + 1)))
         rest = tuple(node for node in self.ids if node not in majority)
         how = self.rng.choice(("dead", "dead", "linked", "isolated", "hung"))
-        steps: Steps = [LoadSwitch(switch="stop")] if how != "hung" and self._or(0.7) else []
+        steps: Steps = [LoadSwitch(switch="stop")] if how != "hung" and self._chance(0.7) else []
         if rest and how == "dead":
             steps.append(Kill(target=rest))
         steps.append(Heal(what="all", on=majority))
@@ -392,32 +392,32 @@ class _Draw:
             steps.append(Partition(kind="isolate", node=rest, direction=self.rng.choice(DIRECTIONS)))
         if rest and how == "hung":
             steps += [Heal(what="all"), Sleep(time=Duration(1)), Disk(on=rest, slow=HUNG)]
-            steps += [self._crowd(majority), Sleep(time=Duration(1))]
+            steps += [self._send_many(majority), Sleep(time=Duration(1))]
         sender = Sender(client=NAMED_CLIENT, messages=2, via=self.rng.choice(majority))
         return [*steps, Send(clients=(sender,), within=Duration(25), name=LIVENESS)]
 
-    def _crowd(self, via: tuple[NodeId, ...]) -> Send:
-        """More than a leader whose disk does not answer may hold undelivered."""
-        crowd = tuple(Sender(client=NAMED_CLIENT + each, messages=40, via=self.rng.choice(via)) for each in (91, 92))
-        return Send(clients=crowd, wait=False)
+    def _send_many(self, via: tuple[NodeId, ...]) -> Send:
+        """Send more messages than a leader whose disk does not answer may hold undelivered."""
+        senders = tuple(Sender(client=NAMED_CLIENT + each, messages=40, via=self.rng.choice(via)) for each in (91, 92))
+        return Send(clients=senders, wait=False)
 
     # ---- small choices -------------------------------------------------------------------------------
 
-    def _or(self, share: float) -> bool:
+    def _chance(self, share: float) -> bool:
         return self.rng.random() < share
 
     def _one(self) -> NodeId:
         return self.rng.choice(self.ids)
 
     def _some(self) -> tuple[NodeId, ...]:
-        """One node most often, seldom two."""
+        """Choose one node most of the time, sometimes two."""
         return tuple(sorted({self._one() for _ in range(self.rng.choice((1, 1, 1, 2)))}))
 
     def _most(self) -> tuple[NodeId, ...]:
         return tuple(sorted(self.rng.sample(self.ids, self.rng.randint(self.nodes // 2 + 1, self.nodes))))
 
     def _ends(self) -> tuple[NodeId | Literal["all"], NodeId | Literal["all"]]:
-        """From one node to one, to all, or from all to one."""
+        """Choose the ends of a link rule: one node to one, one to all, all to one, or all to all."""
         source, to = self.rng.sample(self.ids, 2)
         return self.rng.choice(((source, to), (source, "all"), ("all", to), ("all", "all")))
 
@@ -432,5 +432,5 @@ class _Draw:
 
 
 def _time(seconds: float) -> Duration:
-    """To the millisecond, as it is written in a file."""
+    """Round to milliseconds, the precision of scenario files."""
     return Duration(round(seconds, 3))

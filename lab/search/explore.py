@@ -1,11 +1,12 @@
-"""Try every order of events within small bounds: a breadth-first search through the states of a cluster of real cores.
+"""`run_lab.py explore`: try every order of events within small bounds, by a breadth-first search of cluster states.
 
-Each node is nodeproc.core, unchanged. What can happen next in a cluster: a frame is taken, an fdatasync is done, the
-client sends, a process or machine stops or starts, a node stands for the next term, a frame or a link is lost, a timer
-fires. Every such order is tried; clusters with equal content are one state. In each state the rules of
-lab.search.explore_cluster must hold; the first that does not is told with the shortest way to it.
+Each node runs nodeproc.core unchanged. A move is one event: a node receives a frame, an fdatasync ends, the client
+sends, a process or machine stops or starts, a node becomes candidate for the next term, a frame or link is lost, a
+timer fires. Every order of moves is tried; clusters with equal content are one state. In each state the invariants of
+lab.search.explore_cluster must hold; the first violation is reported with the shortest sequence of moves that leads to
+it.
 
-What is bounded and what is left out is told in docs/exploring.md and with every result.
+docs/exploring.md and the output of each run describe the bounds and what is left out.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ DEFAULTS: Final = Bounds()
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a search has come to.
+    """The result of a search.
 
-    states, transitions: distinct clusters seen, and moves tried.
-    depth: moves from the start to the farthest cluster seen.
-    exhausted: there is nothing within the bounds that was not tried.
-    trace: the shortest way to a violation; empty if there is none.
-    problem: what does not hold at its end.
+    states, transitions: numbers of distinct states and of moves tried.
+    depth: number of moves from the start to the farthest state.
+    exhausted: everything within the bounds was tried.
+    trace: the shortest sequence of moves to a violation; empty if there is none.
+    problem: the violation at its end; "" if there is none.
     """
 
     states: int
@@ -47,60 +48,60 @@ class Finding:
 
 
 def search(clusters: Clusters, depth: int | None, tell: Callable[[str], None]) -> Finding:
-    """Go through everything within the bounds, the nearest first.
+    """Search all states within the bounds, the nearest first.
 
     Args:
-        depth: go no farther than so many moves; None: until nothing is left.
-        tell: takes a line about the progress now and then.
+        depth: maximum number of moves; None for no limit.
+        tell: called with a progress line every few seconds.
     """
     first = clusters.first()
     seen: dict[World, int] = {first: 0}
-    parents, ways = array("q", [0]), array("q", [0])
-    """Of each state, by number: from which one it was reached, and by which of MOVES."""
+    parents, steps = array("q", [0]), array("q", [0])
+    """For each state, by number: the state from which it was reached first, and the number of that move."""
     moves: dict[Move, int] = {}
     level, reached, transitions = [first], 0, 0
-    told = time.monotonic()
+    last_told = time.monotonic()
     while level and (depth is None or reached < depth):
-        behind: list[World] = []
+        next_level: list[World] = []
         for world in level:
             for move in clusters.moves(world):
                 transitions += 1
                 try:
                     after = clusters.after(world, move)
                 except Violation as error:
-                    trace = (*_way(list(moves), parents, ways, seen[world]), move)
+                    trace = (*_path(list(moves), parents, steps, seen[world]), move)
                     return Finding(len(seen), transitions, len(trace), False, trace, str(error))
                 if after not in seen:
                     parents.append(seen[world])
-                    ways.append(moves.setdefault(move, len(moves)))
+                    steps.append(moves.setdefault(move, len(moves)))
                     seen[after] = len(seen)
-                    behind.append(after)
-            if time.monotonic() - told >= TELL_EVERY_S:
-                told = time.monotonic()
+                    next_level.append(after)
+            if time.monotonic() - last_told >= TELL_EVERY_S:
+                last_told = time.monotonic()
                 tell(f"depth {reached}, {len(seen)} states, {transitions} transitions")
-        level = behind
+        level = next_level
         reached += bool(level)
     return Finding(len(seen), transitions, reached, not level)
 
 
-def _way(moves: list[Move], parents: array[int], ways: array[int], state: int) -> list[Move]:
-    """The moves from the first state to this one."""
-    way = []
+def _path(moves: list[Move], parents: array[int], steps: array[int], state: int) -> list[Move]:
+    """Return the moves from the first state to this one."""
+    path = []
     while state:
-        way.append(moves[ways[state]])
+        path.append(moves[steps[state]])
         state = parents[state]
-    return way[::-1]
+    return path[::-1]
 
 
-# ---- for people ---------------------------------------------------------------------------------------
+# ---- output -------------------------------------------------------------------------------------------
 
 
 def trace_lines(clusters: Clusters, finding: Finding) -> list[str]:
-    """A finding's trace, a line a move, what the nodes did below it."""
+    """Return a finding's trace: one line for each move, followed by the nodes' reactions."""
     world, lines = clusters.first(), []
     for number, move in enumerate(finding.trace, 1):
         lines.append(f"{number:3} {_move_line(clusters, world, move)}")
-        with contextlib.suppress(Violation):  # The last move's: told below.
+        with contextlib.suppress(Violation):  # That of the last move, which is added at the end.
             world, outcomes = clusters.follow(world, move)
             lines += [f"      {line}" for a, outcome in outcomes for line in _outcome_lines(clusters, a, outcome)]
     return [*lines, f"    {finding.problem}"]
@@ -113,24 +114,24 @@ def _move_line(clusters: Clusters, world: World, move: Move) -> str:
         if do == "lose":
             return f"lost between node_{peer} and node_{a}: {frame}"
         late = ", after an election timeout in which it heard nothing," if do == "take_late" else ""
-        return f"node_{a}{late} takes from node_{peer}: {frame}"
+        return f"node_{a}{late} receives from node_{peer}: {frame}"
     if do == "submit":
         return f"the client sends message {clusters.next_n(world, a)} to node_{a}"
     if do == "relink":
         lost = len(clusters.queue(world, peer, a))
         return f"the link from node_{peer} to node_{a} breaks and is opened again; frames lost: {lost}"
     return {
-        "sync": f"node_{a}'s fdatasync is done",
-        "stand": f"node_{a} stands for the next term",
+        "sync": f"node_{a}'s fdatasync ends",
+        "stand": f"node_{a} becomes candidate for the next term",
         "fire": f"node_{a}'s timer fires",
-        "kill": f"node_{a}'s process is killed; what it has written stays",
-        "lose_power": f"node_{a} loses power; what is not synced is gone, and its message log",
+        "kill": f"node_{a}'s process is killed; its written data stays",
+        "lose_power": f"node_{a} loses power; its unsynced data and its message log are lost",
         "start": f"node_{a} starts",
     }[do]
 
 
 def _outcome_lines(clusters: Clusters, a: NodeId, outcome: Outcome) -> list[str]:
-    """What a node sent and delivered; one line for a frame that goes to several."""
+    """Return lines about the frames that a node sent and delivered; one line for a frame to several peers."""
     receivers: dict[int, list[NodeId]] = {}
     for peer, message in outcome.sends:
         receivers.setdefault(message, []).append(peer)
@@ -143,7 +144,7 @@ def _outcome_lines(clusters: Clusters, a: NodeId, outcome: Outcome) -> list[str]
 
 
 def message_line(message: Input) -> str:
-    """A frame in one line, records as what they hold."""
+    """Return a frame on one line, with its records in human-readable form."""
     config = message.__struct_config__
     fields = []
     for name in message.__struct_fields__:
@@ -168,28 +169,28 @@ def _record_text(record: Record) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py explore`: the bounds."""
-    for name, least, most, what in (
-        ("nodes", 1, 5, "members of the cluster"),
-        ("messages", 0, 9, "chat messages of one client"),
-        ("crashes", 0, 9, "processes killed and machines that lose power, together"),
-        ("elections", 0, 9, "how often a node stands for the next term"),
-        ("silences", 0, 9, "how often a leader that lives is taken for lost"),
-        ("losses", 0, 9, "frames and links lost, together"),
-        ("timeouts", 0, 9, "how often a timer fires; with any, times are told apart and polls are held"),
+    for name, least, most, description in (
+        ("nodes", 1, 5, "number of members"),
+        ("messages", 0, 9, "number of chat messages of one client"),
+        ("crashes", 0, 9, "number of killed processes and power losses together"),
+        ("elections", 0, 9, "how often a node becomes candidate"),
+        ("silences", 0, 9, "how often a live leader is suspected"),
+        ("losses", 0, 9, "number of lost frames and links together"),
+        ("timeouts", 0, 9, "how often a timer fires; if above 0, times are part of the states and polls are held"),
     ):
         parser.add_argument(
             f"--{name}",
             type=_between(least, most),
             default=getattr(DEFAULTS, name),
             metavar=name[0].upper(),
-            help=f"{what} (%(default)s)",
+            help=f"{description} (%(default)s)",
         )
-    parser.add_argument("--depth", type=_between(1, 10_000), metavar="D", help="at most so many moves (no limit)")
+    parser.add_argument("--depth", type=_between(1, 10_000), metavar="D", help="maximum number of moves (no limit)")
     parser.add_argument(
-        "--slow-disks", action="store_true", help="an fdatasync takes its time also after the last crash"
+        "--slow-disks", action="store_true", help="delay the end of an fdatasync also after the last crash"
     )
-    parser.add_argument("--boot", action="store_true", help="begin without a leader, not behind the first election")
-    parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/mutants): is it noticed?")
+    parser.add_argument("--boot", action="store_true", help="start without a leader, before the first election")
+    parser.add_argument("--mutant", metavar="NAME", help="break one rule of the protocol (lab/mutants)")
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -202,7 +203,7 @@ def _between(least: int, most: int) -> Callable[[str], int]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Explore and tell what was found: 0 nothing, 1 a violation, 64 no such mutant."""
+    """Explore and print the result; return 0, or 1 for a violation, or 64 for an unknown mutant."""
     bounds = Bounds(**{name: getattr(options, name) for name in Bounds._fields})
     with contextlib.ExitStack() as stack:
         if options.mutant is not None:
@@ -235,12 +236,12 @@ def _explore(bounds: Bounds, depth: int | None) -> int:
 
 
 def _bounds_line(bounds: Bounds, depth: int | None) -> str:
-    """What is tried, for those who read only the result."""
+    """Return the line that describes the bounds."""
     start = "before the first election" if bounds.boot else f"node_{bounds.nodes} leading term 1"
-    disks = "always" if bounds.slow_disks else "until the last crash, then at once"
+    disks = "always" if bounds.slow_disks else "until the last crash, immediate after it"
     most = "" if depth is None else f", depth {depth}"
     return (
         f"every order from {start}: nodes {bounds.nodes}, messages {bounds.messages}, crashes {bounds.crashes}, "
         f"elections {bounds.elections}, silences {bounds.silences}, losses {bounds.losses}, "
-        f"timeouts {bounds.timeouts}{most}; fdatasync takes its time {disks}"
+        f"timeouts {bounds.timeouts}{most}; fdatasync delayed {disks}"
     )

@@ -1,7 +1,7 @@
-"""The clusters that an exploration goes through, what can happen in each, and what must hold in all.
+"""The states of a cluster in an exploration, the moves that are possible in each, and the invariants.
 
-A cluster is a tuple of numbers: its nodes, the queues between them, and the account of what may still happen and what
-has happened (Account). Links are FIFO queues, one for each ordered pair of nodes, as TCP connections are.
+A state is a tuple of numbers: those of its nodes, of the queues between them, and of its Account (the moves that are
+left, and facts about the past). Links are FIFO queues like TCP connections, one for each ordered pair of nodes.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from nodeproc.core.messages import Batch, LinkDown, LinkUp, NodeId, Position, Re
 from nodeproc.core.state import FOREVER
 
 World: TypeAlias = tuple[int, ...]
-"""(number of each node, number of each queue, number of the account)."""
+"""A state: (number of each node, number of each queue, number of the account)."""
 
 EMPTY: Final = 0
-"""Number of the queue that holds nothing."""
+"""Number of the empty queue."""
 
 
 class Bounds(NamedTuple):
-    """How much may happen on one path.
+    """Limits of the events on one path.
 
-    messages: chat messages, sent one by one in one session, again to each new leader until acknowledged.
-    crashes: of processes (all that was written stays) or machines (what is not synced is lost).
-    elections: how often a node that knows no leader stands for the next term.
-    silences: how often a node takes a leader that lives for lost, or a leader its majority: it stands though it follows
-        one, or takes a VOTE_REQUEST after an election timeout in which it heard nothing.
-    losses: of single frames and of whole links with all that is on them.
+    messages: chat messages of one session, sent one by one, and again to each new leader until acknowledged.
+    crashes: of processes (written data stays) or machines (unsynced data is lost).
+    elections: how often a node that knows no leader becomes candidate for the next term.
+    silences: how often a node wrongly suspects a live leader, or a leader wrongly misses its majority: the node becomes
+        candidate although it follows a leader, or handles a VOTE_REQUEST after an election timeout of silence.
+    losses: of single frames, or of links with all frames on them.
     timeouts: how often a timer fires.
-    slow_disks: an fdatasync takes its time always; else only while something may still crash, and then it is done at
-        once, for what is durable matters to crashes alone.
-    boot: begin without a leader, else behind the election of the highest node.
+    slow_disks: the end of an fdatasync is a move of its own always. Otherwise it is only as long as crashes are left,
+        and immediate after that, because durability matters to crashes alone.
+    boot: start without a leader, instead of after the election of the highest node.
     """
 
     nodes: int = 3
@@ -47,11 +47,11 @@ class Bounds(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What may still happen, and what has happened that no node may remember.
+    """The moves that are left, and facts that must hold for the rest of the path.
 
-    client_term, client_sent: the newest leader that the client has found, and the last n that it was sent.
-    agreed: the one order: (number of the batch, term of the node that delivered it first).
-    leaders: who led, by term.
+    client_term, client_sent: the term of the newest leader that the client has found, and the last n sent to it.
+    agreed: the total order so far: (number of the batch, term of the node that delivered it first).
+    leaders: (term, leader) of all leaders.
     """
 
     crashes: int
@@ -66,7 +66,7 @@ class Account(NamedTuple):
 
 
 class Move(NamedTuple):
-    """Something that can happen next; `peer` is the sender of the frame where there is one."""
+    """One possible event; `peer` is the sender of the frame, if the move is about one."""
 
     do: str
     node: NodeId
@@ -74,11 +74,7 @@ class Move(NamedTuple):
 
 
 class Clusters:
-    """All clusters within the bounds.
-
-    Args:
-        bounds: see there.
-    """
+    """The states within the bounds, and the moves between them."""
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
@@ -94,10 +90,10 @@ class Clusters:
         self._in = {a: self.locals.message(LinkUp(identity(a), False, False)) for a in self.ids}
         self._down = self.locals.message(LinkDown())
 
-    # ---- where it begins ------------------------------------------------------------------------------
+    # ---- the initial state ----------------------------------------------------------------------------
 
     def first(self) -> World:
-        """Connected nodes with empty logs; behind the first election, unless bounds.boot."""
+        """Return the initial state: connected nodes with empty logs, after the first election unless bounds.boot."""
         bounds = self.bounds
         account = Account(bounds.crashes, bounds.elections, bounds.silences, bounds.losses, bounds.timeouts)
         nothing = (*(self.locals.empty(a) for a in self.ids), *(EMPTY for _ in self.pairs))
@@ -113,21 +109,21 @@ class Clusters:
         return world
 
     def settled(self, world: World) -> World:
-        """Every frame is taken and every fdatasync done, in a fixed order, until nothing moves."""
+        """Deliver all frames and end all fdatasyncs, in a fixed order, until none is left."""
         while True:
             moves = [move for move in self.moves(world) if move.do in ("sync", "take")]
             if not moves:
                 return world
             world = self.after(world, moves[0])
 
-    # ---- what can happen ------------------------------------------------------------------------------
+    # ---- moves ----------------------------------------------------------------------------------------
 
     def account(self, world: World) -> Account:
         found: Account = self._accounts.things[world[-1]]
         return found
 
     def moves(self, world: World) -> Iterator[Move]:
-        """All that can happen next, in a fixed order."""
+        """Yield all possible moves, in a fixed order."""
         account = self.account(world)
         for a in self.ids:
             view = self.locals.views[world[a - 1]]
@@ -157,30 +153,30 @@ class Clusters:
                 yield Move("relink", b, a)
 
     def next_n(self, world: World, a: NodeId) -> int:
-        """Which message the client sends to this leader now; 0: none."""
+        """Return the n of the message that the client sends to this leader next; 0 if there is none."""
         return self._next_n(self.account(world), self.locals.views[world[a - 1]].term)
 
     def _next_n(self, account: Account, term: Term) -> int:
-        """Which message the client sends to the leader of a term now; 0: none."""
+        """Return the n of the message that the client sends to the leader of a term next; 0 if there is none."""
         sent = account.client_sent if term == account.client_term else 0
         n = max(sent, len(account.agreed)) + 1
         return n if n <= self.bounds.messages else 0
 
-    # ---- what a move makes of it ----------------------------------------------------------------------
+    # ---- the effect of a move -------------------------------------------------------------------------
 
     def after(self, world: World, move: Move) -> World:
-        """The cluster behind a move.
+        """Return the state after a move.
 
         Raises:
-            Violation: there something does not hold.
+            Violation: an invariant does not hold in it.
         """
         return self.follow(world, move)[0]
 
     def follow(self, world: World, move: Move) -> tuple[World, list[tuple[NodeId, Outcome]]]:
-        """The cluster behind a move, and what each node did that had a part in it.
+        """Return the state after a move, and the outcome of each node that took part in it.
 
         Raises:
-            Violation: there something does not hold.
+            Violation: an invariant does not hold in it.
         """
         new = _Next(self, world)
         do, a, peer = move
@@ -208,18 +204,18 @@ class Clusters:
             elif do == "fire":
                 new.spend("timeouts")
             new.step(do, a)
-        new.take_what_changes_nothing()
+        new.drop_ineffective_frames()
         found = new.world()
         self.check(found)
         return found, new.outcomes
 
-    # ---- what must hold -------------------------------------------------------------------------------
+    # ---- invariants -----------------------------------------------------------------------------------
 
     def check(self, world: World) -> None:
-        """What can be seen in one cluster alone.
+        """Check the invariants of a single state.
 
         Raises:
-            Violation: something does not hold.
+            Violation: one of them does not hold.
         """
         views = [self.locals.views[world[a - 1]] for a in self.ids]
         for at, one in enumerate(views):
@@ -229,7 +225,7 @@ class Clusters:
         for record, term in self.account(world).agreed:
             have = sum(record in view.durable for view in views)
             if 2 * have <= len(views):
-                raise Violation(f"A4: {self.batch(record)}, was acknowledged and is durable on {have} disks")
+                raise Violation(f"A4: {self.batch(record)}, was acknowledged but is durable on {have} disks only")
             for a, view in zip(self.ids, views, strict=True):
                 if view.leads and view.term >= term and record not in self.locals.logs.things[view.log]:
                     raise Violation(
@@ -237,7 +233,7 @@ class Clusters:
                     )
 
     def _logs_agree(self, one: int, other: int) -> bool:
-        """Wherever both have a position, they are the same up to there. Rule: R4."""
+        """Return whether the logs are the same up to the last position that both have. Rule: R4."""
         key = (min(one, other), max(one, other))
         found = self._alike.get(key)
         if found is None:
@@ -248,11 +244,11 @@ class Clusters:
         return found
 
     def _places(self, log: tuple[int, ...]) -> dict[Position, tuple[int, ...]]:
-        """Position -> the records up to there."""
+        """Return position -> the records up to it."""
         return {self.locals.records.things[each].position: log[: at + 1] for at, each in enumerate(log)}
 
     def batch(self, record: int) -> str:
-        """For people."""
+        """Return a human-readable name of a batch."""
         found: Record = self.locals.records.things[record]
         header = found.header
         assert isinstance(header, Batch), header
@@ -261,7 +257,7 @@ class Clusters:
     # ---- queues ---------------------------------------------------------------------------------------
 
     def queue(self, world: World, a: NodeId, b: NodeId) -> tuple[int, ...]:
-        """Numbers of the messages on their way from a to b, the oldest first."""
+        """Return the numbers of the messages under way from a to b, the oldest first."""
         found: tuple[int, ...] = self._queues.things[world[self._queue_at[a, b]]]
         return found
 
@@ -269,11 +265,11 @@ class Clusters:
         return self._queues.of(messages, messages)
 
     def popped(self, queue: int) -> int:
-        """The queue without its oldest message."""
+        """Return the queue without its oldest message."""
         return self.queue_of(self._queues.things[queue][1:])
 
     def pushed(self, queue: int, message: int) -> int:
-        """The queue with one more message."""
+        """Return the queue with one more message."""
         key = (queue, message)
         found = self._pushed.get(key)
         if found is None:
@@ -282,7 +278,7 @@ class Clusters:
 
 
 class _Next:
-    """A cluster in the making: the one before it, while a move changes it."""
+    """The state after a move, while the move is being carried out."""
 
     def __init__(self, clusters: Clusters, world: World) -> None:
         self._of, self._parts = clusters, list(world)
@@ -293,8 +289,8 @@ class _Next:
         self._parts[-1] = self._of._accounts.of(self._account, self._account)
         return tuple(self._parts)
 
-    def take_what_changes_nothing(self) -> None:
-        """Frames that are next on their link and leave their receiver as it is, without an answer, are gone."""
+    def drop_ineffective_frames(self) -> None:
+        """Remove frames at the head of a link that neither change their receiver nor cause an answer."""
         clusters, parts = self._of, self._parts
         for (a, b), at in clusters._queue_at.items():
             while parts[at] != EMPTY:
@@ -317,7 +313,7 @@ class _Next:
         self._account = self._account._replace(**{what: getattr(self._account, what) - 1})
 
     def pop(self, a: NodeId, b: NodeId) -> int:
-        """Take the oldest frame off a link."""
+        """Remove the oldest frame from a link; return its number."""
         at = self._of._queue_at[a, b]
         message: int = self._of._queues.things[self._parts[at]][0]
         self._parts[at] = self._of.popped(self._parts[at])
@@ -331,7 +327,7 @@ class _Next:
         self.step("submit", a, message=n)
 
     def crash(self, do: str, a: NodeId) -> None:
-        """A process or machine ends; the others notice, and what was on its way is lost."""
+        """End a process or machine; the peers see their links fail, and frames under way are lost."""
         self.spend("crashes")
         self.step(do, a)
         others = [b for b in self._of.ids if b != a]
@@ -340,12 +336,12 @@ class _Next:
         for b in others:
             if self._view(b).up:
                 self.step("take", b, a, self._of._down)
-            # The last crash: see slow_disks.
+            # After the last crash an fdatasync ends at once: see Bounds.slow_disks.
             if self._view(b).syncing and not self._account.crashes and not self._of.bounds.slow_disks:
                 self.step("sync", b)
 
     def start(self, a: NodeId) -> None:
-        """A new process on the old disk, and links both ways to all that run."""
+        """Start a process on the existing disk, with links in both directions to all running nodes."""
         self.step("start", a)
         for b in self._of.ids:
             if b != a and self._view(b).up:
@@ -353,16 +349,16 @@ class _Next:
                 self.link(b, a)
 
     def link(self, a: NodeId, b: NodeId) -> None:
-        """A new connection from a to b; what was on its way over the old one is lost."""
+        """Open a new connection from a to b; frames under way on the old one are lost."""
         self._parts[self._of._queue_at[a, b]] = EMPTY
         self.step("take", a, b, self._of._up[b])
         self.step("take", b, a, self._of._in[a])
 
     def step(self, do: str, a: NodeId, peer: NodeId = 0, message: int = 0) -> None:
-        """Let one node take an input, and carry out what comes of it.
+        """Give one node an input and apply the outcome to the state.
 
         Raises:
-            Violation: something does not hold.
+            Violation: an invariant does not hold.
         """
         outcome = self._of.locals.step(do, self._parts[a - 1], peer, message)
         self.outcomes.append((a, outcome))
@@ -389,9 +385,9 @@ class _Next:
         self._parts[at] = self._of.pushed(self._parts[at], message)
 
     def _idle(self, message: int, term: Term) -> bool:
-        """Nothing will ever come of taking it: it tells a term that the receiver has reached."""
-        told = self._of.locals.messages.things[message]
-        return isinstance(told, TermIs) and told.term <= term
+        """Return whether the message can never have an effect: a TERM that the receiver has reached already."""
+        found = self._of.locals.messages.things[message]
+        return isinstance(found, TermIs) and found.term <= term
 
     def _forget_terms(self, a: NodeId, term: Term) -> None:
         for b in self._of.ids:
@@ -408,7 +404,7 @@ class _Next:
         self._account = self._account._replace(leaders=leaders)
 
     def _deliver(self, a: NodeId, at: int, record: int, term: Term) -> None:
-        """What is delivered first is agreed from then on."""
+        """Compare a delivery with the total order, which the first delivery of each place determines."""
         agreed = self._account.agreed
         if at < len(agreed):
             if agreed[at][0] != record:

@@ -1,12 +1,12 @@
-"""One node of an explored cluster: the product's core and a small model of its disk, as a value that is never changed.
+"""One node of an explored cluster: the core and a small model of its disk, as an immutable value.
 
-A step copies the core, lets the copy take one input, performs the effects in their order of duty and finds the number
-of what came out. Nodes that can't be told apart by anything they will ever do have one number: what they hold is
-compared by content, tickets count from what is durable, times from the node's own present. What a node does with an
-input depends on nothing else, so each (node, input) is computed once, however many clusters it occurs in.
+A step copies the core, gives the copy one input, handles the effects in their order, and looks up the number of the
+result. Nodes with the same future behaviour have the same number: they are compared by content, with tickets counted
+from the durable end and times from the node's current time. The reaction to an input depends on nothing else, so each
+(node, input) is computed once for all clusters in which it occurs.
 
-The disk is a list of persist operations of which a prefix is durable. One fdatasync is under way whenever something
-is not; it covers what was written before it began.
+The disk is a list of persist operations, a prefix of which is durable. Whenever operations are not durable, one
+fdatasync is under way, which covers those written before it began.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from nodeproc.records import Sealer
 
 SESSION: Final = "s"
 NUMBERS_A_LIFE: Final = 1000
-"""Request numbers that one process may draw; the next one's start behind them."""
+"""Maximum of request numbers drawn by one process; those of the next process start after them."""
 UNSEEN: Final = frozenset({"config", "rng", "seal", "route_epoch", "promised"})
-"""Fields of the core that never change, that it never looks at itself, or that matter only where a disk goes back."""
+"""Fields of the core that never change, that it only reports, or that matter only if a disk loses synced data."""
 
 
 class Violation(Exception):
-    """Something that must always hold does not."""
+    """An invariant does not hold."""
 
 
 class Steady(Random):
-    """Draws the middle of every range: timers fire in any order anyway."""
+    """A generator that returns the middle of every range, as the exploration tries all orders of timers anyway."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -72,18 +72,20 @@ class Steady(Random):
 
 
 class Disk(NamedTuple):
-    """What is durable, the operations that are not yet, how many of them an fdatasync covers, and the message log."""
+    """The model of a disk: durable state (term, voted_for, log), pending operations, message log."""
 
     term: Term = 0
     voted_for: NodeId = NOBODY
     log: tuple[Record, ...] = ()
     pending: tuple[PersistOp, ...] = ()
+    """Operations that are not durable yet."""
     begun: int = 0
+    """Number of pending operations that the fdatasync under way covers."""
     delivered: tuple[Record, ...] = ()
-    """Batches only."""
+    """The message log: batches only."""
 
     def synced(self, count: int) -> Disk:
-        """The first `count` pending operations are durable."""
+        """Return the disk with the first `count` pending operations durable."""
         term, voted_for, log = self.term, self.voted_for, self.log
         for op in self.pending[:count]:
             if isinstance(op, Promise):
@@ -120,7 +122,8 @@ class Local:
     """A node between two steps.
 
     node: None while it is down.
-    shown, votes: the highest term that it has ever been in, and for whom it has shown a vote in each.
+    lives: number of its processes so far.
+    shown, votes: the highest term that it has ever been in, and the votes that it has shown, by term.
     """
 
     node_id: NodeId
@@ -132,7 +135,7 @@ class Local:
 
 
 class View(NamedTuple):
-    """What the cluster around it asks of a node again and again."""
+    """Properties of a node that lab.search.explore_cluster uses."""
 
     up: bool
     term: Term
@@ -140,23 +143,25 @@ class View(NamedTuple):
     may_stand: bool
     follows: bool
     hears: bool
-    """A VOTE_REQUEST would be ignored, unless it came late."""
+    """True if the node would ignore a VOTE_REQUEST, unless that came after an election timeout of silence."""
     syncing: bool
     due: float
-    """When its next timer fires, seconds from now."""
+    """Seconds until its next timer fires."""
     durable: frozenset[int]
     """Numbers of the records in its durable log."""
     log: int
     """Number of its log as written."""
     delivered: int
-    """How many batches."""
+    """Number of delivered batches."""
 
 
 class Outcome(NamedTuple):
-    """What one input made of a node.
+    """The result of one input to a node.
 
-    local: its number. sends: (peer, number of the message), in order. delivered: numbers of records.
-    problem: not empty: what does not hold.
+    local: number of the node afterwards.
+    sends: (peer, number of the message), in order.
+    delivered: numbers of the delivered batches.
+    problem: the violation; "" if there is none.
     """
 
     local: int
@@ -166,14 +171,14 @@ class Outcome(NamedTuple):
 
 
 class Numbers:
-    """Gives equal things one number."""
+    """Assigns one number to all equal things."""
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
         self.things: list[Any] = []
 
     def of(self, key: Hashable, thing: object) -> int:
-        """The number of the thing with this key; the first thing of a key is the one that is kept."""
+        """Return the number of the things with this key; the first thing of a key is stored."""
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.things)
@@ -182,7 +187,7 @@ class Numbers:
 
 
 def identity(node_id: NodeId) -> str:
-    """Of its data directory."""
+    """Return the identity of the node's data directory."""
     return f"disk-{node_id}"
 
 
@@ -192,7 +197,7 @@ _FIELDS: dict[type, tuple[str, ...]] = {}
 
 
 def _fields(kind: type) -> tuple[str, ...]:
-    """Of a dataclass that changes; none for anything else."""
+    """Return the fields of a mutable dataclass; none for any other type."""
     if kind not in _FIELDS:
         changes = dataclasses.is_dataclass(kind) and not kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
         _FIELDS[kind] = tuple(each.name for each in dataclasses.fields(kind)) if changes else ()
@@ -200,7 +205,7 @@ def _fields(kind: type) -> tuple[str, ...]:
 
 
 def copied(value: Any) -> Any:
-    """A copy that shares only what never changes."""
+    """Return a copy that shares only immutable parts with the original."""
     kind = type(value)
     if kind is list or kind is deque:
         return kind(copied(each) for each in value)
@@ -218,7 +223,7 @@ def copied(value: Any) -> Any:
 
 
 def content(value: Any) -> Hashable:
-    """Hashable, and equal for equal contents."""
+    """Return a hashable value that is equal for equal contents."""
     kind = type(value)
     if kind is Record:
         return bytes(value.raw)
@@ -236,7 +241,7 @@ def content(value: Any) -> Hashable:
 
 
 def let_pass(state: NodeState, seconds: float) -> None:
-    """The node's present is 0 again after so much time."""
+    """Advance the node's time by so many seconds, and call the new current time 0."""
     state.poll_at -= seconds
     if state.poll is not None:
         state.poll.until -= seconds
@@ -256,7 +261,7 @@ def let_pass(state: NodeState, seconds: float) -> None:
 
 
 def round_times(state: NodeState) -> None:
-    """What is long past, is past; sums of floats that mean the same are the same."""
+    """Make times equal that cannot be told apart: those long past, and sums of floats with rounding errors."""
     oldest = -state.config.election_timeout
     state.poll_at = round(max(state.poll_at, 0.0), 6)
     for waiting in (state.poll, state.deferral):
@@ -273,11 +278,11 @@ def round_times(state: NodeState) -> None:
         role.heartbeat_at = round(max(role.heartbeat_at, 0.0), 6)
         for progress in role.progress.values():
             progress.answered_at = round(max(progress.answered_at, oldest), 6)
-            progress.members_due = 0.0  # No disk is ever lost: there is nothing to be told.
+            progress.members_due = 0.0  # No disk is lost in an exploration, so MEMBERS has no effect.
 
 
 def forget_times(state: NodeState) -> None:
-    """Where no timer ever fires: leave nothing of what only timers and polls look at."""
+    """Reset everything that only timers and polls read, as no timer ever fires."""
     state.poll_at = FOREVER
     state.suspected, state.starved, state.failures = NOBODY, False, 0
     state.spent.clear()
@@ -296,7 +301,7 @@ def forget_times(state: NodeState) -> None:
 
 
 def forget_sizes(state: NodeState) -> None:
-    """So few records never reach the limits of P1: leave nothing that only those look at."""
+    """Reset everything that only the limits of P1 read, which so few records never reach."""
     if isinstance(state.role, Leader):
         for progress in state.role.progress.values():
             progress.inflight.clear()
@@ -309,11 +314,11 @@ def forget_sizes(state: NodeState) -> None:
 
 @dataclass
 class Locals:
-    """All nodes met so far, by number, and what each does with each input.
+    """All nodes seen so far, by number, with their reactions to inputs.
 
     Args:
-        size: how many members the cluster has.
-        timers: whether timers can fire; if not, times are no part of what a node is.
+        size: number of members of the cluster.
+        timers: whether timers can fire; if not, times are not part of a node's content.
     """
 
     size: int
@@ -331,19 +336,19 @@ class Locals:
         self._sealer = Sealer(lambda: 0.0)
 
     def empty(self, node_id: NodeId) -> int:
-        """A node that was never started, which knows the other members' data directories."""
+        """Return a node that was never started and knows the identities of the other members."""
         return self._number(Local(node_id, None, Disk(), lives=0))
 
     def message(self, message: Input) -> int:
-        """Its number."""
+        """Return the number of a message."""
         return self.messages.of(content(message), message)
 
     def step(self, do: str, local: int, peer: NodeId = NOBODY, message: int = 0) -> Outcome:
-        """What a node does with an input.
+        """Return a node's reaction to an input.
 
         Args:
             do: take, take_late, sync, stand, fire, submit, kill, lose_power or start.
-            message: of take and take_late its number, of submit the client's n.
+            message: the number of the message for take and take_late, the client's n for submit.
         """
         key = (do, local, peer, message)
         found = self._done.get(key)
@@ -382,7 +387,7 @@ class Locals:
         return Outcome(self._number(dataclasses.replace(before, node=None, disk=disk)), (), (), "")
 
     def fresh(self, local: Local) -> Node:
-        """A new process on this disk."""
+        """Return the core of a new process on this disk."""
         node_id = local.node_id
         rng = Steady(NUMBERS_A_LIFE * local.lives)
         recovered = local.disk.recovered(node_id, self.members)
@@ -421,12 +426,12 @@ class Locals:
         )
 
     def record(self, record: Record) -> int:
-        """Its number."""
+        """Return the number of a record."""
         return self.records.of(record.raw, record)
 
 
 class _Step:
-    """A copy of a node that takes one input."""
+    """One input to a copy of a node."""
 
     def __init__(self, nodes: Locals, before: Local) -> None:
         self._nodes, self._before = nodes, before
@@ -441,24 +446,24 @@ class _Step:
     # ---- inputs ---------------------------------------------------------------------------------------
 
     def take(self, envelope: Envelope, *, late: bool) -> None:
-        """One frame; late: the node's clock had moved on by an election timeout before it came to it."""
+        """Handle one frame; late: after an election timeout in which the node heard nothing."""
         now = self._node.state.config.election_timeout if late else 0.0
         self._turn(self._node.step(envelope, now), now)
 
     def sync(self) -> None:
-        """The fdatasync under way is done; if there is more to sync the next one begins before the core hears of it."""
+        """End the fdatasync under way; if more is pending, the next one begins before the core is notified."""
         ticket = self._disk.begun
         self._disk = self._disk.synced(ticket)
         self._turn(self._node.persisted(ticket, 0.0), 0.0)
 
     def stand(self) -> None:
-        """Become a candidate, whatever a poll would say."""
+        """Become candidate without a poll."""
         fx = Effects()
         election.become_candidate(self._node.state, 0.0, fx)
         self._turn(fx, 0.0)
 
     def fire(self) -> None:
-        """The clock reaches the next timer."""
+        """Advance the clock to the next deadline and call tick."""
         now = max(self._node.next_deadline(), 0.0)
         self._turn(self._node.tick(now), now)
 
@@ -467,10 +472,10 @@ class _Step:
         self._node = self._nodes.fresh(dataclasses.replace(self._before, lives=self._lives))
         self._turn(self._node.start(0.0), 0.0)
 
-    # ---- duties ---------------------------------------------------------------------------------------
+    # ---- effects --------------------------------------------------------------------------------------
 
     def _turn(self, fx: Effects, now: float) -> None:
-        """A turn of one input: what the leader does at its end, then the duties."""
+        """End the turn: let a leader do the work that is due at its end, then handle the effects."""
         node = self._node
         while not fx.halt and node.state.pledge is None and node.next_deadline() == 0.0 and self._leads():
             fx.merge(node.tick(now))
@@ -489,7 +494,7 @@ class _Step:
         self._disk = self._disk._replace(pending=pending, begun=self._disk.begun or len(pending))
         for peer, message in fx.send:
             if isinstance(message, Promises):
-                continue  # No disk ever goes back.
+                continue  # No disk loses synced data in an exploration.
             if isinstance(message, Vote | VoteRequest):
                 self._show_vote(message.term, peer if isinstance(message, Vote) else self._before.node_id)
             self.sends.append((peer, self._nodes.message(message)))
@@ -509,7 +514,7 @@ class _Step:
             )
 
     def after(self) -> Local:
-        """The node once its duties are done."""
+        """Return the node after the effects are handled."""
         state, before = self._node.state, self._before
         if state.term < before.shown:
             raise Violation(f"A7: node_{before.node_id} was in term {before.shown} and is in term {state.term}")
@@ -517,14 +522,14 @@ class _Step:
             round_times(state)
         else:
             forget_times(state)
-        self._count_tickets_anew(state)
+        self._renumber_tickets(state)
         forget_sizes(state)
-        # In an older term it votes no more: it would have to go back to it, which is seen above.
+        # Votes of older terms are dropped: to vote in one the node would have to return to it, which is checked above.
         votes = tuple((term, candidate) for term, candidate in self._votes.items() if term >= state.term)
         return Local(before.node_id, self._node, self._disk, self._lives, state.term, votes)
 
-    def _count_tickets_anew(self, state: NodeState) -> None:
-        """What is durable has no ticket; the first operation that is not has ticket 1."""
+    def _renumber_tickets(self, state: NodeState) -> None:
+        """Count tickets from the durable end, so that the first pending operation has ticket 1."""
         durable = state.written - len(self._disk.pending)
         state.written -= durable
         state.unsynced = deque((ticket - durable, position) for ticket, position in state.unsynced)

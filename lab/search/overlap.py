@@ -1,8 +1,9 @@
-"""Random scenarios in which elections, catch-ups and crashes overlap: many faults of few kinds, close together.
+"""Random scenarios with overlapping elections, catch-ups and crashes: many faults of few kinds, close together.
 
-lab.search.draw draws from all faults and lets time pass between them. Here the time is measured in election timeouts,
-messages flow from the first fault to the last, single kinds of frames are late or lost, and at the end the nodes that
-the majority does without may go on disturbing it. What is rare there happens here in one of a few hundred seeds.
+lab.search.draw draws from all faults, with pauses in between. Here pauses are measured in election timeouts, messages
+flow from the first fault to the last, single kinds of frames are late or lost, and at the end the nodes outside of the
+healed majority may still interfere with it. Situations that are rare in lab.search.draw occur here in one of a few
+hundred seeds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.search.sound import BOUNDS, CAUGHT_UP, LIVENESS, NAMED_CLIENT, WHOLE, minority
+from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, minority
 from lab.steps import (
     Cut,
     Disk,
@@ -48,8 +49,8 @@ FRAMES: Final = (
 MESSAGES: Final = 150
 
 
-class Storm:
-    """One seed's choices, in the order in which they are made."""
+class Overlap:
+    """The random choices of one seed, in the order in which they are made."""
 
     def __init__(self, seed: int, sizes: Sequence[int]) -> None:
         self.seed, self.rng = seed, random.Random(f"{seed} storm")
@@ -57,7 +58,7 @@ class Storm:
         self.ids = range(1, self.nodes + 1)
         self.heartbeat = self.rng.choice((0.02, 0.05))
         self.timeout = self.heartbeat * self.rng.choice((3, 5))
-        """Election timeout, seconds: what all other times are measured in."""
+        """Election timeout in seconds, the unit of all other times."""
         self.losing = self.rng.sample(self.ids, minority(self.nodes))
         """Nodes whose disks may be lost."""
         self.lost = False
@@ -65,8 +66,8 @@ class Storm:
     def scenario(self) -> Scenario:
         cluster, faults = self._cluster(), self._faults()
         if self.lost:
-            faults += [WHOLE, CAUGHT_UP]
-        first = [self._send(wait=False)] if self._or(0.5) else []
+            faults += [HEAL_ALL, CAUGHT_UP]
+        first = [self._send(wait=False)] if self._chance(0.5) else []
         return Scenario(
             name=f"drawn_{self.seed}",
             description=f"Drawn from seed {self.seed}.",
@@ -78,11 +79,11 @@ class Storm:
             seed=self.seed,
         )
 
-    # ---- the cluster and what it has to do -----------------------------------------------------------
+    # ---- cluster and load ----------------------------------------------------------------------------
 
     def _cluster(self) -> Cluster:
         rng = self.rng
-        ranks = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self._or(0.5) else {}
+        ranks = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self._chance(0.5) else {}
         return Cluster(
             nodes=self.nodes,
             priorities=ranks,
@@ -90,15 +91,15 @@ class Storm:
             election_timeout=_time(self.timeout),
             answer_timeout=self._times(0.2, 0.5),
             coordinator_timeout=self._times(0.5, 1.0),
-            limits=({"batch_max_messages": 1} if self._or(0.3) else {}) | self._segments(),
+            limits=({"batch_max_messages": 1} if self._chance(0.3) else {}) | self._segments(),
         )
 
     def _segments(self) -> dict[str, int]:
-        """In some clusters so short that checkpoints are written, and WAL files dropped, again and again."""
+        """In some clusters WAL segments are so short that checkpoints are written all the time."""
         return {"segment_bytes": 4096} if random.Random(f"{self.seed} segments").random() < 0.4 else {}
 
     def _load(self, faults: Steps) -> Load:
-        """Messages from the first fault to the last."""
+        """Send messages from the first fault to the last."""
         lasts = sum(float(step.time) for step in faults if isinstance(step, Sleep))
         rate = float(min(max(round(MESSAGES / max(lasts, 0.5)), 10), 300))
         clients = self.rng.choice((1, 3, 5))
@@ -150,34 +151,34 @@ class Storm:
         }
 
     def _failing_sync(self) -> Steps:
-        """The node comes again with what its cache has, others die, and the power takes what only the cache had."""
+        """The node restarts with data that is only in its cache, another node dies, a power loss drops the cache."""
         node, other = self.rng.sample(self.ids, 2)
         steps: Steps = [Disk(on=node, failing="sync"), Sleep(time=self._times(0.2, 1.0)), Heal(what="disks")]
         steps += [Start(target=node), Sleep(time=self._times(0.2, 1.0, 3.0)), PowerLoss(target=node)]
-        if self._or(0.5):
+        if self._chance(0.5):
             steps.append(Kill(target=other))
         return [*steps, Start(target=node)]
 
     def _slow_then_power(self) -> Steps:
-        """What a node has written is long on its way to the disk, when its machine stops and perhaps another dies."""
+        """A node's fdatasync takes long; during it the node loses power, and perhaps another node dies."""
         node, other = self.rng.sample(self.ids, 2)
         steps: Steps = [Disk(on=node, slow=self._times(3.0, 10.0)), Sleep(time=self._times(0.5, 1.0, 2.0))]
         steps.append(PowerLoss(target=node))
-        if self._or(0.6):
+        if self._chance(0.6):
             steps.append(Kill(target=other))
         return [*steps, Heal(what="disks"), Start(target=node)]
 
     def _lost_disk(self) -> Steps:
-        """A node of the minority that may lose their disks does, while everything else goes on."""
+        """One of the nodes that may lose their disks loses it, while other faults continue."""
         node = self.rng.choice(self.losing)
         self.lost = True
         steps: Steps = [Rebuild(target=node)]
-        if self._or(0.5):
+        if self._chance(0.5):
             steps += [Sleep(time=self._times(0.2, 1.0, 3.0)), Kill(target=self._one()), Start(target="all")]
         return steps
 
     def _bridge(self) -> Steps:
-        """Two nodes don't hear each other; the others hear both."""
+        """Two nodes do not hear each other; the others hear both."""
         source, to = self._two()
         return [Cut(source=source, to=to, both=True)]
 
@@ -190,9 +191,9 @@ class Storm:
         everywhere: tuple[LinkEnd, ...] = (to, "all")
         end = self.rng.choice(everywhere)
         late = self._times(0.5, 1.0, 3.0)
-        if self._or(0.5):
+        if self._chance(0.5):
             return [Link(source=source, to=end, frames=self._frames(), delay=late)]
-        held = Reorder(every=1, behind=MESSAGES, at_most=late)  # One frame, and all later ones pass it.
+        held = Reorder(every=1, behind=MESSAGES, at_most=late)  # Hold back one frame, which all later ones pass.
         return [Link(source=source, to=end, frames=self._frames(), reorder=held)]
 
     def _overtaken(self) -> Steps:
@@ -202,26 +203,26 @@ class Storm:
     # ---- the end -------------------------------------------------------------------------------------
 
     def _ending(self) -> Steps:
-        """A majority becomes whole and takes messages, whatever the others do and however slow its disks are."""
+        """Heal a majority and have it accept messages, even with slow disks and interference by the other nodes."""
         rng = self.rng
         majority = tuple(sorted(rng.sample(self.ids, self.nodes // 2 + 1)))
         rest = tuple(node for node in self.ids if node not in majority)
-        steps: Steps = [LoadSwitch(switch="stop")] if self._or(0.5) else []
-        if self._or(0.3):
+        steps: Steps = [LoadSwitch(switch="stop")] if self._chance(0.5) else []
+        if self._chance(0.3):
             steps.append(Kill(target=rest))
-        if self._or(0.3):
+        if self._chance(0.3):
             steps.append(Kill(target=majority))
         steps.append(Heal(what="all", on=majority))
-        if self._or(0.3):
+        if self._chance(0.3):
             steps.append(Disk(on=majority, slow=self._times(0.5, 1.0, 2.0)))
-        if rest and self._or(0.5):
-            steps += self._nuisance(rest)
+        if rest and self._chance(0.5):
+            steps += self._one_way_cut(rest)
         steps.append(self._send(wait=True, via=rng.choice(majority)))
         return steps
 
-    def _nuisance(self, rest: tuple[NodeId, ...]) -> Steps:
-        """The nodes beside a whole majority are deaf, or dumb."""
-        return [Cut(source=rest) if self._or(0.5) else Cut(to=rest)]
+    def _one_way_cut(self, rest: tuple[NodeId, ...]) -> Steps:
+        """The nodes outside of the healed majority hear nobody, or nobody hears them."""
+        return [Cut(source=rest) if self._chance(0.5) else Cut(to=rest)]
 
     def _send(self, wait: bool, via: NodeId | None = None) -> Send:
         sender = Sender(client=NAMED_CLIENT, messages=2, via=via)
@@ -231,7 +232,7 @@ class Storm:
 
     # ---- small choices -------------------------------------------------------------------------------
 
-    def _or(self, share: float) -> bool:
+    def _chance(self, share: float) -> bool:
         return self.rng.random() < share
 
     def _one(self) -> NodeId:
@@ -244,10 +245,10 @@ class Storm:
         return tuple(sorted(self.rng.sample(FRAMES, self.rng.choice((1, 1, 2)))))
 
     def _times(self, *factors: float) -> Duration:
-        """One of these times the election timeout."""
+        """Choose one of the factors; return it times the election timeout."""
         return _time(self.timeout * self.rng.choice(factors))
 
 
 def _time(seconds: float) -> Duration:
-    """To the millisecond, as it is written in a file."""
+    """Round to milliseconds, the precision of scenario files."""
     return Duration(round(seconds, 3))

@@ -1,6 +1,6 @@
-"""Ways to make a scenario smaller, or plainer: each gives candidates, the boldest first. Pure.
+"""Reductions of a scenario: each function yields candidates, those with the largest change first. Pure.
 
-Whether a candidate still shows the failure is for lab.search.shrink to find out.
+lab.search.shrink tests whether a candidate still fails.
 """
 
 from __future__ import annotations
@@ -16,55 +16,55 @@ from lab.steps import LoadSwitch, Sleep, Step
 from lab.steps.reducing import COUNTS, rounded, shifted, target_without
 
 LONGEST_SLICE: Final = 8
-"""Steps that belong together, such as those around a rebuild, are no more."""
+"""Maximum number of steps that only work together, such as those around a rebuild."""
 Steps = tuple[Step, ...]
 
 
-# ---- steps taken out ------------------------------------------------------------------------------------
+# ---- fewer steps ----------------------------------------------------------------------------------------
 
 
 def with_steps(scenario: Scenario, steps: Sequence[Step]) -> Scenario:
-    """The scenario with these steps; without a load if none of them starts it."""
+    """Return the scenario with these steps, and without a load if none of them starts it."""
     started = any(step.starts_load for step in steps)
     return structs.replace(scenario, steps=tuple(steps), load=scenario.load if started else None)
 
 
-def chunks_left_out(steps: Steps, size: int) -> Iterator[Steps]:
-    """The steps without so many in a row, at each multiple of so many, the last first."""
+def without_chunks(steps: Steps, size: int) -> Iterator[Steps]:
+    """Remove `size` steps in a row, at each multiple of `size`, from the end to the start."""
     for start in reversed(range(0, len(steps), size)):
         yield steps[:start] + steps[start + size :]
 
 
-def slices_left_out(steps: Steps) -> Iterator[Steps]:
-    """The steps without any few in a row: what stands in two chunks and can only go together."""
+def without_slices(steps: Steps) -> Iterator[Steps]:
+    """Remove any few steps in a row: those that only work together may be in two chunks."""
     for length in range(min(LONGEST_SLICE, len(steps) - 1), 0, -1):
         for start in reversed(range(len(steps) - length + 1)):
             yield steps[:start] + steps[start + length :]
 
 
-def sleeps_joined(steps: Steps) -> Iterator[Steps]:
-    """Two rests in a row as one."""
+def joined_sleeps(steps: Steps) -> Iterator[Steps]:
+    """Join two sleeps in a row."""
     for at, (first, second) in enumerate(pairwise(steps)):
         if isinstance(first, Sleep) and isinstance(second, Sleep):
             yield (*steps[:at], Sleep(time=rounded(first.time + second.time)), *steps[at + 2 :])
 
 
-# ---- steps made plainer -----------------------------------------------------------------------------------
+# ---- simpler steps ----------------------------------------------------------------------------------------
 
 
-def plainer_steps(steps: Steps) -> Iterator[Steps]:
-    """One step made plainer."""
+def reduced_steps(steps: Steps) -> Iterator[Steps]:
+    """Reduce one of the steps."""
     for at, step in enumerate(steps):
-        for plainer in step.reduce():
-            if plainer != step:
-                yield (*steps[:at], plainer, *steps[at + 1 :])
+        for reduced in step.reduce():
+            if reduced != step:
+                yield (*steps[:at], reduced, *steps[at + 1 :])
 
 
 # ---- the load and the cluster -----------------------------------------------------------------------------
 
 
-def plainer_load(scenario: Scenario) -> Iterator[Scenario]:
-    """No load, fewer clients, fewer and smaller messages, one after the other."""
+def reduced_load(scenario: Scenario) -> Iterator[Scenario]:
+    """Remove the load, or reduce its clients, messages or sizes."""
     load = scenario.load
     if load is None:
         return
@@ -84,8 +84,8 @@ def _load_changes(load: Load) -> Iterator[dict[str, Any]]:
         yield {"deadline": default}
 
 
-def plainer_cluster(scenario: Scenario) -> Iterator[Scenario]:
-    """No subscribers, no tight limits, nothing configured that has a default."""
+def reduced_cluster(scenario: Scenario) -> Iterator[Scenario]:
+    """Remove subscribers, limits, priorities and timeouts that differ from the defaults."""
     cluster, plain = scenario.cluster, Cluster()
     if scenario.subscribers:
         yield structs.replace(scenario, subscribers=0)
@@ -109,11 +109,11 @@ def _without_key(values: dict[Any, Any], key: object) -> dict[Any, Any]:
     return {each: value for each, value in values.items() if each != key}
 
 
-# ---- a node less ------------------------------------------------------------------------------------------
+# ---- fewer nodes ------------------------------------------------------------------------------------------
 
 
-def a_node_less(scenario: Scenario) -> Iterator[Scenario]:
-    """Each node taken out, the highest first; those above it get the next lower ids."""
+def without_a_node(scenario: Scenario) -> Iterator[Scenario]:
+    """Remove each node, the highest id first; nodes with higher ids get the next lower one."""
     cluster = scenario.cluster
     if cluster.nodes == 1:
         return

@@ -1,8 +1,8 @@
-"""`run_lab.py sim`: random scenarios in virtual time, one a seed, on all processors; what broke, and what was covered.
+"""`run_lab.py sim`: simulate random scenarios, one for each seed, on all CPUs; report failures and coverage.
 
-Each seed is a scenario of lab.search.draw, watched while it runs. What is told follows from the seeds alone: results
-are taken in the order of the seeds, however many processes play them. A seed that breaks something is played again
-into a run directory and judged from it.
+lab.search.draw turns a seed into a scenario, and online checks watch its simulation. The report depends on the seeds
+alone: results are counted in the order of the seeds, regardless of the number of processes. A failing seed is simulated
+again into a run directory, and judged from it.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ SEEDS: Final = 1000
 TELL_TERMINAL_S: Final = 0.5
 TELL_PLAIN_S: Final = 10.0
 KEPT: Final = 10
-"""So many findings are played again into run directories; of more than that the replay command is told.
+"""Maximum number of findings with a run directory; for others the report contains only the replay command.
 
-Of these the first of each invariant is shrunk.
+Of these findings, the first one of each invariant is shrunk.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is asked for.
+    """The settings of a search.
 
-    count: seeds; 0: as many as fit into the time.
-    time_limit: seconds after which no further seed is begun.
-    mutant: the product is broken like this; "": it is not.
+    count: number of seeds; 0 for as many as the time limit allows.
+    time_limit: seconds after which no further seed is started.
+    mutant: applied to the product; "" for none.
     """
 
     first: int
@@ -60,7 +60,7 @@ class Search:
     mutant: str = ""
 
     def replay(self, seed: int) -> str:
-        """The command that plays one seed of this search again."""
+        """Return the command that simulates one seed of this search again."""
         sizes = f" --nodes {','.join(map(str, self.sizes))}" if self.sizes != SIZES else ""
         mutant = f" --mutant {self.mutant}" if self.mutant else ""
         return f"python3 run_lab.py sim --seed {seed} --seeds 1{sizes}{mutant}"
@@ -68,12 +68,12 @@ class Search:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the seeds so far, taken in their order."""
+    """The sums of the results so far, counted in the order of the seeds."""
 
     search: Search
     done: int = 0
     problem: str = ""
-    """Why the lab could not go on; "": it could."""
+    """Why the lab could not continue; "" if it could."""
     findings: list[Played] = field(default_factory=list)
     troubles: list[Played] = field(default_factory=list)
     virtual_s: float = 0.0
@@ -84,15 +84,15 @@ class Tally:
     events: Counter[str] = field(default_factory=Counter)
     marks: Counter[str] = field(default_factory=Counter)
     _early: dict[int, Played] = field(default_factory=dict)
-    """Seeds that were played before an earlier one came to its end."""
+    """Results that wait for those of earlier seeds."""
 
     @property
     def over(self) -> bool:
-        """Nothing that comes now counts."""
+        """True if no further result counts, because the search stops at the first failure."""
         return self.search.exitfirst and bool(self.findings or self.troubles)
 
     def take(self, played: Played) -> list[Played]:
-        """Count a seed as soon as all before it are counted. Returns what has just become a finding or a trouble."""
+        """Count a result as soon as all earlier seeds are counted; return the new findings and errors of the lab."""
         self._early[played.seed] = played
         news: list[Played] = []
         while not self.over and (following := self._early.pop(self.search.first + self.done, None)) is not None:
@@ -121,11 +121,11 @@ class Tally:
 
 
 async def play_all(tally: Tally, tell: Callable[[str], None], found: Callable[[Played], None]) -> None:
-    """Play the seeds on worker processes; none of them outlives this call.
+    """Simulate the seeds on worker processes, which all end with this call.
 
     Args:
-        tell: takes the text of the progress line.
-        found: called with each finding or trouble at once.
+        tell: called with the text of the progress line.
+        found: called at once with each finding or error of the lab.
 
     Raises:
         RunFailed: a worker process ended.
@@ -154,7 +154,7 @@ async def play_all(tally: Tally, tell: Callable[[str], None], found: Callable[[P
 
 
 def _seeds(search: Search, until: float) -> Iterator[int]:
-    """The seeds to be begun, as long as there is time; at least one."""
+    """Yield the seeds to start, until the time is up; at least one."""
     last = search.first + search.count - 1 if search.count else runs.SEED_MAX
     for seed in range(search.first, last + 1):
         if seed > search.first and time.monotonic() >= until:
@@ -163,7 +163,7 @@ def _seeds(search: Search, until: float) -> Iterator[int]:
 
 
 async def _feed(child: Child, seeds: Iterator[int], tally: Tally, found: Callable[[Played], None]) -> None:
-    """Hand a worker one seed after the other."""
+    """Send a worker one seed after the other and count its results."""
     child.order(encode(Begin(tally.search.sizes, tally.search.mutant)))
     for seed in seeds:
         for news in tally.take(decode_played(await child.ask(encode(Seed(seed))))):
@@ -179,7 +179,7 @@ async def _tell_regularly(tally: Tally, begun: float, tell: Callable[[str], None
 
 
 def progress_line(tally: Tally, seconds: float) -> str:
-    """How far the search is, the most telling first: a terminal may cut its end off."""
+    """Return the progress line, the most important figures first, as a terminal may cut off its end."""
     planned = f" of {tally.search.count}" if tally.search.count else ""
     faults = ", ".join(f"{kind} {count}" for kind, count in tally.faults.most_common())
     return (
@@ -193,12 +193,12 @@ def progress_line(tally: Tally, seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A seed that breaks something, and where the story of it is.
+    """A failing seed, with its run directory and shrunk scenario.
 
-    run: its run directory; None: it has none.
-    verdict: what the judges say of that.
-    small: the scenario that shrinking has left of it; None: it was not shrunk.
-    steps: of that one.
+    run: the run directory; None if there is none.
+    verdict: of the judges, for that directory.
+    small: file of the shrunk scenario; None if it was not shrunk.
+    steps: number of steps of the shrunk scenario.
     """
 
     played: Played
@@ -220,7 +220,7 @@ class Finding:
             yield f"         {self.small_replay}"
 
     def plain(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the finding's entry in the --json document."""
         return {
             "seed": self.played.seed,
             "invariant": self.played.invariant,
@@ -234,8 +234,8 @@ class Finding:
         }
 
 
-def play_again(search: Search, played: Played, out: Path) -> Finding:
-    """Leave a run directory of a finding, and the judges' verdict in it."""
+def record_finding(search: Search, played: Played, out: Path) -> Finding:
+    """Simulate a failing seed again into a run directory and judge it."""
     finding = Finding(played, search.replay(played.seed))
     if played.endless:
         return finding
@@ -248,8 +248,8 @@ def play_again(search: Search, played: Played, out: Path) -> Finding:
     return replace(finding, run=out / scenario.name / LATEST, verdict=verdict)
 
 
-def make_small(search: Search, finding: Finding, out: Path, tell: Callable[[str], None]) -> Finding:
-    """Shrink a finding's scenario and write what is left of it."""
+def shrink_finding(search: Search, finding: Finding, out: Path, tell: Callable[[str], None]) -> Finding:
+    """Shrink a finding's scenario and write the result to a file."""
     scenario, seed = draw(finding.played.seed, search.sizes), finding.played.seed
     shrunk = shrink(scenario, seed, search.mutant, tell=lambda text: tell(f"shrinking seed {seed}: {text}"))
     if shrunk is None:
@@ -259,11 +259,11 @@ def make_small(search: Search, finding: Finding, out: Path, tell: Callable[[str]
     return replace(finding, small=path, steps=shrunk.scenario.step_count, small_replay=replay)
 
 
-# ---- telling ------------------------------------------------------------------------------------------
+# ---- output -------------------------------------------------------------------------------------------
 
 
 def report(tally: Tally, findings: list[Finding]) -> str:
-    """All that a search has to say; it follows from the seeds."""
+    """Return the report of a search; it depends on the seeds alone."""
     return "\n".join(_report_lines(tally, findings)) + "\n"
 
 
@@ -293,7 +293,7 @@ def _report_lines(tally: Tally, findings: list[Finding]) -> Iterator[str]:
 
 
 def plain(tally: Tally, findings: list[Finding], code: int) -> dict[str, Any]:
-    """The JSON document."""
+    """Return the JSON document."""
     return {
         "exit_code": code,
         "first": tally.search.first,
@@ -323,23 +323,23 @@ def plain(tally: Tally, findings: list[Finding], code: int) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py sim`."""
     parser.epilog = (
-        "Ends with 0 when nothing broke, 1 when something did, 64 on wrong usage, 70 when the lab itself failed, 130 "
-        "when interrupted. The same seeds say the same, however many processes play them."
+        "Exit codes: 0 no failure, 1 a seed failed, 64 wrong usage, 70 the lab itself failed, 130 interrupted. The "
+        "report depends on the seeds alone, not on the number of processes."
     )
     parser.add_argument(
-        "--seeds", metavar="N", type=runs.positive, help=f"how many ({SEEDS}; with --time-limit: as many as fit)"
+        "--seeds", metavar="N", type=runs.positive, help=f"number of seeds ({SEEDS}; with --time-limit: no limit)"
     )
-    parser.add_argument("--seed", metavar="S", type=runs.seed, default=1, help="the first one (%(default)s)")
+    parser.add_argument("--seed", metavar="S", type=runs.seed, default=1, help="the first seed (%(default)s)")
     parser.add_argument("--jobs", metavar="J", type=_jobs, default=_processors(), help="processes (%(default)s)")
-    parser.add_argument("--nodes", metavar="N,N", type=_sizes, default=SIZES, help="cluster sizes to draw from (3,5)")
+    parser.add_argument("--nodes", metavar="N,N", type=_sizes, default=SIZES, help="cluster sizes to choose from (3,5)")
     parser.add_argument(
-        "--time-limit", metavar="T", type=_time, help="begin no seed after this time, such as 90s or 10m"
+        "--time-limit", metavar="T", type=_time, help="start no seed after this time, such as 90s or 10m"
     )
-    parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that breaks something")
-    parser.add_argument("--no-shrink", action="store_true", help="leave the scenarios of failing seeds as they are")
-    parser.add_argument("--mutant", metavar="NAME", help="break one rule (lab/mutants): is it noticed?")
+    parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that fails")
+    parser.add_argument("--no-shrink", action="store_true", help="do not shrink the scenarios of failing seeds")
+    parser.add_argument("--mutant", metavar="NAME", help="break one rule of the protocol (lab/mutants)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for run directories (results/)")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 
 def _processors() -> int:
@@ -365,7 +365,7 @@ def _time(text: str) -> float:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Search, and tell what was found."""
+    """Search and print the report; return the exit code."""
     if options.mutant is not None:
         from lab.mutants.catalogue import mutant
 
@@ -384,7 +384,7 @@ def main(options: argparse.Namespace) -> int:
     interrupted = _play(tally, progress)
     try:
         if not interrupted:
-            for finding in _look_closer(tally, options, progress):
+            for finding in _examine(tally, options, progress):
                 findings.append(finding)
     except KeyboardInterrupt:
         interrupted = True
@@ -407,7 +407,7 @@ def _exit_code(tally: Tally, interrupted: bool) -> int:
 
 
 def _play(tally: Tally, progress: runs.Progress) -> bool:
-    """Play the seeds with a progress line on standard error. Returns whether it was interrupted."""
+    """Simulate the seeds with a progress line on standard error; return whether the user interrupted them."""
 
     def tell(text: str) -> None:
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(text) + 10
@@ -432,12 +432,12 @@ def _play(tally: Tally, progress: runs.Progress) -> bool:
     return False
 
 
-def _look_closer(tally: Tally, options: argparse.Namespace, progress: runs.Progress) -> Iterator[Finding]:
-    """A run directory for each of the first findings, and a small scenario for the first of each invariant."""
+def _examine(tally: Tally, options: argparse.Namespace, progress: runs.Progress) -> Iterator[Finding]:
+    """Yield the first findings, each with a run directory, the first one of each invariant with a shrunk scenario."""
     small: set[str] = set()
     for played in tally.findings[:KEPT]:
-        finding = play_again(tally.search, played, options.out)
+        finding = record_finding(tally.search, played, options.out)
         if not (options.no_shrink or played.endless or played.invariant in small):
             small.add(played.invariant)
-            finding = make_small(tally.search, finding, options.out, progress)
+            finding = shrink_finding(tally.search, finding, options.out, progress)
         yield finding

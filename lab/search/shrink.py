@@ -19,20 +19,20 @@ from msgspec import structs
 
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
+from lab.search.assumptions import within_assumptions
 from lab.search.draw import SIZES, draw
 from lab.search.failure import Failure, play
-from lab.search.smaller import (
+from lab.search.reductions import (
     Steps,
-    a_node_less,
-    chunks_left_out,
-    plainer_cluster,
-    plainer_load,
-    plainer_steps,
-    sleeps_joined,
-    slices_left_out,
+    joined_sleeps,
+    reduced_cluster,
+    reduced_load,
+    reduced_steps,
     with_steps,
+    without_a_node,
+    without_chunks,
+    without_slices,
 )
-from lab.search.sound import is_sound
 from nodeproc.errors import ConfigError
 
 SIMULATIONS: Final = 1500
@@ -107,7 +107,7 @@ class _Shrinking:
         self._seed, self._mutant, self._simulations, self._tell = seed, mutant, simulations, tell
         self._spent = 0
         self._tried: set[str] = set()
-        self._sound = is_sound(scenario.steps, scenario.cluster.nodes)
+        self._keep_assumptions = within_assumptions(scenario.steps, scenario.cluster.nodes)
         """Whether candidates must stay within the protocol's assumptions; False if the scenario itself does not."""
 
     def carry_out(self) -> Shrunk:
@@ -117,10 +117,10 @@ class _Shrinking:
             while not minimal:
                 before = self.best
                 self._fewer_steps()
-                self._repeatedly(lambda: a_node_less(self.best))
-                self._repeatedly(lambda: plainer_load(self.best))
-                self._repeatedly(lambda: plainer_cluster(self.best))
-                self._repeatedly(lambda: self._in_steps(plainer_steps(self.best.steps)))
+                self._repeatedly(lambda: without_a_node(self.best))
+                self._repeatedly(lambda: reduced_load(self.best))
+                self._repeatedly(lambda: reduced_cluster(self.best))
+                self._repeatedly(lambda: self._in_steps(reduced_steps(self.best.steps)))
                 minimal = self.best == before
         except _Spent:
             pass
@@ -131,11 +131,11 @@ class _Shrinking:
         size = len(self.best.steps) // 2
         while size >= 1:
             for number in range(len(self.best.steps) // size + 1):
-                some = list(chunks_left_out(self.best.steps, size))
+                some = list(without_chunks(self.best.steps, size))
                 self._take_first(self._in_steps(some[number : number + 1]))
             size //= 2
-        self._repeatedly(lambda: self._in_steps(slices_left_out(self.best.steps)))
-        self._repeatedly(lambda: self._in_steps(sleeps_joined(self.best.steps)))
+        self._repeatedly(lambda: self._in_steps(without_slices(self.best.steps)))
+        self._repeatedly(lambda: self._in_steps(joined_sleeps(self.best.steps)))
 
     def _in_steps(self, candidates: Iterable[Steps]) -> Iterator[Scenario]:
         return (with_steps(self.best, steps) for steps in candidates if steps)
@@ -157,7 +157,9 @@ class _Shrinking:
 
     def _fails(self, candidate: Scenario) -> bool:
         key = repr(candidate)
-        if key in self._tried or (self._sound and not is_sound(candidate.steps, candidate.cluster.nodes)):
+        if key in self._tried or (
+            self._keep_assumptions and not within_assumptions(candidate.steps, candidate.cluster.nodes)
+        ):
             return False
         self._tried.add(key)
         if not _is_scenario(candidate) or not self.failure.like(found := self._play(candidate, self._mutant)):

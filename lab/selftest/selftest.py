@@ -126,7 +126,7 @@ def _catch_in_story(mutant: Mutant, told: Scenario, begun: float) -> Row:
     return Row(mutant, None, len(SEEDS), time.monotonic() - begun)
 
 
-def make_small(row: Row, out: Path) -> Row:
+def shrink_row(row: Row, out: Path) -> Row:
     """Shrink what caught a mutant and write what is left of it."""
     caught = row.caught
     assert caught is not None
@@ -245,7 +245,7 @@ def examine(mutants: Sequence[Mutant], options: argparse.Namespace) -> list[Row]
             row = catch(mutant, options.seeds, options.jobs, options.time_limit, drawn=options.drawn)
             print(_line(row), file=sys.stderr, flush=True)
             if row.caught is not None and not options.no_shrink:
-                small[len(rows)] = pool.submit(make_small, row, options.out)
+                small[len(rows)] = pool.submit(shrink_row, row, options.out)
             rows.append(row)
         for at, future in small.items():
             rows[at] = future.result()

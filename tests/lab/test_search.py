@@ -18,9 +18,9 @@ from lab.course.simfiles import PowerLost
 from lab.live.children import Child
 from lab.plan import scenario as plan
 from lab.search import failure, search, worker
+from lab.search.assumptions import within_assumptions
 from lab.search.draw import draw
-from lab.search.search import Search, Tally, play_again
-from lab.search.sound import is_sound
+from lab.search.search import Search, Tally, record_finding
 from lab.search.worker import Played, play
 from lab.sim import simulator
 
@@ -164,7 +164,7 @@ def test_a_seed_without_end_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(simulator, "simulate", endless)
     played = play(1, (3,), limit_s=0.05)
     assert (played.invariant, played.text) == ("A9", "no end within 0.05 s of CPU time")
-    assert played.endless and play_again(Search(1, 1, 1), played, Path("nowhere")).run is None
+    assert played.endless and record_finding(Search(1, 1, 1), played, Path("nowhere")).run is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the lab is ill"), PowerLost("that no node caught")])
@@ -249,7 +249,7 @@ def test_what_a_search_once_found_holds_now(path: Path) -> None:
 def test_what_is_drawn_is_a_scenario_that_can_be_simulated(nodes: int) -> None:
     for seed in range(30):
         scenario = draw(seed, (nodes,))
-        assert scenario.cluster.nodes == nodes and is_sound(scenario.steps, nodes)
+        assert scenario.cluster.nodes == nodes and within_assumptions(scenario.steps, nodes)
         assert plan.load("drawn.yml", text=plan.encode(scenario)) == scenario
         assert scenario.sim_refusals() == []
         assert draw(seed, (nodes,)) == scenario

@@ -12,11 +12,17 @@ from lab import cli
 from lab.plan import scenario as plan
 from lab.plan.scenario import Cluster, Load, Scenario
 from lab.search import shrink as shrinking
+from lab.search.assumptions import within_assumptions
 from lab.search.draw import draw
 from lab.search.failure import Failure, failure_of, play
+from lab.search.reductions import (
+    reduced_cluster,
+    reduced_load,
+    reduced_steps,
+    without_a_node,
+    without_slices,
+)
 from lab.search.shrink import report, shrink, write
-from lab.search.smaller import a_node_less, plainer_cluster, plainer_load, plainer_steps, slices_left_out
-from lab.search.sound import is_sound
 from lab.sim.simulator import Outcome
 from lab.steps import (
     Cut,
@@ -57,7 +63,7 @@ def test_a_planted_bug_becomes_a_short_scenario_that_fails_each_time(mutant: str
     shrunk = shrink(draw(seed), seed, mutant, tell=told.append)
     assert shrunk is not None and shrunk.minimal and shrunk.failure.like(first)
     assert shrunk.scenario.step_count <= MOST_STEPS < draw(seed).step_count
-    assert is_sound(shrunk.scenario.steps, shrunk.scenario.cluster.nodes)
+    assert within_assumptions(shrunk.scenario.steps, shrunk.scenario.cluster.nodes)
     assert told[-1].startswith(f"{shrunk.scenario.step_count} steps, ")
     path = write(shrunk, tmp_path)
     again = plan.load(path)
@@ -148,13 +154,13 @@ SEND = Send(clients=(Sender(client=1, messages=1, via=2),))
     ],
 )
 def test_what_is_sound(steps: tuple[Step, ...], sound: bool) -> None:
-    assert is_sound(steps, nodes=3) is sound
+    assert within_assumptions(steps, nodes=3) is sound
 
 
 def test_every_drawn_scenario_is_sound_and_written_briefly_the_same() -> None:
     for seed in range(60):
         scenario = draw(seed)
-        assert is_sound(scenario.steps, scenario.cluster.nodes), seed
+        assert within_assumptions(scenario.steps, scenario.cluster.nodes), seed
         assert plan.load("drawn", text=plan.encode_brief(scenario)) == scenario, seed
 
 
@@ -179,7 +185,7 @@ def test_a_node_less_leaves_no_trace_of_it() -> None:
     )
     cluster = Cluster(nodes=3, priorities={2: 9, 3: 4}, start=(1, 2))
     scenario = Scenario(name="a", description="b", steps=steps, cluster=cluster, load=Load(rate=1.0, via=(2, 3)))
-    without = list(a_node_less(scenario))[1]
+    without = list(without_a_node(scenario))[1]
     assert without.cluster == Cluster(nodes=2, priorities={2: 4}, start=(1,))
     assert without.load is not None and without.load.via == (2,)
     assert without.steps == (
@@ -190,33 +196,33 @@ def test_a_node_less_leaves_no_trace_of_it() -> None:
         Heal(what="all"),
         structs.replace(SEND, clients=(Sender(client=1, messages=1),)),
     )
-    assert not list(a_node_less(structs.replace(scenario, cluster=Cluster(nodes=1))))
+    assert not list(without_a_node(structs.replace(scenario, cluster=Cluster(nodes=1))))
 
 
 def test_a_node_less_is_taken_out_of_the_steps_inside_others() -> None:
     kills = (Kill(target=1), Kill(target=2), Kill(target=(2, 3)))
     steps = (When(until=CaughtUp(on=3), steps=kills), Nemesis(time=Duration(5), faults=kills))
-    without = list(a_node_less(Scenario(name="a", description="b", steps=steps)))[1]
+    without = list(without_a_node(Scenario(name="a", description="b", steps=steps)))[1]
     less = (Kill(target=1), Kill(target=(2,)))
     assert without.steps == (When(until=CaughtUp(on=2), steps=less), Nemesis(time=Duration(5), faults=less))
 
 
 def test_steps_that_go_together_are_left_out_together() -> None:
     steps = (*WHOLE, Rebuild(target=1), Kill(target=1))
-    assert (Kill(target=1),) in list(slices_left_out(steps))
+    assert (Kill(target=1),) in list(without_slices(steps))
 
 
 @pytest.mark.parametrize(("seconds", "rounder"), [(0.347, 0.3), (1.9, 2.0), (0.0004, 0.0), (9.0, 10.0), (0.05, 0.05)])
 def test_a_nice_number(seconds: float, rounder: float) -> None:
-    assert nice(seconds) == pytest.approx(rounder)
+    assert round_duration(seconds) == pytest.approx(rounder)
 
 
 def test_every_plainer_scenario_differs() -> None:
     for seed in range(30):
         scenario = draw(seed)
         plainer = [
-            *plainer_load(scenario),
-            *(structs.replace(scenario, steps=s) for s in plainer_steps(scenario.steps)),
+            *reduced_load(scenario),
+            *(structs.replace(scenario, steps=s) for s in reduced_steps(scenario.steps)),
         ]
         assert plainer and scenario not in plainer
         assert any(each.cluster == Cluster(nodes=scenario.cluster.nodes) for each in _plainest(scenario))
@@ -226,7 +232,7 @@ def _plainest(scenario: Scenario) -> list[Scenario]:
     """Everything that making the cluster plainer again and again comes to."""
     found, left = [scenario], [scenario]
     while left:
-        left = [each for each in plainer_cluster(left[0]) if each not in found][:1]
+        left = [each for each in reduced_cluster(left[0]) if each not in found][:1]
         found += left
     return found
 
