@@ -1,1 +1,1 @@
-"""How fast the chat is, and how fast this machine lets anything be: measured side by side, told in one table."""
+"""The benchmark: measures the chat, and next to it the limits of the machine."""

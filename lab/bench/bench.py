@@ -1,4 +1,4 @@
-"""The command: measure section after section, in rounds, so that what is compared was measured in the same minutes."""
+"""`run_lab.py bench`: measure all sections in rounds, so that compared figures are measured in the same minutes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _floor(into: Collected, runs: Runs, quick: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """measure: does one round of it; rounds: how many, and how many with --quick."""
+    """measure: measures one round. rounds, quick_rounds: number of rounds, and with --quick."""
 
     name: str
     measure: Measuring
@@ -58,20 +58,20 @@ SECTIONS: Final = (
 )
 NAMES: Final = tuple(section.name for section in SECTIONS)
 NOT_IN_QUICK: Final = ("growth", "memory")
-"""Left out of --quick unless asked for by name."""
+"""Sections that --quick leaves out unless --only names them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("--quick", action="store_true", help="few repeats and small sizes: within two minutes")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    parser.add_argument("--save", metavar="NAME", help="keep the figures as results/bench/NAME.json, or at a path")
-    parser.add_argument("--compare", metavar="NAME", help="show saved figures beside these")
-    parser.add_argument("--only", metavar="SECTION", nargs="+", choices=NAMES, help=f"of {', '.join(NAMES)}")
+    """The options of `run_lab.py bench`."""
+    parser.add_argument("--quick", action="store_true", help="few rounds and small sizes: at most two minutes")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    parser.add_argument("--save", metavar="NAME", help="save the figures as results/bench/NAME.json, or at a path")
+    parser.add_argument("--compare", metavar="NAME", help="show saved figures next to the new ones")
+    parser.add_argument("--only", metavar="SECTION", nargs="+", choices=NAMES, help=f"only some of {', '.join(NAMES)}")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Measure and tell; returns the exit code."""
+    """Measure and print the figures; return the exit code."""
     try:
         before = None if options.compare is None else load(options.compare)
     except (OSError, msgspec.MsgspecError) as error:
@@ -95,14 +95,14 @@ def main(options: argparse.Namespace) -> int:
 
 
 def chosen(only: list[str] | None, quick: bool) -> tuple[Section, ...]:
-    """The sections to be measured; the floor is always among them, for the others are compared with it."""
+    """Return the sections to measure, always including the floor, with which the others are compared."""
     if only is not None:
         return tuple(section for section in SECTIONS if section.name in only or section.name == "floor")
     return tuple(section for section in SECTIONS if not (quick and section.name in NOT_IN_QUICK))
 
 
 def measure(runs: Runs, sections: tuple[Section, ...], quick: bool) -> Bench:
-    """All rounds: the first of each section, then the second of each that has one, and so on."""
+    """Measure the first round of every section, then the second rounds, and so on."""
     into, started = Collected(), datetime.now(UTC).isoformat(timespec="seconds")
     rounds = {section.name: section.quick_rounds if quick else section.rounds for section in sections}
     for number in range(max(rounds.values())):
@@ -116,16 +116,16 @@ def measure(runs: Runs, sections: tuple[Section, ...], quick: bool) -> Bench:
 
 
 def saved_at(name: str) -> Path:
-    """Where a measurement of that name is kept; what has a slash or ends in .json is a path."""
+    """Return the file of a saved measurement; a name with a slash or the ending .json is a path."""
     return Path(name) if "/" in name or name.endswith(".json") else SAVED / f"{name}.json"
 
 
 def load(name: str) -> Bench:
-    """A saved measurement.
+    """Return a saved measurement.
 
     Raises:
-        OSError: there is none.
-        msgspec.MsgspecError: it is something else.
+        OSError: the file cannot be read.
+        msgspec.MsgspecError: it is not a measurement.
     """
     return decode(saved_at(name).read_bytes())
 

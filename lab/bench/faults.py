@@ -1,4 +1,4 @@
-"""Section failover: how long the chat is silent when its leader dies or stands still, and how a follower catches up."""
+"""Section failover: unavailability when the leader dies or is paused, and how a follower catches up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDLE = Wait(until=UntilIdle(within=PATIENCE))
 
 
 def failover(into: Collected, runs: Runs, quick: bool) -> None:
-    """One round: kills of the leader, then standstills, under load; then a follower that missed much."""
+    """Measure one round: kills and pauses of the leader under load, then the catch-up of a follower."""
     times = 4 if quick else 20
     _hit_leaders(into, runs, "killed", times, (Kill(target="leader"),), (Start(target="killed"),))
     _hit_leaders(into, runs, "stopped", times, (Pause(target="leader"),), (Resume(target="paused"),))
@@ -37,11 +37,11 @@ def failover(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 def _hit_leaders(
-    into: Collected, runs: Runs, word: str, times: int, hit: tuple[Step, ...], mend: tuple[Step, ...]
+    into: Collected, runs: Runs, word: str, times: int, fault: tuple[Step, ...], heal: tuple[Step, ...]
 ) -> None:
     new_leader = Wait(until=UntilNewLeader(within=PATIENCE))
-    round_of = Repeat(times=times, steps=(*hit, new_leader, ENOUGH, *mend, ALL_CAUGHT_UP, ENOUGH))
-    steps = (LoadSwitch(switch="start"), ENOUGH, round_of, LoadSwitch(switch="stop"), IDLE)
+    repeated = Repeat(times=times, steps=(*fault, new_leader, ENOUGH, *heal, ALL_CAUGHT_UP, ENOUGH))
+    steps = (LoadSwitch(switch="start"), ENOUGH, repeated, LoadSwitch(do="stop"), IDLE)
 
     def use(ran: Ran) -> None:
         for failover in ran.metrics.failovers:
@@ -57,7 +57,7 @@ def _hit_leaders(
 
 
 def _catch_up(into: Collected, runs: Runs, missed: int) -> None:
-    """A follower is down while so many messages come, and starts again while they go on coming."""
+    """Stop a follower, send `missed` messages, and start it again while messages continue to come."""
     rate = 100_000.0
     steps: tuple[Step, ...] = (
         LoadSwitch(switch="start"),

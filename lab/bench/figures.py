@@ -1,6 +1,6 @@
-"""What was measured: repeated values, their medians, and how they stand to the floor and to targets. Pure.
+"""Figures of a measurement: repeated values, their medians, and comparisons with the floor and with targets. Pure.
 
-A saved set of figures is one JSON document; a later one can be compared with it, figure by figure.
+A measurement is saved as one JSON document; later ones can be compared with it, figure by figure.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ Better: TypeAlias = Literal["more", "less"]
 
 
 class Figure(Struct, frozen=True):
-    """One thing that was measured, once a repeat.
+    """One measured quantity, with one value for each repetition.
 
-    name: what it is, within its section.
-    better: which values are the better ones.
-    floor: the figure of section "floor" that it is compared with; "": none is comparable.
-    values: in the order of measuring.
+    better: whether larger or smaller values are better.
+    floor: name of the figure of section "floor" to compare with; "" if none is comparable.
+    values: in the order of measurement.
     """
 
     section: str
@@ -41,10 +40,10 @@ class Figure(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """What a figure should reach: at least, and better still.
+    """The value that a figure must reach (least), and the one that it should reach (goal).
 
     of_floor: both bounds are ratios to the figure's floor, not values.
-    worst: it is the worst value that counts, not the median.
+    worst: the worst value counts instead of the median.
     """
 
     section: str
@@ -73,27 +72,27 @@ TARGETS: tuple[Target, ...] = (
 
 
 class Collected:
-    """Figures while they are measured."""
+    """Collects values during a measurement."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, str, str], list[float]] = {}
         self._kinds: dict[tuple[str, str, str], tuple[Better, str]] = {}
 
     def add(self, section: str, name: str, unit: str, value: float, better: Better = "less", floor: str = "") -> None:
-        """One more value of a figure."""
+        """Add one value to a figure."""
         key = (section, name, unit)
         self._kinds[key] = (better, floor)
         self._values.setdefault(key, []).append(value)
 
     def figures(self) -> tuple[Figure, ...]:
-        """All figures, in the order in which they first came."""
+        """Return all figures, in the order of their first values."""
         return tuple(Figure(*key, *self._kinds[key], tuple(values)) for key, values in self._values.items())
 
 
 class Bench(Struct, frozen=True):
-    """One whole measurement.
+    """One complete measurement.
 
-    host: what it was measured on. quick: with few repeats and small sizes.
+    host: description of the machine and versions. quick: measured with few rounds and small sizes.
     """
 
     started_utc: str
@@ -105,19 +104,19 @@ class Bench(Struct, frozen=True):
         return next((each for each in self.figures if each.key == (section, name, unit)), None)
 
     def floor_of(self, figure: Figure) -> Figure | None:
-        """The floor's figure with which this one is compared, if both were measured."""
+        """Return the floor's figure with which this one is compared, if it was measured."""
         if not figure.floor:
             return None
         return next((each for each in self.figures if each.section == "floor" and each.name == figure.floor), None)
 
     def ratio(self, figure: Figure) -> float | None:
-        """Median to the floor's median: for rates the share that is reached, for times the multiple that is taken."""
+        """Return the median divided by the floor's median: a share for rates, a multiple for times."""
         floor = self.floor_of(figure)
         return figure.median / floor.median if floor is not None and floor.median else None
 
 
 class Reached(Struct, frozen=True):
-    """A target and what was measured; value is None where nothing was."""
+    """A target and the measured value; None if it was not measured."""
 
     target: Target
     value: float | None
@@ -125,7 +124,7 @@ class Reached(Struct, frozen=True):
 
 
 def judge(bench: Bench) -> Iterator[Reached]:
-    """Each target, in order."""
+    """Compare the figures with all targets, in order."""
     for target in TARGETS:
         figure = bench.find(target.section, target.name, target.unit)
         value = None if figure is None else _value(bench, figure, target)
@@ -150,14 +149,14 @@ def _value(bench: Bench, figure: Figure, target: Target) -> float | None:
 
 
 def encode(bench: Bench) -> bytes:
-    """As it is saved, indented for people."""
+    """Return the document to save, indented."""
     return msgspec.json.format(msgspec.json.encode(bench), indent=1) + b"\n"
 
 
 def decode(data: bytes) -> Bench:
-    """Read what encode() made.
+    """Return a measurement from the document that encode() returned.
 
     Raises:
-        msgspec.MsgspecError: it is not that.
+        msgspec.MsgspecError: the data is no such document.
     """
     return msgspec.json.decode(data, type=Bench)

@@ -1,8 +1,7 @@
-"""Section floor: what this machine can do at all, measured in the same minutes as the rest.
+"""Section floor: the limits of this machine, measured in the same minutes as the other sections.
 
-The disk: a small write and its fdatasync, at the end of a growing file and in a file of zeros. The network: a
-byte to another process and back over the loopback. Both together, and the work of making numbered lines:
-lab.bench.pipeline.
+Disk: a small write and its fdatasync, at the end of a growing file and in a file of zeros. Network: a byte to another
+process and back over the loopback. Disk, network and encoding together: lab.bench.pipeline.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ ZEROS_BYTES = 1 << 20
 
 
 def measure(into: Collected, folder: Path, quick: bool) -> None:
-    """One round of everything."""
+    """Measure one round."""
     into.add("floor", FDATASYNC, "p50 ms", fdatasync_ms(folder, 200 if quick else 500, zeros=False))
     into.add(
         "floor", f"{FDATASYNC}, in a file of zeros", "p50 ms", fdatasync_ms(folder, 200 if quick else 500, zeros=True)
@@ -44,10 +43,10 @@ def measure(into: Collected, folder: Path, quick: bool) -> None:
 
 
 def fdatasync_ms(folder: Path, times: int, *, zeros: bool) -> float:
-    """Median time of a small write and its fdatasync.
+    """Return the median milliseconds of a small write and its fdatasync.
 
     Args:
-        zeros: into a file that was filled with zeros and synced before; else at the end of a growing one.
+        zeros: write into a file that was filled with zeros and synced before; else at the end of a growing file.
     """
     data = os.urandom(BLOCK)
     took = []
@@ -84,7 +83,7 @@ async def _with_processes(into: Collected, folder: Path, quick: bool) -> None:
 
 @asynccontextmanager
 async def processes(folder: Path, count: int) -> AsyncIterator[list[Child]]:
-    """Processes of lab.bench.pipeline, ended afterwards."""
+    """Start processes of lab.bench.pipeline, and end them after the with block."""
     children: list[Child] = []
     try:
         for number in range(count):
@@ -96,7 +95,7 @@ async def processes(folder: Path, count: int) -> AsyncIterator[list[Child]]:
 
 
 async def open_pipeline(children: Sequence[Child], folder: Path) -> tuple[Sequence[Child], int]:
-    """Two followers and a leader; returns those three, and the port of the leader."""
+    """Start two followers and a leader; return these three and the port of the leader."""
     ports: list[int] = []
     for number, child in enumerate(children[:3]):
         place = Path(tempfile.mkdtemp(prefix=f"pipeline-{number}-", dir=folder))
@@ -119,7 +118,7 @@ async def _ask(child: Child, order: Order) -> bytes:
 
 
 async def _round_trip(child: Child, times: int) -> float:
-    """Median milliseconds of a byte there and back."""
+    """Return the median milliseconds of a byte to another process and back."""
     port = msgspec.json.decode(await _ask(child, Echo()), type=Serving).port
     took = []
     with socket.create_connection((HOST, port)) as connection:

@@ -1,4 +1,4 @@
-"""Sections growth and memory: does a message cost more the more came before it, and does a slow reader cost memory?"""
+"""Sections growth and memory: the cost of a message after long histories, and the memory that slow readers cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = Duration(120)
 
 
 def growth(into: Collected, runs: Runs, quick: bool) -> None:
-    """The same load behind histories, and behind tables of sessions, of three sizes, a factor of 100 apart."""
+    """Measure the same load after histories, and with session tables, of sizes up to a factor of 100 apart."""
     for messages in (10_000, 1_000_000) if quick else (10_000, 100_000, 1_000_000):
         _behind(into, runs, f"{messages:,} messages before", messages, 1)
     for sessions in (1_000, 100_000) if quick else (1_000, 10_000, 100_000):
@@ -27,7 +27,7 @@ def growth(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 def _behind(into: Collected, runs: Runs, name: str, messages: int, sessions: int) -> None:
-    """One load on three nodes that have delivered so many messages of so many sessions before."""
+    """Measure one load on three nodes that have already delivered so many messages of so many sessions."""
 
     def prepare(run: RunDir) -> None:
         for node in NODES:
@@ -49,7 +49,7 @@ def _behind(into: Collected, runs: Runs, name: str, messages: int, sessions: int
 
 
 def memory(into: Collected, runs: Runs, quick: bool) -> None:
-    """Load for a while: with all well, with a follower that stands still, and with a thousand clients at rest."""
+    """Measure memory under load: healthy, with a paused follower, and with a thousand mostly idle clients."""
     seconds = Duration(10) if quick else Duration(40)
     paused: tuple[Step, ...] = (
         LoadSwitch(switch="start"),
@@ -72,7 +72,7 @@ IDLE = Wait(until=UntilIdle(within=PATIENCE))
 
 
 def _peaks(into: Collected, runs: Runs, name: str, load: Load, steps: tuple[Step, ...]) -> None:
-    """Memory of the largest node, halfway and at its peak: flat where the two are close."""
+    """Measure the memory of the largest node in the first half and at its peak; it is flat if the two are close."""
 
     def use(ran: Ran) -> None:
         samples = sorted(ran.meta.samples, key=lambda sample: sample.t)

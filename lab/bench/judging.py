@@ -1,4 +1,4 @@
-"""Section checks: what it takes to judge a run, and to simulate one."""
+"""Section checks: time and memory for judging a run, and time for simulating one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST_SEEDS = 20
 
 
 def checks(into: Collected, runs: Runs, quick: bool) -> None:
-    """Runs of many messages are made and judged; seeds are simulated for a while."""
+    """Judge runs of many messages; simulate seeds for a while."""
     for messages in (100_000,) if quick else (1_000_000, 10_000_000):
         load = Pipelined().load(messages)
 
@@ -38,10 +38,10 @@ def checks(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 def judge_in_process(path: Path) -> tuple[float, int]:
-    """`run_lab.py check` on a run, in a process of its own, as a user would.
+    """Judge a run with `run_lab.py check` in a process of its own.
 
     Returns:
-        seconds, start included, and bytes of memory at most.
+        (seconds, including the start of the process, peak memory in bytes)
 
     Raises:
         RunFailed: the run does not pass.
@@ -61,7 +61,7 @@ def judge_in_process(path: Path) -> tuple[float, int]:
 
 
 def _simulated(into: Collected, seconds: float) -> None:
-    """Random scenarios one after the other, on one core."""
+    """Simulate random scenarios one after the other, on one core."""
     simulate(draw(SEEDS_FROM), SEEDS_FROM)
     began, cpu, seed = time.monotonic(), time.process_time(), SEEDS_FROM
     while time.monotonic() - began < seconds or seed - SEEDS_FROM < LEAST_SEEDS:

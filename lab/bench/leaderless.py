@@ -2,8 +2,8 @@
 
 python -m lab.bench.leaderless [--draws N]
 
-In each draw a minority of the nodes, the leader among them, talks but hears nothing, and the fdatasync of all others is
-slow. One client of the majority sends one message; the figure is the time from then to its acknowledgement.
+In each draw a minority of the nodes, including the leader, can send but receives nothing, and the disks of all other
+nodes are slow. One client of the majority sends one message; the figure is the time until its acknowledgement.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lab.words import Duration
 
 SIZES = (5, 7, 9)
 WITHIN_S = 600.0
-"""Longer counts as never."""
+"""A longer time counts as infinite."""
 QUICK = Cluster(
     heartbeat_interval=Duration(0.05),
     election_timeout=Duration(0.15),
@@ -34,9 +34,9 @@ QUICK = Cluster(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Timeouts of the cluster, and how many seconds each fdatasync takes longer.
+    """Timeouts of the cluster, and the additional seconds of each fdatasync.
 
-    shares: each disk takes one of these shares of slow_s, at random.
+    shares: each disk takes one of these multiples of slow_s, at random.
     """
 
     name: str
@@ -56,7 +56,7 @@ SETTINGS = (
 
 
 def drawn(setting: Setting, nodes: int, seed: int) -> Scenario:
-    """One draw. Priorities and the nodes that hear nothing are random; the leader is one of these."""
+    """Return one random scenario. Priorities and the nodes that receive nothing are random; one of them leads."""
     rng = random.Random(f"{seed} {nodes}")
     priorities = list(range(1, nodes + 1))
     rng.shuffle(priorities)
@@ -88,7 +88,7 @@ def drawn(setting: Setting, nodes: int, seed: int) -> Scenario:
 
 
 def leaderless_s(setting: Setting, nodes: int, seed: int) -> float:
-    """Seconds from the cut to the acknowledgement; inf: none within WITHIN_S."""
+    """Return the seconds from the cut to the acknowledgement; inf if there is none within WITHIN_S."""
     simulation = Simulation(drawn(setting, nodes, seed), seed, lambda text: None, keep=True)
     simulation.carry_out()
     rows = simulation.history.rows
@@ -99,7 +99,9 @@ def leaderless_s(setting: Setting, nodes: int, seed: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=30, metavar="N", help="of each size and setting (%(default)s)")
+    parser.add_argument(
+        "--draws", type=int, default=30, metavar="N", help="draws for each size and setting (%(default)s)"
+    )
     draws = parser.parse_args().draws
     rows = []
     for setting in SETTINGS:

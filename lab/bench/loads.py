@@ -1,4 +1,4 @@
-"""Sections throughput, closed and open: how many messages, and how long each takes."""
+"""Sections throughput, closed and open: rates of messages and their latencies."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lab.plan.scenario import Cluster, Load
 from lab.words import Duration, Target
 
 WINDOW = 20_000
-"""Messages of one client under way, for a pipelined load."""
+"""Messages in flight of one client, for a pipelined load."""
 WINDOW_BYTES = 16 << 20
-"""Of all clients; what keeps a window of large messages reasonable."""
+"""Limit of the bytes in flight of all clients together."""
 SHARES = (25, 50, 75, 90)
-"""Per cent of the measured maximum that an open loop sends."""
+"""Rates of the open loop, in per cent of the measured maximum."""
 FOLLOWERS: Target = (1, 2)
 MEASURED_MAXIMUM = "100 B, 1 client on the leader"
 
@@ -63,13 +63,13 @@ QUICK_CASES = (CASES[0], CASES[2], CASES[7])
 
 
 def count_of(case: Pipelined, quick: bool) -> int:
-    """Messages of one run: a second or two of work."""
+    """Return the number of messages of one run, which take one or two seconds."""
     most = 100_000 if quick else 400_000
     return max(most * 100 // max(case.size, 100), 4000)
 
 
 def throughput(into: Collected, runs: Runs, quick: bool) -> None:
-    """One round: every case once. Rate, cost, bytes written, memory."""
+    """Measure every case once: rate, CPU, bytes written, memory."""
     for case in QUICK_CASES if quick else CASES:
         cluster = Cluster(nodes=case.nodes, durability=case.durability)
         ran = runs.load("bench_throughput", case.load(count_of(case, quick)), cluster)
@@ -95,12 +95,12 @@ def _add_costs(into: Collected, section: str, name: str, ran: Ran, floor_name: s
 
 
 def _amplification(ran: Ran) -> float:
-    """Bytes that one node writes for a byte of payload, on average."""
+    """Return the average bytes that one node writes for a byte of payload."""
     return ran.written_bytes / ran.metrics.node_count / ran.metrics.load.payload_bytes
 
 
 def closed(into: Collected, runs: Runs, quick: bool) -> None:
-    """One round: clients that wait for each message before the next, on all nodes; a single one on the leader."""
+    """Measure clients with one message in flight each: one on the leader, or many on all nodes."""
     for clients in (1, 64) if quick else (1, 16, 64, 1000):
         name = "1 client" if clients == 1 else f"{clients} clients"
         via: Target = LEADER_OF_THREE if clients == 1 else "all"
@@ -117,7 +117,7 @@ def closed(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 def open_loop(into: Collected, runs: Runs, quick: bool) -> None:
-    """One round: messages at fixed times, at shares of the measured maximum, whatever the answers do."""
+    """Measure messages at fixed times, at shares of the maximum rate, independent of the acknowledgements."""
     most = _maximum(into, runs, quick)
     for share in _shares(quick):
         rate = most * share / 100
@@ -134,7 +134,7 @@ def _shares(quick: bool) -> Iterator[int]:
 
 
 def _maximum(into: Collected, runs: Runs, quick: bool) -> float:
-    """What the throughput section found; measured now where that was left out."""
+    """Return the maximum rate from the throughput section; measure it if that section was left out."""
     for figure in into.figures():
         if figure.key == ("throughput", MEASURED_MAXIMUM, "messages/s"):
             return figure.median

@@ -1,12 +1,12 @@
-"""The floor's processes, `python -m lab.bench.pipeline`: the same bytes on the same ways, and no protocol around them.
+"""The processes of section floor, `python -m lab.bench.pipeline`: the chat's data path without its protocol.
 
-A sender hands numbered texts to a leader; the leader makes the lines of the message log of them, appends them to a file
-and sends them to two followers, which append them to a file of theirs; each fdatasyncs what it has; what two of the
-three have is appended to a second file each and acknowledged. There are no terms, no elections, no sessions, no checks,
-no restart and no way for a follower to be late: what is left is what any such program has to do.
+A sender sends numbered texts to a leader. The leader encodes the lines of the message log, appends them to a file and
+sends them to two followers, which append them to files of their own. Each process fdatasyncs its file. Lines that two
+of the three processes have synced are appended to a second file in each process, and acknowledged. There are no terms,
+elections, sessions, checks, restarts or late followers: the rest is the work that any such program must do.
 
-Orders and answers are JSON lines (lab.live.children). Between the processes: u32 bytes of what follows | u32 messages
-in it and all before it | bytes. An answer is the second number alone.
+Orders and answers are JSON lines (lab.live.children). A frame between the processes is u32 number of bytes | u32 total
+number of messages so far, including this frame | bytes. An answer is the total number alone.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ HOST = "127.0.0.1"
 HEAD = struct.Struct("<II")
 COUNT = struct.Struct("<I")
 LINE_MESSAGES = 512
-"""Texts that a sender puts into one frame at most."""
+"""Maximum number of texts in one frame of a sender."""
 SEED = 7
 
 
 class Serve(Struct, frozen=True, tag_field="do", tag="serve"):
-    """Be a follower, or with `followers` the leader.
+    """Run as a follower, or as the leader if `followers` (their ports) is not empty.
 
-    folder: where its two files go. sync: fdatasync the first.
+    folder: directory of the two files. sync: whether to fdatasync the first file.
     """
 
     folder: str
@@ -52,7 +52,7 @@ class Serve(Struct, frozen=True, tag_field="do", tag="serve"):
 
 
 class Send(Struct, frozen=True, tag_field="do", tag="send"):
-    """Send messages to the leader, each client keeping so many without an answer, until `count` are acknowledged."""
+    """Send messages to the leader, `in_flight` of each client at a time, until `count` are acknowledged."""
 
     port: int
     clients: int
@@ -66,20 +66,20 @@ class Echo(Struct, frozen=True, tag_field="do", tag="echo"):
 
 
 class Cost(Struct, frozen=True, tag_field="do", tag="cost"):
-    """Tell the CPU seconds so far."""
+    """Return the CPU seconds of the process so far."""
 
 
 Order: TypeAlias = Serve | Send | Echo | Cost
 
 
 class Serving(Struct, frozen=True):
-    """Where it listens."""
+    """Answer to Serve and Echo: the port at which the process listens."""
 
     port: int
 
 
 class Sent(Struct, frozen=True):
-    """How long it took, and the median and 99th percentile of a frame's time to its answer."""
+    """Answer to Send: total time, median and 99th percentile of the time from a frame to its answer."""
 
     seconds: float
     p50_ms: float
@@ -87,16 +87,16 @@ class Sent(Struct, frozen=True):
 
 
 class Spent(Struct, frozen=True):
-    """CPU seconds of this process so far."""
+    """Answer to Cost: CPU seconds of this process so far."""
 
     cpu_s: float
 
 
 class Disk:
-    """Two files; one fdatasync at a time, in a thread of its own, covers all that was written to the first before it.
+    """The two files. A thread runs one fdatasync of the first file at a time, which covers all earlier writes.
 
     Args:
-        durable: gets, in the loop, how many messages are durable.
+        durable: called in the event loop with the number of durable messages.
     """
 
     def __init__(self, folder: Path, sync: bool, durable: Callable[[int], None]) -> None:
@@ -137,10 +137,10 @@ class Disk:
 
 
 class Frames(asyncio.Protocol):
-    """A connection on which frames come in.
+    """A connection that receives frames.
 
     Args:
-        on_frame: gets (connection, messages so far, bytes).
+        on_frame: called with (connection, number of messages so far, bytes).
     """
 
     def __init__(self, on_frame: Callable[[Frames, int, bytes], None]) -> None:
@@ -166,7 +166,7 @@ class Frames(asyncio.Protocol):
 
 
 class Answers(asyncio.Protocol):
-    """A connection on which numbers come back; the last one counts."""
+    """A connection that receives cumulative numbers of acknowledged messages."""
 
     def __init__(self, on_answer: Callable[[int], None]) -> None:
         self._on_answer = on_answer
@@ -186,7 +186,7 @@ class Answers(asyncio.Protocol):
 
 
 class Echoing(asyncio.Protocol):
-    """Sends back what comes."""
+    """A connection that echoes all bytes."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -197,7 +197,7 @@ class Echoing(asyncio.Protocol):
 
 
 class Server:
-    """Follower or leader."""
+    """A follower or the leader."""
 
     def __init__(self, order: Serve) -> None:
         self._disk = Disk(Path(order.folder), order.sync, self._on_durable)
@@ -207,14 +207,14 @@ class Server:
         """Messages durable here, and at each follower."""
         self._waiting: list[tuple[Frames, int, list[str]]] = []
         self._unacknowledged: deque[tuple[int, bytes, list[tuple[Frames, int]]]] = deque()
-        """(last message, bytes, who waits for which number) of each batch."""
+        """(number of the last message, bytes, [(connection, its last number)]) of each batch."""
         self._last = 0
         self._leader: Frames | None = None
         self._encode = msgspec.json.Encoder().encode_lines
         self._decode = msgspec.json.Decoder(list[str]).decode
 
     async def open(self) -> int:
-        """Returns the port at which it listens."""
+        """Connect to the followers, listen, and return the port."""
         loop = asyncio.get_running_loop()
         for index, port in enumerate(self._ports, 1):
             on_answer = partial(self._on_answer, index)
@@ -230,7 +230,7 @@ class Server:
         self._waiting.append((connection, upto, self._decode(data)))
 
     def _order(self) -> None:
-        """All that waits becomes one batch."""
+        """Encode all waiting texts as one batch, send it and write it."""
         waiting, self._waiting = self._waiting, []
         stamp, number, lines = round(time.time(), 3), self._last, []
         for _, upto, texts in waiting:
@@ -251,17 +251,17 @@ class Server:
         self._acknowledge()
 
     def _acknowledge(self) -> None:
-        """What a majority has is delivered here and told to those who wait for it."""
+        """Deliver the batches that a majority has synced, and acknowledge them."""
         reached = sorted(self._durable)[len(self._durable) // 2]
         bodies: list[bytes] = []
-        told: dict[Frames, int] = {}
+        answers: dict[Frames, int] = {}
         while self._unacknowledged and self._unacknowledged[0][0] <= reached:
             _, data, waiting = self._unacknowledged.popleft()
             bodies.append(data)
-            told.update(waiting)
+            answers.update(waiting)
         if bodies:
             self._disk.deliver(bodies)
-        for connection, upto in told.items():
+        for connection, upto in answers.items():
             connection.transport.write(COUNT.pack(upto))
 
     # ---- the follower ----------------------------------------------------------------------------
@@ -304,7 +304,7 @@ class Sender:
         return Sent(seconds, took[len(took) // 2] * 1e3, took[len(took) * 99 // 100] * 1e3)
 
     def take(self, wanted: int) -> int:
-        """So many of the messages that are left may be sent now."""
+        """Reserve up to `wanted` of the remaining messages; return their number."""
         count = min(wanted, self._left, LINE_MESSAGES)
         self._left -= count
         return count
@@ -321,7 +321,7 @@ class Sender:
 
 
 class Client:
-    """One connection; keeps its messages in flight."""
+    """One client connection, which keeps `in_flight` messages unanswered."""
 
     def __init__(self, sender: Sender, number: int) -> None:
         self._sender, self._number = sender, number
@@ -351,18 +351,18 @@ class Client:
 
 
 async def listen(protocol: Callable[[], asyncio.BaseProtocol]) -> int:
-    """Returns the port."""
+    """Listen at a free port and return it."""
     server = await asyncio.get_running_loop().create_server(protocol, HOST, 0)
     return int(server.sockets[0].getsockname()[1])
 
 
 def at_once(transport: asyncio.Transport) -> None:
-    """No waiting for the acknowledgement of the frame before."""
+    """Set TCP_NODELAY: send a frame without waiting for the acknowledgement of the one before it."""
     transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 async def main() -> None:
-    """Obey standard input until it ends."""
+    """Carry out the orders on standard input until it ends."""
     decode = msgspec.json.Decoder(Order).decode
     async for line in orders():
         order = decode(line)

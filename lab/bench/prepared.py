@@ -1,4 +1,4 @@
-"""Data directories that look as if their node had run for long: written straight with the product's storage."""
+"""Data directories of nodes with a long history, written directly with the product's storage."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BATCH = 1000
 
 
 def fill(folder: Path, node: NodeId, messages: int, *, size: int = 100, sessions: int = 1) -> None:
-    """Make the data directory of a node that has delivered so many messages and was stopped.
+    """Create the data directory of a node that has delivered so many messages and was stopped.
 
     Args:
         size: bytes of each payload.
-        sessions: that have sent them, in turn.
+        sessions: number of sessions that have sent the messages, in turn.
     """
     storage, _, _ = Storage.open(RealFiles(folder), node, durability="os")
     mark = Sealer(lambda: STAMP).mark(Mark(TERM, 1, 0))
@@ -53,7 +53,7 @@ def _snapshot(mark: Record, table: dict[str, tuple[int, SeqNo]], delivered: SeqN
 
 
 def batches(messages: int, size: int, sessions: int) -> Iterator[Record]:
-    """The sessions take turns, a run of messages each."""
+    """Yield batches in which the sessions take turns, with several messages in a row each."""
     sealer = Sealer(lambda: STAMP)
     run = max(1, min(BATCH, messages // sessions))
     texts = tuple(payloads(SEED, 1, 1, run, size))
@@ -73,7 +73,7 @@ def batches(messages: int, size: int, sessions: int) -> Iterator[Record]:
 
 
 def _last_uses(uses: list[SessionUse]) -> tuple[SessionUse, ...]:
-    """Each session once, by its last use."""
+    """Return the last use of each session, in the order of these uses."""
     latest: dict[str, SessionUse] = {}
     for use in uses:
         latest.pop(use.session, None)

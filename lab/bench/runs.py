@@ -1,4 +1,4 @@
-"""One live run for its figures: a scenario made in code, real nodes, real clients; the directory is not kept."""
+"""Live runs for measurements: scenarios made in code, with real nodes and clients. Run directories are removed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lab.words import Duration
 SEED = 7
 LOAD_PATIENCE = Duration(300)
 LEADER_OF_THREE = 3
-"""The highest id leads a fresh cluster."""
+"""The leader of a new cluster of three: the highest id."""
 THE_LOAD: tuple[Step, ...] = (
     LoadSwitch(switch="start"),
     Wait(until=UntilLoadDone(within=LOAD_PATIENCE)),
     Wait(until=UntilIdle(within=LOAD_PATIENCE)),
 )
-"""All of it, until every node has delivered it."""
+"""Send the whole load, and wait until every node has delivered it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,20 @@ class Ran:
 
     @property
     def written_bytes(self) -> int:
-        """By all nodes, to any file."""
+        """Bytes written by all nodes to any file."""
         return sum(use.written_bytes for use in self.meta.nodes.values())
 
     @property
     def rss_peak_bytes(self) -> int:
-        """Of the largest node."""
+        """Peak memory of the node that used most."""
         return max(use.rss_peak_bytes for use in self.meta.nodes.values())
 
 
 class Runs:
-    """Carries scenarios out, below one folder.
+    """Runs scenarios in one directory.
 
     Args:
-        tell: is handed a line about what is done.
+        tell: called with the name of each scenario.
     """
 
     def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
@@ -65,7 +65,7 @@ class Runs:
         cluster: Cluster | None = None,
         subscribers: int = 1,
     ) -> Scenario:
-        """A story of the benchmark."""
+        """Return a scenario for a measurement."""
         return Scenario(
             name=name,
             description="a measurement",
@@ -81,13 +81,13 @@ class Runs:
         use: Callable[[Ran], None],
         prepare: Callable[[RunDir], None] | None = None,
     ) -> None:
-        """Run it, hand what it left to `use`, and remove it.
+        """Run a scenario, call `use` with the result, and remove the run directory.
 
         Args:
-            prepare: may fill the nodes' data directories before they start.
+            prepare: called before the nodes start; may fill their data directories.
 
         Raises:
-            RunFailed: a message was not acknowledged, a step was missed, or the nodes did not become the same.
+            RunFailed: a message was not acknowledged, an expectation was missed, or the nodes did not converge.
         """
         self._tell(scenario.name)
         run = RunDir.create(self.folder, scenario.name, utc_stamp())
@@ -102,14 +102,18 @@ class Runs:
             shutil.rmtree(run.path)
 
     def load(self, name: str, load: Load, cluster: Cluster | None = None) -> Ran:
-        """The load and nothing else; its directory is gone when this returns."""
+        """Run a load without any other steps; the run directory is already removed when this returns."""
         kept: list[Ran] = []
         self.carry_out(self.scenario(name, load, cluster=cluster), kept.append)
         return kept[0]
 
 
 def check_run(scenario: Scenario, ran: Ran) -> None:
-    """A figure counts only when the run did what it should."""
+    """Check that the run did everything that its figures rely on.
+
+    Raises:
+        RunFailed: it did not.
+    """
     load, meta = ran.metrics.load, ran.meta
     missed = [each.text for each in meta.expectations if not each.met]
     if missed:
@@ -117,4 +121,4 @@ def check_run(scenario: Scenario, ran: Ran) -> None:
     if load.acknowledged < load.sent:
         raise RunFailed(f"{scenario.name}: {load.sent - load.acknowledged} of {load.sent} messages not acknowledged")
     if meta.convergence is None or not meta.convergence.reached:
-        raise RunFailed(f"{scenario.name}: the nodes did not become the same")
+        raise RunFailed(f"{scenario.name}: the nodes did not converge")

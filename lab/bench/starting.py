@@ -1,4 +1,4 @@
-"""Sections start, restart and idle: to the first acknowledgement, back from the disk, and with nothing to do."""
+"""Sections start, restart and idle: time to the first acknowledgement, time of a restart, CPU of idle nodes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from lab.words import Duration
 CLIENT = 9999
 REST = Duration(10)
 RESTART_SIZE = 16
-"""Bytes of payload in histories of ten million messages: what a start reads does not depend on it."""
+"""Bytes of payload in histories of up to ten million messages; a start does not read payloads."""
 
 
 def start(into: Collected, runs: Runs, quick: bool) -> None:
-    """One round: clusters that never ran, from the start of their processes to the first acknowledgement."""
+    """Measure new clusters from the start of their processes to the first acknowledgement."""
     for nodes in (1, 3) if quick else (1, 3, 5):
         hello = Send(clients=(Sender(client=CLIENT, messages=("hello",), via=nodes),))
         steps: tuple[Step, ...] = (Start(target="all"), hello)
@@ -45,7 +45,7 @@ def start(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 def idle(into: Collected, runs: Runs, quick: bool) -> None:
-    """One round: what three nodes cost that nobody asks for anything."""
+    """Measure the CPU use of three nodes without clients."""
     seconds = Duration(3) if quick else REST
 
     def use(ran: Ran) -> None:
@@ -59,7 +59,7 @@ def idle(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 def restart(into: Collected, runs: Runs, quick: bool) -> None:
-    """A node with no, a million and ten million messages behind it: from exec to its first answer, and its memory."""
+    """Measure restarts of a node with histories of up to ten million messages: time to its first answer, and memory."""
     sizes = (0, 100_000) if quick else (0, 1_000_000, 10_000_000)
     folders = {}
     place = Path(tempfile.mkdtemp(prefix="restart-", dir=runs.folder))
@@ -84,10 +84,10 @@ def restart(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 async def _start_alone(folder: Path) -> tuple[float, int]:
-    """Start a cluster of one on this data directory.
+    """Start a cluster of one node on this data directory.
 
     Returns:
-        seconds from exec to its first answer to STATUS, and its memory then.
+        (seconds from exec to its first answer to STATUS, its memory at that time in bytes)
     """
     held, lifeline = HeldPort(HOST), Lifeline()
     config = folder.with_suffix(".yml")

@@ -1,4 +1,4 @@
-"""Figures for people: one table, the targets below it, and beside each figure what it was in another measurement."""
+"""The figures of a measurement as a table, with targets, and next to the figures of another measurement."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tabulate import tabulate
 from lab.bench.figures import Bench, Figure, Target, judge
 
 CHANGED = 0.05
-"""Share by which a median must have moved to be called better or worse; and it must lie outside the other's spread."""
+"""Relative change of a median from which it counts as better or worse, if it is also outside the other's spread."""
 
 
 def render(bench: Bench, before: Bench | None = None) -> str:
-    """Everything, without a newline at its end."""
+    """Return all tables, without a newline at the end."""
     parts = [_head(bench), _figures(bench, before), _targets(bench)]
     return "\n\n".join(part for part in parts if part)
 
@@ -48,7 +48,7 @@ def _figures(bench: Bench, before: Bench | None) -> str:
 
 
 def compared(figure: Figure, before: Bench) -> str:
-    """`4.20, better` where the median has moved, and out of the other's spread; else the other median alone."""
+    """Return the other median, with `, better` or `, worse` if the median has changed beyond the other's spread."""
     other = before.find(*figure.key)
     if other is None:
         return "-"
@@ -93,7 +93,7 @@ def _tabulate(rows: Sequence[Sequence[str]], headers: Sequence[str], align: Sequ
 
 
 def number(value: float) -> str:
-    """Three digits that count, whole numbers in full."""
+    """Return a number with three significant digits; numbers from 100 on as whole numbers."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     if abs(value) >= 10:

@@ -1,6 +1,6 @@
 """Run one node as a mutant: python -m lab.mutants.broken_node --mutant NAME --config FILE …
 
-All other arguments, and the exit codes, are those of `python -m nodeproc`. An unknown mutant is exit code 2.
+All other arguments and the exit codes are those of `python -m nodeproc`. The exit code for an unknown mutant is 2.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nodeproc import __main__ as product
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Apply the mutant and run the node; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.mutants.broken_node", add_help=False, allow_abbrev=False)
     parser.add_argument("--mutant", required=True, metavar="NAME")
     options, others = parser.parse_known_args(arguments)

@@ -1,4 +1,4 @@
-"""All mutants, and how one is applied for a while or for good."""
+"""All mutants by name, and functions that apply one, temporarily or for the rest of the process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MUTANTS: Final[dict[str, Mutant]] = {name: each for part in PARTS for name, each
 
 
 def mutant(name: str) -> Mutant:
-    """The mutant of that name.
+    """Return the mutant with this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none; the text lists the names.
     """
     if name not in MUTANTS:
         raise ValueError(f"mutant {name!r}, allowed: {', '.join(MUTANTS)}")
@@ -31,15 +31,15 @@ def mutant(name: str) -> Mutant:
 
 
 UNSEEN: Final[dict[str, str]] = {
-    "M3": "links of a simulation open proven; tests of the handshake send wrong proofs",
+    "M3": "simulated links open authenticated; tests of the handshake send wrong proofs",
     "M5": "no fault changes a node's configured members; tests of recovery and of the handshake do",
 }
-"""Rule of docs/protocol.md that no mutant breaks -> why a simulation could not notice it, and who does."""
+"""Rule of docs/protocol.md without a mutant -> why a simulation could not notice one, and which tests would."""
 
 
 @contextmanager
 def mutated(name: str) -> Iterator[Mutant]:
-    """The product is this mutant inside the with block.
+    """Apply a mutant to the product inside the with block.
 
     Raises:
         ValueError: no mutant has this name.
@@ -53,7 +53,7 @@ def mutated(name: str) -> Iterator[Mutant]:
 
 
 def apply_for_good(name: str) -> None:
-    """For a process of its own: the product is this mutant until the process ends.
+    """Apply a mutant to the product for the rest of this process.
 
     Raises:
         ValueError: no mutant has this name.

@@ -17,7 +17,7 @@ CLIENTS: Final = Collection()
 
 
 def numbered_back(line: NodeLine | Shown, by: int) -> NodeLine | Shown:
-    """A node's line with the numbers that the session itself uses."""
+    """Return a node's line with the message numbers of the session itself."""
     match line:
         case Ack():
             return replace(line, n=max(line.n - by, 0))
@@ -29,7 +29,7 @@ def numbered_back(line: NodeLine | Shown, by: int) -> NodeLine | Shown:
     return line
 
 
-@CLIENTS.add("S5", "After a lost connection all that was sent and not acknowledged is sent under new numbers.")
+@CLIENTS.add("S5", "After a lost connection, unacknowledged messages are sent again under new numbers.")
 def client_gives_a_retry_a_new_n(patch: Patch) -> None:
     disconnected, received, next_chat = Session.disconnected, Session.received, Session._next_chat
     shifts: WeakKeyDictionary[Session, int] = WeakKeyDictionary()
@@ -54,7 +54,7 @@ def client_gives_a_retry_a_new_n(patch: Patch) -> None:
     patch.set(Session, "_next_chat", say)
 
 
-@CLIENTS.add("S4", "A message is reported as ok when it has been sent.")
+@CLIENTS.add("S4", "A message is reported as acknowledged when it has been sent.")
 def client_counts_sent_as_acknowledged(patch: Patch) -> None:
     right = Session._next_chat
 
@@ -66,7 +66,7 @@ def client_counts_sent_as_acknowledged(patch: Patch) -> None:
     patch.set(Session, "_next_chat", wrong)
 
 
-@CLIENTS.add("S6", "A subscriber that subscribes again, on another connection, asks for all behind the next message.")
+@CLIENTS.add("S6", "A subscriber that subscribes again on another connection skips one message.")
 def resubscription_skips_one(patch: Patch) -> None:
     right = Session._on_welcome
 

@@ -23,7 +23,7 @@ from nodeproc.errors import CorruptionError
 DISK: Final = Collection()
 
 
-@DISK.add("K3", "Recovery keeps all that the message log holds, whether the WAL proves it or not.")
+@DISK.add("K3", "Recovery keeps the whole message log, even lines that the WAL does not prove.")
 def unsynced_message_log_trusted(patch: Patch) -> None:
     right = recovery.compare_lines
 
@@ -34,7 +34,7 @@ def unsynced_message_log_trusted(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@DISK.add("K5", "What was read after an unclean end counts as durable, though it may stand in the cache only.")
+@DISK.add("K5", "Entries read after an unclean stop count as durable, although they may be in the cache only.")
 def tail_trusted_after_an_unclean_end(patch: Patch) -> None:
     right = Survey._durable_end
 
@@ -45,7 +45,7 @@ def tail_trusted_after_an_unclean_end(patch: Patch) -> None:
     patch.set(Survey, "_durable_end", wrong)
 
 
-@DISK.add("K3", "The message log's tail is left as it was read, and the next checkpoint vouches for it.")
+@DISK.add("K3", "The message log's tail stays as it was read, and the next checkpoint declares it durable.")
 def message_log_trusted_as_read(patch: Patch) -> None:
     right = recovery._repair_lines
 
@@ -57,12 +57,12 @@ def message_log_trusted_as_read(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@DISK.add("K3", "A WAL that ends before what the message log shows to be delivered is taken as it is.")
+@DISK.add("K3", "A WAL that ends before the delivered messages of the message log is accepted.")
 def message_log_cut_below_proof(patch: Patch) -> None:
     patch.everywhere(recovery._seq_no, lambda line: 0)
 
 
-@DISK.add("K2", "Nobody asks for a WAL file that is named and not there, if it is the newest.")
+@DISK.add("K2", "A missing WAL file that a claim names is not noticed if it is the newest.")
 def missing_newest_wal_accepted(patch: Patch) -> None:
     right = Survey._highest_claim
 
@@ -73,7 +73,7 @@ def missing_newest_wal_accepted(patch: Patch) -> None:
     patch.set(Survey, "_highest_claim", wrong)
 
 
-@DISK.add("K4", "A checkpoint drops WAL files whose messages are in the message log and not synced there.")
+@DISK.add("K4", "A checkpoint drops WAL files whose messages are not synced in the message log.")
 def checkpoint_without_syncing_the_message_log(patch: Patch) -> None:
     right = Storage.checkpoint
 
@@ -110,17 +110,17 @@ def _checkpoint_without(patch: Patch, **left_out: Any) -> None:
     patch.set(Storage, "_keep", wrong)
 
 
-@DISK.add("K4", "A checkpoint keeps no sessions.")
+@DISK.add("K4", "A checkpoint saves no sessions.")
 def checkpoint_without_sessions(patch: Patch) -> None:
     _checkpoint_without(patch, sessions={})
 
 
-@DISK.add("K4", "A checkpoint keeps the sessions and not their horizon.")
+@DISK.add("K4", "A checkpoint saves the sessions without their horizon.")
 def checkpoint_without_the_horizon(patch: Patch) -> None:
     _checkpoint_without(patch, horizon=0)
 
 
-@DISK.add("K4", "A checkpoint keeps neither term nor vote.")
+@DISK.add("K4", "A checkpoint saves neither term nor vote.")
 def checkpoint_forgets_the_vote(patch: Patch) -> None:
     right = Storage._keep
 
@@ -132,12 +132,12 @@ def checkpoint_forgets_the_vote(patch: Patch) -> None:
     patch.set(Storage, "_keep", wrong)
 
 
-@DISK.add("K1", "Checksums of records are neither made nor compared.")
+@DISK.add("K1", "Checksums of records are neither computed nor compared.")
 def records_without_checksums(patch: Patch) -> None:
     patch.set(records, "crc32", lambda data, value=0: 0)
 
 
-@DISK.add("K2", "Recovery leaves a torn tail where it is and writes behind it.")
+@DISK.add("K2", "Recovery keeps a torn tail and appends to it.")
 def torn_tail_kept(patch: Patch) -> None:
     right = Survey._anew
 
@@ -147,12 +147,12 @@ def torn_tail_kept(patch: Patch) -> None:
     patch.set(Survey, "_anew", wrong)
 
 
-@DISK.add("K6", "What is read for others is handed out whether its CRC is right or not.")
+@DISK.add("K6", "Records read for others are sent even if their CRC is wrong.")
 def rot_served(patch: Patch) -> None:
     patch.everywhere(records.is_intact, lambda head, body: True)
 
 
-@DISK.add("K6", "A damaged record that a follower needs ends the leader.")
+@DISK.add("K6", "The leader exits when a record that a follower needs is damaged.")
 def read_that_fails_ends_the_node(patch: Patch) -> None:
     right = Reading.records
 

@@ -25,7 +25,7 @@ from nodeproc.net.silence import Silence
 ELECTIONS: Final = Collection()
 
 
-@ELECTIONS.add("E4", "A vote is given whatever the candidate's position is.")
+@ELECTIONS.add("E4", "A node votes regardless of the candidate's position.")
 def vote_without_the_position_check(patch: Patch) -> None:
     right = election.on_vote_request
 
@@ -35,7 +35,7 @@ def vote_without_the_position_check(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@ELECTIONS.add("E4", "A node votes for everybody who asks in its term.")
+@ELECTIONS.add("E4", "A node votes for every candidate of its term.")
 def two_votes_in_one_term(patch: Patch) -> None:
     right = election.on_vote_request
 
@@ -47,7 +47,7 @@ def two_votes_in_one_term(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@ELECTIONS.add("E6", "A term that is taken over without a vote is not written down.")
+@ELECTIONS.add("E6", "A term that is adopted without a vote is not made durable.")
 def term_not_durable(patch: Patch) -> None:
     right = NodeState.pledge_term
 
@@ -59,7 +59,7 @@ def term_not_durable(patch: Patch) -> None:
     patch.set(NodeState, "pledge_term", wrong)
 
 
-@ELECTIONS.add("E4", "Only the memory has a vote; the disk has its term.")
+@ELECTIONS.add("E4", "A vote is kept in memory only; its term is durable.")
 def vote_not_durable(patch: Patch) -> None:
     right = NodeState.pledge_term
 
@@ -72,8 +72,8 @@ def vote_not_durable(patch: Patch) -> None:
 
 @ELECTIONS.add(
     "R5",
-    "What becomes durable after the term has moved on is acknowledged to the leader that ordered it, "
-    "and a vote looks only at what is durable.",
+    "Records that become durable in a later term are acknowledged to the leader that ordered them, "
+    "and a vote considers only durable records.",
 )
 def late_acknowledgement_and_vote_by_durable_position(patch: Patch) -> None:
     durable, request = ordering.on_durable, election.on_vote_request
@@ -90,7 +90,7 @@ def late_acknowledgement_and_vote_by_durable_position(patch: Patch) -> None:
 
     def by_durable(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
         written = state.log.position
-        given = state.term == msg.term and state.voted_for == sender  # It is not looked at again.
+        given = state.term == msg.term and state.voted_for == sender  # The vote is durable: no second check.
         state.log.position = msg.position if given else min(state.durable, written)
         try:
             request(state, sender, msg, now, fx)
@@ -110,7 +110,7 @@ def minority_elects(patch: Patch) -> None:
     patch.everywhere(election.count_votes, wrong)
 
 
-@ELECTIONS.add("E3", "Whom nobody of higher rank answers leads, and commits what its own disk has.")
+@ELECTIONS.add("E3", "A node that no higher-ranked node answers leads, and commits what its own disk has.")
 def classic_bully_without_majority(patch: Patch) -> None:
     patch.set(NodeState, "majority", property(lambda state: 1))
 
@@ -127,7 +127,7 @@ def heartbeats_not_answered(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@ELECTIONS.add("E2", "An OK is waited for again and again, however often it was in vain.", "liveness")
+@ELECTIONS.add("E2", "A node waits for an OK again and again, although no leader ever came of it.", "liveness")
 def ok_vetoes(patch: Patch) -> None:
     right = election.end_poll
 
@@ -138,7 +138,7 @@ def ok_vetoes(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@ELECTIONS.add("E1", "Who is asked in a poll takes over the term that it proposes.", "liveness")
+@ELECTIONS.add("E1", "A node that is asked in a poll adopts the proposed term.", "liveness")
 def proposed_term_taken_over(patch: Patch) -> None:
     right = election.on_election
 
@@ -151,20 +151,18 @@ def proposed_term_taken_over(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@ELECTIONS.add("F3", "A leader that hears no majority goes on leading.", "liveness")
+@ELECTIONS.add("F3", "A leader that hears no majority continues to lead.", "liveness")
 def leader_never_steps_down(patch: Patch) -> None:
-    # Only where a leader judges itself: what it says to VOTE_REQUEST is another rule.
+    # Only in the module where a leader checks itself: its answer to VOTE_REQUEST is another rule.
     patch.set(failure, "has_quorum", lambda state, leader, now: True)
 
 
-@ELECTIONS.add("L1", "A link on which nothing is acknowledged is never dialled anew.", "liveness")
+@ELECTIONS.add("L1", "A link on which nothing is acknowledged is never replaced by a new connection.", "liveness")
 def link_never_redialled(patch: Patch) -> None:
     patch.set(Silence, "look", lambda self, waits, heard: False)
 
 
-@ELECTIONS.add(
-    "E4", "A node that has just voted starts a poll of its own as soon as somebody of lower rank asks.", "liveness"
-)
+@ELECTIONS.add("E4", "A node that has just voted starts a poll as soon as a peer of lower rank asks.", "liveness")
 def poll_while_a_vote_has_its_time(patch: Patch) -> None:
     right = election.on_election
 
@@ -175,7 +173,7 @@ def poll_while_a_vote_has_its_time(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@ELECTIONS.add("E3", "A candidate counts its own vote, and asks for others', before that is durable.")
+@ELECTIONS.add("E3", "A candidate counts its own vote and asks for others before its vote is durable.")
 def own_vote_counted_before_durable(patch: Patch) -> None:
     right = election.become_candidate
 
@@ -189,12 +187,12 @@ def own_vote_counted_before_durable(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@ELECTIONS.add("F4", "A leader whose disk does not answer goes on leading.", "liveness")
+@ELECTIONS.add("F4", "A leader whose disk does not answer continues to lead.", "liveness")
 def leader_keeps_on_with_a_stalled_disk(patch: Patch) -> None:
     patch.everywhere(failure.others_are_ahead, lambda state, leader: False)
 
 
-@ELECTIONS.add("F2", "A leader is not suspected for its silence, however long.", "liveness")
+@ELECTIONS.add("F2", "A silent leader is never suspected.", "liveness")
 def silent_leader_never_suspected(patch: Patch) -> None:
     patch.everywhere(failure.allowed_silence, lambda state: FOREVER)
 
@@ -217,7 +215,7 @@ def vote_though_a_leader_is_heard(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-# ---- coming and coming back ------------------------------------------------------------------------------
+# ---- starting and returning ------------------------------------------------------------------------------
 
 
 @ELECTIONS.add("M1", "A starting node looks for a leader at once and waits for no member.", "liveness")
@@ -232,13 +230,13 @@ def starting_node_waits_for_nobody(patch: Patch) -> None:
     patch.set(Node, "start", wrong)
 
 
-@ELECTIONS.add("M2", "A leader makes room for a member of higher rank that has returned and caught up.", "liveness")
+@ELECTIONS.add("M2", "A leader steps down for a member of higher rank that has returned and caught up.", "liveness")
 def returning_node_takes_the_lead(patch: Patch) -> None:
     right = catchup.on_answer
 
-    def wrong(state: NodeState, leader: Leader, sender: NodeId, told: Position, now: float, fx: Effects) -> None:
-        right(state, leader, sender, told, now, fx)
-        if sender > state.node_id and told == state.log.position:
+    def wrong(state: NodeState, leader: Leader, sender: NodeId, durable: Position, now: float, fx: Effects) -> None:
+        right(state, leader, sender, durable, now, fx)
+        if sender > state.node_id and durable == state.log.position:
             become_follower(state, now, fx, f"node_{sender} has returned")
             state.poll_at = now + 2 * state.config.election_timeout
 

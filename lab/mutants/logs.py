@@ -40,7 +40,7 @@ def drop(state: NodeState, keep: Position, fx: Effects) -> None:
 # ---- acknowledging and counting -----------------------------------------------------------------
 
 
-@LOGS.add("R5", "A follower acknowledges what it has written, before it is durable.")
+@LOGS.add("R5", "A follower acknowledges records before they are durable.")
 def acknowledge_before_durable(patch: Patch) -> None:
     right = ordering.store
 
@@ -84,15 +84,15 @@ def count_all(patch: Patch, counts: Any) -> None:
     patch.everywhere(right, count)
 
 
-@LOGS.add("C1", "The leader counts a position of whatever term, also of a log that is no prefix of its own.")
+@LOGS.add("C1", "The leader counts positions of any term, even of logs that are no prefix of its own.")
 def commit_without_the_terms_mark_on_a_majority(patch: Patch) -> None:
     count_all(patch, lambda state, position: True)
 
 
-@LOGS.add("C1", "Messages of an earlier term are committed by their own copies, without the present term's mark.")
+@LOGS.add("C1", "Messages of an earlier term are committed by their copies alone, without the current term's mark.")
 def earlier_terms_committed_by_count_alone(patch: Patch) -> None:
     def own(state: NodeState, position: Position) -> bool:
-        """That log is a prefix of ours."""
+        """Return whether that log is a prefix of the leader's."""
         known = position.term == 0 or any(mark.term == position.term for mark in state.log.marks)
         return known and position.seq_no <= state.log.end_of(position.term)
 
@@ -109,7 +109,7 @@ def commit_seq_used_before_the_own_mark(patch: Patch) -> None:
     patch.everywhere(ordering.follow_commit, wrong)
 
 
-@LOGS.add("E6", "An APPENDED of an older term counts as one of the present term.")
+@LOGS.add("E6", "An APPENDED of an older term counts as one of the current term.")
 def stale_appended_counted(patch: Patch) -> None:
     right = Node._take
 
@@ -127,7 +127,7 @@ def stale_appended_counted(patch: Patch) -> None:
 # ---- ordering, appending and delivering ---------------------------------------------------------
 
 
-@LOGS.add("R3", "What waits for the next batch is packed in the order from its end.")
+@LOGS.add("R3", "Messages that wait for the next batch are packed in reverse order.")
 def batch_packed_backwards(patch: Patch) -> None:
     right = ordering.order
 
@@ -138,7 +138,7 @@ def batch_packed_backwards(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@LOGS.add("P1", "A follower is sent all that is new, however much is under way to it.")
+@LOGS.add("P1", "A follower is sent all new records, regardless of the bytes in flight.")
 def slow_follower_sent_without_limit(patch: Patch) -> None:
     right = ordering.append_as_leader
 
@@ -153,7 +153,7 @@ def slow_follower_sent_without_limit(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@LOGS.add("R4", "A record above a hole is appended as if the hole were not there.")
+@LOGS.add("R4", "A record above a hole is appended as if there were no hole.")
 def gap_in_the_log_accepted(patch: Patch) -> None:
     right = ordering.on_append
 
@@ -166,7 +166,7 @@ def gap_in_the_log_accepted(patch: Patch) -> None:
     patch.set(Log, "append", unchecked)
 
 
-@LOGS.add("R4", "A record is taken when the seq_no before it fits, whatever the term.")
+@LOGS.add("R4", "A record is accepted if the seq_no before it fits, whatever its term.")
 def record_taken_by_seq_no_alone(patch: Patch) -> None:
     right = ordering.on_append
 
@@ -179,7 +179,7 @@ def record_taken_by_seq_no_alone(patch: Patch) -> None:
     patch.set(Log, "append", unchecked)
 
 
-@LOGS.add("D1", "A node delivers what is durable on its own disk, committed or not.")
+@LOGS.add("D1", "A node delivers records that are durable on its own disk, committed or not.")
 def delivery_before_commit(patch: Patch) -> None:
     right = ordering.on_durable
 
@@ -194,7 +194,7 @@ def delivery_before_commit(patch: Patch) -> None:
 # ---- catching up and truncating -----------------------------------------------------------------
 
 
-@LOGS.add("R1", "The fork is the smaller of the last seq_nos, whatever terms they are of.")
+@LOGS.add("R1", "The fork is the smaller of the two last seq_nos, regardless of their terms.")
 def fork_is_a_bare_seq_no(patch: Patch) -> None:
     def wrong(self: Log, marks: Any, last_seq: int) -> Position:
         seq_no = min(last_seq, self.position.seq_no)
@@ -204,7 +204,7 @@ def fork_is_a_bare_seq_no(patch: Patch) -> None:
     patch.set(Log, "fork", wrong)
 
 
-@LOGS.add("R2", "A RESUME drops records of the present term too.")
+@LOGS.add("R2", "A RESUME drops records of the current term too.")
 def resume_truncates_a_log_of_this_term(patch: Patch) -> None:
     right = catchup.on_resume
 
@@ -217,7 +217,7 @@ def resume_truncates_a_log_of_this_term(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@LOGS.add("R2", "A RESUME is obeyed whatever CATCH_UP it answers, and whatever term it is of.")
+@LOGS.add("R2", "A RESUME of any term is obeyed, regardless of the CATCH_UP that it answers.")
 def stale_resume_obeyed(patch: Patch) -> None:
     take, right = Node._take, catchup.on_resume
 
@@ -236,7 +236,7 @@ def stale_resume_obeyed(patch: Patch) -> None:
     patch.everywhere(right, any_request)
 
 
-@LOGS.add("R2", "The fork is where the last common term began, and a node drops even what it has delivered.")
+@LOGS.add("R2", "The fork is the start of the last common term, and a node drops even delivered records.")
 def truncation_below_commit_accepted(patch: Patch) -> None:
     fork, right = Log.fork, catchup.on_resume
 
@@ -262,8 +262,8 @@ def truncation_below_commit_accepted(patch: Patch) -> None:
 
 @LOGS.add(
     "R2",
-    "A term without a vote is taken over before it is durable, and an fdatasync begun before a truncation counts for "
-    "what is written after it at the same seq_nos.",
+    "A term without a vote is adopted before it is durable, and an fdatasync that began before a truncation counts for "
+    "records written after it at the same seq_nos.",
 )
 def fsync_before_a_truncation_counts(patch: Patch) -> None:
     right, durable, take = catchup.on_resume, ordering.on_durable, Node._take

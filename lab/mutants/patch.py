@@ -1,4 +1,4 @@
-"""What a mutant is, and how it replaces parts of the product and puts them back."""
+"""Mutant, the description of one broken rule, and Patch, which replaces parts of the product and restores them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Patch:
 
     def __init__(self) -> None:
         self.changes: list[tuple[object, str, object]] = []
-        """(owner, name, what was there), in the order of the changes."""
+        """(owner, name, previous value), in the order of the changes."""
 
     def set(self, owner: object, name: str, value: object) -> None:
-        """Replace an attribute that the owner itself has."""
+        """Replace an attribute of the owner itself, not one that it inherits."""
         assert name in vars(owner), f"{owner!r} has no {name!r}"
         before = vars(owner)[name]
         assert before is not value, f"{owner!r}: {name!r} is that already"
@@ -26,7 +26,7 @@ class Patch:
         setattr(owner, name, value)
 
     def everywhere(self, function: Callable[..., object], value: object) -> None:
-        """Replace a function of the product in its own module and in all that have imported it by its name."""
+        """Replace a function of the product in its own module and in all modules that have imported it by name."""
         places = [
             (module, name)
             for at, module in sorted(sys.modules.items())
@@ -39,7 +39,7 @@ class Patch:
             self.set(module, name, value)
 
     def undo(self) -> None:
-        """Put back everything, the latest change first."""
+        """Restore all previous values, the latest change first."""
         while self.changes:
             owner, name, before = self.changes.pop()
             setattr(owner, name, before)
@@ -49,8 +49,8 @@ class Patch:
 class Mutant:
     """The product with one rule of docs/protocol.md broken.
 
-    says: what it does wrong.
-    kind: what suffers: what must never happen, or what must happen in the end.
+    says: a description of the wrong behaviour.
+    kind: whether the broken rule is one of safety or of liveness.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Mutant:
 
 
 class Collection(dict[str, Mutant]):
-    """Mutants by name; each is a function that breaks the rule."""
+    """Mutants by name, each made from a function that breaks a rule."""
 
     def add(
         self, rule: str, says: str, kind: Kind = "safety"
     ) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-        """Decorator of a mutant's function, which lends it its name."""
+        """Return a decorator that adds a mutant with the name of the decorated function."""
 
         def take(function: Callable[[Patch], None]) -> Callable[[Patch], None]:
             name = function.__name__

@@ -47,7 +47,7 @@ def gap_in_n_accepted(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@SESSIONS.add("S3", "What dropped records had put into the session table stays there.")
+@SESSIONS.add("S3", "The session table is not rolled back when records are dropped.")
 def session_table_not_rolled_back(patch: Patch) -> None:
     right = Sessions.rebuild
 
@@ -68,7 +68,7 @@ def sessions_lost_at_restart(patch: Patch) -> None:
     patch.set(Node, "recover", classmethod(wrong))
 
 
-@SESSIONS.add("S3", "Sessions are dropped from the table without a horizon: an old one is taken for a new one.")
+@SESSIONS.add("S3", "Sessions are dropped from the table without a horizon, so that an old one counts as new.")
 def eviction_without_horizon(patch: Patch) -> None:
     right = Sessions.delivered
 
@@ -80,22 +80,22 @@ def eviction_without_horizon(patch: Patch) -> None:
     patch.set(Sessions, "delivered", wrong)
 
 
-@SESSIONS.add("S1", "A session's public id is its token: everybody who reads the log can go on in the session.")
+@SESSIONS.add("S1", "A session's public id is its token, so that any reader of the log can use the session.")
 def token_in_every_msg_id(patch: Patch) -> None:
     patch.everywhere(lines.session_of, lambda token: token)
 
 
-@SESSIONS.add("S3", "One address may begin any number of sessions: whoever likes makes the cluster forget all others.")
+@SESSIONS.add("S3", "One address may begin any number of sessions, and so flush all others from the table.")
 def session_table_flushed_by_anybody(patch: Patch) -> None:
     patch.set(Clients, "begin_session", lambda self, session, address: True)
 
 
-@SESSIONS.add("S7", "A node goes on reading from clients, however much of theirs it could not pass on.")
+@SESSIONS.add("S7", "A node keeps reading from clients although it cannot forward their messages.")
 def client_always_read(patch: Patch) -> None:
     patch.set(ClientConnection, "hold", lambda self, held: None)
 
 
-@SESSIONS.add("M4", "A node whose disk was lost votes and counts at once, under whatever identity it comes.")
+@SESSIONS.add("M4", "A node whose disk was lost votes and counts at once, with any identity.")
 def wiped_disk_votes(patch: Patch) -> None:
     right = Node.recover
 
@@ -114,7 +114,7 @@ def wiped_disk_votes(patch: Patch) -> None:
     patch.everywhere(membership.admit, admit)
 
 
-@SESSIONS.add("M6", "A node whose data is older than what it promised goes on as if it had promised nothing.")
+@SESSIONS.add("M6", "A node whose data is older than its promises continues as if it had promised nothing.")
 def older_copy_accepted(patch: Patch) -> None:
     patch.everywhere(membership.stale_data, lambda state, promised, by: "")
 
@@ -141,7 +141,7 @@ def rebuilding_node_votes(patch: Patch) -> None:
         patch.everywhere(right, as_member(right))
 
 
-@SESSIONS.add("M4", "What a node acknowledges while it is being rebuilt counts.")
+@SESSIONS.add("M4", "Acknowledgements of a node that is being rebuilt count.")
 def learners_acknowledgement_counted(patch: Patch) -> None:
     right = ordering.majority_position
 
@@ -155,7 +155,7 @@ def learners_acknowledgement_counted(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@SESSIONS.add("M4", "A rebuilt node is a member again as soon as it has caught up.")
+@SESSIONS.add("M4", "A rebuilt node is readmitted as soon as it has caught up.")
 def readmission_too_early(patch: Patch) -> None:
     right = membership.tick_learners
 
@@ -168,12 +168,12 @@ def readmission_too_early(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@SESSIONS.add("M4", "Whatever MEMBERS says of an identity is taken, newer or older.", "liveness")
+@SESSIONS.add("M4", "MEMBERS replaces known identities, even by older ones.", "liveness")
 def older_members_taken(patch: Patch) -> None:
     patch.set(Known, "newer_than", lambda self, other: self != other)
 
 
-@SESSIONS.add("M4", "Only the memory knows by which data directory a member is known.")
+@SESSIONS.add("M4", "The identities of the members' data directories are kept in memory only.")
 def identities_not_on_disk(patch: Patch) -> None:
     def wrong(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:
         state.identities[member] = known

@@ -1,1 +1,1 @@
-"""Looking for seeds that hurt: what a simulated run has reached, and what none has."""
+"""Search for failures in simulations: random scenarios, shrinking, coverage, and exploration within bounds."""

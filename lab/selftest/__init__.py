@@ -1,1 +1,1 @@
-"""Does the lab find what it is there for? The product with one rule broken at a time."""
+"""The selftest: shows for each mutant whether the checks notice the broken rule."""

@@ -1,9 +1,9 @@
-"""`run_lab.py selftest`: are the checks good for anything? Break one rule of the product at a time, and see.
+"""`run_lab.py selftest`: break one rule of the product at a time and show whether the checks notice.
 
-A mutant is caught when a simulation of it breaks an invariant; one that hurts liveness has to break A9. Those with a
-story (lab.selftest.stories) are played in it, the others in drawn seeds from 0 on, until one fails. What failed is made
-small (lab.search.shrink), so that what a broken rule leads to can be read. With --live a few are also started as real
-nodes. Ends with 1 if a mutant escapes.
+A mutant is caught if a simulation of it breaks an invariant; a liveness mutant must break A9. Mutants with a story
+(lab.selftest.stories) are simulated in it, the others in the scenarios of random seeds from 0 on, until one fails. The
+failing scenario is shrunk (lab.search.shrink), so that the consequence of the broken rule is easy to read. With --live
+some mutants also run as real nodes. The exit code is 1 if a mutant escapes.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from lab.selftest.stories import SEEDS, story
 from lab.words import Duration
 
 DRAWN: Final = 2000
-"""Seeds that are drawn for one mutant, at most."""
+"""Maximum number of random seeds for one mutant."""
 LIVE: Final = ("commit_seq_used_before_the_own_mark", "leader_never_steps_down", "sessions_lost_at_restart")
-"""Mutants whose stories are also played on real nodes with --live."""
+"""Mutants whose stories also run on real nodes with --live."""
 LIVE_TRIES: Final = 3
-"""Real time has chance in it; most often the first try catches."""
+"""Number of live runs; timing varies, and most mutants are caught in the first one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caught:
-    """How a mutant was found out.
+    """How a mutant was caught.
 
-    seeds: how many were played, the last of which failed. seconds: that took, of the wall clock.
+    seeds: number of simulated seeds, the last of which failed. seconds: wall-clock time.
     """
 
     scenario: Scenario
@@ -57,10 +57,10 @@ class Caught:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What has become of one mutant.
+    """The result of one mutant.
 
-    caught: None: it escaped. small: what is left of the scenario; None: it was not shrunk. live: the check that failed
-    on real nodes; "": none did, "-": it was not tried.
+    caught: None if it escaped. small: the shrunk scenario; None if it was not shrunk. live: the check that failed on
+    real nodes; "" if none did, "-" if it was not tried.
     """
 
     mutant: Mutant
@@ -80,22 +80,22 @@ class Row:
 
 
 def counts(mutant: Mutant, invariant: str) -> bool:
-    """Whether that invariant is one that the mutant may be caught by."""
+    """Return whether breaking this invariant counts as catching the mutant."""
     return mutant.kind == "safety" or invariant == "A9"
 
 
 def catch(mutant: Mutant, seeds: int, jobs: int, time_limit: float | None, *, drawn: bool) -> Row:
-    """Play a mutant until it is caught.
+    """Simulate a mutant until it is caught.
 
     Args:
-        seeds: at most so many drawn ones.
-        time_limit: no drawn seed is begun after so many seconds.
-        drawn: pass its story over.
+        seeds: maximum number of random seeds.
+        time_limit: no random seed is started after so many seconds.
+        drawn: use random seeds even if the mutant has a story.
     """
     begun = time.monotonic()
-    told = None if drawn else story(mutant.name)
-    if told is not None:
-        return _catch_in_story(mutant, told, begun)
+    scenario = None if drawn else story(mutant.name)
+    if scenario is not None:
+        return _catch_in_story(mutant, scenario, begun)
     first = 0
     while first < seeds:
         left = None if time_limit is None else max(time_limit - (time.monotonic() - begun), 0.0)
@@ -117,17 +117,17 @@ def catch(mutant: Mutant, seeds: int, jobs: int, time_limit: float | None, *, dr
     return Row(mutant, None, first, time.monotonic() - begun)
 
 
-def _catch_in_story(mutant: Mutant, told: Scenario, begun: float) -> Row:
+def _catch_in_story(mutant: Mutant, scenario: Scenario, begun: float) -> Row:
     for number, seed in enumerate(SEEDS, 1):
-        failure = play(told, seed, mutant.name)
+        failure = play(scenario, seed, mutant.name)
         if failure is not None and counts(mutant, failure.invariant):
             seconds = time.monotonic() - begun
-            return Row(mutant, Caught(told, seed, failure, "story", number, seconds), number, seconds)
+            return Row(mutant, Caught(scenario, seed, failure, "story", number, seconds), number, seconds)
     return Row(mutant, None, len(SEEDS), time.monotonic() - begun)
 
 
 def shrink_row(row: Row, out: Path) -> Row:
-    """Shrink what caught a mutant and write what is left of it."""
+    """Shrink the scenario that caught a mutant and write the result to a file."""
     caught = row.caught
     assert caught is not None
     small = shrink(caught.scenario, caught.seed, row.mutant.name, failure=caught.failure)
@@ -136,23 +136,23 @@ def shrink_row(row: Row, out: Path) -> Row:
 
 
 def play_live(row: Row, out: Path) -> Row:
-    """Start real nodes as the mutant, in its story."""
-    told = story(row.mutant.name)
-    assert told is not None, row.mutant.name
+    """Run the mutant's story on real nodes."""
+    scenario = story(row.mutant.name)
+    assert scenario is not None, row.mutant.name
     how = runs.How(mutant=row.mutant.name)
     for seed in range(1, LIVE_TRIES + 1):
-        result = runs.run_once(told, seed, out, how)
+        result = runs.run_once(scenario, seed, out, how)
         if result.exit_code in (runs.BROKEN, runs.MISSED) and result.verdict is not None:
             broken = [check.name for check in result.verdict.checks if check.result == "FAIL"]
             return replace(row, live=", ".join(broken) or "expectation")
     return replace(row, live="")
 
 
-# ---- telling --------------------------------------------------------------------------------------------
+# ---- output ---------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line a mutant, and below it the medians."""
+    """Return the table of results, one line for each mutant."""
     columns = ("mutant", "rule", "caught by", "in", "seeds", "s", "steps", "nodes", "live")
     cells = [
         (
@@ -173,7 +173,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> Iterator[str]:
-    """What there is to say below the table."""
+    """Yield the lines below the table: totals, medians, and the mutants that escaped."""
     escaped = [row.mutant.name for row in rows if row.escaped]
     seeds, seconds = (statistics.median(values) for values in ([r.seeds for r in rows], [r.seconds for r in rows]))
     yield f"{len(rows) - len(escaped)} of {len(rows)} mutants caught; median {seeds:g} seeds, {seconds:.2f} s"
@@ -198,19 +198,19 @@ def _line(row: Row) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py selftest`."""
-    parser.epilog = "Ends with 0 when every mutant is caught, 1 when one escapes. docs/teaching.md explains it."
+    parser.epilog = "Exit codes: 0 every mutant is caught, 1 one escapes. docs/teaching.md explains the mutants."
     parser.add_argument("--only", metavar="NAME", nargs="+", default=list(MUTANTS), help="only these mutants (all)")
     parser.add_argument(
         "--jobs", metavar="J", type=runs.positive, default=_processors(), help="processes (%(default)s)"
     )
     parser.add_argument(
-        "--seeds", metavar="MAX", type=runs.positive, default=DRAWN, help="drawn for a mutant at most (%(default)s)"
+        "--seeds", metavar="MAX", type=runs.positive, default=DRAWN, help="limit of random seeds a mutant (%(default)s)"
     )
-    parser.add_argument("--time-limit", metavar="T", type=_time, help="for each mutant's drawn seeds, such as 90s")
-    parser.add_argument("--drawn", action="store_true", help="only drawn seeds, no stories: how often do they catch?")
-    parser.add_argument("--no-shrink", action="store_true", help="leave the failing scenarios as they are")
-    parser.add_argument("--live", action="store_true", help=f"on real nodes too: {', '.join(LIVE)}")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for scenarios, runs (results/)")
+    parser.add_argument("--time-limit", metavar="T", type=_time, help="for each mutant's random seeds, such as 90s")
+    parser.add_argument("--drawn", action="store_true", help="use random seeds instead of stories")
+    parser.add_argument("--no-shrink", action="store_true", help="do not shrink the failing scenarios")
+    parser.add_argument("--live", action="store_true", help=f"also run on real nodes: {', '.join(LIVE)}")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for shrunk/ and runs (results/)")
 
 
 def _processors() -> int:
@@ -225,7 +225,7 @@ def _time(text: str) -> float:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Examine the mutants and tell what became of them."""
+    """Examine the selected mutants and print the results; return the exit code."""
     unknown = [name for name in options.only if name not in MUTANTS]
     if unknown:
         print(f"mutant {unknown[0]!r}, allowed: {', '.join(MUTANTS)}", file=sys.stderr)
@@ -237,7 +237,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def examine(mutants: Sequence[Mutant], options: argparse.Namespace) -> list[Row]:
-    """Catch them one after the other; what caught them is shrunk meanwhile, in other processes."""
+    """Catch the mutants one after the other, and shrink the failing scenarios in other processes meanwhile."""
     rows: list[Row] = []
     small: dict[int, Future[Row]] = {}
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:

@@ -1,7 +1,7 @@
-"""Stories: for a mutant that drawn seeds seldom catch, a scenario that heads for what it does wrong.
+"""Stories: scenarios for mutants that random seeds seldom catch, each leading to the situation of the broken rule.
 
-The product itself passes each of them. What happens in one is in its description; the times in it are such that the one
-moment comes in which the broken rule counts.
+The unchanged product passes every story. The description in the file explains the story; its times are chosen so that
+the situation arises.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lab.plan.scenario import Scenario
 
 STORIES: Final = Path(__file__).parent / "stories"
 SEEDS: Final = range(1, 21)
-"""With these a story is played until it catches its mutant; most do with the first."""
+"""Seeds with which a story is simulated until it catches its mutant; most stories need only the first."""
 
 
 def story_path(mutant: str) -> Path:
@@ -22,11 +22,11 @@ def story_path(mutant: str) -> Path:
 
 
 def story(mutant: str) -> Scenario | None:
-    """The mutant's story; None: it has none, drawn seeds catch it."""
+    """Return the mutant's story; None if it has none, because random seeds catch it."""
     path = story_path(mutant)
     return plan.load(path) if path.is_file() else None
 
 
-def told() -> list[str]:
-    """Mutants that have a story, in order of the alphabet."""
+def mutants_with_story() -> list[str]:
+    """Return the names of the mutants with a story, sorted."""
     return sorted(path.stem for path in STORIES.glob("*.yml"))

@@ -1,1 +1,1 @@
-"""Telling people: tables and files made from verdicts and metrics."""
+"""Presentation of runs: tables, junit.xml, diagrams and summary pages."""

@@ -15,11 +15,11 @@ from lab.search.failure import play
 from lab.search.shrink import shrink
 from lab.selftest import selftest
 from lab.selftest.selftest import LIVE, counts
-from lab.selftest.stories import SEEDS, story, story_path, told
+from lab.selftest.stories import SEEDS, mutants_with_story, story, story_path
 from nodeproc.core import failure as product_failure
 
 MOST_STEPS = 12
-each_story = pytest.mark.parametrize("name", told())
+each_story = pytest.mark.parametrize("name", mutants_with_story())
 
 
 def harmless(patch: Patch) -> None:
@@ -36,8 +36,8 @@ def nothing_broken(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_stories_are_told_of_mutants_that_there_are() -> None:
-    assert set(told()) <= set(MUTANTS)
-    assert set(LIVE) <= set(told())
+    assert set(mutants_with_story()) <= set(MUTANTS)
+    assert set(LIVE) <= set(mutants_with_story())
 
 
 @each_story

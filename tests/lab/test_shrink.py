@@ -153,11 +153,11 @@ SEND = Send(clients=(Sender(client=1, messages=1, via=2),))
         ((Kill(target=(1, 2, 3)), Start(target="all")), True),
     ],
 )
-def test_what_is_sound(steps: tuple[Step, ...], sound: bool) -> None:
+def test_the_protocols_assumptions(steps: tuple[Step, ...], sound: bool) -> None:
     assert within_assumptions(steps, nodes=3) is sound
 
 
-def test_every_drawn_scenario_is_sound_and_written_briefly_the_same() -> None:
+def test_every_drawn_scenario_keeps_the_assumptions_and_is_written_briefly_the_same() -> None:
     for seed in range(60):
         scenario = draw(seed)
         assert within_assumptions(scenario.steps, scenario.cluster.nodes), seed
@@ -214,22 +214,22 @@ def test_steps_that_go_together_are_left_out_together() -> None:
 
 @pytest.mark.parametrize(("seconds", "rounder"), [(0.347, 0.3), (1.9, 2.0), (0.0004, 0.0), (9.0, 10.0), (0.05, 0.05)])
 def test_a_nice_number(seconds: float, rounder: float) -> None:
-    assert round_duration(seconds) == pytest.approx(rounder)
+    assert nice(seconds) == pytest.approx(rounder)
 
 
-def test_every_plainer_scenario_differs() -> None:
+def test_every_reduced_scenario_differs() -> None:
     for seed in range(30):
         scenario = draw(seed)
-        plainer = [
+        reduced = [
             *reduced_load(scenario),
             *(structs.replace(scenario, steps=s) for s in reduced_steps(scenario.steps)),
         ]
-        assert plainer and scenario not in plainer
-        assert any(each.cluster == Cluster(nodes=scenario.cluster.nodes) for each in _plainest(scenario))
+        assert reduced and scenario not in reduced
+        assert any(each.cluster == Cluster(nodes=scenario.cluster.nodes) for each in _reductions(scenario))
 
 
-def _plainest(scenario: Scenario) -> list[Scenario]:
-    """Everything that making the cluster plainer again and again comes to."""
+def _reductions(scenario: Scenario) -> list[Scenario]:
+    """Return the scenario and its cluster reductions, each the first new one of the scenario before it."""
     found, left = [scenario], [scenario]
     while left:
         left = [each for each in reduced_cluster(left[0]) if each not in found][:1]
