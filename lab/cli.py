@@ -37,18 +37,16 @@ from lab.runs import (
     How,
     Progress,
     Result,
-    count,
     judge,
     near,
-    positive,
     run_once,
-    seed,
     seed_of,
     size_text,
     summary_row,
     worst,
 )
 from lab.show import colour
+from lab.values import count, positive, seed
 
 if TYPE_CHECKING:
     from lab.plan.choosing import Chosen

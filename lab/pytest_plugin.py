@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from lab import runs
+from lab import runs, values
 
 if TYPE_CHECKING:
     from lab.plan.scenario import Scenario
@@ -30,8 +30,8 @@ PYTEST_S_OWN = ("filterwarnings", "parametrize", "skip", "skipif", "tryfirst", "
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lab", "scenarios of the chat lab")
     group.addoption("--lab-sim", action="store_true", help="run scenarios in virtual time, in this process")
-    group.addoption("--lab-seed", metavar="S", type=runs.seed, help="seed of a scenario's first run; each next adds 1")
-    group.addoption("--lab-repeat", metavar="N", type=runs.positive, default=1, help="run each scenario N times")
+    group.addoption("--lab-seed", metavar="S", type=values.seed, help="seed of the first run; each next run adds 1")
+    group.addoption("--lab-repeat", metavar="N", type=values.positive, default=1, help="run each scenario N times")
     group.addoption("--lab-out", metavar="DIR", type=Path, help="where run directories go (results/ in the rootdir)")
     parser.addini(DIRECTORIES, "directories whose .yml files are scenarios", type="args", default=["scenarios"])
 

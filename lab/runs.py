@@ -1,4 +1,4 @@
-"""Run one scenario and judge its run directory; exit codes and parsers of option values that all commands share.
+"""Run one scenario and judge its run directory; the exit codes that all commands share.
 
     result = run_once(scenario, seed, RESULTS, How(sim=True))
     result.exit_code == PASS
@@ -9,7 +9,6 @@ The exit codes are those of run_lab.py: 0 pass, 1 an invariant is broken, 2 unde
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import random
 import shlex
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lab.values import SEED_MAX
 
 if TYPE_CHECKING:
     from lab.check.metrics import Metrics
@@ -34,7 +35,6 @@ RESULTS = ROOT / "results"
 
 PASS, BROKEN, UNDECIDED, MISSED, USAGE, HARNESS, INTERRUPTED = 0, 1, 2, 3, 64, 70, 130
 WORST_FIRST = (INTERRUPTED, USAGE, BROKEN, HARNESS, MISSED, UNDECIDED, PASS)
-SEED_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,31 +134,6 @@ def summary_row(result: Result) -> RunRow:
     return stepsummary.row_of(
         result.scenario, result.seed, directory, result.verdict, result.metrics, result.problem, result.again
     )
-
-
-# ---- options ------------------------------------------------------------------------------------
-
-
-def positive(text: str) -> int:
-    """Parse an option's value: 1 or more."""
-    return whole_number(text, 1, "1 or more")
-
-
-def count(text: str) -> int:
-    """Parse an option's value: 0 or more."""
-    return whole_number(text, 0, "0 or more")
-
-
-def seed(text: str) -> int:
-    """Parse an option's value: a seed."""
-    return whole_number(text, 0, f"0..{SEED_MAX}")
-
-
-def whole_number(text: str, least: int, allowed: str, most: int = SEED_MAX) -> int:
-    """Parse a whole number from `least` to `most`; `allowed` describes the bounds in the error message."""
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed {allowed}")
-    return int(text)
 
 
 # ---- run and judge ------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.bootstrap": (),
     "lab.words": ("nodeproc",),
     "lab.payloads": (),
+    "lab.values": ("lab.words", "lab.plan"),
     "lab.rows": ("lab.payloads",),
     "lab.rundir": ("lab.rows",),
     "lab.steps": ("lab.steps", "lab.words", "lab.payloads", "lab.rows", "nodeproc"),
@@ -73,7 +74,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.live": ("lab.live", "lab.course", *BELOW_THE_COURSE),
     "lab.sim": ("lab.sim", "lab.course", *BELOW_THE_COURSE),
     "lab.check": ("lab.check", *BELOW_THE_COURSE),
-    "lab.show": ("lab.show", "lab.check", "lab.rundir", "lab.rows"),
+    "lab.show": ("lab.show", "lab.check", "lab.values", "lab.rundir", "lab.rows"),
     "lab.search": (
         "lab.search",
         "lab.sim",
@@ -82,10 +83,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.check",
         "lab.mutants",
         "lab.runs",
+        "lab.values",
         *BELOW_THE_COURSE,
     ),
     "lab.mutants": ("lab.mutants", "nodeproc"),
-    "lab.selftest": ("lab.selftest", "lab.search", "lab.mutants", "lab.runs", *BELOW_THE_COURSE),
+    "lab.selftest": ("lab.selftest", "lab.search", "lab.mutants", "lab.runs", "lab.values", *BELOW_THE_COURSE),
     "lab.bench": ("lab", "nodeproc"),
     "lab.runs": (
         "lab.show",
@@ -94,11 +96,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.sim",
         "lab.live",
         "lab.course",
+        "lab.values",
         *BELOW_THE_COURSE,
     ),
     "lab.byhand": ("nodeproc",),
     "lab.cli": ("lab", "nodeproc"),
-    "lab.pytest_plugin": ("lab.runs", "lab.show", *BELOW_THE_COURSE),
+    "lab.pytest_plugin": ("lab.runs", "lab.values", "lab.show", *BELOW_THE_COURSE),
     "run_lab": ("lab",),
 }
 """Package or module -> the packages and modules of this project that it may import. The longest key that fits counts.

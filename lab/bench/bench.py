@@ -20,10 +20,9 @@ from lab.bench.figures import Bench, Collected, decode, encode
 from lab.bench.runs import Runs
 from lab.course.manifest import host, versions
 from lab.steps.machine import RunFailed
+from lab.runs import HARNESS, RESULTS, USAGE
 
-RESULTS: Final = Path(__file__).resolve().parents[2] / "results"
 SAVED: Final = RESULTS / "bench"
-EXIT_USAGE, EXIT_HARNESS = 64, 70
 
 Measuring: TypeAlias = Callable[[Collected, Runs, bool], None]
 
@@ -76,14 +75,14 @@ def main(options: argparse.Namespace) -> int:
         before = None if options.compare is None else load(options.compare)
     except (OSError, msgspec.MsgspecError) as error:
         print(f"--compare {options.compare}: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return USAGE
     SAVED.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="runs-", dir=SAVED))
     try:
         bench = measure(Runs(folder, _tell), chosen(options.only, options.quick), options.quick)
     except RunFailed as error:
         print(error, file=sys.stderr)
-        return EXIT_HARNESS
+        return HARNESS
     finally:
         shutil.rmtree(folder)
     if options.save is not None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from lab import runs, values
 from lab.search.explore_cluster import Bounds, Clusters, Move, World
 from lab.search.explore_node import Outcome, Violation
 from nodeproc.core.messages import Append, Batch, Input, NodeId, Position, Record
@@ -180,26 +181,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(
             f"--{name}",
-            type=_between(least, most),
+            type=values.between(least, most),
             default=getattr(DEFAULTS, name),
             metavar=name[0].upper(),
             help=f"{description} (%(default)s)",
         )
-    parser.add_argument("--depth", type=_between(1, 10_000), metavar="D", help="maximum number of moves (no limit)")
+    parser.add_argument("--depth", type=values.between(1, 10_000), metavar="D", help="limit of moves (no limit)")
     parser.add_argument(
         "--slow-disks", action="store_true", help="delay the end of an fdatasync also after the last crash"
     )
     parser.add_argument("--boot", action="store_true", help="start without a leader, before the first election")
     parser.add_argument("--mutant", metavar="NAME", help="break one rule of the protocol (lab/mutants)")
-
-
-def _between(least: int, most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"found {text!r}, allowed {least}..{most}")
-        return int(text)
-
-    return number
 
 
 def main(options: argparse.Namespace) -> int:
@@ -213,7 +205,7 @@ def main(options: argparse.Namespace) -> int:
                 mutant = stack.enter_context(mutated(options.mutant))
             except ValueError as error:
                 print(error, file=sys.stderr)
-                return 64
+                return runs.USAGE
             print(f"mutant {mutant.name} ({mutant.rule}): {mutant.says}")
         return _explore(bounds, options.depth)
 
@@ -230,9 +222,9 @@ def _explore(bounds: Bounds, depth: int | None) -> int:
     )
     if finding.problem:
         print("\n".join(trace_lines(clusters, finding)))
-        return 1
+        return runs.BROKEN
     print("no invariant broke")
-    return 0
+    return runs.PASS
 
 
 def _bounds_line(bounds: Bounds, depth: int | None) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -21,16 +20,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from lab import runs
+from lab import runs, values
 from lab.live.children import Child
-from lab.plan.scenario import MAX_NODES
 from lab.rundir import LATEST
 from lab.search import coverage
 from lab.search.draw import SIZES, draw
 from lab.search.shrink import replay_command, shrink, write
 from lab.search.worker import Begin, Played, Seed, decode_played, encode
 from lab.steps.machine import RunFailed
-from lab.words import Duration
 
 SEEDS: Final = 1000
 TELL_TERMINAL_S: Final = 0.5
@@ -155,7 +152,7 @@ async def play_all(tally: Tally, tell: Callable[[str], None], found: Callable[[P
 
 def _seeds(search: Search, until: float) -> Iterator[int]:
     """Yield the seeds to start, until the time is up; at least one."""
-    last = search.first + search.count - 1 if search.count else runs.SEED_MAX
+    last = search.first + search.count - 1 if search.count else values.SEED_MAX
     for seed in range(search.first, last + 1):
         if seed > search.first and time.monotonic() >= until:
             return
@@ -327,41 +324,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "report depends on the seeds alone, not on the number of processes."
     )
     parser.add_argument(
-        "--seeds", metavar="N", type=runs.positive, help=f"number of seeds ({SEEDS}; with --time-limit: no limit)"
+        "--seeds", metavar="N", type=values.positive, help=f"number of seeds ({SEEDS}; with --time-limit: no limit)"
     )
-    parser.add_argument("--seed", metavar="S", type=runs.seed, default=1, help="the first seed (%(default)s)")
-    parser.add_argument("--jobs", metavar="J", type=_jobs, default=_processors(), help="processes (%(default)s)")
-    parser.add_argument("--nodes", metavar="N,N", type=_sizes, default=SIZES, help="cluster sizes to choose from (3,5)")
+    parser.add_argument("--seed", metavar="S", type=values.seed, default=1, help="the first seed (%(default)s)")
     parser.add_argument(
-        "--time-limit", metavar="T", type=_time, help="start no seed after this time, such as 90s or 10m"
+        "--jobs", metavar="J", type=values.jobs, default=values.processors(), help="number of processes"
+    )
+    parser.add_argument("--nodes", metavar="N,N", type=values.sizes, default=SIZES, help="cluster sizes (3,5)")
+    parser.add_argument(
+        "--time-limit", metavar="T", type=values.duration, help="start no seed after this time, such as 90s or 10m"
     )
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink the scenarios of failing seeds")
     parser.add_argument("--mutant", metavar="NAME", help="break one rule of the protocol (lab/mutants)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for run directories (results/)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _jobs(text: str) -> int:
-    return runs.whole_number(text, 1, "1..64", most=64)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    sizes = text.split(",")
-    for each in sizes:
-        runs.whole_number(each, 1, f"1..{MAX_NODES}, joined by commas", most=MAX_NODES)
-    return tuple(sorted({int(each) for each in sizes}))
-
-
-def _time(text: str) -> float:
-    try:
-        return float(Duration.parse(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from typing import Final
 
 from msgspec import structs
 
+from lab import runs, values
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.search.assumptions import within_assumptions
@@ -37,11 +38,8 @@ from nodeproc.errors import ConfigError
 
 SIMULATIONS: Final = 1500
 """Default limit of simulations; most failures need a few hundred."""
-ROOT: Final = Path(__file__).resolve().parents[2]
-RESULTS: Final = ROOT / "results"
 SHRUNK: Final = "shrunk"
 """Directory of the shrunk scenarios, in the results directory."""
-PASS, BROKEN, USAGE = 0, 1, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +200,8 @@ def write(shrunk: Shrunk, results: Path) -> Path:
 
 def replay_command(path: Path, seed: int, mutant: str = "", *, live: bool = False) -> str:
     """Return the command that runs a scenario again: simulated, or on real processes."""
-    near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     how = "" if live else f" --sim --seed {seed} --frames"
-    return f"python run_lab.py {near}{how}" + (f" --mutant {mutant}" if mutant else "")
+    return f"python run_lab.py {runs.near(path)}{how}" + (f" --mutant {mutant}" if mutant else "")
 
 
 def report(shrunk: Shrunk, path: Path) -> str:
@@ -226,27 +223,17 @@ def report(shrunk: Shrunk, path: Path) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py shrink`."""
     parser.add_argument("what", metavar="SEED|FILE", help="a seed whose random scenario fails, or a scenario file")
-    parser.add_argument("--seed", metavar="S", type=_whole, help="seed of the run of FILE (the file's own seed)")
-    parser.add_argument("--nodes", metavar="N,…", type=_sizes, default=SIZES, help="cluster sizes for SEED (3,5)")
+    parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the run of FILE (the file's own seed)")
+    parser.add_argument("--nodes", metavar="N,…", type=values.sizes, default=SIZES, help="cluster sizes for SEED (3,5)")
     parser.add_argument("--mutant", metavar="NAME", default="", help="break one rule of the protocol (lab/mutants)")
     parser.add_argument(
-        "--simulations", metavar="MAX", type=_whole, default=SIMULATIONS, help="limit of simulations (%(default)s)"
+        "--simulations",
+        metavar="MAX",
+        type=values.count,
+        default=SIMULATIONS,
+        help="limit (%(default)s)",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for shrunk/ (results/)")
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) > plan.MAX_SEED:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed 0..{plan.MAX_SEED}")
-    return int(text)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """Parse cluster sizes such as 3,5."""
-    found = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
-    if not all(2 <= size <= plan.MAX_NODES for size in found):
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed numbers from 2 to {plan.MAX_NODES} with , between")
-    return found
+    parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for shrunk/ (results/)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -255,19 +242,19 @@ def main(options: argparse.Namespace) -> int:
 
     if options.mutant and options.mutant not in MUTANTS:
         print(f"mutant {options.mutant!r}, allowed: {', '.join(MUTANTS)}", file=sys.stderr)
-        return USAGE
+        return runs.USAGE
     try:
         scenario, seed = _asked(options)
     except ValueError as error:
         print(error, file=sys.stderr)
-        return USAGE
+        return runs.USAGE
     tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     shrunk = shrink(scenario, seed, options.mutant, simulations=options.simulations, tell=tell)
     if shrunk is None:
         print(f"{scenario.name}, seed {seed}: nothing fails")
-        return PASS
+        return runs.PASS
     print(report(shrunk, write(shrunk, options.out)))
-    return BROKEN
+    return runs.BROKEN
 
 
 def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
@@ -277,7 +264,7 @@ def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
         ValueError: there is no such scenario, it has no seed, or it cannot be simulated.
     """
     if options.what.isdecimal():
-        seed = _whole(options.what)
+        seed = int(options.what)
         return draw(seed, options.nodes), seed
     try:
         scenario = plan.load(Path(options.what))

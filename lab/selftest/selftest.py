@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 from tabulate import tabulate
 
-from lab import runs
+from lab import runs, values
 from lab.mutants.catalogue import MUTANTS, Mutant
 from lab.plan.scenario import Scenario
 from lab.search.draw import SIZES, draw
@@ -30,7 +30,6 @@ from lab.search.failure import Failure, play
 from lab.search.search import Search, Tally, play_all
 from lab.search.shrink import Shrunk, shrink, write
 from lab.selftest.stories import SEEDS, story
-from lab.words import Duration
 
 DRAWN: Final = 2000
 """Maximum number of random seeds for one mutant."""
@@ -201,27 +200,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exit codes: 0 every mutant is caught, 1 one escapes. docs/teaching.md explains the mutants."
     parser.add_argument("--only", metavar="NAME", nargs="+", default=list(MUTANTS), help="only these mutants (all)")
     parser.add_argument(
-        "--jobs", metavar="J", type=runs.positive, default=_processors(), help="processes (%(default)s)"
+        "--jobs", metavar="J", type=values.jobs, default=values.processors(), help="processes (%(default)s)"
     )
     parser.add_argument(
-        "--seeds", metavar="MAX", type=runs.positive, default=DRAWN, help="limit of random seeds a mutant (%(default)s)"
+        "--seeds",
+        metavar="MAX",
+        type=values.positive,
+        default=DRAWN,
+        help="limit of random seeds (%(default)s)",
     )
-    parser.add_argument("--time-limit", metavar="T", type=_time, help="for each mutant's random seeds, such as 90s")
+    parser.add_argument("--time-limit", metavar="T", type=values.duration, help="limit for random seeds, such as 90s")
     parser.add_argument("--drawn", action="store_true", help="use random seeds instead of stories")
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink the failing scenarios")
     parser.add_argument("--live", action="store_true", help=f"also run on real nodes: {', '.join(LIVE)}")
     parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for shrunk/ and runs (results/)")
-
-
-def _processors() -> int:
-    return multiprocessing.cpu_count()
-
-
-def _time(text: str) -> float:
-    try:
-        return float(Duration.parse(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from lab import values
 from lab.rundir import RunDir, RunDirError
 from lab.show.story import CLIENTS, Arrow, Item, Note, Skipped, Story, around, read
 
@@ -179,14 +180,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--around", metavar="WORD", help="show only the lines around the first fault or event with this word, as kill"
     )
     parser.add_argument(
-        "--lines", metavar="N", type=_lines, help=f"show the last N lines ({LINES_MAX}), or N around WORD ({AROUND})"
+        "--lines",
+        metavar="N",
+        type=values.between(1, 1_000_000),
+        help=f"last N lines ({LINES_MAX}), or N around WORD ({AROUND})",
     )
-
-
-def _lines(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed 1..1000000")
-    return int(text)
 
 
 def main(options: argparse.Namespace) -> int:

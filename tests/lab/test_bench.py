@@ -18,6 +18,7 @@ from lab.bench.pipeline import Send
 from lab.bench.runs import Ran, Runs, check_run
 from lab.plan.scenario import Load
 from lab.steps.machine import RunFailed
+from lab.runs import RESULTS
 from nodeproc.core.messages import Batch
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.storage import Storage
@@ -153,7 +154,7 @@ def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_name_is_kept_below_results_and_a_path_where_it_says(tmp_path: Path) -> None:
-    assert bench.saved_at("before") == bench.RESULTS / "bench" / "before.json"
+    assert bench.saved_at("before") == RESULTS / "bench" / "before.json"
     assert bench.saved_at(str(tmp_path / "x")) == tmp_path / "x"
     assert bench.saved_at("x.json") == Path("x.json")
 

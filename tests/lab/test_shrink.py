@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from msgspec import structs
 from lab import cli
 from lab.plan import scenario as plan
 from lab.plan.scenario import Cluster, Load, Scenario
+from lab.search import search
 from lab.search import shrink as shrinking
 from lab.search.assumptions import within_assumptions
 from lab.search.draw import draw
@@ -237,6 +239,15 @@ def _reductions(scenario: Scenario) -> list[Scenario]:
     return found
 
 
+def test_sizes_are_drawn_from_in_one_order() -> None:
+    """`sim --nodes 5,3` and `shrink SEED --nodes 5,3` mean the same scenario."""
+    parsers = [argparse.ArgumentParser(), argparse.ArgumentParser()]
+    for parser, module in zip(parsers, (search, shrinking), strict=True):
+        module.add_arguments(parser)
+    found = parsers[0].parse_args(["--nodes", "5,3"]), parsers[1].parse_args(["7", "--nodes", "5,3"])
+    assert [options.nodes for options in found] == [(3, 5)] * 2
+
+
 # ---- the command --------------------------------------------------------------------------------------------
 
 
@@ -259,7 +270,7 @@ def test_the_command_writes_the_small_scenario_and_says_how_to_see_it(
     [
         (["missing.yml"], "missing.yml"),
         (["3", "--mutant", "nothing"], "mutant 'nothing', allowed: "),
-        (["3", "--nodes", "3,0"], "found '3,0', allowed numbers from 2 to 9"),
+        (["3", "--nodes", "3,0"], "found '0', allowed 1..9, joined by commas"),
         (["3", "--seed", "x"], "found 'x', allowed 0.."),
         ([str(PROJECT / "scenarios" / "leader_failure.yml")], "so --seed is required"),
         ([str(PROJECT / "scenarios" / "heavy_load_is_sustained.yml"), "--seed", "1"], "virtual time"),

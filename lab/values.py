@@ -1,0 +1,53 @@
+"""Parsers of option values that several commands share. Each raises an argparse error that names the allowed values.
+
+Modules that only one parser needs are imported by it, so that `--help` starts fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Final
+
+SEED_MAX: Final = 2**31 - 1
+
+
+def between(least: int, most: int, allowed: str = "") -> Callable[[str], int]:
+    """Return a parser of whole numbers within bounds; `allowed` replaces the bounds in the error message."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"found {text!r}, allowed {allowed or f'{least}..{most}'}")
+        return int(text)
+
+    return number
+
+
+positive: Final = between(1, SEED_MAX, "1 or more")
+count: Final = between(0, SEED_MAX, "0 or more")
+seed: Final = between(0, SEED_MAX)
+jobs: Final = between(1, 64)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Parse cluster sizes such as 3,5; return them ascending."""
+    from lab.plan.scenario import MAX_NODES
+
+    size = between(1, MAX_NODES, f"1..{MAX_NODES}, joined by commas")
+    return tuple(sorted({size(each) for each in text.split(",")}))
+
+
+def duration(text: str) -> float:
+    """Parse a duration such as 90s; return seconds."""
+    from lab.words import Duration
+
+    try:
+        return float(Duration.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def processors() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
