@@ -43,6 +43,7 @@ from lab.steps import (
     Step,
     Stop,
 )
+from lab.steps.reducing import rounded
 from lab.words import Duration
 from nodeproc.core.messages import NodeId
 
@@ -133,10 +134,10 @@ class _Draw:
         return Cluster(
             nodes=self.nodes,
             priorities=priorities,
-            heartbeat_interval=_time(heartbeat),
-            election_timeout=_time(election),
-            answer_timeout=_time(election * rng.choice((0.2, 0.3, 0.5))),
-            coordinator_timeout=_time(election * rng.choice((0.5, 1.0, 2.0))),
+            heartbeat_interval=rounded(heartbeat),
+            election_timeout=rounded(election),
+            answer_timeout=rounded(election * rng.choice((0.2, 0.3, 0.5))),
+            coordinator_timeout=rounded(election * rng.choice((0.5, 1.0, 2.0))),
             limits=self._segments() | self._limits() | self._pipelining(),
         )
 
@@ -177,7 +178,7 @@ class _Draw:
             in_flight=int(pace["in_flight"]) if "in_flight" in pace else None,
             size=rng.choice((1, 10, 100, 1000)),
             count=rng.choice((60, 200, 400)),
-            deadline=_time(rng.choice((0.3, 2.0, 10.0))),
+            deadline=rounded(rng.choice((0.3, 2.0, 10.0))),
         )
 
     # ---- faults --------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ class _Draw:
         share, rotting = rot.choice((0.0, 0.0, 0.0, 0.3)), rot.choice(self.ids)
         for _ in range(rng.randint(4, 16)):
             steps += makers[rng.choices(some, weights)[0]]()
-            steps.append(Sleep(time=_time(short * math.exp(rng.gauss(0.0, 1.2)))))
+            steps.append(Sleep(time=rounded(short * math.exp(rng.gauss(0.0, 1.2)))))
             spared = rotting in self.lost or len(self.lost) < minority(self.nodes)
             if rot.random() < share and spared:  # On one node only, so that another node has the records it loses.
                 steps.append(Disk(on=rotting, rot=rot.choice(OLD)))
@@ -235,10 +236,10 @@ class _Draw:
             "resume": lambda: [Resume(target="all")],
             "power": lambda: [PowerLoss(target=self._some(), mid_write=self._chance(0.5)), Sleep(time=self._short())],
             "power of all": lambda: [PowerLoss(target="all"), Sleep(time=self._short()), Start(target="all")],
-            "slow disk": lambda: [Disk(on=self._one(), slow=_time(self.rng.choice((0.02, 0.2, 1.0))))],
+            "slow disk": lambda: [Disk(on=self._one(), slow=rounded(self.rng.choice((0.02, 0.2, 1.0))))],
             "bad disk": self._bad_disk,
             "clock": lambda: [Clock(on=self._one(), drift=self.rng.choice((-0.3, -0.1, 0.1, 0.3)))],
-            "clock jump": lambda: [Clock(on=self._one(), jump=_time(self.rng.choice((0.5, 10.0, 3600.0))))],
+            "clock jump": lambda: [Clock(on=self._one(), jump=rounded(self.rng.choice((0.5, 10.0, 3600.0))))],
             "heal": lambda: [HEAL_ALL],
             "new client": self._new_client,
             "chaos": self._chaos,
@@ -272,7 +273,7 @@ class _Draw:
             case "corrupt":
                 return [Link(source=source, to=to, frames=frames, corrupt=share / 4)]
             case "delay":
-                delay, spread = _time(rng.choice((0.005, 0.1, 0.5, 1.5))), rng.choice(SPREADS)
+                delay, spread = rounded(rng.choice((0.005, 0.1, 0.5, 1.5))), rng.choice(SPREADS)
                 return [Link(source=source, to=to, frames=frames, delay=delay, jitter=delay, distribution=spread)]
             case "slow":
                 return [Link(source=source, to=to, frames=frames, bandwidth=rng.choice((2_000, 20_000, 200_000)))]
@@ -284,7 +285,7 @@ class _Draw:
         rng = self.rng
         frames = ("APPEND",) if self._chance(0.6) else ()
         source, to = self._ends()
-        at_most = _time(rng.choice((0.02, 0.1, 1.0)))
+        at_most = rounded(rng.choice((0.02, 0.1, 1.0)))
         order = Reorder(every=rng.randint(1, 4), behind=rng.randint(1, 5), at_most=at_most)
         return [Link(source=source, to=to, frames=frames, reorder=order)]
 
@@ -339,7 +340,7 @@ class _Draw:
         lost = Sender(client=client, messages=1, via=node, fresh=True)
         later = tuple(Sender(client=client + each, messages=1, via=other, fresh=True) for each in range(1, 4))
         steps: Steps = [Cut(source="all", to=node, frames=("APPEND",)), Send(clients=(lost,), wait=False)]
-        steps += [Sleep(time=_time(0.2)), Send(clients=later, wait=False), Sleep(time=_time(0.2))]
+        steps += [Sleep(time=rounded(0.2)), Send(clients=later, wait=False), Sleep(time=rounded(0.2))]
         if self._chance(0.6):
             steps.append(FullRestart(how=self._how(), down=self._short()))
         return [*steps, Heal(what="links")]
@@ -363,7 +364,7 @@ class _Draw:
 
     def _chaos(self) -> Steps:
         on, rng = self._some(), self.rng
-        return [Chaos(time=_time(rng.choice((0.5, 2.0, 5.0))), on=on, longest=_time(rng.choice((0.05, 0.5, 2.0))))]
+        return [Chaos(time=rounded(rng.choice((0.5, 2.0, 5.0))), on=on, longest=rounded(rng.choice((0.05, 0.5, 2.0))))]
 
     def _new_client(self) -> Steps:
         """Start a session late, when older ones may have been dropped, or send a message that is too long."""
@@ -425,12 +426,7 @@ class _Draw:
         return self.rng.choice(("stop", "kill", "kill"))
 
     def _short(self) -> Duration:
-        return _time(self.rng.choice((0.0, 0.05, 0.3, 1.0)))
+        return rounded(self.rng.choice((0.0, 0.05, 0.3, 1.0)))
 
     def _around(self, first: Step, last: Step) -> Steps:
-        return [first, Sleep(time=_time(self.rng.choice((0.05, 0.5, 2.0)))), last]
-
-
-def _time(seconds: float) -> Duration:
-    """Round to milliseconds, the precision of scenario files."""
-    return Duration(round(seconds, 3))
+        return [first, Sleep(time=rounded(self.rng.choice((0.05, 0.5, 2.0)))), last]

@@ -36,6 +36,7 @@ from lab.steps import (
     Start,
     Step,
 )
+from lab.steps.reducing import rounded
 from lab.words import Duration, LinkEnd
 from nodeproc.core.messages import NodeId
 
@@ -87,8 +88,8 @@ class Overlap:
         return Cluster(
             nodes=self.nodes,
             priorities=ranks,
-            heartbeat_interval=_time(self.heartbeat),
-            election_timeout=_time(self.timeout),
+            heartbeat_interval=rounded(self.heartbeat),
+            election_timeout=rounded(self.timeout),
             answer_timeout=self._times(0.2, 0.5),
             coordinator_timeout=self._times(0.5, 1.0),
             limits=({"batch_max_messages": 1} if self._chance(0.3) else {}) | self._segments(),
@@ -103,7 +104,7 @@ class Overlap:
         lasts = sum(float(step.time) for step in faults if isinstance(step, Sleep))
         rate = float(min(max(round(MESSAGES / max(lasts, 0.5)), 10), 300))
         clients = self.rng.choice((1, 3, 5))
-        return Load(clients=clients, rate=rate, size=10, count=MESSAGES, deadline=_time(self.rng.choice((0.5, 10.0))))
+        return Load(clients=clients, rate=rate, size=10, count=MESSAGES, deadline=rounded(self.rng.choice((0.5, 10.0))))
 
     # ---- faults --------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class Overlap:
         steps: Steps = []
         for _ in range(rng.randint(6, 20)):
             steps += makers[rng.choices(some, weights)[0]]()
-            steps.append(Sleep(time=_time(rest * math.exp(rng.gauss(0.0, 1.0)))))
+            steps.append(Sleep(time=rounded(rest * math.exp(rng.gauss(0.0, 1.0)))))
         return steps
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:
@@ -246,9 +247,4 @@ class Overlap:
 
     def _times(self, *factors: float) -> Duration:
         """Choose one of the factors; return it times the election timeout."""
-        return _time(self.timeout * self.rng.choice(factors))
-
-
-def _time(seconds: float) -> Duration:
-    """Round to milliseconds, the precision of scenario files."""
-    return Duration(round(seconds, 3))
+        return rounded(self.timeout * self.rng.choice(factors))
