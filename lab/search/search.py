@@ -25,7 +25,7 @@ from lab.live.children import Child
 from lab.rundir import LATEST
 from lab.search import coverage
 from lab.search.draw import SIZES, draw
-from lab.search.shrink import replay_command, shrink, write
+from lab.search.shrink import shrink, write
 from lab.search.worker import Begin, Played, Seed, decode_played, encode
 from lab.steps.machine import RunFailed
 
@@ -252,7 +252,7 @@ def shrink_finding(search: Search, finding: Finding, out: Path, tell: Callable[[
     if shrunk is None:
         return finding
     path = write(shrunk, out)
-    replay = replay_command(runs.near(path), seed, search.mutant)
+    replay = runs.How(sim=True, mutant=search.mutant, frames=True).command(path, seed)
     return replace(finding, small=path, steps=shrunk.scenario.step_count, small_replay=replay)
 
 

@@ -198,12 +198,6 @@ def write(shrunk: Shrunk, results: Path) -> Path:
     return path
 
 
-def replay_command(path: Path, seed: int, mutant: str = "", *, live: bool = False) -> str:
-    """Return the command that runs a scenario again: simulated, or on real processes."""
-    how = "" if live else f" --sim --seed {seed} --frames"
-    return f"python run_lab.py {runs.near(path)}{how}" + (f" --mutant {mutant}" if mutant else "")
-
-
 def report(shrunk: Shrunk, path: Path) -> str:
     """Return the summary of a reduction, with the commands that run the scenario again."""
     scenario, failure = shrunk.scenario, shrunk.failure
@@ -211,8 +205,8 @@ def report(shrunk: Shrunk, path: Path) -> str:
         f"{failure.invariant}: {failure.text}",
         f"{scenario.step_count} steps, {scenario.cluster.nodes} nodes, after {shrunk.simulations} simulations"
         + ("" if shrunk.minimal else ", the limit: a smaller scenario may exist"),
-        f"again:   {replay_command(path, shrunk.seed, shrunk.mutant)}",
-        f"live:    {replay_command(path, shrunk.seed, shrunk.mutant, live=True)}",
+        f"again:   {runs.How(sim=True, mutant=shrunk.mutant, frames=True).command(path, shrunk.seed)}",
+        f"live:    {runs.How(mutant=shrunk.mutant).command(path, shrunk.seed)}",
     ]
     return "\n".join(lines)
 
