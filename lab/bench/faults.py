@@ -41,7 +41,7 @@ def _hit_leaders(
 ) -> None:
     new_leader = Wait(until=UntilNewLeader(within=PATIENCE))
     repeated = Repeat(times=times, steps=(*fault, new_leader, ENOUGH, *heal, ALL_CAUGHT_UP, ENOUGH))
-    steps = (LoadSwitch(switch="start"), ENOUGH, repeated, LoadSwitch(do="stop"), IDLE)
+    steps = (LoadSwitch(switch="start"), ENOUGH, repeated, LoadSwitch(switch="stop"), IDLE)
 
     def use(ran: Ran) -> None:
         for failover in ran.metrics.failovers:

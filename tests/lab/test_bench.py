@@ -17,8 +17,8 @@ from lab.bench.loads import CASES
 from lab.bench.pipeline import Send
 from lab.bench.runs import Ran, Runs, check_run
 from lab.plan.scenario import Load
-from lab.steps.machine import RunFailed
 from lab.runs import RESULTS
+from lab.steps.machine import RunFailed
 from nodeproc.core.messages import Batch
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.storage import Storage
