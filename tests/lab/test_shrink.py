@@ -91,7 +91,7 @@ def test_the_commands_that_play_it_again_in_both_worlds_are_told() -> None:
     shrunk = shrinking.Shrunk(live, Failure("A1", "differs"), "two_votes_in_one_term", 7, True)
     told = report(shrunk, Path("x.yml"))
     assert "run_lab.py x.yml --sim --seed 4 --frames --mutant two_votes_in_one_term\n" in told
-    assert told.endswith("run_lab.py x.yml --mutant two_votes_in_one_term")
+    assert told.endswith("run_lab.py x.yml --seed 4 --mutant two_votes_in_one_term")
 
 
 # ---- what a failure is --------------------------------------------------------------------------------------
