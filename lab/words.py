@@ -103,6 +103,13 @@ LinkEnd: TypeAlias = Target | Literal["clients"]
 """One end of links: nodes, or all clients."""
 
 
+def named_ids(target: LinkEnd) -> frozenset[NodeId] | None:
+    """The nodes that a target names; None: it has a word, which may mean anybody."""
+    parts = target if isinstance(target, tuple) else (target,)
+    named = frozenset(part for part in parts if isinstance(part, int))
+    return named if len(named) == len(parts) else None
+
+
 def target_parts(target: Target) -> tuple[TargetWord | NodeId, ...]:
     """The words and ids of a target, one by one."""
     return target if isinstance(target, tuple) else (target,)

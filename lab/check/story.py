@@ -182,7 +182,7 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: l
         return _gap_of_rounds(by_words, [row for _, row in rows], notes[0].found if notes else "", where)
     for each in step.faults_done:
         done = [row for _, row in rows if row.asked == each.words]
-        for wanted in each.proofs():
+        for wanted in each.proofs:
             nodes = {row.target for row in done if row.fault in wanted}
             if not nodes or not nodes.issuperset(each.nodes_with_rows(scenario.cluster.ids)):
                 return f"{where}, `{each.words}`, says that it was done ({' or '.join(sorted(wanted))})"
@@ -196,7 +196,7 @@ def _gap_of_rounds(by_words: dict[str, Fault], rows: list[FaultRow], found: str,
         rounds.setdefault(row.round, []).append(row)
     for number, done in sorted(rounds.items()):
         asked = by_words[done[0].asked]
-        if not all(any(row.fault in wanted for row in done) for wanted in asked.proofs()):
+        if not all(any(row.fault in wanted for row in done) for wanted in asked.proofs):
             return f"{where} says what fault {number} of the nemesis, `{done[0].asked}`, did"
     told = found.split(" ")[0]
     if told.isdecimal() and int(told) != len(rounds):

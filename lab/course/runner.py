@@ -13,14 +13,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from msgspec import structs
-
 from lab.course.clients import NamedClients, Subscribers
 from lab.course.environment import Environment, History
 from lab.course.load import Tally
 from lab.course.manifest import target_rng
 from lab.plan.scenario import Scenario
-from lab.plan.writing import show_expectation, show_step
 from lab.rows import Convergence, Expectation, Phase
 from lab.steps import Heal, Step
 from lab.steps.book import FaultBook
@@ -200,9 +197,9 @@ class Runner:
         """One after the other, until one is missed."""
         steps = list(self._scenario.unrolled())
         for index, step in enumerate(steps):
-            self._step_text = f"step {index + 1} of {len(steps)}, {show_step(step)}"
+            self._step_text = f"step {index + 1} of {len(steps)}, {step.show()}"
             self.tell(self._step_text)
-            self._phase("step", show_step(step))
+            self._phase("step", step.show())
             try:
                 if isinstance(step, Fault):
                     await self.do_fault(step, index)
@@ -210,14 +207,14 @@ class Runner:
                     await step.do(self, index)
             except (StepMissed, NoSuchTarget) as missed:
                 self.note(index, step, met=False, found=str(missed))
-                self.tell(f"missed: {show_step(step)}: {missed}")
+                self.tell(f"missed: {step.show()}: {missed}")
                 break
             self._check_alive()
         await self._end_triggers(steps)
 
     async def do_fault(self, fault: Fault, index: int, number: int = 0, *, of: Fault | None = None) -> None:
         """See machine.Run."""
-        text = show_step(structs.replace(of or fault, name=""))
+        text = (of or fault).words
         if number and of is None:
             self._step_text = f"nemesis {number}: {text}"
             self._tell_sometimes()
@@ -353,12 +350,8 @@ class Runner:
 
     def note(self, index: int, what: Step | Expected, *, met: bool, found: str) -> None:
         """See machine.Run."""
-        text = show_step(what) if isinstance(what, Step) else show_expectation(what)
+        text = what.show()
         self.facts.expectations.append(Expectation(index, text, met, found, self.now_ns()))
-
-    def show_step(self, step: Step) -> str:
-        """See machine.Run."""
-        return show_step(step)
 
     def _phase(self, phase: str, detail: str = "") -> None:
         self._history.write(Phase(self.now_ns(), phase, detail))

@@ -21,10 +21,8 @@ from lab.words import Count, CountOrNone, Duration, Period, Target
 
 
 class Order(Expectation, frozen=True, rename={"first": "from"}):
-    """These payloads stand in every node's log in this order.
-
-    consecutive: nothing else stands between them.
-    first: seq_no of the first of them.
+    """These payloads are in the log in this order; `consecutive`: with nothing between; `from`: the first has this
+    seq_no.
     """
 
     word = "order"
@@ -41,7 +39,7 @@ class Order(Expectation, frozen=True, rename={"first": "from"}):
 
 
 class NumberingContinues(Expectation, frozen=True, rename={"terms": "over_terms"}):
-    """At least so many terms have messages in the log, and where the term changes the seq_no goes on by one."""
+    """At least this many terms have messages, and seq_no increases by one where the term changes."""
 
     word = "numbering_continues"
     short = "terms"
@@ -49,9 +47,9 @@ class NumberingContinues(Expectation, frozen=True, rename={"terms": "over_terms"
 
 
 class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
-    """An event was reported on these nodes, all added up, at least so often and at most so often.
+    """These nodes together reported the event this often; `where` requires field values.
 
-    where: field -> value; only events that have them all count. A value compares as text.
+    where: field -> value; only events that have all of them count. Values are compared as text.
     """
 
     word = "event"
@@ -67,10 +65,10 @@ class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
 
 
 class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
-    """The median time between two such events in a row on one node is near a value.
+    """The median time between two such events of one node is near that; nodes with fewer intervals do not count.
 
-    Nodes of `on` with fewer than at_least intervals don't count; one at least must have enough, and each that has must
-    be within tolerance. Intervals over a restart of the node are left out.
+    At least one node of `on` must have at_least intervals; the median of each such node must be within tolerance.
+    Intervals over a restart of the node are left out.
     """
 
     word = "interval"
@@ -85,7 +83,7 @@ class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
 
 
 class Acknowledged(Expectation, frozen=True):
-    """Every message that any client sent was acknowledged: none rejected, none unknown, and at least so many."""
+    """Every message sent was acknowledged, none rejected or unknown, and at least this many were."""
 
     word = "acknowledged"
     short = "at_least"
@@ -93,10 +91,7 @@ class Acknowledged(Expectation, frozen=True):
 
 
 class Throughput(Expectation, frozen=True):
-    """Messages acknowledged a second, from the load's first send to its last acknowledgement.
-
-    soft: a miss is shown but fails nothing.
-    """
+    """This many acknowledgements a second while the load ran; soft: a miss is shown and fails nothing."""
 
     word = "throughput"
     short = "at_least"
@@ -105,10 +100,7 @@ class Throughput(Expectation, frozen=True):
 
 
 class Unavailable(Expectation, frozen=True):
-    """While the load ran, no longer time than this passed without an acknowledgement.
-
-    soft: as in Throughput.
-    """
+    """While the load ran, no longer gap passed without an acknowledgement; soft: as in `throughput`."""
 
     word = "unavailable"
     short = "at_most"
@@ -117,13 +109,11 @@ class Unavailable(Expectation, frozen=True):
 
 
 class LatencyIs(Expectation, frozen=True):
-    """How long messages took, from when each should have been sent to its acknowledgement. At least one bound is given.
+    """That share of the messages was acknowledged within the given time, counted from when each should have been sent;
+    a message that was never acknowledged counts as slower than all others. `between: [NAME, NAME]`: only messages that
+    should have been sent after the step of the first name began and before the second did. `latency: 50ms` is p99.
 
-    p50, p90, p99, p999: the time within which that share of the messages was acknowledged; a message that never was
-        counts as slower than all others. max: within which all were.
-    between: names of two steps: only messages count that should have been sent after the first began and before the
-        second did. None: all of the run.
-    Of a scenario with a load only the load's messages count. soft: as in Throughput.
+    At least one bound is given; max is that of all messages. Only the load's messages count, in a scenario with a load.
     """
 
     word = "latency"
@@ -154,7 +144,7 @@ class Memory(Expectation, frozen=True):
 
 
 class TermGrowth(Expectation, frozen=True):
-    """No node showed a term that lies further above that of the first leader."""
+    """No node showed a term further above that of the first leader."""
 
     word = "term_growth"
     short = "at_most"

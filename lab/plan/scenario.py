@@ -21,7 +21,7 @@ from lab.plan.expectation import RUN_EXPECTATIONS, LatencyIs, Memory, RunExpecta
 from lab.steps import MAX_STEPS, Step, steps_by_word
 from lab.steps.entry import Entry, Setting, check_periods, check_title
 from lab.steps.expect import read_expectations
-from lab.steps.writing import brief, plain
+from lab.steps.writing import brief, encoded, plain
 from lab.words import LARGEST_PAYLOAD_BYTES, ClientId, Count, Duration, Period, Target, decode_word
 from nodeproc.config import Limits, check_limits
 from nodeproc.core.messages import NodeId
@@ -431,4 +431,5 @@ def _placed(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step
     """Every step, also inside `repeat`, `when` and `nemesis`, with its place in the file."""
     for index, step in enumerate(steps):
         yield (*place, index), step
-        yield from _placed(step.inner, (*place, index, step.word, step.inner_key))
+        if step.inner:
+            yield from _placed(step.inner, (*place, index, step.word, encoded(step, step.inner_field)))

@@ -2,8 +2,9 @@
 
     python run_lab.py schema > scenario.schema.json
 
-It knows every key, word, bound and short form, and describes each with the first line of its type's docstring. What
-only a whole file can tell (a node beyond the cluster, steps that can't work together) is for `run_lab.py validate`.
+It knows every key, word, bound and short form, and describes each with the first paragraph of its type's docstring.
+What only a whole file can tell (a node beyond the cluster, steps that can't work together) is for `run_lab.py
+validate`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from msgspec import NODEFAULT, Struct, inspect, structs
 
 from lab.plan.expectation import RUN_EXPECTATIONS, RunExpectation
 from lab.plan.scenario import Cluster, Scenario
-from lab.steps import UNTILS, Step, Until, UntilAny, steps_by_word
+from lab.steps import UNTILS, Step, Until, steps_by_word
 from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation, MomentExpectation
 from lab.words import DURATION_ALLOWED, EVENTS, FRAME_TYPES, Duration, Title, encode_word
 from nodeproc.config import Limits
@@ -32,7 +33,7 @@ DURATION: Final[Schema] = {
 _MOMENT: Final[Schema] = {"$ref": "#/definitions/moment"}
 _SPECIAL: Final[dict[Any, Schema]] = {
     tuple[Step, ...]: {"type": "array", "minItems": 1, "items": {"$ref": "#/definitions/step"}},
-    UntilAny: {"$ref": "#/definitions/until"},
+    Until: {"$ref": "#/definitions/until"},
     tuple[MomentExpectation, ...]: {"anyOf": [_MOMENT, {"type": "array", "minItems": 1, "items": _MOMENT}]},
     tuple[RunExpectation, ...]: {"type": "array", "items": {"$ref": "#/definitions/expectation"}},
 }
@@ -178,8 +179,8 @@ def _bounded(kind: str, **bounds: float | None) -> Schema:
 
 
 def _summary(kind: type[Struct] | type[Until]) -> str:
-    """The first line of a type's docstring."""
-    return (kind.__doc__ or "").partition("\n")[0]
+    """The first paragraph of a type's docstring."""
+    return " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

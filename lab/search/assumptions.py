@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from lab.plan.scenario import Bounds
-from lab.steps import Cut, Disk, Heal, Partition, Rebuild, Send, Sleep, Start, Step, UntilCaughtUp, Wait
-from lab.words import Duration, LinkEnd, Target, target_parts
+from lab.steps import Disk, Heal, Rebuild, Send, Sleep, Start, Step, UntilCaughtUp, Wait
+from lab.words import Duration, Target, named_ids, target_parts
 from nodeproc.core.messages import NodeId
 
 LIVENESS: Final = "liveness"
@@ -60,7 +60,7 @@ def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
                 return False
             damaged = target_parts(step.on)
         elif isinstance(step, Rebuild):
-            again = _ids(step.target)
+            again = named_ids(step.target) or frozenset()
             if damaged:
                 if damaged != target_parts(step.target):
                     return False
@@ -73,7 +73,7 @@ def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
         elif damaged and not isinstance(step, Start | Sleep):
             return False
         elif isinstance(step, Disk) and step.rot:
-            lost |= _ids(step.on)
+            lost |= named_ids(step.on) or frozenset()
             if len(lost) > minority(nodes):
                 return False
         elif step == CAUGHT_UP:
@@ -92,11 +92,10 @@ def _majority_is_healthy(before: Sequence[Step], send: Send, nodes: int) -> bool
     hurt: frozenset[NodeId] = frozenset()
     for step in reversed(before):
         if isinstance(step, Heal) and step.what == "all":
-            healed = everybody if step.on == "all" else _ids(step.on)
+            healed = everybody if step.on == "all" else named_ids(step.on) or frozenset()
             heard = all(each.via in healed for each in send.clients if each.via is not None)
             return 2 * len(healed) > nodes and not hurt & healed and heard and not _lacks_data(before)
-        if not (isinstance(step, Sleep | Send) or (isinstance(step, Disk) and (step.slow or step.copy))):
-            hurt |= _cut_off(step) or everybody
+        hurt |= everybody if step.hurts is None else step.hurts
     return False
 
 
@@ -111,25 +110,3 @@ def _lacks_data(before: Sequence[Step]) -> bool:
         if isinstance(step, Rebuild) or (isinstance(step, Disk) and step.rot):
             return True
     return False
-
-
-def _cut_off(step: Step) -> frozenset[NodeId]:
-    """Return the nodes whose links a step cuts while all other links stay intact; empty if that cannot be known.
-
-    A link that loses frames of some kinds only does not count: the leader's heartbeats may pass and nothing else, which
-    no leader can detect. Real connections do not fail like this, and the protocol promises nothing for that case.
-    """
-    match step:
-        case Partition(kind="isolate"):
-            return _ids(step.node)
-        case Cut(frames=()):
-            return _ids(step.source) or _ids(step.to)
-        case _:
-            return frozenset()
-
-
-def _ids(target: LinkEnd) -> frozenset[NodeId]:
-    """Return the nodes that a target names; none if it contains a word such as `leader`, which may mean any node."""
-    parts = target if isinstance(target, tuple) else (target,)
-    named = frozenset(part for part in parts if isinstance(part, int))
-    return named if len(named) == len(parts) else frozenset()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 from msgspec import structs
@@ -19,7 +20,6 @@ from lab.plan.scenario import Cluster, Load, Scenario
 from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, QUIET, minority
 from lab.search.overlap import Overlap
 from lab.steps import (
-    Chaos,
     Clock,
     Cut,
     Disk,
@@ -32,8 +32,6 @@ from lab.steps import (
     Pause,
     PowerLoss,
     Rebuild,
-    Reorder,
-    Reset,
     Restart,
     Resume,
     Send,
@@ -42,25 +40,21 @@ from lab.steps import (
     Start,
     Step,
     Stop,
+    steps_by_word,
 )
+from lab.steps.lot import Lot
+from lab.steps.partition import DIRECTIONS
 from lab.steps.reducing import rounded
 from lab.words import Duration
 from nodeproc.core.messages import NodeId
 
 Steps: TypeAlias = list[Step]
-PartitionKind: TypeAlias = Literal["isolate", "halves", "bridge", "ring", "random"]
 
 SIZES: Final = (3, 5)
-FRAMES: Final = (
-    *("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP"),
-    *("SUBMIT", "MEMBERS", "PROMISES"),
-)
 OVERLAP_MIN_NODES: Final = 3
 """Overlapping faults need at least this number of nodes."""
 OVERLAP_SHARE: Final = 0.5
 """Share of the seeds that draw overlapping faults."""
-SPREADS: Final[tuple[Literal["uniform", "exponential"], ...]] = ("uniform", "exponential")
-DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
 ROTTEN: Final[tuple[Literal["wal", "last", "messages", "checkpoint"], ...]] = ("wal", "last", "messages", "checkpoint")
 OLD: Final[tuple[Literal["old_lines", "old_headers", "old_index"], ...]] = ("old_lines", "old_headers", "old_index")
 SCRUBBED: Final = {"scrub_rest_ms": 1000}
@@ -85,13 +79,13 @@ def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
     return _Draw(seed, sizes).scenario()
 
 
-class _Draw:
+class _Draw(Lot):
     """The random choices of one seed, in the order in which they are made."""
 
     def __init__(self, seed: int, sizes: Sequence[int]) -> None:
-        self.seed, self.rng = seed, random.Random(f"{seed} draw")
-        self.nodes = self.rng.choice(list(sizes))
-        self.ids = range(1, self.nodes + 1)
+        rng = random.Random(f"{seed} draw")
+        super().__init__(rng, rng.choice(list(sizes)))
+        self.seed = seed
         self.lost: set[NodeId] = set()
         """Nodes that may still be rebuilding or have damaged data; at most a minority."""
         self.forgetful = False
@@ -130,7 +124,7 @@ class _Draw:
         rng = self.rng
         heartbeat = rng.choice((20, 50, 100)) / 1000
         election = heartbeat * rng.choice((3, 5, 8))
-        priorities = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self._chance(0.5) else {}
+        priorities = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self.chance(0.5) else {}
         return Cluster(
             nodes=self.nodes,
             priorities=priorities,
@@ -162,13 +156,13 @@ class _Draw:
             "subscriber_buffer_bytes": (1024, 2048),
             "intake_window_bytes": (1024, 2048),
         }
-        if self._chance(0.4):
+        if self.chance(0.4):
             return {}
-        return {name: self.rng.choice(values) for name, values in tight.items() if self._chance(0.4)}
+        return {name: self.rng.choice(values) for name, values in tight.items() if self.chance(0.4)}
 
     def _load(self) -> Load:
         rng = self.rng
-        if self._chance(0.5):
+        if self.chance(0.5):
             pace: dict[str, float] = {"rate": rng.choice((10.0, 20.0, 40.0))}
         else:
             pace = {"in_flight": rng.choice((1, 4, 16))}
@@ -178,7 +172,7 @@ class _Draw:
             in_flight=int(pace["in_flight"]) if "in_flight" in pace else None,
             size=rng.choice((1, 10, 100, 1000)),
             count=rng.choice((60, 200, 400)),
-            deadline=rounded(rng.choice((0.3, 2.0, 10.0))),
+            deadline=self.time(0.3, 2.0, 10.0),
         )
 
     # ---- faults --------------------------------------------------------------------------------------
@@ -204,17 +198,18 @@ class _Draw:
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:
         """Return kind of fault -> function that makes its steps, for the kinds that suit the size of the cluster."""
-        makers = self._makers_for_a_node()
+        makers: dict[str, Callable[[], Steps]] = {
+            word.replace("_", " "): partial(self._alone, kind)
+            for word, kind in steps_by_word().items()
+            if 0 < kind.drawn_from <= self.nodes
+        }
+        makers |= self._stories_of_a_node()
         if self.nodes >= 2:
             makers |= {
-                "link": self._link,
-                "reorder": self._reorder,
-                "cut": self._cut,
-                "partition": self._partition,
-                "reset": self._reset,
+                "reorder": lambda: [Link.draw_reorder(self)],
                 "heal links": lambda: [Heal(what="links")],
             }
-        if self.nodes >= 3:  # With fewer nodes, no majority of the disks survives the loss of one.
+        if self.nodes >= 3:  # Of fewer no majority of the disks survives the loss of one.
             makers |= {
                 "rebuild": self._rebuild,
                 "lost disk": self._lost_disk,
@@ -223,91 +218,39 @@ class _Draw:
             }
         return makers
 
-    def _makers_for_a_node(self) -> dict[str, Callable[[], Steps]]:
+    def _alone(self, kind: type[Step]) -> Steps:
+        return [kind.draw(self)]
+
+    def _stories_of_a_node(self) -> dict[str, Callable[[], Steps]]:
         return {
-            "kill": lambda: [Kill(target=self._some())],
-            "kill most": lambda: [Kill(target=self._most())],
-            "stop": lambda: [Stop(target=self._some())],
-            "start": lambda: [Start(target="all")],
-            "restart": lambda: [Restart(target=self._some(), how=self._how(), down=self._short())],
-            "full restart": lambda: [FullRestart(how=self._how(), down=self._short())],
-            "pause": lambda: [Pause(target=self._one())],
-            "pause for a while": lambda: self._around(Pause(target=(one := self._one())), Resume(target=one)),
-            "resume": lambda: [Resume(target="all")],
-            "power": lambda: [PowerLoss(target=self._some(), mid_write=self._chance(0.5)), Sleep(time=self._short())],
-            "power of all": lambda: [PowerLoss(target="all"), Sleep(time=self._short()), Start(target="all")],
-            "slow disk": lambda: [Disk(on=self._one(), slow=rounded(self.rng.choice((0.02, 0.2, 1.0))))],
+            "kill most": lambda: [Kill(target=self.most())],
+            "pause for a while": self._pause_for_a_while,
+            "power": lambda: [PowerLoss.draw(self), Sleep(time=self.short())],
+            "power of all": lambda: [PowerLoss(target="all"), Sleep(time=self.short()), Start(target="all")],
+            "slow disk": lambda: [Disk.draw(self)],
             "bad disk": self._bad_disk,
-            "clock": lambda: [Clock(on=self._one(), drift=self.rng.choice((-0.3, -0.1, 0.1, 0.3)))],
-            "clock jump": lambda: [Clock(on=self._one(), jump=rounded(self.rng.choice((0.5, 10.0, 3600.0))))],
-            "heal": lambda: [HEAL_ALL],
+            "clock jump": lambda: [Clock(on=self.one(), jump=self.time(0.5, 10.0, 3600.0))],
             "new client": self._new_client,
-            "chaos": self._chaos,
         }
+
+    def _pause_for_a_while(self) -> Steps:
+        pause = Pause.draw(self)
+        return [pause, Sleep(time=self.time(0.05, 0.5, 2.0)), Resume(target=pause.target)]
 
     def _bad_disk(self) -> Steps:
         """The node exits; with the disk healed it is started again, and may lose its power after that."""
-        node = self._one()
-        full = self._chance(0.4)
+        node = self.one()
+        full = self.chance(0.4)
         broken = Disk(on=node, full=True) if full else Disk(on=node, failing=self.rng.choice(("sync", "append")))
-        again: Steps = [broken, Sleep(time=self._short())]
-        if self._chance(0.3):
+        again: Steps = [broken, Sleep(time=self.short())]
+        if self.chance(0.3):
             again.append(Stop(target=node))  # The checkpoint of the clean stop fails.
-        again += [Heal(what="disks"), Sleep(time=self._short()), Start(target=node)]
-        if self._chance(0.3):
-            again.append(Restart(target=node, how="stop", down=self._short()))
-        if self._chance(0.5):
-            again += [Sleep(time=self._short()), PowerLoss(target=node), Sleep(time=self._short()), Start(target="all")]
+        again += [Heal(what="disks"), Sleep(time=self.short()), Start(target=node)]
+        if self.chance(0.3):
+            again.append(Restart(target=node, how="stop", down=self.short()))
+        if self.chance(0.5):
+            again += [Sleep(time=self.short()), PowerLoss(target=node), Sleep(time=self.short()), Start(target="all")]
         return again
-
-    def _link(self) -> Steps:
-        rng = self.rng
-        frames = tuple(sorted(rng.sample(FRAMES, rng.randint(1, 2)))) if self._chance(0.5) else ()
-        source, to = self._ends()
-        share = rng.choice((0.05, 0.3, 0.8))
-        match rng.choice(("loss", "duplicate", "corrupt", "delay", "delay", "slow", "refuse")):
-            case "loss":
-                return [Link(source=source, to=to, frames=frames, loss=share)]
-            case "duplicate":
-                return [Link(source=source, to=to, frames=frames, duplicate=share)]
-            case "corrupt":
-                return [Link(source=source, to=to, frames=frames, corrupt=share / 4)]
-            case "delay":
-                delay, spread = rounded(rng.choice((0.005, 0.1, 0.5, 1.5))), rng.choice(SPREADS)
-                return [Link(source=source, to=to, frames=frames, delay=delay, jitter=delay, distribution=spread)]
-            case "slow":
-                return [Link(source=source, to=to, frames=frames, bandwidth=rng.choice((2_000, 20_000, 200_000)))]
-            case _:
-                return [Link(source=source, to=to, refuse=True)]
-
-    def _reorder(self) -> Steps:
-        """Reorder records most often, so that holes open and are filled."""
-        rng = self.rng
-        frames = ("APPEND",) if self._chance(0.6) else ()
-        source, to = self._ends()
-        at_most = rounded(rng.choice((0.02, 0.1, 1.0)))
-        order = Reorder(every=rng.randint(1, 4), behind=rng.randint(1, 5), at_most=at_most)
-        return [Link(source=source, to=to, frames=frames, reorder=order)]
-
-    def _cut(self) -> Steps:
-        frames = (self.rng.choice(FRAMES),) if self._chance(0.3) else ()
-        source, to = self._ends()
-        return [Cut(source=source, to=to, frames=frames, both=self._chance(0.3))]
-
-    def _partition(self) -> Steps:
-        kinds: tuple[PartitionKind, ...] = ("isolate", "isolate", "random")
-        if self.nodes >= 3:
-            kinds += ("halves",)
-        if self.nodes >= 4:
-            kinds += ("bridge", "ring")
-        kind = self.rng.choice(kinds)
-        if kind == "isolate":
-            return [Partition(kind=kind, node=self._one(), direction=self.rng.choice(DIRECTIONS))]
-        return [Partition(kind=kind, node=self._one()) if kind == "bridge" else Partition(kind=kind)]
-
-    def _reset(self) -> Steps:
-        source, to = self._ends()
-        return [Reset(source=source, to=to)]
 
     def _quiet(self) -> Steps:
         """Heal all nodes and wait until they have the same records and no rebuild is under way."""
@@ -316,20 +259,20 @@ class _Draw:
 
     def _rebuild(self) -> Steps:
         """Other faults continue while the node fetches its data, or wait until it has caught up."""
-        waits, quiet, node = self._chance(0.5), self._quiet(), self._one()
+        waits, quiet, node = self.chance(0.5), self._quiet(), self.one()
         if not waits:
             self.lost.add(node)
         return [*quiet, Rebuild(target=node), *([CAUGHT_UP] if waits else [])]
 
     def _lost_disk(self) -> Steps:
         """A node loses its disk among the other faults, perhaps several times in a row."""
-        steps: Steps = [] if len(self.lost) < minority(self.nodes) or self._chance(0.5) else self._quiet()
-        node = self._one() if len(self.lost) < minority(self.nodes) else self.rng.choice(sorted(self.lost))
+        steps: Steps = [] if len(self.lost) < minority(self.nodes) or self.chance(0.5) else self._quiet()
+        node = self.one() if len(self.lost) < minority(self.nodes) else self.rng.choice(sorted(self.lost))
         self.lost.add(node)
         for _ in range(self.rng.choice((1, 1, 2))):
-            steps += [Rebuild(target=node), Sleep(time=self._short())]
-            if self._chance(0.4):
-                steps += [Restart(target=self._one(), how=self._how(), down=self._short()), Sleep(time=self._short())]
+            steps += [Rebuild(target=node), Sleep(time=self.short())]
+            if self.chance(0.4):
+                steps += [Restart(target=self.one(), how=self.how(), down=self.short()), Sleep(time=self.short())]
         return steps
 
     def _forgotten_session(self) -> Steps:
@@ -341,15 +284,15 @@ class _Draw:
         later = tuple(Sender(client=client + each, messages=1, via=other, fresh=True) for each in range(1, 4))
         steps: Steps = [Cut(source="all", to=node, frames=("APPEND",)), Send(clients=(lost,), wait=False)]
         steps += [Sleep(time=rounded(0.2)), Send(clients=later, wait=False), Sleep(time=rounded(0.2))]
-        if self._chance(0.6):
-            steps.append(FullRestart(how=self._how(), down=self._short()))
+        if self.chance(0.6):
+            steps.append(FullRestart.draw(self))
         return [*steps, Heal(what="links")]
 
     def _rot(self) -> Steps:
         """Damage or lose a file; the node runs with it for a while if it starts, then it is rebuilt."""
-        node, rng = self._one(), self.rng
-        damage = Disk(on=node, rot=rng.choice(ROTTEN)) if self._chance(0.7) else Disk(on=node, lose=rng.choice(LOST))
-        return [*self._quiet(), damage, Start(target=node), Sleep(time=self._short()), Rebuild(target=node), CAUGHT_UP]
+        node, rng = self.one(), self.rng
+        damage = Disk(on=node, rot=rng.choice(ROTTEN)) if self.chance(0.7) else Disk(on=node, lose=rng.choice(LOST))
+        return [*self._quiet(), damage, Start(target=node), Sleep(time=self.short()), Rebuild(target=node), CAUGHT_UP]
 
     def _put_back(self, faults: Steps) -> Steps:
         """In some scenarios, copy a data directory at the start or at the end, and restore the copy (M6)."""
@@ -362,14 +305,10 @@ class _Draw:
         before = [*copy, *faults] if rng.random() < 0.5 else [*faults, *copy]
         return [*before, *found, Rebuild(target=node), CAUGHT_UP]
 
-    def _chaos(self) -> Steps:
-        on, rng = self._some(), self.rng
-        return [Chaos(time=rounded(rng.choice((0.5, 2.0, 5.0))), on=on, longest=rounded(rng.choice((0.05, 0.5, 2.0))))]
-
     def _new_client(self) -> Steps:
         """Start a session late, when older ones may have been dropped, or send a message that is too long."""
-        client, fresh = NAMED_CLIENT + self.rng.randint(1, 9), self._chance(0.5)
-        if self._chance(0.3):
+        client, fresh = NAMED_CLIENT + self.rng.randint(1, 9), self.chance(0.5)
+        if self.chance(0.3):
             return [Send(clients=(Sender(client=client, messages=("long " * LONGEST,), fresh=True),), wait=False)]
         sender = Sender(client=client, messages=self.rng.randint(1, 5), fresh=fresh)
         return [Send(clients=(sender,), wait=False)]
@@ -385,7 +324,7 @@ class _Draw:
         majority = tuple(sorted(self.rng.sample(self.ids, self.nodes // 2 + 1)))
         rest = tuple(node for node in self.ids if node not in majority)
         how = self.rng.choice(("dead", "dead", "linked", "isolated", "hung"))
-        steps: Steps = [LoadSwitch(switch="stop")] if how != "hung" and self._chance(0.7) else []
+        steps: Steps = [LoadSwitch(switch="stop")] if how != "hung" and self.chance(0.7) else []
         if rest and how == "dead":
             steps.append(Kill(target=rest))
         steps.append(Heal(what="all", on=majority))
@@ -401,32 +340,3 @@ class _Draw:
         """Send more messages than a leader whose disk does not answer may hold undelivered."""
         senders = tuple(Sender(client=NAMED_CLIENT + each, messages=40, via=self.rng.choice(via)) for each in (91, 92))
         return Send(clients=senders, wait=False)
-
-    # ---- small choices -------------------------------------------------------------------------------
-
-    def _chance(self, share: float) -> bool:
-        return self.rng.random() < share
-
-    def _one(self) -> NodeId:
-        return self.rng.choice(self.ids)
-
-    def _some(self) -> tuple[NodeId, ...]:
-        """Choose one node most of the time, sometimes two."""
-        return tuple(sorted({self._one() for _ in range(self.rng.choice((1, 1, 1, 2)))}))
-
-    def _most(self) -> tuple[NodeId, ...]:
-        return tuple(sorted(self.rng.sample(self.ids, self.rng.randint(self.nodes // 2 + 1, self.nodes))))
-
-    def _ends(self) -> tuple[NodeId | Literal["all"], NodeId | Literal["all"]]:
-        """Choose the ends of a link rule: one node to one, one to all, all to one, or all to all."""
-        source, to = self.rng.sample(self.ids, 2)
-        return self.rng.choice(((source, to), (source, "all"), ("all", to), ("all", "all")))
-
-    def _how(self) -> Literal["stop", "kill"]:
-        return self.rng.choice(("stop", "kill", "kill"))
-
-    def _short(self) -> Duration:
-        return rounded(self.rng.choice((0.0, 0.05, 0.3, 1.0)))
-
-    def _around(self, first: Step, last: Step) -> Steps:
-        return [first, Sleep(time=rounded(self.rng.choice((0.05, 0.5, 2.0)))), last]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from lab.plan.scenario import Cluster, Load, Scenario
 from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, minority
@@ -36,8 +36,9 @@ from lab.steps import (
     Start,
     Step,
 )
+from lab.steps.lot import Lot
 from lab.steps.reducing import rounded
-from lab.words import Duration, LinkEnd
+from lab.words import Duration, LinkEnd, Target
 from nodeproc.core.messages import NodeId
 
 Steps: TypeAlias = list[Step]
@@ -50,13 +51,13 @@ FRAMES: Final = (
 MESSAGES: Final = 150
 
 
-class Overlap:
+class Overlap(Lot):
     """The random choices of one seed, in the order in which they are made."""
 
     def __init__(self, seed: int, sizes: Sequence[int]) -> None:
-        self.seed, self.rng = seed, random.Random(f"{seed} storm")
-        self.nodes = self.rng.choice(list(sizes))
-        self.ids = range(1, self.nodes + 1)
+        rng = random.Random(f"{seed} storm")
+        super().__init__(rng, rng.choice(list(sizes)))
+        self.seed = seed
         self.heartbeat = self.rng.choice((0.02, 0.05))
         self.timeout = self.heartbeat * self.rng.choice((3, 5))
         """Election timeout in seconds, the unit of all other times."""
@@ -68,7 +69,7 @@ class Overlap:
         cluster, faults = self._cluster(), self._faults()
         if self.lost:
             faults += [HEAL_ALL, CAUGHT_UP]
-        first = [self._send(wait=False)] if self._chance(0.5) else []
+        first = [self._send(wait=False)] if self.chance(0.5) else []
         return Scenario(
             name=f"drawn_{self.seed}",
             description=f"Drawn from seed {self.seed}.",
@@ -84,7 +85,7 @@ class Overlap:
 
     def _cluster(self) -> Cluster:
         rng = self.rng
-        ranks = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self._chance(0.5) else {}
+        ranks = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self.chance(0.5) else {}
         return Cluster(
             nodes=self.nodes,
             priorities=ranks,
@@ -92,7 +93,7 @@ class Overlap:
             election_timeout=rounded(self.timeout),
             answer_timeout=self._times(0.2, 0.5),
             coordinator_timeout=self._times(0.5, 1.0),
-            limits=({"batch_max_messages": 1} if self._chance(0.3) else {}) | self._segments(),
+            limits=({"batch_max_messages": 1} if self.chance(0.3) else {}) | self._segments(),
         )
 
     def _segments(self) -> dict[str, int]:
@@ -122,33 +123,33 @@ class Overlap:
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:
         return {
-            "kill": lambda: [Kill(target=self._one())],
+            "kill": lambda: [Kill.draw(self)],
             "kill two": lambda: [Kill(target=self._two())],
-            "start": lambda: [Start(target="all")],
-            "restart": lambda: [Restart(target=self._one(), how="kill", down=self._times(0.0, 0.5))],
-            "restart two": lambda: [Restart(target=self._two(), how="kill", down=self._times(0.0, 0.5))],
-            "full restart": lambda: [FullRestart(how="kill", down=self._times(0.0, 0.5))],
-            "power": lambda: [PowerLoss(target=self._one()), Sleep(time=self._times(0.0, 0.5)), Start(target="all")],
+            "start": lambda: [Start.draw(self)],
+            "restart": lambda: [Restart.draw(self)],
+            "restart two": lambda: [Restart(target=self._two(), how="kill", down=self.short())],
+            "full restart": lambda: [FullRestart.draw(self)],
+            "power": lambda: [PowerLoss(target=self.one()), Sleep(time=self.short()), Start(target="all")],
             "power of two": lambda: [
                 PowerLoss(target=self._two()),
-                Sleep(time=self._times(0.0, 0.5)),
+                Sleep(time=self.short()),
                 Start(target="all"),
             ],
             "failing sync": self._failing_sync,
-            "pause": lambda: [Pause(target=self._one())],
-            "resume": lambda: [Resume(target="all")],
-            "slow disk": lambda: [Disk(on=self._one(), slow=self._times(0.3, 1.0, 2.0))],
+            "pause": lambda: [Pause.draw(self)],
+            "resume": lambda: [Resume.draw(self)],
+            "slow disk": lambda: [Disk(on=self.one(), slow=self._times(0.3, 1.0, 2.0))],
             "healed disks": lambda: [Heal(what="disks")],
-            "isolate": lambda: [Partition(kind="isolate", node=self._one())],
+            "isolate": lambda: [Partition(kind="isolate", node=self.one())],
             "bridge": self._bridge,
             "deaf": self._deaf,
             "late": self._late,
-            "lost": lambda: [Cut(source=self._one(), to="all", frames=self._frames())],
+            "lost": lambda: [Cut(source=self.one(), to="all", frames=self._frames())],
             "overtaken": self._overtaken,
             "lost disk": self._lost_disk,
             "slow disk then power": self._slow_then_power,
             "heal links": lambda: [Heal(what="links")],
-            "heal": lambda: [Heal(what="all")],
+            "heal": lambda: [Heal.draw(self)],
         }
 
     def _failing_sync(self) -> Steps:
@@ -156,7 +157,7 @@ class Overlap:
         node, other = self.rng.sample(self.ids, 2)
         steps: Steps = [Disk(on=node, failing="sync"), Sleep(time=self._times(0.2, 1.0)), Heal(what="disks")]
         steps += [Start(target=node), Sleep(time=self._times(0.2, 1.0, 3.0)), PowerLoss(target=node)]
-        if self._chance(0.5):
+        if self.chance(0.5):
             steps.append(Kill(target=other))
         return [*steps, Start(target=node)]
 
@@ -165,7 +166,7 @@ class Overlap:
         node, other = self.rng.sample(self.ids, 2)
         steps: Steps = [Disk(on=node, slow=self._times(3.0, 10.0)), Sleep(time=self._times(0.5, 1.0, 2.0))]
         steps.append(PowerLoss(target=node))
-        if self._chance(0.6):
+        if self.chance(0.6):
             steps.append(Kill(target=other))
         return [*steps, Heal(what="disks"), Start(target=node)]
 
@@ -174,8 +175,8 @@ class Overlap:
         node = self.rng.choice(self.losing)
         self.lost = True
         steps: Steps = [Rebuild(target=node)]
-        if self._chance(0.5):
-            steps += [Sleep(time=self._times(0.2, 1.0, 3.0)), Kill(target=self._one()), Start(target="all")]
+        if self.chance(0.5):
+            steps += [Sleep(time=self._times(0.2, 1.0, 3.0)), Kill(target=self.one()), Start(target="all")]
         return steps
 
     def _bridge(self) -> Steps:
@@ -192,14 +193,14 @@ class Overlap:
         everywhere: tuple[LinkEnd, ...] = (to, "all")
         end = self.rng.choice(everywhere)
         late = self._times(0.5, 1.0, 3.0)
-        if self._chance(0.5):
+        if self.chance(0.5):
             return [Link(source=source, to=end, frames=self._frames(), delay=late)]
         held = Reorder(every=1, behind=MESSAGES, at_most=late)  # Hold back one frame, which all later ones pass.
         return [Link(source=source, to=end, frames=self._frames(), reorder=held)]
 
     def _overtaken(self) -> Steps:
         order = Reorder(every=self.rng.randint(1, 3), behind=self.rng.randint(1, 3), at_most=self._times(1.0, 3.0))
-        return [Link(source=self._one(), to="all", frames=self._frames(), reorder=order)]
+        return [Link(source=self.one(), to="all", frames=self._frames(), reorder=order)]
 
     # ---- the end -------------------------------------------------------------------------------------
 
@@ -208,22 +209,22 @@ class Overlap:
         rng = self.rng
         majority = tuple(sorted(rng.sample(self.ids, self.nodes // 2 + 1)))
         rest = tuple(node for node in self.ids if node not in majority)
-        steps: Steps = [LoadSwitch(switch="stop")] if self._chance(0.5) else []
-        if self._chance(0.3):
+        steps: Steps = [LoadSwitch(switch="stop")] if self.chance(0.5) else []
+        if self.chance(0.3):
             steps.append(Kill(target=rest))
-        if self._chance(0.3):
+        if self.chance(0.3):
             steps.append(Kill(target=majority))
         steps.append(Heal(what="all", on=majority))
-        if self._chance(0.3):
+        if self.chance(0.3):
             steps.append(Disk(on=majority, slow=self._times(0.5, 1.0, 2.0)))
-        if rest and self._chance(0.5):
+        if rest and self.chance(0.5):
             steps += self._one_way_cut(rest)
         steps.append(self._send(wait=True, via=rng.choice(majority)))
         return steps
 
     def _one_way_cut(self, rest: tuple[NodeId, ...]) -> Steps:
         """The nodes outside of the healed majority hear nobody, or nobody hears them."""
-        return [Cut(source=rest) if self._chance(0.5) else Cut(to=rest)]
+        return [Cut(source=rest) if self.chance(0.5) else Cut(to=rest)]
 
     def _send(self, wait: bool, via: NodeId | None = None) -> Send:
         sender = Sender(client=NAMED_CLIENT, messages=2, via=via)
@@ -233,11 +234,17 @@ class Overlap:
 
     # ---- small choices -------------------------------------------------------------------------------
 
-    def _chance(self, share: float) -> bool:
-        return self.rng.random() < share
+    def some(self) -> Target:
+        """One node."""
+        return self.one()
 
-    def _one(self) -> NodeId:
-        return self.rng.choice(self.ids)
+    def how(self) -> Literal["stop", "kill"]:
+        """Always SIGKILL."""
+        return "kill"
+
+    def short(self) -> Duration:
+        """In election timeouts, as all times here."""
+        return self._times(0.0, 0.5)
 
     def _two(self) -> tuple[NodeId, ...]:
         return tuple(sorted(self.rng.sample(self.ids, 2)))

@@ -37,7 +37,6 @@ from lab.steps.wait import (
     UNTILS,
     Until,
     UntilAcknowledged,
-    UntilAny,
     UntilCaughtUp,
     UntilDelivered,
     UntilEnded,
@@ -93,7 +92,6 @@ __all__ = [
     "Stop",
     "Until",
     "UntilAcknowledged",
-    "UntilAny",
     "UntilCaughtUp",
     "UntilDelivered",
     "UntilEnded",
@@ -105,7 +103,6 @@ __all__ = [
     "UntilTermChange",
     "Wait",
     "When",
-    "is_about_clients",
     "steps_by_word",
 ]
 
@@ -158,8 +155,3 @@ KINDS: dict[str, Effect] = {
 }
 """What a row of faults.jsonl says of the cluster, by its word; an exit is the end of a process by itself."""
 AT_ONCE = tuple(each.word for each in FAULT_STEPS if each.at_once)
-
-
-def is_about_clients(step: Step) -> bool:
-    """Whether it treats links between clients and nodes."""
-    return step.needs.client_proxy

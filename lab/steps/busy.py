@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated
 
 from msgspec import Meta
 
 from lab.steps.machine import Run
-from lab.steps.reducing import shorter
 from lab.steps.step import Effect, Fault, Needs
 from lab.words import Duration
 
 
 class Busy(Fault, frozen=True, rename={"time": "for"}):
-    """So many other processes of the host take all the processor time that they get.
-
-    time: done when it is over; 0s: done when all have begun, and they go on until they are healed.
+    """This many other processes of the host burn CPU; ends after `for`, or, without `for`, as soon as they run: then
+    they run until `heal: busy` (live only).
     """
 
     word = "busy"
     effect = Effect.NONE
     short = "processes"
+    needs = Needs(real_time="there is no processor that could be busy in a simulation")
     processes: Annotated[int, Meta(ge=1, le=1000)]
     time: Duration = Duration(0)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(real_time="there is no processor that could be busy in a simulation")
-
-    def reduce(self) -> Iterator[Self]:
-        yield from super().reduce()
-        yield from shorter(self, "time")
 
     async def do(self, run: Run, index: int) -> None:
         evidence = {"processes": self.processes}

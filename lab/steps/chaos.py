@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Iterator
 from typing import Self
 
 from lab.steps.entry import Entry
+from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
-from lab.steps.outlook import ANY, Outlook
-from lab.steps.reducing import shorter
+from lab.steps.outlook import ANY
 from lab.steps.step import Effect, Fault
 from lab.words import Duration, Period, Target
-from nodeproc.yamlfile import Place
 
 SHORTEST_STINT_S = 0.001
 
@@ -34,15 +32,16 @@ def draw_stint(longest: float, rng: random.Random) -> float:
 
 
 class Chaos(Fault, frozen=True, rename={"time": "for"}):
-    """For a time these nodes get the processor by fits and starts. Done when the time is over and all go on.
-
-    Each runs and stands still (SIGSTOP) in turn, for drawn times of 1 ms to `longest`.
+    """Pause these nodes randomly: each runs and is stopped (SIGSTOP) in turn, for random times of 1 ms to `longest`.
+    Ends when the time is over and all run.
     """
 
     word = "chaos"
     effect = Effect.NONE
     at_once = True
     short = "time"
+    drawn_from = 1
+    leaves_nodes = ANY
     time: Period
     on: Target = "running"
     longest: Period = Duration(2)
@@ -51,12 +50,10 @@ class Chaos(Fault, frozen=True, rename={"time": "for"}):
         if self.longest < SHORTEST_STINT_S:
             entry.at("longest").wrong("1ms or more")
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.set(self.on, ANY)
-
-    def reduce(self) -> Iterator[Self]:
-        yield from super().reduce()
-        yield from shorter(self, "time")
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        on = lot.some()
+        return cls(time=lot.time(0.5, 2.0, 5.0), on=on, longest=lot.time(0.05, 0.5, 2.0))
 
     async def do(self, run: Run, index: int) -> None:
         await asyncio.gather(*(self._disturb(run, each, index) for each in run.choose(self.on)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from msgspec import Meta
 
 from lab.steps.entry import Entry
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.step import Effect, Fault, Needs
 from lab.words import Duration, Target
@@ -15,13 +16,15 @@ MOST_DRIFT = 0.5
 
 
 class Clock(Fault, frozen=True):
-    """The clocks of these nodes go wrong.
+    """Inject a clock fault into these nodes.
 
-    drift: share by which they run fast (0.05) or slow (-0.05) from now on, -0.5..0.5.
-    jump: the wall clock is set forward by so much, once; what measures time spans does not notice.
+    drift: the share by which the clock runs fast (0.05) or slow (-0.05) from now on, -0.5..0.5.
+    jump: set the wall clock forward by this much, once; clocks that measure time spans are not changed.
     """
 
     word = "clock"
+    drawn_from = 1
+    needs = Needs(layer=True, own_node=True)
     effect = Effect.SLOW
     on: Target
     drift: Annotated[float, Meta(ge=-MOST_DRIFT, le=MOST_DRIFT)] = 0.0
@@ -31,9 +34,9 @@ class Clock(Fault, frozen=True):
         if not self.drift and not self.jump:
             entry.fail("does nothing; give drift or jump (heal ends a drift)")
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(layer=True, own_node=True)
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(on=lot.one(), drift=lot.rng.choice((-0.3, -0.1, 0.1, 0.3)))
 
     async def do(self, run: Run, index: int) -> None:
         for machine in run.choose(self.on):

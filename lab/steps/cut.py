@@ -9,25 +9,28 @@ from msgspec import structs
 
 from lab.steps.entry import Entry
 from lab.steps.link import treat
-from lab.steps.link_fault import LinkFault
+from lab.steps.link_fault import DRAWN_FRAMES, LinkFault
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.rules import Pair, Rule
 from lab.steps.step import Effect
-from lab.words import LinkEnd
+from lab.words import LinkEnd, named_ids
+from nodeproc.core.messages import NodeId
 
 UNTIL_HEALED_S = 86_400.0
 """No run is so long. What clients and nodes send each other over a cut link is held back, since TCP loses nothing."""
 
 
 class Cut(LinkFault, frozen=True):
-    """Frames on the directed links from `source` to `to` vanish silently from now on; connections stay open.
+    """Frames on these directed links are dropped silently from now on, connections stay open; `both`: in the other
+    direction too.
 
-    frames: frame types that it applies to; empty: all.
-    both: in the other direction too.
-    What is on a cut link of clients does not vanish but waits for the heal, as TCP has it.
+    frames: the frame types that are dropped; empty: all.
+    Data on a cut link of clients is not dropped: it waits for the heal, because TCP loses nothing.
     """
 
     word = "cut"
+    drawn_from = 2
     effect = Effect.LINKS
     source: LinkEnd = "all"
     to: LinkEnd = "all"
@@ -43,6 +46,18 @@ class Cut(LinkFault, frozen=True):
         yield from super().reduce()
         if self.both:
             yield structs.replace(self, both=False)
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        frames = (lot.rng.choice(DRAWN_FRAMES),) if lot.chance(0.3) else ()
+        source, to = lot.ends()
+        return cls(source=source, to=to, frames=frames, both=lot.chance(0.3))
+
+    @property
+    def hurts(self) -> frozenset[NodeId] | None:
+        if self.frames:
+            return None  # What passes besides may hide from a leader that others are lost: nothing is promised.
+        return named_ids(self.source) or named_ids(self.to)
 
     async def do(self, run: Run, index: int) -> None:
         pairs = run.pairs(self.source, self.to)

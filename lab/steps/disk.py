@@ -9,11 +9,13 @@ from typing import Literal, Self
 from lab.steps.damage import OLDER_COPY, Cause
 from lab.steps.entry import Entry
 from lab.steps.kill import end
+from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
 from lab.steps.outlook import DOWN, Outlook
 from lab.steps.reducing import shorter
 from lab.steps.step import Effect, Fault, Needs
 from lab.words import Duration, Target
+from nodeproc.core.messages import NodeId
 from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED
 from nodeproc.yamlfile import Place
 
@@ -22,24 +24,24 @@ MOST_ROOM_BYTES = 256
 
 
 class Disk(Fault, frozen=True):
-    """The disks of these nodes go bad, or are copied, in exactly one of seven ways.
+    """Inject exactly one disk fault into these nodes, or copy their disks.
 
-    slow: each fdatasync takes that much longer.
+    slow: each fdatasync takes this much longer.
     full: nothing more can be written.
     failing: fdatasync (sync) or writes (append) fail.
     rot: one byte of synced data changes, in the log (wal), in the last delivered message of the log (last), in
-        messages.jsonl (messages) or in the checkpoint; or in what is older than any restart looks at: lines of
-        messages.jsonl, headers or index of the archive.
-    lose: the checkpoint, messages.jsonl or the newest file of the log (wal) is gone, or all: an empty data directory is
-        left.
-    copy: nothing goes bad: the data directory is copied as it is now, for a later `restore`.
-    restore: the latest copy takes the place of the data directory.
-    lose, restore, and rot that is not old, happen while the node is down; a node that runs is killed first.
+        messages.jsonl (messages) or in the checkpoint; or in data that no restart reads: lines of messages.jsonl,
+        headers or index of the archive.
+    lose: the checkpoint, messages.jsonl or the newest file of the log (wal) is deleted, or all of the data directory.
+    copy: copy the data directory as it is now, for a later `restore`.
+    restore: the latest copy replaces the data directory.
+    lose, restore, and rot that is not old, need a dead node: a node that runs is killed first.
     """
 
     word = "disk"
     effect = Effect.SLOW
     rows = ("disk", "kill")
+    proofs = (("disk",),)
     on: Target
     slow: Duration = Duration(0)
     full: bool = False
@@ -81,7 +83,7 @@ class Disk(Fault, frozen=True):
         return "rot, loss and copies are healed by nothing that a nemesis does" if self.changes_files else ""
 
     def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.downed = True
+        super().foresee(outlook, place)
         if self.rot or self.lose:
             outlook.set(self.on, DOWN)
         if self.rot in ("wal", "checkpoint"):
@@ -93,8 +95,14 @@ class Disk(Fault, frozen=True):
         yield from super().reduce()
         yield from shorter(self, "slow")
 
-    def proofs(self) -> tuple[tuple[str, ...], ...]:
-        return (("disk",),)
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        """A slow one."""
+        return cls(on=lot.one(), slow=lot.time(0.02, 0.2, 1.0))
+
+    @property
+    def hurts(self) -> frozenset[NodeId] | None:
+        return frozenset() if self.slow or self.copy else None
 
     async def do(self, run: Run, index: int) -> None:
         for machine in run.choose(self.on):

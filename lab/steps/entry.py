@@ -1,8 +1,8 @@
 """YAML -> steps and expectations, with errors that name file, line, column, what was found and what is allowed.
 
 A step or expectation is a mapping of one key, its word; the value is a mapping of its fields or, for short, the one
-field that `short` names. An Entry reads such a value and checks what every kind has: node ids, targets, events,
-durations. What only one step knows, its own class checks.
+field that `short` names. An Entry reads such a value and checks node ids, targets, events and durations. The class of
+the step checks the rest.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _T = TypeVar("_T")
 
 
 class Setting(NamedTuple):
-    """What the entries of a scenario may refer to.
+    """What the values of a scenario file may refer to.
 
     steps: word -> step.
     ids: the cluster's nodes.
-    log_level: the cluster's; events below it are not reported.
+    log_level: of the cluster; events below it are not reported.
     foreign: the nodes are a program that `cluster.command` starts: its frames and its disk are not known.
     """
 
@@ -60,16 +60,16 @@ class Entry:
         self._document, self._place, self.setting = document, place, setting
 
     def at(self, *parts: str | int) -> Entry:
-        """The entry further inside; it need not be there."""
+        """The entry further inside, which may not exist."""
         return Entry(self._document, self.setting, (*self._place, *parts))
 
     @property
     def value(self) -> Any:
-        """As a plain value."""
+        """The plain value."""
         return self._document.value(self._place)
 
     def of(self, field: str) -> Entry:
-        """The value of a field: an entry of this mapping, or this plain value, which stands for the field."""
+        """The entry of a field: in this mapping, or this plain value, which stands for the field."""
         return self.at(field) if isinstance(self.value, dict) else self
 
     # ---- errors ----------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class Entry:
         raise self._document.error(self._place, message)
 
     def fail_at_key(self, message: str) -> NoReturn:
-        """The same, pointing at the key in place of its value."""
+        """As fail(), pointing at the key instead of its value."""
         raise self._document.error(self._place, message, at_key=True)
 
     def wrong(self, allowed: str, names: Sequence[str] = ()) -> NoReturn:
@@ -140,7 +140,7 @@ class Entry:
         return kind(**{short: value})
 
     def _check_field(self, field: structs.FieldInfo) -> None:
-        """What the type of a field can't say about its plain value."""
+        """Check a plain value beyond the type of its field."""
         if field.type == Target:
             self.check_target()
         elif field.type == LinkEnd and self.value != "clients":

@@ -114,7 +114,7 @@ def _show_delivered(view: ClusterView, nodes: tuple[NodeId, ...]) -> str:
 
 
 class LeaderIs(MomentExpectation, frozen=True, rename={"node": "is"}):
-    """Every running node of `on` names this node as leader, and that node says that it leads."""
+    """These nodes name that node as leader, and it says so itself."""
 
     word = "leader"
     short = "node"
@@ -136,7 +136,7 @@ class LeaderIs(MomentExpectation, frozen=True, rename={"node": "is"}):
 
 
 class RoleIs(MomentExpectation, frozen=True, rename={"role": "is", "node": "of"}):
-    """These nodes have this role."""
+    """These nodes are `leader`, `follower` or `candidate`."""
 
     word = "role"
     node: Target
@@ -161,7 +161,7 @@ class CaughtUp(MomentExpectation, frozen=True):
 
 
 class LastSeq(MomentExpectation, frozen=True, rename={"seq_no": "is"}):
-    """How many messages these nodes have delivered. At least one of the two numbers is given.
+    """These nodes have delivered exactly, or at least, this many messages.
 
     As a Run expectation: the last seq_no in their message logs.
     """
@@ -198,7 +198,7 @@ MOMENT_EXPECTATIONS: dict[str, type[MomentExpectation]] = {
 
 
 class Expect(Step, frozen=True):
-    """Look at the nodes' STATUS now; each must be so at this moment. A miss does not end the run."""
+    """Check now; a miss fails the run but does not end it."""
 
     word = "expect"
     only = "that"
@@ -208,11 +208,8 @@ class Expect(Step, frozen=True):
     def read(cls, entry: Entry) -> Self:
         return cls(that=read_expectations(entry, MOMENT_EXPECTATIONS))
 
-    def in_full(self) -> Any:
-        return [each.as_yaml(in_brief=False) for each in self.that]
-
-    def in_brief(self) -> Any:
-        return [each.as_yaml(in_brief=True) for each in self.that]
+    def inside(self, *, in_brief: bool) -> Any:
+        return [each.as_yaml(in_brief=in_brief) for each in self.that]
 
     def shown(self) -> Any:
         return [each.show() for each in self.that]

@@ -7,50 +7,48 @@ from typing import Literal, Self
 
 from msgspec import structs
 
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.orders import NEVER
-from lab.steps.outlook import UP, Outlook
+from lab.steps.outlook import UP, State
 from lab.steps.resume import resume
 from lab.steps.start import start
 from lab.steps.step import Effect, Fault
 from lab.words import Target
-from nodeproc.core.messages import NodeId
-from nodeproc.yamlfile import Place
 
 END_PATIENCE_S = 10.0
 """From a write that fails to the end of the process: half a second, and more on a busy machine."""
 
 
 class Heal(Fault, frozen=True):
-    """Faults are over.
+    """`links`: remove all rules on links; `disks`: no disk is slow, full or failing; `clocks`: no clock drifts; `busy`:
+    the busy processes end; `all`: all of these, and resume the paused nodes and start the stopped nodes among `on`.
 
-    links: all links are straight again. disks: no disk is slow, full or failing. clocks: none drifts; what was jumped
-    stays. busy: the busy processes are gone. all: all of these; besides, what is paused is resumed and what is down is
-    started.
-    on: the nodes that `all` wakes and starts.
+    A clock that was set forward stays so.
     """
 
     word = "heal"
     effect = Effect.HEALED
     short = "what"
     in_nemesis = False
+    drawn_from = 1
     rows = ("heal", "resume", "start")
+    proofs = ()  # There may be nothing to heal.
+    row_for_each = False
     what: Literal["links", "disks", "clocks", "busy", "all"] = "all"
     on: Target = "all"
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        if self.what == "all":
-            outlook.set(self.on, UP)
+    @property
+    def leaves_nodes(self) -> frozenset[State]:
+        return UP if self.what == "all" else frozenset()
 
     def reduce(self) -> Iterator[Self]:
         yield from super().reduce()
         yield structs.replace(self, on="all")
 
-    def proofs(self) -> tuple[tuple[str, ...], ...]:
-        return ()  # There may be nothing to heal.
-
-    def nodes_with_rows(self, ids: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
-        return ()  # What it does depends on how they are.
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls()
 
     async def do(self, run: Run, index: int) -> None:
         if self.what in ("links", "all"):

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from lab.rows import NodeExit
+from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
-from lab.steps.outlook import Outlook
+from lab.steps.outlook import DOWN
 from lab.steps.step import Effect, Fault
 from lab.words import Target
 from nodeproc.core.messages import NodeId
-from nodeproc.yamlfile import Place
 
 
 class Kill(Fault, frozen=True):
-    """SIGKILL, all at once. Done when the processes are gone."""
+    """SIGKILL. Ends when the processes are gone."""
 
     word = "kill"
     effect = Effect.DOWN
     short = "target"
+    drawn_from = 1
     ends_process = True
+    leaves_nodes = DOWN
     target: Target
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.take_down(self.target)
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(target=lot.some())
 
     async def do(self, run: Run, index: int) -> None:
         await end(run, run.choose(self.target), signal.SIGKILL, index)

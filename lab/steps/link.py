@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
 from msgspec import Struct, structs
 
 from lab.steps.entry import Entry
-from lab.steps.link_fault import LinkFault
+from lab.steps.link_fault import DRAWN_FRAMES, LinkFault
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.reducing import shorter
 from lab.steps.rules import LINK_EFFECTS, Pair, Rule
@@ -35,20 +36,20 @@ class Reorder(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Link(LinkFault, frozen=True):
-    """From now on treat frames on the directed links from `source` to `to` so; a later rule for a link replaces it.
+    """The rule for frames on these directed links from now on; a later rule for a link replaces it.
 
-    frames: frame types ("APPEND") that it applies to; empty: all.
-    delay: each such frame is held this long, in order, and longer as `distribution` says: by up to `jitter` (uniform),
-        by `jitter` on average (exponential), or by around nothing with the deviation `jitter` (normal).
-    loss, duplicate, corrupt: shares, 0..1, of such frames that vanish, arrive twice or arrive with one byte changed.
-    bandwidth: bytes of such frames a second; 0: any number.
-    chunk: such frames arrive in pieces of so many bytes, a millisecond apart; 0: whole.
-    refuse: the connection is reset and none can be opened; alone.
-    A scenario with such a step runs all its links through the proxy. Links of clients are TCP with nothing in between:
-    what is on them is delayed, slowed or cut in pieces, or they are refused, and that is all.
+    frames: the frame types ("APPEND") that the rule holds for; empty: all.
+    delay: each such frame is delayed by this, in order, and more as `distribution` says: by up to `jitter` (uniform),
+        by `jitter` on average (exponential), or normally distributed around `delay` with deviation `jitter` (normal).
+    loss, duplicate, corrupt: shares, 0..1, of such frames that are lost, arrive twice or with one byte changed.
+    bandwidth: bytes of such frames a second; 0: no limit.
+    chunk: such frames arrive in pieces of this many bytes, a millisecond apart; 0: in one piece.
+    refuse: reset the connection and every new one; no other field may stand beside it.
+    Links of clients carry TCP bytes, not frames: they can be delayed, slowed, cut in pieces and refused only.
     """
 
     word = "link"
+    drawn_from = 2
     effect = Effect.LINKS
     source: LinkEnd = "all"
     to: LinkEnd = "all"
@@ -97,6 +98,35 @@ class Link(LinkFault, frozen=True):
                 yield structs.replace(self, **{name: 1.0})
         if len(self.frames) > 1:
             yield from (structs.replace(self, frames=(each,)) for each in self.frames)
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        rng = lot.rng
+        frames = tuple(sorted(rng.sample(DRAWN_FRAMES, rng.randint(1, 2)))) if lot.chance(0.5) else ()
+        source, to = lot.ends()
+        share = rng.choice((0.05, 0.3, 0.8))
+        kind = rng.choice(("loss", "duplicate", "corrupt", "delay", "delay", "slow", "refuse"))
+        rule: dict[str, Any] = {kind: share}
+        match kind:
+            case "corrupt":
+                rule = {"corrupt": share / 4}
+            case "delay":
+                delay = lot.time(0.005, 0.1, 0.5, 1.5)
+                rule = {"delay": delay, "jitter": delay, "distribution": rng.choice(("uniform", "exponential"))}
+            case "slow":
+                rule = {"bandwidth": rng.choice((2_000, 20_000, 200_000))}
+            case "refuse":
+                return cls(source=source, to=to, refuse=True)
+        return cls(source=source, to=to, frames=frames, **rule)
+
+    @classmethod
+    def draw_reorder(cls, lot: Lot) -> Self:
+        """Most often of records, so that holes come and are filled."""
+        frames = ("APPEND",) if lot.chance(0.6) else ()
+        source, to = lot.ends()
+        at_most = lot.time(0.02, 0.1, 1.0)
+        order = Reorder(every=lot.rng.randint(1, 4), behind=lot.rng.randint(1, 5), at_most=at_most)
+        return cls(source=source, to=to, frames=frames, reorder=order)
 
     @property
     def rule(self) -> Rule:

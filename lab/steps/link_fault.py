@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from lab.steps.entry import Entry
 from lab.steps.step import Fault, Needs
 from lab.words import FRAME_TYPES, LinkEnd
+
+DRAWN_FRAMES: Final = (
+    *("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP"),
+    *("SUBMIT", "MEMBERS", "PROMISES"),
+)
+"""The frames of which a search draws some to be lost or late."""
 
 
 class LinkFault(Fault, frozen=True, rename={"source": "from"}):

@@ -12,15 +12,12 @@ from nodeproc.yamlfile import Place
 
 
 class LoadSwitch(Step, frozen=True, rename={"switch": "do"}):
-    """Start the scenario's load, or stop it: nothing new is sent, what is under way is waited for."""
+    """Start or stop the scenario's load; a stop waits for the messages under way."""
 
     word = "load"
     short = "switch"
+    needs = Needs(load=True)
     switch: Literal["start", "stop"]
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(load=True)
 
     @property
     def starts_load(self) -> bool:

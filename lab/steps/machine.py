@@ -266,9 +266,6 @@ class Run(Protocol):
     def note(self, index: int, what: Step | Expectation, *, met: bool, found: str) -> None:
         """Write down what came of a step, or of one thing that it expects."""
 
-    def show_step(self, step: Step) -> str:
-        """It in one line for people."""
-
     def tell(self, text: str) -> None:
         """A line of progress."""
 

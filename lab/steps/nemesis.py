@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
 from typing import Any, Self
-
-from msgspec import Struct, structs
 
 from lab.steps.entry import Entry
 from lab.steps.heal import Heal
 from lab.steps.machine import Run, StepMissed
-from lab.steps.outlook import Outlook
-from lab.steps.reducing import shorter
 from lab.steps.step import Fault, Step
 from lab.steps.targets import NoSuchTarget
 from lab.words import Duration, Period
-from nodeproc.core.messages import NodeId
-from nodeproc.yamlfile import Place
 
 EVERY = Duration(2)
 
@@ -28,16 +21,17 @@ HOLDS = (0.25, 0.75)
 
 
 class Nemesis(Step, frozen=True, rename={"time": "for"}):
-    """For a time one fault after the other, each healed before the next.
+    """For this time, inject one fault of a list after the other, and heal each.
 
-    every: from one fault to the next; longer where a heal takes longer. A fault holds for a drawn quarter to three
+    every: from one fault to the next; longer where a heal takes longer. A fault lasts for a random quarter to three
         quarters of it.
-    faults: come in a drawn order, all of them before one comes again. One whose target means nobody is left out.
+    faults: in a random order, all of them before one comes again. A fault whose target means nobody is left out.
     """
 
     word = "nemesis"
-    inner_key = "faults"
+    inner_field = "faults"
     in_rounds = True
+    noted = True
     time: Period
     faults: tuple[Step, ...]
     every: Period = EVERY
@@ -53,42 +47,14 @@ class Nemesis(Step, frozen=True, rename={"time": "for"}):
                 entry.at("faults", index, fault.word).fail(fault.unhealable)
         return cls(time=times["for"], faults=faults, every=times.get("every", EVERY))
 
-    def in_full(self) -> Any:
-        return {**self._times(), "faults": [fault.as_yaml(in_brief=False) for fault in self.faults]}
-
-    def in_brief(self) -> Any:
-        return {**self._times(), "faults": [fault.as_yaml(in_brief=True) for fault in self.faults]}
+    def inside(self, *, in_brief: bool) -> Any:
+        return {**self._times(), "faults": [fault.as_yaml(in_brief=in_brief) for fault in self.faults]}
 
     def shown(self) -> Any:
         return {**self._times(), "faults": f"{len(self.faults)} kinds"}
 
     def _times(self) -> dict[str, str]:
         return {"for": str(self.time), "every": str(self.every)}
-
-    @property
-    def inner(self) -> tuple[Step, ...]:
-        return self.faults
-
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.anything = True
-
-    def aims(self) -> tuple[Struct, ...]:
-        return ()  # Nobody knows who runs when it acts.
-
-    def reduce(self) -> Iterator[Self]:
-        yield from super().reduce()
-        yield from shorter(self, "time")
-
-    def without(self, gone: NodeId) -> Self | None:
-        inside = tuple(less for each in self.faults if (less := each.without(gone)) is not None)
-        return structs.replace(self, faults=inside) if inside else None
-
-    def findings(self) -> Iterator[str]:
-        yield self.show()
-
-    @property
-    def faults_done(self) -> tuple[Fault, ...]:
-        return tuple(fault for fault in self.faults if isinstance(fault, Fault))
 
     async def do(self, run: Run, index: int) -> None:
         draws, until = random.Random(f"nemesis {run.seed} {index}"), run.now() + self.time

@@ -1,4 +1,4 @@
-"""How things may stand at one point of a scenario, as far as its file alone tells. Pure."""
+"""What is known about the cluster at one point of a scenario before it runs, from its file alone. Pure."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ UP: Final[frozenset[State]] = frozenset(("up",))
 DOWN: Final[frozenset[State]] = frozenset(("down",))
 PAUSED: Final[frozenset[State]] = frozenset(("paused",))
 _ALL_OF: Final[dict[str, frozenset[State]]] = {"running": UP, "paused": PAUSED, "down": DOWN}
-"""Word -> it means every node that is certainly so."""
+"""Target word -> the state that its nodes certainly have."""
 
 
 class Outlook:
-    """The states that each node may be in, and what the steps so far have done. Each step's foresee() changes it.
+    """The states that each node may be in, and what the steps so far have done. Each step's foresee() updates it.
 
     Args:
-        ids: the cluster's nodes. started: those that run at first.
-        planned: messages of the load from a start on; 0: only a stop ends it.
-        most: messages that the scenario sends at most; None: without a limit.
+        ids: the cluster's nodes. started: the nodes that run before the first step.
+        planned: number of messages of the load; 0: only a `load: stop` ends it.
+        most: most messages that the scenario sends; None: no limit.
     """
 
     def __init__(self, ids: tuple[NodeId, ...], started: tuple[NodeId, ...], planned: int, most: int | None) -> None:
         self.ids, self.planned, self.most = ids, planned, most
         self._states = {node: UP if node in started else DOWN for node in ids}
         self.anything = False
-        """A trigger or a nemesis may do its faults at any time from here on, or a node may end by itself."""
+        """From here on, a trigger or a nemesis may inject its faults at any time, or a node may exit by itself."""
         self.downed = False
         """Some step may have taken a node down."""
         self.damaged: Place | None = None
-        """The step that damaged a disk so that its node can't start, while none was rebuilt."""
+        """The step that damaged a disk so that its node cannot start; None after a rebuild."""
         self.load: Literal["never", "runs", "stopped"] = "never"
 
     def may_be(self, node: NodeId) -> frozenset[State]:
@@ -43,14 +43,14 @@ class Outlook:
 
     @property
     def lacks_majority(self) -> str:
-        """Why nothing that needs a majority can come true; "": it may."""
+        """Why nothing that needs a majority can come true; "" if it may."""
         most_up = sum("up" in self.may_be(node) for node in self.ids)
         if 2 * most_up > len(self.ids):
             return ""
         return f"never comes true: at most {most_up} of {len(self.ids)} nodes run here, and a majority is needed"
 
     def nobody(self, part: object) -> str:
-        """Why a word of a target can mean no node; "": it may mean one."""
+        """Why this part of a target means no node; "" if it may mean one."""
         if self.anything:
             return ""
         seen = frozenset[State]().union(*self._states.values())
@@ -65,7 +65,7 @@ class Outlook:
         return ""
 
     def set(self, target: Target, states: frozenset[State]) -> None:
-        """These nodes are so now; of a word that may mean them or others they may be as they were."""
+        """Set the states of these nodes. A node that a word may or may not mean can also keep its states."""
         parts = target_parts(target)
         if self.damaged is not None and states == UP:
             states = UP | DOWN
@@ -77,7 +77,7 @@ class Outlook:
                 self._states[node] = states if sure else self._states[node] | states
 
     def take_down(self, target: Target, then: frozenset[State] = DOWN) -> None:
-        """These nodes were down for a moment, and are so now."""
+        """These nodes were down, and have these states now."""
         self.set(target, then)
         self.downed = True
 

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import Final, Literal, Self, TypeAlias, assert_never
 
 from msgspec import Struct
 
 from lab.steps.cut import cut
 from lab.steps.entry import Entry
 from lab.steps.link import treat
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.step import Effect, Fault, Needs
 from lab.steps.targets import ClusterView, NoSuchTarget, choose
-from lab.words import Target
+from lab.words import Target, named_ids
 from nodeproc.core.messages import NodeId
 
-LEAST_NODES = {"isolate": 2, "halves": 2, "majority": 3, "minority": 3, "bridge": 3, "ring": 4, "random": 2}
+PartitionKind: TypeAlias = Literal["isolate", "halves", "majority", "minority", "bridge", "ring", "random"]
+DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
+"""To be drawn from."""
+LEAST_NODES: Final[dict[PartitionKind, int]] = {
+    "isolate": 2,
+    "halves": 2,
+    "majority": 3,
+    "minority": 3,
+    "bridge": 3,
+    "ring": 4,
+    "random": 2,
+}
 """Kind -> with fewer nodes it cuts nothing."""
-NODELESS = ("halves", "ring", "random")
+NODELESS: Final = ("halves", "ring", "random")
 """Kinds that are about no node: `node` means nothing."""
 
 
@@ -74,19 +86,21 @@ def _between(side: Sequence[NodeId], nodes: tuple[NodeId, ...]) -> set[tuple[Nod
 
 
 class Partition(Fault, frozen=True):
-    """Cut links, all frames, so that not everybody hears everybody. partition_pairs() has the links.
+    """Cut links so that some nodes do not hear each other.
 
-    isolate: `node` hears nobody and nobody hears it; direction: only one of the two, in or out. halves: two random
-    halves, a majority and the rest. majority, minority: so, `node` being on that side. bridge: two halves that both
-    hear `node`, and it them, but not each other. ring: each node hears only its two neighbours by id. random: some
-    directed links, at least one, not all.
+    isolate: `node` hears nobody and nobody hears it; direction: in: it hears nobody; out: nobody hears it. halves: two
+    random halves, a majority and the rest. majority, minority: the same, with `node` on that side. bridge: two random
+    halves of the other nodes that both hear `node`, and it them, but not each other. ring: each node hears only its two
+    neighbours by id. random: some directed links are cut, at least one and not all.
     """
 
     word = "partition"
     effect = Effect.LINKS
     short = "kind"
+    drawn_from = 2
     rows = ("link",)
-    kind: Literal["isolate", "halves", "majority", "minority", "bridge", "ring", "random"]
+    needs = Needs(proxy=True)
+    kind: PartitionKind
     node: Target = "leader"
     direction: Literal["in", "out", "both"] = "both"
 
@@ -100,12 +114,24 @@ class Partition(Fault, frozen=True):
         if self.kind != "isolate" and self.direction != "both":
             entry.at("direction").fail(f"{self.kind} has no direction; direction is for isolate")
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(proxy=True)
-
     def aims(self) -> tuple[Struct, ...]:
         return () if self.kind in NODELESS else (self,)
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        kinds: tuple[PartitionKind, ...] = ("isolate", "isolate", "random")
+        if lot.nodes >= 3:
+            kinds += ("halves",)
+        if lot.nodes >= 4:
+            kinds += ("bridge", "ring")
+        kind = lot.rng.choice(kinds)
+        if kind == "isolate":
+            return cls(kind=kind, node=lot.one(), direction=lot.rng.choice(DIRECTIONS))
+        return cls(kind=kind, node=lot.one()) if kind == "bridge" else cls(kind=kind)
+
+    @property
+    def hurts(self) -> frozenset[NodeId] | None:
+        return named_ids(self.node) if self.kind == "isolate" else None
 
     async def do(self, run: Run, index: int) -> None:
         await treat(run, partition_pairs(self, run.view, run.rng), cut(run), index)

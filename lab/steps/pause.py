@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
-from lab.steps.outlook import PAUSED, Outlook
+from lab.steps.outlook import PAUSED
 from lab.steps.step import Effect, Fault
 from lab.words import Target
-from nodeproc.yamlfile import Place
 
 
 class Pause(Fault, frozen=True):
-    """SIGSTOP. Done when the processes are stopped."""
+    """SIGSTOP. Ends when the processes are stopped."""
 
     word = "pause"
     effect = Effect.DOWN
     short = "target"
+    drawn_from = 1
+    leaves_nodes = PAUSED
     target: Target
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.set(self.target, PAUSED)
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(target=lot.one())
 
     async def do(self, run: Run, index: int) -> None:
         for machine in run.choose(self.target):

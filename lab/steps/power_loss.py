@@ -10,12 +10,12 @@ from typing import Any, Literal, Self
 from msgspec import structs
 
 from lab.steps.entry import Entry
+from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
 from lab.steps.orders import NEVER
-from lab.steps.outlook import DOWN, UP, Outlook
+from lab.steps.outlook import DOWN, UP, State
 from lab.steps.step import Effect, Fault, Needs
 from lab.words import Target
-from nodeproc.yamlfile import Place
 
 TORN_PATIENCE_S, TORN_LOOK_S = 5.0, 0.01
 """A disk that is to leave a torn log waits so long for an entry that is not synced, and looks so often."""
@@ -25,17 +25,18 @@ MID_WRITE_PATIENCE_S = 5.0
 
 
 class PowerLoss(Fault, frozen=True):
-    """The machine of these nodes loses its power: the process dies and what was not synced is lost, in part or whole.
+    """The process dies, and unsynced data is lost, in part or whole; `mid_write`: in the middle of one of its next disk
+    operations; `tail: torn`: in the middle of an entry of the log.
 
-    mid_write: in the middle of one of its next disk operations.
-    tail: drawn: any part of what was not synced may be left. torn: the disk first stops answering, until an entry of
-        the log waits for its sync; that entry is left in part.
+    tail: drawn: any part of the unsynced data may remain. torn: the disk first stops answering until an entry of the
+        log waits for its fdatasync; a part of that entry remains.
     """
 
     word = "power_loss"
     effect = Effect.DOWN
     short = "target"
     ends_process = True
+    needs = Needs(layer=True, own_node=True)
     target: Target
     mid_write: bool = False
     tail: Literal["drawn", "torn"] = "drawn"
@@ -45,16 +46,17 @@ class PowerLoss(Fault, frozen=True):
             entry.at("tail").fail("what mid_write leaves is drawn, so that nothing else may be asked for")
 
     @property
-    def needs(self) -> Needs:
-        return Needs(layer=True, own_node=True)
-
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.take_down(self.target, DOWN | UP if self.mid_write else DOWN)
+    def leaves_nodes(self) -> frozenset[State]:
+        return DOWN | UP if self.mid_write else DOWN
 
     def reduce(self) -> Iterator[Self]:
         yield from super().reduce()
         if self.mid_write:
             yield structs.replace(self, mid_write=False)
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(target=lot.some(), mid_write=lot.chance(0.5))
 
     async def do(self, run: Run, index: int) -> None:
         machines, torn = run.choose(self.target), self.tail == "torn"

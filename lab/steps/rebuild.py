@@ -13,7 +13,7 @@ from nodeproc.yamlfile import Place
 
 
 class Rebuild(Fault, frozen=True):
-    """The node loses its disk and starts again, empty, with --rebuild. Done when it answers."""
+    """The node loses its disk and starts again, empty, with `--rebuild`. Ends when it answers."""
 
     word = "rebuild"
     effect = Effect.DOWN
@@ -21,18 +21,14 @@ class Rebuild(Fault, frozen=True):
     in_nemesis = False
     rows = ("rebuild", "start")
     ends_process = True
+    proofs = (("rebuild",),)
+    needs = Needs(own_node=True)
+    leaves_nodes = UP
     target: Target
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(own_node=True)
-
     def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.take_down(self.target, then=UP)
+        super().foresee(outlook, place)
         outlook.damaged = None
-
-    def proofs(self) -> tuple[tuple[str, ...], ...]:
-        return (("rebuild",),)
 
     async def do(self, run: Run, index: int) -> None:
         await run.world.together([self._rebuild(run, each, index) for each in run.choose(self.target)])

@@ -1,4 +1,4 @@
-"""What the steps' reduce() and without() have in common: rounder times, and targets with a node less. Pure."""
+"""Shared by the reduce() and without() of all steps: rounder times, and targets with one node less. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def nice(seconds: float) -> Duration:
 
 
 def shorter(value: _S, field: str, *, least: Duration | None = None) -> Iterator[_S]:
-    """The struct with `least`, if there is one, much less, half, and a rounder number in a field of seconds."""
+    """The struct with smaller values of a duration: `least` if given, a tenth, half, and a rounder number."""
     time: Duration = getattr(value, field)
     if least is not None:
         yield structs.replace(value, **{field: least})
@@ -44,19 +44,23 @@ def shorter(value: _S, field: str, *, least: Duration | None = None) -> Iterator
 
 
 def one_of(value: _S, field: str) -> Iterator[_S]:
-    """The struct with each part alone of a field that is a tuple."""
+    """The struct with each single part of a field that is a tuple."""
     found = getattr(value, field)
     yield from (structs.replace(value, **{field: each}) for each in (found if isinstance(found, tuple) else ()))
 
 
 def without_node(value: _S, gone: NodeId) -> _S | None:
-    """The struct where that node is not there and higher ids are one lower; None: it was about that node alone."""
-    changed = {name: target_without(getattr(value, name), gone) for name in TARGETS if hasattr(value, name)}
+    """The struct without this node, where higher ids are one lower; None: no target is left."""
+    changed: dict[str, Any] = {
+        name: target_without(getattr(value, name), gone) for name in TARGETS if hasattr(value, name)
+    }
+    if hasattr(value, "until"):
+        changed["until"] = without_node(value.until, gone)
     return None if None in changed.values() else structs.replace(value, **changed)
 
 
 def target_without(target: Target, gone: NodeId) -> Any:
-    """The target without that node; None: nobody is left."""
+    """The target without this node; None: no node is left."""
     if isinstance(target, int):
         return None if target == gone else shifted(target, gone)
     if isinstance(target, tuple):
@@ -66,5 +70,5 @@ def target_without(target: Target, gone: NodeId) -> Any:
 
 
 def shifted(node: NodeId, gone: NodeId) -> NodeId:
-    """The node's id when that node is gone."""
+    """The node's id after `gone` was taken out of the cluster."""
     return node - (node > gone)

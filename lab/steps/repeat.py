@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self, TypeAlias
 
-from msgspec import Meta, structs
+from msgspec import Meta
 
 from lab.steps.entry import Entry
 from lab.steps.machine import Run
 from lab.steps.step import Step
-from nodeproc.core.messages import NodeId
 
 MAX_STEPS = 10_000
 """Written out. More is a slip of the pen: nobody waits for so many."""
@@ -17,10 +16,10 @@ Times: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
 
 
 class Repeat(Step, frozen=True):
-    """The steps inside, so many times. unrolled() has them one by one."""
+    """Repeat the steps inside."""
 
     word = "repeat"
-    inner_key = "steps"
+    inner_field = "steps"
     times: Times
     steps: tuple[Step, ...]
 
@@ -32,26 +31,15 @@ class Repeat(Step, frozen=True):
             entry.at("steps").wrong("at least one step")
         return cls(times=times, steps=entry.at("steps").steps())
 
-    def in_full(self) -> Any:
-        return {"times": self.times, "steps": [step.as_yaml(in_brief=False) for step in self.steps]}
-
-    def in_brief(self) -> Any:
-        return {"times": self.times, "steps": [step.as_yaml(in_brief=True) for step in self.steps]}
+    def inside(self, *, in_brief: bool) -> Any:
+        return {"times": self.times, "steps": [step.as_yaml(in_brief=in_brief) for step in self.steps]}
 
     def shown(self) -> Any:
         return f"{self.times} times {len(self.steps)} steps"
 
     @property
-    def inner(self) -> tuple[Step, ...]:
-        return self.steps
-
-    @property
     def rounds(self) -> int:
         return self.times
-
-    def without(self, gone: NodeId) -> Self | None:
-        inside = tuple(less for each in self.steps if (less := each.without(gone)) is not None)
-        return structs.replace(self, steps=inside) if inside else None
 
     async def do(self, run: Run, index: int) -> None:
         raise AssertionError("Scenario.unrolled() writes repeats out")

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from lab.steps.cut import both_ways
 from lab.steps.link import receiver
 from lab.steps.link_fault import LinkFault
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.step import Effect
 from lab.words import LinkEnd
 
 
 class Reset(LinkFault, frozen=True):
-    """The connections between these nodes are reset, in both directions; the nodes open them again."""
+    """Reset the connections between these nodes (TCP RST at both ends), in both directions, once; the nodes open them
+    again.
+    """
 
     word = "reset"
+    drawn_from = 2
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        source, to = lot.ends()
+        return cls(source=source, to=to)
 
     async def do(self, run: Run, index: int) -> None:
         pairs, began = both_ways(run.pairs(self.source, self.to)), run.now_ns()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from typing import Literal, Self
 
 from lab.steps.kill import end
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.outlook import UP, Outlook
-from lab.steps.reducing import shorter
 from lab.steps.start import start
 from lab.steps.step import Effect, Fault
 from lab.words import Duration, Target
@@ -20,29 +19,25 @@ SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}
 
 
 class Restart(Fault, frozen=True, rename={"down": "down_for"}):
-    """Take nodes down and start them again, one after the other. Done when the last one answers.
-
-    how: stop (SIGTERM) or kill (SIGKILL).
-    down: how long each stays down.
-    """
+    """Down and up again, one node after the other; how: `stop` (SIGTERM) or `kill` (SIGKILL)."""
 
     word = "restart"
     effect = Effect.DOWN
     short = "target"
+    drawn_from = 1
     rows = ("stop", "kill", "start")
+    leaves_nodes = UP
     target: Target
     how: Literal["stop", "kill"] = "stop"
     down: Duration = Duration(0)
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.take_down(self.target, then=UP)
-
-    def reduce(self) -> Iterator[Self]:
-        yield from super().reduce()
-        yield from shorter(self, "down", least=Duration(0))
-
+    @property
     def proofs(self) -> tuple[tuple[str, ...], ...]:
         return ((self.how,), ("start",))
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(target=lot.some(), how=lot.how(), down=lot.short())
 
     async def do(self, run: Run, index: int) -> None:
         for machine in run.choose(self.target):
@@ -52,24 +47,26 @@ class Restart(Fault, frozen=True, rename={"down": "down_for"}):
 
 
 class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
-    """Take all running nodes down at once, then start all nodes. Done when all answer."""
+    """All running nodes down at once, then all nodes up: `full_restart: stop`, `full_restart: kill`."""
 
     word = "full_restart"
     effect = Effect.DOWN
     short = "how"
+    drawn_from = 1
     rows = ("stop", "kill", "start")
     how: Literal["stop", "kill"]
     down: Duration = Duration(0)
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.take_down("all", then=UP)
-
-    def reduce(self) -> Iterator[Self]:
-        yield from super().reduce()
-        yield from shorter(self, "down", least=Duration(0))
-
+    @property
     def proofs(self) -> tuple[tuple[str, ...], ...]:
         return ((self.how,), ("start",))
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(how=lot.how(), down=lot.short())
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.take_down("all", then=UP)
 
     async def do(self, run: Run, index: int) -> None:
         machines = run.choose("all")

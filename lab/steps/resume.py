@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
+from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
-from lab.steps.outlook import UP, Outlook
+from lab.steps.outlook import UP
 from lab.steps.step import Effect, Fault
 from lab.words import Target
-from nodeproc.yamlfile import Place
 
 
 class Resume(Fault, frozen=True):
-    """SIGCONT. Done when the nodes answer."""
+    """SIGCONT. Ends when the nodes answer."""
 
     word = "resume"
     effect = Effect.UP
     short = "target"
     in_nemesis = False
+    drawn_from = 1
+    leaves_nodes = UP
     target: Target
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.set(self.target, UP)
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(target="all")
 
     async def do(self, run: Run, index: int) -> None:
         await resume(run, run.choose(self.target), index)

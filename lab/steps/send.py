@@ -13,7 +13,7 @@ from lab.steps.entry import Entry
 from lab.steps.machine import Run, SendingClient, StepMissed
 from lab.steps.reducing import COUNTS, shifted
 from lab.steps.step import Needs, Step
-from lab.steps.writing import brief
+from lab.steps.writing import brief, plain
 from lab.words import ClientId, Duration, Period
 from nodeproc.core.messages import NodeId
 from nodeproc.session import Session
@@ -22,10 +22,10 @@ from nodeproc.session import Session
 class Sender(Struct, frozen=True, forbid_unknown_fields=True):
     """Messages of one named client.
 
-    via: node id that the client connects to; without it, the one it used last, at first the lowest. When that node is
-        down the client goes to another one.
-    messages: exact payloads, or how many to make (`message 1 of client 101`, counted on over the run).
-    fresh: the client process ended and a new one comes: a new session.
+    via: id of the node that the client connects to; None: the node that it used last, at first the lowest. When that
+        node is down the client connects to another one.
+    messages: exact payloads, or how many to make (`message 1 of client 101`, counted over the whole run).
+    fresh: a new client process, and so a new session.
     """
 
     client: ClientId
@@ -59,17 +59,17 @@ class Sender(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Send(Step, frozen=True):
-    """Send exact messages, a client's one after the other without waiting; several clients at the same time.
+    """Exact messages of one named client. Ends when all are acknowledged, or, with `refused: true`, when its node has
+    answered why it accepts nothing: no leader, or no majority.
 
-    Done when all are acknowledged, in `within`; at once with `wait: false`. In YAML a single client's fields may stand
-    here in place of `clients`.
-    refused: done instead when each client's node has told it why it takes nothing: nobody leads, or there is no
-        majority.
+    A client sends its messages one after the other without waiting, several clients at the same time. With
+    `wait: false` the step ends at once. In YAML the fields of a single client may replace `clients`.
     """
 
     word = "send"
     short = "clients"
     single = Sender
+    hurts = frozenset[NodeId]()
     clients: tuple[Sender, ...]
     within: Period = Duration(10)
     wait: bool = True
@@ -104,7 +104,9 @@ class Send(Step, frozen=True):
             entry.at("within").period()
         return cls(clients=(Sender(**given),), **outer)
 
-    def in_brief(self) -> Any:
+    def inside(self, *, in_brief: bool) -> Any:
+        if not in_brief:
+            return plain(self)
         outside, senders = brief(self), [brief(each) for each in self.clients]
         del outside["clients"]
         return {**(senders[0] if len(senders) == 1 else {"clients": senders}), **outside}

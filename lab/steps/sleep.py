@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Self
 
 from lab.steps.machine import Run
-from lab.steps.reducing import shorter
 from lab.steps.step import Step
 from lab.words import Duration
+from nodeproc.core.messages import NodeId
 
 
 class Sleep(Step, frozen=True, rename={"time": "for"}):
-    """Let time pass. For rest between faults, never for waiting until something is so."""
+    """Let time pass between faults; to wait for a condition use `wait`."""
 
     word = "sleep"
     short = "time"
     in_when = True
+    hurts = frozenset[NodeId]()
     time: Duration
-
-    def reduce(self) -> Iterator[Self]:
-        yield from super().reduce()
-        yield from shorter(self, "time")
 
     async def do(self, run: Run, index: int) -> None:
         await asyncio.sleep(self.time)

@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 from lab.steps.damage import ended_at_work
+from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run, StepMissed
-from lab.steps.outlook import UP, Outlook
+from lab.steps.outlook import UP, Outlook, State
 from lab.steps.step import Effect, Fault
 from lab.words import Target
 from nodeproc.errors import EXIT_CORRUPTION
-from nodeproc.yamlfile import Place
 
 
 class Start(Fault, frozen=True):
-    """Start nodes that are down, all at once. Done when all answer.
-
-    refuses: each must refuse instead, for its disk is damaged: done when all have ended with the exit code of
-        corruption and have named the damaged file.
+    """Start nodes that are down. Ends when they answer STATUS. `refuses: true`: they must refuse to start on their
+    damaged disk; it ends when all have exited with code 3 and named the damaged file.
     """
 
     word = "start"
     effect = Effect.UP
     short = "target"
     in_nemesis = False
+    drawn_from = 1
     rows = ("start", "refusal")
     target: Target
     refuses: bool = False
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        if not self.refuses:
-            outlook.set(self.target, UP)
+    @property
+    def leaves_nodes(self) -> frozenset[State]:
+        return frozenset() if self.refuses else UP
+
+    def findings(self) -> Iterator[str]:
+        if self.refuses:
+            yield self.show()
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
         if self.refuses and outlook.damaged is None and not outlook.anything:
             yield "nothing has damaged a disk before, so that no node refuses to start"
 
-    def findings(self) -> Iterator[str]:
-        if self.refuses:
-            yield self.show()
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(target="all")
 
     async def do(self, run: Run, index: int) -> None:
         machines = run.choose(self.target)

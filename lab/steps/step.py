@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Any, ClassVar, NamedTuple, Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from lab.steps.entry import Entry
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
-from lab.steps.outlook import Outlook
-from lab.steps.reducing import one_of, without_node
+from lab.steps.outlook import Outlook, State
+from lab.steps.reducing import one_of, shorter, without_node
 from lab.steps.writing import brief, flow, plain
-from lab.words import Target, Title, target_parts
+from lab.words import Duration, Target, Title, target_parts
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Place
 
@@ -28,8 +29,8 @@ class Needs(NamedTuple):
     own_node: the nodes are the lab's own, not a program that `cluster.command` starts.
     majority: a majority of the nodes runs.
     load: the scenario has a load. load_end: that load has a count or a duration.
-    real_time: why the step can't be simulated; "": it can.
-    real_time_field: the field that can't be; "": the whole step.
+    real_time: why the step cannot be simulated; "" if it can.
+    real_time_field: the field that cannot be simulated; "" if it is the whole step.
     """
 
     proxy: bool = False
@@ -64,21 +65,21 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all steps; lab.steps.STEPS lists the subclasses."""
 
     word: ClassVar[str]
-    """The key that it has in YAML."""
+    """The step's key in YAML."""
     short: ClassVar[str] = ""
     """The field that a plain value stands for; "": none."""
     only: ClassVar[str] = ""
-    """The field whose value stands behind the word, with no key of its own; "": all fields have keys."""
+    """The single field whose value is the value of the step's key; "": the value is a mapping of the fields."""
     single: ClassVar[type[Struct] | None] = None
-    """Its fields may stand beside the step's own, in place of a list of one such struct in `short`."""
+    """A struct whose fields may stand beside the step's own fields, instead of a list of one such struct in `short`."""
     in_when: ClassVar[bool] = False
-    """A `when` may do it."""
+    """The step is allowed inside `when`."""
     in_nemesis: ClassVar[bool] = False
-    """A `nemesis` may do it."""
-    inner_key: ClassVar[str] = ""
-    """The key in YAML of the steps inside; "": none can be."""
+    """The step is allowed inside `nemesis`."""
+    inner_field: ClassVar[str] = ""
+    """The field that holds the steps inside; "": none."""
     name: Title = ""
-    """For progress lines and results; "": the step itself is shown."""
+    """Shown in progress lines and results; "": the step itself is shown."""
 
     @property
     def needs(self) -> Needs:
@@ -89,7 +90,7 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @classmethod
     def read(cls, entry: Entry) -> Self:
-        """The step whose value, behind its word, stands at an entry. Raises ConfigError."""
+        """Read and check the step from the value of its key. Raises ConfigError."""
         step = entry.struct(cls, cls.short)
         if entry.setting.foreign and step.needs.own_node:
             entry.fail("is for the lab's own nodes; of one that cluster.command starts only the surface is known")
@@ -97,24 +98,20 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return step
 
     def check(self, entry: Entry) -> None:
-        """Refuse what the types of the fields can't: fields that do not go together, or not with this cluster."""
+        """Refuse fields that contradict each other or the cluster; the types refuse the rest. Raises ConfigError."""
 
-    def in_full(self) -> Any:
-        """What stands behind the word, every default written out."""
-        return plain(self)
-
-    def in_brief(self) -> Any:
-        """What people would write behind the word, defaults left out."""
-        return brief(self, self.short)
+    def inside(self, *, in_brief: bool) -> Any:
+        """The value of the step's key in YAML: with every default written out, or, in brief, without defaults."""
+        return brief(self, self.short) if in_brief else plain(self)
 
     def shown(self) -> Any:
-        """As in_brief(), short enough for one line."""
-        return self.in_brief()
+        """The value of the step's key, short enough for one line."""
+        return self.inside(in_brief=True)
 
     def as_yaml(self, *, in_brief: bool) -> dict[str, Any]:
         """The step as it stands in a list of steps."""
-        inside = {self.word: self.in_brief() if in_brief else self.in_full()}
-        return {**inside, "name": self.name} if self.name else inside
+        yaml = {self.word: self.inside(in_brief=in_brief)}
+        return {**yaml, "name": self.name} if self.name else yaml
 
     @property
     def words(self) -> str:
@@ -122,19 +119,19 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return f"{self.word}: {flow(self.shown())}"
 
     def show(self) -> str:
-        """One line for people: its name, or its words."""
+        """The step's name, or else its words: one line for people."""
         return self.name or self.words
 
     # ---- steps inside ----------------------------------------------------------------------------
 
     @property
     def inner(self) -> tuple[Step, ...]:
-        """The steps inside, as the file has them."""
-        return ()
+        """The steps inside, in the order of the file."""
+        return getattr(self, self.inner_field) if self.inner_field else ()
 
     @property
     def rounds(self) -> int:
-        """How often the steps inside are done in place of this one; 0: this one itself is done."""
+        """How often the steps inside replace this step in a run; 0: this step itself runs."""
         return 0
 
     @property
@@ -143,7 +140,7 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.rounds * sum(step.unrolled_count for step in self.inner) if self.rounds else 1
 
     def unrolled(self) -> Iterator[Step]:
-        """The steps that are done one after the other in place of this one."""
+        """The steps that a run executes for this step, one after the other."""
         if not self.rounds:
             yield self
         for _ in range(self.rounds):
@@ -154,14 +151,14 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def starts_load(self) -> bool:
-        """The scenario's load runs from here on."""
+        """The step starts the scenario's load."""
         return False
 
     def sends(self, planned: int) -> int:
         """How many messages the step sends.
 
         Args:
-            planned: messages of the scenario's load from a start on; 0 where only a stop ends it.
+            planned: number of messages of the scenario's load; 0 if only a `load: stop` ends it.
         """
         return 0
 
@@ -173,44 +170,72 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """
         yield from ()
 
-    # ---- what comes of it, as far as the file tells ----------------------------------------------
+    # ---- what is known before the run ------------------------------------------------------------
 
     def aims(self) -> tuple[Struct, ...]:
-        """The structs whose targets must mean somebody when the step is done."""
-        return (self,)
+        """The structs whose targets must mean a node when the step runs; the times of steps inside are not known."""
+        return () if self.inner_field else (self,)
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
-        """Why the step certainly fails at this point of the scenario."""
+        """The reasons why the step certainly fails at this point of the scenario."""
         yield from ()
 
     def foresee(self, outlook: Outlook, place: Place) -> None:
-        """Note what the step does to nodes and load. place: of its word in the file."""
+        """Record the step's effect on nodes and load. place: of the step's key in the file."""
+        if self.inner_field:
+            outlook.anything = True
+
+    # ---- searching -------------------------------------------------------------------------------
+
+    drawn_from: ClassVar[int] = 0
+    """The least cluster size in which a search draws the step by itself; 0: the step is drawn in stories only."""
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        """A random step of this kind."""
+        raise NotImplementedError(cls.word)
+
+    @property
+    def hurts(self) -> frozenset[NodeId] | None:
+        """The nodes that the step may take out of a majority; None: any node."""
+        return None
 
     # ---- shrinking -------------------------------------------------------------------------------
 
     def reduce(self) -> Iterator[Self]:
-        """Each way to say less with one step, the boldest first; some may be equal to the step."""
+        """Smaller or rounder variants of the step, the boldest first; some may be equal to the step."""
         for field in ("target", "source", "to"):
             if hasattr(self, field):
                 yield from one_of(self, field)
+        if hasattr(self, "time"):
+            yield from shorter(self, "time")
+        if hasattr(self, "down"):
+            yield from shorter(self, "down", least=Duration(0))
 
     def without(self, gone: NodeId) -> Self | None:
-        """The step in a cluster without that node, where higher ids are one lower; None: it was about it alone."""
-        return without_node(self, gone)
+        """The step in a cluster without this node, where higher ids are one lower; None: no target is left."""
+        changed = without_node(self, gone)
+        if changed is None or not self.inner_field:
+            return changed
+        inside = tuple(less for each in self.inner if (less := each.without(gone)) is not None)
+        return structs.replace(changed, **{self.inner_field: inside}) if inside else None
 
     # ---- evidence --------------------------------------------------------------------------------
 
     in_rounds: ClassVar[bool] = False
-    """It does its faults in numbered rounds."""
+    """The step injects its faults in numbered rounds."""
+    noted: ClassVar[bool] = False
+    """meta.json has a finding of the step after it."""
 
     @property
     def faults_done(self) -> tuple[Fault, ...]:
-        """The faults that have rows in faults.jsonl when the step is done."""
-        return ()
+        """The faults that have rows in faults.jsonl after the step."""
+        return tuple(each for each in self.inner if isinstance(each, Fault))
 
     def findings(self) -> Iterator[str]:
-        """The texts that meta.json has findings of when the step is done."""
-        yield from ()
+        """The texts of the findings that meta.json must have after the step."""
+        if self.noted:
+            yield self.show()
 
     @abstractmethod
     async def do(self, run: Run, index: int) -> None:
@@ -238,28 +263,48 @@ class Fault(Step, frozen=True):
     in_when = True
     in_nemesis = True
     rows: ClassVar[tuple[str, ...]] = ()
-    """The kinds of rows that it may leave; (): of its own word."""
+    """The kinds of rows that the fault may leave; (): only rows of its own word."""
     ends_process: ClassVar[bool] = False
-    """A row of its own word says that a process was ended."""
+    """A row of the fault's own word means that a process was ended."""
+    row_for_each: ClassVar[bool] = True
+    """Each node that the fault names has a row."""
 
     @classmethod
     def row_kinds(cls) -> tuple[str, ...]:
-        """The kinds of rows that it may leave."""
+        """The kinds of rows that the fault may leave."""
         return cls.rows or (cls.word,)
 
+    @property
     def proofs(self) -> tuple[tuple[str, ...], ...]:
-        """For each of these, a row of one of its kinds is there when the step was done."""
+        """Groups of row kinds; each group has a row after the step."""
         return (self.row_kinds(),)
 
+    @property
+    def aim(self) -> Target:
+        """The nodes that the fault is injected into."""
+        target: Target = getattr(self, "target", None) or getattr(self, "on", None) or ()
+        return target
+
     def nodes_with_rows(self, ids: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
-        """The nodes that the step names, each of which has its rows; a role means nobody before the run.
+        """The nodes that must have rows of this fault: those that it names by id. Roles are not known before the run.
 
         Args:
             ids: all nodes of the cluster.
         """
-        target: Target = getattr(self, "target", None) or getattr(self, "on", None) or ()
-        named = (ids if part == "all" else (part,) for part in target_parts(target))
+        parts = target_parts(self.aim) if self.row_for_each else ()
+        named = (ids if part == "all" else (part,) for part in parts)
         return tuple(node for nodes in named for node in nodes if isinstance(node, int))
+
+    @property
+    def leaves_nodes(self) -> frozenset[State]:
+        """The states that the nodes may be in after the fault; empty: unchanged."""
+        return frozenset()
+
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        if self.leaves_nodes:
+            outlook.set(self.aim, self.leaves_nodes)
+        if self.ends_process or "kill" in self.rows:
+            outlook.downed = True
 
     @property
     def faults_done(self) -> tuple[Fault, ...]:
@@ -267,5 +312,5 @@ class Fault(Step, frozen=True):
 
     @property
     def unhealable(self) -> str:
-        """Why no heal undoes it, so that a nemesis can't do it; "": one does."""
+        """Why no heal undoes the fault, so that a nemesis cannot inject it; "" if a heal does."""
         return ""

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import signal
+from typing import Self
 
 from lab.steps.kill import end
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
-from lab.steps.outlook import Outlook
+from lab.steps.outlook import DOWN
 from lab.steps.step import Effect, Fault
 from lab.words import Target
-from nodeproc.yamlfile import Place
 
 
 class Stop(Fault, frozen=True):
-    """SIGTERM, all at once. Done when the processes are gone."""
+    """SIGTERM. Ends when the processes are gone."""
 
     word = "stop"
     effect = Effect.DOWN
     short = "target"
+    drawn_from = 1
     ends_process = True
+    leaves_nodes = DOWN
     target: Target
 
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.take_down(self.target)
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        return cls(target=lot.some())
 
     async def do(self, run: Run, index: int) -> None:
         await end(run, run.choose(self.target), signal.SIGTERM, index)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Self, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Self
 
 from msgspec import Meta, Struct, structs
 
 from lab.steps.entry import Entry
 from lab.steps.machine import Condition, Run, StepMissed
 from lab.steps.outlook import Outlook
-from lab.steps.reducing import without_node
 from lab.steps.step import Needs, Step
 from lab.steps.targets import NoSuchTarget, choose
 from lab.steps.writing import brief, plain
 from lab.words import Count, Duration, Period, Target
-from nodeproc.core.messages import NodeId, SeqNo, Term
+from nodeproc.core.messages import SeqNo, Term
 from nodeproc.yamlfile import Place
 
 NO_LOAD = "never comes true: the load is not started before"
@@ -66,22 +65,18 @@ class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_f
 
 
 class UntilLeader(Until, frozen=True, tag="leader"):
-    """All running nodes name the same leader of the same term, and it says so itself."""
+    """All running nodes name the same leader of the same term, and that node agrees."""
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(majority=True)
+    needs = Needs(majority=True)
 
     async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
         return lambda: _agreed(run, above=0)
 
 
 class UntilNewLeader(Until, frozen=True, tag="new_leader"):
-    """As leader, with a term above the highest that any node showed before the latest fault step began."""
+    """As `leader`, with a term above the highest that any node showed before the latest fault step."""
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(majority=True)
+    needs = Needs(majority=True)
 
     async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
         before = run.term_before
@@ -101,10 +96,8 @@ class UntilTermChange(Until, frozen=True, tag="term_change"):
 
 
 class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
-    """These nodes have delivered all that any running node knew to be committed when the wait began.
-
-    share: or that part, 0..1, of what each of them lacked of it, counted from where it was last seen.
-    One that is being rebuilt is not caught up before it has its vote again.
+    """These nodes have delivered all that was committed when the wait began, and none of them is still being rebuilt;
+    `share: 0.5`: half of the messages that each lacked, counted from its last known state.
     """
 
     on: Target = "running"
@@ -143,7 +136,7 @@ class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
 
 
 class UntilDelivered(Until, frozen=True, tag="delivered"):
-    """Each of these nodes has delivered at least `count` messages."""
+    """Each of these nodes has delivered at least this many messages."""
 
     count: Count
     on: Target = "running"
@@ -157,15 +150,13 @@ class UntilDelivered(Until, frozen=True, tag="delivered"):
 
 
 class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
-    """`count` more of the load's messages are acknowledged than when the wait began."""
+    """This many more of the load's messages are acknowledged than when the wait began."""
 
     look_every_s = QUICK_LOOK_S
 
     count: Count
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(load=True, majority=True)
+    needs = Needs(load=True, majority=True)
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
         if outlook.load == "never":
@@ -187,11 +178,9 @@ class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
 
 
 class UntilLoadDone(Until, frozen=True, tag="load_done"):
-    """A load with a count or duration has an outcome for each of its messages."""
+    """A load with count or duration has an outcome for every message."""
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(load=True, load_end=True)
+    needs = Needs(load=True, load_end=True)
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
         if outlook.load == "never":
@@ -211,7 +200,7 @@ class UntilLoadDone(Until, frozen=True, tag="load_done"):
 
 
 class UntilIdle(Until, frozen=True, tag="idle"):
-    """No client waits for an outcome, and all running nodes have delivered the same and all that is committed."""
+    """No client waits for an outcome, and all running nodes have delivered all that is committed."""
 
     async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
         async def condition() -> bool:
@@ -226,7 +215,7 @@ class UntilIdle(Until, frozen=True, tag="idle"):
 
 
 class UntilEnded(Until, frozen=True, tag="ended"):
-    """The processes of these nodes are gone: they have ended by themselves, or were taken down."""
+    """The processes of these nodes are gone, by themselves or taken down."""
 
     on: Target
 
@@ -240,7 +229,7 @@ class UntilEnded(Until, frozen=True, tag="ended"):
 
 
 class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
-    """These nodes have reported the event `count` more times, added up, than when the latest fault step began.
+    """These nodes reported the event this many more times than when the latest fault step began.
 
     where: as in the `event` expectation.
     """
@@ -266,20 +255,6 @@ class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
         return condition
 
 
-UntilAny: TypeAlias = (
-    UntilLeader
-    | UntilNewLeader
-    | UntilTermChange
-    | UntilCaughtUp
-    | UntilDelivered
-    | UntilAcknowledged
-    | UntilLoadDone
-    | UntilIdle
-    | UntilEnded
-    | UntilEvent
-)
-
-
 UNTILS: dict[str, type[Until]] = {
     str(each.__struct_config__.tag): each
     for each in (
@@ -298,7 +273,7 @@ UNTILS: dict[str, type[Until]] = {
 """Word in YAML -> condition."""
 
 
-def read_until(entry: Entry) -> UntilAny:
+def read_until(entry: Entry) -> Until:
     """A condition: a word, or a mapping that names it. Raises ConfigError."""
     value = entry.value
     if isinstance(value, str):
@@ -310,25 +285,26 @@ def read_until(entry: Entry) -> UntilAny:
         entry.at("for").wrong(", ".join(UNTILS), tuple(UNTILS))
     until = entry.struct(UNTILS[value["for"]], "")
     until.check(entry)
-    return cast(UntilAny, until)
+    return until
 
 
-def _of_word(entry: Entry, word: str) -> UntilAny:
+def _of_word(entry: Entry, word: str) -> Until:
     if word not in UNTILS:
         entry.wrong(", ".join(UNTILS), tuple(UNTILS))
     kind = UNTILS[word]
     needed = [field.encode_name for field in structs.fields(kind) if field.required]
     if needed:
         entry.fail(f"{word} also needs {', '.join(needed)}: {{for: {word}, {needed[0]}: …}}")
-    return cast(UntilAny, kind())
+    return kind()
 
 
 class Wait(Step, frozen=True):
-    """Go on when something has come true; a plain word stands for `{for: word}`."""
+    """Continue when a condition is true; a plain word stands for `{for: word}`."""
 
     word = "wait"
     only = "until"
-    until: UntilAny
+    noted = True
+    until: Until
 
     @property
     def needs(self) -> Needs:
@@ -338,11 +314,8 @@ class Wait(Step, frozen=True):
     def read(cls, entry: Entry) -> Self:
         return cls(until=read_until(entry))
 
-    def in_full(self) -> Any:
-        return plain(self.until)
-
-    def in_brief(self) -> Any:
-        return self.until.in_brief()
+    def inside(self, *, in_brief: bool) -> Any:
+        return self.until.in_brief() if in_brief else plain(self.until)
 
     def aims(self) -> tuple[Struct, ...]:
         return (self.until,)
@@ -352,13 +325,6 @@ class Wait(Step, frozen=True):
 
     def foresee(self, outlook: Outlook, place: Place) -> None:
         self.until.foresee(outlook)
-
-    def without(self, gone: NodeId) -> Self | None:
-        until = without_node(self.until, gone)
-        return None if until is None else structs.replace(self, until=until)
-
-    def findings(self) -> Iterator[str]:
-        yield self.show()
 
     async def do(self, run: Run, index: int) -> None:
         began, until = run.now(), self.until

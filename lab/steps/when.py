@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any, Self
-
-from msgspec import Struct, structs
 
 from lab.steps.entry import Entry
 from lab.steps.machine import Condition, Run
-from lab.steps.outlook import Outlook
-from lab.steps.reducing import without_node
 from lab.steps.step import Fault, Needs, Step
 from lab.steps.targets import NoSuchTarget
-from lab.steps.wait import UntilAny, read_until
+from lab.steps.wait import Until, read_until
 from lab.steps.writing import plain
-from nodeproc.core.messages import NodeId
-from nodeproc.yamlfile import Place
 
 
 class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
-    """As soon as something comes true, faults are done, whatever step the run has come to by then.
+    """As soon as `so` comes true, the faults in `do` are injected, whichever step runs at that time.
 
-    until: waited for from here on, while the steps behind are done. It fires once; what has not fired at the end of the
-        steps is a missed expectation.
-    steps: faults, and sleeps between them. A fault waits for one that is being done.
+    until: watched from here on, while the next steps run. A trigger fires once; a trigger that has not fired at the end
+        of the steps is a missed expectation.
+    steps: faults, and sleeps between them. A fault waits until the one that is being injected is done.
     """
 
     word = "when"
-    inner_key = "do"
-    until: UntilAny
+    inner_field = "steps"
+    noted = True
+    until: Until
     steps: tuple[Step, ...]
 
     @classmethod
@@ -42,41 +36,17 @@ class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
         allowed = [each for each in entry.setting.steps.values() if each.in_when]
         return cls(until=until, steps=entry.at("do").inner_steps(allowed))
 
-    def in_full(self) -> Any:
-        so = {key: value for key, value in plain(self.until).items() if key != "within"}
-        return {"so": so, "do": [step.as_yaml(in_brief=False) for step in self.steps]}
-
-    def in_brief(self) -> Any:
-        return {"so": self.until.in_brief(), "do": [step.as_yaml(in_brief=True) for step in self.steps]}
+    def inside(self, *, in_brief: bool) -> Any:
+        in_full = {key: value for key, value in plain(self.until).items() if key != "within"}
+        so = self.until.in_brief() if in_brief else in_full
+        return {"so": so, "do": [step.as_yaml(in_brief=in_brief) for step in self.steps]}
 
     def shown(self) -> Any:
         return {"so": self.until.in_brief(), "do": [{step.word: step.shown()} for step in self.steps]}
 
     @property
-    def inner(self) -> tuple[Step, ...]:
-        return self.steps
-
-    @property
     def needs(self) -> Needs:
         return self.until.needs._replace(majority=False)
-
-    def foresee(self, outlook: Outlook, place: Place) -> None:
-        outlook.anything = True
-
-    def aims(self) -> tuple[Struct, ...]:
-        return ()  # Nobody knows who runs when it acts.
-
-    def without(self, gone: NodeId) -> Self | None:
-        until = without_node(self.until, gone)
-        inside = tuple(less for each in self.steps if (less := each.without(gone)) is not None)
-        return structs.replace(self, until=until, steps=inside) if inside and until else None
-
-    def findings(self) -> Iterator[str]:
-        yield self.show()
-
-    @property
-    def faults_done(self) -> tuple[Fault, ...]:
-        return tuple(step for step in self.steps if isinstance(step, Fault))
 
     async def do(self, run: Run, index: int) -> None:
         condition = await self.until.condition(run, from_now=True)
@@ -88,7 +58,7 @@ class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
             await asyncio.sleep(self.until.look_every_s)
         run.fired(index)
         found = f"after {run.now() - began:.2f} s"
-        run.tell(f"{run.show_step(self)}: {found}")
+        run.tell(f"{self.show()}: {found}")
         try:
             for each in self.steps:
                 if isinstance(each, Fault):

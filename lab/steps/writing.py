@@ -40,6 +40,11 @@ def brief(value: Struct, short: str = "", keep: str = "") -> Any:
     return left[alone] if list(left) == [alone] else left
 
 
+def encoded(value: Struct, name: str) -> str:
+    """The key in YAML of a field."""
+    return next(each.encode_name for each in _fields(type(value)) if each.name == name)
+
+
 @cache
 def _fields(kind: type[Struct]) -> tuple[structs.FieldInfo, ...]:
     """msgspec works them out from the annotations each time anew."""
