@@ -41,7 +41,7 @@ from nodeproc.frames import (
 )
 from nodeproc.net.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
 from nodeproc.net.silence import LOOKS, Silence
-from nodeproc.net.sockets import address_of, connect, hand_over, send_at_once, unacknowledged
+from nodeproc.net.sockets import address_of, connect, hand_over, probe_when_silent, send_at_once, unacknowledged
 from nodeproc.records import MAX_HEADER
 from nodeproc.tls import NodeTls, channel_of, shown_certificate
 from nodeproc.tls import describe as describe_tls
@@ -55,6 +55,8 @@ PAUSE_FIRST_S: Final = 0.02
 PAUSE_MAX_S: Final = 0.25
 SHORT_LIFE_S: Final = 1.0
 """A link that lived less long counts as a failed attempt from the second time on: no storm of new links."""
+PROBE_S: Final = 1
+"""The kernel probes an idle link after so long: one to a machine that has gone, or was started again, is lost then."""
 MEETING_MAX_S: Final = 32.0
 """A connection beside a silent one waits so long at most for a peer whose system took it, and whose process may be
 stopped."""
@@ -62,6 +64,10 @@ stopped."""
 
 class PeerIsStranger(LinkRefused):
     """A proven peer's data directory is not the one by which the member is known. Rule: M4."""
+
+
+class MemberIsAlive(LinkRefused):
+    """A process under --rebuild has the id of a member whose own process answers at the member's address. Rule: M4."""
 
 
 class NotNeeded(LinkRefused):
@@ -148,6 +154,21 @@ class Links:
                 self.report(refused)
             raise PeerIsStranger(refused.line())
 
+    def examine_arrived(self, who: Proven) -> None:
+        """Refuse a rebuild under the id of a member that is alive, too: the links of that one must not be dropped.
+
+        The member's address decides: once its process has ended, our link there is lost, or leads to the rebuild.
+
+        Raises:
+            LinkRefused: see above, and examine(). Rule: M4.
+        """
+        self.examine(who)
+        known = self._dialled[who.peer].known_identity
+        if who.rebuilding and known not in ("", who.identity):
+            raise MemberIsAlive(
+                f"node_{who.peer} is alive with data directory {known}: end that process before a --rebuild"
+            )
+
     def proven(self, accepted: Accepted, who: Proven) -> None:
         """A peer's connection to us is open; it replaces an older one, which the peer must have lost."""
         self._unproven.pop(accepted, None)
@@ -203,6 +224,7 @@ class Dialled(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         send_at_once(self.transport)
+        probe_when_silent(self.transport, PROBE_S)
         if self._tls is not None:
             self._channel = channel_of(shown_certificate(self.transport), self._tls.own)
         self.transport.write(PREAMBLE + b"".join(encode_frame(self._handshake.hello)))
@@ -250,6 +272,8 @@ class Outgoing:
         # The system repeats a lost SYN after a second: a fresh attempt comes earlier.
         self._reach_s = min(links.silence_s / 2, self._handshake_s)
         self._connection: Dialled | None = None
+        self._identity = ""
+        """Of the data directory at the other end of the connection."""
         self._hurry = asyncio.Event()
         self._up = False
         """The core was told LinkUp and no LinkDown since."""
@@ -258,6 +282,12 @@ class Outgoing:
 
     def start(self) -> None:
         self._spawn(self._keep())
+
+    @property
+    def known_identity(self) -> str:
+        """The peer's data directory as the open connection showed it; "" without an open connection."""
+        connection = self._connection
+        return "" if connection is None or connection.transport.is_closing() else self._identity
 
     def send(self, buffers: Sequence[bytes]) -> None:
         """Send whole frames on the open connection; without one they are lost."""
@@ -432,7 +462,7 @@ class Outgoing:
         self._links.examine(who)
 
     def _tell_up(self, connection: Dialled, who: Proven) -> None:
-        self._connection = connection
+        self._connection, self._identity = connection, who.identity
         self._up = True
         self._tell_connected()
         self._links.take(self._peer, LinkUp(who.identity, who.rebuilding, True, who.promised))
@@ -537,7 +567,7 @@ class Accepted(asyncio.Protocol):
                 self.transport.writelines(encode_frame(self._handshake.on_hello(message)))
             elif peer is None and isinstance(message, PeerProof):
                 who = self._handshake.on_proof(message)
-                links.examine(who)
+                links.examine_arrived(who)
                 peer = self._peer = who.peer
                 longest = links.limits.max_frame_bytes
                 self._decoder.max_header, self._decoder.max_body = min(MAX_HEADER, longest), longest

@@ -263,6 +263,29 @@ def test_a_stranger_under_a_members_id_costs_the_member_no_link(run: Run) -> Non
     run(story())
 
 
+def test_a_rebuild_under_the_id_of_a_member_that_is_alive_costs_the_member_no_link(run: Run) -> None:
+    """Rule: M4."""
+
+    async def story() -> None:
+        async with two_ends() as (one, two):
+            await one.told(IN_2)
+            await one.told(UP_2)
+            await two.told(UP_1)
+            rebuild = End(2, two.port, identity="fresh", rebuilding=True)
+            rebuild.port = free_ports(1)[0]
+            await rebuild.open(one.port)
+            await rebuild.until(lambda: any(isinstance(event, PeerRefused) for event in rebuild.events))
+            assert "node_2 is alive with data directory identity-2" in str(rebuild.events)
+            two.links.send(1, encode_frame(Join(START)))
+            await one.told(Join(START))
+            assert not rebuild.inputs and (1, LinkDown()) not in two.inputs and one.inputs.count((2, IN_2)) == 1
+            await two.close()
+            await one.told(LinkUp("fresh", True, False))
+            await rebuild.close()
+
+    run(story())
+
+
 def test_a_stranger_at_a_members_address_is_no_link(run: Run) -> None:
     """Rule: M4."""
 
