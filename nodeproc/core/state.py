@@ -258,8 +258,8 @@ class NodeState:
     """The term in which `suspected` led at that time."""
     beats: int = 0
     """Number of pauses between heartbeats that were measured (F2)."""
-    longest_pause: float = 0.0
-    """The longest recent pause between heartbeats; it decays with each heartbeat (F2)."""
+    longest_delay: float = 0.0
+    """The longest recent delay of a heartbeat behind heartbeat_interval; it decays with each heartbeat (F2)."""
     starved: bool = False
     """The last poll was postponed because links to a majority were missing."""
     failures: int = 0
