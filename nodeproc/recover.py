@@ -17,12 +17,12 @@ from typing import Final
 
 from nodeproc.config import MAX_MEMBERS
 from nodeproc.core.effects import Met, Promise
-from nodeproc.core.messages import NOBODY, START, Batch, Known, Mark, NodeId, Record, SeqNo, Term
+from nodeproc.core.messages import NOBODY, START, Batch, Known, Mark, NodeId, Position, Record, SeqNo, Term
 from nodeproc.core.recovered import Recovered, Snapshot
 from nodeproc.disk import recovery
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.storage import Storage, random_identity
-from nodeproc.errors import ConfigError, CorruptionError
+from nodeproc.errors import ConfigError, CorruptionError, Unreadable
 
 AGREED: Final = "--lose-what-only-the-others-had"
 CHUNK_BYTES: Final = 4 << 20
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         identities = {member: random_identity() for member in options.members}
         for member in options.members:
             folder = options.out / f"node_{member}"
-            last = copy_to(folder, member, identities, best, term)
+            last = copy_to(folder, member, identities, best, survivors, term)
             print(f"{folder}: made, {last} messages delivered")
     finally:
         for each in survivors:
@@ -107,12 +107,19 @@ def survivor(path: Path) -> Survivor:
     return Survivor(path, nodes[0], storage, recovered)
 
 
-def copy_to(folder: Path, member: NodeId, identities: dict[NodeId, str], best: Survivor, term: Term) -> SeqNo:
+def copy_to(
+    folder: Path,
+    member: NodeId,
+    identities: dict[NodeId, str],
+    best: Survivor,
+    survivors: Sequence[Survivor],
+    term: Term,
+) -> SeqNo:
     """Make one data directory of the new cluster; returns its last delivered seq_no.
 
     Raises:
         ConfigError: the folder is there already.
-        CorruptionError: not all of the survivor's records can be read.
+        CorruptionError: not all of the records can be read.
     """
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     for each in (folder, unfinished):
@@ -129,7 +136,7 @@ def copy_to(folder: Path, member: NodeId, identities: dict[NodeId, str], best: S
         delivered = storage.delivered_seq
         return Snapshot(term, NOBODY, False, others, tuple(marks), delivered, dict(found.sessions), found.horizon)
 
-    for records in chunks(best):
+    for records in chunks(best, survivors):
         storage.write(records)
         marks += [record.header for record in records if isinstance(record.header, Mark)]
         storage.deliver([record for record in records if _is_delivered(record, found.delivered_seq)])
@@ -144,12 +151,28 @@ def _is_delivered(record: Record, delivered_seq: SeqNo) -> bool:
     return isinstance(record.header, Batch) and record.header.last <= delivered_seq
 
 
-def chunks(best: Survivor) -> Iterator[list[Record]]:
-    """All records of the survivor, in order."""
+def chunks(best: Survivor, survivors: Sequence[Survivor]) -> Iterator[list[Record]]:
+    """All records of the best survivor, in order; where it is damaged, another one's: what is delivered is the same."""
     after, end = START, best.recovered.position
     while after != end:
-        records = best.storage.read_records(after, CHUNK_BYTES)
+        try:
+            records = best.storage.read_records(after, CHUNK_BYTES)
+        except Unreadable as error:
+            records = next(filter(None, (_delivered_after(after, best, each) for each in survivors)), [])
+            if not records:
+                raise CorruptionError(f"{error}; no other data directory given has these records") from error
         if not records:
             raise CorruptionError(f"{best.path}: the records behind {tuple(after)} can't be read, up to {tuple(end)}")
         yield records
         after = records[-1].position
+
+
+def _delivered_after(after: Position, best: Survivor, other: Survivor) -> list[Record]:
+    """Records behind a position from another survivor, up to the last batch that both delivered; none if damaged."""
+    both = min(best.recovered.delivered_seq, other.recovered.delivered_seq)
+    try:
+        records = other.storage.read_records(after, CHUNK_BYTES)
+    except Unreadable:
+        return []
+    count = max((at for at, record in enumerate(records, 1) if _is_delivered(record, both)), default=0)
+    return records[:count]

@@ -83,6 +83,29 @@ def test_one_node_goes_on_alone(tmp_path: Path) -> None:
     assert lines.startswith(before)
 
 
+def test_damage_in_the_newest_data_directory_is_filled_from_another_one_or_named(tmp_path: Path) -> None:
+    with Cluster(tmp_path, limits={"segment_bytes": 4096, "max_payload_bytes": 8192}) as cluster:
+        cluster.start()
+        for n in range(1, 9):
+            assert chat(cluster, 1, n, "x" * 1000) == n
+        until(lambda: len({cluster.log_lines(node) for node in (1, 2, 3)}) == 1)
+        lines = cluster.log_lines(1)
+        for node in (1, 2, 3):
+            cluster.kill(node)
+    folders = [str(tmp_path / f"node_{node}") for node in (1, 2)]
+    told = recover(*folders, "--members", "1", "--out", str(tmp_path / "new")).stdout
+    newest = next(line for line in told.splitlines() if "the newest" in line).partition(": ")[0]
+    log = next((Path(newest) / "logs").iterdir())
+    log.write_bytes(lines[:300] + b"y" + lines[301:])
+    alone = recover(newest, "--members", "1", "--out", str(tmp_path / "alone"), AGREED)
+    assert alone.returncode == 3, alone.stderr
+    assert f"nodeproc: {log}: offset 0: " in alone.stderr and "no other data directory given has these" in alone.stderr
+    assert not (tmp_path / "alone" / "node_1").exists()
+    made = recover(*folders, "--members", "1", "--out", str(tmp_path / "new"), AGREED)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "new" / "node_1" / "logs" / "node_1_messages.jsonl").read_bytes() == lines
+
+
 def test_what_is_no_data_directory_is_refused_in_one_line(tmp_path: Path) -> None:
     done = recover(str(tmp_path), "--members", "1", "--out", str(tmp_path / "new"), AGREED)
     assert (done.returncode, done.stdout) == (2, "")
