@@ -28,6 +28,7 @@ from nodeproc.core.messages import (
     Promised,
     Promises,
     Support,
+    Term,
     Vote,
     VoteRequest,
 )
@@ -528,14 +529,20 @@ def test_a_promise_in_the_term_that_is_being_written_is_judged_by_the_disk() -> 
     assert single.give(1, up(Promised("disk-2", 6, Position(6, 5)))).halt
 
 
-def test_a_leader_knows_what_its_followers_acknowledged_and_passes_it_on() -> None:
-    """Rule: M6."""
+def leading_with_an_acknowledgement() -> tuple[Single, Term]:
+    """A leader whose peer 1 has acknowledged message 1, and its term."""
     single = Single()
     single.lead()
     term = single.state.term
     single.caught_up(1)
     single.submit("s", 1, "a")
     single.give(1, Appended(term, Position(term, 1)))
+    return single, term
+
+
+def test_a_leader_knows_what_its_followers_acknowledged_and_passes_it_on() -> None:
+    """Rule: M6."""
+    single, term = leading_with_an_acknowledgement()
     told = sent(single.wait(1.0), Promises, to=3)[-1].promised
     assert told[1] == Promised("disk-1", term, Position(term, 1))
     assert told[2] == Promised("disk-2", term, Position(term, 1)), "its own copy counts too"
@@ -543,12 +550,7 @@ def test_a_leader_knows_what_its_followers_acknowledged_and_passes_it_on() -> No
 
 def test_what_a_leader_knew_it_knows_as_a_follower_and_after_a_checkpoint() -> None:
     """Rule: M6, K4."""
-    single = Single()
-    single.lead()
-    term = single.state.term
-    single.caught_up(1)
-    single.submit("s", 1, "a")
-    single.give(1, Appended(term, Position(term, 1)))
+    single, term = leading_with_an_acknowledgement()
     single.give(3, Heartbeat(term + 1, 0, START))
     known = Promised("disk-1", term, Position(term, 1))
     assert single.state.promises()[1] == known

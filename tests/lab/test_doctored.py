@@ -327,6 +327,11 @@ class Case(NamedTuple):
     doctor: Doctor
 
 
+def misreported(what: str, done: str, /, **fields: Any) -> Case:
+    """The first row of this fault says something else than was done: what the run shows can't be told."""
+    return Case(f"faults: {what}", "faults?", 2, in_faults(where(0, {"fault": done}, set_at(**fields))))
+
+
 DOCTORED = [
     # ---- one node's log
     Case("log: a line is missing on one node", "A1! A2! A9!", 1, in_log(delete(9), 2)),
@@ -786,52 +791,21 @@ DOCTORED = [
         2,
         in_faults(lambda lines: lines.__setitem__(slice(None), [text for text in lines if b'"round":' not in text])),
     ),
-    Case("faults: the kill had no effect", "faults?", 2, in_faults(where(0, {"fault": "kill"}, set_at(effect=False)))),
-    Case("faults: the cut had no effect", "faults?", 2, in_faults(where(0, {"fault": "link"}, set_at(effect=False)))),
-    Case(
-        "faults: the kill was of another node", "faults?", 2, in_faults(where(0, {"fault": "kill"}, set_at(target=1)))
-    ),
-    Case(
-        "faults: the pause was of another node", "faults?", 2, in_faults(where(0, {"fault": "pause"}, set_at(target=2)))
-    ),
-    Case(
-        "faults: the kill was of a node that is not there",
-        "faults?",
-        2,
-        in_faults(where(0, {"fault": "kill"}, set_at(target=9))),
-    ),
-    Case("faults: the kill was a pause", "faults?", 2, in_faults(where(0, {"fault": "kill"}, set_at(fault="pause")))),
-    Case(
-        "faults: a fault that no step asked for",
-        "faults?",
-        2,
-        in_faults(where(0, {"fault": "kill"}, set_at(step=None))),
-    ),
-    Case(
-        "faults: the kill belongs to another step", "faults?", 2, in_faults(where(0, {"fault": "kill"}, set_at(step=0)))
-    ),
-    Case(
-        "faults: the kill belongs to a step that is not there",
-        "faults?",
-        2,
-        in_faults(where(0, {"fault": "kill"}, set_at(step=99))),
-    ),
-    Case(
-        "faults: the kill was asked in other words",
-        "faults?",
-        2,
-        in_faults(where(0, {"fault": "kill"}, set_at(asked="kill: 1"))),
-    ),
-    Case("faults: the kill was a nemesis's", "faults?", 2, in_faults(where(0, {"fault": "kill"}, set_at(round=1)))),
-    Case("faults: an unknown fault", "faults?", 2, in_faults(where(0, {"fault": "kill"}, set_at(fault="kil")))),
-    Case("faults: a time before the run", "faults?", 2, in_faults(where(0, {"fault": "reset"}, set_at(t=5)))),
+    misreported("the kill had no effect", "kill", effect=False),
+    misreported("the cut had no effect", "link", effect=False),
+    misreported("the kill was of another node", "kill", target=1),
+    misreported("the pause was of another node", "pause", target=2),
+    misreported("the kill was of a node that is not there", "kill", target=9),
+    misreported("the kill was a pause", "kill", fault="pause"),
+    misreported("a fault that no step asked for", "kill", step=None),
+    misreported("the kill belongs to another step", "kill", step=0),
+    misreported("the kill belongs to a step that is not there", "kill", step=99),
+    misreported("the kill was asked in other words", "kill", asked="kill: 1"),
+    misreported("the kill was a nemesis's", "kill", round=1),
+    misreported("an unknown fault", "kill", fault="kil"),
+    misreported("a time before the run", "reset", t=5),
     Case("faults: a time after the run", "faults?", 2, in_faults(where(-1, {"fault": "heal"}, set_at(t_done=2**60)))),
-    Case(
-        "faults: a row ends before it begins",
-        "faults?",
-        2,
-        in_faults(where(0, {"fault": "pause"}, set_at(t_done=lambda t: t - 10**9))),
-    ),
+    misreported("a row ends before it begins", "pause", t_done=lambda t: t - 10**9),
     Case("faults: two rows changed places", "faults?", 2, in_faults(swap(0))),
     Case("faults: a row stands twice", "faults?", 2, in_faults(where(0, {"fault": "kill"}, double_at))),
     Case("faults: an unreadable row", "A9? A10? faults? run?", 2, in_faults(line(0, lambda text: b"junk\n"))),
