@@ -226,8 +226,7 @@ def test_a_chat_says_so_when_another_client_used_its_session() -> None:
             await node.saw(lambda: not node.drop_chats)
             cluster.order(7, next(iter(cluster.sessions)), Chat(2, ("by another", "and one more")))
             node.reset_connections()
-            while b"! unknown: another client used this session: lost" not in await process.stderr.readline():
-                pass
+            await process.stderr.readuntil(b"! unknown: another client used this session: lost")
             out, _ = await process.communicate(b"two\n")
         assert out.decode().endswith("[seq=4] node_9999: two\n")
         assert process.returncode == 1
