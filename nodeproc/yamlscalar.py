@@ -79,7 +79,7 @@ _AMBIGUOUS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = tuple(
         (r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?", _base_60),
         (r"[-+]?0b[01_]+", lambda text: f"text or, in binary, {_cut(_plain(text))}"),
         (r"0o[0-7]+", lambda text: f"{int(text[:40], 8)} or text"),
-        (r"[-+]?0x[0-9a-fA-F_]+", lambda text: f"text or, in base 16, {int(_plain(text)[:40], 16)}"),
+        (r"[-+]?0x_*[0-9a-fA-F][0-9a-fA-F_]*", lambda text: f"text or, in base 16, {int(_plain(text)[:40], 16)}"),
         (r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?", lambda text: f"{_cut(_plain(text))} or text"),
     )
 )

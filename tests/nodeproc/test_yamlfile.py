@@ -180,7 +180,10 @@ def test_a_number_with_two_readings_or_none_is_refused(text: str, words: str) ->
         ("", None),
         ("null", None),
         *((text, text) for text in ("yes", "no", "On", "off", "y", "N", "2024-01-01", "12:61", "1.2.3", "5s", "05s")),
-        *((text, text) for text in ("127.0.0.1", "1-2", "0xg", "1e", "inf", "nan", "=", "0.0.0.0", "10.0.0.1:5001")),
+        *(
+            (text, text)
+            for text in ("127.0.0.1", "1-2", "0xg", "0x_", "1e", "inf", "nan", "=", "0.0.0.0", "10.0.0.1:5001")
+        ),
     ],
 )
 def test_what_has_one_reading_is_taken(text: str, value: object) -> None:
