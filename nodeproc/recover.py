@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{each}{'  <- the newest' if each is best else ''}")
         print(WARNING)
         if not options.agreed:
-            print(f"Nothing was done. To go on, stop all nodes and give {AGREED}")
+            print(f"No new cluster was made. To go on, stop all nodes and give {AGREED}")
             return 2
         term = max(each.recovered.term for each in survivors) + 1
         identities = {member: random_identity() for member in options.members}

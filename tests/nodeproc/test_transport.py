@@ -601,6 +601,19 @@ def test_a_link_that_is_heard_again_before_the_peer_can_be_dialled_is_reported_a
     run(story())
 
 
+def test_the_kernel_probes_an_idle_link(run: Run) -> None:
+    """Nothing waits there for an acknowledgement, so that no examination could find it silent. Rule: L1"""
+
+    async def story() -> None:
+        async with two_ends() as (one, _):
+            await one.told(UP_2)
+            sock = one.links._dialled[2]._connection.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 1
+
+    run(story())
+
+
 def test_a_silent_link_to_a_port_that_refuses_is_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: L1"""
 
