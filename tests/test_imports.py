@@ -72,7 +72,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.plan": ("lab.plan", "lab.steps", "lab.words", "lab.payloads", "nodeproc"),
     "lab.course": ("lab.course", *BELOW_THE_COURSE),
     "lab.live": ("lab.live", "lab.course", *BELOW_THE_COURSE),
-    "lab.sim": ("lab.sim", "lab.course", *BELOW_THE_COURSE),
+    "lab.sim": ("lab.sim", "lab.course", "lab.check", *BELOW_THE_COURSE),
     "lab.check": ("lab.check", *BELOW_THE_COURSE),
     "lab.show": ("lab.show", "lab.check", "lab.values", "lab.rundir", "lab.rows"),
     "lab.search": (

@@ -89,9 +89,9 @@ def drawn(setting: Setting, nodes: int, seed: int) -> Scenario:
 
 def leaderless_s(setting: Setting, nodes: int, seed: int) -> float:
     """Return the seconds from the cut to the acknowledgement; inf if there is none within WITHIN_S."""
-    simulation = Simulation(drawn(setting, nodes, seed), seed, lambda text: None, keep=True)
+    simulation = Simulation(drawn(setting, nodes, seed), seed, lambda text: None)
     simulation.carry_out()
-    rows = simulation.history.rows
+    rows = simulation.online.rows
     asked = next(row.t for row in rows if isinstance(row, Invoke))
     acked = [row.t for row in rows if isinstance(row, Acked)]
     return (acked[0] - asked) / 1e9 if acked else float("inf")

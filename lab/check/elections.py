@@ -45,6 +45,7 @@ class Elections(Judge):
     """Follows what each node's events say about terms and leaders."""
 
     invariants: ClassVar = {"A7": "one leader a term"}
+    events = SHOWS_TERM | FOLLOWS
     reads_events = True
 
     def __init__(self, case: Case) -> None:
@@ -61,7 +62,7 @@ class Elections(Judge):
         """Nodes that reported anything."""
         self._unreadable = ""
         """The first event that can't be read, and why; those behind it are passed over."""
-        self.events = 0
+        self.event_count = 0
 
     def on_fault(self, row: FaultRow) -> None:
         if loses_disk(row):
@@ -73,7 +74,7 @@ class Elections(Judge):
     def on_event(self, line: int, event: EventLine) -> None:
         if self._unreadable:
             return
-        self.events += 1
+        self.event_count += 1
         kind, node, term = event.event, event.node, event.term
         self._heard.add(node)
         if kind not in EVENTS and not self.case.is_foreign:
@@ -120,7 +121,7 @@ class Elections(Judge):
             return findings.unknown("no event names a leader")
         self._judge_log(findings, starts)
         terms = len(self._leaders)
-        return findings.passed(f"{terms} term{'s' if terms > 1 else ''} with a leader, {self.events} events")
+        return findings.passed(f"{terms} term{'s' if terms > 1 else ''} with a leader, {self.event_count} events")
 
     def _judge_statuses(self, findings: Findings, meta: Meta, starts: _Starts) -> None:
         """One leader a term, as STATUS named them; the log has no term above the highest that a node showed."""

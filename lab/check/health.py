@@ -34,6 +34,7 @@ class Health(Judge):
     """No process ended by itself, left a traceback or reported an error, unless it was made to. Rule: A10."""
 
     invariants: ClassVar = {"A10": "node health"}
+    events = ERRORS
     needs_manifest = reads_events = True
 
     def __init__(self, case: Case) -> None:
@@ -51,13 +52,13 @@ class Health(Judge):
         self._unreadable = self._unreadable or reason
 
     def on_exit(self, node: NodeId, end: NodeExit, reason: str) -> None:
-        said = [quote(f"node {node}", reason)] if reason else []
+        said = f": {reason}" if reason else ""
         if not end.expected:
-            message = f"node {node} ended by itself with code {end.code} at t={end.t}"
-            self._findings.add("meta.json:1", message, *said)
+            message = f"node {node} ended by itself with code {end.code} at t={end.t}{said}"
+            self._findings.add("meta.json:1", message)
         elif not end.because and end.code not in _ASKED_ENDS:
-            message = f"node {node}, asked to stop, ended with code {end.code} at t={end.t}"
-            self._findings.add("meta.json:1", message, *said)
+            message = f"node {node}, asked to stop, ended with code {end.code} at t={end.t}{said}"
+            self._findings.add("meta.json:1", message)
 
     def on_excess(self, node: NodeId, excess: str) -> None:
         self._findings.add("meta.json:1", f"node {node}: {excess}")

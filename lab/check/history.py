@@ -61,6 +61,7 @@ NOT_A_MESSAGE = LogLine(0, 0, 0, "", 0.0, "")
 
 _decoder = msgspec.json.Decoder(LogLine)
 _row_decoder = msgspec.json.Decoder(HistoryRow)
+encode_line = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
 _decode_any = msgspec.json.Decoder().decode_lines
 
@@ -247,7 +248,7 @@ class MessageLog:
         if not piece.newlines:
             self.torn = piece.first_line
             return None
-        chunk = _decode_chunk(piece)
+        chunk = decode_chunk(piece.first_line, piece.data)
         number = len(self._first_lines)
         self._first_lines.append(piece.first_line)
         self._offsets.append(piece.offset + len(piece.data))
@@ -300,7 +301,7 @@ class MessageLog:
         with self.path.open("rb") as file:
             file.seek(start)
             data = file.read(end - start)
-        chunk = _decode_chunk(Piece(self._first_lines[number], start, data, data.count(b"\n")))
+        chunk = decode_chunk(self._first_lines[number], data)
         self._kept[number] = chunk
         return chunk
 
@@ -310,16 +311,17 @@ class MessageLog:
         return (self._first_lines[number], self._offsets[number]) if number >= 0 else (1, 0)
 
 
-def _decode_chunk(piece: Piece) -> Chunk:
-    lines = decode_log_lines(piece.data, piece.newlines)
+def decode_chunk(first_line: int, data: bytes) -> Chunk:
+    """Decode whole lines of a message log; `first_line` is the number of the first."""
+    lines = decode_log_lines(data, data.count(b"\n"))
     first = lines[0].seq_no
     contiguous = [line.seq_no for line in lines] == list(range(first, first + len(lines)))
     misformed = {}
-    if NOT_A_MESSAGE in lines or _encode_lines(lines) != piece.data:
-        for at, (line, text) in enumerate(zip(lines, piece.data.split(b"\n"), strict=False)):
+    if NOT_A_MESSAGE in lines or _encode_lines(lines) != data:
+        for at, (line, text) in enumerate(zip(lines, data.split(b"\n"), strict=False)):
             if line is not NOT_A_MESSAGE and (fault := form_fault(text)):
                 misformed[at] = fault
-    return Chunk(piece.first_line, lines, contiguous, misformed)
+    return Chunk(first_line, lines, contiguous, misformed)
 
 
 def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from lab.check.history import EventLine, MessageLog, NodeFile, line_at, read_history
 from lab.check.verdict import Check, Findings, Outcomes, Quote, quote
@@ -20,6 +20,8 @@ from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, HistoryRow, Meta, NodeExit
 from lab.rundir import RunDir
 from nodeproc.core.messages import NodeId, Record, SeqNo
+
+ANY_TIME: Final = (-math.inf, math.inf)
 
 
 def loses_disk(row: FaultRow) -> bool:
@@ -51,7 +53,7 @@ class Case:
     """Nodes that have none."""
     order: list[Record] = field(default_factory=list)
     """Batches that any node delivered, each once, in the order of the first who did. Only simulations see that."""
-    times: tuple[float, float] = (-math.inf, math.inf)
+    times: tuple[float, float] = ANY_TIME
     bound_s: float = math.inf
     """Within which a client must be served in healthy times. Rule: A9."""
     secrets: Set[str] = frozenset()
@@ -101,6 +103,8 @@ class Judge:
     """It decides nothing if history.jsonl can't be read to its end."""
     needs_manifest: ClassVar[bool] = False
     """It decides nothing without meta.json and faults.jsonl."""
+    events: ClassVar[Set[str]] = frozenset()
+    """Names of the events that it decides by. It may be fed with others too."""
     reads_events: ClassVar[bool] = False
     """It passes nothing if older events stand in files that are not read."""
     needs_faults_first: ClassVar[bool] = False
@@ -115,7 +119,7 @@ class Judge:
         return self.case.findings(name, self.invariants[name])
 
     def on_fault(self, row: FaultRow) -> None:
-        """A fault was injected. Its evidence, effect and end may still be missing."""
+        """A fault was injected; if it lasts, it is over now."""
 
     def on_row(self, place: int, row: HistoryRow) -> None:
         """The next row of the history; `place` is its line number."""

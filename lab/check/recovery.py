@@ -84,10 +84,7 @@ class _Session:
     settled: int = 0
     since: int = 0
     """Since when it waits, or when it last got an outcome."""
-
-    @property
-    def waits(self) -> bool:
-        return self.invoked > self.settled
+    waits: bool = False
 
 
 class Recovery(Judge):
@@ -135,11 +132,12 @@ class Recovery(Judge):
         if session is None:
             session = self._sessions[name] = _Session()
         waited = session.waits
-        if waited and settled > session.settled:
+        if waited and settled > session.settled and t - session.since > self._bound:
             self._judge_client(name, session, t)
         if settled or not waited:
             session.since = t
         session.invoked, session.settled = max(session.invoked, invoked), max(session.settled, settled)
+        session.waits = session.invoked > session.settled
         if session.waits == waited:
             return
         if session.waits:
@@ -169,8 +167,6 @@ class Recovery(Judge):
 
     def _judge_client(self, name: str, session: _Session, t: int) -> None:
         """A session got an outcome, or the run ended: judge its own wait."""
-        if t - session.since <= self._bound:
-            return
         for stretch in self._stretches:
             start = max(session.since, stretch.start)
             waited = min(t, stretch.end) - start

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, assert_never
 
 from lab.check.history import NOT_A_MESSAGE, Chunk, LogLine, MessageLog
-from lab.check.judge import Case, Judge
+from lab.check.judge import ANY_TIME, Case, Judge
 from lab.check.verdict import Check, Findings, Outcomes, quote
 from lab.payloads import payloads
 from lab.rows import Acked, Failed, HistoryRow, Invoke, Phase, Shown, Unknown
@@ -129,7 +129,7 @@ class Replay(Judge):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        self.log, self.history_name = case.log, case.run.history.name
+        self.log, self.history_name, self._times = case.log, case.run.history.name, case.times
         self.unreadable = 0
         """The first line of the log that can't be read; 0: there is none."""
         self.contiguity = case.contiguity = self.found("A2")
@@ -159,12 +159,12 @@ class Replay(Judge):
                 self._on_invoke(place, row)
             case Acked():
                 self._on_acked(place, row)
+            case Shown() | Phase():
+                pass
             case Failed():
                 self._on_failed(place, row)
             case Unknown():
                 self._session(row.session).unknown.append((row.n, row.n + row.count - 1))
-            case Shown() | Phase():
-                pass
             case _:
                 assert_never(row)
 
@@ -243,7 +243,8 @@ class Replay(Judge):
     def _take_numbers(self, chunk: Chunk, start: int, end: int) -> None:
         """A2 on some lines. The fast way first: nearly all chunks are contiguous and of one term."""
         lines = chunk.lines
-        self._take_times(chunk, start, end)
+        if self._times != ANY_TIME:
+            self._take_times(chunk, start, end)
         first, last = lines[start], lines[end - 1]
         terms = [line.term for line in lines[start:end]]
         if (
@@ -265,7 +266,7 @@ class Replay(Judge):
 
     def _take_times(self, chunk: Chunk, start: int, end: int) -> None:
         times = [line.timestamp for line in chunk.lines[start:end] if line is not NOT_A_MESSAGE]
-        low, high = self.case.times
+        low, high = self._times
         if not times or (min(times) >= low and max(times) <= high):
             return
         for number, line in enumerate(chunk.lines[start:end], chunk.first_line + start):
@@ -530,6 +531,8 @@ def _split(msg_id: str) -> tuple[str, int]:
 
 def _end_of_run(lines: list[LogLine], at: int, at_most: int, session: str, n: int) -> int:
     """Index behind the messages n, n + 1, … of a session that stand one behind the other from `at` on."""
+    if at_most == at + 1:
+        return at_most
     last_id = f"{session}-{n + at_most - at - 1}"
     if lines[at_most - 1].msg_id == last_id:
         # Mostly a client's messages stand together as they were sent.

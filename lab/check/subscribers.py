@@ -128,12 +128,11 @@ class Subscribers(Judge):
 
     def on_row(self, place: int, row: HistoryRow) -> None:
         self._latest = place
-        if isinstance(row, Acked):
-            if row.seq_no > self._acked:
-                self._acked = row.seq_no
-                for client, last in self._last.items():
-                    if last < row.seq_no:
-                        self._since.setdefault(client, row.t)
+        if isinstance(row, Acked) and row.seq_no > self._acked:
+            self._acked = row.seq_no
+            for client, last in self._last.items():
+                if last < row.seq_no:
+                    self._since.setdefault(client, row.t)
         elif isinstance(row, Shown):
             self._on_shown(place, row)
 
@@ -142,7 +141,7 @@ class Subscribers(Judge):
         if self._is_hopeless:
             return
         self._lines += row.last - row.first + 1
-        self._judge(f"{self.case.run.history.name}:{place}", row)
+        self._judge(place, row)
         if row.client in self._last:
             self._end_wait(place, row.client, row.t)
             self._last[row.client] = row.last
@@ -155,29 +154,31 @@ class Subscribers(Judge):
         contiguity = self.case.contiguity
         return contiguity is not None and contiguity.count > 0 and not self.case.deviating
 
-    def _judge(self, place: str, row: Shown) -> None:
-        findings, log = self._findings, self.case.log
+    def _judge(self, place: int, row: Shown) -> None:
+        log = self.case.log
         if row.last < row.first:
-            findings.add(place, f"lines {row.first}..{row.last} run backwards", quote(place, encode_row(row)))
+            self._add(place, row, f"lines {row.first}..{row.last} run backwards")
             return
         reader = self._readers.get(row.client)
         due = 1 if reader is None else reader.line + 1
         if reader is None or row.first != due:
             if row.first != due:
-                message = f"client {row.client} was shown line {row.first} where {due} is due"
-                findings.add(place, message, quote(place, encode_row(row)))
+                self._add(place, row, f"client {row.client} was shown line {row.first} where {due} is due")
             reader = self._readers[row.client] = _Reader(log)
             if not reader.go_before(row.first):
-                message = f"client {row.client} was shown line {row.first}; the log ends before it"
-                findings.add(place, message, quote(place, encode_row(row)))
+                self._add(place, row, f"client {row.client} was shown line {row.first}; the log ends before it")
                 return
         crc = reader.crc_to(row.last)
         if crc is None:
-            message = f"client {row.client} was shown lines up to {row.last}; {log.name} ends at {log.length}"
-            findings.add(place, message, quote(place, encode_row(row)))
+            ends = f"{log.name} ends at {log.length}"
+            self._add(place, row, f"client {row.client} was shown lines up to {row.last}; {ends}")
         elif crc != row.crc:
-            message = f"client {row.client} was shown other bytes than lines {row.first}..{row.last} of {log.name}"
-            findings.add(place, message, quote(place, encode_row(row)))
+            lines = f"lines {row.first}..{row.last} of {log.name}"
+            self._add(place, row, f"client {row.client} was shown other bytes than {lines}")
+
+    def _add(self, number: int, row: Shown, message: str) -> None:
+        place = f"{self.case.run.history.name}:{number}"
+        self._findings.add(place, message, quote(place, encode_row(row)))
 
     def _end_wait(self, place: int, client: int, t: int) -> None:
         since = self._since.pop(client, t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from lab.course.machine import MachineDisk
@@ -13,7 +13,6 @@ from lab.sim.loop import VirtualLoop
 from lab.sim.node import SimNode
 from lab.steps.damage import Loss, Rot
 from lab.steps.orders import Counts, Orders
-from nodeproc.core.messages import NodeId
 
 LOOK_S = 0.001
 
@@ -21,8 +20,8 @@ LOOK_S = 0.001
 class SimFilesOf:
     """See lab.course.machine.NodeFiles; of the disk that the node has at each moment."""
 
-    def __init__(self, sim: SimNode, on_other_disk: Callable[[NodeId], None]) -> None:
-        self._sim, self._on_other_disk = sim, on_other_disk
+    def __init__(self, sim: SimNode) -> None:
+        self._sim = sim
 
     def names(self) -> list[str]:
         return list(self._sim.files.contents())
@@ -43,27 +42,21 @@ class SimFilesOf:
             files.remove(name)
         for name, data in contents.items():
             files.put(name, data)
-        self._on_other_disk(self._sim.node_id)
 
     def wipe(self) -> int:
         size = self._sim.files.used()
         self._sim.lose_disk()
-        self._on_other_disk(self._sim.node_id)
         return size
 
 
 class SimMachine(MachineDisk):
-    """See lab.steps.machine.Machine.
+    """See lab.steps.machine.Machine."""
 
-    Args:
-        on_other_disk: called with the node when what it has delivered is no more on its disk.
-    """
-
-    def __init__(self, sim: SimNode, loop: VirtualLoop, on_other_disk: Callable[[NodeId], None]) -> None:
+    def __init__(self, sim: SimNode, loop: VirtualLoop) -> None:
         super().__init__()
         self.sim, self.node = sim, sim.node_id
         self._loop = loop
-        self._files = SimFilesOf(sim, on_other_disk)
+        self._files = SimFilesOf(sim)
         self._orders = Orders()
         self.exits: list[NodeExit] = []
         self.reason = ""

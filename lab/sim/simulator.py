@@ -18,6 +18,8 @@ from types import FrameType
 import msgspec
 from msgspec import structs
 
+from lab.check.online import Broken, OnlineChecks, StopAtFirst
+from lab.check.verdict import Check, Findings
 from lab.course.evidence import with_heals
 from lab.course.manifest import host, resolved, versions
 from lab.course.runner import Progress, Runner, Stage
@@ -29,10 +31,9 @@ from lab.sim.frames import Frames
 from lab.sim.loop import START_S, Deadlock, VirtualLoop
 from lab.sim.node import EPOCH
 from lab.sim.stage import SimCluster, SimEnvironment, SimHistory, SimLoad
-from lab.sim.watch import Violation, Watch
 from lab.steps.book import FaultBook
 from lab.steps.machine import RunFailed
-from nodeproc.disk import recovery
+from nodeproc.disk.recovery import lines_name
 
 STARTED_UTC = datetime.fromtimestamp(EPOCH + START_S, UTC).isoformat(timespec="milliseconds")
 """Every simulation begins then."""
@@ -65,15 +66,26 @@ class Outcome:
 class Simulation:
     """One run in virtual time."""
 
-    def __init__(self, scenario: Scenario, seed: int, progress: Progress, *, keep: bool, mutant: str = "") -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: int,
+        progress: Progress,
+        *,
+        mutant: str = "",
+        findings: type[Findings] = StopAtFirst,
+    ) -> None:
         self.scenario, self.seed, self.mutant = scenario, seed, mutant
         self.loop = VirtualLoop()  # type: ignore[abstract]  # What nothing here asks of a loop is left out.
-        self.loop.fatal = (Violation, AssertionError)
-        self.watch = Watch(scenario.cluster.ids)
+        self.loop.fatal = (Broken, AssertionError)
         self.environment = SimEnvironment(self.loop, seed)
-        self.history = SimHistory(self.environment, self.watch, keep)
-        self.book, draws = FaultBook(self.environment.now_ns), random.Random(f"{seed} faults")
-        self.cluster = SimCluster(scenario, seed, self.loop, self.watch, self.book, draws)
+        self.online = OnlineChecks(scenario, self.environment.now_ns, self.environment.tokens, findings)
+        self.checks: list[Check] = []
+        """What the judges have decided, once the run has come to its end."""
+        self.history = SimHistory(self.environment, self.online)
+        self.book = FaultBook(self.environment.now_ns, self.online.on_fault)
+        draws = random.Random(f"{seed} faults")
+        self.cluster = SimCluster(scenario, seed, self.loop, self.online, self.book, draws)
         self.load = None if scenario.load is None else SimLoad(scenario.load, seed, self.environment, self.history)
         stage = Stage(self.environment, self.history, self.cluster, self.load, self.book, draws)
         self.runner = Runner(scenario, stage, seed, progress)
@@ -91,10 +103,10 @@ class Simulation:
                 self.loop.run(self.runner.carry_out())
                 self._judge_end()
             except Deadlock as error:
-                raise Violation("A9", str(error)) from None
+                raise Broken("A9", str(error)) from None
             except RunFailed as error:
-                raise Violation("A9", str(error)) from None
-        except Violation as broken:
+                raise Broken("A9", str(error)) from None
+        except Broken as broken:
             outcome.invariant, outcome.text = broken.invariant, broken.text
         except Exception as broken:
             if not isinstance(broken, AssertionError) and not _is_products(broken):
@@ -104,28 +116,25 @@ class Simulation:
         found = self.runner.facts.expectations
         outcome.missed = [(each.text, each.found) for each in found if not each.met]
         outcome.virtual_s = self.loop.now - started_at
-        outcome.frames, outcome.messages = self.cluster.network.frames, self.watch.sent
-        outcome.elections = self.watch.elections
+        outcome.frames, outcome.messages = self.cluster.network.frames, self.online.sent
         outcome.faults, outcome.events = _hits(self.book.rows), self.cluster.seen
+        outcome.elections = outcome.events.get("became_leader", 0)
         return outcome
 
     def _judge_end(self) -> None:
         convergence = self.runner.facts.convergence
         if convergence is None or not convergence.reached:
             found = "no convergence" if convergence is None else f"delivered {convergence.delivered}"
-            raise Violation("A9", f"the nodes did not become the same in time: {found}")
-        logs = {}
-        for node, each in self.cluster.machines.items():
-            logs[node] = each.sim.files.contents()[recovery.lines_name(node)]
-        self.watch.at_end(logs, self.environment.tokens)
-        self.watch.all_shown(self.scenario.subscribers)
+            raise Broken("A9", f"the nodes did not become the same in time: {found}")
+        logs = {node: each.sim.files.contents()[lines_name(node)] for node, each in self.cluster.machines.items()}
+        self.checks = self.online.finish(self._meta(), with_heals(self.book.rows), logs)
 
     # ---- the run directory ---------------------------------------------------------------------------
 
     def write(self, run: RunDir, outcome: Outcome) -> None:
         """Everything that a live run leaves, from memory."""
         run.scenario.write_text(plan.encode(structs.replace(self.scenario, seed=self.seed)), "utf-8")
-        run.history.write_bytes(b"".join(map(encode_row, self.history.rows)))
+        run.history.write_bytes(b"".join(map(encode_row, self.online.rows)))
         run.write_faults(with_heals(self.book.rows))
         events: dict[int, list[bytes]] = {node: [] for node in self.cluster.machines}
         for t, node, event in self.cluster.events:
@@ -139,9 +148,19 @@ class Simulation:
             run.events(node).write_bytes(b"".join(events[node]))
         if (record := self.cluster.network.record) is not None:
             run.frames.write_bytes(b"".join(map(encode_row, record.rows())))
-        run.write_meta(self._meta(outcome))
+        run.write_meta(
+            structs.replace(
+                self._meta(),
+                versions=versions(),
+                interpreter=f"{platform.python_implementation()} {platform.python_version()}",
+                host=host(),
+                cluster=resolved(self.scenario.cluster),
+                watched=f"{outcome.invariant}: {outcome.text}" if outcome.invariant else "",
+            )
+        )
 
-    def _meta(self, outcome: Outcome) -> Meta:
+    def _meta(self) -> Meta:
+        """What judges need of meta.json."""
         facts = self.runner.facts
         total = None if self.load is None else self.load.total
         return Meta(
@@ -150,10 +169,10 @@ class Simulation:
             links="direct",
             seed=self.seed,
             started_utc=STARTED_UTC,
-            versions=versions(),
-            interpreter=f"{platform.python_implementation()} {platform.python_version()}",
-            host=host(),
-            cluster=resolved(self.scenario.cluster),
+            versions={},
+            interpreter="",
+            host={},
+            cluster={},
             t_start=facts.t_start,
             t_end=facts.t_end,
             t_healed=facts.t_healed,
@@ -167,7 +186,6 @@ class Simulation:
             problem=facts.problem,
             led=self.cluster.leaders.rows(),
             mutant=self.mutant,
-            watched=f"{outcome.invariant}: {outcome.text}" if outcome.invariant else "",
         )
 
 
@@ -182,7 +200,7 @@ def run(
     """
     if frames:  # Whoever reads frames wants to read what nodes say of themselves between them.
         scenario = structs.replace(scenario, cluster=structs.replace(scenario.cluster, log_level="DEBUG"))
-    simulation = Simulation(scenario, seed, progress, keep=True, mutant=mutant)
+    simulation = Simulation(scenario, seed, progress, mutant=mutant)
     if frames:
         simulation.cluster.network.record = Frames()
     outcome = simulation.carry_out()
@@ -197,9 +215,11 @@ def simulate(scenario: Scenario, seed: int) -> Outcome:
     """
     collected = gc.isenabled()
     gc.disable()
+    simulation = Simulation(scenario, seed, lambda text: None)
     try:
-        return Simulation(scenario, seed, lambda text: None, keep=False).carry_out()
+        return simulation.carry_out()
     finally:
+        simulation.online.release()
         if collected:
             gc.enable()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from lab.check.online import OnlineChecks
 from lab.course.clients import START_DELAY_S, Addresses
 from lab.course.environment import Environment
 from lab.course.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
@@ -22,12 +23,12 @@ from lab.sim.loop import VirtualLoop
 from lab.sim.machine import SimMachine
 from lab.sim.network import Network
 from lab.sim.node import SimNode
-from lab.sim.watch import Violation, Watch
 from lab.steps import Garbage
 from lab.steps.book import FaultBook
 from lab.steps.machine import RunFailed
 from lab.steps.rules import LinkCounts, Pair, Rule
 from lab.steps.targets import ClusterView
+from lab.words import EVENTS
 from nodeproc.client import Address, ChatClient
 from nodeproc.config import NodeConfig
 from nodeproc.core.events import Event, HeartbeatReceived, HeartbeatSent
@@ -37,6 +38,8 @@ from nodeproc.eventlog import RANK
 from nodeproc.lines import Status
 from nodeproc.session import Outcome, SessionSettings
 
+KINDS = {level: frozenset(kind for kind in EVENTS.values() if RANK[kind.level] >= rank) for level, rank in RANK.items()}
+"""Log level -> the kinds of event that a node reports at it."""
 BOOT_LEAST_S, BOOT_MOST_S = 0.05, 0.15
 """From the start of a process to its first answer."""
 
@@ -85,16 +88,13 @@ class SimEnvironment(Environment):
 
 
 class SimHistory:
-    """Rows for the watch, and kept where somebody wants to read them."""
+    """Passes rows on to the online checks, which keep them."""
 
-    def __init__(self, environment: Environment, watch: Watch, keep: bool) -> None:
-        self._environment, self._watch, self._keep = environment, watch, keep
-        self.rows: list[HistoryRow] = []
+    def __init__(self, environment: Environment, online: OnlineChecks) -> None:
+        self._environment, self._online = environment, online
 
     def write(self, row: HistoryRow) -> None:
-        if self._keep:
-            self.rows.append(row)
-        self._watch.on_row(row)
+        self._online.on_row(row)
 
     def outcome(self, session: str, outcome: Outcome) -> None:
         """As HistoryWriter.outcome."""
@@ -184,14 +184,14 @@ class SimCluster:
         scenario: Scenario,
         seed: int,
         loop: VirtualLoop,
-        watch: Watch,
+        online: OnlineChecks,
         book: FaultBook,
         draws: random.Random,
     ) -> None:
         plan = scenario.cluster
-        self._loop, self._watch, self._book, self._rng = loop, watch, book, draws
+        self._loop, self._online, self._book, self._rng = loop, online, book, draws
         self.network = Network(loop, seed, plan.ids, doors=scenario.proxies_clients)
-        self._rank = RANK[plan.log_level]
+        self._kept = KINDS[plan.log_level]
         self.events: list[tuple[int, NodeId, Event]] = []
         """(t ns, node, event) of the scenario's log level, in order."""
         self._marked = 0
@@ -205,8 +205,8 @@ class SimCluster:
             ports = {peer: peer for peer in plan.ids if peer != node}
             settings = node_settings(plan, node, node, ports, f"node_{node}", "sim", "sim")
             config = msgspec.convert(settings, NodeConfig)
-            sim = SimNode(loop, self.network, config, seed, self._on_event, watch.on_delivered, self._on_end)
-            self.machines[node] = SimMachine(sim, loop, watch.forget)
+            sim = SimNode(loop, self.network, config, seed, self._on_event, online.on_delivered, self._on_end)
+            self.machines[node] = SimMachine(sim, loop)
         self.network.nodes = {node: machine.sim for node, machine in self.machines.items()}
 
     @property
@@ -222,14 +222,14 @@ class SimCluster:
 
     def _on_event(self, node: NodeId, event: Event) -> None:
         kind = type(event)
-        if isinstance(event, NodeFailed):
-            self.machines[node].reason = event.reason
         self._seen[kind] = self._seen.get(kind, 0) + 1
-        if RANK[kind.level] >= self._rank:
+        if kind in self._kept:
             self.events.append((self.now_ns(), node, event))
-        self._watch.on_event(node, event)
-        if kind in (HeartbeatSent, HeartbeatReceived) and (excess := self.machines[node].sim.excess()):
-            raise Violation("A10", f"node {node}: {excess}")
+            if isinstance(event, NodeFailed):
+                self.machines[node].reason = event.reason
+        self._online.on_event(node, event)
+        if (kind is HeartbeatSent or kind is HeartbeatReceived) and (excess := self.machines[node].sim.excess()):
+            self._online.on_excess(node, excess)
 
     @property
     def seen(self) -> dict[str, int]:
@@ -241,10 +241,9 @@ class SimCluster:
         role = machine.sim.core.role_name if node in self._up else "down"
         self._up.discard(node)
         because = "" if asked else self._book.ended(machine, code, role)
-        machine.exits.append(NodeExit(self.now_ns(), code, asked or bool(because), because))
-        if not asked and not because:
-            reason = f": {machine.reason}" if machine.reason else ""
-            raise Violation("A10", f"node {node} ended by itself with code {code}{reason}")
+        end = NodeExit(self.now_ns(), code, asked or bool(because), because)
+        machine.exits.append(end)
+        self._online.on_exit(node, end, machine.reason)
 
     def mark_events(self) -> None:
         """Events are counted from here on."""
@@ -309,7 +308,7 @@ class SimCluster:
         if not sim.running and sim.start(rebuild):
             self._up.add(node)
             self._book.causes.survived(node)
-            self._watch.recovered(node, sim.storage.delivered_seq)
+            self._online.on_started(node, sim.storage.delivered_seq)
 
     async def together(self, parts: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         """See World. One after the other, for none takes virtual time."""

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 
 from lab import cli, runs
-from lab.mutants.catalogue import MUTANTS, Mutant
+from lab.check.invariants import check
+from lab.check.verdict import Findings
+from lab.mutants.catalogue import MUTANTS, Mutant, mutated
 from lab.mutants.patch import Patch
 from lab.plan import scenario as plan
-from lab.search.failure import play
+from lab.rundir import RunDir
+from lab.search.failure import Failure, play
 from lab.search.shrink import shrink
 from lab.selftest import selftest
 from lab.selftest.selftest import LIVE, counts
 from lab.selftest.stories import SEEDS, mutants_with_story, story, story_path
+from lab.sim.simulator import Simulation
 from nodeproc.core import failure as product_failure
 
 MOST_STEPS = 12
@@ -48,6 +52,33 @@ def test_the_product_passes_a_story_and_its_mutant_does_not(name: str) -> None:
         assert play(scenario, seed) is None, seed
     found = [failure for seed in SEEDS if (failure := play(scenario, seed, name)) is not None][:1]
     assert found and counts(mutant, found[0].invariant), found
+
+
+def seen_online_only(failure: Failure) -> bool:
+    """What a node holds in memory at one moment stands in no file."""
+    return failure.invariant == "A10" and ("P1 allows" in failure.text or "S7 allows" in failure.text)
+
+
+@each_story
+def test_the_judges_name_the_same_fed_from_memory_and_from_files(name: str, tmp_path: Path) -> None:
+    """The run that was stopped at its first violation is played again to its end, and judged in both ways."""
+    scenario = story(name)
+    assert scenario is not None
+    seed, stopped = next((seed, failure) for seed in SEEDS if (failure := play(scenario, seed, name)) is not None)
+    run = RunDir(tmp_path)
+    with mutated(name):
+        simulation = Simulation(scenario, seed, lambda text: None, mutant=name, findings=Findings)
+        simulation.write(run, simulation.carry_out())
+    verdict = check(run, None)
+    by_files = [each.name for each in verdict.checks if each.result == "FAIL" and each.name != "watch"]
+    in_memory = [each.name for each in simulation.checks if each.result == "FAIL"]
+    if stopped.step:
+        assert any(each.met is False and each.text.endswith(stopped.step) for each in verdict.expectations)
+    elif seen_online_only(stopped):
+        assert (in_memory, by_files) == (["A10"], [])
+    else:
+        assert stopped.invariant in by_files
+        assert not in_memory or in_memory == by_files
 
 
 def test_a_liveness_mutant_counts_as_caught_by_a9_only() -> None:

@@ -417,7 +417,7 @@ def test_code_of_a_node_that_fails_is_the_products_failure_and_code_of_the_lab_i
     def wrong(*_: object) -> None:
         raise KeyError("missing")
 
-    monkeypatch.setattr("lab.sim.watch.Watch.on_event", wrong)
+    monkeypatch.setattr("lab.check.online.OnlineChecks.on_event", wrong)
     with pytest.raises(KeyError):
         simulator.simulate(scenario, 1)
     monkeypatch.undo()
