@@ -1,7 +1,7 @@
 """A1: of any two nodes' message logs one is a prefix of the other, byte for byte.
 
-Nothing is parsed: the longest file is compared with each other one, chunk by chunk. Only where two differ are lines
-looked at, and all nodes' lines there are shown, the odd one out named first.
+Nothing is parsed: the longest file is compared with each other file, chunk by chunk. If two differ, the first line that
+differs is shown for all nodes, beginning with the node that is alone with its version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nodeproc.core.messages import Batch, NodeId, Record, SeqNo
 
 
 class Agreement(Judge):
-    """A1. Of a simulation every delivery is compared with what was delivered before; of every run the files are."""
+    """Compares the message logs at the end of a run; in a simulation also each batch when a node delivers it."""
 
     invariants: ClassVar = {"A1": "agreement"}
 
@@ -28,7 +28,7 @@ class Agreement(Judge):
         self._at = dict.fromkeys(case.nodes, 0)
         """Node -> batches of case.order that it delivered."""
         self._ends: list[SeqNo] = [0]
-        """Where the log can end: at its beginning, and behind each of those batches."""
+        """Each seq_no at which a log of whole batches can end; 0 for the empty log."""
 
     def on_delivered(self, node: NodeId, records: Sequence[Record]) -> None:
         order = self.case.order
@@ -64,17 +64,17 @@ class Agreement(Judge):
 
 
 class Compared(NamedTuple):
-    """What comparing the files found."""
+    """The result of comparing the files."""
 
     check: Check
     reference: NodeFile | None
     """The log that the other invariants are judged on: the longest of those that most nodes agree with."""
     deviating: tuple[NodeFile, ...]
-    """Files that are no prefix of the reference."""
+    """Files that are not a prefix of the reference."""
 
 
 def compare(findings: Findings, files: Sequence[NodeFile], missing: Sequence[NodeId]) -> Compared:
-    """Judge A1 by the files.
+    """Judge A1 on the files.
 
     Args:
         files: the logs that exist, by ascending node.
@@ -107,7 +107,7 @@ def compare(findings: Findings, files: Sequence[NodeFile], missing: Sequence[Nod
 
 
 def _shared_file(files: Sequence[NodeFile]) -> str:
-    """Which two nodes' logs are one file, so that comparing them compares nothing; "": none."""
+    """Return which two nodes have the same file as their log, so that comparing is meaningless, or ""."""
     seen: dict[tuple[int, int], NodeFile] = {}
     for file in files:
         if file.data is not None:
@@ -120,7 +120,7 @@ def _shared_file(files: Sequence[NodeFile]) -> str:
 
 
 def _look_behind(findings: Findings, reference: NodeFile, size: int) -> bool:
-    """Whether what the longest log has and the shortest lacks is no message, so that it can't come there yet."""
+    """Whether the longest log has a line that is not a message behind the end of the shortest."""
     with reference.open() as file:
         number = 1 + sum(block.count(b"\n") for block in _blocks(file, size))
         file.seek(size)
@@ -135,7 +135,7 @@ def _look_behind(findings: Findings, reference: NodeFile, size: int) -> bool:
 
 
 def differing_line(file: NodeFile, other: NodeFile) -> int:
-    """Number of the first line in which two files differ; 0 when the shorter is a prefix of the longer."""
+    """Number of the first line in which two files differ; 0 if one is a prefix of the other."""
     at = 0
     with file.open() as a, other.open() as b:
         while True:
@@ -175,7 +175,7 @@ def _common_prefix(left: bytes, right: bytes) -> int:
 
 
 def _report(findings: Findings, files: Sequence[NodeFile], number: int) -> list[NodeFile]:
-    """Name the files that differ from most at this line; returns them."""
+    """Report the files that differ from most others at this line, and return them."""
     found = {file: line for file in files if (line := file.line(number)) is not None}
     usual, votes = Counter(found.values()).most_common(1)[0]
     odd = [file for file, line in found.items() if line != usual]

@@ -1,7 +1,7 @@
-"""How long nobody was acknowledged after each kind of fault, and how far the terms went; part of metrics.json.
+"""Unavailable time after each kind of fault, and the growth of terms: parts of metrics.json.
 
-The faults cut the run into windows: from one to the next, whatever heals in between. What is found in a window is
-put down to the fault that opened it. So a fault that comes before the one ahead of it is over shares its troubles.
+The faults divide the run into windows, from one fault to the next, whatever heals in between. The findings of a window
+are attributed to the fault that opened it. So they may be effects of an earlier fault that is still in force.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lab.rows import FaultRow
 
 NS_PER_S = 1_000_000_000
 _NO_FAULTS = ("start", "resume", "heal", "exit", "refusal")
-"""Rows of what heals, and of what a fault brought about."""
+"""Rows that are not faults: heals, and consequences of faults."""
 
 
 class FaultKind(Struct, frozen=True):
-    """What came of all faults that the scenario asks for in the same words. None: it never came."""
+    """Figures of all faults that the scenario requests in the same words. None: it did not happen."""
 
     asked: str
     times: int
@@ -40,7 +40,7 @@ class FaultKind(Struct, frozen=True):
 
 
 class Terms(Struct, frozen=True):
-    """How far the terms went."""
+    """Growth of terms in the run."""
 
     first: int
     """Of the first leader; 0: there was none."""

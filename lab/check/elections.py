@@ -1,6 +1,6 @@
-"""A7: one leader a term, and the term that a node shows never falls, across restarts too. From events.jsonl.
+"""A7: each term has at most one leader, and the term that a node shows never decreases, also across restarts.
 
-A node that is rebuilt has forgotten its term with its disk (M4): what it shows from then on is compared with itself.
+A node that lost its disk has forgotten its term (M4): the terms that it shows afterwards are compared with each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHOWS_TERM = LEADS | {
     "heartbeat_sent",
     "heartbeat_received",
 }
-"""Events whose term is the node's own; a poll's is only proposed (E1), a refused candidate's may be an old one (E4)."""
+"""Events that show the node's own term. Not polls, whose term is only proposed (E1), nor refused votes (E4)."""
 
 
 _Starts: TypeAlias = Sequence[tuple[int, SeqNo]]
@@ -52,16 +52,16 @@ class Elections(Judge):
         super().__init__(case)
         self._findings = self.found()
         self._lost: dict[NodeId, list[int]] = {}
-        """Node -> when it lost its disk, or an older copy took its place, as far as it has shown no term since."""
+        """Node -> when its data directory was lost or replaced; only times after the term that it showed last."""
         self._leaders: dict[int, _Claim] = {}
         self._began: dict[int, tuple[int, _Claim]] = {}
-        """Term -> last seq_no of its leader when it became that, and where it says so."""
+        """Term -> last seq_no of its leader at the start of the term, and the event that shows it."""
         self._shown: dict[NodeId, tuple[int, int]] = {}
-        """Node -> the term that it showed last, and at which line."""
+        """Node -> the term that it showed last, and the line of that event."""
         self._heard: set[NodeId] = set()
-        """Nodes that reported anything."""
+        """Nodes with at least one event."""
         self._unreadable = ""
-        """The first event that can't be read, and why; those behind it are passed over."""
+        """The first event that cannot be read, and why; later events are ignored."""
         self.event_count = 0
 
     def on_fault(self, row: FaultRow) -> None:
@@ -105,7 +105,7 @@ class Elections(Judge):
     def _check(self) -> Check:
         case = self.case
         findings = self.found()
-        # Else A2 has it, and where a term begins is not to be told.
+        # If A2 is broken, A2 reports it; where a term begins is then not known.
         starts = case.term_starts or () if case.contiguous else ()
         if case.meta is not None:
             self._judge_statuses(findings, case.meta, starts)
@@ -124,7 +124,7 @@ class Elections(Judge):
         return findings.passed(f"{terms} term{'s' if terms > 1 else ''} with a leader, {self.event_count} events")
 
     def _judge_statuses(self, findings: Findings, meta: Meta, starts: _Starts) -> None:
-        """One leader a term, as STATUS named them; the log has no term above the highest that a node showed."""
+        """Judge what STATUS showed: one leader a term, and no term in the log above the highest shown."""
         leaders: dict[int, int] = {}
         for seen in meta.led:
             known = leaders.setdefault(seen.term, seen.node)
@@ -142,7 +142,7 @@ class Elections(Judge):
             )
 
     def _judge_log(self, findings: Findings, starts: _Starts) -> None:
-        """Each term of the log was led, and its messages begin where its leader's log ended."""
+        """Judge that each term in the log had a leader, and that its messages begin where its leader's log ended."""
         for term, seq_no in starts:
             place = self.case.log.place(seq_no)
             if term not in self._leaders:

@@ -1,4 +1,4 @@
-"""What the scenario expects of the run as a whole, judged from the run directory alone.
+"""Judge the scenario's `expectations` section, from the run directory alone.
 
 `expect` and `wait` steps were judged while the run was on; meta.json has their answers, which are passed on.
 """
@@ -38,11 +38,11 @@ MIB = 1 << 20
 
 
 class Facts(NamedTuple):
-    """What other checks have found out already."""
+    """Results of other checks that expectations need."""
 
     files: list[NodeFile]
     equal: bool
-    """All message logs have the same bytes, so that one of them speaks for all."""
+    """All message logs have the same bytes, so one of them is enough."""
     last_seqs: dict[int, int]
     """Node -> last seq_no in its log; a node without one is missing."""
     term_starts: Sequence[tuple[int, int]] | None
@@ -51,7 +51,7 @@ class Facts(NamedTuple):
     """A2 holds."""
     messages: Outcomes
     metrics: Metrics | None
-    """None: they could not be taken."""
+    """None if they could not be measured."""
 
 
 class _Found(NamedTuple):
@@ -60,7 +60,7 @@ class _Found(NamedTuple):
 
 
 def moment_results(meta: Meta) -> list[ExpectationResult]:
-    """What the run itself found at its `expect`, `wait` and `send` steps."""
+    """Results of the `expect`, `wait` and `send` steps, as the run recorded them."""
     return [
         ExpectationResult(f"step {found.step + 1}: {found.text}", found.met, found.found) for found in meta.expectations
     ]
@@ -111,7 +111,7 @@ def _judge(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Fa
 
 
 def _latency(run: RunDir, expectation: LatencyIs) -> _Found:
-    """A message that was not acknowledged is slower than all that were: it must not make the figures better."""
+    """Judge latencies. A message that was not acknowledged counts as slower than every acknowledged one."""
     try:
         part = _part_between(run, expectation.between)
         if isinstance(part, str):
@@ -139,7 +139,7 @@ def _latency(run: RunDir, expectation: LatencyIs) -> _Found:
 
 
 def _part_between(run: RunDir, names: tuple[str, str] | None) -> tuple[float, float] | str:
-    """From when to when a part of the run was, in ns; why it has none."""
+    """Return start and end of a part of the run, ns, or the reason why it has none."""
     if names is None:
         return (-math.inf, math.inf)
     if not run.history.is_file():
@@ -162,7 +162,7 @@ def _memory(expectation: Memory, metrics: Metrics | None) -> _Found:
 
 
 def _targets(target: Target, nodes: list[int]) -> list[int] | None:
-    """The nodes that a target means in files: None for roles, which only a moment of the run can tell."""
+    """Return the nodes of a target; None if it names a role, because roles change during the run."""
     found: set[int] = set()
     for part in target_parts(target):
         if part in ("all", "running"):
@@ -338,7 +338,7 @@ def _event_interval(run: RunDir, nodes: list[int], expectation: EventInterval) -
 
 
 def _intervals(run: RunDir, node: int, name: str) -> array[int]:
-    """Nanoseconds between two such events in a row, those over a restart left out."""
+    """Nanoseconds between each two consecutive events of this kind, except across a restart."""
     intervals = array("q")
     before: int | None = None
     for event in _events_named(run, node, name, "starting"):

@@ -1,4 +1,4 @@
-"""What is no rule of the protocol, yet decides what a run is worth: nodes that fell over, faults that hit nothing."""
+"""A10 (node health), and the checks of the run itself: that its faults had an effect and that it was completed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from nodeproc.core.messages import NodeId
 _SIGNS = re.compile(
     rb"Traceback \(most recent call last\)|Fatal Python error|exception was never retrieved|Exception ignored in"
 )
-"""What Python writes when something went wrong that nobody expected."""
+"""What Python writes to standard error for an error that the program did not expect."""
 ERRORS = frozenset(name for name, event in EVENTS.items() if event.level == "ERROR")
 """Events that no healthy node reports."""
 MEMORY_BOUND_BYTES = 256 << 20
 """Of one node process: more than twice the largest that any measurement in docs/performance.md saw."""
 _HEALING = ("start", "resume", "heal")
 _ASKED_ENDS = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
-"""Shells and virtual machines tell of a signal in the last way."""
+"""Shells and virtual machines report a signal as 128 plus its number."""
 
 
 class Health(Judge):
-    """No process ended by itself, left a traceback or reported an error, unless it was made to. Rule: A10."""
+    """Decides that no process exited, left a traceback or reported an error without a fault that explains it."""
 
     invariants: ClassVar = {"A10": "node health"}
     events = ERRORS
@@ -93,10 +93,10 @@ class Health(Judge):
 
 
 def _is_excused(event: EventLine, exits: Sequence[NodeExit], faults: Sequence[FaultRow]) -> bool:
-    """An error that a fault explains.
+    """Whether a fault explains this error.
 
-    A node reports why it ends, where a fault of its disk brought the end about; what it refuses of a peer, once links
-    had faults; and a peer whose data directory is another one, once that peer lost its disk.
+    A node may report why it exits if a disk fault caused the exit, a refused peer once a link had a fault, and an
+    unknown data directory of a peer that lost its disk before.
     """
     if event.event == "failed":
         end = next((each for each in exits if each.t >= event.t_ns), None)
@@ -122,11 +122,12 @@ def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:
 
 
 def check_faults(run: RunDir, faults: Sequence[FaultRow], gap: str) -> Check:
-    """Every fault that the scenario asked for hit something; else the run shows nothing about it.
+    """Decide whether every fault of the scenario had an effect; otherwise the run shows nothing about that fault.
 
-    Of a nemesis's faults each kind must have hit once: what is drawn may come when there is nothing to hit.
+    For a nemesis, each kind of fault must have had an effect once: a fault drawn at random may find no target.
 
-    gap: which row is missing, or is of nothing that was asked for.
+    Args:
+        gap: which row is missing, or belongs to no step; "" if none.
     """
     findings = Findings("faults", "faults")
     if gap:
@@ -148,7 +149,7 @@ def check_faults(run: RunDir, faults: Sequence[FaultRow], gap: str) -> Check:
 
 
 def check_watch(meta: Meta) -> Check:
-    """What a simulation looks at while it runs: it ends with the first that may not be, before all files show it."""
+    """Report what the online checks of a simulation found: the run ended there, before all files could show it."""
     findings = Findings("watch", "while it ran")
     if meta.watched:
         findings.add("meta.json:1", meta.watched)
@@ -156,9 +157,10 @@ def check_watch(meta: Meta) -> Check:
 
 
 def check_run(meta: Meta, gap: str) -> Check:
-    """The harness carried the scenario out to its end, and its files tell one story.
+    """Decide whether the lab completed the scenario and the files of the run agree.
 
-    gap: where they don't.
+    Args:
+        gap: where they differ; "" if nowhere.
     """
     findings = Findings("run", "run")
     if meta.problem or gap:

@@ -1,9 +1,9 @@
-"""Reading a run's files in pieces: message logs, history and events, with the line number of everything.
+"""Read message logs, history and events of a run in pieces, with line numbers.
 
 Files are read in chunks of whole lines, so that memory does not grow with a run. Line numbers start at 1. A message
-log is delivered bytes (docs/protocol.md, "The message log"), a line that is none is kept as NOT_A_MESSAGE in its place.
-What the lab and its own nodes wrote must be byte for byte what they write: a key that stands twice, or one more, makes
-a row unreadable. Unreadable is RunFileError, and makes a check UNKNOWN.
+log consists of delivered lines (docs/protocol.md, "The message log"); NOT_A_MESSAGE takes the place of any other line.
+Rows of the lab and of its own nodes must have exactly the bytes that these programs write: a row with an additional or
+repeated key is unreadable. An unreadable row raises RunFileError and makes the checks that need it UNKNOWN.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from lab.rows import (
 from nodeproc.core.messages import NodeId, SeqNo
 
 CHUNK_BYTES = 1 << 19
-"""About 2500 lines of 200 bytes: large enough that work per chunk does not show; smaller ones were slower."""
+"""About 2500 lines of 200 bytes: large enough to make the cost per chunk negligible; smaller chunks were slower."""
 
 KEPT_CHUNKS = 4
-"""Decoded chunks of a log kept for look-ups: acknowledgements come a little behind the newest line read."""
+"""Decoded chunks of a log that are kept for look-ups: acknowledgements name lines a little before the newest."""
 
 
 class LogLine(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """One line of a message log, every field demanded and no other allowed."""
+    """One line of a message log: all fields are required, others are refused."""
 
     seq_no: Annotated[SeqNo, msgspec.Meta(le=2**63 - 1)]
     term: int
@@ -57,7 +57,7 @@ class LogLine(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 
 
 NOT_A_MESSAGE = LogLine(0, 0, 0, "", 0.0, "")
-"""Stands where a line can't be read."""
+"""In place of a line that cannot be read."""
 
 _decoder = msgspec.json.Decoder(LogLine)
 _row_decoder = msgspec.json.Decoder(HistoryRow)
@@ -75,7 +75,7 @@ _FORM = re.compile(
 
 
 def form_fault(line: bytes) -> str:
-    """What is wrong with how a readable line of a message log is written; "": nothing.
+    """Return what is wrong with the form of a readable line, or "".
 
     Args:
         line: without its newline.
@@ -91,11 +91,11 @@ def form_fault(line: bytes) -> str:
 
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding raises for bytes that are nothing of ours."""
+"""Exceptions that decoding raises for bytes that are not a row."""
 
 
 class RunFileError(Exception):
-    """A file of the run can't be read as what it should be; the text begins with file:line."""
+    """A file of the run is unreadable. The text begins with file:line."""
 
 
 class NodeFile(NamedTuple):
@@ -143,7 +143,7 @@ class Piece(NamedTuple):
 
 
 def read_pieces(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[Piece]:
-    """The file in pieces of whole lines; only the last may lack its newline."""
+    """Yield the file in pieces of complete lines; only the last piece may lack its newline."""
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         rest = b""
@@ -200,7 +200,7 @@ class Chunk(NamedTuple):
 
 
 def decode_log_lines(data: bytes, count: int) -> list[LogLine]:
-    """One LogLine for each of `count` lines, NOT_A_MESSAGE for what is none."""
+    """One LogLine for each of `count` lines; NOT_A_MESSAGE for a line that is not a message."""
     try:
         lines = _decoder.decode_lines(data)
     except UNREADABLE:
@@ -294,7 +294,7 @@ class MessageLog:
         return chunk.find(seq_no)
 
     def _read_again(self, number: int) -> Chunk:
-        """A chunk that was forgotten; it is kept in place of the one that was read again before it."""
+        """Read a dropped chunk again; it replaces the chunk that was read again before."""
         newest = len(self._first_lines) - KEPT_CHUNKS
         self._kept = {kept: chunk for kept, chunk in self._kept.items() if kept >= newest}
         start, end = self._offsets[number], self._offsets[number + 1]
@@ -348,7 +348,7 @@ def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
 
 
 def _is_sound(row: HistoryRow) -> bool:
-    """Numbers start at 1, and as many payloads are there as the row counts."""
+    """Whether its numbers start at 1 and it has as many payloads as it counts."""
     match row:
         case Invoke():
             counted = not row.payloads if row.gen is not None else len(row.payloads) == row.count
@@ -500,7 +500,7 @@ def _event_or_none(line: bytes) -> EventLine | None:
 
 
 def _has_doubled_keys(data: bytes) -> bool:
-    """Whether a key stands twice in a line: JSON readers take the last, so that nobody can say which is meant."""
+    """Whether a line has a key twice: JSON readers take the last one, so the line is ambiguous."""
     if len(_encode_lines(_decode_any(data))) == len(data.removesuffix(b"\n")) + 1:
         return False
     return any(len({key for key, _ in pairs}) < len(pairs) for pairs in map(_pairs, data.split(b"\n")) if pairs)

@@ -1,4 +1,4 @@
-"""Judging a run: every invariant of docs/protocol.md, from its directory alone.
+"""Judge a run from its directory alone: feed the judges of lab.check.judges with its files.
 
 check() puts the parts together: A1 compares the logs (agreement), A2 to A6 come from one walk over log and history
 (replay), A7 from the events (elections), A8 from what subscribers were shown (subscribers), A9 from who waited how
@@ -33,7 +33,7 @@ from nodeproc.eventlog import part
 
 NS_PER_S = 1_000_000_000
 CLOCK_SLACK_S = 120.0
-"""The run's times are those of a monotonic clock, and nodes start before its beginning."""
+"""Tolerance for timestamps: the times of a run are of a monotonic clock, and nodes start before the run does."""
 
 
 def check(run: RunDir, metrics: Metrics | None) -> Verdict:
@@ -107,7 +107,7 @@ def _feed_faults_and_events(case: Case, judges: Sequence[Judge]) -> None:
 
 
 def _feed_history(case: Case, judges: Sequence[Judge], story: HistoryStory) -> str:
-    """Why the history can't be used; "": it was read to its end."""
+    """Feed the history. Return why it cannot be used, or ""."""
     if not case.run.history.is_file():
         return f"no {case.run.history.name}"
     takers = [story.on_row, *(judge.on_row for judge in judges if type(judge).on_row is not Judge.on_row)]
@@ -133,7 +133,7 @@ def _decide(case: Case, judge: Judge, no_history: str) -> list[Check]:
 
 
 class _Manifest(NamedTuple):
-    """scenario.yml, meta.json and faults.jsonl; None and the reason where one can't be read."""
+    """scenario.yml, meta.json and faults.jsonl; None for one that cannot be read, with the reason."""
 
     scenario: Scenario | None
     meta: Meta | None
@@ -141,7 +141,7 @@ class _Manifest(NamedTuple):
     reasons: tuple[str, ...]
 
     def node_ids(self, run: RunDir) -> list[int]:
-        """Every node of the cluster, as far as it is known."""
+        """Ids of all nodes that these files or the run directory name."""
         known = set(run.node_ids())
         if self.meta is not None:
             known.update(self.meta.nodes)
@@ -182,7 +182,7 @@ def _node_files(run: RunDir, nodes: list[int]) -> tuple[list[NodeFile], list[int
 
 
 def _times(manifest: _Manifest) -> tuple[float, float]:
-    """Between which the timestamps of messages must lie, seconds since the epoch."""
+    """Earliest and latest allowed timestamp of a message, seconds since the epoch."""
     if manifest.meta is None or manifest.faults is None:
         return -math.inf, math.inf
     meta, began = manifest.meta, datetime.fromisoformat(manifest.meta.started_utc).timestamp()
@@ -194,7 +194,7 @@ def _times(manifest: _Manifest) -> tuple[float, float]:
 
 
 def _as_far_as_seen(run: RunDir, check: Check) -> Check:
-    """The check of event files, UNKNOWN in place of PASS if older rows stand in files that it does not read."""
+    """Return the check, UNKNOWN instead of PASS if older events are in rotated files, which are not read."""
     full = [path for node in run.node_ids() if (path := part(run.events(node), 1)).exists()]
     if not full or check.result != "PASS":
         return check
@@ -204,7 +204,7 @@ def _as_far_as_seen(run: RunDir, check: Check) -> Check:
 
 
 def _surroundings(case: Case, story: HistoryStory | None, reason: str) -> list[Check]:
-    """The checks that are about the run and no rule of the protocol.
+    """Return the checks that are about the run itself and not about a rule of the protocol.
 
     Args:
         story: None: the history can't be used, and reason says why.
@@ -222,7 +222,7 @@ def _surroundings(case: Case, story: HistoryStory | None, reason: str) -> list[C
 def _gaps(
     case: Case, meta: Meta, faults: Sequence[FaultRow], told: HistoryStory | None, reason: str
 ) -> tuple[str, str]:
-    """Where faults.jsonl, and where the other files, don't tell the story that the scenario asked for."""
+    """Return where faults.jsonl, and where the other files, contradict the scenario or each other."""
     scenario = case.scenario
     if scenario is None:
         return "", case.reasons[0]

@@ -1,6 +1,6 @@
-"""What a judge is, and what it may look up.
+"""The base class of judges, and what a judge may look up.
 
-A judge decides one invariant, or several in one walk. It is fed with what happened: rows of the history, fault rows,
+A judge decides one invariant, or several in one pass. It is fed with what happened: rows of the history, fault rows,
 events of nodes, and in a simulation what nodes deliver. It ends with a Check for each of its invariants. Two feeds
 exist: lab.check.invariants reads the files of a finished run; lab.check.online passes on what a simulation does while
 it runs, and stops it at the first violation.
@@ -31,7 +31,7 @@ def loses_disk(row: FaultRow) -> bool:
 
 @dataclass(slots=True)
 class Case:
-    """What is known of a run beside what its judges are fed with. In a simulation most of it comes at the end.
+    """What judges may look up about a run. In a simulation most of it is known only at the end.
 
     nodes: ids of the whole cluster, ascending. log: the order that all nodes are held to.
     times: between which the timestamps of messages must lie, seconds since the epoch.
@@ -41,7 +41,7 @@ class Case:
     nodes: Sequence[NodeId]
     log: MessageLog
     findings: Callable[[str, str], Findings] = Findings
-    """Makes what collects the violations of one invariant, from its name and title."""
+    """Makes the Findings of one invariant, from its name and title."""
     scenario: Scenario | None = None
     meta: Meta | None = None
     faults: Sequence[FaultRow] | None = None
@@ -52,23 +52,23 @@ class Case:
     missing: Sequence[NodeId] = ()
     """Nodes that have none."""
     order: list[Record] = field(default_factory=list)
-    """Batches that any node delivered, each once, in the order of the first who did. Only simulations see that."""
+    """Batches that any node delivered, each once, in the order of their first delivery. Only in simulations."""
     times: tuple[float, float] = ANY_TIME
     bound_s: float = math.inf
     """Within which a client must be served in healthy times. Rule: A9."""
     secrets: Set[str] = frozenset()
-    """Tokens of sessions, where they are known: no message may show one."""
+    """Tokens of sessions, if they are known: no message may show one."""
 
-    # ---- what the judges have found so far, for those behind them
+    # ---- results of judges, for the judges behind them
     agreement: Check | None = None
     deviating: Sequence[NodeFile] = ()
     """Message logs that are no prefix of `log`."""
     contiguity: Findings | None = None
-    """What the walk over the log has found against A2 so far: then a seq_no says nothing about a place in the log."""
+    """Violations of A2 in the log so far. If there are any, a seq_no says nothing about a place in the log."""
     contiguous: bool = False
     """A2 holds."""
     term_starts: Sequence[tuple[int, SeqNo]] | None = None
-    """(term, seq_no of its first message) as the log has them; None: the walk over the log was not possible."""
+    """(term, seq_no of its first message) as the log has them; None if the history could not be used."""
     messages: Outcomes = field(default_factory=Outcomes)
 
     @property
@@ -90,7 +90,7 @@ class Case:
         return quote(self.event_place(node, line), line_at(self.run.events(node), line))
 
     def node_log(self, node: NodeId) -> Path | None:
-        """What the process wrote to its standard error; None: it is no process."""
+        """Standard error of the node's processes; None in a simulation."""
         return self.run.node_log(node)
 
 
@@ -98,15 +98,15 @@ class Judge:
     """One judge. It overrides the on_ methods of what it wants to be fed with."""
 
     invariants: ClassVar[dict[str, str]]
-    """Name -> title of what it decides, in the order of its checks."""
+    """Name -> title of each invariant that it decides, in the order of its checks."""
     needs_history: ClassVar[bool] = False
-    """It decides nothing if history.jsonl can't be read to its end."""
+    """Its checks are UNKNOWN if history.jsonl cannot be read to its end."""
     needs_manifest: ClassVar[bool] = False
-    """It decides nothing without meta.json and faults.jsonl."""
+    """Its checks are UNKNOWN without meta.json and faults.jsonl."""
     events: ClassVar[Set[str]] = frozenset()
-    """Names of the events that it decides by. It may be fed with others too."""
+    """Names of the events that it needs. It may be fed with others too."""
     reads_events: ClassVar[bool] = False
-    """It passes nothing if older events stand in files that are not read."""
+    """Its checks do not PASS if older events are in rotated files, which are not read."""
     needs_faults_first: ClassVar[bool] = False
     """It can be fed with rows only once all faults of the run are known."""
 
@@ -128,24 +128,24 @@ class Judge:
         """The next event of its node; `line` is its line number there."""
 
     def on_unreadable_events(self, reason: str) -> None:
-        """The rest of one node's events can't be read."""
+        """The remaining events of one node cannot be read."""
 
     def on_delivered(self, node: NodeId, records: Sequence[Record]) -> None:
-        """A node delivered these records. Only simulations see that."""
+        """A node delivered these records. Only in simulations."""
 
     def on_started(self, node: NodeId, delivered_seq: SeqNo) -> None:
-        """A process of this node goes on behind this seq_no. Only simulations see that."""
+        """A process of this node started; it has delivered up to this seq_no. Only in simulations."""
 
     def on_exit(self, node: NodeId, end: NodeExit, reason: str) -> None:
-        """A process of this node ended; `reason` is what it reported last, "" for nothing."""
+        """A process of this node exited; `reason` is the last failure that the node reported, or ""."""
 
     def on_excess(self, node: NodeId, excess: str) -> None:
-        """A node holds more than its limits allow. Only simulations see that."""
+        """A node exceeds one of its limits (P1, S7). Only in simulations."""
 
     def checks(self) -> list[Check]:
-        """Decide. Everything has been fed."""
+        """Decide; called once, after everything was fed."""
         raise NotImplementedError
 
     def unknown(self, reason: str) -> list[Check]:
-        """What to answer where nothing can be decided."""
+        """The checks if nothing can be decided."""
         return [Findings(name, title).unknown(reason) for name, title in self.invariants.items()]

@@ -1,4 +1,4 @@
-"""All judges. A new invariant is a file with its judge, and a line here."""
+"""The list of all judges. A new invariant needs a file with its judge and a line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast it was: throughput, latency, gaps, failover phases and the cost per node, from a run directory alone.
+"""Throughput, latency, gaps, failover phases and the cost per node, from a run directory alone.
 
 All times come from one CLOCK_MONOTONIC. Memory does not grow with the number of messages: latencies are counted in
 buckets whose width is below 0.1 % of their value, the largest is kept exactly.
@@ -48,7 +48,7 @@ class Latency(Struct, frozen=True):
 
 
 class Load(Struct, frozen=True):
-    """What the clients got done."""
+    """Figures of the clients."""
 
     sent: int
     acknowledged: int
@@ -59,7 +59,7 @@ class Load(Struct, frozen=True):
     throughput_per_s: float
     """Acknowledged messages of that time."""
     payload_bytes: int
-    """Acknowledged, where the history tells their size."""
+    """Bytes of acknowledged payloads, if the history has their size."""
     longest_gap_s: float
     """Longest time in that duration without any acknowledgement."""
     longest_gap_at_s: float
@@ -69,7 +69,7 @@ class Load(Struct, frozen=True):
 
 
 class Failover(Struct, frozen=True):
-    """What followed when the leader was hit. Milliseconds after the hit; None: it did not come."""
+    """Events after a fault that hit the leader, in milliseconds after it. None: it did not happen."""
 
     node: int
     fault: str
@@ -97,7 +97,7 @@ class Segment(Struct, frozen=True):
 
 
 class NodeCost(Struct, frozen=True):
-    """What one node took, all its processes added."""
+    """Resources that one node used, all its processes added."""
 
     node: int
     starts: int
@@ -135,7 +135,7 @@ class Metrics(Struct, frozen=True):
 
 
 def encode_metrics(metrics: Metrics) -> bytes:
-    """metrics.json, indented for people."""
+    """metrics.json, indented."""
     return msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n"
 
 
@@ -191,7 +191,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class _Hit:
-    """Faults done together (one step), and what came of them."""
+    """The faults of one step, and their consequences."""
 
     name: str
     t: int
@@ -275,7 +275,7 @@ class _Part:
 
 
 class _Walk:
-    """Follows the history once."""
+    """Computes the figures in one pass over the history."""
 
     def __init__(self, hits: list[_Hit], has_load: bool, silence: Silence) -> None:
         self.hits, self._has_load, self._silence = hits, has_load, silence
@@ -324,7 +324,7 @@ class _Walk:
         self.last_acked = t
 
     def go_to(self, t: int) -> None:
-        """Begin the parts of all faults that were done before t."""
+        """Begin the segments of all faults before t."""
         while self._next_hit < len(self.hits) and self.hits[self._next_hit].t <= t:
             hit = self.hits[self._next_hit]
             if not hit.round:
@@ -445,7 +445,7 @@ def measure(run: RunDir) -> Metrics:
 
 
 def _has_load(run: RunDir) -> bool:
-    """The history tells of a load, whose payloads are made by a rule, and not of exact messages only."""
+    """Whether the history has messages of a load, whose payloads are made by a rule."""
     return any(b'"gen":' in piece.data for piece in read_pieces(run.history))
 
 

@@ -1,8 +1,9 @@
 """A9: with a majority up, messages are acknowledged again within a stated bound, and all files become equal.
 
-A stretch of the run is healthy while a majority of the nodes is up, no fault is just being done, and no link rule holds
-between nodes that are up, or between clients and nodes. In a healthy stretch nobody may wait longer than the bound
-while nobody gets an acknowledgement; where no disk is treated either, no client may wait that long for its own.
+A stretch of the run is healthy while a majority of the nodes is up, no fault is being injected, and no link rule is in
+force between nodes that are up, or between clients and nodes. In a healthy stretch the time in which clients wait and
+none is acknowledged must not exceed the bound. If no disk or clock fault is in force either, no client may wait longer
+than the bound for its own acknowledgement.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Stretch(NamedTuple):
     start: int
     end: int
     fault: FaultRow | None
-    """What was done just before it; None for the run's beginning."""
+    """The fault just before it; None at the beginning of the run."""
     each: bool = True
-    """Every client must be served, for no node's disk is treated."""
+    """Every client must be served, because no disk or clock fault is in force."""
 
 
 def healthy_stretches(faults: Iterable[FaultRow], nodes: Sequence[NodeId], t_start: int, t_end: int) -> list[Stretch]:
@@ -69,7 +70,7 @@ def healthy_stretches(faults: Iterable[FaultRow], nodes: Sequence[NodeId], t_sta
 
 
 def _is_healthy(up: dict[int, bool], ruled: set[tuple[int, int]]) -> bool:
-    """A majority is up, and all that are up hear each other and their clients."""
+    """Whether a majority is up, and no rule is in force between nodes that are up or towards clients."""
     down = {node for node, runs in up.items() if not runs}
     return 2 * len(down) < len(up) and all(source in down or to in down for source, to in ruled)
 
@@ -83,12 +84,12 @@ class _Session:
     invoked: int = 0
     settled: int = 0
     since: int = 0
-    """Since when it waits, or when it last got an outcome."""
+    """When it began to wait, or when it last got an outcome."""
     waits: bool = False
 
 
 class Recovery(Judge):
-    """Follows who waits."""
+    """Follows which sessions wait for an acknowledgement."""
 
     invariants: ClassVar = {"A9": "recovery"}
     needs_history = needs_manifest = needs_faults_first = True
@@ -104,7 +105,7 @@ class Recovery(Judge):
         self._sessions: dict[str, _Session] = {}
         self._waiting = 0
         self._since = 0
-        """Since when somebody waits and nothing was acknowledged; meaningless while nobody waits."""
+        """Since when a session waits and nothing was acknowledged; meaningless while no session waits."""
         self._latest_t, self._latest_place = 0, 0
         self._longest = 0
         self._judged_faults: set[int] = set()
@@ -150,7 +151,7 @@ class Recovery(Judge):
                 self._end_wait(t, self._latest_place, by_ack=False)
 
     def _end_wait(self, t: int, place: int, by_ack: bool) -> None:
-        """Nobody waits any more, or an acknowledgement came: judge the wait from _since to t."""
+        """Judge the wait from _since to t: no session waits any more, or an acknowledgement came."""
         stretches = self._stretches
         while self._at < len(stretches) and stretches[self._at].end <= self._since:
             self._at += 1
@@ -166,7 +167,7 @@ class Recovery(Judge):
                 self._judged_faults.add(at)
 
     def _judge_client(self, name: str, session: _Session, t: int) -> None:
-        """A session got an outcome, or the run ended: judge its own wait."""
+        """Judge the wait of one session, which got an outcome or was waiting at the end of the run."""
         for stretch in self._stretches:
             start = max(session.since, stretch.start)
             waited = min(t, stretch.end) - start

@@ -1,10 +1,10 @@
-"""A2 to A6: one walk over the message log and the clients' history, side by side.
+"""A2 to A6: one pass over the clients' history and the message log together.
 
-The history is read in its order of time. An acknowledgement of seq_no s moves the log forward to s: every message that
-stands up to there must have been sent in a row of the history above, else it was ordered before a message that had
-been acknowledged when it was sent (A6), or nobody sent it (A3). So only what is under way is held: messages sent and
-not yet met in the log, and a few numbers per session. In an honest log the n of a session ascend without gaps: one
-counter per session proves that no msg_id stands twice.
+History rows come in order of time. An acknowledgement of seq_no s advances the log to s. Every message up to there
+must have been sent in an earlier row. If not, either the log has it before a message that was acknowledged before this
+one was sent (A6), or no client sent it (A3). So memory holds only messages that were sent and not yet seen in the log,
+and a few numbers per session. In a correct log the n of a session ascend without gaps: one counter per session proves
+that no msg_id appears twice.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from nodeproc.core.messages import SeqNo
 
 END_OF_LOG: SeqNo = sys.maxsize
 LATE_MAX = 1000
-"""Sent ranges kept after the log has passed them: only a broken log asks for them."""
+"""Sent ranges that are kept after the log has passed them; only a broken log needs them."""
 EMPTY = Chunk(1, [], True)
 EARLY_MAX = 10_000
-"""Messages of the log kept until the history tells that they were sent: only a broken log has any."""
+"""Messages of the log that are kept until a row shows that they were sent; only a broken log has any."""
 
 
 @dataclass(slots=True)
@@ -39,10 +39,10 @@ class Sent:
     place: int
     """Line of history.jsonl."""
     after_ack: bool
-    """Something was acknowledged before they were sent, so that A6 says something about them."""
+    """Whether a message was acknowledged before they were sent, so that A6 applies to them."""
 
     def payloads(self, first: int, count: int) -> list[str]:
-        """What messages first, first + 1, … hold."""
+        """Payloads of the messages first, first + 1, …"""
         row = self.row
         if row.gen is None:
             return list(row.payloads[first - row.n : first - row.n + count])
@@ -50,37 +50,37 @@ class Sent:
 
 
 class Early(NamedTuple):
-    """A message met in the log before the history tells that it was sent."""
+    """A message that the pass found in the log before a row that shows that it was sent."""
 
     number: int
     """Line of the log."""
     line: LogLine
     ack: Acked | None
-    """What had been acknowledged by then, at or above the message; None: the history had ended."""
+    """The acknowledgement that had advanced the log past the message; None at the end of the history."""
     ack_place: int
 
 
 @dataclass(slots=True)
 class Session:
-    """What is known of one session at this point of the walk."""
+    """State of one session at this point of the pass."""
 
     invoked: int = 0
     """Messages 1..invoked were sent."""
     acked: int = 0
     logged: int = 0
-    """The highest n met in the log."""
+    """The highest n seen in the log."""
     rejected: list[tuple[int, int]] = field(default_factory=list)
     unknown: list[tuple[int, int]] = field(default_factory=list)
     sent: deque[Sent] = field(default_factory=deque)
-    """Not yet met in the log, ascending."""
+    """Ranges not yet seen in the log, ascending."""
     late: deque[Sent] = field(default_factory=lambda: deque(maxlen=LATE_MAX))
-    """Passed over by the log."""
+    """Ranges that the log has passed."""
     early: dict[int, Early] = field(default_factory=dict)
     holes: list[tuple[int, int, int]] = field(default_factory=list)
-    """(first, last, line of the log behind it) of what the log passed over."""
+    """(first, last, next line of the log) of each range that the log skipped."""
 
     def find(self, n: int) -> Sent | None:
-        """The sent range that n is in."""
+        """The sent range that contains n."""
         sent = self.sent
         while sent and sent[0].last < n:
             self.late.append(sent.popleft())
@@ -89,7 +89,7 @@ class Session:
         return next((each for each in reversed(self.late) if each.first <= n <= each.last), None)
 
     def fill_hole(self, n: int) -> bool:
-        """Take n out of the holes; False where it was in none."""
+        """Remove n from the holes. False if it was in none."""
         for at, (first, last, line) in enumerate(self.holes):
             if first <= n <= last:
                 parts = ((first, n - 1, line), (n + 1, last, line))
@@ -98,9 +98,9 @@ class Session:
         return False
 
     def first_lost(self) -> tuple[int, int] | None:
-        """The lowest acknowledged n that the log does not have, with the line of the log behind its place.
+        """Return the lowest acknowledged n that is not in the log, with the line of the log behind its place.
 
-        None when it has all; the line is 0 where the log ended before.
+        None if the log has all of them. The line is 0 if the log ended before.
         """
         lost = [(first, line) for first, _, line in self.holes if first <= self.acked]
         if self.acked > self.logged:
@@ -108,7 +108,7 @@ class Session:
         return min(lost, default=None)
 
     def in_log(self, first: int, last: int) -> int:
-        """How many of the messages first..last the log has. Asked at the end of the walk."""
+        """How many of the messages first..last are in the log. Valid at the end of the pass."""
         count = max(0, min(last, self.logged) - first + 1)
         for low, high, _ in self.holes:
             count -= max(0, min(last, high) - max(first, low) + 1)
@@ -116,7 +116,7 @@ class Session:
 
 
 class Replay(Judge):
-    """The walk."""
+    """The pass; see the module's docstring."""
 
     invariants: ClassVar = {
         "A2": "contiguity",

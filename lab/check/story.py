@@ -1,7 +1,7 @@
-"""Whether the files of a run tell one story: history.jsonl, faults.jsonl and meta.json against the scenario.
+"""Compare history.jsonl, faults.jsonl and meta.json of a run with its scenario and with each other.
 
-The judges believe these files. So what is missing in them, or contradicts itself, must not pass for a run in which
-nothing went wrong: it leaves UNKNOWN what depends on it, and the text names the first place.
+The judges believe these files. So a missing row or a contradiction must not look like a run without a violation: the
+checks that depend on it are UNKNOWN, and their text names the first place.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class _Session:
     invoked: int = 0
     acked: int = 0
     given_up: dict[int, int] = field(default_factory=dict)
-    """First -> last of what was rejected or is unknown."""
+    """First -> last message of each range that was rejected or is unknown."""
 
     @property
     def unresolved(self) -> int:
-        """Messages without any outcome."""
+        """Number of messages without any outcome."""
         above = (last - max(first, self.acked + 1) + 1 for first, last in self.given_up.items() if last > self.acked)
         return self.invoked - self.acked - sum(above)
 
 
 class HistoryStory:
-    """Follows the history from its first row to its last; each row must fit to those above it.
+    """Checks each row of the history against the rows above it.
 
     Args:
         meta: None where meta.json can't be read; then times are not compared.
@@ -45,9 +45,9 @@ class HistoryStory:
         self._name, self._meta = name, meta
         self._sessions: dict[str, _Session] = {}
         self.steps: list[str] = []
-        """Texts of the steps that were begun."""
+        """Texts of the steps that began."""
         self.ends: list[str] = []
-        """converged or diverged, where the run came to that."""
+        """`converged` or `diverged`; empty if the run ended before."""
 
     def on_row(self, place: int, row: HistoryRow) -> None:
         """Take one row; `place` is its line number.
@@ -99,14 +99,14 @@ class HistoryStory:
         return RunFileError(f"{self._name}:{place}: {what}")
 
     def unresolved(self) -> str:
-        """Which messages have no outcome; "": all have."""
+        """Return which messages have no outcome, or "" if all have one."""
         for name, session in self._sessions.items():
             if session.unresolved:
                 return f"{self._name}: {session.unresolved} messages of session {name} have no outcome"
         return ""
 
     def lack(self, meta: Meta | None) -> str:
-        """What the whole history lacks; "": nothing. A run that did not come to its end may lack anything."""
+        """Return what the history lacks, or "". A run that did not come to its end may lack anything."""
         if not self._sessions and not self.steps:
             return f"{self._name} is empty"
         if meta is None or meta.convergence is None or meta.problem or meta.watched:
@@ -130,11 +130,11 @@ class HistoryStory:
 # ---- the faults --------------------------------------------------------------------------------------
 
 _TOLERANCE_NS = 1_000_000_000
-"""Between the end of a process and the row that tells why it came: the machine may be busy in between."""
+"""Allowed between the exit of a process and the row that explains it: the machine may be busy."""
 
 
 def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun: int) -> str:
-    """Which row faults.jsonl lacks, or has and should not have; "": none.
+    """Return which row faults.jsonl lacks or should not have, or "" if there is none.
 
     Args:
         begun: so many steps were begun; the last of them may have been missed.
@@ -190,7 +190,7 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: l
 
 
 def _gap_of_rounds(by_words: dict[str, Fault], rows: list[FaultRow], found: str, where: str) -> str:
-    """Each fault of a nemesis that was done has its rows, and none more."""
+    """Return which fault of a nemesis has no rows, or too many, or "" if there is none."""
     rounds: dict[int, list[FaultRow]] = {}
     for row in rows:
         rounds.setdefault(row.round, []).append(row)
@@ -205,7 +205,7 @@ def _gap_of_rounds(by_words: dict[str, Fault], rows: list[FaultRow], found: str,
 
 
 def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
-    """Each process that the lab or a fault ended has a row that says so, but for the last, which ended with the run."""
+    """Return which exit of a process has no row, or which row no exit, or ""; the run itself causes the last exits."""
     for node, use in sorted(meta.nodes.items()):
         asked = [row for row in faults if row.target == node and row.fault in END_ROWS and row.moved]
         caused = Counter(row.fault for row in faults if row.target == node)["exit"]
@@ -225,7 +225,7 @@ def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
 
 
 def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:
-    """Which step was not begun, or has no finding in meta.json that it should have; "": none."""
+    """Return which step did not begin, or has no result in meta.json although it should, or "" if there is none."""
     steps = list(scenario.unrolled())
     texts = [step.show() for step in steps]
     if begun != texts[: len(begun)]:
@@ -247,7 +247,7 @@ def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:
 
 
 def meta_gap(scenario: Scenario, meta: Meta) -> str:
-    """Where meta.json and scenario.yml are not of the same run; "": nowhere."""
+    """Return where meta.json and scenario.yml differ, or "" if they are of the same run."""
     convergence = meta.convergence
     for what, told, planned in (
         ("scenario", meta.scenario, scenario.name),

@@ -1,8 +1,9 @@
 """A8: a subscriber is shown the log from its first line on, and all of it in time.
 
-A row of the history says which lines a subscriber was shown and the CRC of their bytes. Each subscriber has its own
-place in the reference log, which only moves forward. While no fault is in force a subscriber that lacks what has been
-acknowledged must be shown something within the bound of A9, and at the end each has everything.
+A row of the history names the lines that a subscriber was shown, and the CRC of their bytes. Each subscriber has its
+own place in the reference log, which only moves forward. While no fault is in force, a subscriber that lacks an
+acknowledged message must be shown a line within the bound of A9. At the end of the run each subscriber must have been
+shown all lines.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class _Reader:
         self._offset = 0
 
     def go_before(self, line: int) -> bool:
-        """Move so that `line` comes next; False where the log is shorter."""
+        """Move to just before `line`. False if the log is shorter."""
         start, self._offset = self._log.start_of(line)
         self.line = start - 1
         return self.crc_to(line - 1) is not None
 
     def crc_to(self, last: int) -> int | None:
-        """CRC of the lines from here to line `last`, None where the log ends before; moves behind it.
+        """Return the CRC of the lines from here to `last` and move behind them. None if the log ends before.
 
         The end is found by how the next line starts: in a log that A2 holds for, line and seq_no are the same, and no
         payload has a bare newline in it.
@@ -108,7 +109,7 @@ class _Wait(NamedTuple):
 
 
 class Subscribers(Judge):
-    """Follows what each subscriber is shown, and how long one that lacks something is shown nothing."""
+    """Follows which lines each subscriber is shown, and how long it is shown none although it lacks some."""
 
     invariants: ClassVar = {"A8": "subscribers"}
     needs_history = True
@@ -122,9 +123,9 @@ class Subscribers(Judge):
         self._acked = self._lines = self._latest = 0
         self._any_shown = False
         self._since: dict[int, int] = {}
-        """Subscriber that lacks something -> since when it was shown nothing."""
+        """Subscriber that lacks an acknowledged message -> since when it has been shown nothing."""
         self._waits: list[_Wait] = []
-        """Those that were longer than case.bound_s."""
+        """Waits longer than case.bound_s."""
 
     def on_row(self, place: int, row: HistoryRow) -> None:
         self._latest = place
@@ -150,7 +151,7 @@ class Subscribers(Judge):
 
     @property
     def _is_hopeless(self) -> bool:
-        """The log is broken itself, and there is no other log: nobody can say what should have been shown."""
+        """Whether the log breaks A2 and no other log exists: then it is not known what should have been shown."""
         contiguity = self.case.contiguity
         return contiguity is not None and contiguity.count > 0 and not self.case.deviating
 

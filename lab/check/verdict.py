@@ -1,6 +1,7 @@
-"""What a judgement consists of: the content of verdict.json.
+"""The content of verdict.json.
 
-Three answers, never two: a check that could not be made, or had nothing to check, says UNKNOWN and passes nobody.
+A check has three answers: PASS, FAIL, and UNKNOWN if it could not be made or had nothing to judge. UNKNOWN is never
+counted as PASS.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Quote(Struct, frozen=True):
 
 
 class Violation(Struct, frozen=True):
-    """One broken rule, at the first place where it shows."""
+    """A violation of one invariant, with the first place that shows it."""
 
     place: str
     message: str
@@ -48,9 +49,9 @@ class Check(Struct, frozen=True):
     title: str
     result: Result
     detail: str
-    """What was judged, or why nothing could be."""
+    """What was judged, or why nothing could be judged."""
     decisive: bool = True
-    """False: UNKNOWN here leaves the run decided (nobody subscribed, so there is nothing to be shown)."""
+    """False: UNKNOWN is expected and does not leave the run undecided (for example, no client subscribed)."""
     violations: int = 0
     first: Violation | None = None
 
@@ -63,11 +64,11 @@ class ExpectationResult(Struct, frozen=True):
     """None: it could not be judged."""
     found: str
     soft: bool = False
-    """A miss is shown and fails nothing."""
+    """A miss is shown, but does not fail the run."""
 
 
 class Outcomes(Struct, frozen=True):
-    """What became of the messages that clients sent. Unknown ones are looked up in the log."""
+    """Outcomes of all messages that clients sent, as numbers. Unknown ones are looked up in the log."""
 
     sent: int = 0
     acknowledged: int = 0
@@ -91,12 +92,12 @@ class Verdict(Struct, frozen=True):
 
     @property
     def exit_code(self) -> int:
-        """What the process that judged ends with."""
+        """The exit code of the process that judged."""
         return EXIT_CODES[self.outcome]
 
 
 def decide(checks: tuple[Check, ...], expectations: tuple[ExpectationResult, ...]) -> Outcome:
-    """A broken invariant outweighs a missed expectation, and that outweighs what stayed undecided."""
+    """Return the worst result: a violation, then a missed expectation, then an undecided check."""
     if any(check.result == "FAIL" for check in checks):
         return "broken"
     if any(expectation.met is False and not expectation.soft for expectation in expectations):
@@ -109,7 +110,7 @@ def decide(checks: tuple[Check, ...], expectations: tuple[ExpectationResult, ...
 
 
 def encode_verdict(verdict: Verdict) -> bytes:
-    """verdict.json, indented for people."""
+    """verdict.json, indented."""
     return msgspec.json.format(msgspec.json.encode(verdict), indent=1) + b"\n"
 
 
@@ -117,14 +118,14 @@ decode_verdict = msgspec.json.Decoder(Verdict).decode
 
 
 def quote(place: str, line: bytes | str) -> Quote:
-    """Evidence, cut to a length that a terminal bears."""
+    """One line as evidence, cut to SHOWN_MAX characters."""
     text = (line.decode("utf-8", "backslashreplace") if isinstance(line, bytes) else line).rstrip("\n")
     return Quote(place, text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}… ({len(text)} characters)")
 
 
 @dataclass(slots=True)
 class Findings:
-    """Collects the violations of one invariant: the first is kept, the others are counted."""
+    """Violations of one invariant: the first is kept, all are counted."""
 
     name: str
     title: str
@@ -137,7 +138,7 @@ class Findings:
             self.first = Violation(place, message, lines)
 
     def take(self, other: Findings) -> None:
-        """The violations that another collection of the same invariant holds come behind these."""
+        """Add the violations of another collection behind these."""
         self.count += other.count
         self.first = self.first or other.first
 
