@@ -317,7 +317,7 @@ def decode_chunk(first_line: int, data: bytes) -> Chunk:
     first = lines[0].seq_no
     contiguous = [line.seq_no for line in lines] == list(range(first, first + len(lines)))
     misformed = {}
-    if NOT_A_MESSAGE in lines or _encode_lines(lines) != data:
+    if _encode_lines(lines) != data:
         for at, (line, text) in enumerate(zip(lines, data.split(b"\n"), strict=False)):
             if line is not NOT_A_MESSAGE and (fault := form_fault(text)):
                 misformed[at] = fault

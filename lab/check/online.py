@@ -201,7 +201,7 @@ class _Delivered(MessageLog):
         if not batches:
             return None
         self._handed_out += len(batches)
-        chunk = decode_chunk(self.line_count + 1, b"".join([record.body for record in batches]))
+        chunk = decode_chunk(self.line_count + 1, b"".join([record.raw[record.body_at :] for record in batches]))
         self._lines += chunk.lines
         self.line_count = len(self._lines)
         return chunk

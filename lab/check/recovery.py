@@ -116,36 +116,41 @@ class Recovery(Judge):
         self._latest_t, self._latest_place = row.t, place
         match row:
             case Invoke():
-                self._change(row.t, row.session, invoked=row.n + row.count - 1)
+                self._invoked(row.t, row.session, row.n + row.count - 1)
             case Acked():
                 self._acked = True
                 if self._waiting:
                     self._end_wait(row.t, place, by_ack=True)
-                self._change(row.t, row.session, settled=row.n)
+                self._settled(row.t, row.session, row.n)
                 self._since = row.t
             case Failed() | Unknown():
-                self._change(row.t, row.session, settled=row.n + row.count - 1)
+                self._settled(row.t, row.session, row.n + row.count - 1)
             case _:
                 pass
 
-    def _change(self, t: int, name: str, invoked: int = 0, settled: int = 0) -> None:
+    def _invoked(self, t: int, name: str, last: int) -> None:
         session = self._sessions.get(name)
         if session is None:
             session = self._sessions[name] = _Session()
-        waited = session.waits
-        if waited and settled > session.settled and t - session.since > self._bound:
-            self._judge_client(name, session, t)
-        if settled or not waited:
+        session.invoked = max(session.invoked, last)
+        if not session.waits:
             session.since = t
-        session.invoked, session.settled = max(session.invoked, invoked), max(session.settled, settled)
-        session.waits = session.invoked > session.settled
-        if session.waits == waited:
-            return
-        if session.waits:
-            if not self._waiting:
-                self._since = t
-            self._waiting += 1
-        else:
+            if session.invoked > session.settled:
+                session.waits = True
+                if not self._waiting:
+                    self._since = t
+                self._waiting += 1
+
+    def _settled(self, t: int, name: str, last: int) -> None:
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._sessions[name] = _Session()
+        if session.waits and last > session.settled and t - session.since > self._bound:
+            self._judge_client(name, session, t)
+        session.since = t
+        session.settled = max(session.settled, last)
+        if session.waits and session.invoked <= session.settled:
+            session.waits = False
             self._waiting -= 1
             if not self._waiting:
                 self._end_wait(t, self._latest_place, by_ack=False)
