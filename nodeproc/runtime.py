@@ -169,7 +169,8 @@ class Runtime:
         if self._stopped.done() or not self.turn.due or self._looking:
             return
         # What the core was told stays so: its clock must not fall behind its last step.
-        late = self._now() - max(self._timer_at, self._stepped_at)
+        now = self._now()
+        late = now - max(self._timer_at, self._stepped_at)
         if late > LATE_S:
             self._stood_still_s += late
             self._node.stood_still()
@@ -177,15 +178,15 @@ class Runtime:
             self._looking = True
             self._loop.call_soon(self._loop.call_soon, self._turn_after_look)
         else:
-            self._run_turn()
+            self._run_turn(now)
 
     def _turn_after_look(self) -> None:
         self._looking = False
         if not self._stopped.done():
-            self._run_turn()
+            self._run_turn(self._now())
 
-    def _run_turn(self) -> None:
-        began = self._stepped_at = self._now()
+    def _run_turn(self, began: float) -> None:
+        self._stepped_at = began
         self._turns += 1
         try:
             self._arm(self.turn.run(began))

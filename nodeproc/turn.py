@@ -66,8 +66,9 @@ class Turn:
 
     def __init__(self, node: Node, storage: Storage, limits: Limits, host: Host, client_token: str = "") -> None:
         self.node, self.storage, self._host = node, storage, host
-        self.reading = Reading(storage, node.state.node_id, self.take, host.report)
-        self.clients = Clients(node.state.node_id, self, limits, client_token)
+        self._node_id = node.state.node_id
+        self.reading = Reading(storage, self._node_id, self.take, host.report)
+        self.clients = Clients(self._node_id, self, limits, client_token)
         self.due = False
         """The host was asked for a turn that it has not run yet."""
         self.durable = 0
@@ -183,7 +184,7 @@ class Turn:
     # ---- what clients ask (nodeproc.net.clients.Backend) --------------------------------------------
 
     def submit(self, message: Submit) -> None:
-        self.take(self.node.state.node_id, message)
+        self.take(self._node_id, message)
 
     def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
         return self.node.delivered_session(session)
@@ -213,7 +214,7 @@ class Turn:
             peers.append(PeerStatus(peer, peer in state.links, live, durable.seq_no))
         uptime_s, pid, counters = self._host.vitals()
         return Status(
-            node=state.node_id,
+            node=self._node_id,
             role=node.role_name,
             term=state.term,
             leader=state.leader_id,

@@ -222,7 +222,7 @@ def stale_resume_obeyed(patch: Patch) -> None:
     take, right = Node._take, catchup.on_resume
 
     def any_term(self: Node, envelope: Envelope, now: float, fx: Effects) -> None:
-        state, (sender, msg) = self.state, envelope
+        state, sender, msg = self.state, envelope.sender, envelope.message
         from_leader = state.pledge is None and sender == state.leader_id
         if from_leader and isinstance(msg, Resume) and msg.term < state.term:
             envelope = Envelope(sender, Resume(state.term, msg.fork, msg.request))

@@ -429,7 +429,7 @@ PeerMessage: TypeAlias = (
 Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Damaged
 
 
-class Envelope(NamedTuple):
+class Envelope(Struct, frozen=True, gc=False):
     """One input of the core. `sender` is the peer, or the node's own id for its clients and its disk."""
 
     sender: NodeId

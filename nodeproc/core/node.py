@@ -76,6 +76,7 @@ Termed: TypeAlias = (
 )
 """Frames under the term rule E6. ELECTION only proposes its term; the term of VOTE_REQUEST is handled by E4."""
 _TERMED = frozenset(get_args(Termed))
+_PROMISING = frozenset({LinkUp, Promises})
 
 
 class Node:
@@ -144,7 +145,8 @@ class Node:
         """
         fx = fx or Effects()
         self._take(envelope, now, fx)
-        failure.expect_disk(self.state, now)
+        if fx.persist:
+            failure.expect_disk(self.state, now)
         return fx
 
     def persisted(self, ticket: int, now: float, fx: Effects | None = None) -> Effects:
@@ -216,7 +218,9 @@ class Node:
         disk = failure.disk_deadline(state)
         if state.pledge is not None:
             return disk
-        due = min(self._role_deadline(), disk)
+        due = self._role_deadline()
+        if disk < due:
+            due = disk
         return min(due, repair.copying_deadline(state)) if state.copying else due
 
     def _role_deadline(self) -> float:
@@ -286,8 +290,8 @@ class Node:
     def _take(self, envelope: Envelope, now: float, fx: Effects) -> None:
         """Keep the input back during a pledge, or apply the term rule and dispatch it. Rule: E6, M4."""
         state = self.state
-        sender, message = envelope
-        if isinstance(message, LinkUp | Promises) and self._has_stale_data(sender, message, fx):
+        sender, message = envelope.sender, envelope.message
+        if type(message) in _PROMISING and self._has_stale_data(sender, cast(LinkUp | Promises, message), fx):
             return
         if state.pledge is not None:
             self._wait_behind_pledge(envelope, fx)

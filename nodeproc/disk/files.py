@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -96,7 +95,7 @@ def read_named(where: str, file: File, size: int, at: int) -> bytes:
         raise ReadFailed(f"{where}: {error}") from error
 
 
-def sync_file(fd: int) -> None:
+def sync_file(fd: int, is_folder: bool = False) -> None:
     """Return when everything written to this file or folder is on the disk.
 
     macOS has no fdatasync, and its fsync leaves the bytes in the drive's cache: only F_FULLFSYNC promises something.
@@ -104,10 +103,10 @@ def sync_file(fd: int) -> None:
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:
         fcntl.fcntl(fd, full)
-    elif hasattr(os, "fdatasync") and not stat.S_ISDIR(os.fstat(fd).st_mode):
-        os.fdatasync(fd)
-    else:
+    elif is_folder or not hasattr(os, "fdatasync"):
         os.fsync(fd)
+    else:
+        os.fdatasync(fd)
 
 
 class RealFile:
@@ -186,7 +185,7 @@ class RealFiles:
     def sync_folder(self, folder: str) -> None:
         fd = os.open(self._root / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            sync_file(fd)
+            sync_file(fd, is_folder=True)
         finally:
             os.close(fd)
 

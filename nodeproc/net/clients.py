@@ -490,7 +490,7 @@ class ClientConnection(asyncio.Protocol):
         if len(chat.payloads) > allowed:
             return f"CHAT of {len(chat.payloads)} messages, allowed {allowed}"
         allowed = self._limits.max_payload_bytes
-        if size > allowed:  # Else no message in the line can be.
+        if size > allowed and max(map(len, chat.payloads)) * 4 > allowed:  # Else no message in the line can be.
             for payload in chat.payloads:
                 if len(payload) * 4 > allowed and (found := len(payload.encode())) > allowed:
                     return f"message of {found} bytes, allowed {allowed}"
