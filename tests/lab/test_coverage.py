@@ -49,6 +49,10 @@ def python(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_marks_are_found_in_every_package_of_the_product() -> None:
+    assert {"nodeproc.core.election", "nodeproc.disk.reading", "nodeproc.net.silence", "nodeproc.session"} <= {*MODULES}
+
+
 # ---- a process that counts ------------------------------------------------------------------------
 
 
