@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -113,6 +113,36 @@ class Stage:
     draws: random.Random
 
 
+class Triggers:
+    """What `when` steps wait for, beside the steps that follow."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        """Index of a `when` step -> what waits for it, and does it."""
+        self._fired: set[int] = set()
+
+    def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
+        """Begin to wait."""
+        self.tasks[index] = asyncio.create_task(waiting)
+
+    def fired(self, index: int) -> None:
+        """It has come true."""
+        self._fired.add(index)
+
+    async def end(self) -> list[int]:
+        """The steps are over: what fired is finished; returns the indices of those that did not."""
+        missed = [index for index in self.tasks if index not in self._fired]
+        for index in missed:
+            self.tasks[index].cancel()
+        await asyncio.gather(*(self.tasks[index] for index in sorted(self._fired)))
+        return missed
+
+    def cancel(self) -> None:
+        """End all waiting, at once."""
+        for task in self.tasks.values():
+            task.cancel()
+
+
 class Runner:
     """One run. carry_out() does it; the methods below stand in the order in which it uses them. See machine.Run."""
 
@@ -134,9 +164,7 @@ class Runner:
         self._one_fault = asyncio.Lock()
         """Held while a fault is being done: triggers may want to do one at the same time."""
         self._sampler: asyncio.Task[None] | None = None
-        self._triggers: dict[int, asyncio.Task[None]] = {}
-        """Index of a `when` step -> what waits for it, and does it."""
-        self._fired: set[int] = set()
+        self.triggers = Triggers()
 
     async def carry_out(self) -> None:
         """The whole run. See the module's docstring."""
@@ -153,8 +181,7 @@ class Runner:
             raise
         finally:
             sampler.cancel()
-            for trigger in self._triggers.values():
-                trigger.cancel()
+            self.triggers.cancel()
             self._cluster.drop()
             if self.load is not None:
                 self.load.kill()
@@ -210,7 +237,8 @@ class Runner:
                 self.tell(f"missed: {step.show()}: {missed}")
                 break
             self._check_alive()
-        await self._end_triggers(steps)
+        for index in await self.triggers.end():
+            self.note(index, steps[index], met=False, found="it did not come true")
 
     async def do_fault(self, fault: Fault, index: int, number: int = 0, *, of: Fault | None = None) -> None:
         """See machine.Run."""
@@ -229,22 +257,6 @@ class Runner:
         """Remember what `new_leader` and `event` are compared with."""
         self.term_before = max(self.term_before, view.highest_term)
         self._cluster.mark_events()
-
-    def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
-        """See machine.Run."""
-        self._triggers[index] = asyncio.create_task(waiting)
-
-    def fired(self, index: int) -> None:
-        """See machine.Run."""
-        self._fired.add(index)
-
-    async def _end_triggers(self, steps: Sequence[Step]) -> None:
-        """The steps are over: what fired is finished, what did not is missed."""
-        for index, trigger in self._triggers.items():
-            if index not in self._fired:
-                trigger.cancel()
-                self.note(index, steps[index], met=False, found="it did not come true")
-        await asyncio.gather(*(self._triggers[index] for index in sorted(self._fired)))
 
     # ---- what steps ask of it --------------------------------------------------------------------
 
@@ -374,7 +386,7 @@ class Runner:
 
     def _check_alive(self) -> None:
         """Raise what ended the lab's own processes, triggers or sampling; a node that ended is the judges' affair."""
-        for task in (self._sampler, *self._triggers.values()):
+        for task in (self._sampler, *self.triggers.tasks.values()):
             if task is not None and task.done():
                 task.result()
         if self.load is not None:

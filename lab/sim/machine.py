@@ -12,7 +12,7 @@ from lab.rows import NodeExit
 from lab.sim.loop import VirtualLoop
 from lab.sim.node import SimNode
 from lab.steps.damage import Loss, Rot
-from lab.steps.orders import Counts, Orders
+from lab.steps.orders import Counts
 
 LOOK_S = 0.001
 
@@ -24,28 +24,28 @@ class SimFilesOf:
         self._sim = sim
 
     def names(self) -> list[str]:
-        return list(self._sim.files.contents())
+        return list(self._sim.disk.files.contents())
 
     def contents(self, names: Iterable[str]) -> dict[str, bytes]:
-        whole = self._sim.files.contents()
+        whole = self._sim.disk.files.contents()
         return {name: whole[name] for name in names if name in whole}
 
     def change(self, rot: Rot) -> None:
-        self._sim.files.rot(rot.name, rot.at, rot.after)
+        self._sim.disk.files.rot(rot.name, rot.at, rot.after)
 
     def remove(self, name: str) -> None:
-        self._sim.files.remove(name)
+        self._sim.disk.files.remove(name)
 
     def replace(self, contents: dict[str, bytes]) -> None:
-        files = self._sim.files
+        files = self._sim.disk.files
         for name in files.contents().keys() - contents.keys():
             files.remove(name)
         for name, data in contents.items():
             files.put(name, data)
 
     def wipe(self) -> int:
-        size = self._sim.files.used()
-        self._sim.lose_disk()
+        size = self._sim.disk.files.used()
+        self._sim.disk.replace()
         return size
 
 
@@ -57,7 +57,6 @@ class SimMachine(MachineDisk):
         self.sim, self.node = sim, sim.node_id
         self._loop = loop
         self._files = SimFilesOf(sim)
-        self._orders = Orders()
         self.exits: list[NodeExit] = []
         self.reason = ""
         """Why it failed last, as it reported."""
@@ -124,20 +123,18 @@ class SimMachine(MachineDisk):
     # ---- its disk and its clock ------------------------------------------------------------------
 
     def order(self, **changes: Any) -> None:
-        self._orders = self._orders._replace(**changes)
-        self.sim.obey(self._orders)
+        self.sim.disk.obey(self.sim.disk.orders._replace(**changes))
         if changes.get("slow_s") == 0.0:
             self.sim.quicken_sync()
 
     def set_clock(self, drift: float, forward_s: float = 0.0) -> None:
-        self.sim.set_drift(drift)
-        self.order(drift=drift, wall_s=self._orders.wall_s + forward_s)
+        self.sim.clock.set(drift, forward_s)
 
     def counts(self) -> Counts:
-        return self.sim.counts()
+        return self.sim.disk.counts(self.sim.clock.misread)
 
     def tearable(self) -> bool:
-        return self.sim.tearable()
+        return self.sim.disk.tearable()
 
     def cut_power(self, torn: bool) -> Loss:
         return self.sim.lose_power(torn)

@@ -28,8 +28,8 @@ from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, Meta, encode_row
 from lab.rundir import RunDir
 from lab.sim.frames import Frames
+from lab.sim.hardware import EPOCH
 from lab.sim.loop import START_S, Deadlock, VirtualLoop
-from lab.sim.node import EPOCH
 from lab.sim.stage import SimCluster, SimEnvironment, SimHistory, SimLoad
 from lab.steps.book import FaultBook
 from lab.steps.machine import RunFailed
@@ -126,7 +126,7 @@ class Simulation:
         if convergence is None or not convergence.reached:
             found = "no convergence" if convergence is None else f"delivered {convergence.delivered}"
             raise Broken("A9", f"the nodes did not become the same in time: {found}")
-        logs = {node: each.sim.files.contents()[lines_name(node)] for node, each in self.cluster.machines.items()}
+        logs = {node: each.sim.disk.files.contents()[lines_name(node)] for node, each in self.cluster.machines.items()}
         self.checks = self.online.finish(self._meta(), with_heals(self.book.rows), logs)
 
     # ---- the run directory ---------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Simulation:
         for t, node, event in self.cluster.events:
             events[node].append(b'{"t_ns":%d,"node":%d,' % (t, node) + _encode_event(event)[1:] + b"\n")
         for node, each in self.cluster.machines.items():
-            for name, data in each.sim.files.contents().items():
+            for name, data in each.sim.disk.files.contents().items():
                 path = run.node_dir(node) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)

@@ -215,6 +215,16 @@ class SendingClients(Protocol):
     async def send(self, sender: Sender, addresses: Addresses) -> SendingClient: ...
 
 
+class Triggers(Protocol):
+    """What `when` steps wait for, beside the steps that follow."""
+
+    def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
+        """Begin to wait for what the step of this index is about."""
+
+    def fired(self, index: int) -> None:
+        """It has come true."""
+
+
 class Run(Protocol):
     """The run that a step is part of. lab.course.runner has it."""
 
@@ -235,6 +245,9 @@ class Run(Protocol):
 
     @property
     def world(self) -> World: ...
+
+    @property
+    def triggers(self) -> Triggers: ...
 
     @property
     def named(self) -> SendingClients: ...
@@ -291,9 +304,3 @@ class Run(Protocol):
             number: of a nemesis's faults, from 1.
             of: the fault that it heals, in whose words its rows are asked for.
         """
-
-    def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
-        """Do this beside the steps that follow."""
-
-    def fired(self, index: int) -> None:
-        """What was armed has come true."""

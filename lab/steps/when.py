@@ -50,13 +50,13 @@ class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
 
     async def do(self, run: Run, index: int) -> None:
         condition = await self.until.condition(run, from_now=True)
-        run.arm(index, self._wait_and_do(run, index, condition))
+        run.triggers.arm(index, self._wait_and_do(run, index, condition))
 
     async def _wait_and_do(self, run: Run, index: int, condition: Condition) -> None:
         began = run.now()
         while not await condition():
             await asyncio.sleep(self.until.look_every_s)
-        run.fired(index)
+        run.triggers.fired(index)
         found = f"after {run.now() - began:.2f} s"
         run.tell(f"{self.show()}: {found}")
         try:
