@@ -14,7 +14,7 @@ from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.rules import Pair, Rule
 from lab.steps.step import Effect
-from lab.words import LinkEnd, named_ids
+from lab.words import named_ids
 from nodeproc.core.messages import NodeId
 
 UNTIL_HEALED_S = 86_400.0
@@ -32,8 +32,6 @@ class Cut(LinkFault, frozen=True):
     word = "cut"
     drawn_from = 2
     effect = Effect.LINKS
-    source: LinkEnd = "all"
-    to: LinkEnd = "all"
     rows = ("link",)
     frames: tuple[str, ...] = ()
     both: bool = False

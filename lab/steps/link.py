@@ -15,7 +15,7 @@ from lab.steps.machine import Run
 from lab.steps.reducing import shorter
 from lab.steps.rules import LINK_EFFECTS, Pair, Rule
 from lab.steps.step import Effect, Needs
-from lab.words import Count, CountOrNone, Duration, LinkEnd, Period, Share
+from lab.words import Count, CountOrNone, Duration, Period, Share
 from nodeproc.core.messages import NodeId
 
 RULES = ("reorder", "delay", "jitter", "loss", "duplicate", "corrupt", "bandwidth", "chunk", "refuse")
@@ -51,8 +51,6 @@ class Link(LinkFault, frozen=True):
     word = "link"
     drawn_from = 2
     effect = Effect.LINKS
-    source: LinkEnd = "all"
-    to: LinkEnd = "all"
     frames: tuple[str, ...] = ()
     reorder: Reorder | None = None
     delay: Duration = Duration(0)

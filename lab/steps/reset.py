@@ -10,7 +10,6 @@ from lab.steps.link_fault import LinkFault
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.step import Effect
-from lab.words import LinkEnd
 
 
 class Reset(LinkFault, frozen=True):
@@ -35,5 +34,3 @@ class Reset(LinkFault, frozen=True):
 
     effect = Effect.LINKS
     at_once = True
-    source: LinkEnd = "all"
-    to: LinkEnd = "all"
