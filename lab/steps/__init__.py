@@ -14,6 +14,7 @@ from lab.steps.clock import Clock
 from lab.steps.cut import Cut
 from lab.steps.disk import Disk
 from lab.steps.expect import Expect
+from lab.steps.flap import Flap
 from lab.steps.garbage import Garbage
 from lab.steps.heal import Heal
 from lab.steps.kill import Kill
@@ -67,6 +68,7 @@ __all__ = [
     "Effect",
     "Expect",
     "Fault",
+    "Flap",
     "FullRestart",
     "Garbage",
     "Heal",
@@ -118,6 +120,7 @@ STEPS: tuple[type[Step], ...] = (
     Cut,
     Partition,
     Reset,
+    Flap,
     Heal,
     PowerLoss,
     Disk,

@@ -18,6 +18,8 @@ class Reset(LinkFault, frozen=True):
     """
 
     word = "reset"
+    effect = Effect.LINKS
+    at_once = True
     drawn_from = 2
 
     @classmethod
@@ -31,6 +33,3 @@ class Reset(LinkFault, frozen=True):
         evidence = {"pairs": pairs, "connections": broken}
         run.book.write(self.word, *receiver(run, pairs), began, evidence, broken > 0, index)
         await run.world.breathe()
-
-    effect = Effect.LINKS
-    at_once = True

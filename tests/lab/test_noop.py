@@ -62,6 +62,7 @@ FAULTS: dict[str, tuple[str, NoOp]] = {
     "link": ("{link: {delay: 5ms}}, {sleep: 300ms}", rules_do_nothing),
     "cut": ("{cut: {from: 2}}, {sleep: 300ms}, {heal: links}", rules_do_nothing),
     "partition": ("{partition: isolate}, {sleep: 300ms}, {heal: links}", rules_do_nothing),
+    "flap": ("{flap: {from: 2, times: 2}}", rules_do_nothing),
     "clients' links": (
         "{link: {from: clients, to: 1, delay: 5ms}}, {send: {client: 9, messages: 1}}",
         rules_do_nothing,

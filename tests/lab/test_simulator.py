@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import FunctionType
 
@@ -426,3 +427,13 @@ def test_code_of_a_node_that_fails_is_the_products_failure_and_code_of_the_lab_i
     )
     outcome = simulator.simulate(scenario, 1)
     assert outcome.invariant == "crash" and outcome.text.endswith("wrong: KeyError: 'missing'")
+
+
+def test_links_that_flap_leave_a_row_for_each_cut_and_are_healed_by_it(tmp_path: Path) -> None:
+    results, rows = judged_story(tmp_path, "  - flap: {from: 3, to: 1, times: 3, down_for: 100ms, up_for: 50ms}")
+    assert set(results.values()) == {"PASS"}
+    flaps = [row for row in rows if row.fault == "link"]
+    assert [row.evidence["pairs"] for row in flaps] == [[[1, 3], [3, 1]]] * 3
+    assert [round((row.t_healed - row.t) / 1e6) for row in flaps] == [100] * 3
+    assert all(row.effect for row in flaps)
+    assert [round((later.t - row.t) / 1e6) for row, later in pairwise(flaps)] == [150] * 2
