@@ -146,7 +146,7 @@ class Elections(Judge):
         for term, seq_no in starts:
             place = self.case.log.place(seq_no)
             if term not in self._leaders:
-                findings.add(place, f"a message of term {term}, which no event says anybody led")
+                findings.add(place, f"a message of term {term}, but no event names a leader of that term")
             elif term in self._began and self._began[term][0] + 1 != seq_no:
                 last_seq, claim = self._began[term]
                 findings.add(

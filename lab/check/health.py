@@ -85,7 +85,7 @@ class Health(Judge):
         if self._unreadable:
             return findings.unknown(self._unreadable)
         if not meta.nodes:
-            return findings.unknown("meta.json tells of no node process")
+            return findings.unknown("meta.json lists no node process")
         starts = sum(use.starts for use in meta.nodes.values())
         brought_about = sum(bool(end.because) for use in meta.nodes.values() for end in use.exits)
         ends = f", {brought_about} by a fault of their disk" if brought_about else ""

@@ -181,10 +181,10 @@ class Recovery(Judge):
 
     def _too_long(self, stretch: Stretch, place: int, waited: int, since: int, whose: str = "messages") -> None:
         where = f"{self._history_name}:{place}"
-        behind = "the start" if stretch.fault is None else f"{stretch.fault.fault} of node {stretch.fault.target}"
+        after = "the start" if stretch.fault is None else f"{stretch.fault.fault} of node {stretch.fault.target}"
         self._findings.add(
             where,
-            f"with a majority up, {whose} waited {waited / NS_PER_S:.3f} s for an acknowledgement behind {behind} "
+            f"with a majority up, {whose} waited {waited / NS_PER_S:.3f} s for an acknowledgement after {after} "
             f"(allowed {self._bound_s:g} s)",
             quote(where, f"from t={since} to t={since + waited}"),
         )

@@ -185,7 +185,7 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: l
         for wanted in each.proofs:
             nodes = {row.target for row in done if row.fault in wanted}
             if not nodes or not nodes.issuperset(each.nodes_with_rows(scenario.cluster.ids)):
-                return f"{where}, `{each.words}`, says that it was done ({' or '.join(sorted(wanted))})"
+                return f"{where}, `{each.words}`, shows that it was done ({' or '.join(sorted(wanted))})"
     return ""
 
 
@@ -230,7 +230,7 @@ def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:
     texts = [step.show() for step in steps]
     if begun != texts[: len(begun)]:
         at = next(at for at, text in enumerate(begun) if at >= len(texts) or text != texts[at])
-        return f"history.jsonl tells of step {at + 1}, `{begun[at]}`, which is not in scenario.yml"
+        return f"history.jsonl has step {at + 1}, `{begun[at]}`, which is not in scenario.yml"
     notes: dict[int, list[tuple[str, bool]]] = {}
     for each in meta.expectations:
         notes.setdefault(each.step, []).append((each.text, each.met))
@@ -269,7 +269,7 @@ def meta_gap(scenario: Scenario, meta: Meta) -> str:
             sorted(convergence.delivered) == list(scenario.cluster.ids) and len({*convergence.delivered.values()}) == 1
         )
         if not together or convergence.took_s > convergence.bound_s:
-            return f"meta.json: converged, it says, and contradicts that: {convergence}"
+            return f"meta.json: convergence is reached, but its other fields contradict that: {convergence}"
     for node, use in sorted(meta.nodes.items()):
         if len(use.exits) != use.starts or sorted(use.exits, key=lambda end: end.t) != list(use.exits):
             return f"meta.json: node {node} has {use.starts} starts and {len(use.exits)} ends, or ends out of order"

@@ -785,7 +785,7 @@ def test_what_a_simulation_saw_break_is_broken(run: RunDir) -> None:
 def test_asked_faults_without_a_row_leave_the_run_undecided(run: RunDir) -> None:
     doctor_lines(run.faults, delete(0))
     assert (
-        judged(run, "faults").detail == "faults.jsonl: no row of step 2, `kill: leader`, says that it was done (kill)"
+        judged(run, "faults").detail == "faults.jsonl: no row of step 2, `kill: leader`, shows that it was done (kill)"
     )
 
 
