@@ -207,7 +207,7 @@ class _Delivered(MessageLog):
         return chunk
 
     def find(self, seq_no: SeqNo) -> LogLine | None:
-        return self._lines[seq_no - 1] if seq_no <= self.line_count else None
+        return self._lines[seq_no - 1] if 0 < seq_no <= self.line_count else None
 
     def read(self, offset: int, size: int) -> bytes:
         for record in self._order[self._joined :]:

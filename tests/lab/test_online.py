@@ -149,6 +149,7 @@ WHILE_IT_RUNS: dict[str, tuple[str, Callable[[OnlineChecks], None]]] = {
     ),
     "acknowledged and not in the log": ("A4", lambda checks: checks.on_row(Acked(0, "t", 2, 5))),
     "acknowledged in an unknown session": ("A4", lambda checks: checks.on_row(Acked(0, "u", 1, 5))),
+    "acknowledged in no place": ("A4", lambda checks: checks.on_row(Acked(0, "t", 1, 0))),
     "acknowledged in another place": ("A4", lambda checks: checks.on_row(Acked(0, "s", 3, 4))),
     "two leaders of a term": ("A7", lambda checks: checks.on_event(2, BecameLeader(1, 4))),
     "a follower of another leader": ("A7", lambda checks: checks.on_event(2, HeartbeatReceived(1, 1))),
