@@ -12,14 +12,14 @@ fdatasync is under way, which covers those written before it began.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from nodeproc.core import election
-from nodeproc.core.catchup import resume_timeout
 from nodeproc.core.effects import Effects, PersistOp, Promise, Truncate
 from nodeproc.core.messages import (
     NOBODY,
@@ -40,7 +40,7 @@ from nodeproc.core.messages import (
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig, Recovered
 from nodeproc.core.sessions import Sessions
-from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState
+from nodeproc.core.state import FOREVER, Follower, Leader, NodeState
 from nodeproc.records import Sealer
 
 SESSION: Final = "s"
@@ -194,6 +194,8 @@ def identity(node_id: NodeId) -> str:
 # ---- copies and contents ----------------------------------------------------------------------------
 
 _FIELDS: dict[type, tuple[str, ...]] = {}
+_NO_TIME: Final = {"Due": FOREVER, "Since": 0.0, "Measured": 0.0}
+"""Types of clock-dependent fields in nodeproc.core.state -> the neutral value of a field that has no default."""
 
 
 def _fields(kind: type) -> tuple[str, ...]:
@@ -240,64 +242,61 @@ def content(value: Any) -> Hashable:
     return value
 
 
+@functools.cache
+def _times(kind: type[Hashable]) -> tuple[tuple[str, str, float], ...]:
+    """Return (name, type, neutral value) of each field that depends on the clock, for a class of the state."""
+    return tuple(
+        (each.name, str(each.type), _NO_TIME[str(each.type)] if each.default is dataclasses.MISSING else each.default)
+        for each in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if each.type in _NO_TIME
+    )
+
+
+@functools.cache
+def _parts(kind: type[Hashable]) -> tuple[str, ...]:
+    """Return the names of the fields that hold another object of the state, or a dict of such objects."""
+    hints = get_type_hints(kind)
+    return tuple(name for name, hint in hints.items() if any(map(_is_part, (hint, *get_args(hint)))))
+
+
+def _is_part(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) and getattr(hint, "__module__", "") == NodeState.__module__
+
+
+def _timed(part: Any) -> Iterator[tuple[Any, str, str, float]]:
+    """Return (owner, name, type, neutral value) of every time in a node's state."""
+    for name, kind, neutral in _times(part.__class__):
+        yield part, name, kind, neutral
+    for name in _parts(part.__class__):
+        inner = getattr(part, name)
+        for each in inner.values() if type(inner) is dict else (inner,):
+            if each is not None:
+                yield from _timed(each)
+
+
 def let_pass(state: NodeState, seconds: float) -> None:
     """Advance the node's time by so many seconds, and call the new current time 0."""
-    state.poll_at -= seconds
-    if state.poll is not None:
-        state.poll.until -= seconds
-    if state.deferral is not None:
-        state.deferral.until -= seconds
-    role = state.role
-    if isinstance(role, Follower):
-        role.heard_at -= seconds
-        role.requested_at -= seconds
-        role.hole_since -= seconds
-    elif isinstance(role, Candidate):
-        role.until -= seconds
-    else:
-        role.heartbeat_at -= seconds
-        for progress in role.progress.values():
-            progress.answered_at -= seconds
+    for owner, name, kind, _ in _timed(state):
+        if kind != "Measured":
+            setattr(owner, name, getattr(owner, name) - seconds)
 
 
 def round_times(state: NodeState) -> None:
-    """Make times equal that cannot be told apart: those long past, and sums of floats with rounding errors."""
-    oldest = -state.config.election_timeout
-    state.poll_at = round(max(state.poll_at, 0.0), 6)
-    for waiting in (state.poll, state.deferral):
-        if waiting is not None:
-            waiting.until = round(max(waiting.until, 0.0), 6)
-    role = state.role
-    if isinstance(role, Follower):
-        role.heard_at = round(max(role.heard_at, oldest), 6)
-        role.requested_at = round(max(role.requested_at, -resume_timeout(state, role)), 6) if role.request else 0.0
-        role.hole_since = round(max(role.hole_since, oldest), 6)
-    elif isinstance(role, Candidate):
-        role.until = round(max(role.until, 0.0), 6)
-    else:
-        role.heartbeat_at = round(max(role.heartbeat_at, 0.0), 6)
-        for progress in role.progress.values():
-            progress.answered_at = round(max(progress.answered_at, oldest), 6)
-            progress.members_due = 0.0  # No disk is lost in an exploration, so MEMBERS has no effect.
+    """Make times equal that cannot be told apart: those long past, sums with rounding errors, and all measurements."""
+    oldest = {"Due": 0.0, "Since": -state.config.election_timeout}
+    for owner, name, kind, neutral in _timed(state):
+        setattr(owner, name, round(max(getattr(owner, name), oldest[kind]), 6) if kind in oldest else neutral)
 
 
 def forget_times(state: NodeState) -> None:
     """Reset everything that only timers and polls read, as no timer ever fires."""
-    state.poll_at = FOREVER
+    for owner, name, _, neutral in _timed(state):
+        setattr(owner, name, neutral)
     state.suspected, state.starved, state.failures = NOBODY, False, 0
     state.spent.clear()
     state.join_answers.clear()
-    role = state.role
-    if isinstance(role, Follower):
-        role.heard_at = role.requested_at = 0.0
-        role.unanswered = 0
-        role.hole_since = FOREVER
-    elif isinstance(role, Candidate):
-        role.until = FOREVER
-    else:
-        role.heartbeat_at = FOREVER
-        for progress in role.progress.values():
-            progress.answered_at = progress.members_due = 0.0
+    if isinstance(state.role, Follower):
+        state.role.unanswered = 0
 
 
 def forget_sizes(state: NodeState) -> None:
@@ -532,6 +531,7 @@ class _Step:
         """Count tickets from the durable end, so that the first pending operation has ticket 1."""
         durable = state.written - len(self._disk.pending)
         state.written -= durable
+        state.synced = max(state.synced - durable, 0)
         state.unsynced = deque((ticket - durable, position) for ticket, position in state.unsynced)
         if state.pledge is not None:
             state.pledge.ticket -= durable

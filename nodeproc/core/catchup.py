@@ -42,7 +42,7 @@ def follow(state: NodeState, leader: NodeId, now: float, fx: Effects) -> None:
 def ask_catch_up(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
     """Send CATCH_UP; only the RESUME with this request number will be obeyed. Rule: R1, R2."""
     follower.request = state.fresh_number()
-    follower.requested_at = now
+    follower.resume_due = now + resume_timeout(state, follower)
     follower.hole_since = FOREVER
     if state.leader_id not in state.links:
         return  # CATCH_UP is sent when the link opens.
@@ -59,14 +59,14 @@ def _send_marks(state: NodeState, follower: Follower, up_to: Term | None, fx: Ef
 def on_older_marks(state: NodeState, follower: Follower, msg: OlderMarks, now: float, fx: Effects) -> None:
     """Send the marks before those that the leader does not have. Rule: R1."""
     if follower.request and msg.request == follower.request:
-        follower.requested_at = now
+        follower.resume_due = now + resume_timeout(state, follower)
         _send_marks(state, follower, msg.up_to, fx)  # hit: R1 older marks are asked for
 
 
 def catch_up_deadline(state: NodeState, follower: Follower) -> float:
     """Return when to send CATCH_UP again, because RESUME is late or a hole is not filled. Rule: R1."""
     if follower.request:
-        return follower.requested_at + resume_timeout(state, follower)
+        return follower.resume_due
     return follower.hole_since + 2 * state.config.heartbeat_interval
 
 
@@ -197,6 +197,7 @@ def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) ->
             state.unsynced.append((state.persist(fx, Truncate(msg.fork)), state.log.position))
             state.durable = min(state.durable, state.log.position)
     follower.request = follower.unanswered = 0  # hit: R2 RESUME is obeyed
+    follower.resume_due = FOREVER
     follower.buffer.clear()
     follower.buffered_bytes = 0
     follower.hole_since = FOREVER

@@ -38,6 +38,14 @@ from nodeproc.core.sessions import Sessions
 
 FOREVER = float("inf")
 
+# Types of the fields below that depend on the clock. A model of the core finds those fields by these names.
+Due: TypeAlias = float
+"""When something is due, in seconds of the core's clock. FOREVER means never; every time in the past means now."""
+Since: TypeAlias = float
+"""When something happened. All times that are further back than election_timeout mean the same."""
+Measured: TypeAlias = float
+"""A measured duration, or the start of a measurement. It only shows how fast this machine or network is."""
+
 
 class Seal(Protocol):
     """Encodes the records that the leader orders; implemented by nodeproc.records.Sealer."""
@@ -55,7 +63,7 @@ class Poll:
     """One round of ELECTION and its answers. Rule: E1."""
 
     number: int
-    until: float
+    until: Due
     awaiting: set[NodeId]
     oks: dict[NodeId, bool] = field(default_factory=dict)
     """Peers that outrank this node -> whether they could vote for it."""
@@ -76,7 +84,7 @@ class Poll:
 class Deferral:
     """A wait for a peer of higher rank to become leader. Rule: E2."""
 
-    until: float
+    until: Due
     to: tuple[NodeId, ...]
 
 
@@ -89,28 +97,29 @@ class Follower:
 
     heard: bool = False
     """True once the leader has sent HEARTBEAT, APPEND or RESUME in this term (F2)."""
-    heard_at: float = 0.0
-    beat_at: float = 0.0
+    heard_at: Since = 0.0
+    beat_at: Measured = 0.0
     """Arrival time of the leader's last HEARTBEAT; 0 if there was none."""
     leader_commit: SeqNo = 0
     """The highest commit_seq that the leader has sent; used as far as C2 allows."""
     request: int = 0
     """Number of the CATCH_UP that is not answered yet; 0 if there is none."""
-    requested_at: float = 0.0
+    resume_due: Due = FOREVER
+    """When CATCH_UP is sent again if no RESUME has come; FOREVER if there is no open request."""
     unanswered: int = 0
     """Number of CATCH_UPs in a row that were not answered in time."""
     buffer: dict[Position, Record] = field(default_factory=dict)
     """Records above a hole, by the position that they follow. Rule: R4."""
     buffered_bytes: int = 0
-    hole_since: float = FOREVER
+    hole_since: Since = FOREVER
 
 
 @dataclass(slots=True)
 class Candidate:
     """The role data of a node that asks for votes in state.term."""
 
-    began: float
-    until: float = FOREVER
+    began: Measured
+    until: Due = FOREVER
     """End of the candidacy; set when the node's own vote is durable."""
     votes: set[NodeId] = field(default_factory=set)
 
@@ -119,7 +128,7 @@ class Candidate:
 class Progress:
     """The leader's state of one follower."""
 
-    answered_at: float
+    answered_at: Since
     synced: bool = False
     """RESUME was sent over the current link, so that records may be sent after it."""
     live: bool = False
@@ -136,7 +145,7 @@ class Progress:
     inflight_bytes: int = 0
     fetch: int = 0
     """Token of the disk read under way; 0 if there is none."""
-    members_due: float = 0.0
+    members_due: Due = 0.0
     """When MEMBERS and PROMISES are sent to the follower again. Rule: M4, M6."""
 
 
@@ -144,7 +153,7 @@ class Progress:
 class Leader:
     """The role data of the leader, which orders messages in state.term."""
 
-    heartbeat_at: float
+    heartbeat_at: Due
     progress: dict[NodeId, Progress]
     """By node id, ascending."""
     waiting: list[Submit] = field(default_factory=list)
@@ -176,7 +185,7 @@ class Copying:
     number: int
     untried: list[NodeId]
     asked: NodeId = NOBODY
-    until: float = FOREVER
+    until: Due = FOREVER
 
 
 @dataclass(slots=True)
@@ -204,9 +213,9 @@ class NodeState:
     """Number of persist operations issued so far; the ticket of the latest one."""
     synced: int = 0
     """Ticket up to which all operations are durable."""
-    unsynced_since: float = FOREVER
+    unsynced_since: Since = FOREVER
     """Since when operations have waited without any becoming durable; FOREVER if none waits (F4)."""
-    sync_took: float = 0.0
+    sync_took: Measured = 0.0
     """Seconds from the first waiting operation to durability, last time."""
     stalled: bool = False
     """The disk counts as stalled: operations have waited for too long (F4)."""
@@ -235,7 +244,7 @@ class NodeState:
     """Peers whose data directory has another identity than the one on record: their frames are dropped (M4)."""
     unused_links: set[NodeId] = field(default_factory=set)
     """Unknown members to which a link is open; it is used again once MEMBERS confirms their identity."""
-    started_at: float = 0.0
+    started_at: Measured = 0.0
     joined: bool = False
     """The node has led or heard a leader since the start of the process."""
     join_answers: set[NodeId] = field(default_factory=set)
@@ -246,19 +255,19 @@ class NodeState:
     deferral: Deferral | None = None
     spent: set[NodeId] = field(default_factory=set)
     """Peers whose OK is spent: the node has waited for them without success (E2)."""
-    poll_at: float = FOREVER
+    poll_at: Due = FOREVER
     """When to start the next poll, while there is no leader and no poll."""
-    vote_until: float = 0.0
+    vote_until: Due = 0.0
     """Until then the node waits for the candidate that has its vote to become leader, and starts no poll (E4)."""
     suspected: NodeId = NOBODY
     """The leader suspected last. Until a leader is heard, a peer's report of this one is ignored."""
-    silent_since: float = FOREVER
+    silent_since: Measured = FOREVER
     """When `suspected` was heard last, if it is suspected for its silence."""
     silent_term: Term = 0
     """The term in which `suspected` led at that time."""
     beats: int = 0
     """Number of pauses between heartbeats that were measured (F2)."""
-    longest_delay: float = 0.0
+    longest_delay: Measured = 0.0
     """The longest recent delay of a heartbeat behind heartbeat_interval; it decays with each heartbeat (F2)."""
     starved: bool = False
     """The last poll was postponed because links to a majority were missing."""
@@ -266,7 +275,7 @@ class NodeState:
     """Lost candidacies, and votes given without success, since a leader was heard (E3, E4)."""
     # reads that the disk failed
     copying: Copying | None = None
-    uncopied: dict[Position, float] = field(default_factory=dict)
+    uncopied: dict[Position, Due] = field(default_factory=dict)
     """Position after which no peer had a copy -> earliest time of the next request. Rule: K6."""
     copy_requests: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
     """Peer -> (token of the disk read for it, number of its COPY_REQUEST). Rule: K6."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from dataclasses import fields
 
 import pytest
 
 from lab.mutants.catalogue import mutated
 from lab.search.explore import Finding, search
 from lab.search.explore_cluster import Bounds, Clusters, Move, World
-from lab.search.explore_node import Local, Locals, Numbers, content, copied
+from lab.search.explore_node import Local, Locals, Numbers, content, copied, forget_times, let_pass, round_times
+from nodeproc.core import state as core_state
+from nodeproc.core.state import FOREVER, Leader
 
 
 def silent(line: str) -> None:
@@ -78,6 +82,39 @@ def test_polls_elect_a_leader_where_timers_fire() -> None:
     clusters = Clusters(Bounds(messages=0, crashes=0, elections=0, timeouts=1, boot=True))
     world = clusters.settled(clusters.after(clusters.first(), Move("fire", 3)))
     assert [clusters.locals.views[world[a - 1]].leads for a in clusters.ids] == [False, False, True]
+
+
+def test_a_node_waits_no_longer_for_a_disk_that_has_answered() -> None:
+    clusters = Clusters(Bounds(messages=2, timeouts=1))
+    world = clusters.settled(clusters.after(clusters.first(), Move("submit", 3)))
+    world = clusters.settled(clusters.after(world, Move("submit", 3)))
+    for local in locals_of(clusters, world):
+        assert local.node is not None and not local.disk.pending
+        state = local.node.state
+        assert (state.synced, state.unsynced_since) == (state.written, FOREVER)
+
+
+def test_every_time_in_the_state_of_the_core_says_what_it_is() -> None:
+    kinds = [each for each in vars(core_state).values() if isinstance(each, type)]
+    parts = [each for each in kinds if dataclasses.is_dataclass(each) and each.__module__ == core_state.__name__]
+    plain = {f"{part.__name__}.{field.name}" for part in parts for field in fields(part) if "float" in str(field.type)}
+    assert len(parts) > 8 and plain == set()
+
+
+def test_all_times_of_a_node_pass_and_are_forgotten_together() -> None:
+    clusters = Clusters(Bounds(timeouts=1))
+    leader = locals_of(clusters, clusters.first())[2].node
+    assert leader is not None and isinstance(leader.state.role, Leader)
+    state, role = leader.state, leader.state.role
+    progress = role.progress[1]
+    state.unsynced_since, role.heartbeat_at, progress.answered_at = 0.25, 0.5, 0.125
+    let_pass(state, 0.25)
+    assert (state.unsynced_since, role.heartbeat_at, progress.answered_at) == (0.0, 0.25, -0.125)
+    let_pass(state, 9.0)
+    round_times(state)
+    assert (state.unsynced_since, role.heartbeat_at, progress.answered_at) == (-0.5, 0.0, -0.5)
+    forget_times(state)
+    assert (state.unsynced_since, role.heartbeat_at, progress.answered_at) == (FOREVER, FOREVER, 0.0)
 
 
 # ---- crashes ----------------------------------------------------------------------------------------
