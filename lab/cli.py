@@ -46,7 +46,7 @@ from lab.runs import (
     worst,
 )
 from lab.show import colour
-from lab.values import count, positive, seed
+from lab.values import add_mutant, count, positive, seed
 
 if TYPE_CHECKING:
     from lab.plan.choosing import Chosen
@@ -140,7 +140,7 @@ def _parser() -> _Parser:
     run.add_argument("--seed", metavar="S", type=seed, help="seed of the first run; each repetition adds 1")
     run.add_argument("--sim", action="store_true", help="simulate in virtual time; the same seed gives the same files")
     run.add_argument("--frames", action="store_true", help="with --sim: record all frames, for `run_lab.py diagram`")
-    run.add_argument("--mutant", metavar="NAME", default="", help="run nodes that break one rule (docs/teaching.md)")
+    add_mutant(run)
     run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (results/)")
     _add_json(run)
     run.set_defaults(do=_do_run)
@@ -385,17 +385,7 @@ def _option_refusal(options: argparse.Namespace) -> str:
     """Return why these options cannot be combined, or "" if they can."""
     if options.frames and not options.sim:
         return "--frames: only with --sim; frames of real nodes are not recorded"
-    if refusal := _out_refusal(options.out):
-        return refusal
-    if not options.mutant:
-        return ""
-    from lab.mutants.catalogue import mutant
-
-    try:
-        mutant(options.mutant)
-    except ValueError as error:
-        return str(error)
-    return ""
+    return _out_refusal(options.out)
 
 
 # ---- check --------------------------------------------------------------------------------------

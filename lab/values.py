@@ -48,6 +48,22 @@ def duration(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def mutant(text: str) -> str:
+    """Parse the name of a mutant; "" for none."""
+    from lab.mutants import catalogue
+
+    try:
+        return catalogue.mutant(text).name if text else ""
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_mutant(parser: argparse.ArgumentParser) -> None:
+    """Add the option --mutant."""
+    what = "break one rule of the protocol (docs/teaching.md)"
+    parser.add_argument("--mutant", metavar="NAME", type=mutant, default="", help=what)
+
+
 def processors() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

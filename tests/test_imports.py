@@ -65,7 +65,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.bootstrap": (),
     "lab.words": ("nodeproc",),
     "lab.payloads": (),
-    "lab.values": ("lab.words", "lab.plan"),
+    "lab.values": ("lab.mutants", "lab.words", "lab.plan"),
     "lab.rows": ("lab.payloads",),
     "lab.rundir": ("lab.rows",),
     "lab.steps": ("lab.steps", "lab.words", "lab.payloads", "lab.rows", "nodeproc"),

@@ -23,6 +23,7 @@ from typing import Final
 from lab import runs, values
 from lab.search.explore_cluster import Bounds, Clusters, Move, World
 from lab.search.explore_node import Outcome, Violation
+from lab.search.failure import as_mutant
 from nodeproc.core.messages import Append, Batch, Input, NodeId, Position, Record
 
 TELL_EVERY_S: Final = 5.0
@@ -191,21 +192,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slow-disks", action="store_true", help="delay the end of an fdatasync also after the last crash"
     )
     parser.add_argument("--boot", action="store_true", help="start without a leader, before the first election")
-    parser.add_argument("--mutant", metavar="NAME", help="break one rule of the protocol (lab/mutants)")
+    values.add_mutant(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Explore and print the result; return 0, or 1 for a violation, or 64 for an unknown mutant."""
+    """Explore and print the result; return 0, or 1 for a violation."""
     bounds = Bounds(**{name: getattr(options, name) for name in Bounds._fields})
-    with contextlib.ExitStack() as stack:
-        if options.mutant is not None:
-            from lab.mutants.catalogue import mutated
-
-            try:
-                mutant = stack.enter_context(mutated(options.mutant))
-            except ValueError as error:
-                print(error, file=sys.stderr)
-                return runs.USAGE
+    with as_mutant(options.mutant) as mutant:
+        if mutant is not None:
             print(f"mutant {mutant.name} ({mutant.rule}): {mutant.says}")
         return _explore(bounds, options.depth)
 

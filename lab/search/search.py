@@ -336,26 +336,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink the scenarios of failing seeds")
-    parser.add_argument("--mutant", metavar="NAME", help="break one rule of the protocol (lab/mutants)")
+    values.add_mutant(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for run directories (results/)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 
 def main(options: argparse.Namespace) -> int:
     """Search and print the report; return the exit code."""
-    if options.mutant is not None:
-        from lab.mutants.catalogue import mutant
-
-        try:
-            mutant(options.mutant)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return runs.USAGE
     count = options.seeds or (0 if options.time_limit is not None else SEEDS)
     jobs = min(options.jobs, count or options.jobs)
-    search = Search(
-        options.seed, count, jobs, options.nodes, options.time_limit, options.exitfirst, options.mutant or ""
-    )
+    search = Search(options.seed, count, jobs, options.nodes, options.time_limit, options.exitfirst, options.mutant)
     tally, findings = Tally(search), []
     progress = runs.Progress("sim")
     interrupted = _play(tally, progress)

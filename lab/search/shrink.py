@@ -219,7 +219,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="SEED|FILE", help="a seed whose random scenario fails, or a scenario file")
     parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the run of FILE (the file's own seed)")
     parser.add_argument("--nodes", metavar="N,…", type=values.sizes, default=SIZES, help="cluster sizes for SEED (3,5)")
-    parser.add_argument("--mutant", metavar="NAME", default="", help="break one rule of the protocol (lab/mutants)")
+    values.add_mutant(parser)
     parser.add_argument(
         "--simulations",
         metavar="MAX",
@@ -232,11 +232,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Shrink a scenario and write it; return 1, or 0 if it does not fail, or 64 if it cannot be simulated."""
-    from lab.mutants.catalogue import MUTANTS
-
-    if options.mutant and options.mutant not in MUTANTS:
-        print(f"mutant {options.mutant!r}, allowed: {', '.join(MUTANTS)}", file=sys.stderr)
-        return runs.USAGE
     try:
         scenario, seed = _asked(options)
     except ValueError as error:

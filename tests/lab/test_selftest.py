@@ -116,7 +116,9 @@ def test_drawn_seeds_that_catch_nothing_are_counted(tmp_path: Path, capsys: pyte
 
 
 def test_an_unknown_mutant_is_64(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["selftest", "--only", "nothing"]) == 64
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["selftest", "--only", "nothing"])
+    assert ended.value.code == 64
     assert "mutant 'nothing', allowed: " in capsys.readouterr().err
 
 
