@@ -145,7 +145,7 @@ class Cluster:
         self.hung: set[NodeId] = set()
         """Nodes whose fdatasync does not return."""
         self.paused: set[NodeId] = set()
-        """Processes that are stopped: they take nothing and notice nothing; what was sent to them waits."""
+        """Paused processes: they handle nothing, and frames sent to them wait."""
         self.sealer = Sealer(lambda: 1_700_000_000.0 + self.now)
         self.on_perform: Callable[[NodeId, Effects], None] = lambda node_id, fx: None
         if start:
@@ -172,7 +172,7 @@ class Cluster:
                 self.link(other, node_id)
 
     def kill(self, node_id: NodeId, keep_unsynced: int = 0, *, noticed: bool = True) -> None:
-        """SIGKILL with the loss of what was not synced, save the first keep_unsynced operations."""
+        """Kill a node and lose its unsynced operations except for the first keep_unsynced."""
         member = self.members[node_id]
         member.node = None
         member.disk.crash(keep_unsynced)
@@ -189,14 +189,14 @@ class Cluster:
         self.members[node_id].disk = Disk(f"disk-{node_id}-{self.rng.getrandbits(16)}", rebuilding=rebuild)
 
     def link(self, a: NodeId, b: NodeId) -> None:
-        """Open the directed link a -> b; what was on its way over the old one is lost."""
+        """Open the directed link a -> b; frames under way on the old one are lost."""
         self.queues[a, b].clear()
         self.up.add((a, b))
         self._open(a, b, True)
         self._open(b, a, False)
 
     def _open(self, near: NodeId, far: NodeId, outgoing: bool) -> None:
-        """What a node's transport tells it of a peer whose link was opened."""
+        """Return the LinkUp that a node's transport reports for a peer whose link was opened."""
         node = self.members[far].node
         promised = node.state.promises().get(near, NOTHING) if node else NOTHING
         self.step(near, far, LinkUp(self.members[far].disk.identity, self._rebuilding(far), outgoing, promised))
@@ -206,7 +206,7 @@ class Cluster:
         self.members[node_id].disk = replace(copy, ops=list(copy.ops), delivered=list(copy.delivered))
 
     def unlink(self, a: NodeId, b: NodeId) -> None:
-        """Lose the directed link a -> b, and what is on its way over it, until it is opened again."""
+        """Close the directed link a -> b until it is opened again; frames under way on it are lost."""
         self.queues[a, b].clear()
         self.up.discard((a, b))
         self.step(a, b, LinkDown())
@@ -249,7 +249,7 @@ class Cluster:
             self.perform(node_id, member.node.persisted(member.node.written, self.now))
 
     def perform(self, node_id: NodeId, fx: Effects) -> None:
-        """Do what the effects ask, in their order of duty."""
+        """Handle the effects, in their order."""
         member = self.members[node_id]
         self.on_perform(node_id, fx)
         if fx.halt:
@@ -285,7 +285,7 @@ class Cluster:
     # ---- letting it run -----------------------------------------------------------------------------
 
     def settle(self, limit: int = 10_000) -> None:
-        """Deliver, sync and tick what is due, without moving the time, until nothing moves."""
+        """Deliver, sync and tick everything that is due, without advancing the time, until nothing is left."""
         for _ in range(limit):
             moved = False
             for pair in self.queues:

@@ -1,4 +1,4 @@
-"""One real core whose peers are played by the test: what does it do with this very frame?"""
+"""One real core whose peers are played by the test, for tests of its reaction to single frames."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Single:
         return fx
 
     def wait(self, seconds: float) -> Effects:
-        """Let time pass, with a tick whenever one is due; nobody says anything."""
+        """Advance the time, with a tick whenever one is due, and without any frames."""
         end, fx = self.now + seconds, Effects()
         while (due := self.node.next_deadline()) <= end:
             self.now = max(self.now, due)

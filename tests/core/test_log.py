@@ -109,9 +109,7 @@ def test_delivery_takes_whole_batches_up_to_commit_seq_in_order_and_nothing_twic
 
 
 @given(shapes, st.integers(0, 40), st.data())
-def test_what_was_delivered_survives_every_truncation_that_is_allowed(
-    shape: Shape, commit: int, data: st.DataObject
-) -> None:
+def test_delivered_records_survive_every_allowed_truncation(shape: Shape, commit: int, data: st.DataObject) -> None:
     """Rule: R2, D1."""
     log = log_of(build(shape))
     taken = log.delivered_up_to(commit)
@@ -156,7 +154,7 @@ def test_the_fork_is_the_end_of_the_common_prefix(logs: tuple[list[Record], list
 
 
 @given(two_logs())
-def test_truncated_to_the_fork_and_given_what_follows_it_the_logs_are_equal(
+def test_logs_are_equal_after_truncation_to_the_fork_and_appending_the_rest(
     logs: tuple[list[Record], list[Record], int],
 ) -> None:
     """Rule: R1, R2, R4."""

@@ -76,7 +76,7 @@ def test_a_poll_asks_all_peers_and_changes_nothing_durable() -> None:
     assert single.state.term == 4
 
 
-def test_nobody_takes_over_the_term_that_a_poll_proposes() -> None:
+def test_no_node_adopts_the_term_that_a_poll_proposes() -> None:
     """Rule: E1, E6."""
     single = Single(term=3)
     fx = single.give(1, Election(99, START, 1, 7))
@@ -97,7 +97,7 @@ def test_a_leader_answers_a_poll_with_itself_and_a_follower_with_the_leader_that
 @pytest.mark.parametrize(
     ("position", "could_vote"), [(Position(3, 2), True), (Position(3, 1), False), (Position(2, 9), False)]
 )
-def test_who_outranks_the_asker_answers_ok_and_whether_it_could_vote(position: Position, could_vote: bool) -> None:
+def test_a_node_that_outranks_the_asker_answers_ok_with_could_vote(position: Position, could_vote: bool) -> None:
     """Rule: E1."""
     single = Single(log=stretch(3, 0, 2))
     assert sent(single.give(1, Election(4, position, 1, 7)), Ok, to=1) == [Ok(7, could_vote)]
@@ -142,7 +142,7 @@ def test_a_peer_that_polls_itself_is_asked_again_whatever_it_answered_before() -
     assert single.node.role_name == "candidate"
 
 
-def test_who_outranks_the_asker_starts_its_own_poll_unless_it_is_in_one() -> None:
+def test_a_node_that_outranks_the_asker_starts_its_own_poll_unless_it_is_in_one() -> None:
     """Rule: E1."""
     single = Single()
     assert peers_sent(single.give(1, Election(1, START, 1, 7)), Election) == [1, 3]
@@ -152,7 +152,7 @@ def test_who_outranks_the_asker_starts_its_own_poll_unless_it_is_in_one() -> Non
 @pytest.mark.parametrize(
     "asker", [Election(4, Position(3, 2), 3, 7), Election(4, Position(3, 3), 1, 7), Election(4, Position(4, 0), 0, 7)]
 )
-def test_who_does_not_outrank_the_asker_supports_it(asker: Election) -> None:
+def test_a_node_that_does_not_outrank_the_asker_supports_it(asker: Election) -> None:
     """Rule: E1."""
     single = Single(log=stretch(3, 0, 2))
     fx = single.give(3, asker)
@@ -318,7 +318,7 @@ def test_the_answer_leader_does_not_veto_a_majority() -> None:
     assert single.node.role_name == "candidate"
 
 
-def test_without_a_majority_the_asker_tries_the_leader_it_was_told_of() -> None:
+def test_without_a_majority_the_asker_follows_the_leader_that_a_peer_reported() -> None:
     """Rule: E3."""
     single = Single(members=FIVE)
     answer(single, n1=(Support,), n3=(Leader, 0, 5), n4=(Leader, 0, 5), n5=(Leader, 0, 5))
@@ -338,7 +338,7 @@ def test_the_leader_just_suspected_is_not_tried_again_before_it_is_heard() -> No
     assert single.state.leader_id == 3
 
 
-def test_a_poll_in_vain_is_repeated_after_a_jittered_pause_with_the_term_unchanged() -> None:
+def test_a_poll_without_success_is_repeated_after_a_jittered_pause_with_the_term_unchanged() -> None:
     """Rule: E3."""
     pauses = set()
     for seed in range(20):
@@ -395,7 +395,7 @@ def test_jitter_comes_from_the_nodes_own_generator() -> None:
     assert deadlines(1) != deadlines(2)
 
 
-def test_a_candidates_time_begins_when_it_asks_and_adds_what_its_own_vote_took() -> None:
+def test_a_candidates_time_begins_when_it_asks_and_adds_the_time_of_its_own_vote() -> None:
     """A slow disk of its own says how long the others may need. Rule: E3."""
     single = Single(sync=False)
     answer(single, n1=(Support,), n3=(Support,))
@@ -410,7 +410,7 @@ def test_a_candidates_time_begins_when_it_asks_and_adds_what_its_own_vote_took()
 # ---- E4 vote ----------------------------------------------------------------------------------------
 
 
-def test_who_hears_a_leader_ignores_a_vote_request_and_its_term() -> None:
+def test_a_node_that_hears_a_leader_ignores_a_vote_request_and_its_term() -> None:
     """Rule: E4."""
     single = Single()
     single.follow(1, 4)
@@ -438,7 +438,7 @@ def test_a_vote_is_durable_before_it_is_sent() -> None:
     assert sent(single.sync(), Vote, to=1) == [Vote(1)]
 
 
-def test_who_has_just_voted_starts_no_poll_at_an_election_until_its_vote_has_had_its_time() -> None:
+def test_a_node_that_has_just_voted_starts_no_poll_until_the_candidates_time_is_up() -> None:
     """Its own poll would end the candidacy that has its vote. Rule: E1, E4."""
     single = Single()
     assert sent(single.give(3, VoteRequest(1, START)), Vote)
@@ -448,7 +448,7 @@ def test_who_has_just_voted_starts_no_poll_at_an_election_until_its_vote_has_had
     assert events(single.wait(0.52), ElectionStarted), "the candidate did not become leader in time"
 
 
-def test_no_vote_for_a_term_below_the_own_one_which_is_told_instead() -> None:
+def test_a_vote_request_of_an_older_term_is_answered_with_the_current_term() -> None:
     """Rule: E4, E6."""
     fx = Single(term=5).give(1, VoteRequest(4, Position(9, 9)))
     assert fx.send == [(1, TermIs(5))]
@@ -550,7 +550,7 @@ def test_a_new_leader_takes_messages_at_once() -> None:
     assert single.state.log.position == Position(1, 1)
 
 
-def test_who_hears_of_a_coordinator_asks_it_for_what_it_lacks() -> None:
+def test_a_node_asks_a_new_coordinator_for_missing_records() -> None:
     """Rule: E5, R1."""
     fx = Single().give(3, Coordinator(1))
     assert events(fx, CoordinatorReceived) == [CoordinatorReceived(3, 1)]

@@ -1,4 +1,4 @@
-"""Rules F1 to F4 of docs/protocol.md: heartbeats, suspicion, the leader that leads nobody, and the disk that hangs."""
+"""Rules F1 to F4 of docs/protocol.md: heartbeats, suspicion, a leader without a quorum, and a stalled disk."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_heartbeats_are_reported_on_both_sides() -> None:
     assert events(following().give(1, Heartbeat(TERM, 0, START)), HeartbeatReceived) == [HeartbeatReceived(1, TERM)]
 
 
-def test_a_follower_answers_every_heartbeat_with_what_is_durable_and_not_with_what_is_written() -> None:
+def test_a_follower_answers_every_heartbeat_with_its_durable_position() -> None:
     """Rule: F1."""
     single = following()
     single.auto_sync = False
@@ -160,7 +160,7 @@ def test_a_pause_in_which_the_own_process_stood_still_is_not_learnt() -> None:
     assert events(single.wait(0.23), LeaderTimeout)
 
 
-def test_a_wrong_suspicion_teaches_patience() -> None:
+def test_a_wrong_suspicion_extends_the_allowed_silence() -> None:
     """Rule: F2."""
     single = following()
     hear_regularly(single, 0.1)
@@ -185,7 +185,7 @@ def test_a_suspicion_that_was_right_teaches_nothing_when_that_node_leads_again()
     assert events(single.wait(0.3), LeaderTimeout)
 
 
-def test_heartbeat_append_and_resume_are_what_a_leader_is_heard_by() -> None:
+def test_a_leader_is_heard_by_heartbeat_append_and_resume() -> None:
     """Rule: F2."""
     frames: list[Input] = [
         Heartbeat(TERM, 0, Position(TERM, 2)),
@@ -338,7 +338,7 @@ def test_a_leader_that_stepped_down_tells_its_clients_that_it_has_no_quorum_unti
     assert [refusal.reason for refusal in single.submit("s", 1, "a").reply] == ["no_leader"]
 
 
-def test_a_leader_that_stepped_down_never_delivers_what_it_could_not_commit() -> None:
+def test_a_leader_that_stepped_down_never_delivers_uncommitted_messages() -> None:
     """Rule: F3, C1."""
     single = leading()
     single.caught_up(1)
@@ -416,7 +416,7 @@ def test_a_leader_with_a_stalled_disk_gives_way_once_a_majority_without_it_is_ah
 
 
 def test_a_leader_whose_disk_hangs_over_no_record_gives_way_to_a_majority_that_has_its_whole_log() -> None:
-    """It refuses messages, so nobody could ever get ahead of it. Rule: F4."""
+    """It refuses messages, so no follower could ever get ahead of it. Rule: F4."""
     single = leading()
     single.caught_up(1)
     single.auto_sync = False
@@ -463,7 +463,7 @@ def test_a_node_with_a_stalled_disk_refuses_messages_also_those_that_wait_behind
     assert [refusal.reason for refusal in single.submit("s", 1, "a").reply] == ["disk_stalled"]
 
 
-def test_what_waits_behind_a_pledge_is_bounded_in_bytes_and_of_a_links_news_the_latest_is_kept() -> None:
+def test_inputs_kept_back_by_a_pledge_are_bounded_in_bytes_and_keep_the_latest_change_of_a_link() -> None:
     """Rule: F4, E6."""
     single = Single(sync=False, buffer_max_bytes=1000)
     single.give(1, Heartbeat(TERM, 0, START))
@@ -476,7 +476,7 @@ def test_what_waits_behind_a_pledge_is_bounded_in_bytes_and_of_a_links_news_the_
     assert len([each for each in backlog if each.sender == 3]) == 3
 
 
-def test_a_leader_commits_no_further_than_its_own_disk_once_what_that_lacks_fills_its_memory() -> None:
+def test_a_leader_commits_no_further_than_its_own_disk_once_undelivered_records_reach_their_limit() -> None:
     """Rule: P1, C1."""
     single = Single(inflight_max_bytes=1000)
     single.lead()

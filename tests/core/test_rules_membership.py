@@ -1,4 +1,4 @@
-"""Rules M1 to M4 of docs/protocol.md, each sentence that lives in the core."""
+"""Rules M1 to M6 of docs/protocol.md, as far as the core implements them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_follower_answers_join_with_the_leader_that_it_hears() -> None:
     assert sent(single.give(3, Join(START)), JoinAck, to=3) == [JoinAck(7, 1)]
 
 
-def test_a_node_answers_join_with_nobody_for_a_leader_that_it_does_not_hear() -> None:
+def test_a_node_reports_no_leader_in_join_ack_if_it_does_not_hear_one() -> None:
     """Rule: M1."""
     announced_only = Single()
     announced_only.give(1, Coordinator(7))
@@ -204,7 +204,7 @@ def test_another_identity_under_a_known_id_is_refused_and_nothing_of_it_is_taken
     assert 3 not in peers_sent(single.wait(3.0), Election)
 
 
-def test_a_stranger_that_comes_back_with_the_known_identity_is_a_member_as_before() -> None:
+def test_an_unknown_member_that_returns_with_the_known_identity_is_a_member_again() -> None:
     """Rule: M4."""
     single = Single()
     single.link(3, "another")
@@ -212,7 +212,7 @@ def test_a_stranger_that_comes_back_with_the_known_identity_is_a_member_as_befor
     assert sent(single.give(3, Join(START)), JoinAck, to=3)
 
 
-def test_a_peer_whose_rebuild_is_over_when_its_link_opens_is_a_member() -> None:
+def test_a_peer_whose_rebuild_has_ended_when_its_link_opens_is_a_member() -> None:
     """Rule: M4."""
     single = Single()
     single.link(3, rebuilding=True)
@@ -238,7 +238,7 @@ def test_a_wiped_node_is_refused_after_a_restart_of_the_others_too() -> None:
     assert 1 in cluster.node(3).state.unknown_members
 
 
-def test_a_leader_sends_nothing_more_to_a_peer_that_comes_back_as_a_stranger() -> None:
+def test_a_leader_sends_nothing_to_a_peer_that_returns_as_an_unknown_member() -> None:
     """Rule: M4."""
     single = Single()
     single.lead()
@@ -269,7 +269,7 @@ def test_a_node_under_rebuild_never_stands() -> None:
     assert (single.node.role_name, single.state.term) == ("follower", 0)
 
 
-def test_an_abstention_and_a_vote_of_a_node_under_rebuild_count_for_nobody() -> None:
+def test_abstention_and_vote_of_a_node_under_rebuild_do_not_count() -> None:
     """Rule: M4, E5."""
     single = Single(members=(1, 2, 3))
     single.link(3, "new", rebuilding=True)
@@ -283,7 +283,7 @@ def test_an_abstention_and_a_vote_of_a_node_under_rebuild_count_for_nobody() -> 
     assert single.node.role_name == "leader"
 
 
-def test_what_a_node_under_rebuild_acknowledges_is_not_counted() -> None:
+def test_acknowledgements_of_a_node_under_rebuild_do_not_count() -> None:
     """Rule: M4, C1."""
     single = Single()
     single.lead()
@@ -307,7 +307,7 @@ def test_the_answers_of_a_node_under_rebuild_do_not_keep_a_leader() -> None:
     assert single.node.role_name == "follower"
 
 
-def test_what_the_lost_disk_had_acknowledged_is_forgotten() -> None:
+def test_acknowledgements_of_the_lost_disk_are_dropped() -> None:
     """Rule: M4, C1."""
     single = Single()
     single.lead()
@@ -317,7 +317,7 @@ def test_what_the_lost_disk_had_acknowledged_is_forgotten() -> None:
     assert single.node.progress()[3] == (False, START)
 
 
-def test_a_peer_that_only_was_away_keeps_what_it_acknowledged() -> None:
+def test_acknowledgements_of_a_peer_that_was_only_away_still_count() -> None:
     """Rule: M4, C1."""
     single = Single()
     single.lead()
@@ -368,7 +368,7 @@ def test_a_rebuilt_node_in_an_idle_cluster_is_readmitted_in_a_new_term() -> None
     assert cluster.payloads(1) == ["a", "b"], "it counts again"
 
 
-def test_members_are_told_of_a_rebuilt_node_until_it_reaches_them() -> None:
+def test_members_is_sent_again_until_every_member_knows_the_rebuilt_node() -> None:
     """Rule: M4. Frames can be lost on links that stay open."""
     cluster = Cluster(3)
     cluster.run(3)
@@ -410,7 +410,7 @@ def test_a_node_that_has_not_heard_of_its_readmission_is_a_member_to_those_that_
     assert single.state.learners == {1}, "another disk is another matter"
 
 
-def test_what_a_node_acknowledged_before_its_rebuild_was_over_counts_once_it_is() -> None:
+def test_acknowledgements_during_a_rebuild_count_once_it_has_ended() -> None:
     """Rule: M4, C1."""
     cluster = Cluster(3)
     cluster.run(3)
@@ -449,7 +449,7 @@ def test_a_node_under_rebuild_that_the_leader_names_by_its_old_identity_goes_on_
     assert single.state.rebuilding
 
 
-def test_a_stranger_that_the_leader_names_is_heard_and_sent_to_again() -> None:
+def test_the_link_of_an_unknown_member_is_used_again_once_members_confirms_it() -> None:
     """Rule: M4."""
     single = Single()
     single.follow(1, 4)
@@ -485,7 +485,7 @@ def test_older_knowledge_of_a_members_data_directory_changes_nothing() -> None:
     assert single.state.identities[3].identity == "newer"
 
 
-def test_a_poll_is_started_by_nobody_who_hears_a_leader() -> None:
+def test_a_node_that_hears_a_leader_starts_no_poll() -> None:
     """Rule: M2, E1."""
     single = Single(node_id=3)
     single.follow(1, 4)
@@ -512,8 +512,8 @@ def up(promised: Promised, identity: str = "disk-1") -> LinkUp:
     ],
 )
 @pytest.mark.parametrize("told_by", ["link", "frame"])
-def test_a_node_whose_data_is_older_than_what_it_promised_stops(promised: Promised, stops: bool, told_by: str) -> None:
-    """What it dropped under a higher term was never promised in that. Rule: M6."""
+def test_a_node_whose_data_is_older_than_its_promises_stops(promised: Promised, stops: bool, told_by: str) -> None:
+    """Records that it dropped under a higher term were not promised in that term. Rule: M6."""
     single = Single(log=stretch(4, 0, 3))
     fx = single.give(1, up(promised) if told_by == "link" else Promises({2: promised, 3: NOTHING}))
     assert bool(fx.halt) is stops
@@ -548,7 +548,7 @@ def test_a_leader_knows_what_its_followers_acknowledged_and_passes_it_on() -> No
     assert told[2] == Promised("disk-2", term, Position(term, 1)), "its own copy counts too"
 
 
-def test_what_a_leader_knew_it_knows_as_a_follower_and_after_a_checkpoint() -> None:
+def test_promises_known_to_a_leader_survive_loss_of_leadership_and_restart() -> None:
     """Rule: M6, K4."""
     single, term = leading_with_an_acknowledgement()
     single.give(3, Heartbeat(term + 1, 0, START))
@@ -568,7 +568,7 @@ def test_the_voter_and_the_candidate_remember_each_others_vote() -> None:
     assert candidate.state.promises()[1] == Promised("disk-1", candidate.state.term)
 
 
-def test_a_follower_remembers_what_it_is_told_and_never_less() -> None:
+def test_a_follower_keeps_the_highest_promises_it_has_received() -> None:
     """Rule: M6."""
     single = Single()
     more, less = Promised("disk-3", 5, Position(4, 7)), Promised("disk-3", 4, Position(4, 9))
@@ -577,7 +577,7 @@ def test_a_follower_remembers_what_it_is_told_and_never_less() -> None:
     assert single.state.promises() == {3: Promised("disk-3", 5, Position(4, 9))}
 
 
-def test_the_promises_of_a_lost_disk_are_nobodys_any_more() -> None:
+def test_the_promises_of_a_lost_disk_are_dropped() -> None:
     """Rule: M6, M4."""
     single = Single()
     single.give(1, Promises({3: Promised("disk-3", 5, Position(5, 7))}))

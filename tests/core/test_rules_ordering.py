@@ -1,4 +1,4 @@
-"""Rules R1 to R5, C1, C2, D1 and P1 of docs/protocol.md: a message's way into every log."""
+"""Rules R1 to R5, C1, C2, D1 and P1 of docs/protocol.md: ordering, replication, commit, delivery."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_follower_asks_again_when_no_answer_comes() -> None:
 
 
 def test_a_follower_waits_twice_as_long_for_each_further_answer_until_one_comes() -> None:
-    """Behind what was sent before it the answer may be long on its way. Rule: R1, R2."""
+    """The answer can be queued behind many records. Rule: R1, R2."""
     single = Single(answer_timeout=0.1, election_timeout=1000.0)
     single.give(1, Heartbeat(1, 0, START))
     for patience in (0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 6.4):
@@ -141,8 +141,8 @@ def test_a_follower_waits_twice_as_long_for_each_further_answer_until_one_comes(
     assert sent(single.wait(0.21), CatchUp, to=1), "as at first again"
 
 
-def test_a_hole_in_front_of_the_answer_makes_nobody_ask() -> None:
-    """What was sent for an older question comes first. Rule: R1, R4."""
+def test_a_hole_before_resume_causes_no_second_request() -> None:
+    """Records sent for an older request arrive first. Rule: R1, R4."""
     single = Single(answer_timeout=0.2, election_timeout=5.0)
     single.give(1, Heartbeat(1, 0, START))
     single.give(1, appends(1, START, AT_TWO)[2])
@@ -158,7 +158,7 @@ def test_a_hole_that_stays_makes_a_follower_ask_again() -> None:
     assert events(single.wait(0.02), CatchUpRequested)
 
 
-def test_a_hole_behind_which_nothing_comes_is_told_by_the_heartbeat() -> None:
+def test_a_hole_without_later_records_is_detected_by_the_heartbeat() -> None:
     """Rule: R1, F1."""
     single = follower()
     single.give(1, Heartbeat(1, 0, Position(1, 2)))
@@ -200,7 +200,7 @@ def test_the_fork_is_where_the_highest_common_term_ends_first(
     assert sent(fx, Resume, to=1) == [Resume(4, fork, 77)]
 
 
-def test_after_resume_every_record_behind_the_fork_follows_verbatim_old_marks_too_and_then_what_is_new() -> None:
+def test_after_resume_all_records_after_the_fork_follow_verbatim_and_then_new_ones() -> None:
     """Rule: R1, R3."""
     log = stretch(1, 0, 2) + stretch(3, 2, 1)
     single = Single(log=log)
@@ -272,7 +272,7 @@ def test_the_longest_prefix_not_above_the_fork_is_kept_and_marks_at_the_same_seq
 
 
 @pytest.mark.parametrize("fork", [START, Position(1, 1)])
-def test_a_fork_below_what_was_committed_here_stops_the_node_and_changes_nothing(fork: Position) -> None:
+def test_a_fork_below_the_commit_stops_the_node_and_changes_nothing(fork: Position) -> None:
     """Rule: R2."""
     single = Single(log=AT_TWO, delivered=2)
     single.give(1, Heartbeat(5, 0, START))
@@ -282,7 +282,7 @@ def test_a_fork_below_what_was_committed_here_stops_the_node_and_changes_nothing
     assert single.state.log.position == Position(1, 2)
 
 
-def test_an_fdatasync_begun_before_a_truncation_says_nothing_about_what_is_written_after_it() -> None:
+def test_an_fdatasync_begun_before_a_truncation_does_not_count_for_later_records() -> None:
     """Rule: R2, R5."""
     single = Single(log=stretch(1, 0, 1), sync=False)
     single.follow(1, 1)
@@ -360,7 +360,7 @@ def test_messages_that_are_worth_a_batch_wait_for_no_other() -> None:
     assert append.records[0].header.position == Position(1, 5)
 
 
-def test_what_waits_for_a_batch_that_never_commits_is_the_clients_again() -> None:
+def test_messages_that_wait_for_a_batch_that_never_commits_are_left_to_the_clients() -> None:
     """Rule: R3, F3, S5."""
     single = leader(batch_least_messages=4)
     single.submit("s", 1, "a")
@@ -372,7 +372,7 @@ def test_what_waits_for_a_batch_that_never_commits_is_the_clients_again() -> Non
     assert single.state.sessions.expected("t", 0) == 1
 
 
-def test_append_says_what_comes_before_it_and_what_is_committed() -> None:
+def test_append_carries_the_previous_position_and_commit_seq() -> None:
     """Rule: R3, C2."""
     single = leader()
     single.submit("s", 1, "a", "b")
@@ -413,7 +413,7 @@ def test_a_record_above_the_own_position_is_not_taken_where_only_one_half_fits(p
     assert events(fx, Buffered)
 
 
-def test_what_comes_above_a_hole_is_buffered_and_taken_once_the_hole_is_filled() -> None:
+def test_records_above_a_hole_are_buffered_and_stored_once_the_hole_is_filled() -> None:
     """Rule: R4."""
     single = follower()
     mark, first, second = appends(1, START, AT_TWO)
@@ -438,7 +438,7 @@ def test_the_buffer_is_bounded() -> None:
     assert role.buffered_bytes <= 1000
 
 
-def test_what_is_buffered_already_takes_no_more_room_when_it_comes_again() -> None:
+def test_a_record_that_is_buffered_already_takes_no_more_room() -> None:
     """Rule: R4."""
     single = follower()
     record = appends(1, START, AT_TWO)[2]
@@ -482,7 +482,7 @@ def test_records_are_acknowledged_when_durable_and_one_sync_covers_all_before_it
     assert single.sync().send == [(1, Appended(1, Position(1, 2)))]
 
 
-def test_a_sync_acknowledges_only_what_was_written_before_it_began() -> None:
+def test_a_sync_acknowledges_only_records_written_before_it_began() -> None:
     """Rule: R5."""
     single = follower(sync=False)
     frames = appends(1, START, AT_TWO)
@@ -500,7 +500,7 @@ def test_records_of_older_terms_are_acknowledged_too() -> None:
     assert sent(single.give(1, appends(5, START, AT_TWO)[0]), Appended, to=1) == [Appended(5, Position(1, 0))]
 
 
-def test_what_becomes_durable_after_the_node_has_moved_on_is_not_acknowledged_to_the_old_leader() -> None:
+def test_records_that_become_durable_in_a_later_term_are_not_acknowledged_to_the_old_leader() -> None:
     """Rule: R5."""
     single = follower(sync=False)
     single.give(1, appends(1, START, AT_TWO)[0])
@@ -516,7 +516,7 @@ def test_what_becomes_durable_after_the_node_has_moved_on_is_not_acknowledged_to
 # ---- C1 commit --------------------------------------------------------------------------------------
 
 
-def test_what_a_majority_has_durably_is_committed() -> None:
+def test_records_durable_on_a_majority_are_committed() -> None:
     """Rule: C1."""
     single = leader((), members=(1, 2, 3, 4, 5))
     single.submit("s", 1, "a", "b")
@@ -578,7 +578,7 @@ def test_commit_seq_never_falls() -> None:
 # ---- C2 telling -------------------------------------------------------------------------------------
 
 
-def test_a_commit_is_told_at_once_by_itself_when_no_append_is_due() -> None:
+def test_commit_seq_is_sent_at_once_when_no_append_is_due() -> None:
     """Rule: C2."""
     single = leader()
     single.submit("s", 1, "a")
@@ -586,7 +586,7 @@ def test_a_commit_is_told_at_once_by_itself_when_no_append_is_due() -> None:
 
 
 @pytest.mark.parametrize("frame", [Heartbeat(1, 2, Position(1, 2)), Commit(1, 2)], ids=["Heartbeat", "Commit"])
-def test_a_follower_delivers_what_it_learns_to_be_committed(frame: Heartbeat | Commit) -> None:
+def test_a_follower_delivers_messages_that_heartbeat_or_commit_shows_committed(frame: Heartbeat | Commit) -> None:
     """Rule: C2, D1."""
     single = follower()
     for append in appends(1, START, AT_TWO):
@@ -647,7 +647,7 @@ def test_messages_are_delivered_in_order_each_once_with_the_bytes_that_the_leade
     assert events(single.all, Delivered) == [Delivered(1, 1), Delivered(2, 2)]
 
 
-def test_a_node_delivers_what_it_had_delivered_before_its_restart_not_again() -> None:
+def test_a_node_delivers_no_message_again_after_a_restart() -> None:
     """Rule: D1."""
     single = Single(log=AT_TWO, delivered=1)
     single.follow(1, 1)
@@ -655,7 +655,7 @@ def test_a_node_delivers_what_it_had_delivered_before_its_restart_not_again() ->
     assert [r.position.seq_no for r in single.all.deliver] == [2]
 
 
-def test_a_leader_delivers_what_the_others_committed_once_its_own_disk_has_it() -> None:
+def test_a_leader_delivers_messages_that_followers_committed_once_its_own_disk_has_them() -> None:
     """Rule: D1, C1."""
     single = leader(sync=False)
     single.sync()
@@ -684,7 +684,7 @@ def test_all_message_logs_are_equal_byte_for_byte(through_wire: bool) -> None:
 # ---- P1 bounds --------------------------------------------------------------------------------------
 
 
-def test_what_is_in_flight_to_a_stopped_follower_has_a_limit() -> None:
+def test_bytes_in_flight_to_a_stopped_follower_are_limited() -> None:
     """Rule: P1."""
     single = leader(inflight_max_bytes=3000)
     for n in range(1, 100):
@@ -697,7 +697,7 @@ def test_what_is_in_flight_to_a_stopped_follower_has_a_limit() -> None:
     assert len(single.leading.progress[3].inflight) < 20
 
 
-def test_an_answer_makes_room_for_what_it_covers_and_no_more_and_never_takes_back() -> None:
+def test_an_answer_frees_exactly_the_bytes_that_it_covers() -> None:
     """Rule: P1, C1."""
     single = leader()
     sizes = []

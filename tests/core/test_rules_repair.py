@@ -1,4 +1,4 @@
-"""What the disk can't give is fetched from a peer: one test and more for rule K6."""
+"""Rule K6 of docs/protocol.md: a node fetches unreadable records from a peer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def lacking(**settings: object) -> tuple[Single, Effects]:
     return single, single.give(2, Damaged(AFTER))
 
 
-def test_a_node_asks_one_peer_after_the_other_for_what_it_can_not_read() -> None:
+def test_a_node_asks_one_peer_after_the_other_for_records_it_cannot_read() -> None:
     """Rule: K6."""
     single, fx = lacking()
     (request,) = sent(fx, CopyRequest, to=1)
@@ -36,7 +36,7 @@ def test_a_peer_that_does_not_answer_is_not_waited_for_longer_than_an_election_t
     assert not single.give(3, Copy(request.number, tuple(LOG[2:]))).copied, "but one copy is enough"
 
 
-def test_who_waits_hears_that_nobody_has_a_copy_and_asks_again_later() -> None:
+def test_a_reader_is_notified_that_no_peer_has_a_copy_and_asks_again_later() -> None:
     """Rule: K6."""
     single, fx = lacking()
     (request,) = sent(fx, CopyRequest, to=1)
@@ -47,7 +47,7 @@ def test_who_waits_hears_that_nobody_has_a_copy_and_asks_again_later() -> None:
     assert sent(single.give(2, Damaged(Position(1, 4))), CopyRequest), "another stretch may be had"
 
 
-def test_a_new_link_may_bring_what_nobody_had() -> None:
+def test_a_new_link_may_bring_records_that_no_peer_had() -> None:
     """Rule: K6."""
     single = Single(log=LOG, delivered=6, links=False)
     assert single.give(2, Damaged(AFTER)).copied == [Copied(AFTER, ())]
@@ -68,7 +68,7 @@ def test_a_node_without_peers_finds_no_copy() -> None:
     assert single.give(1, Damaged(AFTER)).copied == [Copied(AFTER, ())]
 
 
-def test_any_node_hands_over_what_it_has_delivered_and_nothing_else() -> None:
+def test_any_node_sends_copies_of_delivered_records_only() -> None:
     """Rule: K6."""
     single = Single(log=LOG, delivered=4)
     (fetch,) = single.give(3, CopyRequest(AFTER, 9)).fetch
@@ -78,7 +78,7 @@ def test_any_node_hands_over_what_it_has_delivered_and_nothing_else() -> None:
     assert sent(single.give(3, CopyRequest(Position(1, 4), 10)), Copy, to=3) == [Copy(10, ())]
 
 
-def test_a_stranger_gets_no_copy_and_gives_none() -> None:
+def test_an_unknown_member_neither_gets_nor_gives_a_copy() -> None:
     """Rule: K6, M4."""
     single, fx = lacking()
     (request,) = sent(fx, CopyRequest, to=1)
@@ -87,7 +87,7 @@ def test_a_stranger_gets_no_copy_and_gives_none() -> None:
     assert not single.give(3, Copy(request.number, tuple(LOG[2:]))).copied
 
 
-def test_a_leader_serves_the_others_while_one_follower_waits_for_what_it_can_not_read() -> None:
+def test_a_leader_serves_the_others_while_one_follower_waits_for_unreadable_records() -> None:
     """Rule: K6, P1."""
     single = Single(log=LOG, delivered=6)
     single.lead()

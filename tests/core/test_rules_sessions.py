@@ -1,4 +1,4 @@
-"""Rules S2 to S5 of docs/protocol.md, as far as they live in the core."""
+"""Rules S2 to S5 of docs/protocol.md, as far as the core implements them."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_truncation_rolls_the_table_back() -> None:
     assert single.state.sessions.expected("h", 0) == 1
 
 
-def test_a_follower_that_becomes_leader_knows_the_sessions_of_what_it_has_not_delivered_yet() -> None:
+def test_a_follower_that_becomes_leader_knows_the_sessions_of_undelivered_records() -> None:
     """Rule: S3, S2."""
     single = Single(term=1)
     single.follow(1, 1)
@@ -258,7 +258,7 @@ def test_a_session_counts_as_delivered_here_only_once_its_batch_is() -> None:
 # ---- S5 retry ---------------------------------------------------------------------------------------
 
 
-def test_clients_are_told_to_send_again_whenever_the_leader_changes() -> None:
+def test_clients_must_resend_whenever_the_leader_changes() -> None:
     """Rule: S5."""
     single = Single()
     routes = [single.node.route]
@@ -271,7 +271,7 @@ def test_clients_are_told_to_send_again_whenever_the_leader_changes() -> None:
     assert [route[:2] for route in routes] == [(0, 0), (1, 1), (0, 1), (3, 2)]
 
 
-def test_clients_are_told_to_send_again_when_the_link_to_the_same_leader_is_new() -> None:
+def test_clients_must_resend_when_the_link_to_the_leader_is_new() -> None:
     """Rule: S5."""
     single = Single()
     single.follow(1, 1)

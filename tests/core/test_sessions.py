@@ -1,4 +1,4 @@
-"""Properties of the session table: rollback is a rebuild from scratch, and nothing is ever ordered twice."""
+"""Properties of the session table: a rollback equals a rebuild, and no message is ordered twice."""
 
 from __future__ import annotations
 

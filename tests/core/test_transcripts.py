@@ -32,7 +32,7 @@ def test_there_are_stories_of_every_kind() -> None:
     assert len(SCRIPTS) >= 20
 
 
-def test_every_story_says_why_it_is_told() -> None:
+def test_every_transcript_has_a_reason() -> None:
     assert not [path.name for path in SCRIPTS if not path.read_text("utf-8").startswith("# ")]
 
 

@@ -1,4 +1,4 @@
-"""Random walks over the real core: the right rules stand them, broken ones don't."""
+"""Random walks over the real core: the product keeps all invariants, mutants break them."""
 
 from __future__ import annotations
 

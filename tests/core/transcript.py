@@ -48,7 +48,7 @@ QUIET = (
     SequenceSet,
     Starting,
 )
-"""Events that say only what other lines say too."""
+"""Events that are left out because other lines show the same."""
 
 UNTOLD = ("poll", "request")
 """Fields of frames that begin at random."""
@@ -128,7 +128,7 @@ class Told(Cluster):
     def __init__(self, size: int, tell: Callable[[str], None], **settings: Any) -> None:
         self.tell = tell
         self.shown: set[str] = set()
-        """Types of frames to be told when they arrive; "all" for every type."""
+        """Types of frames to report when they arrive; "all" for every type."""
         super().__init__(size, start=False, **settings)
         self.on_perform = self._told
 

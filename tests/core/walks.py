@@ -152,7 +152,7 @@ class Walk:
                 self.counted[node_id] = max(self.counted[node_id], message.position)
 
     def check_accounts(self, state: NodeState) -> None:
-        """What is counted along agrees with what it counts. Rule: P1, R4."""
+        """Check that running totals agree with the things that they count. Rule: P1, R4."""
         role = state.role
         if isinstance(role, Leader):
             for peer, progress in role.progress.items():
@@ -162,7 +162,7 @@ class Walk:
             assert role.buffered_bytes == sum(len(record.raw) for record in role.buffer.values()), role
 
     def check_majority(self, record: Record) -> None:
-        """What is delivered anywhere is on the disks of a majority. A wiped disk is none that it was on. Rule: C1."""
+        """Check that delivered records are on the disks of a majority; a wiped disk does not count. Rule: C1."""
         if self.wiped:
             return
         have = sum(member.disk.holds(record) for member in self.cluster.members.values())
@@ -203,7 +203,7 @@ class Walk:
                 self.cluster.tick(i)
 
     def do_sync(self) -> None:
-        """Sync a node, or only a part of what it wrote: an fdatasync that began earlier."""
+        """Sync a node, or only a part of its operations, as an fdatasync that began earlier does."""
         cluster = self.cluster
         if not cluster.running():
             return
@@ -310,7 +310,7 @@ class Walk:
             self.kill(i, self.rng.randint(0, lag), noticed=self.rng.random() < 0.8)
 
     def do_wipe(self) -> None:
-        """Lose a whole disk; only where a majority of disks is left that knows everything.
+        """Lose a whole disk; only if a majority of complete disks remains.
 
         That a node has become a member again must be known to all before the next disk is lost: else those who know
         of it may be the very ones that go (a known weakness of M4).

@@ -1,4 +1,4 @@
-"""The benchmark: its arithmetic, its table, its prepared data, and that its processes do what they say."""
+"""The benchmark: its arithmetic, its table, its prepared data, and its processes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_worst_value_counts_where_the_target_says_so() -> None:
     assert [(reached.value, reached.verdict) for reached in found] == [(30.0, "goal"), (900.0, "missed")]
 
 
-def test_what_was_not_measured_reaches_nothing() -> None:
+def test_a_target_that_was_not_measured_is_reported_as_such() -> None:
     assert {reached.verdict for reached in judge(made())} == {"not measured"}
 
 
@@ -140,7 +140,7 @@ def test_rounds_alternate_between_the_sections(tmp_path: Path) -> None:
     assert [(figure.section, len(figure.values)) for figure in result.figures] == [("throughput", 3), ("closed", 2)]
 
 
-def test_the_floor_is_always_measured_with_what_is_asked_for() -> None:
+def test_the_floor_is_always_measured() -> None:
     assert [section.name for section in bench.chosen(["idle"], quick=True)] == ["floor", "idle"]
     assert [section.name for section in bench.chosen(["growth"], quick=True)] == ["floor", "growth"]
     assert bench.chosen(None, quick=False) == bench.SECTIONS
@@ -159,7 +159,7 @@ def test_a_name_is_kept_below_results_and_a_path_where_it_says(tmp_path: Path) -
     assert bench.saved_at("x.json") == Path("x.json")
 
 
-def test_what_can_t_be_compared_with_is_told_before_anything_is_measured(
+def test_a_missing_comparison_is_reported_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.json").write_text("{}")
@@ -231,7 +231,7 @@ def test_the_floor_s_pipeline_numbers_writes_and_acknowledges_everything(tmp_pat
     assert b'{"seq_no":2000,"term":1,' in logs[0]
 
 
-def test_a_run_that_did_not_do_what_it_should_gives_no_figure(tmp_path: Path) -> None:
+def test_a_run_that_does_not_complete_gives_no_figure(tmp_path: Path) -> None:
     runs = Runs(tmp_path, lambda text: None)
     scenario = runs.scenario("bench_test", Load(in_flight=1, count=5))
     kept: list[Ran] = []

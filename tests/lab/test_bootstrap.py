@@ -98,7 +98,7 @@ def test_an_interrupted_install_is_finished_in_place(tmp_path: Path, monkeypatch
     assert bootstrap.is_whole(root / ".venv", root, bootstrap.RUN)
 
 
-def test_a_venv_whose_interpreter_does_not_start_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_venv_with_a_broken_interpreter_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = project(tmp_path)
     make_interpreter(root)
     fake = tools(monkeypatch, root, broken=True)
@@ -106,7 +106,7 @@ def test_a_venv_whose_interpreter_does_not_start_is_made_anew(tmp_path: Path, mo
     assert fake.done == ["venv", "pip"]
 
 
-def test_a_venv_that_pip_cannot_mend_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_venv_that_pip_cannot_repair_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = project(tmp_path)
     make_interpreter(root)
     fake = tools(monkeypatch, root, pip_fails=1)
@@ -152,7 +152,7 @@ def test_two_at_once_install_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert fake.done == ["venv", "pip"]
 
 
-def test_who_waits_for_the_lock_uses_what_the_holder_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_waits_uses_the_lock_holders_venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = project(tmp_path)
     fake = tools(monkeypatch, root)
     waiting = threading.Event()
@@ -166,7 +166,7 @@ def test_who_waits_for_the_lock_uses_what_the_holder_made(tmp_path: Path, monkey
     assert fake.done == ["venv", "pip"]
 
 
-def test_a_failed_install_says_what_pip_said_and_leaves_no_whole_venv(
+def test_a_failed_install_shows_the_output_of_pip_and_leaves_no_complete_venv(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = project(tmp_path)
@@ -248,7 +248,7 @@ def test_a_module_that_hides_a_package_is_named(tmp_path: Path, place: str) -> N
     assert done.stderr.count("\n") == 1
 
 
-def test_a_checkout_that_can_t_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_that_is_not_writable_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = project(tmp_path)
     fake = tools(monkeypatch, root)
     monkeypatch.setattr(os, "access", lambda path, mode: False)

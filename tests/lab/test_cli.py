@@ -1,4 +1,4 @@
-"""The front door: what it ends with and where its output goes; runner and checker are faked."""
+"""The command line: exit codes and outputs; runner and judges are replaced by fakes."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_nodes_are_started_as_the_mutant_that_is_asked_for(lab: FakeLab) -> None
 # ---- what is left and what is shown -------------------------------------------------------------
 
 
-def test_a_run_leaves_what_the_judges_write(lab: FakeLab) -> None:
+def test_a_run_directory_contains_the_judges_files(lab: FakeLab) -> None:
     run("quiet.yml", "--out", "out")
     left = {path.name for path in Path("out/latest").iterdir()}
     assert left >= {"verdict.json", "metrics.json", "summary.txt", "junit.xml"}
@@ -464,7 +464,7 @@ def test_scenarios_are_chosen_by_name_tag_and_directory(
     ],
     ids=str,
 )
-def test_what_names_no_scenario_is_told(
+def test_arguments_that_name_no_scenario_are_reported(
     lab: FakeLab, home: Path, arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("out").mkdir()
@@ -473,7 +473,7 @@ def test_what_names_no_scenario_is_told(
     assert lab.runs == []
 
 
-def test_what_can_t_be_simulated_is_skipped_in_a_directory_and_refused_by_name(
+def test_a_scenario_that_cannot_be_simulated_is_skipped_in_a_directory_and_refused_by_name(
     lab: FakeLab, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home / "calm.yml").write_text(
@@ -531,7 +531,7 @@ def test_validate_names_the_place_of_a_mistake(lab: FakeLab, capsys: pytest.Capt
     assert "wrong.yml:5:1" in captured.err
 
 
-def test_validate_for_a_simulation_names_what_makes_no_sense_there(
+def test_validate_with_sim_reports_steps_that_cannot_be_simulated(
     lab: FakeLab, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("fast.yml").write_text(
@@ -607,6 +607,6 @@ def test_a_node_and_a_chat_by_hand_get_their_flags(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_a_node_that_is_not_named_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_node_argument_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["node"]) == 64
     assert capsys.readouterr().err == "run_lab: no node given, allowed: 1, 2, 3, or a configuration file\n"

@@ -1,4 +1,4 @@
-"""Coverage marks: comments of the product that count what a run has reached, and nothing at all while they are off."""
+"""Coverage marks: comments that count executed branches, and have no effect while coverage is off."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_mark_that_could_not_count_is_refused(source: str, message: str) -> No
         coverage.instrumented(source, "made.py")
 
 
-def test_what_only_looks_like_a_mark_is_none() -> None:
+def test_comments_that_only_look_like_a_mark_are_ignored() -> None:
     assert coverage.marks_of("x = '# hit: E1 in a text'\n# A comment about # hit: E1\n") == []
 
 
@@ -204,7 +204,7 @@ def all_events() -> dict[str, int]:
     return dict.fromkeys(coverage.event_kinds(), 1)
 
 
-def test_the_report_names_what_was_never_hit() -> None:
+def test_the_report_names_marks_and_rules_without_a_hit() -> None:
     marks = coverage.marks()
     missed = "E4 a durable vote is sent"
     hit = {mark: 7 for mark in marks if mark != missed and coverage.rule_of(mark) != "C1"}

@@ -1,4 +1,4 @@
-"""Diagrams: everything in a run has its place, what repeats itself is counted, and the picture says the same."""
+"""Diagrams: everything in a run has its place, repetitions are counted, and the picture shows the same as the text."""
 
 from __future__ import annotations
 
@@ -176,12 +176,12 @@ def test_messages_on_their_way_are_counted_and_left_out() -> None:
     ],
     ids=lambda item: item.text,
 )
-def test_what_is_not_everyday_is_never_left_out(odd: Note | Arrow) -> None:
+def test_items_other_than_traffic_are_never_left_out(odd: Note | Arrow) -> None:
     usual = [Arrow(at, at, 1, 2, "APPEND", str(at), lost=False) for at in range(100)]
     assert odd in list(_without_traffic([*usual[:50], odd, *usual[50:]]))
 
 
-def test_only_what_is_around_a_word_is_kept() -> None:
+def test_only_lines_around_a_word_are_kept() -> None:
     story = loaded_story()
     around(story, "kill", 4)
     assert [item.t for item in story.items] == [98, 99, 100, 100]

@@ -1,4 +1,4 @@
-"""The explorer: the product holds in all that small bounds allow, and a broken rule is found on the shortest way."""
+"""The explorer: the product keeps all invariants within small bounds, and a mutant is found on the shortest path."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_all_times_of_a_node_pass_and_are_forgotten_together() -> None:
 # ---- crashes ----------------------------------------------------------------------------------------
 
 
-def test_a_killed_process_keeps_what_it_wrote_and_a_machine_without_power_does_not() -> None:
+def test_a_killed_process_keeps_written_data_and_a_power_loss_drops_it() -> None:
     clusters = Clusters(Bounds())
     world = clusters.after(clusters.first(), Move("submit", 3))
     written = {do: locals_of(clusters, clusters.after(world, Move(do, 3)))[2].disk for do in ("kill", "lose_power")}
@@ -139,7 +139,7 @@ def test_a_restarted_node_remembers_term_and_vote_and_catches_up() -> None:
     assert (first.disk.term, first.disk.voted_for, len(first.disk.delivered)) == (1, 3, 1)
 
 
-def test_an_fdatasync_covers_what_was_written_before_it_began() -> None:
+def test_an_fdatasync_covers_operations_written_before_it_began() -> None:
     clusters = Clusters(Bounds())
     world = clusters.after(clusters.first(), Move("submit", 3))
     world = clusters.after(world, Move("submit", 3))

@@ -1,4 +1,4 @@
-"""Mutants are applied whole and undone whole; what they are called and break is told right."""
+"""Mutants are applied and undone completely, and their descriptions are well-formed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_mutant_changes_something_and_is_undone(name: str) -> None:
 
 
 @each_mutant
-def test_a_mutant_is_told_right(name: str) -> None:
+def test_a_mutants_description_is_well_formed(name: str) -> None:
     mutant = MUTANTS[name]
     rules = re.findall(r"^\*\*([A-Z]\d)\b", (PROJECT / "docs" / "protocol.md").read_text("utf-8"), re.MULTILINE)
     assert mutant.name == name and re.fullmatch(r"[a-z]+(_[a-z]+)+", name)
@@ -130,7 +130,7 @@ def test_a_retry_with_a_new_n() -> None:
         assert [(each.kind, each.last) for each in session.take_outcomes()] == [("ok", 2)]
 
 
-def test_what_was_sent_counted_as_acknowledged() -> None:
+def test_sent_messages_counted_as_acknowledged() -> None:
     with mutated("client_counts_sent_as_acknowledged"):
         session = Session(7, TOKEN)
         session.submit(["a", "b"], 0.0)

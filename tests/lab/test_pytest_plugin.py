@@ -1,4 +1,4 @@
-"""Scenarios as pytest tests, each time in a project of somebody else; runner and checker are faked but for one run."""
+"""Scenarios as pytest tests, each in a project of its own; runner and judges are fakes except in one test."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_repetitions_are_tests_with_the_next_seed_each(lab: FakeLab, pytester: p
     assert "quiet.yml::quiet[3] PASSED" in done.stdout.str()
 
 
-def test_run_directories_go_where_they_are_told(lab: FakeLab, pytester: pytest.Pytester) -> None:
+def test_run_directories_go_where_the_option_says(lab: FakeLab, pytester: pytest.Pytester) -> None:
     ran(pytester, "scenarios/quiet.yml")
     ran(pytester, "scenarios/quiet.yml", "--lab-out", "kept")
     assert Path("results/latest/verdict.json").is_file()
@@ -150,7 +150,7 @@ def test_junit_holds_verdict_and_figures(lab: FakeLab, pytester: pytest.Pytester
     assert failure.text is not None and "last_seq: 3" in failure.text
 
 
-def test_what_can_t_be_run_so_is_skipped_with_the_reason(lab: FakeLab, pytester: pytest.Pytester) -> None:
+def test_a_scenario_without_a_simulation_is_skipped_with_the_reason(lab: FakeLab, pytester: pytest.Pytester) -> None:
     Path("scenarios/quiet.yml").write_text(
         "name: quiet\ndescription: d\nsteps: [{load: start}]\nload: {rate: 5}\nexpectations: [{throughput: 5}]\n"
     )

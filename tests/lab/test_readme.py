@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/: each is one that run_lab.py, or the program that it starts, takes."""
+"""Every command in README.md and docs/ is accepted by run_lab.py or the program that it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run directory: names, links, and rows that come back as they went."""
+"""The run directory: names, links, and rows that are read as they were written."""
 
 from __future__ import annotations
 

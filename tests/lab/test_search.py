@@ -1,4 +1,4 @@
-"""The search: it finds a broken rule and nothing else, says the same each time, and leaves no process behind."""
+"""The search: it finds broken rules only, repeats its report exactly, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_time_is_limited(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--mutant", "nothing"], "mutant 'nothing', allowed: "),
     ],
 )
-def test_a_wrong_option_is_told_with_what_is_allowed(
+def test_a_wrong_option_is_reported_with_the_allowed_values(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -119,7 +119,7 @@ def test_a_wrong_option_is_told_with_what_is_allowed(
 # ---- ends before the end ------------------------------------------------------------------------------
 
 
-def test_an_interrupted_search_tells_what_it_has_and_leaves_no_process(
+def test_an_interrupted_search_reports_its_results_and_leaves_no_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spawn, take = Child.spawn, Tally.take
@@ -179,7 +179,7 @@ def test_an_error_of_the_lab_is_no_finding_and_ends_no_search(
     assert not played.invariant and played.trouble.endswith(f"{type(error).__name__}: {error}\n")
 
 
-def test_a_wait_in_vain_breaks_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_without_success_breaks_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = simulator.Outcome(missed=[("send: liveness", "2 messages without an acknowledgement")])
     monkeypatch.setattr(simulator, "simulate", lambda *_: outcome)
     played = play(1, (3,))
@@ -216,7 +216,7 @@ def test_a_progress_line_has_the_figures() -> None:
     assert line == "1 of 10 seeds, 2.0/s, findings 0, elections 3, messages 40, faults 7: reset 5, kill 2"
 
 
-def test_trouble_of_the_lab_is_told_and_ends_with_its_code(
+def test_an_error_of_the_lab_is_reported_with_its_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def troubled(counted: Tally, tell: object, found: Any) -> None:
@@ -235,7 +235,7 @@ FOUND = sorted((Path(__file__).parent / "found").glob("*.yml"))
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
-def test_what_a_search_once_found_holds_now(path: Path) -> None:
+def test_scenarios_of_earlier_findings_pass(path: Path) -> None:
     scenario = plan.load(path)
     assert scenario.seed is not None and scenario.name == path.stem
     for seed in (scenario.seed, *range(1, 6)):
@@ -246,7 +246,7 @@ def test_what_a_search_once_found_holds_now(path: Path) -> None:
 
 
 @pytest.mark.parametrize("nodes", range(1, 10))
-def test_what_is_drawn_is_a_scenario_that_can_be_simulated(nodes: int) -> None:
+def test_a_drawn_scenario_can_be_simulated(nodes: int) -> None:
     for seed in range(30):
         scenario = draw(seed, (nodes,))
         assert scenario.cluster.nodes == nodes and within_assumptions(scenario.steps, nodes)

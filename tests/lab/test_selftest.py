@@ -1,4 +1,4 @@
-"""The selftest: stories catch their mutants and the product passes them; what escapes is told and ends with 1."""
+"""The selftest: stories catch their mutants and the product passes them; a mutant that escapes ends with 1."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def nothing_broken(monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def test_stories_are_told_of_mutants_that_there_are() -> None:
+def test_every_story_has_a_mutant() -> None:
     assert set(mutants_with_story()) <= set(MUTANTS)
     assert set(LIVE) <= set(mutants_with_story())
 

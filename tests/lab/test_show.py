@@ -1,4 +1,4 @@
-"""What people and build servers get to see of a verdict."""
+"""Tables, junit.xml and summary pages of a verdict."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_bytes_that_are_no_text_are_shown_all_the_same() -> None:
 # ---- the summary page of a workflow step ------------------------------------------------------------
 
 
-def test_a_step_summary_has_a_row_a_run_and_the_text_of_what_did_not_pass() -> None:
+def test_a_step_summary_has_a_row_for_each_run_and_the_text_of_failed_ones() -> None:
     rows = [
         (stepsummary.row_of("calm", 7, "results/calm/1", verdict_of(PASSED), None, ""), "not shown"),
         (stepsummary.row_of("wild", None, "", verdict_of(BROKEN), None, ""), "A2 FAIL ``` <b>\n"),
@@ -194,7 +194,7 @@ def test_a_step_summary_has_the_figures(run: RunDir) -> None:
     assert f"| {metrics.load.throughput_per_s:,.0f} |" in stepsummary.render([(row, "")])
 
 
-def test_a_step_summary_stays_within_what_its_page_takes() -> None:
+def test_a_step_summary_stays_within_the_limit_of_its_page() -> None:
     row = stepsummary.row_of("wild", 7, "", verdict_of(BROKEN), None, "")
     page = stepsummary.render([(row, "x" * 300_000), (row, "y" * 300_000), (row, "z")])
     assert "xxx" in page and "yyy" not in page and "\nz\n" in page

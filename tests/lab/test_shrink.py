@@ -1,4 +1,4 @@
-"""Shrinking: what fails becomes small and goes on failing by the same rule; what does not is told."""
+"""Shrinking: a failing scenario becomes small and still breaks the same invariant."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_planted_bug_becomes_a_short_scenario_that_fails_each_time(mutant: str
     assert play(again, seed) is None, "the product itself stands it"
 
 
-def test_what_does_not_fail_is_not_shrunk() -> None:
+def test_a_scenario_that_does_not_fail_is_not_shrunk() -> None:
     assert shrink(draw(3), 3) is None
 
 
@@ -86,7 +86,7 @@ def test_simulations_are_counted_and_end() -> None:
     assert "after 10 simulations, the limit" in report(shrunk, Path("x.yml"))
 
 
-def test_the_commands_that_play_it_again_in_both_worlds_are_told() -> None:
+def test_the_report_has_the_commands_for_both_worlds() -> None:
     live = Scenario(name="a", description="b", steps=(Kill(target=1),), seed=4)
     shrunk = shrinking.Shrunk(live, Failure("A1", "differs"), "two_votes_in_one_term", 7, True)
     told = report(shrunk, Path("x.yml"))
@@ -97,7 +97,7 @@ def test_the_commands_that_play_it_again_in_both_worlds_are_told() -> None:
 # ---- what a failure is --------------------------------------------------------------------------------------
 
 
-def test_a_wait_in_vain_breaks_a9_and_is_like_itself_only() -> None:
+def test_a_wait_without_success_breaks_a9_and_is_like_itself_only() -> None:
     missed = failure_of(Outcome(missed=[("liveness", "2 messages without an acknowledgement")]))
     assert missed == Failure("A9", "liveness: 2 messages without an acknowledgement", "liveness")
     assert missed.like(Failure("A9", "liveness: 1 message", "liveness"))
