@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,7 +118,7 @@ def closed(into: Collected, runs: Runs, quick: bool) -> None:
 def open_loop(into: Collected, runs: Runs, quick: bool) -> None:
     """Measure messages at fixed times, at shares of the maximum rate, independent of the acknowledgements."""
     most = _maximum(into, runs, quick)
-    for share in _shares(quick):
+    for share in (50,) if quick else SHARES:
         rate = most * share / 100
         duration = Duration(2 if quick else 4)
         load = Load(clients=4, rate=rate, duration=duration, via=LEADER_OF_THREE)
@@ -127,10 +126,6 @@ def open_loop(into: Collected, runs: Runs, quick: bool) -> None:
         assert latency is not None
         for unit, value in (("p50 ms", latency.p50_ms), ("p99 ms", latency.p99_ms), ("p99.9 ms", latency.p999_ms)):
             into.add("open", f"{share} % of the maximum", unit, value)
-
-
-def _shares(quick: bool) -> Iterator[int]:
-    yield from ((50,) if quick else SHARES)
 
 
 def _maximum(into: Collected, runs: Runs, quick: bool) -> float:

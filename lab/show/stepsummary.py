@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from lab.check.metrics import Metrics
 from lab.check.verdict import Verdict
@@ -71,15 +71,12 @@ def row_of(
     """
     word = closing(verdict) if verdict is not None else f"the lab failed: {problem}"
     again = "" if word == PASSED else again
+    row = RunRow(scenario=scenario, verdict=word, seed=seed, directory=directory, again=again)
     if metrics is None:
-        return RunRow(scenario=scenario, verdict=word, seed=seed, directory=directory, again=again)
+        return row
     load, latency = metrics.load, metrics.load.latency
-    return RunRow(
-        scenario=scenario,
-        verdict=word,
-        seed=seed,
-        directory=directory,
-        again=again,
+    return structs.replace(
+        row,
         acknowledged=load.acknowledged,
         throughput_per_s=load.throughput_per_s,
         latency_p50_ms=latency.p50_ms if latency is not None else None,
