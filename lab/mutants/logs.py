@@ -67,12 +67,14 @@ def leader_counts_itself_before_its_fsync(patch: Patch) -> None:
 
 
 def count_all(patch: Patch, counts: Any) -> None:
-    """The leader counts every position told for which counts(state, position) holds."""
+    """Make the leader count every acknowledged position for which counts(state, position) is true."""
     right = ordering.count_answer
 
     def majority(state: NodeState, leader: Leader) -> Position | None:
-        told = [p.matched for peer, p in leader.progress.items() if peer not in state.learners] + [state.durable]
-        counted = sorted((position for position in told if counts(state, position)), reverse=True)
+        acknowledged = [p.matched for peer, p in leader.progress.items() if peer not in state.learners] + [
+            state.durable
+        ]
+        counted = sorted((position for position in acknowledged if counts(state, position)), reverse=True)
         return counted[state.majority - 1] if len(counted) >= state.majority else None
 
     def count(state: NodeState, leader: Leader, progress: Progress, position: Position, fx: Effects) -> None:
@@ -274,18 +276,18 @@ def fsync_before_a_truncation_counts(patch: Patch) -> None:
         if state.written > written:
             state.unsynced.extendleft(reversed(before))
 
-    def present(state: NodeState, told: Position) -> Position:
-        """Where the log as it is now has that seq_no, if it has not that position."""
+    def present(state: NodeState, reached: Position) -> Position:
+        """Return the position, or if the log does not have it, the last one in the log with at most its seq_no."""
         places = [record.position for record in state.log.tail]
-        if told <= state.log.base or told in places:
-            return told
-        return max((place for place in places if place.seq_no <= told.seq_no), default=state.log.base)
+        if reached <= state.log.base or reached in places:
+            return reached
+        return max((place for place in places if place.seq_no <= reached.seq_no), default=state.log.base)
 
     def wrong(state: NodeState, ticket: int, fx: Effects) -> None:
-        for at, (each, told) in enumerate(state.unsynced):
+        for at, (each, reached) in enumerate(state.unsynced):
             if each > ticket:
                 break
-            state.unsynced[at] = (each, present(state, told))
+            state.unsynced[at] = (each, present(state, reached))
         durable(state, ticket, fx)
 
     def at_once(self: Node, envelope: Envelope, now: float, fx: Effects) -> None:

@@ -88,14 +88,14 @@ def _majority_is_healthy(before: Sequence[Step], send: Send, nodes: int) -> bool
 
     It is if later steps were aimed at other nodes only, or only sent messages, slowed disks or copied data.
     """
-    everybody = frozenset(range(1, nodes + 1))
-    hurt: frozenset[NodeId] = frozenset()
+    all_nodes = frozenset(range(1, nodes + 1))
+    cut_off: frozenset[NodeId] = frozenset()
     for step in reversed(before):
         if isinstance(step, Heal) and step.what == "all":
-            healed = everybody if step.on == "all" else named_ids(step.on) or frozenset()
+            healed = all_nodes if step.on == "all" else named_ids(step.on) or frozenset()
             heard = all(each.via in healed for each in send.clients if each.via is not None)
-            return 2 * len(healed) > nodes and not hurt & healed and heard and not _lacks_data(before)
-        hurt |= everybody if step.hurts is None else step.hurts
+            return 2 * len(healed) > nodes and not cut_off & healed and heard and not _lacks_data(before)
+        cut_off |= all_nodes if step.hurts is None else step.hurts
     return False
 
 

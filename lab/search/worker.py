@@ -110,7 +110,7 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
             outcome = simulator.simulate(draw(seed, sizes), seed)
     except _Endless:
         pass
-    except (Exception, PowerLost):  # A lost power that no node caught is our error, and costs this seed only.
+    except (Exception, PowerLost):  # A PowerLost that no node caught is an error of the lab, in this seed only.
         trouble = "" if limit.reached else traceback.format_exc()
     failure = failure_of(outcome)
     if limit.reached:

@@ -359,7 +359,7 @@ class NodeState:
 
 
 def become_follower(state: NodeState, now: float, fx: Effects, reason: str) -> None:
-    """Become a follower of nobody yet in the current term. Clients must resend what was not ordered (S5)."""
+    """Become a follower without a leader in the current term. Clients must resend unordered messages (S5)."""
     if not isinstance(state.role, Follower):
         fx.emit.append(BecameFollower(state.term, reason))
     if isinstance(state.role, Leader):
