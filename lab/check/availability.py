@@ -15,9 +15,11 @@ from msgspec import Struct
 from lab.check.elections import SHOWS_TERM
 from lab.check.history import EventLine
 from lab.rows import FaultRow
+from lab.steps import KINDS, OF_ITSELF
+from lab.steps.step import Effect
 
 NS_PER_S = 1_000_000_000
-_NO_FAULTS = ("start", "resume", "heal", "exit", "refusal")
+_CONSEQUENCES = tuple(word for word, effect in KINDS.items() if effect in (Effect.UP, Effect.HEALED)) + OF_ITSELF
 """Rows that are not faults: heals, and consequences of faults."""
 
 
@@ -77,7 +79,7 @@ def windows_of(faults: Iterable[FaultRow]) -> list[Window]:
     windows: list[Window] = []
     latest: tuple[int, int, str] | None = None
     for row in sorted(faults, key=lambda row: row.t):
-        if row.step < 0 or not row.effect or row.fault in _NO_FAULTS:
+        if row.step < 0 or not row.effect or row.fault in _CONSEQUENCES:
             continue
         cause = (row.step, row.round, row.asked)
         if cause != latest:

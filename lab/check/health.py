@@ -14,6 +14,8 @@ from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, Findings, quote
 from lab.rows import FaultRow, Meta, NodeExit
 from lab.rundir import RunDir
+from lab.steps import effect_of
+from lab.steps.step import Effect
 from lab.words import EVENTS
 from nodeproc.core.messages import NodeId
 
@@ -25,7 +27,6 @@ ERRORS = frozenset(name for name, event in EVENTS.items() if event.level == "ERR
 """Events that no healthy node reports."""
 MEMORY_BOUND_BYTES = 256 << 20
 """Of one node process: more than twice the largest that any measurement in docs/performance.md saw."""
-_HEALING = ("start", "resume", "heal")
 _ASKED_ENDS = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Shells and virtual machines report a signal as 128 plus its number."""
 
@@ -103,7 +104,7 @@ def _is_excused(event: EventLine, exits: Sequence[NodeExit], faults: Sequence[Fa
         return end is not None and bool(end.because)
     before = [row for row in faults if row.t <= event.t_ns]
     if event.event == "peer_refused":
-        return any(row.effect and row.fault in ("link", "reset") for row in before)
+        return any(row.effect and effect_of(row.fault) is Effect.LINKS for row in before)
     return event.event == "stranger_refused" and any(row.target == event.peer and loses_disk(row) for row in before)
 
 
@@ -132,7 +133,11 @@ def check_faults(run: RunDir, faults: Sequence[FaultRow], gap: str) -> Check:
     findings = Findings("faults", "faults")
     if gap:
         return findings.unknown(gap)
-    hit = {(row.step, row.asked) for row in faults if row.round and row.effect and row.fault not in _HEALING}
+    hit = {
+        (row.step, row.asked)
+        for row in faults
+        if row.round and row.effect and effect_of(row.fault) not in (Effect.UP, Effect.HEALED)
+    }
     for number, row in enumerate(faults, 1):
         if not row.effect and row.step >= 0 and row.fault != "heal" and (row.step, row.asked) not in hit:
             target = f"node {row.target}" if row.target else "all nodes"

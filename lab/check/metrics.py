@@ -26,10 +26,11 @@ from lab.check.availability import (
 from lab.check.history import EventLine, read_events, read_fault_rows, read_history, read_meta, read_pieces
 from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Sample, Unknown
 from lab.rundir import RunDir
+from lab.steps import effect_of
+from lab.steps.step import Effect
 
 NS_PER_S = 1_000_000_000
 NEMESIS_PART = "during the nemesis"
-_LEADER_HITS = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
 CPU_MESSAGES_MIN = 10_000
 """Below it the nodes' heartbeats and status answers would outweigh the messages."""
 _BUCKET_BITS = 11
@@ -217,7 +218,7 @@ def _hits(faults: list[FaultRow]) -> list[_Hit]:
     for row in sorted(faults, key=lambda row: row.t):
         if row.step < 0 or not row.effect:
             continue
-        leader_fault = row if row.role == "leader" and row.fault in _LEADER_HITS else None
+        leader_fault = row if row.role == "leader" and effect_of(row.fault) is Effect.DOWN else None
         name = f"{row.fault} node {row.target}" if row.target else row.fault
         if hits and ((row.step, row.round) == cause or row.t < hits[-1].t_done) and leader_fault is None:
             hits[-1].name += f", {name}"

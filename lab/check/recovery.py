@@ -16,12 +16,12 @@ from lab.check.history import NodeFile
 from lab.check.judge import Case, Judge
 from lab.check.verdict import Check, quote
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
+from lab.steps import AT_ONCE, effect_of
+from lab.steps.step import Effect
 from nodeproc.core.messages import NodeId
 
 NS_PER_S = 1_000_000_000
-_DOWN = ("kill", "stop", "pause", "power_loss", "exit", "rebuild")
 ANY_LINK = (0, 0)
-_UP = ("start", "resume")
 
 
 class Stretch(NamedTuple):
@@ -42,7 +42,7 @@ def healthy_stretches(faults: Iterable[FaultRow], nodes: Sequence[NodeId], t_sta
         nodes: ids of the whole cluster. A node whose first fault is a start was down before.
     """
     rows = sorted(faults, key=lambda row: row.t)
-    up = {node: _first_kind(rows, node) not in _UP for node in nodes}
+    up = {node: _first_effect(rows, node) is not Effect.UP for node in nodes}
     stretches: list[Stretch] = []
     ruled: set[tuple[int, int]] = set()
     treated: list[FaultRow] = []
@@ -56,14 +56,15 @@ def healthy_stretches(faults: Iterable[FaultRow], nodes: Sequence[NodeId], t_sta
 
     for row in rows:
         close(row.t)
-        if row.fault in (*_DOWN, *_UP) and row.moved:
-            up[row.target] = row.fault in _UP
-        elif row.fault == "link":
-            ruled |= {(source, to) for source, to in row.evidence.get("pairs", (ANY_LINK,))}
-        elif row.fault == "heal":
-            ruled.clear()
-        elif row.fault in ("disk", "clock"):
-            treated.append(row)
+        match effect_of(row.fault):
+            case Effect.DOWN | Effect.UP as effect if row.moved:
+                up[row.target] = effect is Effect.UP
+            case Effect.LINKS if row.fault not in AT_ONCE:
+                ruled |= {(source, to) for source, to in row.evidence.get("pairs", (ANY_LINK,))}
+            case Effect.HEALED:
+                ruled.clear()
+            case Effect.SLOW:
+                treated.append(row)
         since, fault = max(since, row.t_done), row
     close(t_end)
     return stretches
@@ -75,8 +76,10 @@ def _is_healthy(up: dict[int, bool], ruled: set[tuple[int, int]]) -> bool:
     return 2 * len(down) < len(up) and all(source in down or to in down for source, to in ruled)
 
 
-def _first_kind(rows: list[FaultRow], node: int) -> str:
-    return next((row.fault for row in rows if row.target == node and row.moved and row.fault in (*_DOWN, *_UP)), "")
+def _first_effect(rows: list[FaultRow], node: int) -> Effect:
+    """What was first done to the process of a node."""
+    effects = (effect_of(row.fault) for row in rows if row.target == node and row.moved)
+    return next((effect for effect in effects if effect in (Effect.DOWN, Effect.UP)), Effect.NONE)
 
 
 @dataclass(slots=True)
@@ -204,7 +207,7 @@ class Recovery(Judge):
             return self._findings.unknown("no message was acknowledged")
         if meta.convergence is None:
             return self._findings.unknown(f"convergence was not awaited: {meta.problem or 'the run ended before'}")
-        hit = [row for row in faults if row.effect and row.fault in _DOWN and row.step >= 0]
+        hit = [row for row in faults if row.effect and effect_of(row.fault) is Effect.DOWN and row.step >= 0]
         if hit and not any(self._stretches[at].fault is not None for at in self._judged_faults):
             return self._findings.unknown("no message waited for an acknowledgement after a fault")
         return self._findings.passed(

@@ -18,6 +18,8 @@ from lab.check.verdict import Check, quote
 from lab.plan.scenario import Scenario
 from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Acked, FaultRow, HistoryRow, Shown, encode_row
+from lab.steps import effect_of
+from lab.steps.step import Effect
 
 NS_PER_S = 1_000_000_000
 
@@ -88,13 +90,14 @@ def quiet_spans(faults: Sequence[FaultRow], late_nodes: Sequence[int], t_start: 
 
 
 def _over_at(row: FaultRow, t_end: int) -> int:
-    if row.fault in _INSTANT or (not row.moved and row.fault in _MOVES):
-        return row.t_done
+    match effect_of(row.fault):
+        case Effect.UP | Effect.HEALED:
+            return row.t_done
+        case Effect.NONE:
+            return row.t_healed or row.t_done
+        case Effect.DOWN if not row.moved:
+            return row.t_done
     return row.t_healed or t_end
-
-
-_INSTANT = ("start", "resume", "heal", "refusal", "garbage")
-_MOVES = ("kill", "stop", "pause")
 
 
 class _Wait(NamedTuple):

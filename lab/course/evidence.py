@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from lab.rows import FaultRow
-from lab.steps import AT_ONCE, KINDS
+from lab.steps import AT_ONCE, effect_of
 from lab.steps.step import Effect
 from nodeproc.core.messages import NodeId
 
@@ -24,7 +24,7 @@ def with_heals(rows: Sequence[FaultRow]) -> list[FaultRow]:
     for at, row in enumerate(ordered):
         if not row.moved:
             continue
-        effect = KINDS[row.fault]
+        effect = effect_of(row.fault)
         if effect is Effect.DOWN:
             down.setdefault(row.target, []).append(at)
         elif effect is Effect.UP:

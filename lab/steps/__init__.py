@@ -58,6 +58,7 @@ __all__ = [
     "HEAL_ROWS",
     "KINDS",
     "MAX_STEPS",
+    "OF_ITSELF",
     "STEPS",
     "UNTILS",
     "Busy",
@@ -105,6 +106,7 @@ __all__ = [
     "UntilTermChange",
     "Wait",
     "When",
+    "effect_of",
     "steps_by_word",
 ]
 
@@ -151,10 +153,16 @@ HEAL_ROWS = Heal.rows
 """Kinds of the rows that a heal leaves, also one that no step asks for."""
 END_ROWS = tuple(each.word for each in STEPS if issubclass(each, Fault) and each.ends_process)
 """Kinds of the rows that say that a process was ended."""
+OF_ITSELF = ("exit", "refusal")
+"""Words of rows that no step leaves: a process ended by itself, or refused to start, of what was done to its disk."""
 KINDS: dict[str, Effect] = {
     **{each.word: each.effect for each in FAULT_STEPS},
-    "exit": Effect.DOWN,
-    "refusal": Effect.NONE,
+    **dict(zip(OF_ITSELF, (Effect.DOWN, Effect.NONE), strict=True)),
 }
-"""What a row of faults.jsonl says of the cluster, by its word; an exit is the end of a process by itself."""
+"""What a row of faults.jsonl says of the cluster, by its word."""
 AT_ONCE = tuple(each.word for each in FAULT_STEPS if each.at_once)
+
+
+def effect_of(word: str) -> Effect:
+    """What a row with this word says; nothing if no such row is known."""
+    return KINDS.get(word, Effect.NONE)

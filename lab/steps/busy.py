@@ -18,7 +18,7 @@ class Busy(Fault, frozen=True, rename={"time": "for"}):
     """
 
     word = "busy"
-    effect = Effect.NONE
+    effect = Effect.SLOW
     short = "processes"
     needs = Needs(real_time="there is no processor that could be busy in a simulation")
     processes: Annotated[int, Meta(ge=1, le=1000)]
