@@ -35,7 +35,7 @@ On busy cores a leader gets no CPU for 0.1 to 0.5 s every few minutes: one minut
 """
 INTERVALS_OF_SILENCE = 2
 """Heartbeat intervals in the allowed silence: one heartbeat may be lost."""
-DELAYS_OF_SILENCE = 10
+DELAYS_OF_SILENCE = 5
 """Longest delays in the allowed silence. Busy cores delay many heartbeats by 10 to 20 ms before one by 300."""
 MIN_SILENCE = 0.45
 """The shortest allowed silence, as a fraction of election_timeout."""

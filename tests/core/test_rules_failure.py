@@ -129,8 +129,8 @@ def hear_regularly(single: Single, pause: float, times: int = 11) -> None:
 
 @pytest.mark.parametrize(
     ("pause", "silence"),
-    [(0.01, 0.225), (0.1, 0.225), (0.115, 0.35), (0.4, 0.5)],
-    ids=["at least 45 % of election_timeout", "that too", "2 intervals and 10 delays", "at most election_timeout"],
+    [(0.01, 0.225), (0.1, 0.225), (0.13, 0.35), (0.4, 0.5)],
+    ids=["at least 45 % of election_timeout", "that too", "2 intervals and 5 delays", "at most election_timeout"],
 )
 def test_a_leader_is_suspected_after_a_silence_that_its_heartbeats_do_not_explain(pause: float, silence: float) -> None:
     """Rule: F2."""
@@ -144,7 +144,7 @@ def test_the_longest_delay_counts_for_minutes_and_what_was_learnt_holds_for_the_
     """Busy cores delay a leader every few minutes. Rule: F2."""
     single = following()
     hear_regularly(single, 0.1)
-    hear_regularly(single, 0.12, 1)
+    hear_regularly(single, 0.14, 1)
     hear_regularly(single, 0.1, 3000)
     single.follow(3, TERM + 1)
     assert not events(single.wait(0.34), LeaderTimeout)
