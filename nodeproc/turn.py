@@ -115,9 +115,7 @@ class Turn:
             node.step(envelope, now, fx)
         if node.next_deadline() <= now:
             node.tick(now, fx)
-        fetches = self._fetches  # With those of this turn if none waited before it.
-        if fetches:
-            self._fetches = []
+        fetches, self._fetches = self._fetches, []
         self._perform(fx)
         for fetch in fetches:
             self._serve(fetch, now)

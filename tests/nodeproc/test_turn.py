@@ -11,9 +11,9 @@ import pytest
 from lab.course.simfiles import SimFiles
 from nodeproc import turn as module
 from nodeproc.config import Limits
-from nodeproc.core.effects import Effects
+from nodeproc.core.effects import Effects, Fetch
 from nodeproc.core.events import Event
-from nodeproc.core.messages import NodeId, PeerMessage, Record, Submit
+from nodeproc.core.messages import START, NodeId, PeerMessage, Record, Submit
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig
 from nodeproc.disk.storage import Storage
@@ -125,6 +125,26 @@ def test_a_turn_takes_a_flood_in_pieces_and_loses_nothing(monkeypatch: pytest.Mo
         sizes.append(len(seen) - before)
     assert seen == list(range(1, 14)) and sizes == [5, 5, 3]
     assert host.asked.count("turn") == 3
+
+
+def test_each_turn_reads_once_for_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, _ = leading()
+    first, second, third = (Fetch(2, START, 1000, token) for token in (1, 2, 3))
+    asked = {1: [first]}
+    then = {first: [second], second: [third], third: []}
+    read: list[list[Fetch]] = [[]]
+
+    def records(fetch: Fetch) -> list[Record]:
+        read[-1].append(fetch)
+        return []
+
+    monkeypatch.setattr(turn.reading, "records", records)
+    monkeypatch.setattr(turn.node, "tick", lambda now, fx: fx.merge(Effects(fetch=asked.get(len(read), []))))
+    monkeypatch.setattr(turn.node, "fetched", lambda *of: Effects(fetch=then[read[-1][-1]]))
+    for _ in range(4):
+        turn.run(1e6)
+        read.append([])
+    assert read == [[], [first], [second], [third], []]
 
 
 def test_a_turn_is_asked_for_once_until_it_is_run() -> None:
