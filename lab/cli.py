@@ -277,7 +277,7 @@ def _choice(options: argparse.Namespace) -> tuple[list[Chosen], list[ConfigError
     """Return the selected scenarios, and the mistakes in those that are not valid."""
     from lab.plan.choosing import choose
 
-    return choose(options.scenarios, options.tag, SCENARIOS, COMMANDS)
+    return choose(options.scenarios, options.tag, SCENARIOS, COMMANDS, simulated=getattr(options, "sim", False))
 
 
 def _chosen(options: argparse.Namespace) -> tuple[list[Chosen], int]:

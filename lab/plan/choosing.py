@@ -26,7 +26,12 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    words: Sequence[str], tags: Collection[str], home: Path, commands: Sequence[str] = ()
+    words: Sequence[str],
+    tags: Collection[str],
+    home: Path,
+    commands: Sequence[str] = (),
+    *,
+    simulated: bool = False,
 ) -> tuple[list[Chosen], list[ConfigError]]:
     """The scenarios that the words name and that have at least one of the tags, in order, and what is wrong.
 
@@ -35,6 +40,7 @@ def choose(
         tags: none: any scenario is chosen.
         home: the directory of this project's scenarios.
         commands: also suggested for a word that names nothing.
+        simulated: as in load_checked().
 
     Returns:
         The scenarios without those that have none of the tags; and the mistakes: of a word that names nothing, and of
@@ -50,7 +56,7 @@ def choose(
             continue
         for path in paths:
             try:
-                scenario = load_checked(path)
+                scenario = load_checked(path, simulated=simulated)
             except ConfigError as error:
                 mistakes.append(error)
                 continue

@@ -53,7 +53,7 @@ def test_the_command_that_repeats_a_run_is_one() -> None:
     again = re.search(r"^again: python3 run_lab.py (.*)$", PAGES[0].read_text("utf-8"), re.MULTILINE)
     assert again is not None
     options = cli.parse(shlex.split(again[1]))
-    chosen, mistakes = choose(options.scenarios, options.tag, SCENARIOS)
+    chosen, mistakes = choose(options.scenarios, options.tag, SCENARIOS, simulated=options.sim)
     assert [each.scenario.name for each in chosen] == [options.mutant] and not mistakes
 
 

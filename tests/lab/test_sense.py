@@ -31,6 +31,7 @@ def steps(*each: str) -> str:
 
 
 WRONG = {
+    "nothing is sent": ("steps: [{kill: 1}]", "steps: nothing is sent"),
     "rot without rebuild": (
         steps("disk: {on: 1, rot: wal}"),
         "steps[0].disk: the node can't start on its damaged disk",
@@ -113,7 +114,6 @@ def test_what_cannot_work_is_refused_with_its_place(text: str, words: str) -> No
 
 
 RIGHT = {
-    "elections without a message": "steps: [{kill: 1}]",
     "rot and rebuild": steps("disk: {on: 1, rot: wal}", "start: {target: 1, refuses: true}", "rebuild: 1"),
     "a message log that is written again": steps("disk: {on: 1, lose: messages}", "start: down"),
     "whoever is down after a disk failed": steps("disk: {on: 1, failing: sync}", "sleep: 1s", "start: down"),
@@ -146,3 +146,7 @@ def test_the_project_s_scenarios_are_taken(path: Path) -> None:
 
 def test_drawn_scenarios_are_taken() -> None:
     assert [(seed, found) for seed in range(150) if (found := list(mistakes(draw(seed))))] == []
+
+
+def test_elections_alone_are_worth_a_simulation() -> None:
+    assert load_checked("story.yml", text=HEAD + "steps: [{kill: 1}]", simulated=True).step_count == 1
