@@ -6,11 +6,17 @@ import pytest
 
 from tests.kernel.failing_disk import LARGE, measure, missing
 
+TRIES = 4
+"""Pages that could not be written are clean: while much else goes on, the kernel may drop them before a restart reads."""
+
 
 def test_what_a_real_disk_failed_to_write_survives_a_power_loss_once_a_restart_has_found_it() -> None:
     if problem := missing():
         pytest.skip(problem)
-    plain, node = measure()
+    for _ in range(TRIES):
+        plain, node = measure()
+        if node["restart"]["seq_no"]:
+            break
     if not (plain["sync"].startswith("failed") and plain["sync_again"] == "returned" and plain["read"] == LARGE):
         pytest.skip(f"this kernel keeps no pages that it failed to write: {plain}")
     assert plain["left"] < LARGE
