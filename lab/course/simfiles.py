@@ -138,7 +138,7 @@ class SimFile:
 
     def pread(self, size: int, at: int) -> bytes:
         self._files.about_to("pread", self._name)
-        data = bytes(memoryview(self._inode.data)[at : at + size])
+        data = bytes(self._inode.data[at : at + size])  # No memoryview: a scrub may read in another thread.
         self._files.bytes_read += len(data)
         return data
 

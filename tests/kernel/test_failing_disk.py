@@ -7,7 +7,7 @@ import pytest
 from tests.kernel.failing_disk import LARGE, measure, missing
 
 TRIES = 4
-"""Pages that could not be written are clean: while much else goes on, the kernel may drop them before a restart reads."""
+"""Pages that could not be written are clean: on a busy machine the kernel may drop them before a restart reads."""
 
 
 def test_what_a_real_disk_failed_to_write_survives_a_power_loss_once_a_restart_has_found_it() -> None:

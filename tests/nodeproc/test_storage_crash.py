@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
+import threading
 from random import Random
 
 import pytest
@@ -246,3 +248,26 @@ def test_a_disk_that_lies_about_sync_is_caught(monkeypatch: pytest.MonkeyPatch) 
         except (AssertionError, CorruptionError):
             caught += 1
     assert caught > 5
+
+
+def test_a_file_can_be_read_in_one_thread_while_another_appends() -> None:
+    """A scrub reads in a thread of its own."""
+    file, before = SimFiles().open("a", create=True), sys.getswitchinterval()
+    file.append([bytes(1 << 16)])
+    reading = threading.Event()
+
+    def read() -> None:
+        while not reading.is_set():
+            file.pread(1 << 16, 0)
+
+    reader = threading.Thread(target=read)
+    sys.setswitchinterval(1e-6)
+    try:
+        reader.start()
+        for _ in range(50_000):
+            file.append([b"x"])
+    finally:
+        reading.set()
+        reader.join()
+        sys.setswitchinterval(before)
+    assert file.size() == (1 << 16) + 50_000
