@@ -264,11 +264,8 @@ class Archive:
 
     def own_copy(self, after: Position) -> Record | None:
         """The record behind a position from header and lines alone, where its row is damaged; None if they are too."""
-        number = self._first(lambda row: row.position > after)
-        before = self._row(number - 1) if number else None
-        at = before.header_at + before.header_bytes if before is not None else 0
-        lines_at = before.lines_at + before.body_bytes if before is not None else 0
         try:
+            number, at, lines_at = self._behind(after)
             prefix = pread(self.headers, PREFIX.size, at)
             if number == self.end.records or len(prefix) < PREFIX.size:
                 return None
@@ -286,10 +283,7 @@ class Archive:
         Raises:
             ReadFailed: they do not fit to what is intact here.
         """
-        number = self._first(lambda row: row.position > after)
-        before = self._row(number - 1) if number else None
-        at = before.header_at + before.header_bytes if before is not None else 0
-        lines_at = before.lines_at + before.body_bytes if before is not None else 0
+        number, at, lines_at = self._behind(after)
         for record in records[: self.end.records - number]:
             header = record.header
             first = header.first if isinstance(header, Batch) else header.after + 1
@@ -302,3 +296,17 @@ class Archive:
             yield HEADERS, row.header_at, memoryview(record.raw)[: record.body_at]
             yield self.lines_name, row.lines_at, record.body
             yield INDEX, (number - 1) * ROW_BYTES, encode_row(row)
+
+    def _behind(self, after: Position) -> tuple[int, int, int]:
+        """Number of the row behind a position, and where its header and its lines begin.
+
+        Raises:
+            ReadFailed: the row that ends at this position is damaged itself, so that nobody knows.
+        """
+        number = self._first(lambda row: row.position > after)
+        before = self._row(number - 1) if number else None
+        if (START if before is None else before.position) != after:
+            raise ReadFailed(f"the row before the record behind {tuple(after)} is damaged too")
+        if before is None:
+            return number, 0, 0
+        return number, before.header_at + before.header_bytes, before.lines_at + before.body_bytes

@@ -13,6 +13,7 @@ from nodeproc.core.effects import Copied, Fetch
 from nodeproc.core.events import DamageFound, DamageLeft, DamageRepaired, Event
 from nodeproc.core.messages import START, Batch, Damaged, Input, NodeId, Position, Record
 from nodeproc.disk import checkpoint
+from nodeproc.disk.archive import ROW_BYTES
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.reading import NOBODY_HAS_IT, Reading
 from nodeproc.disk.scrub import Scrub
@@ -180,6 +181,21 @@ def test_real_files_are_overwritten_in_place(tmp_path: Path) -> None:
         file.close()
     finally:
         files.close()
+
+
+def test_a_copy_is_not_put_in_the_place_of_another_record_whose_row_rots_meanwhile() -> None:
+    """A record's damage is found; before its copy comes, the index row of the record before it rots. Rule: K6."""
+    files, scribe = with_a_checkpoint()
+    storage, _, _ = opened(files)
+    after = scribe.meaning.log[4].position
+    files.rot(INDEX, 4 * ROW_BYTES + 9, 255)
+    before = files.contents()
+    with pytest.raises(ReadFailed, match="damaged too"):
+        storage.restore(after, behind(scribe, after))
+    assert storage.own_copy(after) is None
+    assert files.contents() == before
+    repaired(storage, scribe, set())
+    assert storage.read_records(after, 400) == behind(scribe, after, len(storage.read_records(after, 400)))
 
 
 # ---- checkpoints --------------------------------------------------------------------------------------
