@@ -19,7 +19,7 @@ from lab.steps import KINDS, OF_ITSELF
 from lab.steps.step import Effect
 
 NS_PER_S = 1_000_000_000
-_CONSEQUENCES = tuple(word for word, effect in KINDS.items() if effect in (Effect.UP, Effect.HEALED)) + OF_ITSELF
+_CONSEQUENCES = {*OF_ITSELF, *(word for word, effect in KINDS.items() if effect in (Effect.UP, Effect.HEALED))}
 """Rows that are not faults: heals, and consequences of faults."""
 
 

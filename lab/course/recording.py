@@ -16,6 +16,18 @@ FLUSH_BYTES = 64 << 10
 MERGE_CHUNK = 1 << 20
 
 
+def outcome_row(now_ns: int, session: str, outcome: Outcome) -> HistoryRow:
+    """What became of some of a session's messages."""
+    count = outcome.last - outcome.first + 1
+    match outcome.kind:
+        case "ok":
+            return Acked(now_ns, session, outcome.last, outcome.seq_no)
+        case "rejected":
+            return Failed(now_ns, session, outcome.first, count, outcome.reason)
+        case "unknown":
+            return Unknown(now_ns, session, outcome.first, count)
+
+
 class HistoryWriter:
     """One part of the history; rows must come in the order of their t.
 
@@ -37,14 +49,7 @@ class HistoryWriter:
 
     def outcome(self, session: str, outcome: Outcome) -> None:
         """What became of some of a session's messages, as of now."""
-        now, count = self._now_ns(), outcome.last - outcome.first + 1
-        match outcome.kind:
-            case "ok":
-                self.write(Acked(now, session, outcome.last, outcome.seq_no))
-            case "rejected":
-                self.write(Failed(now, session, outcome.first, count, outcome.reason))
-            case "unknown":
-                self.write(Unknown(now, session, outcome.first, count))
+        self.write(outcome_row(self._now_ns(), session, outcome))
 
     def flush(self) -> None:
         if self._rows:

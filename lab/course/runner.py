@@ -26,12 +26,12 @@ from lab.steps.machine import Addresses, Machine, RunFailed, RunningLoad, StepMi
 from lab.steps.rules import CLIENTS, Pair
 from lab.steps.step import Fault
 from lab.steps.targets import ClusterView, NodeView, NoSuchTarget, choose
+from lab.steps.wait import LOOK_EVERY_S
 from lab.words import LinkEnd, Target
 from nodeproc.core.messages import NodeId
 
 Progress: TypeAlias = Callable[[str], None]
 
-LOOK_EVERY_S = 0.02
 SAMPLE_EVERY_S = 0.5
 TELL_EVERY_S = 2.0
 FIRST_LEADER_PATIENCE_S = 20.0

@@ -16,9 +16,10 @@ from lab.course.environment import Environment
 from lab.course.load import Answer, Go, Halt, Prepare, Ready, Tally, Worker
 from lab.course.manifest import node_settings
 from lab.course.observation import SeenLeaders, as_text, view_of
+from lab.course.recording import outcome_row
 from lab.plan.scenario import Load, Scenario
 from lab.plan.workload import client_plans
-from lab.rows import Acked, Failed, HistoryRow, NodeExit, NodeUse, Unknown
+from lab.rows import HistoryRow, NodeExit, NodeUse
 from lab.sim.loop import VirtualLoop
 from lab.sim.machine import SimMachine
 from lab.sim.network import Network
@@ -98,14 +99,7 @@ class SimHistory:
 
     def outcome(self, session: str, outcome: Outcome) -> None:
         """As HistoryWriter.outcome."""
-        now, count = self._environment.now_ns(), outcome.last - outcome.first + 1
-        match outcome.kind:
-            case "ok":
-                self.write(Acked(now, session, outcome.last, outcome.seq_no))
-            case "rejected":
-                self.write(Failed(now, session, outcome.first, count, outcome.reason))
-            case "unknown":
-                self.write(Unknown(now, session, outcome.first, count))
+        self.write(outcome_row(self._environment.now_ns(), session, outcome))
 
     def flush(self) -> None:
         pass

@@ -151,14 +151,11 @@ FAULT_STEPS: tuple[type[Fault], ...] = tuple(each for each in STEPS if issubclas
 """Steps that do something to nodes, links or the host; each leaves rows in faults.jsonl."""
 HEAL_ROWS = Heal.rows
 """Kinds of the rows that a heal leaves, also one that no step asks for."""
-END_ROWS = tuple(each.word for each in STEPS if issubclass(each, Fault) and each.ends_process)
+END_ROWS = tuple(each.word for each in FAULT_STEPS if each.ends_process)
 """Kinds of the rows that say that a process was ended."""
-OF_ITSELF = ("exit", "refusal")
+OF_ITSELF = {"exit": Effect.DOWN, "refusal": Effect.NONE}
 """Words of rows that no step leaves: a process ended by itself, or refused to start, of what was done to its disk."""
-KINDS: dict[str, Effect] = {
-    **{each.word: each.effect for each in FAULT_STEPS},
-    **dict(zip(OF_ITSELF, (Effect.DOWN, Effect.NONE), strict=True)),
-}
+KINDS: dict[str, Effect] = {each.word: each.effect for each in FAULT_STEPS} | OF_ITSELF
 """What a row of faults.jsonl says of the cluster, by its word."""
 AT_ONCE = tuple(each.word for each in FAULT_STEPS if each.at_once)
 

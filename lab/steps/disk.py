@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from typing import Literal, Self
 
@@ -118,7 +117,7 @@ class Disk(Fault, frozen=True):
     async def _damage(self, run: Run, machine: Machine, index: int) -> None:
         """A byte rots, or files are lost or put back; a node that has to be dead for that is killed first."""
         if self.needs_dead_node and machine.running:
-            await end(run, [machine], signal.SIGKILL, index)
+            await end(run, [machine], "kill", index)
             if machine.running:
                 return
         began, role, place = run.now_ns(), machine.role, ""

@@ -14,11 +14,12 @@ from lab.steps.step import Effect, Fault
 from lab.words import Target
 from nodeproc.core.messages import NodeId
 
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}
 
-class Kill(Fault, frozen=True):
-    """SIGKILL. Ends when the processes are gone."""
 
-    word = "kill"
+class Ending(Fault, frozen=True):
+    """What `kill` and `stop` have in common: a signal that ends the processes of these nodes."""
+
     effect = Effect.DOWN
     short = "target"
     drawn_from = 1
@@ -31,14 +32,18 @@ class Kill(Fault, frozen=True):
         return cls(target=lot.some())
 
     async def do(self, run: Run, index: int) -> None:
-        await end(run, run.choose(self.target), signal.SIGKILL, index)
+        await end(run, run.choose(self.target), self.word, index)
 
 
-_WORDS = {signal.SIGKILL: "kill", signal.SIGTERM: "stop"}
+class Kill(Ending, frozen=True):
+    """SIGKILL. Ends when the processes are gone."""
+
+    word = "kill"
 
 
-async def end(run: Run, machines: Sequence[Machine], how: signal.Signals, index: int) -> None:
-    """Send SIGKILL or SIGTERM to these nodes' processes, all at once; done when they are gone."""
+async def end(run: Run, machines: Sequence[Machine], word: str, index: int) -> None:
+    """End these nodes' processes, all at once; done when they are gone. word: one of SIGNALS."""
+    how = SIGNALS[word]
     roles, began = {each.node: each.role for each in machines}, run.now_ns()
     called = {each.node: each.identity() for each in machines}
     running = [each for each in machines if each.running]
@@ -50,5 +55,5 @@ async def end(run: Run, machines: Sequence[Machine], how: signal.Signals, index:
         if exited is not None:
             evidence = called[node] | {"signal": how.name, "exit": exited.code}
         done = began if exited is None else exited.t
-        run.book.write(_WORDS[how], node, role, began, evidence, exited is not None, index, t_done=done)
+        run.book.write(word, node, role, began, evidence, exited is not None, index, t_done=done)
     await run.world.breathe()

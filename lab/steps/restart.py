@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import Literal, Self
 
 from lab.steps.kill import end
@@ -14,8 +13,6 @@ from lab.steps.start import start
 from lab.steps.step import Effect, Fault
 from lab.words import Duration, Target
 from nodeproc.yamlfile import Place
-
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}
 
 
 class Restart(Fault, frozen=True, rename={"down": "down_for"}):
@@ -41,7 +38,7 @@ class Restart(Fault, frozen=True, rename={"down": "down_for"}):
 
     async def do(self, run: Run, index: int) -> None:
         for machine in run.choose(self.target):
-            await end(run, [machine], SIGNALS[self.how], index)
+            await end(run, [machine], self.how, index)
             await asyncio.sleep(self.down)
             await start(run, [machine], index)
 
@@ -70,6 +67,6 @@ class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
 
     async def do(self, run: Run, index: int) -> None:
         machines = run.choose("all")
-        await end(run, [each for each in machines if each.running], SIGNALS[self.how], index)
+        await end(run, [each for each in machines if each.running], self.how, index)
         await asyncio.sleep(self.down)
         await start(run, machines, index)

@@ -13,6 +13,7 @@ from lab.steps.entry import Entry
 from lab.steps.machine import Run, SendingClient, StepMissed
 from lab.steps.reducing import COUNTS, shifted
 from lab.steps.step import Needs, Step
+from lab.steps.wait import QUICK_LOOK_S
 from lab.steps.writing import brief, plain
 from lab.words import ClientId, Duration, Period
 from nodeproc.core.messages import NodeId
@@ -177,13 +178,10 @@ class Send(Step, frozen=True):
         try:
             async with asyncio.timeout(self.within):
                 while not all(map(_was_refused, sessions)):
-                    await asyncio.sleep(LOOK_EVERY_S)
+                    await asyncio.sleep(QUICK_LOOK_S)
         except TimeoutError:
             raise StepMissed(f"not told within {self.within}: {', '.join(map(_told, sessions))}") from None
         return ", ".join(map(_told, sessions))
-
-
-LOOK_EVERY_S = 0.005
 
 
 def _not_acknowledged(client: SendingClient) -> int:

@@ -265,7 +265,7 @@ class Archive:
     def own_copy(self, after: Position) -> Record | None:
         """The record behind a position from header and lines alone, where its row is damaged; None if they are too."""
         try:
-            number, at, lines_at = self._behind(after)
+            number, at, lines_at = self._place_behind(after)
             prefix = pread(self.headers, PREFIX.size, at)
             if number == self.end.records or len(prefix) < PREFIX.size:
                 return None
@@ -283,7 +283,7 @@ class Archive:
         Raises:
             ReadFailed: they do not fit to what is intact here.
         """
-        number, at, lines_at = self._behind(after)
+        number, at, lines_at = self._place_behind(after)
         for record in records[: self.end.records - number]:
             header = record.header
             first = header.first if isinstance(header, Batch) else header.after + 1
@@ -297,7 +297,7 @@ class Archive:
             yield self.lines_name, row.lines_at, record.body
             yield INDEX, (number - 1) * ROW_BYTES, encode_row(row)
 
-    def _behind(self, after: Position) -> tuple[int, int, int]:
+    def _place_behind(self, after: Position) -> tuple[int, int, int]:
         """Number of the row behind a position, and where its header and its lines begin.
 
         Raises:

@@ -220,11 +220,6 @@ class Storage:
         before.append([encode_entry(Committed(0, segment.number, segment.synced))])
         before.sync()
 
-    @property
-    def settling(self) -> bool:
-        """The next sync() also gives a new WAL file its name."""
-        return self._unsettled is not None
-
     def written(self) -> dict[int, int]:
         """Segment -> bytes written to it; for sync()."""
         with self._lock:
