@@ -82,8 +82,7 @@ class Turn:
         """Queue one input for the next turn."""
         self._inbox.append(Envelope(sender, message))
         if not self.due:
-            self.due = True
-            self._host.turn_soon()
+            self.ask()
 
     def ask(self) -> None:
         """Have a turn soon."""
