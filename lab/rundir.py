@@ -43,9 +43,19 @@ def utc_stamp(now: datetime | None = None) -> str:
     return at.strftime("%Y%m%dT%H%M%S.") + f"{at.microsecond // 1000:03d}Z"
 
 
+class _File:
+    """A file with a fixed name in the run directory: `run.meta` is the path of meta.json."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunDir, _: type[RunDir]) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """The paths of the files of one run. The properties neither read nor create files."""
+    """The paths of the files of one run. Asking for a path neither reads nor creates the file."""
 
     path: Path
 
@@ -74,7 +84,7 @@ class RunDir:
         """Return an existing run, with `latest` links resolved.
 
         Raises:
-            RunDirError: it is no directory, or has no scenario.yml or no meta.json.
+            RunDirError: the path is not a directory, or has no scenario.yml or no meta.json.
         """
         run = cls(path.resolve())
         if not run.path.is_dir():
@@ -86,45 +96,23 @@ class RunDir:
 
     # ---- written by the run ----------------------------------------------------------------------
 
-    @property
-    def scenario(self) -> Path:
-        """The resolved scenario as it was run, including the seed."""
-        return self.path / "scenario.yml"
-
-    @property
-    def meta(self) -> Path:
-        return self.path / "meta.json"
-
-    @property
-    def history(self) -> Path:
-        return self.path / "history.jsonl"
-
-    @property
-    def faults(self) -> Path:
-        return self.path / "faults.jsonl"
-
-    @property
-    def frames(self) -> Path:
-        """The frames between nodes; only in simulated runs with --frames."""
-        return self.path / "frames.jsonl"
+    scenario = _File("scenario.yml")
+    """The resolved scenario as it was run, including the seed."""
+    meta = _File("meta.json")
+    history = _File("history.jsonl")
+    faults = _File("faults.jsonl")
+    frames = _File("frames.jsonl")
+    """The frames between nodes; only in simulated runs with --frames."""
+    proxy_log = _File("proxy.log")
+    busy_log = _File("busy.log")
 
     def history_part(self, worker: int) -> Path:
         """The history of one load worker; merged into history.jsonl by time at the end, then removed."""
         return self.path / f"history-{worker}.part"
 
-    @property
-    def proxy_log(self) -> Path:
-        return self.path / "proxy.log"
-
-    @property
-    def busy_log(self) -> Path:
-        return self.path / "busy.log"
-
     # ---- written by or for each node -------------------------------------------------------------
 
-    @property
-    def nodes(self) -> Path:
-        return self.path / "nodes"
+    nodes = _File("nodes")
 
     def node_dir(self, node: int) -> Path:
         """Data directory of a node."""
@@ -138,7 +126,7 @@ class RunDir:
         return self.nodes / f"node_{node}.json"
 
     def ledger(self, node: int) -> Path:
-        """What a power loss would leave of a node's files, for faults of disks: lab.live.inside.ledger."""
+        """The record of what a power loss would leave of a node's files (lab.live.inside.ledger)."""
         return self.nodes / f"node_{node}.ledger"
 
     def message_log(self, node: int) -> Path:
@@ -158,25 +146,11 @@ class RunDir:
 
     # ---- written by the judges -------------------------------------------------------------------
 
-    @property
-    def verdict(self) -> Path:
-        return self.path / "verdict.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.txt"
-
-    @property
-    def junit(self) -> Path:
-        return self.path / "junit.xml"
-
-    @property
-    def diagram(self) -> Path:
-        return self.path / "diagram.svg"
+    verdict = _File("verdict.json")
+    metrics = _File("metrics.json")
+    summary = _File("summary.txt")
+    junit = _File("junit.xml")
+    diagram = _File("diagram.svg")
 
     # ---- reading rows ----------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The clients of a run, seen from the harness: the load's workers, named senders, and subscribers."""
+"""The clients of `send` steps, and the subscribers. (The clients of the load are in lab.course.load.)"""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TypeAlias
 from zlib import crc32
 
-from lab.course.environment import REAL, Environment, History
+from lab.course.environment import REAL, Environment
+from lab.course.recording import History
 from lab.payloads import numbered_message
 from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Invoke, Shown
@@ -20,12 +21,9 @@ from nodeproc.session import Outcome
 
 Addresses: TypeAlias = dict[NodeId, Address]
 
-START_DELAY_S = 0.02
-"""Between the order to go and the load's zero, so that all workers begin together."""
-
 
 class NamedClient:
-    """A client of `send` steps; it keeps its session from step to step."""
+    """A client of `send` steps; it keeps its session from one step to the next."""
 
     def __init__(self, client: int, addresses: Sequence[Address], history: History, environment: Environment) -> None:
         self.client = client
@@ -35,11 +33,11 @@ class NamedClient:
         self.chat.start()
 
     def send(self, payloads: tuple[str, ...]) -> None:
-        """Hand the messages over, one behind the other, without waiting."""
+        """Hand the messages to the client library, without waiting for outcomes."""
         if self.chat.session.ended and not self.chat.session.unsettled:
             self.chat.renew()
         now, session = self._environment.now_ns(), self.chat.session
-        # The row goes first: an acknowledgement must not be older than what it answers.
+        # The row is written first: an acknowledgement must not be older than its message.
         row = Invoke(now, self.client, session.id, session.last_n + 1, len(payloads), now, payloads=payloads)
         self._history.write(row)
         first = self.chat.submit_nowait(payloads)
@@ -51,7 +49,7 @@ class NamedClient:
 
 
 class NamedClients:
-    """All clients that `send` steps name."""
+    """All clients of `send` steps."""
 
     def __init__(self, history: History, environment: Environment = REAL) -> None:
         self._history, self._environment = history, environment
@@ -60,7 +58,7 @@ class NamedClients:
         self._numbered: Counter[int] = Counter()
 
     async def send(self, sender: Sender, addresses: Addresses) -> NamedClient:
-        """Make the client or move it to its node, and hand its messages over."""
+        """Create the client, or move it to the node that it is to use, and send its messages."""
         order = self._order(sender, addresses)
         client = self._clients.get(sender.client)
         if client is not None and sender.fresh:
@@ -74,12 +72,10 @@ class NamedClients:
         return client
 
     def _order(self, sender: Sender, addresses: Addresses) -> list[Address]:
-        """Its node first, then the others in turn."""
-        nodes = sorted(addresses)
-        via = sender.via or self._via.get(sender.client, nodes[0])
+        """Return the addresses of all nodes, the client's own node first."""
+        via = sender.via or self._via.get(sender.client, min(addresses))
         self._via[sender.client] = via
-        at = nodes.index(via)
-        return [addresses[node] for node in nodes[at:] + nodes[:at]]
+        return _in_turn(addresses, sorted(addresses).index(via))
 
     def _messages(self, sender: Sender) -> tuple[str, ...]:
         if not isinstance(sender.messages, int):
@@ -90,7 +86,7 @@ class NamedClients:
 
     @property
     def waiting(self) -> int:
-        """Messages of all of them without an outcome."""
+        """Messages without outcome, of all these clients."""
         return sum(each.chat.session.unsettled for each in self._clients.values())
 
     async def close(self) -> None:
@@ -98,18 +94,16 @@ class NamedClients:
 
 
 class Subscribers:
-    """Clients that are shown everything from the first message on."""
+    """Clients that receive every message from the first one on."""
 
     def __init__(self, count: int, addresses: Addresses, history: History, environment: Environment = REAL) -> None:
-        nodes = sorted(addresses)
-        self._chats = []
-        for index in range(count):
-            at = index % len(nodes)
-            order = [addresses[node] for node in nodes[at:] + nodes[:at]]
-            self._chats.append(_follow(FIRST_SUBSCRIBER + index, order, history, environment))
+        self._chats = [
+            _follow(FIRST_SUBSCRIBER + index, _in_turn(addresses, index % len(addresses)), history, environment)
+            for index in range(count)
+        ]
 
     async def until_shown(self, last: SeqNo, patience_s: float) -> bool:
-        """Wait until all were shown everything up to `last`; False if that took too long. Rule: A8."""
+        """Wait until all have received every message up to `last`; return False if that took too long. Rule: A8."""
         try:
             async with asyncio.timeout(patience_s):
                 await asyncio.gather(*(_until_shown(chat, last) for chat in self._chats))
@@ -123,6 +117,12 @@ class Subscribers:
 
 async def _until_shown(chat: ChatClient, last: SeqNo) -> None:
     await chat.until(lambda: chat.session.place > last)
+
+
+def _in_turn(addresses: Addresses, first: int) -> list[Address]:
+    """Return the addresses of all nodes by ascending id, starting with the node at index `first`."""
+    nodes = sorted(addresses)
+    return [addresses[node] for node in nodes[first:] + nodes[:first]]
 
 
 def _follow(client: int, addresses: Sequence[Address], history: History, environment: Environment) -> ChatClient:

@@ -1,7 +1,7 @@
-"""Damage to a disk: where a byte rots, where a log is torn, and which ends of nodes it brings about. Pure.
+"""Damage to a disk: which byte rots, where a power loss tears the WAL, and what a power loss takes. Pure.
 
-Both worlds draw from here, so that a disk of the simulation and one of a real process are hurt in the same places.
-`contents` maps the names of a node's files, as nodeproc.disk.files has them, to their bytes.
+Both worlds use these functions, so that simulated and real disks are damaged in the same places. `contents` maps the
+names of a node's files, as nodeproc.disk.files has them, to their bytes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from nodeproc.errors import CorruptionError
 
 
 def lost_place(name: str) -> str:
-    """What a refusal names where a file is missing: at least its folder."""
+    """Return what a node that refuses to start must name if this file is missing: at least its folder."""
     return name.rpartition("/")[0]
 
 
 def file_name(what: str, node: NodeId, names: Collection[str]) -> str:
-    """The file that `messages`, `checkpoint` or `wal` (the newest of the log) means; "" where it is not there."""
+    """Return the file that `messages`, `checkpoint` or `wal` (its newest file) means; "" if there is none."""
     if what == "wal":
         numbers = _numbers(names)
         return wal.segment_name(numbers[-1]) if numbers else ""
@@ -32,18 +32,17 @@ def file_name(what: str, node: NodeId, names: Collection[str]) -> str:
 
 
 def draw_rot(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random.Random) -> Rot | None:
-    """Choose a byte that recovery has to look at, or an old one at which only reads look, and what becomes of it.
+    """Draw a byte to change and its new value. Recovery must notice the change; for `old_*`, a later read must.
 
-    Of the log it is one of those that were durable for certain, or of the last message that was delivered: other damage
-    at the end can't be told from a torn tail (K2).
-    Of the message log it is one of those that no checkpoint vouches for, or of the last that it vouches for: older ones
-    are read only when somebody asks for them (K4).
+    In the WAL the byte is one that was certainly durable, or one of the last delivered message: other damage at the end
+    cannot be told from a torn tail (K2). In the message log it is one that no checkpoint covers, or one of the last
+    that a checkpoint covers: recovery does not read older ones (K4).
 
     Args:
         what: as in Disk.rot.
 
     Returns:
-        None where there is too little to damage, or damage already.
+        None if there is too little to damage, or damage already.
     """
     try:
         name, start, end = _looked_at(contents, what, node, rng)
@@ -57,7 +56,7 @@ def draw_rot(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random
 
 
 def _looked_at(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random.Random) -> tuple[str, int, int]:
-    """A file, and from where to where recovery looks at its bytes."""
+    """Return a file, and the start and end of the bytes from which to draw."""
     if what == "wal":
         numbers = _numbers(contents)
         number = rng.choice(numbers) if numbers else 0
@@ -78,7 +77,7 @@ def _looked_at(contents: Mapping[str, bytes], what: str, node: NodeId, rng: rand
 
 
 def _last_delivered(contents: Mapping[str, bytes], node: NodeId) -> tuple[str, int, int]:
-    """The last entry of the newest WAL file whose messages the message log holds."""
+    """Return the place of the last entry of the newest WAL file whose messages are the end of the message log."""
     name, lines = file_name("wal", node, contents), contents.get(recovery.lines_name(node), b"")
     if name:
         found = wal.scan(_number(name), name, contents[name])
@@ -89,7 +88,7 @@ def _last_delivered(contents: Mapping[str, bytes], node: NodeId) -> tuple[str, i
 
 
 def _durable(number: int, numbers: list[int], contents: Mapping[str, bytes]) -> int:
-    """Bytes of a live WAL file that were durable for certain: all that the next one continues, or that a note says."""
+    """Return how many bytes of a WAL file were certainly durable: the next file or a claim says so (K2)."""
     if number == 0:
         return 0
     scans = _scans(numbers, contents)
@@ -102,12 +101,12 @@ def _durable(number: int, numbers: list[int], contents: Mapping[str, bytes]) -> 
 
 
 def _claimed(number: int, scans: list[wal.Scan]) -> int:
-    """What notes say of this file."""
+    """Return how many bytes of this WAL file the claims call durable."""
     return max((claim.durable for each in scans for claim in wal.claims(each) if claim.segment == number), default=0)
 
 
 def _scans(numbers: list[int], contents: Mapping[str, bytes]) -> list[wal.Scan]:
-    """Of these WAL files.
+    """Scan these WAL files.
 
     Raises:
         CorruptionError: one is damaged already.
@@ -121,20 +120,20 @@ def _scans(numbers: list[int], contents: Mapping[str, bytes]) -> list[wal.Scan]:
 
 
 def _known(contents: Mapping[str, bytes]) -> checkpoint.Checkpoint:
-    """The checkpoint, or what one would say that was made at the very start."""
+    """Return the checkpoint, or an empty one if there is none."""
     data = contents.get(checkpoint.NAME)
     known = None if data is None else checkpoint.read(SimFiles.holding({checkpoint.NAME: data}))
     return checkpoint.Checkpoint(0, "", False) if known is None else known
 
 
 def draw_tear(contents: Mapping[str, bytes], synced: Mapping[str, int], rng: random.Random) -> Tear | None:
-    """Choose where the log ends, in an entry that was not synced.
+    """Draw the place, inside an entry that is not durable, at which the newest WAL file ends after a power loss.
 
     Args:
-        synced: bytes of each file that are durable.
+        synced: file name -> number of durable bytes at its start.
 
     Returns:
-        None where all entries are synced, or the log is damaged already.
+        None if all entries are durable, or the WAL is damaged already.
     """
     names = [wal.segment_name(number) for number in _numbers(contents)]
     names += [wal.segment_name(number) + wal.NEXT for number in _numbers(contents, wal.NEXT)]
@@ -160,28 +159,32 @@ def _numbers(contents: Collection[str], suffix: str = "") -> list[int]:
 
 
 def _number(name: str) -> int:
-    """Of a WAL file."""
+    """Return the number in a WAL file's name."""
     return int(name.rpartition("/")[2].partition(".")[0])
 
 
-# ---- ends that a disk brings about ---------------------------------------------------------------
+# ---- power loss ----------------------------------------------------------------------------------
 
 
-def loss_of(
-    before: Mapping[str, bytes], synced: Mapping[str, int], after: Mapping[str, bytes], tear: Tear | None
-) -> Loss:
-    """What a power loss took, by the files before and after it.
+def lose_power(disk: SimFiles, rng: random.Random, *, torn: bool) -> tuple[SimFiles, Loss]:
+    """Return what a power loss leaves of a disk, and what it took.
 
     Args:
-        synced: file name -> bytes at its start that were durable.
+        torn: the WAL must end in the middle of an entry, if one is not durable.
     """
+    before, synced = disk.contents(), disk.synced()
+    tear = draw_tear(before, synced, rng) if torn else None
+    survivor = disk.crash(rng)
+    if tear is not None:
+        survivor.put(tear.name, before[tear.name][: tear.end])
+    after = survivor.contents()
     unsynced = sum(len(data) - synced[name] for name, data in before.items())
     lost, noise = _compared(before, after)
-    return Loss(unsynced, lost, noise, tuple(sorted(before.keys() ^ after.keys())), tear)
+    return survivor, Loss(unsynced, lost, noise, tuple(sorted(before.keys() ^ after.keys())), tear)
 
 
 def _compared(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> tuple[int, int]:
-    """Bytes lost and bytes of noise, over all files."""
+    """Return the bytes lost and the bytes of noise in all files."""
     lost = noise = 0
     for name in before.keys() | after.keys():
         old, new = before.get(name, b""), after.get(name, b"")
@@ -192,7 +195,7 @@ def _compared(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> tuple[
 
 
 def _same(old: bytes, new: bytes) -> int:
-    """Length of the beginning that is the same."""
+    """Return the length of the common prefix."""
     low, high = 0, min(len(old), len(new))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""When each fault of a run was over, for its row in faults.jsonl. Pure."""
+"""When each fault of a run was healed, for its row in faults.jsonl. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nodeproc.core.messages import NodeId
 
 
 def with_heals(rows: Sequence[FaultRow]) -> list[FaultRow]:
-    """The rows by ascending time, t_healed filled in where another row tells it.
+    """Return the rows by ascending time, with t_healed filled in where a later row implies it.
 
-    A node that is killed while it is paused is healed of both by what brings it back.
+    For example, the start of a node that was paused and then killed heals both faults.
     """
     ordered = sorted(rows, key=lambda row: row.t)
     healed = list(ordered)
     down: dict[NodeId, list[int]] = {}
-    """Node -> places of the faults that hold it."""
+    """Node -> indices of the faults from which it is still down."""
     for at, row in enumerate(ordered):
         if not row.moved:
             continue

@@ -1,11 +1,11 @@
-"""The load: many clients that send by plan and write down what happens. lab.live.load_worker is a process of them.
+"""The load: many clients that send by plan and record what happens. lab.live.load_worker runs a worker as a process.
 
-Open loop: message n of a client is due at a time fixed before the run, whatever the answers do; that intended time is
-written into the history, and latency counts from there, so a stalled cluster can't hide by slowing the load down.
-Closed loop: each client keeps so many messages without outcome.
+Open loop: message n of a client is due at a time fixed before the run, independent of any answer. The history contains
+this intended time, and latency counts from it, so that a stalled cluster cannot hide by slowing the load down.
+Closed loop: each client keeps a fixed number of messages without outcome.
 
-A worker obeys orders: Prepare is answered by Ready, Go starts, Halt ends the sending;
-Tally tells how far the worker is, from Go on until nothing is under way any more.
+A worker obeys orders: it answers Prepare with Ready, Go starts the sending, Halt ends it. From Go on the worker reports
+its progress in a Tally, until all its messages have an outcome.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from lab.course.environment import REAL, Environment, History
-from lab.course.recording import HistoryWriter
+from lab.course.environment import REAL, Environment
+from lab.course.recording import History, HistoryWriter
 from lab.payloads import payloads
-from lab.plan.workload import ClientPlan
+from lab.plan.scenario import Load
+from lab.plan.workload import ClientPlan, client_plans, share
 from lab.rows import Gen, Invoke
 from nodeproc.client import Address, ChatClient
 from nodeproc.core.messages import NodeId
 from nodeproc.session import Outcome, SessionSettings
 
 CONNECT_PATIENCE_S = 5.0
-TALLY_EVERY_S = 0.025
+START_DELAY_S = 0.02
+"""Time from the order Go to the start of the sending, so that all workers start at the same moment."""
+REPORT_EVERY_S = 0.025
 MOST_UNSETTLED = 1_000_000
-"""Messages without outcome in one worker; past it even an open loop waits, its intended times do not."""
+"""Limit of messages without outcome in one worker. Beyond it an open loop waits too; its intended times do not."""
 MOST_AT_ONCE = 8192
-"""Messages that one client is handed at once, so that acknowledgements are read in between."""
+"""Messages that a client gets at once; after each such portion the worker can read acknowledgements."""
 
 LEAST_PAUSE_S = 1e-6
-"""A message may be due now and, a rounding error later, not be due yet: time must pass before the next look."""
+"""Shortest sleep: rounding may make a message that is due now appear not to be due."""
 EXACT_RATE, FINE_RATE = 1000.0, 10_000.0
 FINE_TICK_S, COARSE_TICK_S = 0.002, 0.005
 
 
 def tick_s(rate: float) -> float:
-    """How long an open loop gathers due messages, seconds; 0: each one is sent when it is due.
+    """Return for how long an open loop gathers due messages, seconds; 0: each message is sent when it is due.
 
-    A tick for every message would make the load cost more than the cluster. On average half a tick is added to each
+    A wake-up for every message would make the load cost more than the cluster. On average half a tick is added to each
     latency.
     """
     return 0.0 if rate <= EXACT_RATE else FINE_TICK_S if rate <= FINE_RATE else COARSE_TICK_S
@@ -55,10 +58,10 @@ def tick_s(rate: float) -> float:
 
 
 class Prepare(Struct, frozen=True, tag_field="do", tag="prepare"):
-    """Make these clients and connect them.
+    """Create these clients and connect them.
 
-    history: the part that this worker appends to. duration: of sending, seconds; None: as the plans' counts say.
-    deadline, client_token: see SessionSettings.
+    history: the file to which this worker appends. duration: of the sending, seconds; None: until the plans' counts are
+    reached. deadline, client_token: see SessionSettings.
     """
 
     history: str
@@ -70,13 +73,13 @@ class Prepare(Struct, frozen=True, tag_field="do", tag="prepare"):
 
 
 class Go(Struct, frozen=True, tag_field="do", tag="go"):
-    """Begin; `at` is CLOCK_MONOTONIC seconds, the zero of all plans."""
+    """Start sending; `at` is the time zero of all plans, CLOCK_MONOTONIC seconds."""
 
     at: float
 
 
 class Halt(Struct, frozen=True, tag_field="do", tag="halt"):
-    """Send nothing new."""
+    """Send no new messages."""
 
 
 Order: TypeAlias = Prepare | Go | Halt
@@ -88,8 +91,8 @@ class Ready(Struct, frozen=True, tag_field="say", tag="ready"):
     connected: int
 
 
-class Tally(Struct, frozen=True, tag_field="say", tag="tally"):
-    """Messages of this worker, over all its loads. finished: this load sends no more and all have their outcome."""
+class Tally(Struct, tag_field="say", tag="tally"):
+    """The messages of a worker, over all its loads. finished: this load sends no more and all have their outcome."""
 
     sent: int = 0
     acknowledged: int = 0
@@ -100,6 +103,7 @@ class Tally(Struct, frozen=True, tag_field="say", tag="tally"):
 
     @property
     def pending(self) -> int:
+        """Messages without outcome."""
         return self.sent - self.acknowledged - self.rejected - self.unknown
 
 
@@ -109,33 +113,26 @@ Answer: TypeAlias = Ready | Tally
 # ---- one client ----------------------------------------------------------------------------------
 
 
-class Counts:
-    """What a Tally tells, while it grows."""
-
-    def __init__(self) -> None:
-        self.sent = self.ok = self.rejected = self.unknown = 0
-
-    @property
-    def pending(self) -> int:
-        return self.sent - self.ok - self.rejected - self.unknown
-
-
 class LoadClient:
-    """One client of the load, its plan and its rows."""
+    """One client of the load, its plan and its rows.
+
+    Args:
+        tally: of the worker; the client adds its messages.
+    """
 
     def __init__(
-        self, plan: ClientPlan, order: Prepare, history: History, counts: Counts, environment: Environment
+        self, plan: ClientPlan, order: Prepare, history: History, tally: Tally, environment: Environment
     ) -> None:
         self.plan, self._environment = plan, environment
         self.sent = 0
-        """Messages of the plan handed out so far, over all sessions."""
+        """Messages of the plan sent so far, in all sessions."""
         self._n = 0
         """Last n of the present session."""
-        self._history, self._counts = history, counts
+        self._history, self._tally = history, tally
         self._gen = Gen(plan.seed, plan.size)
         self._over = False
         self._zero: float | None = None
-        """Of a closed loop that is on."""
+        """Start of a closed loop that is running; None in an open loop."""
         self.all_sent = asyncio.Event()
         self.client = environment.chat(
             [order.addresses[node] for node in plan.addresses],
@@ -146,15 +143,15 @@ class LoadClient:
 
     @property
     def finished(self) -> bool:
-        """Nothing of the plan is left to be sent."""
+        """True if nothing of the plan is left to be sent."""
         return self._over or (self.plan.count is not None and self.sent >= self.plan.count)
 
     def finish(self) -> None:
-        """Send nothing more."""
+        """Send no new messages."""
         self._over = True
 
     def keep_in_flight(self, zero: float) -> None:
-        """Closed loop: from now on replace every message that has its outcome."""
+        """Closed loop: from now on send a new message for each one that gets its outcome."""
         self._zero = zero
         self._refill()
 
@@ -166,7 +163,7 @@ class LoadClient:
             self.all_sent.set()
 
     def send(self, count: int, zero: float) -> None:
-        """Hand the next messages of the plan to the client.
+        """Hand the next messages of the plan to the client library.
 
         Args:
             zero: when the load began, monotonic seconds.
@@ -186,12 +183,12 @@ class LoadClient:
         self._history.write(Invoke(now, plan.client, session, n, count, intended, every, gen=self._gen))
         self._n += count
         self.sent += count
-        self._counts.sent += count
+        self._tally.sent += count
         first = self.client.submit_nowait(texts)
         assert first == n, (first, n)
 
     def _usable(self) -> bool:
-        """A session that the cluster ended makes room for a fresh one once all its outcomes are told."""
+        """Return whether the session accepts messages; replace one that has ended and has reported all its outcomes."""
         session = self.client.session
         if session.ended and not session.unsettled:
             self.client.renew()
@@ -203,15 +200,15 @@ class LoadClient:
         count = outcome.last - outcome.first + 1
         match outcome.kind:
             case "ok":
-                self._counts.ok += count
+                self._tally.acknowledged += count
             case "rejected":
-                self._counts.rejected += count
+                self._tally.rejected += count
             case "unknown":
-                self._counts.unknown += count
+                self._tally.unknown += count
         if self._zero is None:
             return
         if self.client.session.ended:
-            # Not from here: the session is still telling its outcomes, and has ended with them.
+            # Not from here: the session has ended, and is still reporting its last outcomes.
             asyncio.get_running_loop().call_soon(self._refill)
         else:
             self._refill()
@@ -224,9 +221,9 @@ class Worker:
     """Obeys orders; one load at a time.
 
     Args:
-        say: gets every answer.
-        open_history: makes the part that the worker appends to.
-        tell_every: seconds between two tallies of a load; None: one at its end, for a caller that can read `tally`.
+        say: called with every answer.
+        open_history: opens the file to which the worker appends.
+        report_every: seconds between two tallies of a load; None: only one at its end, for a caller that reads `tally`.
     """
 
     def __init__(
@@ -234,28 +231,29 @@ class Worker:
         say: Callable[[Answer], None],
         open_history: Callable[[str], History] = lambda path: HistoryWriter(Path(path)),
         environment: Environment = REAL,
-        tell_every: float | None = TALLY_EVERY_S,
+        report_every: float | None = REPORT_EVERY_S,
     ) -> None:
         self._say, self._open_history, self._environment = say, open_history, environment
-        self._tell_every = tell_every
-        self._counts = Counts()
+        self._report_every = report_every
+        self._tally = Tally()
         self._clients: list[LoadClient] = []
         self._history: History | None = None
         self._duration: float | None = None
         self._halted = False
         self._pause: asyncio.Future[None] | None = None
-        """Until the next message is due, or a halt."""
+        """Ends when the next message is due, or at a halt."""
         self._run: asyncio.Task[None] | None = None
-        self._teller: asyncio.Task[None] | None = None
+        self._reporter: asyncio.Task[None] | None = None
 
     async def obey(self, order: Order) -> None:
+        """Carry out an order."""
         match order:
             case Prepare():
                 await self._prepare(order)
             case Go():
                 self._run = asyncio.create_task(self._load(order.at))
-                self._teller = asyncio.create_task(self._tell_regularly(self._run))
-                self._teller.add_done_callback(_die_of_errors)
+                self._reporter = asyncio.create_task(self._report(self._run))
+                self._reporter.add_done_callback(_die_of_errors)
             case Halt():
                 self._halted = True
                 _end_pause(self._pause)
@@ -267,12 +265,12 @@ class Worker:
         self._halted = False
         self._duration = order.duration
         history = self._history = self._history or self._open_history(order.history)
-        self._clients = [LoadClient(plan, order, history, self._counts, self._environment) for plan in order.plans]
+        self._clients = [LoadClient(plan, order, history, self._tally, self._environment) for plan in order.plans]
         connected = await asyncio.gather(*(_connect(each.client) for each in self._clients))
         self._say(Ready(sum(connected)))
 
     async def _load(self, zero: float) -> None:
-        """Send by plan until halted or done, then wait for the last outcomes and leave."""
+        """Send by plan until halted or done, wait for the last outcomes, and close the clients."""
         await asyncio.sleep(max(zero - self._environment.now(), 0.0))
         if self._clients[0].plan.in_flight:
             await self._closed_loop(zero)
@@ -287,7 +285,7 @@ class Worker:
         self._history.flush()
 
     async def _open_loop(self, zero: float) -> None:
-        """Send what is due, and sleep until the next message is."""
+        """Send all messages that are due, sleep until the next one is, and repeat."""
         clients, duration = self._clients, math.inf if self._duration is None else self._duration
         tick = tick_s(sum(1 / each.plan.interval_s for each in clients))
         while not self._halted:
@@ -298,20 +296,20 @@ class Worker:
             await self._sleep(max(zero + next_due - self._environment.now(), tick, LEAST_PAUSE_S))
 
     def _send_due(self, clients: Sequence[LoadClient], elapsed: float, zero: float) -> float:
-        """Returns when the next message is due, seconds after zero; inf when none is left."""
+        """Send what is due; return when the next message is due, seconds after zero, inf if none is left."""
         next_due = math.inf
         for each in clients:
             if each.finished:
                 continue
             due = each.plan.due_count(elapsed) - each.sent
-            if due > 0 and self._counts.pending < MOST_UNSETTLED:
+            if due > 0 and self._tally.pending < MOST_UNSETTLED:
                 each.send(min(due, MOST_AT_ONCE), zero)
             if not each.finished:
                 next_due = min(next_due, each.plan.due_s(each.sent + 1))
         return next_due
 
     async def _closed_loop(self, zero: float) -> None:
-        """Let every client keep its messages in flight, until halted, done or out of time."""
+        """Let every client keep its messages in flight, until the load is halted, done or out of time."""
         until = math.inf if self._duration is None else zero + self._duration
         for each in self._clients:
             each.keep_in_flight(zero)
@@ -326,7 +324,7 @@ class Worker:
             each.finish()
 
     async def _sleep(self, seconds: float) -> None:
-        """Until then, or until a halt. inf: until a halt."""
+        """Sleep this long, or until a halt. inf: until a halt."""
         if self._halted:
             return
         loop = asyncio.get_running_loop()
@@ -338,26 +336,26 @@ class Worker:
             if timer is not None:
                 timer.cancel()
 
-    async def _tell_regularly(self, run: asyncio.Task[None]) -> None:
-        """Say how far it is, until this load is over."""
-        told = (-1, -1)
+    async def _report(self, run: asyncio.Task[None]) -> None:
+        """Report the progress until this load has ended."""
+        reported = (-1, -1)
         while not run.done():
-            counts = self._counts
-            if (counts.sent, counts.pending) != told:
-                told = (counts.sent, counts.pending)
+            progress = (self._tally.sent, self._tally.pending)
+            if progress != reported:
+                reported = progress
                 self._say(self.tally(finished=False))
                 self._flush()
-            await asyncio.wait((run,), timeout=self._tell_every)
+            await asyncio.wait((run,), timeout=self._report_every)
         run.result()
         self._say(self.tally(finished=True))
 
     def tally(self, finished: bool) -> Tally:
-        counts = self._counts
-        return Tally(counts.sent, counts.ok, counts.rejected, counts.unknown, self._environment.cpu_s(), finished)
+        """Return the tally as it is now."""
+        return structs.replace(self._tally, cpu_s=self._environment.cpu_s(), finished=finished)
 
 
 async def _connect(client: ChatClient) -> bool:
-    """Start the client, and give it a while to be welcomed; it goes on trying after that."""
+    """Start the client and wait for its WELCOME, at most CONNECT_PATIENCE_S; the client goes on trying after that."""
     client.start()
     try:
         async with asyncio.timeout(CONNECT_PATIENCE_S):
@@ -373,7 +371,118 @@ def _end_pause(pause: asyncio.Future[None] | None) -> None:
 
 
 def _die_of_errors(task: asyncio.Task[None]) -> None:
-    """An error in a task of ours must not leave a worker that only looks alive."""
+    """End the process if one of its tasks failed; otherwise the worker would only look alive."""
     if not task.cancelled() and (error := task.exception()) is not None:
         traceback.print_exception(error)
         os._exit(70)
+
+
+# ---- all workers of a run ------------------------------------------------------------------------
+
+
+class Workers:
+    """The load of a run: its workers, in processes of their own or in this one. It may be started again after its end.
+
+    Args:
+        count: number of workers.
+        client_token: the token that their clients send to the nodes; "": none.
+    """
+
+    def __init__(
+        self, load: Load, seed: int, count: int, client_token: str = "", environment: Environment = REAL
+    ) -> None:
+        self.count = count
+        self._load, self._seed, self._client_token, self._environment = load, seed, client_token, environment
+        self._tallies = [Tally(finished=True) for _ in range(count)]
+        self._ready: set[int] = set()
+        self._used = range(0)
+        """The workers that have a plan in the present load."""
+        self._news = asyncio.Event()
+
+    async def spawn(self) -> None:
+        """Start the processes, if there are any, so that a later start is quick."""
+
+    async def order(self, worker: int, order: Order) -> None:
+        """Give an order to a worker (from 0); its answers come to `on_answer`."""
+        raise NotImplementedError
+
+    def on_answer(self, worker: int, answer: Answer) -> None:
+        """A worker has answered."""
+        match answer:
+            case Ready():
+                self._ready.add(worker)
+            case Tally():
+                self._tallies[worker] = answer
+        self._news.set()
+
+    async def start(self, via: tuple[NodeId, ...], addresses: dict[NodeId, Address]) -> None:
+        """Connect all clients, then let all workers start at the same moment.
+
+        Raises:
+            RunFailed: a worker has ended.
+        """
+        assert self.finished
+        load, shares = self._load, share(client_plans(self._load, via, self._seed), self.count)
+        duration = None if load.duration is None else float(load.duration)
+        self._used = range(len(shares))
+        self._ready.clear()
+        for worker, plans in enumerate(shares):
+            self._tallies[worker] = structs.replace(self._tallies[worker], finished=False)
+            history = self.history_of(worker)
+            prepare = Prepare(history, addresses, plans, duration, float(load.deadline), self._client_token)
+            await self.order(worker, prepare)
+        await self._until(lambda: len(self._ready) == len(shares))
+        go = Go(self._environment.now() + START_DELAY_S)
+        for worker in self._used:
+            await self.order(worker, go)
+
+    def history_of(self, worker: int) -> str:
+        """Return the path to which a worker writes its history; "" in a simulation."""
+        return ""
+
+    async def halt(self) -> None:
+        """Send no new messages."""
+        for worker in self._used:
+            await self.order(worker, Halt())
+
+    async def settled(self) -> None:
+        """Wait until every message has its outcome.
+
+        Raises:
+            RunFailed: a worker has ended.
+        """
+        await self._until(lambda: self.finished)
+
+    @property
+    def finished(self) -> bool:
+        """True if no worker sends any more, and every message has its outcome."""
+        return all(tally.finished for tally in self._tallies)
+
+    @property
+    def total(self) -> Tally:
+        """The sum over all workers, by their latest reports."""
+        tallies = self.tallies()
+        return Tally(
+            sent=sum(each.sent for each in tallies),
+            acknowledged=sum(each.acknowledged for each in tallies),
+            rejected=sum(each.rejected for each in tallies),
+            unknown=sum(each.unknown for each in tallies),
+            cpu_s=round(sum(each.cpu_s for each in tallies), 3),
+            finished=self.finished,
+        )
+
+    def tallies(self) -> Sequence[Tally]:
+        """Return the latest tally of each worker."""
+        return self._tallies
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.check()
+            self._news.clear()
+            await self._news.wait()
+
+    def check(self) -> None:
+        """Raise the error with which a worker has ended, if one has."""
+
+    async def close(self) -> None:
+        """End the processes, if there are any; afterwards everything they wrote is complete."""

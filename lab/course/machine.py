@@ -1,4 +1,4 @@
-"""The disk of a node's machine, and what is done to the files on it: the same on real files and in virtual time."""
+"""The disk of a node's machine, and what faults do to the files on it, in both worlds."""
 
 from __future__ import annotations
 
@@ -14,81 +14,73 @@ from nodeproc.disk import archive, checkpoint, recovery, wal
 
 
 class NodeFiles(Protocol):
-    """What a node keeps, by the names that it has for them (nodeproc.disk.files)."""
+    """A node's files under the names that nodeproc.disk.files gives them. Every change is durable at once."""
 
-    def names(self) -> list[str]: ...
+    def all_names(self) -> list[str]: ...
 
     def contents(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Those of these that are there."""
+        """Return the content of those of these files that exist."""
 
-    def change(self, rot: Rot) -> None:
-        """One byte becomes another by itself."""
+    def rot(self, name: str, at: int, value: int) -> None:
+        """Change one byte."""
 
     def remove(self, name: str) -> None:
-        """A file is gone, durably."""
+        """Delete a file."""
 
     def replace(self, contents: dict[str, bytes]) -> None:
-        """These are all that there is from now on, durably."""
-
-    def wipe(self) -> int:
-        """All are gone, durably; returns their bytes."""
+        """Replace all files by these."""
 
 
 class MachineDisk:
-    """Half of a lab.steps.machine.Machine: the other half is a process, real or simulated."""
+    """The part of a lab.steps.machine.Machine that changes files; a world adds the process, real or simulated."""
 
-    node: NodeId
-
-    def __init__(self) -> None:
+    def __init__(self, node: NodeId) -> None:
+        self.node = node
         self._copy: dict[str, bytes] | None = None
         self._rotten: list[Rot] = []
-        """What old rot has changed, under a node that may run."""
+        """Bytes that an `old_*` rot has changed; the node may run on."""
 
     @property
     @abstractmethod
     def files(self) -> NodeFiles:
-        """Of the disk that the machine has now."""
+        """The files of the machine's present disk."""
 
     def rot(self, what: str, rng: random.Random) -> Rot | None:
         """See Machine."""
-        # The checkpoint first: what a node that runs has in its other files by then is at least what it says.
+        # The checkpoint is read first: if the node runs, its other files then hold at least what the checkpoint says.
         names = [checkpoint.NAME, archive.HEADERS, archive.INDEX, recovery.lines_name(self.node)]
         if what in ("wal", "last"):
-            names += [name for name in self.files.names() if name.startswith(wal.FOLDER + "/") and ".wal" in name]
+            names += [name for name in self.files.all_names() if name.startswith(wal.FOLDER + "/") and ".wal" in name]
         rot = draw_rot(self.files.contents(names), what, self.node, rng)
         if rot is not None:
-            self.files.change(rot)
+            self.files.rot(rot.name, rot.at, rot.after)
             if what.startswith("old_"):
                 self._rotten.append(rot)
         return rot
 
     @property
     def rotten(self) -> list[str]:
-        """Bytes that old rot has changed and nobody has repaired yet."""
+        """The bytes that an `old_*` rot has changed and that are not repaired yet."""
         found = self.files.contents({rot.name for rot in self._rotten})
         return [str(rot) for rot in self._rotten if found.get(rot.name, b"")[rot.at : rot.at + 1] == bytes([rot.after])]
 
     def lose(self, what: str) -> tuple[str, str]:
         """See Machine."""
-        name = file_name(what, self.node, self.files.names())
+        name = file_name(what, self.node, self.files.all_names())
         if not name:
             return "", ""
         self.files.remove(name)
         return name, lost_place(name)
 
     def take_copy(self) -> int:
-        """Copy all files as they are now; returns bytes."""
-        self._copy = self.files.contents(self.files.names())
+        """Copy all files as they are now; return the number of bytes."""
+        self._copy = self.files.contents(self.files.all_names())
         return sum(map(len, self._copy.values()))
 
     def restore(self) -> str:
         """See Machine."""
-        contents = self.files.contents(self.files.names())
+        contents = self.files.contents(self.files.all_names())
         if self._copy is None or self._copy == contents:
             return ""
         self.files.replace(self._copy)
         return f"{sum(map(len, self._copy.values()))} bytes instead of {sum(map(len, contents.values()))}"
-
-    def wipe(self) -> int:
-        """See Machine."""
-        return self.files.wipe()

@@ -1,9 +1,8 @@
-"""What a run writes down about its cluster, its host and its versions."""
+"""The content of meta.json, and the configuration of the nodes."""
 
 from __future__ import annotations
 
 import platform
-import random
 import sys
 from importlib import metadata
 from typing import Any
@@ -15,17 +14,27 @@ from nodeproc.core.messages import NodeId
 
 HOST = "127.0.0.1"
 JOIN_TIMEOUT_MS = 10_000.0
-"""Nodes that are started together wait so long for each other at the cluster's birth, so that a busy machine, which
-starts one of them late, elects the same first leader as an idle one."""
+"""For this long, nodes that are started together wait for each other before the first election. A busy machine, which
+starts one of them late, thus elects the same first leader as an idle machine."""
+
+
+def surroundings(plan: ClusterPlan) -> dict[str, Any]:
+    """Return the fields of Meta that say with what and where a run was carried out."""
+    return {
+        "versions": versions(),
+        "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
+        "host": host(),
+        "cluster": _resolved(plan),
+    }
 
 
 def node_settings(
     plan: ClusterPlan, node: NodeId, port: int, peers: dict[NodeId, int], data_dir: str, cluster_id: str, secret: str
 ) -> dict[str, Any]:
-    """One node's configuration as it stands in its YAML file.
+    """Return the content of one node's configuration file.
 
     Args:
-        peers: node id -> port at which this node reaches it.
+        peers: id of each other node -> port at which this node reaches it.
     """
     settings: dict[str, Any] = {
         "node_id": node,
@@ -49,15 +58,15 @@ def node_settings(
         settings["join_timeout_ms"] = JOIN_TIMEOUT_MS
     if plan.client_token:
         settings["client_token"] = plan.client_token
-    # The judges read one file of events: none is full before a run ends.
+    # The judges read one file of events, so that it must not be rotated during a run.
     limits = ({"events_max_bytes": 1 << 50} if plan.command is None else {}) | dict(plan.limits)
     if limits:
         settings["limits"] = limits
     return settings
 
 
-def resolved(plan: ClusterPlan) -> dict[str, Any]:
-    """The cluster as meta.json tells it."""
+def _resolved(plan: ClusterPlan) -> dict[str, Any]:
+    """Return the settings of the cluster for meta.json."""
     settings = node_settings(plan, 0, 0, {}, "", "", "")
     settings["command"] = plan.command
     shown = (
@@ -72,13 +81,8 @@ def resolved(plan: ClusterPlan) -> dict[str, Any]:
     return {"nodes": plan.nodes} | {name: settings[name] for name in shown if settings.get(name) is not None}
 
 
-def target_rng(seed: int) -> random.Random:
-    """Draws targets; the same seed hits the same followers."""
-    return random.Random(f"targets {seed}")
-
-
 def versions() -> dict[str, str]:
-    """Versions of what the figures depend on; what is not installed is left out."""
+    """Return the versions of the installed libraries that affect measurements."""
     found = {}
     for name in ("msgspec", "uvloop", "psutil", "PyYAML"):
         try:
@@ -89,6 +93,7 @@ def versions() -> dict[str, str]:
 
 
 def host() -> dict[str, Any]:
+    """Return facts about this machine."""
     return {
         "system": platform.system(),
         "release": platform.release(),

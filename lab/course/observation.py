@@ -1,4 +1,4 @@
-"""What a run sees of its nodes, on real processes and in virtual time."""
+"""What a run knows of its nodes from their STATUS."""
 
 from __future__ import annotations
 
@@ -12,46 +12,45 @@ from nodeproc.lines import Status
 
 
 class SeenLeaders:
-    """Who said in a STATUS that it leads which term, each once."""
+    """The nodes whose STATUS said that they lead a term, and when each first said so."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[NodeId, Term], int] = {}
 
     def look(self, t: int, statuses: Mapping[NodeId, Status]) -> None:
-        """Take what nodes answered at t."""
+        """Take the answers that nodes gave at t."""
         for node, status in statuses.items():
             if status.role == "leader":
                 self._first.setdefault((node, status.term), t)
 
     def rows(self) -> tuple[Led, ...]:
+        """Return one row for each node and term."""
         return tuple(Led(t, node, term) for (node, term), t in self._first.items())
 
 
 def as_text(value: object) -> str:
-    """A field's value as scenarios write it."""
+    """Return a field's value as scenarios write it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def view_of(machines: Mapping[NodeId, Machine], statuses: Mapping[NodeId, Status]) -> ClusterView:
-    """The nodes at this moment.
+    """Return the state of all nodes at this moment.
 
     Args:
-        statuses: what those that were asked just now have answered.
+        statuses: the answers of the nodes that answered just now.
     """
     views = {}
     for node, machine in machines.items():
-        answer = statuses.get(node)
-        if answer is None:
-            views[node] = NodeView(machine.running, machine.paused)
-        else:
+        views[node] = NodeView(machine.running, machine.paused)
+        if (answer := statuses.get(node)) is not None:
             views[node] = NodeView(
-                running=machine.running,
-                paused=machine.paused,
-                role=answer.role,
-                term=answer.term,
-                leader=answer.leader,
-                commit_seq=answer.commit_seq,
-                delivered_seq=answer.delivered_seq,
+                machine.running,
+                machine.paused,
+                answer.role,
+                answer.term,
+                answer.leader,
+                answer.commit_seq,
+                answer.delivered_seq,
             )
     down = (machine for machine in machines.values() if not machine.running and machine.exits)
     return ClusterView(views, tuple(machine.node for machine in down if machine.exits[-1].asked))

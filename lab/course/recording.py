@@ -1,4 +1,4 @@
-"""Writing history.jsonl: every process writes a part of its own, and at the end they are merged by time."""
+"""The history of a run: its rows as they are written, and the merging of its parts."""
 
 from __future__ import annotations
 
@@ -16,26 +16,42 @@ FLUSH_BYTES = 64 << 10
 MERGE_CHUNK = 1 << 20
 
 
-def outcome_row(now_ns: int, session: str, outcome: Outcome) -> HistoryRow:
-    """What became of some of a session's messages."""
-    count = outcome.last - outcome.first + 1
-    match outcome.kind:
-        case "ok":
-            return Acked(now_ns, session, outcome.last, outcome.seq_no)
-        case "rejected":
-            return Failed(now_ns, session, outcome.first, count, outcome.reason)
-        case "unknown":
-            return Unknown(now_ns, session, outcome.first, count)
+class History:
+    """Receives the rows of the clients and of the runner, in the order of their t.
 
-
-class HistoryWriter:
-    """One part of the history; rows must come in the order of their t.
-
-    Rows are gathered until somebody flushes, now and then: what is not written is lost with the process.
+    Args:
+        now_ns: the time, as in the rows.
     """
 
-    def __init__(self, path: Path, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, now_ns: Callable[[], int]) -> None:
         self._now_ns = now_ns
+
+    def write(self, row: HistoryRow) -> None:
+        raise NotImplementedError
+
+    def outcome(self, session: str, outcome: Outcome) -> None:
+        """Write the outcome of some of a session's messages, as of now."""
+        now, count = self._now_ns(), outcome.last - outcome.first + 1
+        match outcome.kind:
+            case "ok":
+                self.write(Acked(now, session, outcome.last, outcome.seq_no))
+            case "rejected":
+                self.write(Failed(now, session, outcome.first, count, outcome.reason))
+            case "unknown":
+                self.write(Unknown(now, session, outcome.first, count))
+
+    def flush(self) -> None:
+        """Let no row that was written be lost with this process."""
+
+
+class HistoryWriter(History):
+    """Writes one part of the history to a file. Every process writes a part of its own; merge() joins them.
+
+    Rows are gathered until the next flush. If the process dies, the rows since then are lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(time.monotonic_ns)
         self._file = path.open("ab", buffering=0)
         self._rows: list[bytes] = []
         self._size = 0
@@ -47,16 +63,12 @@ class HistoryWriter:
         if self._size >= FLUSH_BYTES:
             self.flush()
 
-    def outcome(self, session: str, outcome: Outcome) -> None:
-        """What became of some of a session's messages, as of now."""
-        self.write(outcome_row(self._now_ns(), session, outcome))
-
     def flush(self) -> None:
         if self._rows:
             left = memoryview(b"".join(self._rows))
             self._rows.clear()
             self._size = 0
-            while left:  # A nearly full disk takes a part first, and says why at the next try.
+            while left:  # A nearly full disk takes a part first, and reports its error at the next try.
                 left = left[self._file.write(left) :]
 
     def close(self) -> None:
@@ -76,10 +88,10 @@ _T_KEY = b'"t":'
 
 
 def row_time(line: bytes) -> int:
-    """The t of an encoded row, without parsing the rest of it.
+    """Return the t of an encoded row, without parsing the rest of the row.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the row has no t.
     """
     start = line.index(_T_KEY) + len(_T_KEY)
     end = line.find(b",", start)
@@ -87,7 +99,7 @@ def row_time(line: bytes) -> int:
 
 
 def merge(parts: Sequence[Path], whole: Path) -> None:
-    """Merge parts, each ascending by t, into one file and remove them; a torn last line is left out."""
+    """Merge parts, each ascending by t, into one file, and remove them. Incomplete last lines are left out."""
     with whole.open("wb", buffering=MERGE_CHUNK) as out:
         out.writelines(heapq.merge(*(_whole_lines(part) for part in parts), key=row_time))
     for part in parts:

@@ -1,8 +1,8 @@
-"""The course of a run, the same on real processes and in virtual time: from the first step to all that is kept of it.
+"""The runner: carries out a scenario, in the live world (lab.live.live) and in the simulated world (lab.sim.simulator).
 
-The order of things: start the nodes; do the steps; stop the load, heal everything, wait until all nodes have delivered
-the same; stop the nodes; keep the papers. A step that misses its time ends the steps and not the run: it is healed and
-judged all the same. A Stage is what the run is played on: lab.live.live has one, lab.sim.simulator another.
+It starts the nodes, does the steps, stops the load, heals everything, waits until all nodes have delivered the same
+messages, and stops the nodes. A step that misses its time ends the steps but not the run: the run is healed and judged
+like any other.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
+
+from msgspec import structs
 
 from lab.course.clients import NamedClients, Subscribers
-from lab.course.environment import Environment, History
-from lab.course.load import Tally
-from lab.course.manifest import target_rng
+from lab.course.environment import Environment
+from lab.course.load import Workers
+from lab.course.observation import SeenLeaders
+from lab.course.recording import History
 from lab.plan.scenario import Scenario
-from lab.rows import Convergence, Expectation, Phase
+from lab.rows import Convergence, Expectation, Meta, NodeUse, Phase
 from lab.steps import Heal, Step
 from lab.steps.book import FaultBook
 from lab.steps.expect import Expectation as Expected
-from lab.steps.machine import Addresses, Machine, RunFailed, RunningLoad, StepMissed, World
+from lab.steps.machine import Machine, RunFailed, StepMissed, World
 from lab.steps.rules import CLIENTS, Pair
 from lab.steps.step import Fault
 from lab.steps.targets import ClusterView, NodeView, NoSuchTarget, choose
@@ -36,13 +39,13 @@ SAMPLE_EVERY_S = 0.5
 TELL_EVERY_S = 2.0
 FIRST_LEADER_PATIENCE_S = 20.0
 SETTLE_SLACK_S = 5.0
-"""On top of the clients' deadline, until all outcomes must be told."""
+"""After the clients' deadline, the clients have this long to report all outcomes."""
 NAMED_DEADLINE_S = 30.0
 
 
 @dataclass(slots=True)
 class Facts:
-    """What meta.json is made of, as it comes to be known."""
+    """The parts of meta.json that the runner finds out."""
 
     t_start: int = 0
     t_end: int = 0
@@ -53,84 +56,50 @@ class Facts:
 
 
 class Cluster(World, Protocol):
-    """The machines of a run from their beginning to their end."""
+    """The machines of a run, from their start to their end."""
 
-    @property
-    def rotten(self) -> list[str]:
-        """Bytes that old rot has changed and nobody has repaired yet."""
+    leaders: SeenLeaders
 
-    async def open(self, seed: int) -> None: ...
+    async def open(self, seed: int) -> None:
+        """Prepare the machines; no node runs yet."""
 
     async def view(self) -> ClusterView:
-        """Ask every node that runs and is not paused."""
+        """Ask all nodes that run and are not paused for their STATUS; return the state of all nodes."""
 
     def look(self) -> None:
-        """Take a sample of what the nodes cost."""
+        """Take a sample of the CPU and memory of the nodes."""
+
+    def use(self) -> dict[NodeId, NodeUse]:
+        """Return the resources that each node has used, over all its processes."""
 
     def mark_events(self) -> None:
-        """Events are counted from here on."""
+        """Count events from here on."""
 
     async def close(self) -> None:
-        """SIGTERM everything that runs, and let go of what was held."""
+        """SIGTERM all nodes that run, and release everything."""
 
     def drop(self) -> None:
-        """Kill what still runs, at once: for any end of a run. May be called again."""
-
-
-class Load(RunningLoad, Protocol):
-    """The load of a run, and its processes."""
-
-    @property
-    def total(self) -> Tally: ...
-
-    async def spawn(self) -> None: ...
-
-    async def start(self, via: tuple[NodeId, ...], addresses: Addresses) -> None: ...
-
-    def halt(self) -> None: ...
-
-    async def settled(self) -> None: ...
-
-    def check(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-
-@dataclass
-class Stage:
-    """What a run is played on.
-
-    draws: what faults leave open, by the run's seed.
-    """
-
-    environment: Environment
-    history: History
-    cluster: Cluster
-    load: Load | None
-    book: FaultBook
-    draws: random.Random
+        """Kill everything that still runs, at once. Every run ends with this; may be called again."""
 
 
 class Triggers:
-    """What `when` steps wait for, beside the steps that follow."""
+    """The `when` steps that wait for their condition while the steps behind them are done."""
 
     def __init__(self) -> None:
         self.tasks: dict[int, asyncio.Task[None]] = {}
-        """Index of a `when` step -> what waits for it, and does it."""
+        """Index of a `when` step -> the task that waits for its condition and then injects its faults."""
         self._fired: set[int] = set()
 
     def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
-        """Begin to wait."""
+        """Start to wait."""
         self.tasks[index] = asyncio.create_task(waiting)
 
     def fired(self, index: int) -> None:
-        """It has come true."""
+        """The condition holds now."""
         self._fired.add(index)
 
     async def end(self) -> list[int]:
-        """The steps are over: what fired is finished; returns the indices of those that did not."""
+        """Finish the steps that have fired; return the indices of those that have not."""
         missed = [index for index in self.tasks if index not in self._fired]
         for index in missed:
             self.tasks[index].cancel()
@@ -138,23 +107,39 @@ class Triggers:
         return missed
 
     def cancel(self) -> None:
-        """End all waiting, at once."""
+        """Cancel everything at once."""
         for task in self.tasks.values():
             task.cancel()
 
 
 class Runner:
-    """One run. carry_out() does it; the methods below stand in the order in which it uses them. See machine.Run."""
+    """One run, carried out by carry_out(). See lab.steps.machine.Run.
 
-    def __init__(self, scenario: Scenario, stage: Stage, seed: int, progress: Progress) -> None:
+    Args:
+        draws: the random numbers for everything that faults leave open, by the run's seed.
+        progress: called with a line of text at each step, and every few seconds in between.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: int,
+        progress: Progress,
+        environment: Environment,
+        history: History,
+        cluster: Cluster,
+        load: Workers | None,
+        book: FaultBook,
+        draws: random.Random,
+    ) -> None:
         self._scenario, self.seed, self._progress = scenario, seed, progress
-        self._environment, self._history, self._cluster = stage.environment, stage.history, stage.cluster
-        self.world, self.load, self.book, self.draws = stage.cluster, stage.load, stage.book, stage.draws
+        self._environment, self._history, self._cluster = environment, history, cluster
+        self.world, self.load, self.book, self.draws = cluster, load, book, draws
         self.is_foreign = scenario.cluster.is_foreign
-        self.now, self.now_ns = stage.environment.now, stage.environment.now_ns
-        self.rng = target_rng(seed)
+        self.now, self.now_ns, self.view_now = environment.now, environment.now_ns, cluster.view
+        self.rng = random.Random(f"targets {seed}")
         self.facts = Facts()
-        self.named = NamedClients(self._history, self._environment)
+        self.named = NamedClients(history, environment)
         self.view = ClusterView({})
         self.delivered: dict[NodeId, int] = {}
         self.term_before = 0
@@ -162,7 +147,7 @@ class Runner:
         self._told_at = self.now()
         self._step_text = ""
         self._one_fault = asyncio.Lock()
-        """Held while a fault is being done: triggers may want to do one at the same time."""
+        """Held while a fault is injected: several triggers may fire at the same time."""
         self._sampler: asyncio.Task[None] | None = None
         self.triggers = Triggers()
 
@@ -183,14 +168,12 @@ class Runner:
             sampler.cancel()
             self.triggers.cancel()
             self._cluster.drop()
-            if self.load is not None:
-                self.load.kill()
             self.facts.t_end = self.now_ns()
 
     # ---- the beginning ---------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        """Nodes started and agreed on a leader, subscribers connected, load workers ready to be told what to do."""
+        """Start the nodes and the load's workers, wait for the first leader, and connect the subscribers."""
         self.tell("starting the nodes")
         await self._cluster.open(self.seed)
         started = self._scenario.cluster.started_ids
@@ -205,7 +188,7 @@ class Runner:
         self.facts.t_start = self.now_ns()
 
     async def _first_leader(self) -> None:
-        """All started nodes agree on a leader, or the run is not worth a step."""
+        """Wait until all started nodes agree on a leader; without one the run fails."""
         began = self.now()
         while (view := await self._cluster.view()).agreed_leader() is None:
             if self.now() - began > FIRST_LEADER_PATIENCE_S:
@@ -221,7 +204,7 @@ class Runner:
     # ---- the steps -------------------------------------------------------------------------------
 
     async def _do_steps(self) -> None:
-        """One after the other, until one is missed."""
+        """Do the steps one after the other, until one is missed."""
         steps = list(self._scenario.unrolled())
         for index, step in enumerate(steps):
             self._step_text = f"step {index + 1} of {len(steps)}, {step.show()}"
@@ -236,7 +219,7 @@ class Runner:
                 self.note(index, step, met=False, found=str(missed))
                 self.tell(f"missed: {step.show()}: {missed}")
                 break
-            self._check_alive()
+            self.check()
         for index in await self.triggers.end():
             self.note(index, steps[index], met=False, found="it did not come true")
 
@@ -254,11 +237,11 @@ class Runner:
             await fault.do(self, index)
 
     def _mark_fault(self, view: ClusterView) -> None:
-        """Remember what `new_leader` and `event` are compared with."""
+        """Remember the term and the events so far, from which the waits `new_leader` and `event` count."""
         self.term_before = max(self.term_before, view.highest_term)
         self._cluster.mark_events()
 
-    # ---- what steps ask of it --------------------------------------------------------------------
+    # ---- what steps ask of the run -----------------------------------------------------------------
 
     async def look(self) -> ClusterView:
         """See machine.Run."""
@@ -266,10 +249,6 @@ class Runner:
         for node, answer in self.world.statuses.items():
             self.delivered[node] = answer.delivered_seq
         return view
-
-    async def view_now(self) -> ClusterView:
-        """See machine.Run."""
-        return await self._cluster.view()
 
     def choose(self, target: Target) -> list[Machine]:
         """See machine.Run."""
@@ -285,7 +264,7 @@ class Runner:
     async def start_load(self) -> None:
         """See machine.Run."""
         load, planned = self.load, self._scenario.load
-        assert load is not None and planned is not None, "a scenario without load does not start one"
+        assert load is not None and planned is not None, "the scenario has no load to start"
         if not load.finished:
             raise StepMissed("the load runs already")
         via = choose(planned.via, await self._cluster.view(), self.rng)
@@ -293,26 +272,26 @@ class Runner:
         self._phase("load_started")
 
     async def stop_load(self) -> None:
-        """See machine.Run. What is under way waits at most until its deadline makes it unknown."""
+        """See machine.Run. A message without an answer becomes `unknown` at its deadline."""
         load, planned = self.load, self._scenario.load
         if load is None or planned is None or load.finished:
             return
-        load.halt()
+        await load.halt()
         try:
             async with asyncio.timeout(planned.deadline + SETTLE_SLACK_S):
                 await load.settled()
         except TimeoutError:
-            raise RunFailed(f"the load has {load.total.pending} messages without any outcome") from None
+            raise RunFailed(f"the load has {load.total.pending} messages without an outcome") from None
         self._phase("load_stopped")
 
     # ---- the end ---------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
-        """Stop the load, heal, let everything settle, converge, and stop the nodes."""
+        """Stop the load, heal everything, wait for outcomes and convergence, and stop the nodes."""
         if self.load is not None and not self.load.finished:
-            self.load.halt()
+            await self.load.halt()
         self._step_text = "healing"
-        self.tell("healing and waiting until all nodes are the same")
+        self.tell("healing, and waiting until all nodes have delivered the same messages")
         self.view = ClusterView({node: NodeView(running=True) for node in self._scenario.cluster.ids})
         await Heal().do(self, -1)
         self.facts.t_healed = self.now_ns()
@@ -320,7 +299,7 @@ class Runner:
         await self.stop_load()
         await self._settle_named()
         convergence = self.facts.convergence = await self._converge()
-        self._phase("converged" if convergence.reached else "diverged", "; ".join(self._cluster.rotten))
+        self._phase("converged" if convergence.reached else "diverged", "; ".join(_rotten(self.world)))
         if self._subscribers is not None:
             last = max(convergence.delivered.values(), default=0)
             await self._subscribers.until_shown(last, float(self._scenario.bounds.convergence))
@@ -331,13 +310,13 @@ class Runner:
         await self._cluster.close()
 
     async def _settle_named(self) -> None:
-        """What `send` steps did not wait for gets its outcome now."""
+        """Wait for the outcomes of the messages of `send` steps."""
         began = self.now()
         while self.named.waiting and self.now() - began < NAMED_DEADLINE_S + SETTLE_SLACK_S:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _converge(self) -> Convergence:
-        """Wait until all nodes have delivered the same, and nothing is left to be delivered. Rule: A9."""
+        """Wait until all nodes have delivered all messages. Rule: A9."""
         bound, began = float(self._scenario.bounds.convergence), self.now()
         while True:
             view = await self._cluster.view()
@@ -351,14 +330,44 @@ class Runner:
 
     def _is_converged(self, view: ClusterView) -> bool:
         answers = self.world.statuses
-        if self._cluster.rotten:
-            return False
-        if len(answers) < len(view.nodes) or view.agreed_leader() is None:
+        if _rotten(self.world) or len(answers) < len(view.nodes) or view.agreed_leader() is None:
             return False
         last = answers[view.leader].last_seq
         return all(each.delivered_seq == each.commit_seq == last for each in answers.values())
 
-    # ---- notes -----------------------------------------------------------------------------------
+    def meta(self, kind: Literal["live", "sim"], started_utc: str, workers: int, mutant: str) -> Meta:
+        """Return the manifest, without manifest.surroundings() and without what only the live world knows.
+
+        Args:
+            workers: processes of the load.
+        """
+        facts = self.facts
+        return Meta(
+            scenario=self._scenario.name,
+            kind=kind,
+            links="direct",
+            seed=self.seed,
+            started_utc=started_utc,
+            versions={},
+            interpreter="",
+            host={},
+            cluster={},
+            t_start=facts.t_start,
+            t_end=facts.t_end,
+            t_healed=facts.t_healed,
+            recovery_bound_s=float(self._scenario.bounds.recovery),
+            convergence=facts.convergence,
+            nodes=self._cluster.use(),
+            samples=(),
+            expectations=tuple(facts.expectations),
+            load={} if self.load is None else {"workers": workers, **structs.asdict(self.load.total)},
+            proxy={},
+            problem=facts.problem,
+            led=self._cluster.leaders.rows(),
+            mutant=mutant,
+        )
+
+    # ---- progress --------------------------------------------------------------------------------
 
     def note(self, index: int, what: Step | Expected, *, met: bool, found: str) -> None:
         """See machine.Run."""
@@ -375,17 +384,11 @@ class Runner:
 
     def _tell_sometimes(self) -> None:
         if self.now() - self._told_at >= TELL_EVERY_S:
-            total = self.load.total if self.load is not None else None
-            numbers = f": {total.acknowledged} acknowledged, {total.pending} waiting" if total is not None else ""
-            self.tell(f"{self._step_text}{numbers}")
+            self.tell(self._step_text + _progress_of(self.load, ": "))
 
     def check(self) -> None:
-        """See machine.Run."""
+        """See machine.Run. A node that has ended is no error here: the judges decide about it."""
         self._tell_sometimes()
-        self._check_alive()
-
-    def _check_alive(self) -> None:
-        """Raise what ended the lab's own processes, triggers or sampling; a node that ended is the judges' affair."""
         for task in (self._sampler, *self.triggers.tasks.values()):
             if task is not None and task.done():
                 task.result()
@@ -393,14 +396,12 @@ class Runner:
             self.load.check()
 
     async def show(self) -> str:
-        """How things stand, for a step that was missed."""
-        total = self.load.total if self.load is not None else None
-        load = f"; load: {total.acknowledged} acknowledged, {total.pending} waiting" if total is not None else ""
-        return _show(await self._cluster.view()) + load
+        """See machine.Run."""
+        return _show(await self._cluster.view()) + _progress_of(self.load, "; load: ")
 
 
 async def _all(parts: list[Coroutine[Any, Any, Any]]) -> None:
-    """All at the same time; the first error ends the others and is raised."""
+    """Run all at the same time; the first error cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             for part in parts:
@@ -409,8 +410,20 @@ async def _all(parts: list[Coroutine[Any, Any, Any]]) -> None:
         raise errors.exceptions[0] from None
 
 
+def _rotten(world: World) -> list[str]:
+    """Return the bytes that a disk fault has changed and that no node has repaired yet."""
+    return [each for machine in world.machines.values() for each in machine.rotten]
+
+
+def _progress_of(load: Workers | None, before: str) -> str:
+    if load is None:
+        return ""
+    total = load.total
+    return f"{before}{total.acknowledged} acknowledged, {total.pending} waiting"
+
+
 def _show(view: ClusterView) -> str:
-    """Every node in a few words: `1 follower of 3 term 2 delivered 40/41`."""
+    """Describe every node in a few words: `1 follower of 3 term 2 delivered 40/41`."""
     shown = []
     for node in view.ids:
         state = view.nodes[node]

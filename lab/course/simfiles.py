@@ -1,20 +1,22 @@
-"""A data directory in memory that knows what a power loss would leave of it.
+"""A data directory in memory that models what a power loss would leave of it.
 
-Each file has the bytes that reads show and the bytes that are durable; each name is durable only once its folder was
-synced. A crash keeps the durable part and, drawn from a random generator, some of the rest: a prefix of the unsynced
-bytes, sometimes followed by zeros or noise where a length was written and its data was not; or pages of it in any
-order, with what was there before, or zeros, in the holes; and a prefix of the unsynced renames and removals.
+A file has the bytes that reads show, of which some are durable. A name is durable once its folder was synced. A crash
+keeps what is durable and, drawn from a random generator, some of the rest:
 
-A failed sync of a file is modelled as Linux does it: the pages that it could not write count as clean. Reads show them,
-later syncs pass over them, a power loss takes them. (Rebello et al., Can Applications Recover from fsync Failures?,
-USENIX ATC 2020.) A failed sync of a folder leaves its names to the next one: names are in the file system's journal,
-and a journal that can't be written ends all writing.
+- a prefix of the unsynced bytes, sometimes followed by zeros or noise, as if the length was written and the data not;
+- or some pages of them in any order; between these pages stand the old bytes, or zeros;
+- a prefix of the unsynced renames and removals.
+
+A failed sync of a file behaves as on Linux: the pages that could not be written count as clean. Reads show them, later
+syncs skip them, and a power loss loses them. (Rebello et al., Can Applications Recover from fsync Failures?, USENIX ATC
+2020.) A failed sync of a folder leaves its names to the next sync: they are in the file system's journal, and a file
+system whose journal cannot be written stops all writing.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
@@ -23,22 +25,22 @@ from nodeproc.disk.files import Buffer
 
 
 class PowerLost(BaseException):
-    """The simulated machine stopped in the middle of an operation; no code of the node runs any more."""
+    """The simulated machine stopped in the middle of an operation; the node's code must not run on."""
 
 
 PAGES = (16, 64, 512, 4096)
-"""Bytes of a page that reaches the disk whole or not at all. Small ones make holes in short files, too."""
+"""Page sizes in bytes; a page reaches the disk as a whole or not at all. Small pages make holes in short files too."""
 
 Range: TypeAlias = tuple[int, int]
 
 
 @dataclass(eq=False, slots=True)
 class _Inode:
-    """A file's content apart from its names.
+    """A file's content, apart from its names.
 
-    synced: bytes at the start that a power loss leaves as they are, but for `unwritten`.
+    synced: number of bytes at the start that are durable, except for `unwritten`.
     unwritten: ranges that a failed sync has marked clean; only a truncation ends one.
-    before_cut: what was durable before the file was cut below it; None once the cut is durable too.
+    before_cut: the durable content before a truncation into it; None once the truncation is durable too.
     """
 
     data: bytearray = field(default_factory=bytearray)
@@ -47,12 +49,12 @@ class _Inode:
     before_cut: bytes | None = None
 
     def sync(self, size: int) -> None:
-        """The first `size` bytes are durable now, but for `unwritten`."""
+        """Make the first `size` bytes durable, except for `unwritten`."""
         self.synced = min(size, len(self.data))
         self.before_cut = None
 
     def fail_to_sync(self, size: int) -> None:
-        """The system could not write these bytes, and will not try again."""
+        """The operating system could not write the first `size` bytes, and will not try again."""
         if self.synced < size:
             self.unwritten.append((self.synced, size))
 
@@ -71,7 +73,7 @@ class _Inode:
         return blanked(self.data[: self.synced], self.unwritten)
 
     def left_by_crash(self, rng: Random) -> bytes:
-        """What a power loss leaves: never less than what was synced and not cut since."""
+        """Return what a power loss leaves: at least the bytes that were synced and not truncated since."""
         old = b""
         if self.before_cut is not None and rng.random() < 0.5:
             old = self.before_cut  # The cut was not durable.
@@ -90,7 +92,7 @@ class _Inode:
         return blanked(left, self.unwritten)
 
     def _pages_in_any_order(self, rng: Random, old: bytes) -> bytes:
-        """Some pages of the unsynced tail reached the disk, at least one did not; there is what was there, or zeros."""
+        """Keep some pages of the unsynced tail and lose at least one; in its place stand the old bytes, or zeros."""
         page, share = rng.choice(PAGES), rng.random()
         lost = rng.randrange(self.synced, len(self.data)) // page
         left = bytearray(old or self.data[: self.synced])
@@ -105,12 +107,12 @@ class _Inode:
 
 
 def cut_ranges(ranges: Sequence[Range], size: int) -> list[Range]:
-    """What lies below `size` of each."""
+    """Return the parts of these ranges that lie below `size`."""
     return [(start, min(end, size)) for start, end in ranges if start < size]
 
 
 def blanked(data: bytes | bytearray, ranges: Sequence[Range]) -> bytes:
-    """The same with zeros in these ranges."""
+    """Return the data with zeros in these ranges."""
     left = bytearray(data)
     for start, end in cut_ranges(ranges, len(left)):
         left[start:end] = bytes(end - start)
@@ -163,7 +165,7 @@ class SimFile:
         pass
 
     def never_written(self, ranges: Sequence[Range]) -> None:
-        """Failed syncs have marked these bytes clean."""
+        """Set the ranges that failed syncs have marked clean."""
         self._inode.unwritten = list(ranges)
 
 
@@ -171,27 +173,27 @@ class SimFiles:
     """A data directory in memory; see nodeproc.disk.files.Files.
 
     Args:
-        rng: decides what a crash in the middle of an append leaves.
-        capacity: bytes that fit; None is no limit. May be changed at any time.
+        rng: draws what a crash in the middle of an append leaves.
+        capacity: bytes that the disk holds; None: no limit. May be changed at any time.
     """
 
     def __init__(self, rng: Random | None = None, capacity: int | None = None) -> None:
         self.rng = rng or Random(0)
         self.capacity = capacity
         self.bytes_read = 0
-        """By pread since the start; what a restart costs."""
+        """Bytes read by pread so far: the cost of a restart."""
         self.operations = 0
-        """File operations so far, to place a crash."""
+        """File operations so far; `crash_at` refers to them."""
         self.crash_at: int | None = None
-        """Raise PowerLost instead of the operation of this number."""
+        """Raise PowerLost instead of the operation with this number."""
         self.on_operation: Callable[[str, str], None] | None = None
-        """Called with operation and name before each; raises OSError to make it fail."""
+        """Called before each operation with its kind and the file's name; may raise OSError to make it fail."""
         self.began: dict[_Inode, int] | None = None
-        """What sizes() was when the syncs began that end now: they cover no more. None: a sync takes no time."""
+        """The sizes() at which the syncs that end now began: they cover no more. None: a sync takes no time."""
         self._names: dict[str, _Inode] = {}
         self._durable: dict[str, _Inode] = {}
         self._unsynced: list[tuple[str, dict[str, _Inode]]] = []
-        """(folder, all its names) after each change that its folder was not synced since."""
+        """(folder, all names afterwards) for each change of names that no sync of the folder has made durable."""
 
     # ---- the interface of nodeproc.disk.files.Files -------------------------------------------------------
 
@@ -243,13 +245,13 @@ class SimFiles:
         pass
 
     def sizes(self) -> dict[_Inode, int]:
-        """How long each file is now; for `began`."""
+        """Return the present length of each file; for `began`."""
         return {inode: len(inode.data) for inode in self._names.values()}
 
-    # ---- faults --------------------------------------------------------------------------------------
+    # ---- faults, and lab.course.machine.NodeFiles ------------------------------------------------------
 
     def crash(self, rng: Random) -> SimFiles:
-        """The directory as the machine finds it after a power loss, all of it durable then."""
+        """Return the directory after a power loss; all that is left is durable."""
         names = dict(self._durable)
         changes: dict[str, list[dict[str, _Inode]]] = {}
         for folder, after in self._unsynced:
@@ -264,47 +266,58 @@ class SimFiles:
         return survivor
 
     def copy(self) -> SimFiles:
-        """The directory as reads show it, all of it durable, as after a crash of the process alone."""
+        """Return the directory as reads show it, all of it durable: a crash of the process loses nothing."""
         return SimFiles.holding({name: bytes(inode.data) for name, inode in self._names.items()})
 
     @classmethod
     def holding(cls, contents: dict[str, bytes]) -> SimFiles:
-        """A directory with these files, all durable."""
+        """Return a directory with these files, all durable."""
         files = cls()
         for name, data in contents.items():
             files.put(name, data)
         return files
 
-    def contents(self) -> dict[str, bytes]:
-        """File name -> bytes, as reads show them."""
-        return {name: bytes(inode.data) for name, inode in sorted(self._names.items())}
+    def all_names(self) -> list[str]:
+        return sorted(self._names)
+
+    def contents(self, names: Iterable[str] | None = None) -> dict[str, bytes]:
+        """File name -> bytes, as reads show them; of those of these files that exist, or of all."""
+        wanted = sorted(self._names) if names is None else names
+        return {name: bytes(self._names[name].data) for name in wanted if name in self._names}
 
     def synced(self) -> dict[str, int]:
-        """File name -> bytes at its start that a power loss leaves as they are."""
+        """File name -> number of durable bytes at its start."""
         return {name: inode.durable_prefix() for name, inode in sorted(self._names.items())}
 
     def put(self, name: str, data: bytes) -> None:
-        """Replace a file's content, durably: damage, or a file put back."""
+        """Replace a file's content, durably."""
         inode = _Inode(bytearray(data), len(data))
         for names in (self._names, self._durable, *(after for _, after in self._unsynced)):
             names[name] = inode
 
+    def replace(self, contents: dict[str, bytes]) -> None:
+        """Replace all files by these, durably."""
+        for name in self._names.keys() - contents.keys():
+            self.remove(name)
+        for name, data in contents.items():
+            self.put(name, data)
+
     def rot(self, name: str, at: int, value: int) -> None:
-        """A byte that was written and synced long ago changes by itself, also under a node that runs."""
+        """Change one durable byte; the node may run."""
         self._names[name].data[at] = value
 
     def remove(self, name: str) -> None:
-        """Lose a file, durably."""
+        """Delete a file, durably."""
         del self._names[name]
         for names in (self._durable, *(after for _, after in self._unsynced)):
             names.pop(name, None)
 
     def used(self) -> int:
-        """Bytes that all files take."""
+        """Return the bytes of all files together."""
         return sum(len(inode.data) for inode in self._names.values())
 
     def about_to(self, operation: str, name: str) -> None:
-        """Count an operation, and fail it where that was asked for."""
+        """Count an operation, and make it fail if `crash_at` or `on_operation` says so."""
         self.operations += 1
         if self.crash_at is not None and self.operations >= self.crash_at:
             raise PowerLost
@@ -321,7 +334,7 @@ def _folder(name: str) -> str:
 
 
 def _with_folder(names: dict[str, _Inode], folder: str, source: dict[str, _Inode]) -> dict[str, _Inode]:
-    """`names` with the entries of one folder taken from `source`."""
+    """Return `names`, with the entries of one folder taken from `source`."""
     kept = {name: inode for name, inode in names.items() if _folder(name) != folder}
     kept.update((name, inode) for name, inode in source.items() if _folder(name) == folder)
     return kept

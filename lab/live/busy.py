@@ -1,7 +1,7 @@
-"""Busy processes: they take all the processor time that they get, as other programs of a host may do.
+"""Busy processes: they use all the CPU time that they get, as other programs on a host may do.
 
-`python -m lab.live.busy` is one of them. It says when it has begun, and computes until its standard input ends: that is
-when its harness wants it to, and when its harness is gone.
+`python -m lab.live.busy` is one of them. It writes a line when it begins, and computes until its standard input ends:
+when the harness closes the pipe, or has died.
 """
 
 from __future__ import annotations
@@ -14,46 +14,36 @@ from pathlib import Path
 
 import psutil
 
-from lab.live.children import Child, say
+from lab.live.children import Child, Children, say
 
 BURST = 50_000
-"""Additions between two looks at standard input: a few milliseconds."""
+"""Additions between two checks of standard input: a few milliseconds."""
 
 
 class BusyProcesses:
-    """Some of them, as the harness holds them."""
+    """The busy processes of one step, as seen by the harness."""
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
+    def __init__(self) -> None:
         self._children: list[Child] = []
         self._before: dict[int, float] = {}
-        """Process -> CPU seconds when it began, its start-up."""
+        """Process id -> CPU seconds that its start took."""
 
-    async def begin(self, processes: int) -> None:
-        """Start so many; done when all compute."""
+    async def begin(self, processes: int, children: Children, log: Path) -> None:
+        """Start this many processes, among the children of the run; returns when all compute."""
         for _ in range(processes):
-            self._children.append(await Child.spawn("a busy process", "lab.live.busy", self._log))
+            self._children.append(await children.spawn("a busy process", "lab.live.busy", log))
         await asyncio.gather(*(child.answer() for child in self._children))
         self._before = {child.process.pid: _cpu_s(child.process.pid) for child in self._children}
 
     async def end(self) -> float:
-        """End them; returns the CPU seconds that they took."""
+        """End them; return the CPU seconds that they used."""
         took = sum(_cpu_s(pid) - before for pid, before in self._before.items())
         await asyncio.gather(*(child.close() for child in self._children))
         return took
 
-    def kill(self) -> None:
-        """SIGKILL, without waiting."""
-        for child in self._children:
-            child.kill()
-
-    async def gone(self) -> None:
-        """Wait for the end of processes that were killed."""
-        await asyncio.gather(*(child.process.wait() for child in self._children))
-
 
 def _cpu_s(pid: int) -> float:
-    """User and system seconds so far; 0 where the process is gone."""
+    """Return user and system CPU seconds so far; 0 if the process has ended."""
     with contextlib.suppress(psutil.Error):
         times = psutil.Process(pid).cpu_times()
         return float(times.user + times.system)

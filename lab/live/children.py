@@ -1,7 +1,7 @@
-"""Processes of the lab's own (proxy, load workers): orders go in on standard input, answers come out, JSON lines.
+"""The lab's own processes (proxy, load workers, …): orders on standard input, answers on standard output, JSON lines.
 
-A child obeys its standard input until it ends. The harness holds the other end, so that a child can't outlive it,
-however the harness dies.
+A child process ends when its standard input ends. The harness holds the other end of that pipe, so that no child
+outlives the harness, however the harness dies.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from lab.steps.machine import RunFailed
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 LINE_LIMIT = 16 << 20
-"""Bytes of one order or answer."""
+"""Limit of one order or answer, bytes."""
 EXIT_PATIENCE_S = 5.0
 
 
 def child_environment() -> dict[str, str]:
-    """The harness's own environment, with this project importable from any directory."""
+    """Return the environment of the harness, extended so that this project can be imported from any directory."""
     path = os.pathsep.join([str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path}
 
@@ -32,7 +32,7 @@ def child_environment() -> dict[str, str]:
 
 
 class Child:
-    """One such process, as the harness holds it."""
+    """One child process, as seen by the harness."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
@@ -41,11 +41,7 @@ class Child:
 
     @classmethod
     async def spawn(cls, name: str, module: str, log: Path) -> Child:
-        """Start `python -m module`.
-
-        Args:
-            log: where its standard error goes.
-        """
+        """Start `python -m module`. log: receives its standard error."""
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -55,7 +51,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=child_environment(),
-                process_group=0,  # Ctrl+C is the harness's to handle
+                process_group=0,  # The harness alone handles Ctrl+C.
                 limit=LINE_LIMIT,
             )
         return cls(name, process, log)
@@ -66,10 +62,10 @@ class Child:
         self.process.stdin.write(line + b"\n")
 
     async def answer(self) -> bytes:
-        """The next line it says.
+        """Return the next line that it writes.
 
         Raises:
-            RunFailed: it ended instead; quotes the end of its log.
+            RunFailed: the process ended instead; quotes the end of its log.
         """
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
@@ -79,12 +75,12 @@ class Child:
         return line
 
     async def ask(self, line: bytes) -> bytes:
-        """One order and its answer, for children that answer each order once."""
+        """Send an order and return the answer, for children that answer each order once."""
         self.order(line)
         return await self.answer()
 
     async def close(self) -> None:
-        """End its input and wait until it is gone; kill it when that takes too long."""
+        """Close its input and wait for its exit; kill it if that takes longer than EXIT_PATIENCE_S."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -95,13 +91,35 @@ class Child:
             await self.process.wait()
 
     def kill(self) -> None:
-        """SIGKILL, if it is still there."""
+        """SIGKILL, if it still runs."""
         if self.process.returncode is None:
             self.process.kill()
 
 
+class Children:
+    """The child processes of one run."""
+
+    def __init__(self) -> None:
+        self._all: list[Child] = []
+
+    async def spawn(self, name: str, module: str, log: Path) -> Child:
+        """See Child.spawn."""
+        child = await Child.spawn(name, module, log)
+        self._all.append(child)
+        return child
+
+    def kill(self) -> None:
+        """SIGKILL to those that still run, without waiting."""
+        for child in self._all:
+            child.kill()
+
+    async def gone(self) -> None:
+        """Wait until all have exited."""
+        await asyncio.gather(*(child.process.wait() for child in self._all))
+
+
 def last_line(log: Path) -> str:
-    """The last line that a process wrote to its log, for error messages; indented ones only explain it."""
+    """Return the last line of a process's log that is not indented, for error messages."""
     try:
         lines = log.read_text("utf-8", "replace").splitlines()
     except OSError as error:
@@ -113,7 +131,7 @@ def last_line(log: Path) -> str:
 
 
 async def orders() -> AsyncIterator[bytes]:
-    """The lines of standard input until it ends."""
+    """Yield the lines of standard input until it ends."""
     reader = asyncio.StreamReader(limit=LINE_LIMIT)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while (line := await reader.readline()).endswith(b"\n"):
@@ -121,13 +139,13 @@ async def orders() -> AsyncIterator[bytes]:
 
 
 def say(line: bytes) -> None:
-    """One answer, without its newline. The harness reads at any time, so this does not block for long."""
+    """Write one answer, without its newline. The harness always reads, so this does not block for long."""
     sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()
 
 
 def run_child(main: Coroutine[Any, Any, None]) -> None:
-    """Run a child's main on the fastest loop there is; a harness that went away is no error."""
+    """Run a child's main on uvloop, if it is installed. A harness that has died is no error."""
     try:
         import uvloop
     except ImportError:

@@ -1,14 +1,13 @@
-"""A live run: real node processes, real clients, real signals. lab.course.runner has its course.
+"""A live run: real node processes, real clients, real signals. lab.course.runner carries it out.
 
     live.run(scenario, run, seed=7, progress=print)
 
-Whatever happens, interruption included, no process is left.
+No process is left after a run, however it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import platform
 import random
 import signal
 import time
@@ -18,9 +17,10 @@ from msgspec import structs
 
 from lab.course.environment import Environment
 from lab.course.evidence import with_heals
-from lab.course.manifest import host, resolved, versions
+from lab.course.manifest import surroundings
 from lab.course.recording import HistoryWriter, merge
-from lab.course.runner import Progress, Runner, Stage
+from lab.course.runner import Progress, Runner
+from lab.live.children import Children
 from lab.live.cluster import Cluster
 from lab.live.load_workers import LoadWorkers, worker_count
 from lab.plan import scenario as plan
@@ -31,21 +31,21 @@ from lab.steps.book import FaultBook
 
 
 def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "") -> None:
-    """Carry out a scenario and leave everything about it in the run directory.
+    """Carry out a scenario and fill the run directory.
 
     Args:
-        progress: told a line at each step, and now and then while one lasts.
-        mutant: started instead of the nodes' own program (lab.mutants.broken_node); "": none.
+        progress: called with a line of text at each step, and every few seconds in between.
+        mutant: the mutant that the nodes run as (lab.mutants.broken_node); "": none.
 
     Raises:
-        RunFailed: the lab could not carry it out; meta.json says why, as far as it came to be written.
-        KeyboardInterrupt: by Ctrl+C or SIGTERM; no process is left then either.
+        RunFailed: the lab could not carry the scenario out; meta.json contains the reason, if it could be written.
+        KeyboardInterrupt: Ctrl+C or SIGTERM.
     """
     live = LiveRun(scenario, run, seed, progress, mutant)
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         task: asyncio.Task[None] = loop.create_task(live.carry_out())
-        # SIGTERM ends a run as Ctrl+C does: what asyncio.Runner does for SIGINT only.
+        # SIGTERM ends a run as Ctrl+C does; asyncio.Runner handles only SIGINT.
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
         try:
             runner.run(_wait_for(task))
@@ -58,41 +58,39 @@ async def _wait_for(task: asyncio.Task[None]) -> None:
 
 
 class LiveRun:
-    """One run on real processes, and its papers."""
+    """One run with real processes, and the files that it leaves."""
 
-    def __init__(self, scenario: Scenario, run: RunDir, seed: int, progress: Progress, mutant: str = "") -> None:
+    def __init__(self, scenario: Scenario, run: RunDir, seed: int, progress: Progress, mutant: str) -> None:
         self._scenario, self._run, self._seed, self._mutant = scenario, run, seed, mutant
         self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._samples: list[Sample] = []
         self._history = HistoryWriter(run.history_part(0))
         self._faults = run.faults.open("ab", buffering=0)
         self._book = FaultBook(time.monotonic_ns, self._keep_fault)
-        self._cluster = Cluster(scenario, run, self._book, self._samples.append, mutant)
-        self._load: LoadWorkers | None = None
-        if scenario.load is not None:
-            self._load = LoadWorkers(
-                scenario.load, run, seed, worker_count(scenario.load), scenario.cluster.client_token
-            )
-        environment, draws = Environment(scenario.cluster.client_token), random.Random(f"{seed} faults")
-        stage = Stage(environment, self._history, self._cluster, self._load, self._book, draws)
-        self._runner = Runner(scenario, stage, seed, progress)
+        self._children = Children()
+        self._cluster = Cluster(scenario, run, self._book, self._children, self._samples.append, mutant)
+        token, load = scenario.cluster.client_token, scenario.load
+        self._workers = 0 if load is None else worker_count(load)
+        workers = None if load is None else LoadWorkers(load, run, seed, self._workers, self._children, token)
+        environment, draws = Environment(token), random.Random(f"{seed} faults")
+        self._runner = Runner(
+            scenario, seed, progress, environment, self._history, self._cluster, workers, self._book, draws
+        )
 
     def _keep_fault(self, row: FaultRow) -> None:
         self._faults.write(encode_row(row))
 
     async def carry_out(self) -> None:
-        """The whole run, to a full run directory."""
+        """Carry out the run, and complete the run directory."""
         self._run.scenario.write_text(plan.encode(structs.replace(self._scenario, seed=self._seed)), "utf-8")
         try:
             await self._runner.carry_out()
         finally:
-            await self._cluster.gone()
-            if self._load is not None:
-                await self._load.gone()
-            self._write_papers()
+            await self._children.gone()
+            self._complete()
 
-    def _write_papers(self) -> None:
-        """history.jsonl from its parts, faults.jsonl in order and with heals, meta.json."""
+    def _complete(self) -> None:
+        """Merge the parts of the history, sort and complete the rows of faults, and write meta.json."""
         run = self._run
         self._history.close()
         merge(sorted(run.path.glob("history-*.part")), run.history)
@@ -101,30 +99,11 @@ class LiveRun:
         run.write_meta(self._meta())
 
     def _meta(self) -> Meta:
-        facts, total = self._runner.facts, self._load.total if self._load is not None else None
-        workers = worker_count(self._scenario.load) if self._scenario.load is not None else 0
-        return Meta(
-            scenario=self._scenario.name,
-            kind="live",
+        return structs.replace(
+            self._runner.meta("live", self._started_utc, self._workers, self._mutant),
             links="proxied" if self._scenario.proxied else "direct",
-            seed=self._seed,
-            started_utc=self._started_utc,
-            versions=versions(),
-            interpreter=f"{platform.python_implementation()} {platform.python_version()}",
-            host=host(),
-            cluster=resolved(self._scenario.cluster),
-            t_start=facts.t_start,
-            t_end=facts.t_end,
-            t_healed=facts.t_healed,
-            recovery_bound_s=float(self._scenario.bounds.recovery),
-            convergence=facts.convergence,
-            nodes=self._cluster.use(),
             samples=tuple(self._samples),
-            expectations=tuple(facts.expectations),
-            load={} if total is None else {"workers": workers, **structs.asdict(total)},
             proxy=self._cluster.proxy,
             disks="layered" if self._scenario.layered else "direct",
-            problem=facts.problem,
-            led=self._cluster.leaders.rows(),
-            mutant=self._mutant,
+            **surroundings(self._scenario.cluster),
         )

@@ -1,8 +1,8 @@
 """One node's machine in a live run: its process, and a disk and a clock that obey orders without root.
 
-Power, full, failing and slow disks and clocks need a node that runs under lab.live.inside.faulty_node, which has a
-ledger: an order stands there, and what came of it is what the node counted there. A byte that rots, a file that is lost
-and a rebuild need a dead node and nothing else.
+Power losses and faults of disks and clocks need a node that runs under lab.live.inside.faulty_node. The lab writes
+orders into the node's ledger, and the node counts there how often they took effect. Changed bytes, lost files and a
+rebuild need only a dead node.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from lab.live.processes import NodeProcess
 from lab.rows import NodeExit
 from lab.rundir import RunDir
 from lab.steps.book import FaultBook
-from lab.steps.damage import Loss, Rot
+from lab.steps.damage import Loss
 from lab.steps.machine import RunFailed
 from lab.steps.orders import Counts, Orders
 from nodeproc.core.messages import NodeId
 from nodeproc.disk import recovery, wal
 
 DISK_FOLDERS = (wal.FOLDER, recovery.LINES_FOLDER)
-"""All that a node keeps; its events and its log are the lab's evidence, and stay when a disk is lost."""
+"""The folders of a node's data. Its events and its log are evidence, and stay when the disk is lost."""
 
 
 class LiveFiles:
     """See lab.course.machine.NodeFiles.
 
     Args:
-        ledger: what a power loss would leave of them; None: nobody keeps that.
+        ledger: the record of what a power loss would leave; None: there is none.
     """
 
     def __init__(self, root: Path, ledger: Ledger | None) -> None:
         self._root, self._ledger = root, ledger
 
-    def names(self) -> list[str]:
+    def all_names(self) -> list[str]:
         paths = (path for folder in DISK_FOLDERS for path in sorted((self._root / folder).glob("*")))
         return [str(path.relative_to(self._root)) for path in paths]
 
     def contents(self, names: Iterable[str]) -> dict[str, bytes]:
         return {name: (self._root / name).read_bytes() for name in names if (self._root / name).is_file()}
 
-    def change(self, rot: Rot) -> None:
-        with (self._root / rot.name).open("r+b") as file:
-            file.seek(rot.at)
-            file.write(bytes([rot.after]))
+    def rot(self, name: str, at: int, value: int) -> None:
+        with (self._root / name).open("r+b") as file:
+            file.seek(at)
+            file.write(bytes([value]))
 
     def remove(self, name: str) -> None:
         (self._root / name).unlink()
@@ -68,6 +68,7 @@ class LiveFiles:
             (self._root / name).write_bytes(data)
 
     def wipe(self) -> int:
+        """Delete everything; return the number of bytes."""
         size = sum(path.stat().st_size for folder in DISK_FOLDERS for path in (self._root / folder).glob("*"))
         for folder in DISK_FOLDERS:
             shutil.rmtree(self._root / folder, ignore_errors=True)
@@ -80,21 +81,21 @@ class LiveMachine(MachineDisk):
     """See lab.steps.machine.Machine.
 
     Args:
-        role: what the node says that it is, "" where it did not answer the latest question.
-        layered: its process obeys orders.
+        role: returns the role in the node's latest STATUS; "" if it did not answer the latest question.
+        layered: the process obeys orders.
     """
 
     def __init__(
         self, process: NodeProcess, run: RunDir, book: FaultBook, role: Callable[[], str], seed: int, *, layered: bool
     ) -> None:
-        super().__init__()
-        self.process, self.node = process, process.node
-        self._run, self._book, self._said_role = run, book, role
+        super().__init__(process.node)
+        self.process = process
+        self._run, self._book, self._reported_role = run, book, role
         self._rng = random.Random(f"{seed} disk {self.node}")
         self._ledger = Ledger(run.ledger(self.node)) if layered else None
         self._files = LiveFiles(run.node_dir(self.node), self._ledger)
         self._answered = 0
-        """Which of its processes has answered, counted from 1."""
+        """Number of the latest process that has answered, from 1."""
         process.on_end = self._on_end
         if layered:
             process.ledger = run.ledger(self.node)
@@ -104,7 +105,7 @@ class LiveMachine(MachineDisk):
         return self._files
 
     def close(self) -> None:
-        """Let go of what it holds; its files stay."""
+        """Release the ledger; its files stay."""
         if self._ledger is not None:
             self._ledger.close()
 
@@ -128,13 +129,13 @@ class LiveMachine(MachineDisk):
 
     @property
     def role(self) -> str:
-        return (self._said_role() or "unknown") if self.running else "down"
+        return (self._reported_role() or "unknown") if self.running else "down"
 
     def identity(self) -> dict[str, Any]:
         return {"pid": self.process.pid}
 
     async def start(self, *, rebuild: bool) -> float | None:
-        """Start it and wait until it answers; None where it ended of what was done to its disk."""
+        """Start the node; return the seconds until its first answer, or None if it exited because of a disk fault."""
         self.process.start(*(["--rebuild"] if rebuild else []))
         try:
             took = await self.process.ready()
@@ -171,9 +172,9 @@ class LiveMachine(MachineDisk):
         return await self.process.ended(patience_s)
 
     def _on_end(self, node: NodeId, code: int) -> str:
-        """Why a process that nobody killed had to end; "" where no disk explains it."""
+        """Return the disk fault that explains an exit with an error; "" if none does."""
         role = "down"
-        if self._answered == self.starts:  # It may not have answered since its disk became bad.
+        if self._answered == self.starts:  # It may not have answered since the disk fault.
             role = self._book.role_before(self) or self.role
         return self._book.ended(self, code, role)
 
@@ -200,6 +201,9 @@ class LiveMachine(MachineDisk):
 
     def cut_power(self, torn: bool) -> Loss:
         return lose_power(self._run.node_dir(self.node), self._run.ledger(self.node), self._rng, torn=torn)
+
+    def wipe(self) -> int:
+        return self._files.wipe()
 
     async def copy(self) -> int:
         stopped = self.running and not self.paused and await self.process.pause()

@@ -1,9 +1,7 @@
-"""What a power loss leaves of a dead node's files: they are cut back to what its ledger calls durable, and some more.
+"""A simulated power loss of a real disk: a dead node's files are cut back to what could be left of them.
 
-The ledger's changes are played again on the simulation's disk (simfiles.py), which then loses its power; what it
-would leave is written over the real files. So a real disk and a simulated one forget in the same ways: a prefix of the
-bytes that were not synced stays, sometimes with zeros or noise behind it, and a prefix of the names that were changed
-and not synced.
+The ledger's changes are replayed on the simulation's disk (lab.course.simfiles), which then loses its power; what it
+leaves replaces the real files. So real and simulated disks lose data in the same ways.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.course.damage import draw_tear, loss_of
+from lab.course import damage
 from lab.course.simfiles import Range, SimFile, SimFiles, cut_ranges
 from lab.live.inside.ledger import Ledger, Number
 from lab.steps.damage import Loss
@@ -20,32 +18,24 @@ from nodeproc.disk import wal
 
 
 def lose_power(data_dir: Path, ledger_path: Path, rng: random.Random, *, torn: bool = False) -> Loss:
-    """Cut a dead node's files back, as draws decide.
-
-    Args:
-        torn: its log shall end in the middle of an entry, where one is not synced.
-    """
+    """Replace a dead node's files by what a power loss leaves of them. torn: see lab.course.damage.lose_power."""
     ledger = Ledger(ledger_path)
     try:
         ledger.undo_what_did_not_happen(lambda name: (data_dir / name).is_file())
         disk = as_simulated(data_dir, ledger)
-        before, synced = disk.contents(), disk.synced()
-        tear = draw_tear(before, synced, rng) if torn else None
-        survivor = disk.crash(rng)
-        if tear is not None:
-            survivor.put(tear.name, before[tear.name][: tear.end])
+        survivor, loss = damage.lose_power(disk, rng, torn=torn)
         after = survivor.contents()
-        _write(data_dir, before, after)
+        _write(data_dir, disk.contents(), after)
         ledger.begin_anew()
         for name, data in after.items():
             ledger.note_found(name, len(data))
     finally:
         ledger.close()
-    return loss_of(before, synced, after, tear)
+    return loss
 
 
 def tearable(data_dir: Path, ledger_path: Path, rng: random.Random) -> bool:
-    """Whether an entry of a node's log waits for its fdatasync. The node may run, and write on."""
+    """Return whether an entry of a node's WAL is not durable yet. The node may run."""
     ledger = Ledger(ledger_path)
     try:
         paths = {name: data_dir / name for name in ledger.names if name.startswith(wal.FOLDER)}
@@ -53,11 +43,11 @@ def tearable(data_dir: Path, ledger_path: Path, rng: random.Random) -> bool:
         synced = {name: ledger.synced(ledger.names[name]) for name in contents}
     finally:
         ledger.close()
-    return draw_tear(contents, synced, rng) is not None
+    return damage.draw_tear(contents, synced, rng) is not None
 
 
 def as_simulated(data_dir: Path, ledger: Ledger) -> SimFiles:
-    """A simulated disk that holds the same bytes and names, durable and not."""
+    """Return a simulated disk with the same bytes and names, of which the same are durable."""
     disk = SimFiles()
     files: dict[Number, SimFile] = {}
     for change in ledger.changes:

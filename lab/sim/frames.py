@@ -1,4 +1,4 @@
-"""What nodes said to each other in a simulation, kept for those who want to read its story."""
+"""The frames between the nodes of a simulation, recorded for frames.jsonl."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from nodeproc.core.messages import Append, Batch, Known, NodeId, PeerMessage, Po
 
 
 class Frames:
-    """Every frame that was sent, and when it arrived."""
+    """All frames that were sent, with the times of their arrivals."""
 
     def __init__(self) -> None:
         self._sent: list[tuple[int, NodeId, NodeId, PeerMessage, list[int]]] = []
         self._latest: dict[tuple[NodeId, NodeId, int], list[int]] = {}
-        """(from, to, identity of the message, which is kept alive above) -> its arrivals."""
+        """(from, to, id() of the message, which `_sent` keeps alive) -> its arrivals."""
 
     def sent(self, now: float, source: NodeId, to: NodeId, message: PeerMessage) -> None:
         arrivals = self._latest[source, to, id(message)] = []
@@ -24,7 +24,7 @@ class Frames:
         self._latest[source, to, id(message)].append(_ns(now))
 
     def rows(self) -> list[FrameRow]:
-        """In the order in which they were sent."""
+        """Return the rows in the order in which the frames were sent."""
         return [
             FrameRow(t, source, to, str(message.__struct_config__.tag), text(message), tuple(arrivals))
             for t, source, to, message, arrivals in self._sent
@@ -36,7 +36,7 @@ def _ns(now: float) -> int:
 
 
 def text(message: PeerMessage) -> str:
-    """What a frame says, for people: `term 2, position 1:5`. Numbers that tie answers to questions are left out."""
+    """Return a frame's content in human-readable form: `term 2, position 1:5`. Numbers of requests are left out."""
     if isinstance(message, Append):
         records = ", ".join(map(_record, message.records))
         return f"term {message.term}, {records} behind {_position(message.previous)}, commit {message.commit_seq}"

@@ -1,4 +1,4 @@
-"""The disk and the clock of a simulated machine; both outlive its processes, and obey orders."""
+"""The disk and the clock of a simulated machine. Both outlive its processes and obey orders (lab.steps.orders)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from lab.course.damage import draw_tear, loss_of
+from lab.course.damage import draw_tear, lose_power
 from lab.course.simfiles import SimFiles
 from lab.sim.loop import VirtualLoop
 from lab.steps.damage import Loss
@@ -19,11 +19,11 @@ EPOCH = 1_700_000_000.0
 """The wall clock at virtual time 0, seconds."""
 SYNC_LEAST_S, SYNC_MOST_S = 0.0002, 0.002
 HANGS_S = 1e6
-"""What a sync takes on a disk that does not answer."""
+"""Duration of a sync on a disk that does not answer."""
 
 
 class SimClock:
-    """What a process reads: it may run fast or slow, and stands still while the process is stopped."""
+    """The clock that a process reads: it may run fast or slow, and stands still while the process is paused."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
@@ -31,48 +31,51 @@ class SimClock:
         self._stopped = False
         self.drift = self.ahead_s = 0.0
         self.misread = 0
-        """Readings while it was wrong."""
+        """Readings while the clock was wrong."""
 
     def now(self) -> float:
-        """Monotonic seconds, as the process reads them."""
+        """Return monotonic seconds, as the process reads them."""
         self.misread += self.drift != 0.0
         return self._now()
 
     def wall(self) -> float:
-        """Seconds since 1970."""
+        """Return seconds since 1970, as the process reads them."""
         self.misread += self.ahead_s != 0.0
         return EPOCH + self._loop.now + self.ahead_s
 
     def lasts(self, span: float) -> float:
-        """How long a span of it is in virtual time."""
+        """Return how long a time span of this clock takes in virtual time."""
         return span / (1.0 + self.drift)
 
     def _now(self) -> float:
         return self._base if self._stopped else self._base + (self._loop.now - self._at) * (1.0 + self.drift)
 
     def set(self, drift: float, forward_s: float) -> None:
-        """Run fast or slow by this share from now on; the wall clock is set forward, once."""
-        self._base, self._at = self._now(), self._loop.now
+        """From now on, run fast or slow by this share; set the wall clock forward once."""
+        self._rebase()
         self.drift = drift
         self.ahead_s += forward_s
 
     def stop(self) -> None:
-        """The process is stopped."""
-        self._base, self._at = self._now(), self._loop.now
+        """Stand still: the process is paused."""
+        self._rebase()
         self._stopped = True
 
     def go_on(self) -> None:
-        """It goes on, or another one has started."""
-        self._base, self._at = self._now(), self._loop.now
+        """Run: the process is resumed, or another one has started."""
+        self._rebase()
         self._stopped = False
+
+    def _rebase(self) -> None:
+        self._base, self._at = self._now(), self._loop.now
 
 
 class SimDisk:
-    """The files of a node, and what is wrong with the disk beneath them.
+    """The files of a node, and the faults of the disk below them.
 
     Args:
         rng: draws what a power loss leaves, and how long a sync takes.
-        seed: of what a crash in the middle of a write leaves.
+        seed: for what a crash in the middle of a write leaves.
     """
 
     def __init__(self, rng: random.Random, seed: str) -> None:
@@ -81,10 +84,10 @@ class SimDisk:
         self.orders = Orders()
         self._slowed = self._refused = self._failed = 0
         self.loss: Loss | None = None
-        """What the latest power loss took; None once a process has started since."""
+        """What a power loss took since the latest start; None: there was none."""
 
     def obey(self, orders: Orders) -> None:
-        """From now on do this."""
+        """Do this from now on."""
         self.orders, files = orders, self.files
         files.capacity = None if orders.room == NEVER else orders.room
         files.crash_at = None if orders.die_at == NEVER else orders.die_at
@@ -96,43 +99,39 @@ class SimDisk:
             raise OSError(errno.EIO, "Input/output error", name)
 
     def count_full(self, error: BaseException) -> None:
-        """A write that failed on a full disk found no room: nothing else fails there."""
+        """Count a write that failed because the disk is full: a full disk has no other fault."""
         self._refused += isinstance(error, WriteFailed) and self.files.capacity is not None
 
     def counts(self, misread: int) -> Counts:
-        """What came of the orders so far."""
+        """Return how often the orders took effect so far. misread: see SimClock."""
         files = self.files
         return Counts(files.operations, files.used(), 0, self._refused, self._failed, self._slowed, misread)
 
     def sync_s(self) -> float:
-        """How long the sync takes that begins now."""
+        """Return how long a sync that begins now takes, seconds."""
         orders = self.orders
         self._slowed += orders.slow_s > 0
         slower = HANGS_S if orders.hang else orders.slow_s
         return SYNC_LEAST_S + self._rng.random() * (SYNC_MOST_S - SYNC_LEAST_S) + slower
 
     def tearable(self) -> bool:
-        """An entry of the WAL waits for its sync."""
+        """Return whether an entry of the WAL is not durable yet."""
         return draw_tear(self.files.contents(), self.files.synced(), random.Random(0)) is not None
 
     def lose_power(self, torn: bool) -> Loss:
-        """What was not synced is lost, in part or whole.
+        """Lose what is not durable, in part or whole; after the first loss since a start there is no more to lose.
 
-        torn: the WAL ends in the middle of an entry, where one is not synced.
+        torn: see lab.course.damage.lose_power.
         """
-        before = self.files
-        before.crash_at = None
-        contents, synced = before.contents(), before.synced()
-        tear = draw_tear(contents, synced, self._rng) if torn else None
-        self.files = before.crash(self._rng)
-        self.files.on_operation = before.on_operation  # What is in force outlasts the power.
-        if tear is not None:
-            self.files.put(tear.name, contents[tear.name][: tear.end])
-        self.loss = loss_of(contents, synced, self.files.contents(), tear)
+        if self.loss is None:
+            before = self.files
+            before.crash_at = None
+            self.files, self.loss = lose_power(before, self._rng, torn=torn)
+            self.files.on_operation = before.on_operation  # Orders stay in force.
         return self.loss
 
     def replace(self) -> None:
-        """An empty disk takes the place of this one."""
+        """Replace the disk by an empty one."""
         self.files = SimFiles(random.Random(self._rng.getrandbits(64)))
 
 
@@ -140,8 +139,8 @@ class Syncing:
     """The syncs of one process: one at a time, and each covers what was written before it began.
 
     Args:
-        post: do this so many seconds later, if the process is there then.
-        returned: called with its ticket when one has returned; raises what it failed with.
+        post: runs an action so many seconds later, if the process still runs then.
+        returned: called with the ticket of a sync that has succeeded.
     """
 
     def __init__(
@@ -155,17 +154,17 @@ class Syncing:
         self._ticket = 0
         self._is_under_way = False
         self._begun: tuple[Any, Any] | None = None
-        """What the one under way covers: of the storage's segments, of the files."""
+        """What the sync under way covers: of the storage's segments, of the files."""
 
     def begin(self, ticket: int) -> None:
-        """Begin one, if none is under way."""
+        """Begin a sync, if none is under way."""
         if not self._is_under_way:
             self._is_under_way, self._ticket = True, ticket
             self._begun = self._storage.written(), self._disk.files.sizes()
             self._post(self._disk.sync_s(), self._return, ticket)
 
     def quicken(self) -> None:
-        """The one under way returns at once."""
+        """Let the sync under way, if there is one, return at once."""
         if self._is_under_way:
             self._post(SYNC_LEAST_S, self._return, self._ticket)
 
@@ -176,7 +175,7 @@ class Syncing:
             self._returned(ticket)
 
     def finish(self) -> None:
-        """The one under way has done its work, or raises what it failed with."""
+        """Do the work of the sync under way; raises the error with which it fails."""
         if self._begun is not None:
             (written, self._disk.files.began), self._begun = self._begun, None
             try:

@@ -1,7 +1,7 @@
-"""An event loop whose time is a number: asyncio code runs on it unchanged, and nothing ever waits.
+"""An event loop in virtual time: asyncio code runs on it unchanged, and nothing ever waits.
 
-When nothing is left to do at this moment, the time jumps to the next thing that is due. What is due at the same
-time is done in the order in which it was asked for, so that a run follows from its inputs alone.
+When nothing is left to do at the present time, the time jumps to the next action that is due. Actions that are due at
+the same time run in the order in which they were requested, so that a run is determined by its inputs.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 _Due: TypeAlias = tuple[float, int, Callable[..., object], tuple[Any, ...]]
-"""(when, order in which it was asked for, what, with what)."""
+"""(time, order of the request, action, arguments)."""
 Dialer: TypeAlias = Callable[[Callable[[], asyncio.BaseProtocol], int], Awaitable[tuple[Any, Any]]]
-"""(protocol factory, port) -> (transport, protocol); raises OSError where nobody listens."""
+"""(protocol factory, port) -> (transport, protocol); raises OSError if nobody listens on the port."""
 
 
 GRAIN_S = 1e-6
-"""The shortest sleep: one that is lost in rounding would let a loop that waits for its time spin for ever."""
+"""The shortest sleep. A shorter one could be lost in rounding, and a loop that waits for its time would never end."""
 
 
 class Deadlock(Exception):
-    """The program waits for something that can never come."""
+    """The program waits, and no action is due that could end the waiting."""
 
 
 class Call:
-    """A callback to come, in place of asyncio.Handle: without a context, as nothing in this world has one."""
+    """A scheduled callback, in place of asyncio.Handle. It has no context: nothing in a simulation uses one."""
 
     __slots__ = ("args", "callback")
 
@@ -50,39 +50,35 @@ START_S = 1000.0
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """See the module's docstring.
+    """See the module's docstring. `now` is the virtual time in seconds."""
 
-    Args:
-        start: the first moment, seconds.
-    """
-
-    def __init__(self, start: float = START_S) -> None:
-        self.now = start
+    def __init__(self) -> None:
+        self.now = START_S
         self.dialer: Dialer | None = None
         self.failure: BaseException | None = None
-        """What a callback raised; ends the run."""
+        """An exception that a callback raised; ends the run."""
         self.fatal: tuple[type[Exception], ...] = ()
-        """Errors that end the run also where a task raises them that nobody waits for."""
+        """Errors that end the run even if the task that raises them is not awaited."""
         self._due: list[_Due] = []
         self._posted: _Due | None = None
-        """What was posted last: it is often the next thing to be done, and then needs no place in the heap."""
+        """The latest post: it is often the next action to run, and then never enters the heap."""
         self._ready: deque[Call] = deque()
         self._order = count()
 
     # ---- for the simulation itself -------------------------------------------------------------------
 
     def post(self, when: float, action: Callable[..., object], *args: Any) -> None:
-        """Do this at that time; cheaper than call_at, and not to be taken back."""
+        """Run an action at that time. Cheaper than call_at; cannot be cancelled."""
         posted = self._posted
         if posted is not None:
             heappush(self._due, posted)
         self._posted = (when, next(self._order), action, args)
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        """Run until `main` returns, then end what it left behind.
+        """Run until `main` returns, then cancel the tasks that are left.
 
         Raises:
-            Deadlock: it waits and nothing is due.
+            Deadlock: `main` waits and nothing is due.
         """
         before = events._get_running_loop()
         events._set_running_loop(self)
@@ -95,7 +91,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             events._set_running_loop(before)
 
     def _end_tasks(self) -> None:
-        """Cancel what still waits: the run is over, and nobody asks any more how these end."""
+        """Cancel the tasks that still wait. The run has ended, so that their results do not matter."""
         failure = self.failure
         for task in asyncio.all_tasks(self):
             task.cancel()
@@ -131,7 +127,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             except Exception as error:
                 self.failure = self.failure or error
 
-    # ---- what asyncio asks of a loop -------------------------------------------------------------------
+    # ---- the interface of asyncio's loops ---------------------------------------------------------------
 
     def time(self) -> float:
         return self.now
@@ -160,7 +156,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Call:
-        """A timer that is cancelled stays in the queue and does nothing."""
+        """See asyncio. A cancelled timer stays in the queue and does nothing."""
         call = Call(callback, args)
         self.post(when, self._do, call)
         return call
@@ -181,11 +177,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             raise
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """An error in a callback ends the run; that something was cancelled is none."""
+        """End the run with the error of a callback; a cancellation is no error."""
         error = context.get("exception") or RuntimeError(context.get("message"))
         if not isinstance(error, asyncio.CancelledError):
             self.failure = self.failure or error
 
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
-        assert self.dialer is not None, "nobody listens in this world"
+        assert self.dialer is not None, "nobody listens in this simulation"
         return await self.dialer(protocol_factory, port)

@@ -1,106 +1,145 @@
-"""One node's machine in a simulation: its process, and a disk and a clock that obey orders."""
+"""One node's machine in a simulation: the node's processes, and a disk and a clock that obey orders."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lab.course.machine import MachineDisk
+from lab.course.simfiles import PowerLost, SimFiles
 from lab.rows import NodeExit
+from lab.sim.hardware import SimClock, SimDisk
 from lab.sim.loop import VirtualLoop
-from lab.sim.node import SimNode
-from lab.steps.damage import Loss, Rot
+from lab.sim.network import Network
+from lab.sim.node import KILLED, SimNode
+from lab.steps.damage import Loss
 from lab.steps.orders import Counts
+from nodeproc.config import NodeConfig
+from nodeproc.core.events import Event, Failed
+from nodeproc.core.messages import NodeId, Record
+from nodeproc.disk.storage import Storage
+from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED, ChatError, CorruptionError
 
-LOOK_S = 0.001
-
-
-class SimFilesOf:
-    """See lab.course.machine.NodeFiles; of the disk that the node has at each moment."""
-
-    def __init__(self, sim: SimNode) -> None:
-        self._sim = sim
-
-    def names(self) -> list[str]:
-        return list(self._sim.disk.files.contents())
-
-    def contents(self, names: Iterable[str]) -> dict[str, bytes]:
-        whole = self._sim.disk.files.contents()
-        return {name: whole[name] for name in names if name in whole}
-
-    def change(self, rot: Rot) -> None:
-        self._sim.disk.files.rot(rot.name, rot.at, rot.after)
-
-    def remove(self, name: str) -> None:
-        self._sim.disk.files.remove(name)
-
-    def replace(self, contents: dict[str, bytes]) -> None:
-        files = self._sim.disk.files
-        for name in files.contents().keys() - contents.keys():
-            files.remove(name)
-        for name, data in contents.items():
-            files.put(name, data)
-
-    def wipe(self) -> int:
-        size = self._sim.disk.files.used()
-        self._sim.disk.replace()
-        return size
+POLL_S = 0.001
 
 
 class SimMachine(MachineDisk):
-    """See lab.steps.machine.Machine."""
+    """See lab.steps.machine.Machine. The disk and the clock outlive the processes.
 
-    def __init__(self, sim: SimNode, loop: VirtualLoop) -> None:
-        super().__init__()
-        self.sim, self.node = sim, sim.node_id
-        self._loop = loop
-        self._files = SimFilesOf(sim)
+    Args:
+        on_event: called with each event: (node, event).
+        on_delivered: called with the records that the node delivers: (node, records).
+        on_end: called when a process ends or refuses to start: (node, exit code, ended by a signal or power loss).
+    """
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        network: Network,
+        config: NodeConfig,
+        seed: int,
+        on_event: Callable[[NodeId, Event], None],
+        on_delivered: Callable[[NodeId, Sequence[Record]], None],
+        on_end: Callable[[NodeId, int, bool], None],
+    ) -> None:
+        super().__init__(config.node_id)
+        self.loop, self.network, self.config = loop, network, config
+        self.on_event, self.on_delivered, self.on_end = on_event, on_delivered, on_end
+        self.rng = random.Random(f"{seed} node {self.node}")
+        self.disk = SimDisk(self.rng, f"{seed} disk {self.node}")
+        self.clock = SimClock(loop)
+        self.process: SimNode | None = None
+        """The latest process, even after its end; None if the latest start failed before it."""
+        self.starts = 0
         self.exits: list[NodeExit] = []
         self.reason = ""
-        """Why it failed last, as it reported."""
+        """The reason in the node's latest event `failed`."""
 
     @property
-    def files(self) -> SimFilesOf:
-        return self._files
+    def files(self) -> SimFiles:
+        return self.disk.files
+
+    @property
+    def live(self) -> SimNode:
+        """The process, which must be running."""
+        assert self.process is not None and self.process.running, f"node {self.node} does not run"
+        return self.process
 
     # ---- its process -----------------------------------------------------------------------------
 
     @property
-    def starts(self) -> int:
-        return self.sim.starts
-
-    @property
     def running(self) -> bool:
-        return self.sim.running
+        return self.process is not None and self.process.running
 
     @property
     def paused(self) -> bool:
-        return self.sim.paused
+        return self.process is not None and self.process.paused
 
     @property
     def role(self) -> str:
         if not self.running:
             return "down"
-        return "unknown" if self.paused else self.sim.core.role_name
+        return "unknown" if self.paused else self.live.core.role_name
 
     def identity(self) -> dict[str, Any]:
         return {}
 
+    def start(self, *, rebuild: bool) -> bool:
+        """Start a process; return False if it refused to start, for the reason in its event."""
+        assert not self.running, f"node {self.node} runs already"
+        self.starts += 1
+        self.process, self.disk.loss = None, None
+        try:
+            storage, recovered, events = Storage.open(
+                self.files,
+                self.node,
+                durability="fsync",
+                segment_bytes=self.config.limits.segment_bytes,
+                max_sessions=self.config.limits.max_sessions,
+                rebuild=rebuild,
+                new_identity=lambda: f"{self.rng.getrandbits(128):032x}",
+                members=self.config.members,
+            )
+        except PowerLost:
+            self.disk.lose_power(torn=False)
+            return False
+        except ChatError as error:
+            self.disk.count_full(error)
+            self.on_event(self.node, Failed(str(error)))
+            code = EXIT_CORRUPTION if isinstance(error, CorruptionError) else EXIT_WRITE_FAILED
+            self.on_end(self.node, code, False)
+            return False
+        self.clock.go_on()
+        process = self.process = SimNode(self, storage, recovered)
+        process.run(process.begin, events)
+        if process.running:
+            self.network.started(process)
+        return process.running
+
     async def end(self, how: signal.Signals) -> NodeExit | None:
+        process = self.live
         if how is signal.SIGKILL:
-            self.sim.kill()
+            process.end(KILLED, asked=True)
         else:
-            self.sim.stop()
+            self.stop()
         return None if self.running else self.exits[-1]
 
+    def stop(self) -> None:
+        """SIGTERM; a paused process is resumed to receive it."""
+        process = self.live
+        if process.paused:
+            process.resume()
+        process.run(process.stop)
+
     async def freeze(self) -> bool:
-        self.sim.pause()
+        self.live.pause()
         return True
 
     def wake(self) -> None:
-        self.sim.resume()
+        self.live.resume()
 
     async def ready(self) -> float:
         return 0.0
@@ -112,32 +151,37 @@ class SimMachine(MachineDisk):
         return self.reason
 
     async def doomed(self, patience_s: float) -> bool:
-        until = self._loop.now + patience_s
-        while self.running and self._loop.now < until:
-            await asyncio.sleep(LOOK_S)
+        until = self.loop.now + patience_s
+        while self.running and self.loop.now < until:
+            await asyncio.sleep(POLL_S)
         return not self.running
 
     async def ended(self, patience_s: float) -> bool:
-        return not self.running  # What a disk ends has ended at once.
+        return not self.running  # A fault of the disk ends a simulated process at once.
 
     # ---- its disk and its clock ------------------------------------------------------------------
 
     def order(self, **changes: Any) -> None:
-        self.sim.disk.obey(self.sim.disk.orders._replace(**changes))
-        if changes.get("slow_s") == 0.0:
-            self.sim.quicken_sync()
+        self.disk.obey(self.disk.orders._replace(**changes))
+        if self.running and changes.get("slow_s") == 0.0:
+            self.live.syncing.quicken()
 
     def set_clock(self, drift: float, forward_s: float = 0.0) -> None:
-        self.sim.clock.set(drift, forward_s)
+        self.clock.set(drift, forward_s)
 
     def counts(self) -> Counts:
-        return self.sim.disk.counts(self.sim.clock.misread)
+        return self.disk.counts(self.clock.misread)
 
     def tearable(self) -> bool:
-        return self.sim.disk.tearable()
+        return self.disk.tearable()
 
     def cut_power(self, torn: bool) -> Loss:
-        return self.sim.lose_power(torn)
+        return self.disk.lose_power(torn)
 
     async def copy(self) -> int:
         return self.take_copy()
+
+    def wipe(self) -> int:
+        size = self.files.used()
+        self.disk.replace()
+        return size

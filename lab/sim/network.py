@@ -1,11 +1,11 @@
-"""The network of a simulated host: directed links between nodes that carry whole frames, and client connections.
+"""The network of a simulated host: directed links between nodes, which carry whole frames, and client connections.
 
-A link treats its frames by the same lab.course.links as the live proxy does; without a rule a frame takes a small
-random time and stays in order, as on TCP. What is on its way when a link breaks is lost. A frame that was spoilt breaks
-the link where it arrives, as its CRC makes a node do.
+Rules are obeyed by the same lab.course.links as in the live proxy. Without a rule a frame takes a small random time and
+stays in order, as on TCP. The frames under way are lost when a link breaks. A corrupted frame breaks the link where it
+arrives: a node that finds a wrong CRC closes the connection.
 
-A cut drops packets, and TCP repeats them later and later: what was sent during the cut, and all behind it, arrives when
-the next repetition is due after the heal, or is lost when the sender's end dials anew before that (rule L1).
+A cut drops packets, which TCP sends again at growing intervals. The frames sent during the cut, and all frames behind
+them, arrive at the first repetition after the heal. They are lost if the sender opens a new connection before (L1).
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.course.client_links import ClientDoor, ClientWay
-from lab.course.links import NEVER, Handling
-from lab.course.links import Link as TreatedLink
+from lab.course.client_links import ClientLink, ClientPort
+from lab.course.links import NEVER, Handling, Link
 from lab.sim.frames import Frames
 from lab.sim.loop import VirtualLoop
-from lab.steps.rules import CLIENTS, LinkCounts, Rule
-from nodeproc.core.messages import LinkDown, LinkUp, NodeId, PeerMessage
+from lab.steps.rules import CLIENTS, LinkCounts, Pair, Rule
+from nodeproc.core.messages import LinkDown, NodeId, PeerMessage
 from nodeproc.frames import encode_frame
 from nodeproc.net.silence import LOOKS, TIMEOUTS, Silence
 
@@ -30,19 +29,19 @@ if TYPE_CHECKING:
     from lab.sim.node import SimNode
 
 LEAST_DELAY_S, MOST_DELAY_S = 0.00005, 0.0006
-"""A frame's time between two processes of one host."""
+"""A frame's travel time between two processes of one host."""
 DIAL_EVERY_S = 0.05
-"""Between two attempts of a node to open a link."""
+"""Mean time between two attempts of a node to open a link."""
 REPEAT_FIRST_S, REPEAT_MOST_S = 0.2, 120.0
-"""Linux's TCP repeats a packet so long after it was sent; the time doubles up to the second number."""
-BEHIND_DOOR = 100
-"""Added to a node's id it is the port that only the door in front of the node knows."""
+"""Linux repeats an unacknowledged TCP packet after the first time, then doubles the time up to the second."""
+OWN_PORT = 100
+"""A node's id plus this number is the node's own port, if clients reach it through a ClientPort."""
 HIGH_BYTES = 256 << 10
-"""Written by one end of a client connection, not yet read by the other: past it the writer stops; its default."""
+"""Default limit of the bytes that one end of a client connection has written and the other has not read."""
 
 
 class Cargo(NamedTuple):
-    """A frame on a link that has a rule."""
+    """A frame on a link that has a rule. epoch: of the connection on which it was sent."""
 
     epoch: int
     message: PeerMessage
@@ -50,7 +49,7 @@ class Cargo(NamedTuple):
 
 
 def _no_pieces(cargo: Cargo, size: int) -> list[Cargo]:
-    raise AssertionError(f"{cargo} in pieces of {size} bytes: Scenario.sim_refusals() lets no chunk through")
+    raise AssertionError(f"{cargo} in pieces of {size} bytes: Scenario.sim_refusals() refuses `chunk`")
 
 
 FRAMES: Handling[Cargo] = Handling(
@@ -60,7 +59,7 @@ FRAMES: Handling[Cargo] = Handling(
 )
 
 
-class Way:
+class NodeLink:
     """One directed link from `source` to `to`."""
 
     def __init__(self, network: Network, source: NodeId, to: NodeId) -> None:
@@ -69,90 +68,92 @@ class Way:
         self._rng = random.Random(f"{network.seed} way {source} {to}")
         self.up = False
         self._epoch = 0
-        """Counts connections; frames of an older one are lost."""
+        """Number of the connection; frames of an older connection are lost."""
         self._free_at = 0.0
-        self._treated = TreatedLink(random.Random(f"{network.seed} {source} {to}"), FRAMES)
+        self._ruled = Link(random.Random(f"{network.seed} {source} {to}"), FRAMES)
+        """Carries the frames while the link has a rule."""
         self._woken_at = NEVER
         self._stalled: list[PeerMessage] = []
-        """Sent and dropped by a cut, and what was sent behind it: TCP repeats it."""
+        """Frames dropped by a cut, and frames sent behind them: TCP sends all of them again."""
         self._silence = Silence()
 
     @property
     def rule(self) -> Rule | None:
-        return self._treated.rule
+        return self._ruled.rule
 
     @property
     def counts(self) -> LinkCounts:
-        return self._treated.counts
+        return self._ruled.counts
 
     @property
     def shut(self) -> bool:
-        """No connection can be opened: it is refused, or nothing at all gets through in one direction."""
-        return self.refuses or self.silent or self._network.ways[self.to, self.source].silent
+        """True if no connection can be opened: it is refused, or one direction drops all packets."""
+        return self.refuses or self.silent or self._network.links[self.to, self.source].silent
 
     @property
     def silent(self) -> bool:
-        """All packets are dropped."""
+        """True if all packets are dropped."""
         return self.rule is not None and self.rule.silent
 
     @property
     def refuses(self) -> bool:
         return self.rule is not None and self.rule.refuse
 
-    def treat(self, rule: Rule | None) -> None:
-        self._treated.set_rule(rule, self._loop.now)
+    def set_rule(self, rule: Rule | None) -> None:
+        self._ruled.set_rule(rule, self._loop.now)
         if self.refuses:
             self.counts.reset += self.lose(gone=False)
         self._wake()
 
     # ---- connections -------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Connect, if both ends are there; both are told."""
+    def _ends(self) -> tuple[SimNode | None, SimNode | None]:
+        """Return the sender and the receiver; None for one that does not run."""
         nodes = self._network.nodes
-        near, far = nodes[self.source], nodes[self.to]
-        if not (near.running and far.running):
+        return nodes.get(self.source), nodes.get(self.to)
+
+    def open(self) -> None:
+        """Connect, if both nodes run, and notify both."""
+        near, far = self._ends()
+        if near is None or far is None:
             return
         self._forget()
         self.up, self._free_at = True, 0.0
-        near.turn.take(self.to, LinkUp(far.identity, far.rebuilding, True, far.promised(self.source)))
-        far.turn.take(self.source, LinkUp(near.identity, near.rebuilding, False, near.promised(self.to)))
+        near.turn.take(self.to, far.link_up(self.source, dialled=True))
+        far.turn.take(self.source, near.link_up(self.to, dialled=False))
 
     def dial(self) -> None:
-        """Try to connect now, and again until it works or this end is gone."""
-        network = self._network
-        near, far = network.nodes[self.source], network.nodes[self.to]
-        if self.up or not near.running:
+        """Try to connect now, and again until the attempt succeeds or the sender has ended."""
+        near, far = self._ends()
+        if self.up or near is None:
             return
         self.counts.refused += self.refuses
-        there = far.running and not far.paused and not near.paused and not self.shut
-        if there and not near.refuses(far) and not far.refuses(near):
-            self.open()
-        else:
+        if far is None or far.paused or near.paused or self.shut or near.refuses(far) or far.refuses(near):
             self._loop.post(self._loop.now + DIAL_EVERY_S * (0.5 + self._rng.random()), self.dial)
+        else:
+            self.open()
 
     def _forget(self) -> None:
-        """What is on its way on the present connection is lost."""
+        """Lose the frames under way on the present connection."""
         self._epoch += 1
-        self._treated.clear()
+        self._ruled.clear()
         self._stalled.clear()
 
     def reset(self) -> int:
-        """Break the connection; returns how many there were, 0 or 1."""
+        """Break the connection; return how many there were, 0 or 1."""
         return int(self.lose(gone=False))
 
     def lose(self, *, gone: bool) -> bool:
-        """The connection breaks. gone: it can't be opened again at once, and its near end is told so.
+        """Break the connection, and let the sender dial again; return whether there was a connection.
 
-        Returns:
-            whether there was one.
+        gone: the connection cannot be opened again at once, so that the sender is notified of the loss.
         """
         if not self.up:
             return False
         self.up = False
         self._forget()
-        near = self._network.nodes[self.source]
-        if near.running:
+        near, _ = self._ends()
+        if near is not None:
             if gone or self.shut:
                 near.turn.take(self.to, LinkDown())
             self._loop.post(self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S), self.dial)
@@ -169,8 +170,8 @@ class Way:
         if self._stalled and not self.silent:
             self._stalled.append(message)
             return
-        if self._treated.rule is not None:
-            self._treated.enter(str(type(message).__struct_config__.tag), Cargo(self._epoch, message), now)
+        if self._ruled.rule is not None:
+            self._ruled.enter(str(type(message).__struct_config__.tag), Cargo(self._epoch, message), now)
             if self.silent:
                 self._stall(message)
             self._wake()
@@ -196,15 +197,15 @@ class Way:
     # ---- a cut, as TCP has it -----------------------------------------------------------------------
 
     def _stall(self, message: PeerMessage) -> None:
-        """A frame whose packets are dropped."""
+        """Keep a frame whose packets a cut drops."""
         self._stalled.append(message)
         if len(self._stalled) == 1:
             self._silence = Silence()
             self._loop.post(self._loop.now + REPEAT_FIRST_S, self._repeat, self._epoch, REPEAT_FIRST_S)
-            self._loop.post(self._loop.now + self._look_s, self._look, self._epoch)
+            self._loop.post(self._loop.now + self._poll_s(), self._poll, self._epoch)
 
     def _repeat(self, epoch: int, waited: float) -> None:
-        """TCP sends again what was dropped, and all behind it follows."""
+        """TCP sends the dropped frame again, and all frames behind it follow."""
         if epoch != self._epoch:
             return
         if self.silent:
@@ -215,33 +216,31 @@ class Way:
         for message in stalled:
             self._pass_on(message)
 
-    @property
-    def _look_s(self) -> float:
-        """Between two looks at whether anything was acknowledged."""
+    def _poll_s(self) -> float:
+        """Return the time between two polls whether the receiver has acknowledged anything."""
         return TIMEOUTS * self._network.nodes[self.source].config.election_timeout_ms / 1000 / LOOKS
 
-    def _look(self, epoch: int) -> None:
-        """As nodeproc.net.transport: who finds the other end silent dials anew beside the connection. Rule: L1."""
+    def _poll(self, epoch: int) -> None:
+        """If the receiver is silent, open a new connection, as nodeproc.net.transport does. Rule: L1."""
         if epoch != self._epoch or not self._stalled:
             return
-        nodes = self._network.nodes
-        near, far = nodes[self.source], nodes[self.to]
+        near, far = self._network.nodes[self.source], self._network.nodes[self.to]  # Both run: the link is up.
         if near.paused or not self._silence.look(True, False) or self.shut or far.paused:
-            self._loop.post(self._loop.now + self._look_s, self._look, epoch)
+            self._loop.post(self._loop.now + self._poll_s(), self._poll, epoch)
         elif near.refuses(far) or far.refuses(near):
             self.lose(gone=True)
         else:
             self.open()
 
     def _wake(self) -> None:
-        due = self._treated.next_due()
+        due = self._ruled.next_due()
         if due < self._woken_at:
             self._woken_at = due
             self._loop.post(due + LEAST_DELAY_S, self._leave)
 
     def _leave(self) -> None:
         self._woken_at = NEVER
-        for cargo in self._treated.leave(self._loop.now):
+        for cargo in self._ruled.leave(self._loop.now):
             if not cargo.spoilt:
                 self._arrive(cargo.epoch, cargo.message)
             elif cargo.epoch == self._epoch:
@@ -250,59 +249,62 @@ class Way:
 
 
 class Network:
-    """All ways between all nodes, and where clients knock (port = node id).
+    """All links between nodes, and the ports at which clients connect (port = node id).
 
     Args:
-        doors: clients come to each node through lab.course.client_links, as in a live run whose proxy treats them.
+        client_rules: clients connect through a lab.course.client_links.ClientPort, as in a live run with a proxy.
     """
 
-    def __init__(self, loop: VirtualLoop, seed: int, ids: Sequence[NodeId], *, doors: bool = False) -> None:
+    def __init__(self, loop: VirtualLoop, seed: int, ids: Sequence[NodeId], *, client_rules: bool = False) -> None:
         self.loop, self.seed = loop, seed
         self.nodes: dict[NodeId, SimNode] = {}
-        self.ways = {(a, b): Way(self, a, b) for a in ids for b in ids if a != b}
+        """The processes that run."""
+        self.links = {(a, b): NodeLink(self, a, b) for a in ids for b in ids if a != b}
         self.frames = 0
         self.record: Frames | None = None
-        """Told of every frame, where somebody wants to read them."""
+        """Records every frame; None: frames are not recorded."""
         self._rng = random.Random(f"{seed} clients")
-        self._doors: dict[NodeId, ClientDoor] = {}
-        for node in ids if doors else ():
+        self._client_ports: dict[NodeId, ClientPort] = {}
+        for node in ids if client_rules else ():
             rng = random.Random(f"clients {seed} {node}")
-            self._doors[node] = ClientDoor(("sim", BEHIND_DOOR + node), rng, lambda: loop.now)
+            self._client_ports[node] = ClientPort(("sim", OWN_PORT + node), rng, lambda: loop.now)
         loop.dialer = self._dial
 
-    def way(self, pair: tuple[NodeId, NodeId]) -> Way | ClientWay:
-        """What treats frames from one node to another, or bytes between clients and a node."""
+    def link(self, pair: Pair) -> NodeLink | ClientLink:
+        """Return the link from one node to another, or between clients and a node."""
         source, to = pair
         if source == CLIENTS:
-            return self._doors[to].to_node
+            return self._client_ports[to].to_node
         if to == CLIENTS:
-            return self._doors[source].from_node
-        return self.ways[pair]
+            return self._client_ports[source].from_node
+        return self.links[pair]
 
-    def started(self, node: NodeId) -> None:
-        """A process is there: it dials its peers, and they notice."""
-        for (a, b), way in self.ways.items():
-            if node in (a, b) and not way.up:
-                self.loop.post(self.loop.now + self._rng.uniform(LEAST_DELAY_S, 2 * MOST_DELAY_S), way.dial)
+    def started(self, node: SimNode) -> None:
+        """A process runs: it dials its peers, and they dial it."""
+        self.nodes[node.node] = node
+        for pair, link in self.links.items():
+            if node.node in pair and not link.up:
+                self.loop.post(self.loop.now + self._rng.uniform(LEAST_DELAY_S, 2 * MOST_DELAY_S), link.dial)
 
     def ended(self, node: NodeId) -> None:
-        """A process is gone: its links break."""
-        for (a, b), way in self.ways.items():
-            if node in (a, b):
-                way.lose(gone=True)
+        """A process has ended: its links break."""
+        self.nodes.pop(node, None)
+        for pair, link in self.links.items():
+            if node in pair:
+                link.lose(gone=True)
 
     async def _dial(self, factory: Callable[[], asyncio.BaseProtocol], port: int) -> tuple[Any, Any]:
         await asyncio.sleep(self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S))
-        if port in self._doors:
+        if port in self._client_ports:
             rng = random.Random(self._rng.getrandbits(64))
-            return join(self.loop, rng, factory(), self._doors[port].accept())[0]
-        node = self.nodes[port % BEHIND_DOOR]
-        if not node.running:
+            return join(self.loop, rng, factory(), self._client_ports[port].accept())[0]
+        node = self.nodes.get(port % OWN_PORT)
+        if node is None:
             raise ConnectionRefusedError(111, "Connection refused")
-        while node.paused:  # The kernel accepts; the process will hear of it when it goes on.
+        while node.paused:  # The kernel accepts; the process is notified when it is resumed.
             await asyncio.sleep(DIAL_EVERY_S)
-            if not node.running:
-                raise ConnectionResetError(104, "Connection reset by peer")
+        if not node.running:
+            raise ConnectionResetError(104, "Connection reset by peer")
         return node.connect(factory())
 
 
@@ -313,13 +315,13 @@ def join(
     far: asyncio.Protocol,
     gate: Callable[[], bool] = lambda: True,
 ) -> tuple[tuple[SimTransport, asyncio.BaseProtocol], SimTransport]:
-    """Connect two protocols; the far one hears of it first.
+    """Connect two protocols; the far one is notified first.
 
     Args:
-        gate: false while the far end's process is stopped: what arrives there waits.
+        gate: returns False while the far end's process is paused: bytes that arrive there wait.
 
     Returns:
-        the near end, as create_connection has it, and the far transport.
+        what create_connection returns for the near end, and the far transport.
     """
     assert isinstance(near, asyncio.Protocol)
     ends = SimTransport(loop, rng, near), SimTransport(loop, rng, far)
@@ -331,10 +333,10 @@ def join(
 
 
 class SimTransport(asyncio.Transport):
-    """One end of a client's connection. Bytes arrive whole, in order, after a small random time.
+    """One end of a client's connection. Bytes arrive complete, in order, after a small random time.
 
-    As with TCP the end of one side is not the end of the other: what was sent still arrives there, then that there is
-    no more, once its process runs and reads; what it sends after that comes back as a reset.
+    As with TCP, an end that is closed does not close the other end: the bytes sent before still arrive there, and then
+    EOF, once that end's process runs and reads. Bytes sent to a closed end are answered with a reset.
     """
 
     def __init__(self, loop: VirtualLoop, rng: random.Random, protocol: asyncio.Protocol) -> None:
@@ -342,8 +344,8 @@ class SimTransport(asyncio.Transport):
         self._loop, self._rng, self.protocol = loop, rng, protocol
         self.far: SimTransport
         self.gate: Callable[[], bool] = lambda: True
-        """False while this end's process is stopped: what arrives waits."""
-        self._closing = self._lost = self._ended = False
+        """Returns False while this end's process is paused: bytes that arrive wait."""
+        self.closed = self._ended = False
         self._reading, self._choked = True, False
         self._unread: deque[bytes] = deque()
         self._on_way = 0
@@ -357,13 +359,13 @@ class SimTransport(asyncio.Transport):
         return default
 
     def is_closing(self) -> bool:
-        return self._closing
+        return self.closed
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or not data:
+        if self.closed or not data:
             return
-        if self.far._lost:
-            self._loop.post(self._loop.now + 2 * LEAST_DELAY_S, self._reset)
+        if self.far.closed:
+            self._loop.post(self._loop.now + 2 * LEAST_DELAY_S, self.close)
             return
         self._on_way += len(data)
         due = self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S)
@@ -374,7 +376,7 @@ class SimTransport(asyncio.Transport):
             self._loop.call_soon(self._pause)
 
     def _pause(self) -> None:
-        if self._choked and not self._lost:
+        if self._choked and not self.closed:
             self.protocol.pause_writing()
 
     def writelines(self, list_of_data: Any) -> None:
@@ -388,21 +390,21 @@ class SimTransport(asyncio.Transport):
         self._loop.call_soon(self.pump)
 
     def _arrive(self, data: bytes) -> None:
-        if not self._lost:
+        if not self.closed:
             self._unread.append(data)
             self.pump()
 
     def pump(self) -> None:
-        """Hand what has arrived to the protocol, if it reads and its process runs."""
-        while self._unread and self._reading and not self._closing and self.gate():
+        """Hand the bytes that have arrived to the protocol, if it reads and its process runs."""
+        while self._unread and self._reading and not self.closed and self.gate():
             data, far = self._unread.popleft(), self.far
             far._on_way -= len(data)
             if far._choked:
                 far._perhaps_resume()
             self.protocol.data_received(data)
-        if self._ended and not self._closing and self.gate():
+        if self._ended and not self.closed and self.gate():
             if self._choked:
-                self._reset()  # It has sent what nobody will take.
+                self.close()  # It has sent bytes that will never be read.
             elif self._reading and not self._unread:
                 self._ended = False
                 if not self.protocol.eof_received():
@@ -411,24 +413,18 @@ class SimTransport(asyncio.Transport):
     def _perhaps_resume(self) -> None:
         if self._on_way * 2 < self._high:
             self._choked = False
-            if not self._lost and not self._closing:
+            if not self.closed:
                 self._loop.call_soon(self.protocol.resume_writing)
 
     def close(self) -> None:
-        """What was written still arrives at the other end, then it is told."""
-        self._reset()
-
-    def abort(self) -> None:
-        """As asyncio's: the system sends what it has been given all the same."""
-        self._reset()
-
-    def _reset(self) -> None:
-        """This end is gone."""
-        if not self._closing:
-            self._closing = self._lost = True
+        """Close this end. The bytes written before still arrive at the other end, then EOF."""
+        if not self.closed:
+            self.closed = True
             self._loop.call_soon(self.protocol.connection_lost, None)
             due = max(self._free_at, self._loop.now) + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S)
             self._loop.post(due, self.far._hear_end)
+
+    abort = close  # As in asyncio, the system still sends the bytes that were written.
 
     def _hear_end(self) -> None:
         self._ended = True

@@ -1,13 +1,12 @@
-"""A scenario in virtual time: the same steps, the same product code, the same run directory; all of it from one seed.
+"""Simulate a scenario in virtual time. Steps and product code are those of a live run; all else follows from the seed.
 
-simulator.run(scenario, run, seed=7, progress=print)      leaves a run directory, as lab.live.live does
-simulator.simulate(scenario, seed)                        looks at the invariants only, and leaves nothing
+simulator.run(scenario, run, seed=7, progress=print)      fills a run directory, as lab.live.live does
+simulator.simulate(scenario, seed)                        returns the outcome only
 """
 
 from __future__ import annotations
 
 import gc
-import platform
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -21,35 +20,35 @@ from msgspec import structs
 from lab.check.online import Broken, OnlineChecks, StopAtFirst
 from lab.check.verdict import Check, Findings
 from lab.course.evidence import with_heals
-from lab.course.manifest import host, resolved, versions
-from lab.course.runner import Progress, Runner, Stage
+from lab.course.manifest import surroundings
+from lab.course.runner import Progress, Runner
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, Meta, encode_row
 from lab.rundir import RunDir
+from lab.sim.cluster import SimCluster, SimEnvironment, SimHistory, SimLoad
 from lab.sim.frames import Frames
 from lab.sim.hardware import EPOCH
 from lab.sim.loop import START_S, Deadlock, VirtualLoop
-from lab.sim.stage import SimCluster, SimEnvironment, SimHistory, SimLoad
 from lab.steps.book import FaultBook
 from lab.steps.machine import RunFailed
 from nodeproc.disk.recovery import lines_name
 
 STARTED_UTC = datetime.fromtimestamp(EPOCH + START_S, UTC).isoformat(timespec="milliseconds")
-"""Every simulation begins then."""
+"""The start of every simulation."""
 
 _encode_event = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a simulation came to.
+    """The outcome of a simulation.
 
-    invariant, text: the first that did not hold and what was seen; "" when all did. `assert` and `crash`: the product's
-        own code failed, by an assertion or otherwise.
-    missed: expectations and waits of the scenario that were not met: (step, what was found).
-    virtual_s: time that passed in it.
-    faults: kind -> how often one hit. events: kind -> how often it was reported.
+    invariant, text: the first invariant that did not hold, and what was found; "" if all held. `assert` or `crash`: the
+        product's code failed, by an assertion or by another exception.
+    missed: the scenario's expectations and waits that were not met: (step, what was found).
+    virtual_s: duration in virtual time.
+    faults: kind -> how many had an effect. events: kind -> how often nodes reported it.
     """
 
     invariant: str = ""
@@ -76,35 +75,30 @@ class Simulation:
         findings: type[Findings] = StopAtFirst,
     ) -> None:
         self.scenario, self.seed, self.mutant = scenario, seed, mutant
-        self.loop = VirtualLoop()  # type: ignore[abstract]  # What nothing here asks of a loop is left out.
+        self.loop = VirtualLoop()  # type: ignore[abstract]  # Methods that nothing here calls are left out.
         self.loop.fatal = (Broken, AssertionError)
         self.environment = SimEnvironment(self.loop, seed)
         self.online = OnlineChecks(scenario, self.environment.now_ns, self.environment.tokens, findings)
         self.checks: list[Check] = []
-        """What the judges have decided, once the run has come to its end."""
+        """The decisions of the judges; empty until the end of the run."""
         self.history = SimHistory(self.environment, self.online)
         self.book = FaultBook(self.environment.now_ns, self.online.on_fault)
         draws = random.Random(f"{seed} faults")
         self.cluster = SimCluster(scenario, seed, self.loop, self.online, self.book, draws)
         self.load = None if scenario.load is None else SimLoad(scenario.load, seed, self.environment, self.history)
-        stage = Stage(self.environment, self.history, self.cluster, self.load, self.book, draws)
-        self.runner = Runner(scenario, stage, seed, progress)
+        self.runner = Runner(
+            scenario, seed, progress, self.environment, self.history, self.cluster, self.load, self.book, draws
+        )
 
     def carry_out(self) -> Outcome:
-        """The whole of it; what it breaks is in the outcome.
-
-        Raises:
-            RunFailed: the scenario could not be carried out.
-        """
+        """Carry out the run; a broken invariant is part of the outcome."""
         outcome = Outcome()
         started_at = self.loop.now
         try:
             try:
                 self.loop.run(self.runner.carry_out())
                 self._judge_end()
-            except Deadlock as error:
-                raise Broken("A9", str(error)) from None
-            except RunFailed as error:
+            except (Deadlock, RunFailed) as error:
                 raise Broken("A9", str(error)) from None
         except Broken as broken:
             outcome.invariant, outcome.text = broken.invariant, broken.text
@@ -126,13 +120,13 @@ class Simulation:
         if convergence is None or not convergence.reached:
             found = "no convergence" if convergence is None else f"delivered {convergence.delivered}"
             raise Broken("A9", f"the nodes did not become the same in time: {found}")
-        logs = {node: each.sim.disk.files.contents()[lines_name(node)] for node, each in self.cluster.machines.items()}
+        logs = {node: each.files.contents()[lines_name(node)] for node, each in self.cluster.machines.items()}
         self.checks = self.online.finish(self._meta(), with_heals(self.book.rows), logs)
 
     # ---- the run directory ---------------------------------------------------------------------------
 
     def write(self, run: RunDir, outcome: Outcome) -> None:
-        """Everything that a live run leaves, from memory."""
+        """Write the files of a run directory, as a live run leaves them, from memory."""
         run.scenario.write_text(plan.encode(structs.replace(self.scenario, seed=self.seed)), "utf-8")
         run.history.write_bytes(b"".join(map(encode_row, self.online.rows)))
         run.write_faults(with_heals(self.book.rows))
@@ -140,7 +134,7 @@ class Simulation:
         for t, node, event in self.cluster.events:
             events[node].append(b'{"t_ns":%d,"node":%d,' % (t, node) + _encode_event(event)[1:] + b"\n")
         for node, each in self.cluster.machines.items():
-            for name, data in each.sim.disk.files.contents().items():
+            for name, data in each.files.contents().items():
                 path = run.node_dir(node) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
@@ -148,57 +142,23 @@ class Simulation:
             run.events(node).write_bytes(b"".join(events[node]))
         if (record := self.cluster.network.record) is not None:
             run.frames.write_bytes(b"".join(map(encode_row, record.rows())))
-        run.write_meta(
-            structs.replace(
-                self._meta(),
-                versions=versions(),
-                interpreter=f"{platform.python_implementation()} {platform.python_version()}",
-                host=host(),
-                cluster=resolved(self.scenario.cluster),
-                watched=f"{outcome.invariant}: {outcome.text}" if outcome.invariant else "",
-            )
-        )
+        watched = f"{outcome.invariant}: {outcome.text}" if outcome.invariant else ""
+        run.write_meta(structs.replace(self._meta(), watched=watched, **surroundings(self.scenario.cluster)))
 
     def _meta(self) -> Meta:
-        """What judges need of meta.json."""
-        facts = self.runner.facts
-        total = None if self.load is None else self.load.total
-        return Meta(
-            scenario=self.scenario.name,
-            kind="sim",
-            links="direct",
-            seed=self.seed,
-            started_utc=STARTED_UTC,
-            versions={},
-            interpreter="",
-            host={},
-            cluster={},
-            t_start=facts.t_start,
-            t_end=facts.t_end,
-            t_healed=facts.t_healed,
-            recovery_bound_s=float(self.scenario.bounds.recovery),
-            convergence=facts.convergence,
-            nodes=self.cluster.use(),
-            samples=(),
-            expectations=tuple(facts.expectations),
-            load={} if total is None else {"workers": 0, **structs.asdict(total)},
-            proxy={},
-            problem=facts.problem,
-            led=self.cluster.leaders.rows(),
-            mutant=self.mutant,
-        )
+        return self.runner.meta("sim", STARTED_UTC, 0, self.mutant)
 
 
 def run(
     scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "", frames: bool = False
 ) -> Outcome:
-    """Simulate a scenario and leave everything about it in the run directory; what it broke, the judges find there.
+    """Simulate a scenario and fill the run directory, from which the judges then decide.
 
     Args:
-        mutant: what the caller has made of the product (lab.mutants); "": nothing.
-        frames: leave frames.jsonl too.
+        mutant: the mutant that the caller has made of the product (lab.mutants); "": none.
+        frames: write frames.jsonl too.
     """
-    if frames:  # Whoever reads frames wants to read what nodes say of themselves between them.
+    if frames:  # A diagram of frames also shows the nodes' events of level DEBUG.
         scenario = structs.replace(scenario, cluster=structs.replace(scenario.cluster, log_level="DEBUG"))
     simulation = Simulation(scenario, seed, progress, mutant=mutant)
     if frames:
@@ -209,9 +169,10 @@ def run(
 
 
 def simulate(scenario: Scenario, seed: int) -> Outcome:
-    """Simulate a scenario for its outcome alone.
+    """Simulate a scenario, and return its outcome only.
 
-    Meanwhile no cycles of objects are collected: a seed leaves few, and looking for them costs a twentieth of its time.
+    The garbage collector is off meanwhile: a simulation leaves few cycles of objects, and searching for them takes a
+    twentieth of its time.
     """
     collected = gc.isenabled()
     gc.disable()
@@ -225,7 +186,7 @@ def simulate(scenario: Scenario, seed: int) -> Outcome:
 
 
 def _innermost(error: BaseException) -> FrameType:
-    """The call in which it was raised."""
+    """Return the frame in which the error was raised."""
     trace = error.__traceback__
     assert trace is not None, "it was raised and caught"
     while trace.tb_next is not None:
@@ -234,19 +195,19 @@ def _innermost(error: BaseException) -> FrameType:
 
 
 def _is_products(error: BaseException) -> bool:
-    """Whether a node's or client's own code raised it, and not the lab's."""
+    """Return whether the product's code raised the error, and not the lab's."""
     module = str(_innermost(error).f_globals["__name__"])
     return module.startswith(("nodeproc", "lab.mutants"))
 
 
 def _where(error: BaseException) -> str:
-    """The function that failed, and what it says."""
+    """Return the function that failed, and the error's text."""
     said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
     return f"{_innermost(error).f_code.co_qualname}: {said}"
 
 
 def _hits(rows: Sequence[FaultRow]) -> dict[str, int]:
-    """Fault kind -> how often one of those that the scenario asks for had an effect."""
+    """Return fault kind -> how many of the scenario's faults of this kind had an effect."""
     hit = [row for row in rows if row.effect and row.step >= 0 and row.fault != "heal"]
     in_a_write = sum(row.evidence.get("in_a_write", False) for row in hit)
     return Counter(row.fault for row in hit) | ({"power_loss in a write": in_a_write} if in_a_write else {})

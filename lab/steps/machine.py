@@ -114,6 +114,10 @@ class Machine(Protocol):
     def rot(self, what: str, rng: random.Random) -> Rot | None:
         """Change a byte of its files; None where there was none to change. what: as in Disk.rot."""
 
+    @property
+    def rotten(self) -> list[str]:
+        """The bytes that an `old_*` rot has changed and that the node has not repaired yet."""
+
     def lose(self, what: str) -> tuple[str, str]:
         """Delete a file, or all. Returns what is gone and where a node has to see it; "" where there was nothing."""
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, Treat
+from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, SetRule
 from lab.steps.rules import CLIENTS, LinkCounts, Pair, Rule
 from tests.lab.inloop import in_loop
 
@@ -81,14 +81,14 @@ async def test_what_both_say_passes_and_so_does_the_end() -> None:
 async def test_what_is_cut_in_one_direction_waits_for_the_heal_and_comes_in_order() -> None:
     ends = await opened()
     reader, writer = await ends.connect()
-    await ends.proxy.obey(Treat((TO_NODE,), Rule(delay=86_400)))
+    await ends.proxy.obey(SetRule((TO_NODE,), Rule(delay=86_400)))
     for text in (b"first ", b"second "):
         writer.write(text)
         await ends.entered(TO_NODE)
     ends.node_writer.write(b"the other direction\n")
     assert await reader.readline() == b"the other direction\n"
     assert (await ends.counts(TO_NODE)).delayed == 2 and (await ends.counts(FROM_NODE)).delayed == 0
-    await ends.proxy.obey(Treat((TO_NODE,), None))
+    await ends.proxy.obey(SetRule((TO_NODE,), None))
     writer.write(b"third")
     assert await ends.node_reader.readexactly(18) == b"first second third"
     writer.close()
@@ -97,12 +97,12 @@ async def test_what_is_cut_in_one_direction_waits_for_the_heal_and_comes_in_orde
 @in_loop
 async def test_a_connection_that_is_opened_under_a_rule_obeys_it() -> None:
     ends = await opened()
-    await ends.proxy.obey(Treat((FROM_NODE,), Rule(delay=86_400)))
+    await ends.proxy.obey(SetRule((FROM_NODE,), Rule(delay=86_400)))
     reader, writer = await ends.connect()
     ends.node_writer.write(b"held\n")
     await ends.entered(FROM_NODE)
     assert (await ends.counts(FROM_NODE)).delayed == 1
-    await ends.proxy.obey(Treat((FROM_NODE,), None))
+    await ends.proxy.obey(SetRule((FROM_NODE,), None))
     assert await reader.readline() == b"held\n"
     writer.close()
 
@@ -111,11 +111,11 @@ async def test_a_connection_that_is_opened_under_a_rule_obeys_it() -> None:
 async def test_what_is_held_when_the_client_leaves_still_arrives_and_then_the_end() -> None:
     ends = await opened()
     _, writer = await ends.connect()
-    await ends.proxy.obey(Treat((TO_NODE,), Rule(delay=86_400)))
+    await ends.proxy.obey(SetRule((TO_NODE,), Rule(delay=86_400)))
     writer.write(b"last words")
     await ends.entered(TO_NODE)
     writer.write_eof()
-    await ends.proxy.obey(Treat((TO_NODE,), None))
+    await ends.proxy.obey(SetRule((TO_NODE,), None))
     assert await ends.node_reader.read() == b"last words"
     writer.close()
 
@@ -124,7 +124,7 @@ async def test_what_is_held_when_the_client_leaves_still_arrives_and_then_the_en
 async def test_pieces_make_up_what_was_said() -> None:
     ends = await opened()
     _, writer = await ends.connect()
-    await ends.proxy.obey(Treat((TO_NODE,), Rule(chunk=2)))
+    await ends.proxy.obey(SetRule((TO_NODE,), Rule(chunk=2)))
     writer.write(b"abcdefg")
     assert await ends.node_reader.readexactly(2) == b"ab"
     assert await ends.node_reader.readexactly(5) == b"cdefg"
@@ -136,7 +136,7 @@ async def test_pieces_make_up_what_was_said() -> None:
 async def test_a_narrow_way_lets_all_of_it_pass_in_the_end() -> None:
     ends = await opened()
     _, writer = await ends.connect()
-    await ends.proxy.obey(Treat((TO_NODE,), Rule(bandwidth=1e6)))
+    await ends.proxy.obey(SetRule((TO_NODE,), Rule(bandwidth=1e6)))
     writer.write(bytes(10_000))
     assert await ends.node_reader.readexactly(10_000) == bytes(10_000)
     assert (await ends.counts(TO_NODE)).delayed >= 1
@@ -163,13 +163,13 @@ async def test_a_reset_breaks_every_connection_at_both_ends_and_counts_each_once
 async def test_refused_clients_are_turned_away_until_it_is_healed() -> None:
     ends = await opened()
     reader, _ = await ends.connect()
-    await ends.proxy.obey(Treat((TO_NODE,), Rule(refuse=True)))
+    await ends.proxy.obey(SetRule((TO_NODE,), Rule(refuse=True)))
     assert await is_reset(reader)
     turned_away, _ = await asyncio.open_connection("127.0.0.1", ends.port)
     assert await is_reset(turned_away)
     counts = await ends.counts(TO_NODE)
     assert (counts.reset, counts.refused) == (1, 1)
-    await ends.proxy.obey(Treat((TO_NODE,), None))
+    await ends.proxy.obey(SetRule((TO_NODE,), None))
     _, writer = await ends.connect()
     writer.write(b"back")
     assert await ends.node_reader.readexactly(4) == b"back"
@@ -182,7 +182,7 @@ async def test_a_node_that_dies_takes_the_connection_along(held: bool) -> None:
     ends = await opened()
     reader, writer = await ends.connect()
     if held:
-        await ends.proxy.obey(Treat((TO_NODE,), Rule(delay=86_400)))
+        await ends.proxy.obey(SetRule((TO_NODE,), Rule(delay=86_400)))
         writer.write(b"never")
         await ends.entered(TO_NODE)
     ends.node_writer.transport.abort()

@@ -1,4 +1,4 @@
-"""Strangers at a port: what they say is nonsense of every kind, and what becomes of them is counted."""
+"""Garbage at a node's port: every kind is drawn and refused, and the ends of the connections are counted."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from lab.live.cluster import share_of
 from lab.live.garbage import (
     KINDS,
-    Crowd,
-    Mark,
-    besiege,
-    frame_out_of_turn,
-    half_a_talk,
+    GarbageClients,
+    Target,
+    draw_garbage,
+    draw_half_open,
+    frame_without_handshake,
+    hello_then_noise,
     large_frame,
-    liar,
-    say_half,
-    say_nonsense,
+    share_of,
+    wrong_proof,
 )
 from nodeproc.config import Limits
 from nodeproc.errors import FrameError, LinkRefused
@@ -29,7 +28,7 @@ from nodeproc.lines import LineDecoder, decode_client_line
 from nodeproc.net.handshake import Accepting, Credentials
 from tests import TOO_LONG_S
 
-MARK = Mark(1, ("127.0.0.1", 0), "chat", 2, (1, 2))
+TARGET = Target(("127.0.0.1", 0), "chat", 2, (1, 2))
 
 
 def is_refused(said: bytes) -> bool:
@@ -53,23 +52,23 @@ def is_refused(said: bytes) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
-def test_nonsense_of_every_kind_gets_nobody_in(kind: Callable[[random.Random, Mark], bytes]) -> None:
-    said = [kind(random.Random(seed), MARK) for seed in range(50)]
-    if kind in (liar, frame_out_of_turn, large_frame, half_a_talk):
+def test_garbage_of_every_kind_gets_nobody_in(kind: Callable[[random.Random, Target], bytes]) -> None:
+    said = [kind(random.Random(seed), TARGET) for seed in range(50)]
+    if kind in (wrong_proof, frame_without_handshake, large_frame, hello_then_noise):
         assert all(map(is_refused, said))
-    assert kind(random.Random(7), MARK) == kind(random.Random(7), MARK)
+    assert kind(random.Random(7), TARGET) == kind(random.Random(7), TARGET)
 
 
-def test_strangers_say_all_kinds_of_nonsense() -> None:
+def test_all_kinds_of_garbage_are_drawn() -> None:
     rng = random.Random(1)
-    said = [say_nonsense(rng, MARK) for _ in range(300)]
+    said = [draw_garbage(rng, TARGET) for _ in range(300)]
     assert sum(each.startswith(PREAMBLE) for each in said) > 50
     assert sum(each.startswith(b'{"type":') for each in said) > 50
     assert sum(each.startswith(b"\x16") for each in said) > 2
 
 
-def test_a_half_open_client_never_says_a_whole_line() -> None:
-    assert not any(b"\n" in say_half(random.Random(seed)) for seed in range(50))
+def test_a_half_open_client_never_sends_a_complete_line() -> None:
+    assert not any(b"\n" in draw_half_open(random.Random(seed)) for seed in range(50))
 
 
 def test_a_whole_is_dealt_out_in_turn() -> None:
@@ -77,8 +76,8 @@ def test_a_whole_is_dealt_out_in_turn() -> None:
     assert [share_of(1, at, 3) for at in range(3)] == [1, 0, 0]
 
 
-class Door(asyncio.Protocol):
-    """Closes a connection at a word, or never."""
+class FakeNode(asyncio.Protocol):
+    """Closes a connection at its first bytes, or never."""
 
     def __init__(self, closes: bool) -> None:
         self._closes = closes
@@ -94,27 +93,27 @@ class Door(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def door(closes: bool) -> AsyncIterator[Crowd]:
-    server = await asyncio.get_running_loop().create_server(lambda: Door(closes), "127.0.0.1", 0)
+async def garbage_for_node(closes: bool) -> AsyncIterator[GarbageClients]:
+    server = await asyncio.get_running_loop().create_server(lambda: FakeNode(closes), "127.0.0.1", 0)
     try:
-        yield Crowd(Mark(1, server.sockets[0].getsockname()[:2], "chat", 2, (1, 2)))
+        yield GarbageClients(Target(server.sockets[0].getsockname()[:2], "chat", 2, (1, 2)))
     finally:
         server.close()
 
 
-def test_what_becomes_of_the_strangers_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ends_of_the_connections_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         monkeypatch.setattr("lab.live.garbage.PATIENCE_S", TOO_LONG_S)
-        async with door(closes=True) as strict:
-            await besiege(strict, 20, 3, 0.05, random.Random(1))
+        async with garbage_for_node(closes=True) as strict:
+            await strict.run(20, 3, 0.05, random.Random(1))
         assert (strict.connections, strict.closed, strict.left, strict.refused) == (20, 20, 0, 0)
         assert strict.said > 100 and strict.half_open == 3
         monkeypatch.setattr("lab.live.garbage.PATIENCE_S", 0.05)
-        async with door(closes=False) as patient:
-            await besiege(patient, 5, 3, 0.05, random.Random(2))
+        async with garbage_for_node(closes=False) as patient:
+            await patient.run(5, 3, 0.05, random.Random(2))
         assert (patient.closed, patient.left, patient.held) == (0, 5, 3)
-        gone = Crowd(strict.mark)
-        await besiege(gone, 5, 3, 0.05, random.Random(3))
+        gone = GarbageClients(strict.target)
+        await gone.run(5, 3, 0.05, random.Random(3))
         assert (gone.refused, gone.closed, gone.held) == (8, 0, 0)
 
     asyncio.run(story())

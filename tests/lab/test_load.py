@@ -14,7 +14,7 @@ import pytest
 from lab.course.clients import NamedClients, Subscribers
 from lab.course.load import tick_s
 from lab.course.recording import HistoryWriter, merge, row_time
-from lab.live.children import child_environment
+from lab.live.children import Children, child_environment
 from lab.live.load_workers import LoadWorkers, worker_count
 from lab.plan.scenario import Load
 from lab.rows import Acked, HistoryRow, Invoke, Phase, Shown, Unknown, decode_history_row, encode_row
@@ -38,7 +38,7 @@ async def run_load(load: Load, directory: Path, workers: int = 1) -> tuple[FakeN
     node = FakeNode()
     await node.listen()
     run = RunDir(directory)
-    each = LoadWorkers(load, run, SEED, workers)
+    each = LoadWorkers(load, run, SEED, workers, Children())
     await each.spawn()
     await each.start((1,), {1: ("127.0.0.1", node.port)})
     await each.settled()
@@ -106,7 +106,7 @@ async def test_several_workers_share_the_clients_and_a_load_can_be_started_again
     node = FakeNode()
     await node.listen()
     run, addresses = RunDir(tmp_path), {1: ("127.0.0.1", node.port)}
-    workers = LoadWorkers(Load(clients=3, rate=1000, count=30), run, SEED, 2)
+    workers = LoadWorkers(Load(clients=3, rate=1000, count=30), run, SEED, 2, Children())
     await workers.spawn()
     for total in (30, 60):
         await workers.start((1,), addresses)
@@ -123,12 +123,12 @@ async def test_several_workers_share_the_clients_and_a_load_can_be_started_again
 async def test_a_halted_load_sends_nothing_more(tmp_path: Path) -> None:
     node = FakeNode()
     await node.listen()
-    workers = LoadWorkers(Load(clients=1, rate=500), RunDir(tmp_path), SEED, 1)
+    workers = LoadWorkers(Load(clients=1, rate=500), RunDir(tmp_path), SEED, 1, Children())
     await workers.spawn()
     await workers.start((1,), {1: ("127.0.0.1", node.port)})
     while workers.total.acknowledged < 10:
         await asyncio.sleep(0)
-    workers.halt()
+    await workers.halt()
     await workers.settled()
     assert workers.total.sent == workers.total.acknowledged == len(node.lines)
     await workers.close()
@@ -136,7 +136,9 @@ async def test_a_halted_load_sends_nothing_more(tmp_path: Path) -> None:
 
 @in_loop
 async def test_without_any_node_outcomes_are_not_ok_and_the_load_still_ends(tmp_path: Path) -> None:
-    workers = LoadWorkers(Load(clients=1, rate=1000, count=5, deadline=Duration(0.2)), RunDir(tmp_path), SEED, 1)
+    workers = LoadWorkers(
+        Load(clients=1, rate=1000, count=5, deadline=Duration(0.2)), RunDir(tmp_path), SEED, 1, Children()
+    )
     await workers.spawn()
     await workers.start((1,), {1: ("127.0.0.1", 1)})
     await workers.settled()
@@ -148,9 +150,9 @@ async def test_without_any_node_outcomes_are_not_ok_and_the_load_still_ends(tmp_
 
 @in_loop
 async def test_a_worker_that_dies_ends_the_waiting_with_a_reason(tmp_path: Path) -> None:
-    workers = LoadWorkers(Load(clients=1, rate=1), RunDir(tmp_path), SEED, 1)
+    workers = LoadWorkers(Load(clients=1, rate=1), RunDir(tmp_path), SEED, 1, children := Children())
     await workers.spawn()
-    workers.kill()
+    children.kill()
     with pytest.raises(RunFailed, match="load worker 1 ended with exit code -9"):
         await workers.start((1,), {1: ("127.0.0.1", 1)})
 

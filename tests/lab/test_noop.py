@@ -11,9 +11,10 @@ import pytest
 
 from lab.check.invariants import check
 from lab.check.metrics import measure
-from lab.live import live, processes, ways
+from lab.live import links, live, processes
 from lab.live.busy import BusyProcesses
-from lab.live.proxy import Break, Treat
+from lab.live.children import Children
+from lab.live.proxy import Break, SetRule
 from lab.plan import scenario as plan
 from lab.rundir import RunDir
 from lab.steps.rules import Rule
@@ -36,15 +37,15 @@ def swallow(*signals: signal.Signals) -> NoOp:
 
 
 def rules_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "Treat", lambda pairs, rule: Treat(pairs, rule and Rule()))
+    monkeypatch.setattr(links, "SetRule", lambda pairs, rule: SetRule(pairs, rule and Rule()))
 
 
 def resets_break_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "Break", lambda pairs: Break(()))
+    monkeypatch.setattr(links, "Break", lambda pairs: Break(()))
 
 
 def nobody_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def begin(self: BusyProcesses, processes: int) -> None:
+    async def begin(self: BusyProcesses, processes: int, children: Children, log: Path) -> None:
         pass
 
     monkeypatch.setattr(BusyProcesses, "begin", begin)

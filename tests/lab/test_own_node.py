@@ -19,7 +19,7 @@ from lab.check.verdict import Verdict
 from lab.live import live
 from lab.live.children import PROJECT_ROOT, child_environment
 from lab.live.processes import HeldPort, Lifeline, NodeProcess, Program
-from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, Treat
+from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, SetRule
 from lab.plan import scenario as plan
 from lab.plan.command import PLACEHOLDERS, filled, split_command
 from lab.rundir import RunDir
@@ -315,14 +315,14 @@ async def test_a_one_way_cut_of_bytes_holds_one_direction_until_it_is_healed() -
     ends = Ends()
     await ends.open()
     await ends.connect()
-    await ends.proxy.obey(Treat(((2, 1),), Rule(delay=86_400.0)))
+    await ends.proxy.obey(SetRule(((2, 1),), Rule(delay=86_400.0)))
     ends.writer.write(b"there")
     assert await ends.far_reader.readexactly(5) == b"there"
     ends.far_writer.write(b"and back")
     while not (await ends.delayed())[2, 1]:
         await asyncio.sleep(0)
     assert (await ends.delayed())[1, 2] == 0
-    await ends.proxy.obey(Treat(((2, 1),), None))
+    await ends.proxy.obey(SetRule(((2, 1),), None))
     assert await ends.reader.readexactly(8) == b"and back"
 
 
@@ -330,9 +330,9 @@ async def test_a_one_way_cut_of_bytes_holds_one_direction_until_it_is_healed() -
 async def test_connections_of_bytes_are_refused_in_the_direction_in_which_they_are_opened() -> None:
     ends = Ends()
     await ends.open()
-    await ends.proxy.obey(Treat(((2, 1),), Rule(refuse=True)))
+    await ends.proxy.obey(SetRule(((2, 1),), Rule(refuse=True)))
     await ends.connect()
-    await ends.proxy.obey(Treat(((1, 2),), Rule(refuse=True)))
+    await ends.proxy.obey(SetRule(((1, 2),), Rule(refuse=True)))
     with pytest.raises(ConnectionError):
         await ends.reader.readexactly(1)
     reader, _ = await asyncio.open_connection(HOST, ends.port)

@@ -20,7 +20,7 @@ from lab.live.proxy import (
     Open,
     Opened,
     Proxy,
-    Treat,
+    SetRule,
 )
 from lab.steps.machine import RunFailed
 from lab.steps.rules import LinkCounts, Rule
@@ -147,11 +147,11 @@ async def test_a_straight_link_passes_everything_both_ways() -> None:
 async def test_a_frame_held_back_is_overtaken_and_counted() -> None:
     ends = Ends()
     _, writer = await asyncio.open_connection("127.0.0.1", await ends.open())
-    await ends.proxy.obey(Treat(((1, 2),), Rule(frames=("APPEND", "COMMIT"), every=1, at_most=60)))
+    await ends.proxy.obey(SetRule(((1, 2),), Rule(frames=("APPEND", "COMMIT"), every=1, at_most=60)))
     writer.write(STREAM)
     far_reader, far_writer = await ends.arrived.get()
     assert await read_frames(far_reader, 3) == ["Heartbeat", "Commit", "Append"]
-    evidence = await ends.proxy.obey(Treat(((1, 2),), None))
+    evidence = await ends.proxy.obey(SetRule(((1, 2),), None))
     assert isinstance(evidence, Evidence)
     assert [link.counts.overtaken for link in evidence.links if link.sender == 1] == [1]
     writer.close()
@@ -162,11 +162,11 @@ async def test_a_frame_held_back_is_overtaken_and_counted() -> None:
 async def test_healing_lets_delayed_frames_go_at_once() -> None:
     ends = Ends()
     _, writer = await asyncio.open_connection("127.0.0.1", await ends.open())
-    await ends.proxy.obey(Treat(((1, 2),), Rule(frames=("HEARTBEAT",), delay=3600)))
+    await ends.proxy.obey(SetRule(((1, 2),), Rule(frames=("HEARTBEAT",), delay=3600)))
     writer.write(STREAM)
     far_reader, far_writer = await ends.arrived.get()
     assert await far_reader.readexactly(len(PREAMBLE)) == PREAMBLE
-    await ends.proxy.obey(Treat(((1, 2),), None))
+    await ends.proxy.obey(SetRule(((1, 2),), None))
     assert await far_reader.readexactly(len(STREAM) - len(PREAMBLE)) == STREAM[len(PREAMBLE) :]
     writer.close()
     far_writer.close()
@@ -195,7 +195,7 @@ async def test_a_refused_link_is_broken_and_none_is_opened_until_it_is_healed() 
     ends = Ends()
     port = await ends.open()
     _, reader, _ = await ends.connect(port)
-    await ends.proxy.obey(Treat(((1, 2),), Rule(refuse=True)))
+    await ends.proxy.obey(SetRule(((1, 2),), Rule(refuse=True)))
     for _ in range(2):
         with pytest.raises(ConnectionError):
             await reader.read()
@@ -204,7 +204,7 @@ async def test_a_refused_link_is_broken_and_none_is_opened_until_it_is_healed() 
         turned_away.close()
     counts = await ends.counts()
     assert (counts.reset, counts.refused) == (1, 2)
-    await ends.proxy.obey(Treat(((1, 2),), None))
+    await ends.proxy.obey(SetRule(((1, 2),), None))
     writer, _, far_reader = await ends.connect(port)
     writer.write(FRAMES[0])
     assert await far_reader.readexactly(len(FRAMES[0])) == FRAMES[0]
@@ -233,11 +233,11 @@ async def test_what_the_receiver_answers_vanishes_where_nothing_gets_through_to_
     ends = Ends()
     port = await ends.open()
     writer, reader, _ = await ends.connect(port)
-    await ends.proxy.obey(Treat(((2, 1),), Rule(loss=1.0)))
+    await ends.proxy.obey(SetRule(((2, 1),), Rule(loss=1.0)))
     ends.far_writer.write(b"lost")
-    while not ends.proxy.pairs[2, 1].counts.lost:
+    while not ends.proxy.links[2, 1].counts.lost:
         await asyncio.sleep(0)
-    await ends.proxy.obey(Treat(((2, 1),), None))
+    await ends.proxy.obey(SetRule(((2, 1),), None))
     ends.far_writer.write(b"heard")
     assert await reader.readexactly(5) == b"heard"
     writer.close()
@@ -248,7 +248,7 @@ async def test_what_the_receiver_answers_vanishes_where_nothing_gets_through_to_
 async def test_frames_in_pieces_come_whole_in_the_end() -> None:
     ends = Ends()
     writer, _, far_reader = await ends.connect(await ends.open())
-    await ends.proxy.obey(Treat(((1, 2),), Rule(chunk=7)))
+    await ends.proxy.obey(SetRule(((1, 2),), Rule(chunk=7)))
     writer.write(b"".join(FRAMES))
     assert await far_reader.readexactly(7) == FRAMES[0][:7]
     assert await far_reader.readexactly(len(b"".join(FRAMES)) - 7) == b"".join(FRAMES)[7:]

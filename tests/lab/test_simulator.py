@@ -322,7 +322,7 @@ def test_what_ends_a_node_while_it_scrubs_ends_that_node_alone(
 ) -> None:
     """A repair reads and writes: a power loss may come in the middle of that as well."""
     ended: list[int] = []
-    read, end = Scrub.read, SimNode._end
+    read, end = Scrub.read, SimNode.end
 
     def damaged(scrub: Scrub) -> tuple[Position, int]:
         if not ended:
@@ -332,13 +332,13 @@ def test_what_ends_a_node_while_it_scrubs_ends_that_node_alone(
     def mend(reading: Reading, error: Unreadable) -> bool:
         raise ends
 
-    def note(node: SimNode, code: int, asked: bool) -> None:
-        ended.append(node.node_id)
-        end(node, code, asked)
+    def note(node: SimNode, code: int, *, asked: bool) -> None:
+        ended.append(node.node)
+        end(node, code, asked=asked)
 
     monkeypatch.setattr(Scrub, "read", damaged)
     monkeypatch.setattr(Reading, "mend", mend)
-    monkeypatch.setattr(SimNode, "_end", note)
+    monkeypatch.setattr(SimNode, "end", note)
     simulator.simulate(story("  - sleep: 3s"), 1)
     assert ended
 
@@ -391,7 +391,7 @@ def test_a_start_that_should_be_refused_and_is_not_is_missed() -> None:
 
 
 def test_a_loop_in_virtual_time_does_not_wait_and_knows_when_nothing_can_come() -> None:
-    loop = VirtualLoop(5.0)  # type: ignore[abstract]
+    loop = VirtualLoop()  # type: ignore[abstract]
 
     async def never() -> None:
         await loop.create_future()
