@@ -134,7 +134,7 @@ def as_line(value):
 
 
 async def ask(address, *lines):
-    """The answer to the last of these lines; None: there is nobody, or it is silent for too long."""
+    """Return the answer to the last of these lines, or None if the node is down or silent for too long."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection(*address, limit=LINE_BYTES)

@@ -13,7 +13,7 @@ SCENARIOS = Path(__file__).parents[2] / "scenarios"
 TEXT = """\
 name: {name}
 description: >
-  Say in a sentence what the story shows. Here: the leader is killed under load, another node takes over, and no
+  Describe the scenario in a sentence or two. Here: the leader is killed under load, another node takes over, and no
   acknowledged message is lost.
 
 cluster: {{nodes: 3}}
@@ -21,7 +21,7 @@ cluster: {{nodes: 3}}
 # Two clients send 200 messages a second, from `load: start` to `load: stop`.
 load: {{clients: 2, rate: 200}}
 
-# One step after the other; docs/scenarios.md lists all. `run_lab.py validate {name}` checks this file.
+# Steps run one after the other; docs/scenarios.md lists all. `run_lab.py validate {name}` checks this file.
 steps:
   - load: start
   - wait: {{for: acknowledged, count: 100}}
@@ -33,7 +33,7 @@ steps:
   - wait: {{for: caught_up, on: all}}
   - load: stop
 
-# The invariants A1 to A10 are judged in every run. What the story claims beyond them stands here.
+# The invariants A1 to A10 are judged in every run. These are assertions beyond them.
 expectations:
   - acknowledged: 200
   - numbering_continues: 2
@@ -55,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        print(f"{path}: is there already, and stays as it is", file=sys.stderr)
+        print(f"{path}: exists already and is not changed", file=sys.stderr)
         return 64
     except (ConfigError, OSError) as error:
         print(error if isinstance(error, ConfigError) else f"{path}: {error.strerror}", file=sys.stderr)

@@ -57,6 +57,7 @@ from nodeproc.errors import ConfigError, FileProblem
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yml"))
 REFERENCE = Path(__file__).parents[2] / "docs" / "scenarios.md"
+CATALOGUE = REFERENCE.with_name("catalogue.md")
 HEAD = "name: story\ndescription: what happens\n"
 
 
@@ -784,12 +785,14 @@ def test_every_step_and_expectation_can_be_shown_in_a_line(path: Path) -> None:
     assert all(line and "\n" not in line for line in shown)
 
 
-def test_the_reference_names_every_word_and_every_scenario() -> None:
+def test_the_reference_names_every_word_and_the_catalogue_every_scenario() -> None:
     text = REFERENCE.read_text()
     words = [*steps_by_word(), *UNTILS, *MOMENT_EXPECTATIONS, *RUN_EXPECTATIONS, *TARGET_WORDS]
     words += Scenario.__struct_fields__ + Load.__struct_fields__
     assert [word for word in words if f"`{word}`" not in text] == []
-    assert [path.stem for path in SCENARIOS if f"`{path.stem}`" not in text] == []
+    scenarios = [*SCENARIOS, *(SCENARIOS[0].parent / "perf").glob("*.yml")]
+    catalogue = CATALOGUE.read_text()
+    assert [path.stem for path in scenarios if f"`{path.stem}`" not in catalogue] == []
 
 
 def test_the_yaml_examples_of_the_reference_are_valid() -> None:

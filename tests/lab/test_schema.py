@@ -112,7 +112,7 @@ def test_a_new_scenario_passes_and_is_never_written_over(
     assert main(["run", "--sim", "--seed", "5", "--out", "out", "my_story.yml"]) == 0
     Path("my_story.yml").write_text("mine")
     assert main(["new", "my_story.yml"]) == 64
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert Path("my_story.yml").read_text() == "mine"
 
 
