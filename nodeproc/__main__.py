@@ -1,14 +1,14 @@
-"""Run one node: python3 run_lab.py node 1, or with the packages: python -m nodeproc --config configs/node1.yml
+"""Run one node: python -m nodeproc --config configs/node1.yml (or: python3 run_lab.py node 1)
 
-Or look for damage in the data of a node that is down: python -m nodeproc verify DATA_DIR. Its exit codes are 0 for
-none, 3 for damage, 2 where that is no data directory or is in use.
-Or make a new cluster of what is left of one that has lost its majority: python -m nodeproc recover --help
+Other commands:
+    python -m nodeproc verify DATA_DIR    report damage in the data of a node that is down
+    python -m nodeproc recover --help     make a new cluster from what is left of one that has lost its majority
 
-Exit codes of a node:
-    0   stopped by SIGTERM or SIGINT
+Exit codes:
+    0   stopped by SIGTERM or SIGINT; verify: no damage
     2   configuration: the file, a flag, the port or the data directory can't be used
-    3   corruption: durable data is not what was written; nothing was changed
-    4   a write or fdatasync failed, or a read at the start; a restart goes on once the disk works again
+    3   corruption: durable data differs from what was written; nothing was changed
+    4   a write or fdatasync failed, or a read at the start; a restart continues once the disk works again
     70  internal error, with its traceback on stderr
 """
 
@@ -42,14 +42,16 @@ with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
     from nodeproc.disk.files import RealFiles
     from nodeproc.disk.storage import Storage
     from nodeproc.disk.verify import verify
+    from nodeproc.disk.wal import REBUILD_ADVICE
     from nodeproc.errors import (
+        EXIT_CLEAN,
         EXIT_CONFIG,
         EXIT_CORRUPTION,
         EXIT_INTERNAL,
         EXIT_WRITE_FAILED,
-        ChatError,
         ConfigError,
         CorruptionError,
+        ReadFailed,
         WriteFailed,
     )
     from nodeproc.eventlog import RANK, Console, EventLog
@@ -60,17 +62,19 @@ with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
 
 PR_SET_PDEATHSIG: Final = 1
 SWITCH_INTERVAL_S: Final = 0.0005
-"""How long the loop may keep the interpreter from the fdatasync thread; the default of 5 ms would be its latency."""
+"""For so long the loop may keep the interpreter's lock from the fdatasync thread; the default is 5 ms."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m nodeproc", description="Run one node of the chat.")
     parser.add_argument("--config", required=True, metavar="FILE", help="the node's YAML file")
-    parser.add_argument("--data-dir", metavar="DIR", help="instead of the file's data_dir")
-    parser.add_argument("--rebuild", action="store_true", help="the disk was lost: take everything from the others")
+    parser.add_argument("--data-dir", metavar="DIR", help="replaces data_dir of the file")
+    parser.add_argument(
+        "--rebuild", action="store_true", help="the disk was lost: fetch all data from the other members"
+    )
     parser.add_argument("--quiet", action="store_true", help="don't print delivered messages")
-    parser.add_argument("--log-level", choices=list(RANK), help="instead of the file's log_level")
-    parser.add_argument("--events", metavar="FILE", help="instead of events.jsonl in the data directory")
+    parser.add_argument("--log-level", choices=list(RANK), help="replaces log_level of the file")
+    parser.add_argument("--events", metavar="FILE", help="default: events.jsonl in the data directory")
     parser.add_argument(
         "--die-with-parent", action="store_true", help="end when the process that started this one ends"
     )
@@ -79,57 +83,56 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["verify"]:
-        return verify_directory(arguments[1:])
-    parent = os.getppid()
-    recovering = arguments[:1] == ["recover"]
-    options = argparse.Namespace() if recovering else parse_arguments(arguments)
-    if not recovering and options.die_with_parent:
-        die_with_parent(parent)
+    command = {"verify": verify_directory, "recover": recover.main}.get(arguments[0] if arguments else "", run_node)
     try:
-        if recovering:
-            return recover.main(arguments[1:])
-        config = configured(options)
-        take_descriptors(config)
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        return run_in_loop(serve(config, options))
+        return command(arguments if command is run_node else arguments[1:])
     except ConfigError as error:
-        return complain(error, EXIT_CONFIG)
+        return complain(str(error), EXIT_CONFIG)
     except CorruptionError as error:
-        return complain(error, EXIT_CORRUPTION)
+        return complain(str(error), EXIT_CORRUPTION)
+    except ReadFailed as error:
+        advice = "nothing was changed; start it again once the disk can be read"
+        return complain(f"{error}: {advice}; {REBUILD_ADVICE}", EXIT_WRITE_FAILED)
     except WriteFailed as error:
-        return complain(error, EXIT_WRITE_FAILED)
+        return complain(str(error), EXIT_WRITE_FAILED)
     except KeyboardInterrupt:
-        return 0  # Between the start and the signal handlers.
+        return EXIT_CLEAN  # Between the start and the signal handlers.
     except Exception:
         traceback.print_exc()
         return EXIT_INTERNAL
 
 
 def verify_directory(arguments: Sequence[str]) -> int:
-    """Print each damage of a data directory on a line of its own. Returns the exit code."""
+    """Print each damage of a data directory on a line of its own; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m nodeproc verify",
-        description="Read everything in a node's data directory and say what is damaged.",
+        prog="python -m nodeproc verify", description="Read all of a node's data directory and report all damage."
     )
     parser.add_argument("data_dir", metavar="DATA_DIR", type=Path, help="of a node that is down; nothing is changed")
     root = parser.parse_args(arguments).data_dir
     found = 0
-    try:
-        for damage in verify(root):
-            found += 1
-            print(damage, flush=True)
-    except (ConfigError, OSError) as error:
-        print(f"nodeproc: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+    for damage in verify(root):
+        found += 1
+        print(damage, flush=True)
     print(f"{root}: {found} damaged places" if found else f"{root}: no damage")
-    return EXIT_CORRUPTION if found else 0
+    return EXIT_CORRUPTION if found else EXIT_CLEAN
+
+
+def run_node(arguments: Sequence[str]) -> int:
+    """Run a node until it ends; return the exit code."""
+    parent = os.getppid()
+    options = parse_arguments(arguments)
+    if options.die_with_parent:
+        die_with_parent(parent)
+    config = configured(options)
+    take_descriptors(config)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return run_in_loop(serve(config, options))
 
 
 def configured(options: argparse.Namespace) -> NodeConfig:
-    """The file's settings, changed by the flags."""
+    """Read the configuration file and apply the flags."""
     config = load(options.config)
     if options.data_dir:
         config = msgspec.structs.replace(config, data_dir=options.data_dir)
@@ -142,7 +145,7 @@ def take_descriptors(config: NodeConfig) -> None:
     """Raise the limit of open files.
 
     Raises:
-        ConfigError: the connections that the configuration allows don't fit under the hard limit.
+        ConfigError: the hard limit is too low for the number of connections that the configuration allows.
     """
     limits = config.limits
     connections = limits.max_clients + limits.max_silent + limits.max_unproven
@@ -152,17 +155,17 @@ def take_descriptors(config: NodeConfig) -> None:
         raise ConfigError(
             f"max_clients {limits.max_clients} + max_silent {limits.max_silent} + max_unproven {limits.max_unproven} "
             f"+ {RESERVED_DESCRIPTORS} for the node itself need {needed} open files, allowed {allowed} (ulimit -Hn): "
-            f"raise that limit, or lower these under limits"
+            f"raise that limit, or lower these settings of `limits`"
         )
 
 
-def complain(error: ChatError, code: int) -> int:
-    print(f"nodeproc: {error}", file=sys.stderr)
+def complain(reason: str, code: int) -> int:
+    print(f"nodeproc: {reason}", file=sys.stderr)
     return code
 
 
 async def serve(config: NodeConfig, options: argparse.Namespace) -> int:
-    """Take port and data directory, recover, run."""
+    """Open the port, recover the data directory, run; return the exit code."""
     sock = listen(config.host, config.port)
     log: EventLog | None = None
     try:
@@ -175,7 +178,7 @@ async def serve(config: NodeConfig, options: argparse.Namespace) -> int:
         node = Node.recover(config.core(), recovered, time.monotonic(), rng, Sealer(time.time))
         runtime = Runtime(config, node, storage, log, sock, random.Random(rng.getrandbits(64)))
         watch_for_the_end(runtime, options.lifeline)
-        gc.freeze()  # What is here now stays: a full collection need not look at it, which would take milliseconds.
+        gc.freeze()  # All objects so far stay alive: a full collection would spend milliseconds on them.
         return await runtime.run()
     finally:
         sock.close()
@@ -184,18 +187,9 @@ async def serve(config: NodeConfig, options: argparse.Namespace) -> int:
 
 
 def open_storage(config: NodeConfig, rebuild: bool) -> tuple[Storage, Any, list[Any]]:
-    """Recover the data directory.
-
-    Raises:
-        ConfigError: the directory can't be made or written.
-    """
-    try:
-        Path(config.data_dir).mkdir(parents=True, exist_ok=True)
-        files = RealFiles(Path(config.data_dir))
-    except OSError as error:
-        raise ConfigError(f"data_dir {config.data_dir}: {error.strerror}") from None
+    """Recover the data directory."""
     return Storage.open(
-        files,
+        RealFiles(Path(config.data_dir)),
         config.node_id,
         durability=config.durability,
         segment_bytes=config.limits.segment_bytes,
@@ -221,7 +215,7 @@ def open_log(config: NodeConfig, options: argparse.Namespace) -> EventLog:
 
 
 def watch_for_the_end(runtime: Runtime, lifeline: int | None) -> None:
-    """SIGTERM and SIGINT stop the node cleanly, and so does the end of the pipe that the harness holds."""
+    """Stop the node cleanly on SIGTERM, on SIGINT, and when the pipe `lifeline` is closed."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, runtime.stop, number.name)
@@ -231,22 +225,22 @@ def watch_for_the_end(runtime: Runtime, lifeline: int | None) -> None:
             with contextlib.suppress(BlockingIOError):
                 if not os.read(lifeline, 1024):
                     loop.remove_reader(lifeline)
-                    runtime.stop("the process at the other end of the lifeline is gone")
+                    runtime.stop("the lifeline was closed")
 
         os.set_blocking(lifeline, False)
         loop.add_reader(lifeline, at_lifeline)
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL from the kernel when the thread that started us ends (Linux); elsewhere the lifeline has to do."""
+    """Ask the kernel for SIGKILL when the thread that started this process ends (Linux; elsewhere see --lifeline)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # It ended before we could ask.
+    if os.getppid() != parent:  # The parent ended before the call.
         os._exit(EXIT_INTERNAL)
 
 
 def run_in_loop(work: Coroutine[Any, Any, int]) -> int:
-    """On uvloop where it is there, else on asyncio's loop."""
+    """Run on uvloop if it is installed, otherwise on asyncio's own loop."""
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     with contextlib.suppress(ImportError):
         factory = importlib.import_module("uvloop").new_event_loop

@@ -1,11 +1,12 @@
-"""The client library: one session of one chat client over asyncio, on the nodes it is given.
+"""The client library: one chat client over asyncio, which uses the given nodes.
 
     async with ChatClient([("127.0.0.1", 5001), ("127.0.0.1", 5002)], client_id=101) as client:
         outcome = await client.send("hello")
 
-All rules live in nodeproc.session; here are the sockets, the timer and the choice of the next node. One node is used
-at a time: the first address that answers; when its connection is lost, or it lets the client wait too long, the next.
-With one address alone a node that answers is not left: it tells as soon as there is a leader again.
+nodeproc.session implements the protocol; this module adds the sockets, the timer and the choice of the next node. The
+client uses one node at a time: the first address that answers. If the connection is lost, or the node makes no progress
+for too long, it tries the next address. If there is only one address, the client stays with a node that answers: that
+node sends LEADER as soon as it knows a leader again.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ CONNECT_TIMEOUT_S: Final = 3.0
 BACKOFF_FIRST_S: Final = 0.02
 BACKOFF_MAX_S: Final = 1.0
 WRITE_BUFFER_BYTES: Final = 512 << 10
-"""Past it no more lines are made: what waits stays in the session, where it can still be packed into larger lines."""
+"""With more bytes in the buffer, messages stay in the session, where they can still be packed into larger lines."""
 UNREAD_BYTES: Final = 4 << 20
-"""A subscriber that has not taken so much makes the client stop reading."""
+"""The client stops reading while a subscriber has more bytes than this left to take."""
 
 
 class _Connection(asyncio.Protocol):
-    """One TCP connection to a node, for as long as it lasts."""
+    """One TCP connection to a node."""
 
     def __init__(self, client: ChatClient) -> None:
         self._client = client
@@ -52,7 +53,7 @@ class _Connection(asyncio.Protocol):
         self.writable = True
         self.reading = True
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """The reason, once the connection is gone."""
+        """Set to the reason when the connection is lost."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
@@ -82,7 +83,7 @@ class _Connection(asyncio.Protocol):
         self._client._turn()
 
     def give_up(self, reason: str) -> None:
-        """Close at once, without sending what is buffered: it will be sent again elsewhere."""
+        """Close at once and drop all buffered bytes: the messages are sent again to another node."""
         self.writable = False
         if not self.lost.done():
             self.lost.set_result(reason)
@@ -99,18 +100,18 @@ class _Connection(asyncio.Protocol):
 
 
 class ChatClient:
-    """A chat client that survives the nodes it talks to.
+    """A chat client that continues on another node when its node fails.
 
     Args:
         addresses: the nodes, in order of preference.
-        session_token: the session's secret; made up where it is empty. Never one that was used before.
-        on_outcome: called with every Outcome, a range of messages each, in no particular order between ranges.
-        on_change: called when the connection, the leader or the term changed; without a leader, also when nodes come
-            or go, and when a first message waits.
+        session_token: the session's secret, which must not have been used before; empty: a new one is made.
+        on_outcome: called with every Outcome. Each is for a range of messages; the ranges come in any order.
+        on_change: called when the connection, the leader or the term changes. Without a leader, also when nodes start
+            or end, and when a first message waits.
         rng: for the jitter of the back-off.
         clock: monotonic seconds.
-        tokens: makes a session's token that nobody else has.
-        tls: what nodeproc.tls.client_tls made; None: no TLS.
+        tokens: returns a new, unique session token.
+        tls: made by nodeproc.tls.client_tls; None: no TLS.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class ChatClient:
         self._clock, self._tokens = clock, tokens or new_token
         self.session = self._session(client_id, session_token, settings)
         self.last_error = ""
-        """Why the latest connection, or attempt at one, failed."""
+        """Why the latest connection or attempt failed."""
         self._on_outcome = on_outcome
         self._on_change = on_change
         self._on_shown: Callable[[Shown], None] | None = None
@@ -144,7 +145,7 @@ class ChatClient:
         """Index of the address in use."""
         self._futures: dict[int, asyncio.Future[Outcome]] = {}
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._turn)
         self._turn_due = False
         self._closed = False
         self._known: tuple[object, ...] = ()
@@ -152,15 +153,15 @@ class ChatClient:
     # ---- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to connect, and stay connected until close(). Messages may be submitted at once."""
+        """Begin to connect; the client stays connected until close(). Messages may be submitted at once."""
         assert self._keeper is None
         self._keeper = asyncio.get_running_loop().create_task(self._keep_connected())
 
     async def connect(self, timeout_s: float = 10.0) -> None:
-        """Start, and wait for the first node's WELCOME.
+        """Start, and wait for the first WELCOME.
 
         Raises:
-            Unreachable: none came in time, or the client token is wrong; the client is closed.
+            Unreachable: none came in time, or the client token is wrong; the client is closed then.
         """
         self.start()
         try:
@@ -175,19 +176,17 @@ class ChatClient:
             raise Unreachable(f"no node answered at {places} within {timeout_s:g} s: {self.last_error}") from None
 
     async def close(self) -> None:
-        """Leave. Messages without an outcome get one: unknown, or rejected where they were never sent."""
+        """End the session. Messages without an outcome become unknown, or rejected if they were never sent."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
             if not self._keeper.cancelled():
-                self._keeper.result()  # It never returns: this raises what went wrong in it.
+                self._keeper.result()  # It never returns, so this raises its exception.
         self._closed = True
         self._drop_connection("closed")
         self.session.close("client closed")
         self._turn()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.cancel()
 
     async def __aenter__(self) -> ChatClient:
         await self.connect()
@@ -197,7 +196,7 @@ class ChatClient:
         await self.close()
 
     def move(self, addresses: Sequence[Address]) -> None:
-        """Leave the present node and use these addresses from now on, the first one first; the session goes on."""
+        """Disconnect and use these addresses from now on, beginning with the first. The session continues."""
         assert addresses, "no address"
         self.addresses = list(addresses)
         self.session.elsewhere = len(addresses) > 1
@@ -206,8 +205,8 @@ class ChatClient:
             self._connection.give_up("moved to another node")
 
     def renew(self) -> None:
-        """Go on in a fresh session after the old one has ended; a subscription keeps its place."""
-        self._turn()  # The outcomes that the old one has still to tell.
+        """Continue in a new session after the old one has ended. A subscription keeps its place."""
+        self._turn()  # Report the remaining outcomes of the old session.
         old = self.session
         assert old.ended and not old.unsettled, (old.ended, old.unsettled)
         self.session = self._session(old.client_id, "", old.settings)
@@ -224,10 +223,10 @@ class ChatClient:
     # ---- messages --------------------------------------------------------------------------------
 
     def submit_nowait(self, payloads: Sequence[str]) -> int:
-        """Send these messages in this order; outcomes come by on_outcome. Cheap: for load.
+        """Send these messages in this order; on_outcome gets the outcomes. The cheapest way, for load.
 
         Returns:
-            The n of the first.
+            The number n of the first message.
 
         Raises:
             ValueError: see Session.submit.
@@ -237,19 +236,19 @@ class ChatClient:
         return first
 
     async def send(self, payload: str) -> Outcome:
-        """Send one message and wait for its outcome; one that can't be sent is rejected with n 0."""
+        """Send one message and wait for its outcome. If it can't be sent, it is rejected with n 0."""
         return (await self.send_many([payload]))[0]
 
     async def send_many(self, payloads: Sequence[str]) -> list[Outcome]:
-        """Send messages and wait for the outcome of each; if one of them can't be sent all are rejected with n 0.
+        """Send messages and wait for the outcome of each. If one of them can't be sent, all are rejected with n 0.
 
-        A session that has ended is replaced by a fresh one first. Messages that were not ordered because the cluster
-        has forgotten their session are sent again in a fresh one.
+        If the session has ended, a new one is opened first. Messages that were not ordered because their session has
+        expired are sent again in a new one.
         """
         outcomes = await self._send_once(payloads)
         expired = [each.kind == "rejected" and each.reason == EXPIRED for each in outcomes]
         if any(expired):
-            at = expired.index(True)  # All behind it are rejected with it.
+            at = expired.index(True)  # All later ones are rejected as well.
             outcomes[at:] = await self._send_once(payloads[at:])
         return outcomes
 
@@ -266,15 +265,15 @@ class ChatClient:
         return list(await asyncio.gather(*futures))
 
     async def room(self, messages: int) -> None:
-        """Wait until fewer than so many messages are without an outcome."""
+        """Wait until fewer than `messages` messages are without an outcome."""
         await self.until(lambda: self.session.unsettled < messages)
 
     async def drained(self) -> None:
-        """Wait until every message has its outcome."""
+        """Wait until all messages have an outcome."""
         await self.room(1)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition, a function of the session, holds. It is looked at after each turn."""
+        """Wait until the condition holds. It must depend on the session only, and is evaluated after each turn."""
         if not condition():
             future = asyncio.get_running_loop().create_future()
             self._waiters.append((condition, future))
@@ -283,39 +282,41 @@ class ChatClient:
     # ---- the subscription ------------------------------------------------------------------------
 
     def follow(self, start: SeqNo | None, on_shown: Callable[[Shown], None]) -> None:
-        """Call on_shown with every run of delivered messages from `start` on (None: from now on). Once a client."""
+        """Call on_shown with every run of delivered messages from `start` on (None: from now on). Once per client."""
         self._on_shown = on_shown
         self.session.subscribe(start)
         self._turn_soon()
 
     async def subscribe(self, start: SeqNo | None = 1) -> AsyncIterator[Shown]:
-        """Every run of delivered messages from `start` on, without gaps, until close(); bounded memory. Once."""
+        """Yield every run of delivered messages from `start` on, without gaps, until close(). Once per client.
+
+        Memory is bounded: the client stops reading while too much is not consumed.
+        """
         unread: deque[Shown] = deque()
         size = 0
 
-        def on_shown(shown: Shown) -> None:
+        def changed(by: int) -> None:
             nonlocal size
+            size += by
+            if self._connection is not None:
+                self._connection.read(size < UNREAD_BYTES)
+
+        def on_shown(shown: Shown) -> None:
             unread.append(shown)
-            size += len(shown.lines)
-            self._read(size < UNREAD_BYTES)
+            changed(len(shown.lines))
 
         self.follow(start, on_shown)
         while not self._closed:
             await self.until(lambda: bool(unread) or self._closed)
             while unread:
                 shown = unread.popleft()
-                size -= len(shown.lines)
-                self._read(size < UNREAD_BYTES)
+                changed(-len(shown.lines))
                 yield shown
-
-    def _read(self, on: bool) -> None:
-        if self._connection is not None:
-            self._connection.read(on)
 
     # ---- connections -----------------------------------------------------------------------------
 
     async def _keep_connected(self) -> None:
-        """Connect to one address after the other, for ever. A round in which no node was of use costs a pause."""
+        """Connect to one address after the other, forever. Pause after each round in which no node was useful."""
         backoff, failed = BACKOFF_FIRST_S, 0
         while True:
             self._at = (self._at + 1) % len(self.addresses)
@@ -329,13 +330,13 @@ class ChatClient:
                 backoff = min(backoff * 2, BACKOFF_MAX_S)
 
     async def _use(self, address: Address) -> bool:
-        """Connect and stay until the connection is gone. True if the node was of use."""
+        """Connect, and wait until the connection is lost; return whether the node was useful."""
         place = f"{address[0]}:{address[1]}"
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(lambda: _Connection(self), *address, ssl=self._tls)
-        except OSError as error:  # TimeoutError is one
+        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; a host such as a..b is a UnicodeError.
             self.last_error = f"{place}: {why_not_connected(error)}"
             self._turn()
             return False
@@ -345,7 +346,7 @@ class ChatClient:
         self._turn()
         try:
             self.last_error = f"{place}: {await connection.lost}"
-            # A node that says WELCOME and hangs up must not be called again and again without a pause.
+            # A node that sends WELCOME and disconnects must not be dialled again and again without a pause.
             return session.welcomed and not session.problem and loop.time() - since > BACKOFF_MAX_S
         finally:
             self._drop_connection("closed")
@@ -360,13 +361,13 @@ class ChatClient:
     # ---- one turn --------------------------------------------------------------------------------
 
     def _turn_soon(self) -> None:
-        """One turn for all that is submitted in this round of the loop."""
+        """Run one turn for everything that is submitted in this pass of the event loop."""
         if not self._turn_due:
             self._turn_due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Do the duties that the session's docstring lists; what is submitted by those who are told goes with it."""
+        """Do the duties that Session's module lists. Messages that callbacks submit are sent in the same turn."""
         self._turn_due = True
         session, connection, now = self.session, self._connection, self._clock()
         if connection is not None and not connection.reading:
@@ -392,7 +393,7 @@ class ChatClient:
                 connection.transport.write(line)
             if session.gave_up(now):
                 connection.give_up("no progress")
-        self._arm(session.next_deadline(), now)
+        self._alarm.set(session.next_deadline(), now)
 
     def _tell(self, outcome: Outcome) -> None:
         if self._on_outcome is not None:
@@ -415,26 +416,36 @@ class ChatClient:
             else:
                 self._waiters.append((condition, future))
 
-    def _arm(self, deadline: float, now: float) -> None:
-        """Have a turn at the deadline. A timer that fires too early costs less than one moved at every turn."""
+
+class Alarm:
+    """Calls a function at a deadline, or earlier: a timer that fires too early costs less than one moved every turn."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = NEVER
+
+    def set(self, deadline: float, now: float) -> None:
+        """See to it that the function is called no later than this; NEVER: no call is needed."""
+        if deadline < self._deadline:
+            self.cancel()
+            self._deadline = deadline
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), self._fire)
+
+    def cancel(self) -> None:
+        self._deadline = NEVER
         if self._timer is not None:
-            if self._armed_for <= deadline and not self._timer.cancelled():
-                return
             self._timer.cancel()
-            self._timer = None
-        if deadline != NEVER:
-            self._armed_for = deadline
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), self._on_timer)
 
-    _armed_for = NEVER
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._turn()
+    def _fire(self) -> None:
+        self._deadline = NEVER
+        self._function()
 
 
-def why_not_connected(error: OSError) -> str:
-    """The system's words; asyncio's own repeat the address instead."""
+def why_not_connected(error: OSError | UnicodeError) -> str:
+    """Return the system's reason; asyncio's own text only repeats the address."""
+    if isinstance(error, UnicodeError):
+        return "not a host name"
     if isinstance(error, ssl.SSLError):
         return describe(error)
     if isinstance(error, TimeoutError):
@@ -447,17 +458,17 @@ def why_lost(error: Exception) -> str:
 
 
 def new_token() -> str:
-    """A session token that nobody else has."""
+    """Return a new, unique session token."""
     return secrets.token_hex(16)
 
 
 async def status(
     host: str, port: int, timeout_s: float = 1.0, client_token: str = "", tls: ssl.SSLContext | None = None
 ) -> Status:
-    """What the node at this address knows, over a connection of its own.
+    """Ask the node at this address for its STATUS, over a new connection.
 
     Raises:
-        Unreachable: no answer in time, or not a node's.
+        Unreachable: no answer in time, or not the answer of a node.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -469,7 +480,7 @@ async def status(
                 writer.close()
     except TimeoutError:
         raise Unreachable(f"{host}:{port}: no answer within {timeout_s:g} s") from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise Unreachable(f"{host}:{port}: {why_not_connected(error)}") from None
     except (FrameError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         raise Unreachable(f"{host}:{port}: {error}") from None

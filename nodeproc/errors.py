@@ -1,19 +1,19 @@
-"""What can go wrong with a node through no fault of its code.
+"""Errors that have their cause outside the code: configuration, disk, network, other programs.
 
     ChatError
     ├── ConfigError         the configuration file or a flag is wrong          exit code 2
-    │   ├── FileProblem     its place in a file is known
+    │   ├── FileProblem     with its place in a file
     │   └── TlsProblem      a PEM file is missing or does not fit (nodeproc.tls)
     ├── StorageError
-    │   ├── CorruptionError durable data is not what was written               exit code 3
-    │   ├── ReadFailed      the disk gave an error instead of bytes            what needed them is put off
-    │   ├── Unreadable      delivered records can't be read, or are damaged    a copy is fetched from a peer
-    │   └── WriteFailed     a write or fdatasync failed; the file is given up  exit code 4
-    ├── Unreachable         no node answered a client at the addresses given
-    ├── LinkRefused         a peer is not of this cluster, or says so of us    the link is closed
-    └── FrameError          bytes from outside that are not a frame or a line  the connection is closed
+    │   ├── CorruptionError durable data differs from what was written         exit code 3
+    │   ├── ReadFailed      the disk reported an error on a read               at the start exit code 4, later a retry
+    │   ├── Unreadable      delivered records are damaged or can't be read     a copy is fetched from a peer
+    │   └── WriteFailed     a write or fdatasync failed                        exit code 4
+    ├── Unreachable         no node answered a client at the given addresses
+    ├── LinkRefused         the two ends of a link don't belong together       the link is closed
+    └── FrameError          received bytes are not a frame or a line           the connection is closed
 
-A broken invariant of our own is an AssertionError and ends the process with exit code 70.
+A broken invariant of the code itself is an AssertionError and ends the process with exit code 70.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ EXIT_WRITE_FAILED: Final = 4
 EXIT_INTERNAL: Final = 70
 
 MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not what they should be: the last two for bad UTF-8 and for deep nesting."""
+"""The errors that msgspec raises for malformed bytes; the last two for bad UTF-8 and for deep nesting."""
 
 REASON_MAX = 300
-"""Characters of a complaint about somebody's bytes, which may quote them: no stranger fills our log, or our answers."""
+"""Characters of a message about received bytes. Such a message may quote them, so a sender could fill the log."""
 
 
 class ChatError(Exception):
-    """Base of all; its text is one line that names what was found and what is allowed."""
+    """Base class. The text of an error is one line that names what was found and what is allowed."""
 
 
 class ConfigError(ChatError):
@@ -50,10 +50,10 @@ class FileProblem(ConfigError):
 
     Attributes:
         path: the file.
-        line, column: from 1; 0 where the whole file is meant.
+        line, column: counted from 1; 0 if the problem concerns the whole file.
         message: what was found and what is allowed, without the place.
-        source: the line and a caret beneath, each behind a newline; "" where there is nothing to see.
-        allowed: the words that may stand there, where they are a list.
+        source: the line and a caret beneath it, each after a newline; "" if there is nothing to show.
+        allowed: the words that are allowed at the place, if they form a list.
     """
 
     def __init__(
@@ -70,18 +70,32 @@ class StorageError(ChatError):
 
 
 class CorruptionError(StorageError):
-    """Durable data is damaged: nothing was changed. Names file and offset. Rule: K2, R2."""
+    """Durable data is damaged; nothing was changed. Rule: K2, R2.
+
+    file, at, what: the place and what was found there; "" and 0 if the error concerns no file.
+    """
+
+    def __init__(self, text: str, file: str = "", at: int = 0, what: str = "") -> None:
+        super().__init__(text)
+        self.file, self.at, self.what = file, at, what
 
 
 class ReadFailed(StorageError):
-    """The disk gave an error instead of bytes; unlike a failed write, this says nothing about others. Rule: K6."""
+    """The disk reported an error on a read. Unlike a failed write, this does not affect other data. Rule: K6.
+
+    file, what: the file and the reason; file is "" if the caller knows it.
+    """
+
+    def __init__(self, what: str, file: str = "") -> None:
+        super().__init__(f"{file}: {what}" if file else what)
+        self.file, self.what = file, what
 
 
 class Unreadable(StorageError):
-    """Delivered records can't be read, or are not what was written; the node goes on. Rule: K6.
+    """Delivered records are damaged or can't be read. The node continues. Rule: K6.
 
     after: (term, seq_no) of the record before the first of them.
-    file, at: where that was seen.
+    file, at: where the damage was noticed.
     """
 
     def __init__(self, after: tuple[int, int], file: str, at: int, what: str) -> None:
@@ -94,25 +108,25 @@ class WriteFailed(StorageError):
 
 
 class LinkRefused(ChatError):
-    """The two ends of a link don't prove to belong to the same cluster. Rule: M3."""
+    """An end of a link has not proven that it belongs to the same cluster. Rule: M3."""
 
 
 class FrameError(ChatError):
-    """Bytes from a peer or client can't be understood: the stream is not to be trusted any more. Rule: S7."""
+    """Bytes from a peer or client are malformed, so the rest of the stream can't be used either. Rule: S7."""
 
 
 class Unreachable(ChatError):
-    """No node answered a client in time; names the addresses and the last error."""
+    """No node answered a client in time. The text names the addresses and the last error."""
 
 
 def did_you_mean(found: str, allowed: Iterable[str]) -> str:
-    """` (did you mean X?)` with the allowed word that is most like the one found; "" where none is like it."""
+    """Return ` (did you mean X?)` with the allowed word that is most similar to the one found, or ""."""
     by_small = {each.lower(): each for each in allowed}
     near = get_close_matches(found.lower()[:200], by_small, 1)
     return f" (did you mean {by_small[near[0]]}?)" if near else ""
 
 
 def brief(reason: object) -> str:
-    """What is told of a complaint."""
+    """Return the text of a reason, cut to REASON_MAX characters."""
     text = str(reason)
     return text if len(text) <= REASON_MAX else f"{text[:REASON_MAX]} …"

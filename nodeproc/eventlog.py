@@ -1,8 +1,8 @@
-"""Events as lines: for people on the console, for programs in events.jsonl.
+"""Events as lines: human-readable on the console, machine-readable in events.jsonl.
 
-The console may be a terminal that somebody has stopped or a pipe that nobody reads, so a thread of its own writes
-there, from a bounded queue; what does not fit is left out and counted. events.jsonl is a plain file, written once a
-turn; a full one becomes events.jsonl.1, the one before it events.jsonl.2, and so on.
+The console may be a terminal whose output is stopped, or a pipe that is not read. So a thread of its own writes there,
+from a bounded queue; text that does not fit is left out and counted. events.jsonl is a plain file, written once a turn.
+A full file becomes events.jsonl.1, the one before it events.jsonl.2, and so on.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from nodeproc.core.messages import Line, NodeId
 RANK: Final[dict[Level, int]] = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 
 KEPT: Final = 3
-"""Full files beside the one that is written."""
+"""Full files that are kept beside the current one."""
 CONSOLE_MAX_BYTES = 4 << 20
-"""Waiting for the console; more is left out."""
+"""The most that waits for the console; more is left out."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_lines = msgspec.json.Decoder(Line).decode_lines
 
 
 def show_messages(body: bytes | memoryview) -> str:
-    """Lines of the message log as the console shows them: `[seq=1] node_9999: Hello from node 1!`."""
+    """Return lines of the message log as the console shows them: `[seq=1] node_9999: Hello from node 1!`."""
     lines = _decode_lines(body)
     return "".join([f"[seq={line.seq_no}] node_{line.sender_id}: {printable(line.payload)}\n" for line in lines])
 
 
 def printable(text: str) -> str:
-    """The text without what could steer a terminal: such characters are shown escaped."""
+    """Return the text with escapes for all characters that could control a terminal."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
@@ -49,7 +49,7 @@ class Console:
     """Writes to stderr and stdout in a thread of its own, in order.
 
     Args:
-        log_fd, message_fd: file descriptors; a broken one is given up silently (the terminal is gone).
+        log_fd, message_fd: file descriptors. Errors of a broken one are ignored: the terminal is gone.
     """
 
     def __init__(self, log_fd: int = 2, message_fd: int = 1) -> None:
@@ -62,7 +62,7 @@ class Console:
         self._thread.start()
 
     def show(self, text: str, bodies: Sequence[bytes | memoryview] = ()) -> None:
-        """Queue log lines for stderr, and delivered lines for stdout behind them. Never waits."""
+        """Queue log lines for stderr, then delivered lines for stdout. Never waits."""
         size = len(text) + sum(map(len, bodies))
         with self._lock:
             if self._waiting + size > CONSOLE_MAX_BYTES and self._waiting:
@@ -75,7 +75,7 @@ class Console:
         self._queue.put((size, text, bodies))
 
     def close(self, timeout: float = 0.3) -> None:
-        """Write what waits, for at most so many seconds."""
+        """Write everything that waits, for at most `timeout` seconds."""
         self._queue.put(None)
         self._thread.join(timeout)
 
@@ -92,25 +92,25 @@ class Console:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it, however many calls that takes."""
+    """Write all bytes, with as many calls as that takes."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def part(events: Path, number: int) -> Path:
-    """The file that was full `number` files ago; 0: the one that is written."""
+    """Return the path of the file that was full `number` files ago; 0: the current file."""
     return events.with_name(f"{events.name}.{number}") if number else events
 
 
 class EventLog:
-    """Where a node's events go. Events below `level` go nowhere.
+    """Writes a node's events. Events below `level` are left out.
 
     Args:
-        events: events.jsonl, opened for appending; None: not written.
-        max_bytes: of one such file.
-        console: None: nothing for people.
-        show_delivered: delivered messages appear on the console.
+        events: path of events.jsonl, opened for appending; None: not written.
+        max_bytes: the most bytes in one such file.
+        console: None: nothing is shown.
+        show_delivered: whether delivered messages appear on the console.
     """
 
     def __init__(
@@ -134,13 +134,22 @@ class EventLog:
         self._rows: list[bytes] = []
         self._text: list[str] = []
         self._stamp = (0, "")
+        self._lock = threading.Lock()
+        """Guards the file."""
 
     def emit(self, events: Sequence[Event]) -> None:
         """Take events; flush() writes them."""
         rank = self._rank
         for event in events:
             if RANK[event.level] >= rank:
-                self._add(event)
+                self._rows.append(self._row(event))
+                if self._console is not None:
+                    self._text.append(self._line(event))
+
+    def emit_now(self, event: Event) -> None:
+        """Write one event at once, from another thread than the one that calls emit() and flush()."""
+        if RANK[event.level] >= self._rank:
+            self._put(self._row(event), self._line(event))
 
     def delivered(self, bodies: Sequence[memoryview]) -> None:
         """Show delivered messages; parsed only here, and in the console's thread."""
@@ -149,32 +158,32 @@ class EventLog:
             self._console.show("", [bytes(body) for body in bodies])
 
     def flush(self) -> None:
-        """Write what came since the last call: once a turn, so that a killed process has told its last turn."""
-        if not self._rows:
-            return
-        rows, self._rows = self._rows, []
-        text, self._text = self._text, []
-        if self._fd >= 0:
-            try:
-                self._write(b"".join(rows))
-            except OSError as error:  # A full disk stops the node where it matters, in its storage; not here.
-                if self._fd >= 0:
-                    os.close(self._fd)
-                self._fd = -1
-                text.append(f"events.jsonl is given up: {error.strerror}\n")
+        """Write all events since the last call. Called once a turn: a killed process has written its last turn."""
+        if self._rows:
+            rows, self._rows = self._rows, []
+            text, self._text = self._text, []
+            self._put(b"".join(rows), "".join(text))
+
+    def _put(self, rows: bytes, text: str) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                try:
+                    self._write(rows)
+                except OSError as error:  # The node goes on: if the disk is full, its storage ends it.
+                    self._close_file()
+                    text += f"{self._events} is no longer written: {error.strerror}\n"
         if self._console is not None:
-            self._console.show("".join(text))
+            self._console.show(text)
 
     def _open(self, events: Path) -> None:
         self._fd = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._size = os.fstat(self._fd).st_size
 
     def _write(self, data: bytes) -> None:
-        """Append whole rows, to a new file where the present one is full."""
+        """Append whole rows; begin a new file if the current one is full."""
         assert self._events is not None
         if self._size and self._size + len(data) > self._max_bytes:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+            self._close_file()
             for number in range(KEPT, 0, -1):
                 younger = part(self._events, number - 1)
                 if younger.exists():
@@ -185,22 +194,24 @@ class EventLog:
 
     def close(self) -> None:
         self.flush()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close_file()
         if self._console is not None:
             self._console.close()
 
-    def _add(self, event: Event) -> None:
-        head = b'{"t_ns":%d,"node":%d,' % (time.monotonic_ns(), self._node_id)
-        self._rows.append(head + _encode(event)[1:] + b"\n")
-        if self._console is not None:
-            self._text.append(
-                f"{self._clock()} - {event.logger}.{self._node_id} - {event.level} - {printable(event.line())}\n"
-            )
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _row(self, event: Event) -> bytes:
+        return b'{"t_ns":%d,"node":%d,%s\n' % (time.monotonic_ns(), self._node_id, _encode(event)[1:])
+
+    def _line(self, event: Event) -> str:
+        clock, text = self._clock(), printable(event.line())
+        return f"{clock} - {event.logger}.{self._node_id} - {event.level} - {text}\n"
 
     def _clock(self) -> str:
-        """Local wall time to the second, as the log lines show it."""
+        """Return the local time with seconds, for the console."""
         second = int(time.time())
         if second != self._stamp[0]:
             self._stamp = (second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second)))

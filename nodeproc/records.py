@@ -18,7 +18,7 @@ from zlib import crc32
 import msgspec
 from msgspec import Struct
 
-from nodeproc.core.effects import LocalOp, Met, Promise, Readmitted, Truncate
+from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
 from nodeproc.core.messages import Batch, Line, Mark, NodeId, Record, SeqNo, Submit
 from nodeproc.errors import MALFORMED, FrameError, brief
 
@@ -89,11 +89,6 @@ def encode_entry(header: EntryHeader, body: bytes = b"") -> bytes:
     """The bytes of one entry. Rule: K1."""
     head = _encode(header)
     return b"".join((PREFIX.pack(len(head), len(body), crc32(body, crc32(head))), head, body))
-
-
-def encode_op(op: LocalOp) -> bytes:
-    """A promise, truncation or identity as a WAL entry; it never leaves the node."""
-    return encode_entry(op)
 
 
 def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | None:

@@ -1,10 +1,11 @@
 """The asyncio process around a node's turns (nodeproc.turn): sockets, timers, threads, standstills, exit codes.
 
 Connections put their inputs into the turn's inbox; all inputs of one pass of the event loop share a turn. fdatasync
-comes last in a turn or runs beside it (nodeproc.disk.syncing).
+runs at the end of a turn or in a thread (nodeproc.disk.syncing).
 
-The core's clock does not count the time in which the process stood still (stopped, starved, stuck in a write): that the
-others were not heard then says nothing about them. What they sent meanwhile is read before the core judges.
+The core's clock leaves out the time in which the process stood still (stopped, starved of CPU, blocked in a write),
+because silence of the other nodes during that time means nothing. After a standstill, the sockets are read before the
+core judges who is silent.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from nodeproc.config import NodeConfig
-from nodeproc.core.events import BadInput, CheckpointPutOff, DiskAnswered, Event, Failed, Listening, Stopping
-from nodeproc.core.messages import NodeId, PeerMessage, Position, Record
+from nodeproc.core.events import BadInput, DiskAnswered, DiskStalled, Event, Failed, Listening, Stopping
+from nodeproc.core.messages import NodeId, PeerMessage, Record
 from nodeproc.core.node import Node
-from nodeproc.disk.scrub import FIRST_S, Scrub
 from nodeproc.disk.storage import Storage
 from nodeproc.disk.syncing import Syncing
 from nodeproc.errors import (
@@ -34,8 +33,6 @@ from nodeproc.errors import (
     EXIT_INTERNAL,
     EXIT_WRITE_FAILED,
     CorruptionError,
-    ReadFailed,
-    Unreadable,
     WriteFailed,
 )
 from nodeproc.eventlog import EventLog
@@ -47,11 +44,12 @@ from nodeproc.net.silence import TIMEOUTS
 from nodeproc.net.transport import Links
 from nodeproc.tls import node_tls
 from nodeproc.turn import Turn
+from nodeproc.upkeep import Upkeep
 
 TIMER_GRAIN_S: Final = 0.001
-"""Timers of the event loop count milliseconds."""
+"""The resolution of the event loop's timers."""
 LATE_S: Final = 0.02
-"""A timer that is later than this means that the process stood still."""
+"""A timer that fires later than this means that the process stood still."""
 
 
 class Runtime:
@@ -59,7 +57,7 @@ class Runtime:
 
     Args:
         node: recovered, not started.
-        log: gets every event.
+        log: gets all events.
         sock: listening.
         rng: for the jitter of dialling.
     """
@@ -75,14 +73,10 @@ class Runtime:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._stepped_at = -math.inf
-        self._stopped: asyncio.Future[int] = self._loop.create_future()
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
+        self._code = EXIT_CLEAN
         self._started_at = time.monotonic()
         self._turns = 0
-        self._checkpointer = ThreadPoolExecutor(1, "checkpoint")
-        self._checkpointing = False
-        limits = config.limits
-        self._scrub = Scrub(storage, limits.scrub_bytes_per_s or 1, limits.scrub_rest_ms / 1000)
-        self._scrub_timer: asyncio.TimerHandle | None = None
         self._complaints = Complaints(config.limits.complaints_per_s)
         tls = node_tls(config.tls) if config.tls is not None else None
         self.links = Links(
@@ -104,77 +98,76 @@ class Runtime:
             lambda reason, address: self.report(BadInput("a connection", reason), address),
         )
         self._waits_for_disk = config.durability == "fsync"
-        self._syncing = Syncing(storage.sync, self._on_durable, self._on_error, self._on_held_up)
+        patience_s = config.election_timeout_ms / 1000
+        self._syncing = Syncing(
+            storage.sync, self._on_durable, self._on_error, self._on_held_up, self._on_stalled, patience_s
+        )
+        self._upkeep = Upkeep(
+            storage, config.limits, node.snapshot, self.report, self.turn.reading.repair, self._on_error
+        )
+        self.checkpoint_soon = self._upkeep.checkpoint_soon
 
     # ---- life ---------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Serve until stop() or a failure.
-
-        Returns:
-            The exit code: see nodeproc.__main__.
-        """
+        """Serve until stop() or a failure; return the exit code: see nodeproc.__main__."""
         self._loop.set_exception_handler(self._on_unhandled)
-        await self._entrance.open(self._sock)
+        self._entrance.open(self._sock)
         host, port = self._sock.getsockname()[:2]
         self.report(Listening(host, port))
-        deadline = self.turn.begin(self._now())
+        self._arm(self.turn.begin(self._now()))
         self._log.flush()
-        self._arm(deadline)
         self.links.start()
-        if self._config.limits.scrub_bytes_per_s:
-            self._scrub_after(FIRST_S)
-        code = await self._stopped
-        # First of all: peers that dial again because their links are gone must find a closed door.
+        self._upkeep.start()
+        await self._stopped
+        # The port is closed first: peers that notice the loss of their links must find it closed.
         self._entrance.close()
         self._sock.close()
         await self.links.close()
         self.turn.clients.close()
-        return self._close_storage(code)
-
-    def stop(self, reason: str) -> None:
-        """End cleanly; returns at once."""
-        if not self._stopped.done():
-            self.report(Stopping(reason))
-            self._stopped.set_result(EXIT_CLEAN)
-
-    def _fail(self, code: int, reason: str) -> None:
-        if not self._stopped.done():
-            self.report(Failed(reason))
-            self._stopped.set_result(code)
-
-    def _close_storage(self, code: int) -> int:
-        """Returns the exit code: the end is not clean either when only the last write fails. Rule: K5."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._scrub_timer is not None:
-            self._scrub_timer.cancel()
-        failure = self._syncing.close()
-        self._checkpointer.shutdown()
-        try:
-            if isinstance(failure, WriteFailed) and code == EXIT_CLEAN:
-                code = EXIT_WRITE_FAILED
-                self.report(Failed(str(failure)))
-            self._storage.close(self._node.snapshot() if code == EXIT_CLEAN else None)
-        except WriteFailed as error:
-            self.report(Failed(str(error)))
-            code = code or EXIT_WRITE_FAILED
+        await self._upkeep.close()
+        self._close_storage()
         self._log.flush()
-        return code
+        return self._code
+
+    def stop(self, reason: str) -> None:
+        """End the node cleanly; returns at once."""
+        if not self._stopped.done():
+            self.report(Stopping(reason))
+            self._stopped.set_result(None)
+
+    def _fail(self, code: int, reason: str) -> None:
+        """End the node with this exit code. A failure while it stops counts as well. Rule: K5."""
+        if self._code == EXIT_CLEAN:
+            self._code = code
+            self.report(Failed(reason))
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    def _close_storage(self) -> None:
+        failure = self._syncing.close()
+        if failure is not None:
+            self._on_error(failure)
+        try:
+            self._storage.close(self._node.snapshot() if self._code == EXIT_CLEAN else None)
+        except WriteFailed as error:
+            self._on_error(error)
 
     # ---- turns --------------------------------------------------------------------------------------
 
     def _run_due_turn(self) -> None:
-        """Run the turn that was asked for, unless the process stood still: then the sockets are read first."""
+        """Run the turn that was asked for. If the process stood still, the sockets are read first."""
         if self._stopped.done() or not self.turn.due or self._looking:
             return
-        # What the core was told stays so: its clock must not fall behind its last step.
+        # The core's clock must not fall behind the time of its last step.
         now = self._now()
         late = now - max(self._timer_at, self._stepped_at)
         if late > LATE_S:
             self._stood_still_s += late
             self._node.stood_still()
-            # Two rounds of the loop's queue, for the sockets are read between them.
+            # Two passes of the event loop: it reads the sockets between them.
             self._looking = True
             self._loop.call_soon(self._loop.call_soon, self._turn_after_look)
         else:
@@ -198,13 +191,13 @@ class Runtime:
         self._longest_turn_s = max(self._longest_turn_s, self._now() - began)
 
     def _now(self) -> float:
-        """The core's clock: time.monotonic() less the standstills."""
+        """Return the core's time: time.monotonic() minus all standstills."""
         return time.monotonic() - self._stood_still_s
 
     def _arm(self, deadline: float) -> None:
-        """See that a turn comes when the core wants one; a timer that is early enough is left as it is.
+        """Run a turn at the core's deadline, or after heartbeat_interval: a late timer shows a standstill.
 
-        It comes every heartbeat_interval at least: a standstill is noticed by late timers.
+        A timer that fires early enough is not replaced.
         """
         now = self._now()
         when = min(deadline, now + self._config.heartbeat_interval_ms / 1000)
@@ -221,7 +214,7 @@ class Runtime:
         self.turn.due = True
         self._run_due_turn()
 
-    # ---- what the turn needs (nodeproc.turn.Host) ---------------------------------------------------
+    # ---- nodeproc.turn.Host -------------------------------------------------------------------------
 
     def turn_soon(self) -> None:
         self._loop.call_soon(self._run_due_turn)
@@ -238,8 +231,12 @@ class Runtime:
         self.turn.due = True
         self._run_due_turn()
 
+    def _on_stalled(self, seconds: float) -> None:
+        """Report from the sync's thread that a sync blocks the loop: the loop itself can report nothing. Rule: F4."""
+        self._log.emit_now(DiskStalled(round(seconds * 1000)))
+
     def _on_held_up(self, seconds: float) -> None:
-        """Report a sync that the loop itself waited for: until its end nothing could be reported. Rule: F4."""
+        """Report the end of a long sync in the loop. Rule: F4."""
         if seconds * 1000 > self._config.election_timeout_ms:
             self.report(DiskAnswered(round(seconds * 1000)))
 
@@ -247,7 +244,7 @@ class Runtime:
         self._log.emit(events)
 
     def send(self, messages: Sequence[tuple[NodeId, PeerMessage]]) -> None:
-        """Each peer's frames in one write; a message for several peers is encoded once."""
+        """Write the frames of each peer in one call. A message for several peers is encoded once."""
         buffers: dict[NodeId, list[bytes]] = {}
         last: PeerMessage | None = None
         frame: list[bytes] = []
@@ -275,53 +272,10 @@ class Runtime:
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         return round(time.monotonic() - self._started_at, 3), os.getpid(), self._counters()
 
-    # ---- checkpoints --------------------------------------------------------------------------------
-
-    def checkpoint_soon(self) -> None:
-        if self._checkpointing:
-            return
-        self._checkpointing = True
-        work = self._loop.run_in_executor(self._checkpointer, self._storage.checkpoint, self._node.snapshot())
-        work.add_done_callback(self._on_checkpoint)
-
-    def _on_checkpoint(self, work: asyncio.Future[Event]) -> None:
-        self._checkpointing = False
-        if work.cancelled():
-            return
-        error = work.exception()
-        if isinstance(error, ReadFailed | Unreadable):
-            self.report(CheckpointPutOff(str(error)))
-        elif error is not None:
-            self._on_error(error)
-        else:
-            self.report(work.result())
-
-    # ---- scrub ---------------------------------------------------------------------------------------
-
-    def _scrub_after(self, seconds: float) -> None:
-        self._scrub_timer = self._loop.call_later(seconds, self._scrub_piece)
-
-    def _scrub_piece(self) -> None:
-        if not self._stopped.done():
-            work = self._loop.run_in_executor(self._checkpointer, self._scrub.read)
-            work.add_done_callback(self._on_scrubbed)
-
-    def _on_scrubbed(self, work: asyncio.Future[tuple[Position, int]]) -> None:
-        if work.cancelled() or self._stopped.done():
-            return
-        error = work.exception()
-        if isinstance(error, Unreadable):
-            self.turn.reading.mend(error)
-            self._scrub_after(self._scrub.failed(error))
-        elif error is not None:
-            self._on_error(error)
-        else:
-            self._scrub_after(self._scrub.succeeded(*work.result()))
-
     # ---- failures -----------------------------------------------------------------------------------
 
     def _on_error(self, error: BaseException) -> None:
-        """Nothing is done after it: what the core was told and what happened may differ."""
+        """End the node: the core's state and the state of disk and links may differ."""
         if isinstance(error, WriteFailed):
             self._fail(EXIT_WRITE_FAILED, str(error))
         elif isinstance(error, CorruptionError):
@@ -331,7 +285,7 @@ class Runtime:
             self._fail(EXIT_INTERNAL, f"internal error: {type(error).__name__}: {error}")
 
     def _on_unhandled(self, loop: asyncio.AbstractEventLoop, what: dict[str, Any]) -> None:
-        """What a callback of a connection raised: the world's errors end the connection, ours end the node."""
+        """Handle an exception of a callback: an OSError ends its connection only, any other error the node."""
         error = what.get("exception")
         if isinstance(error, OSError):
             self.report(BadInput("a connection", str(error)))
@@ -340,7 +294,7 @@ class Runtime:
         else:
             print(what.get("message"), file=sys.stderr)
 
-    # ---- what clients and links ask ------------------------------------------------------------------
+    # ---- for clients and links -----------------------------------------------------------------------
 
     def _counters(self) -> dict[str, int]:
         return {
@@ -358,7 +312,7 @@ class Runtime:
             "silent": self._entrance.silent,
             "unproven": self.links.unproven,
             "complaints": self._complaints.total,
-            "scrubs": self._scrub.passes,
+            "scrubs": self._upkeep.scrub.passes,
             "events_left_out": self._complaints.left_out,
         }
 

@@ -243,7 +243,7 @@ class SimNode:
             try:
                 wait = self._scrub.succeeded(*self._scrub.read())
             except Unreadable as error:
-                self.turn.reading.mend(error)
+                self.turn.reading.repair(error)
                 wait = self._scrub.failed(error)
         self._post(wait, self._scrub_piece)
 

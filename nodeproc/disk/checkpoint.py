@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, SeqNo, Term
 from nodeproc.disk.archive import ArchiveEnd
-from nodeproc.disk.files import File, Files, read_named
+from nodeproc.disk.files import File, Files, Source, read_named
 from nodeproc.disk.wal import FOLDER, damaged
 
 NAME = f"{FOLDER}/checkpoint"
@@ -69,7 +69,7 @@ def lines_crc(where: str, lines: File, end: int) -> int:
     return crc32(read_named(where, lines, end - start, start))
 
 
-def read(files: Files) -> Checkpoint | None:
+def read(files: Source) -> Checkpoint | None:
     """The checkpoint, None where there is none.
 
     Raises:

@@ -1,9 +1,9 @@
-"""The few file operations that storage is built on, as protocols, and their real form.
+"""The few file operations that the storage needs, as protocols, and their implementation on a real disk.
 
-Files are appended to and read at an offset; only damage is overwritten in place, by what stood there before it. A name
-or a length is durable only when the folder or the file was synced after it changed. Names are relative to the data
-directory, with forward slashes. Everything here but pread() raises OSError as the system does; storage turns it into
-its own errors.
+Files are appended to and read at an offset. Bytes in the middle are only overwritten to repair damage, with the bytes
+that were there before it. A new name is durable once its folder was synced, a new length once the file was synced.
+Names are relative to the data directory and use forward slashes. All functions except pread() and read_named() raise
+OSError as the system does; the storage turns it into its own errors.
 """
 
 from __future__ import annotations
@@ -19,67 +19,71 @@ from nodeproc.errors import ConfigError, ReadFailed
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 IOV_MAX = 1024
-"""Buffers that one writev takes (Linux)."""
+"""The largest number of buffers in one writev (Linux)."""
 
 
 class File(Protocol):
-    """One open file. append() and everything else may be called from different threads."""
+    """One open file. One thread may append while others read and sync."""
 
     def append(self, buffers: Sequence[Buffer]) -> None:
-        """Write all buffers at the end, or raise; what a failed append left there is unknown."""
+        """Write all buffers at the end, or raise. After a failure the end of the file is unknown."""
 
     def pread(self, size: int, at: int) -> bytes:
-        """Up to `size` bytes from offset `at`; fewer only where the file ends."""
+        """Return `size` bytes from offset `at`, or fewer if the file ends before."""
 
     def size(self) -> int: ...
 
     def sync(self) -> None:
-        """fdatasync: all that was appended before the call is durable when it returns."""
+        """fdatasync: everything that was appended before the call is durable when it returns."""
 
     def truncate(self, size: int) -> None: ...
 
     def close(self) -> None: ...
 
 
-class Files(Protocol):
-    """A data directory."""
+class Source(Protocol):
+    """A data directory, as recovery reads it."""
 
     def open(self, name: str, *, create: bool = False) -> File:
         """Open for reading and appending.
 
         Raises:
-            FileNotFoundError: it is not there and `create` is false.
+            FileNotFoundError: the file does not exist and `create` is false.
         """
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, without the folder, ascending; empty where there is no folder."""
+        """Return the names of the files in a folder, without the folder, ascending; empty if there is no folder."""
 
     def make_folder(self, folder: str) -> None:
-        """Make the folder, durably, where it is missing."""
+        """Create the folder durably, unless it exists."""
+
+    def where(self, name: str) -> str:
+        """Return the file's path, for messages."""
+
+
+class Files(Source, Protocol):
+    """A data directory."""
 
     def sync_folder(self, folder: str) -> None:
         """Names created, renamed and removed in the folder before the call are durable when it returns."""
 
     def rename(self, old: str, new: str) -> None:
-        """Replace `new` by `old` in one step."""
+        """Rename a file in one step; a file called `new` is replaced."""
 
     def unlink(self, name: str) -> None: ...
 
     def rewrite(self, name: str, at: int, data: Buffer) -> None:
-        """Overwrite bytes in the middle of a file, durably. Cut short, each of them may be the old or the new one."""
-
-    def where(self, name: str) -> str:
-        """The name as a human finds it, for messages."""
+        """Overwrite bytes inside a file, durably. If a crash interrupts it, each byte is the old or the new one."""
 
     def close(self) -> None:
-        """Let another process have the directory."""
+        """Release the directory's lock."""
 
 
 def pread(file: File, size: int, at: int) -> bytes:
-    """As File.pread.
+    """Read as File.pread does.
 
     Raises:
-        ReadFailed: the disk gave an error.
+        ReadFailed: the system reported an error.
     """
     try:
         return file.pread(size, at)
@@ -88,17 +92,18 @@ def pread(file: File, size: int, at: int) -> bytes:
 
 
 def read_named(where: str, file: File, size: int, at: int) -> bytes:
-    """As pread; the error begins with the file's name."""
+    """Read as pread() does; the error's text begins with the file's name `where`."""
     try:
         return pread(file, size, at)
     except ReadFailed as error:
-        raise ReadFailed(f"{where}: {error}") from error
+        raise ReadFailed(error.what, where) from error
 
 
 def sync_file(fd: int, is_folder: bool = False) -> None:
     """Return when everything written to this file or folder is on the disk.
 
-    macOS has no fdatasync, and its fsync leaves the bytes in the drive's cache: only F_FULLFSYNC promises something.
+    macOS has no fdatasync, and its fsync leaves the bytes in the drive's cache: there only F_FULLFSYNC makes them
+    durable.
     """
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:
@@ -107,6 +112,23 @@ def sync_file(fd: int, is_folder: bool = False) -> None:
         os.fsync(fd)
     else:
         os.fdatasync(fd)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in this folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_file(fd, is_folder=True)
+    finally:
+        os.close(fd)
+
+
+def make_folders(path: Path) -> None:
+    """Create a folder and its missing parents, durably."""
+    if not path.is_dir():
+        make_folders(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
 
 
 class RealFile:
@@ -120,7 +142,7 @@ class RealFile:
         if len(buffers) > IOV_MAX:
             buffers = [b"".join(buffers)]
         written = os.writev(self._fd, buffers)
-        if written < sum(map(len, buffers)):  # A nearly full disk takes a part first and says why at the next try.
+        if written < sum(map(len, buffers)):  # A nearly full disk writes a part; the next try reports the error.
             rest = memoryview(b"".join(buffers))[written:]
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
@@ -150,24 +172,28 @@ class RealFile:
 
 
 class RealFiles:
-    """A data directory on the disk, held by one process at a time; see Files.
+    """A data directory on the disk, locked for this process; see Files.
+
+    Args:
+        root: created if it is missing.
 
     Raises:
-        ConfigError: the directory can't be made, written to, or is in use by another process.
+        ConfigError: the directory can't be created, written to or locked, or another process has locked it.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._lock = -1
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_folders(root)
             self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise ConfigError(f"data directory {root}: {error.strerror}; it must be a writable directory") from None
-        try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise ConfigError(f"data directory {root}: in use by another process; each node needs its own") from None
+        except OSError as error:
+            self.close()
+            reason = f"{error.strerror}; it must be a writable directory"
+            if isinstance(error, BlockingIOError):
+                reason = "in use by another process; each node needs its own"
+            raise ConfigError(f"data directory {root}: {reason}") from None
 
     def open(self, name: str, *, create: bool = False) -> RealFile:
         return RealFile(self._root / name, create)
@@ -177,17 +203,10 @@ class RealFiles:
         return sorted(each.name for each in path.iterdir() if each.is_file()) if path.is_dir() else []
 
     def make_folder(self, folder: str) -> None:
-        path = self._root / folder
-        if not path.is_dir():
-            path.mkdir()
-            self.sync_folder(".")
+        make_folders(self._root / folder)
 
     def sync_folder(self, folder: str) -> None:
-        fd = os.open(self._root / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_file(fd, is_folder=True)
-        finally:
-            os.close(fd)
+        sync_folder(self._root / folder)
 
     def rename(self, old: str, new: str) -> None:
         (self._root / old).rename(self._root / new)
@@ -196,7 +215,7 @@ class RealFiles:
         (self._root / name).unlink()
 
     def rewrite(self, name: str, at: int, data: Buffer) -> None:
-        # A descriptor of its own: with O_APPEND, as the file has, Linux writes at the end whatever the offset.
+        # Not the file's own descriptor: it has O_APPEND, with which Linux writes at the end whatever the offset.
         fd = os.open(self._root / name, os.O_WRONLY | os.O_CLOEXEC)
         try:
             rest = memoryview(data)

@@ -1,8 +1,8 @@
-"""What a node reads of its own log for others, and what becomes of what can't be read. Rule: K6.
+"""Reads of a node's own log for peers and subscribers, and the repair of records that can't be read. Rule: K6.
 
-Nothing damaged is handed out, and no read ends the node. Where a read fails, what the node has twice is put together
-again; else the core is asked for a copy from a peer (nodeproc.core.repair), and whoever wanted to read waits. The copy
-takes the place of what is damaged.
+Damaged data is never passed on, and a failed read never ends the node. If a read fails, the record is first assembled
+from redundant data of this node. If that is impossible, the core is asked for a peer's copy (nodeproc.core.repair), and
+the reader waits. The copy then overwrites the damaged record.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from nodeproc.disk.storage import Storage
 from nodeproc.errors import ReadFailed, Unreadable
 
 NOBODY_HAS_IT = "no node within reach has a copy"
-MENDED_AT_ONCE = 64
-"""Records; the loop waits for the disk meanwhile."""
+REPAIRED_AT_ONCE = 64
+"""Records that are repaired in one call; it blocks the event loop."""
 
 
 class Reading:
-    """The readers of one node's storage.
+    """All reads from one node's storage.
 
     Args:
-        take: hands the core an input.
-        report: gets an event once for each damaged place, and once for what became of it.
+        take: passes an input to the core.
+        report: gets one event for each damaged place, and one for its repair.
     """
 
     def __init__(
@@ -38,53 +38,54 @@ class Reading:
     ) -> None:
         self._storage, self._node_id, self._take, self._report = storage, node_id, take, report
         self._damaged: dict[Position, str] = {}
-        """Position behind which something is damaged -> why it stays so, as reported; "": not known yet."""
+        """Position after which a record is damaged -> the reported reason why it stays so; "": not known yet."""
         self._waiting: list[tuple[Position, Fetch]] = []
         self._refused: set[Fetch] = set()
 
     def lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
-        """As Storage.read_lines.
+        """Read as Storage.read_lines does.
 
         Raises:
-            Unreadable: not now; a copy is on its way, or it turns out that there is none: take_copy is told.
+            Unreadable: they can't be read now. A copy was requested; take_copy() gets it, or the news that there is
+                none.
         """
         try:
             return self._storage.read_lines(start, max_bytes)
         except Unreadable as error:
-            if not self.mend(error):
+            if not self.repair(error):
                 raise  # hit: K6 a subscriber waits for what can't be read
         return self.lines(start, max_bytes)
 
     def records(self, fetch: Fetch) -> list[Record] | None:
-        """What a peer is to get: none where it can't be had. None: it waits for a copy and comes again."""
+        """Return records for a peer, [] if there is no copy of them; None if the fetch must be repeated later."""
         if fetch in self._refused:
             self._refused.remove(fetch)
             return []
         try:
             return self._storage.read_records(fetch.after, fetch.max_bytes)
         except Unreadable as error:
-            if not self.mend(error):
+            if not self.repair(error):
                 self._waiting.append((Position(*error.after), fetch))
                 return None
         return self.records(fetch)
 
-    def mend(self, error: Unreadable) -> bool:
-        """A read has failed: repair it with what is here, which is done when this is true, or look for a copy."""
+    def repair(self, error: Unreadable) -> bool:
+        """Repair the place of a failed read with this node's own data, or request a copy; True if it is repaired."""
         after = Position(*error.after)
         if after not in self._damaged:
             self._damaged[after] = ""
             self._report(DamageFound(error.file, error.at, after.seq_no + 1, error.what))
-            if self._mend_here(after):  # Once: a disk that loses what is written is not written to for ever.
+            if self._repair_here(after):  # Only once: the disk may lose whatever is written there.
                 return True
         self._take(self._node_id, Damaged(after))
         return False
 
-    def _mend_here(self, after: Position) -> bool:
-        """Put together what this node has twice, a few records at once; False where it has not even the first."""
+    def _repair_here(self, after: Position) -> bool:
+        """Repair some records with redundant data of this node; False if not even the first can be repaired."""
         rewritten: list[str] = []
         end = after
         with contextlib.suppress(ReadFailed):
-            for _ in range(MENDED_AT_ONCE):
+            for _ in range(REPAIRED_AT_ONCE):
                 record = self._storage.own_copy(end)
                 more = self._storage.restore(end, (record,)) if record is not None else []
                 if record is None or not more:
@@ -92,18 +93,18 @@ class Reading:
                 rewritten += more
                 end = record.position
         if rewritten:
-            self._tell_repaired(after, end, rewritten)  # hit: K6 a node repairs what it has twice
+            self._report_repaired(after, end, rewritten)  # hit: K6 a node repairs what it has twice
         return bool(rewritten)
 
-    def _tell_repaired(self, after: Position, end: Position, rewritten: list[str]) -> None:
+    def _report_repaired(self, after: Position, end: Position, rewritten: list[str]) -> None:
         places = ", ".join(rewritten[:3])
         self._report(DamageRepaired(after.seq_no + 1, end.seq_no, places, len(rewritten)))
 
     def take_copy(self, copied: Copied) -> tuple[str, list[Fetch]]:
-        """Repair with what a peer has sent.
+        """Repair with the records that a peer has sent.
 
         Returns:
-            Why what is damaged stays so, "" where it is repaired; the reads that are to be done again now.
+            Why the damage remains, "" if it is repaired; and the fetches to repeat now.
         """
         after = copied.after
         reason = self._restore(copied) if copied.records else NOBODY_HAS_IT
@@ -123,6 +124,6 @@ class Reading:
         except ReadFailed as error:
             return str(error)
         if not rewritten:
-            return "the disk has it and can't give it"
-        self._tell_repaired(copied.after, copied.records[-1].position, rewritten)
+            return "nothing here differs from the copy"
+        self._report_repaired(copied.after, copied.records[-1].position, rewritten)
         return ""

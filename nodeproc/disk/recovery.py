@@ -1,13 +1,17 @@
-"""What a data directory holds, found out without changing it, and then made whole. Rules: K2, K3, K4.
+"""Recovery of a data directory: a survey that only reads, then the repair. Rules: K2, K3, K4.
 
-A Survey only reads, and raises CorruptionError for whatever is not as it was written; `repair` then makes durable all
-that is handed to the core. What was read is no proof of that: after a failed fdatasync the system serves from its cache
-pages that it never wrote, calls them clean, and the next fdatasync passes over them. So whatever no claim
-(wal.py) covers is written anew: entries of the WAL into a new segment, lines of the message log behind a cut.
+A Survey raises CorruptionError for everything that differs from what was written. `repair` then makes durable all data
+that the core gets. That the survey could read data does not prove that it is durable: after a failed fdatasync the
+system serves pages from its cache that it never wrote, marks them clean, and the next fdatasync skips them. Therefore
+everything that no claim (wal.py) covers is written again: entries of the WAL into a new segment, lines of the message
+log after the log is cut.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import NamedTuple
@@ -22,9 +26,9 @@ from nodeproc.core.sessions import Sessions
 from nodeproc.disk import archive, checkpoint, wal
 from nodeproc.disk.archive import Archive
 from nodeproc.disk.checkpoint import Checkpoint
-from nodeproc.disk.files import File, Files, read_named
+from nodeproc.disk.files import File, Files, Source, read_named
 from nodeproc.disk.wal import Claim, Index, Promises, Scan, Segment, damaged
-from nodeproc.errors import ConfigError, FrameError
+from nodeproc.errors import ConfigError, FrameError, ReadFailed
 from nodeproc.lines import decode_node_line
 from nodeproc.records import WAL_VERSION, Committed, Entry, Opening, decode_entry, encode_entry
 
@@ -35,14 +39,27 @@ def lines_name(node_id: NodeId) -> str:
     return f"{LINES_FOLDER}/node_{node_id}_messages.jsonl"
 
 
+def node_of(files: Source) -> NodeId:
+    """Return the node that a data directory belongs to, from the name of its message log.
+
+    Raises:
+        ConfigError: the directory does not have exactly one message log.
+    """
+    matches = (re.fullmatch(r"node_(\d+)_messages\.jsonl", name) for name in files.names(LINES_FOLDER))
+    nodes = [int(match[1]) for match in matches if match]
+    if len(nodes) != 1:
+        raise ConfigError(f"{files.where('.')}: not a node's data directory: {len(nodes)} message logs, allowed 1")
+    return nodes[0]
+
+
 @dataclass(slots=True)
 class Replay:
-    """The log that the WAL's entries amount to.
+    """The log that results from the WAL's entries.
 
-    trusted: all up to here is delivered and in the message log, as the checkpoint says.
-    records: for each place of the index its record, None up to `trusted`.
-    noted: highest seq_no that a note of the storage calls delivered.
-    end: position of the log at the entry reached; None where only entries before the first one could tell.
+    trusted: the position up to which the checkpoint says that everything is delivered and in the message log.
+    records: the record of each place of the index; None for places up to `trusted`.
+    noted: the highest seq_no that a note in the WAL calls delivered.
+    end: the log's position after the latest entry; None if it depends on entries before the first segment.
     """
 
     trusted: Position
@@ -53,7 +70,7 @@ class Replay:
     end: Position | None = None
 
     def take(self, scan: Scan) -> None:
-        """Apply a segment's entries, in order."""
+        """Apply the entries of a segment, in order."""
         for entry in scan.entries:
             header = entry.header
             if isinstance(header, Mark | Batch):
@@ -85,7 +102,7 @@ class Replay:
 
 
 def follows(header: Mark | Batch, end: Position) -> bool:
-    """May this record stand behind a log that ends there?"""
+    """Return whether this record may follow a log that ends at this position."""
     if isinstance(header, Mark):
         return header.term > end.term and header.after == end.seq_no
     return header.term == end.term and header.first == end.seq_no + 1 <= header.last
@@ -93,10 +110,10 @@ def follows(header: Mark | Batch, end: Position) -> bool:
 
 @dataclass(slots=True)
 class Lines:
-    """What belongs into the message log behind what is trusted. Rule: K3.
+    """The part of the message log that the checkpoint does not cover. Rule: K3.
 
-    kept_bytes, kept_seq: so much of it was there.
-    bodies: all of it, up to delivered_seq.
+    kept_bytes, kept_seq: how much of it was found in the file: bytes, and the last seq_no.
+    bodies: what must be there, up to delivered_seq.
     """
 
     kept_bytes: int
@@ -110,13 +127,13 @@ class Lines:
 
 
 def compare_lines(data: bytes, batches: list[Record], start: SeqNo, noted: SeqNo) -> Lines:
-    """Keep the longest prefix of lines that the WAL's batches prove; complete it to a batch's end and to the note.
+    """Find the longest prefix of lines that the WAL's batches prove, and extend it to a batch's end and to `noted`.
 
     Args:
-        data: the message log behind what is trusted.
-        batches: those of the WAL behind what is trusted, in order.
-        start: the last trusted seq_no.
-        noted: all up to this one was delivered.
+        data: the message log after the part that the checkpoint covers.
+        batches: the WAL's batches after that part, in order.
+        start: the last seq_no that the checkpoint covers.
+        noted: the last seq_no that is known to be delivered.
     """
     lines = Lines(0, start, start)
     for record in batches:
@@ -135,7 +152,7 @@ def compare_lines(data: bytes, batches: list[Record], start: SeqNo, noted: SeqNo
 
 
 def _same_lines(found: bytes, body: bytes) -> int:
-    """Bytes of the whole lines at the start that are the same."""
+    """Return how many bytes of whole lines at the start are equal."""
     same = 0
     for ours, theirs in zip(found.splitlines(True), body.splitlines(True), strict=False):
         if ours != theirs:
@@ -145,9 +162,10 @@ def _same_lines(found: bytes, body: bytes) -> int:
 
 
 class Anew(NamedTuple):
-    """A segment to be written, with a copy of the last one's entries from some offset on.
+    """A segment to write, with a copy of the entries at the end of the last segment.
 
-    data_at: where the copy begins, tail: its bytes.
+    data_at: offset of the copy in the new segment.
+    tail: bytes of the copy.
     """
 
     number: int
@@ -158,12 +176,12 @@ class Anew(NamedTuple):
 
 @dataclass(slots=True)
 class Found:
-    """What a survey found. Files are open.
+    """The result of a survey. All its files are open.
 
-    anew: the segment to be written; None where all that was read is durable. `replay` has its entries in it already.
-    claim: the highest there is.
-    dropped: what of the WAL is torn or begun and does not count: file and bytes.
-    stale: names of files that a crash between two steps of a checkpoint or of a new segment has left.
+    anew: the segment to write; None if everything that was read is durable. `replay` includes its entries already.
+    claim: the highest claim found.
+    dropped: torn tails and begun segments, which do not count.
+    stale: names of files left by a crash between two steps of a checkpoint or of a new segment.
     """
 
     checkpoint: Checkpoint
@@ -179,11 +197,11 @@ class Found:
 
     @property
     def lines_bytes(self) -> int:
-        """Length of the message log once it is repaired."""
+        """Length of the message log after the repair."""
         return self.checkpoint.lines_bytes + self.lines.size
 
     def recovered(self, max_sessions: int) -> Recovered:
-        """What the core gets."""
+        """Return the state for the core."""
         known, promises = self.checkpoint, self.replay.promises
         sessions = Sessions(max_sessions, dict(known.sessions), known.horizon)
         tail: list[Record] = []
@@ -212,10 +230,19 @@ class Found:
         )
 
 
-class Survey:
-    """Reads a data directory. Made for one use."""
+@contextlib.contextmanager
+def reading(files: Source) -> Iterator[None]:
+    """Turn the system's errors into ReadFailed, for code that only reads."""
+    try:
+        yield
+    except OSError as error:
+        raise ReadFailed(f"can't be read: {error.strerror or error}", error.filename or files.where(".")) from error
 
-    def __init__(self, files: Files, node_id: NodeId) -> None:
+
+class Survey:
+    """Reads a data directory. For one use."""
+
+    def __init__(self, files: Source, node_id: NodeId) -> None:
         self.files, self.node_id = files, node_id
         self.opened: list[File] = []
 
@@ -225,7 +252,7 @@ class Survey:
         return self.files.names(wal.FOLDER)
 
     def close(self) -> None:
-        """Close what a failed survey has opened."""
+        """Close all files that the survey has opened."""
         for file in self.opened:
             file.close()
 
@@ -235,35 +262,38 @@ class Survey:
         return file
 
     def _read(self, name: str, file: File, at: int) -> bytes:
-        """A file from offset `at` to its end.
-
-        Raises:
-            ReadFailed: the disk gave an error.
-        """
+        """Read a file from offset `at` to its end."""
         return read_named(self.files.where(name), file, file.size() - at, at)
 
     def empty(self) -> bool:
-        """Nothing was ever promised from here: no data, or a first start that did not come to its end.
+        """Return whether the node has never promised anything: no data, or a first start that was not completed.
 
         Raises:
-            CorruptionError: the WAL is gone and the message log is not.
+            CorruptionError: the WAL is missing although the message log exists.
+            ReadFailed: the disk reported an error.
         """
-        if wal.segment_numbers(self.names) or checkpoint.NAME.rpartition("/")[2] in self.names:
-            return False
-        name = lines_name(self.node_id)
-        if name.rpartition("/")[2] in self.files.names(LINES_FOLDER) and self.open(name).size():
-            raise damaged(self.files.where(wal.FOLDER), 0, f"no WAL beside {self.files.where(name)}")
-        if wal.segment_numbers(self.names, wal.NEXT) not in ([], [1]):
-            raise damaged(self.files.where(wal.FOLDER), 0, "a segment was begun whose predecessor is missing")
-        return True
+        with reading(self.files):
+            if wal.segment_numbers(self.names) or checkpoint.NAME.rpartition("/")[2] in self.names:
+                return False
+            name = lines_name(self.node_id)
+            if name.rpartition("/")[2] in self.files.names(LINES_FOLDER) and self.open(name).size():
+                raise damaged(self.files.where(wal.FOLDER), 0, f"no WAL beside {self.files.where(name)}")
+            if wal.segment_numbers(self.names, wal.NEXT) not in ([], [1]):
+                raise damaged(self.files.where(wal.FOLDER), 0, "a segment was begun whose predecessor is missing")
+            return True
 
     def run(self) -> Found:
         """Read everything that a restart needs.
 
         Raises:
-            CorruptionError: it is not what was written.
-            ConfigError: it is another node's.
+            CorruptionError: it differs from what was written.
+            ConfigError: the directory belongs to another node.
+            ReadFailed: the disk reported an error.
         """
+        with reading(self.files):
+            return self._run()
+
+    def _run(self) -> Found:
         known = checkpoint.read(self.files)
         numbers = wal.segment_numbers(self.names)
         self._check_numbers(numbers, known)
@@ -292,7 +322,7 @@ class Survey:
         return Found(known, segments, replay, kept, lines_file, lines, anew, claim, dropped, stale)
 
     def _check_numbers(self, numbers: list[int], known: Checkpoint | None) -> None:
-        """The live segments are there, one number after the other."""
+        """Check that no segment is missing."""
         where = self.files.where(wal.FOLDER)
         first = known.first_segment if known else 1
         live = [number for number in numbers if number >= first]
@@ -303,7 +333,7 @@ class Survey:
             )
         for before, after in pairwise(live):
             if after != before + 1:
-                raise damaged(where, 0, f"WAL file {after} stands behind {before}, those between are missing")
+                raise damaged(where, 0, f"WAL file {after} follows {before}, the files between are missing")
 
     def _scan(self, name: str, number: int) -> tuple[Scan, Segment]:
         file = self.open(name)
@@ -311,7 +341,7 @@ class Survey:
         return found, Segment(number, file, found.end, found.end)
 
     def _begun(self, last: Scan) -> list[Scan]:
-        """The segment without its own name, if there is one. Nothing in it was promised; it may hold claims."""
+        """Return the segment without its own name, if there is one. Nothing in it was promised; it may hold claims."""
         numbers = wal.segment_numbers(self.names, wal.NEXT)
         if not numbers:
             return []
@@ -323,14 +353,14 @@ class Survey:
         return [found]
 
     def _highest_claim(self, scans: list[Scan], known: Checkpoint | None) -> Claim:
-        """What was durable for certain, as the WAL and the checkpoint say."""
+        """Return the highest claim of WAL and checkpoint: up to there the WAL was certainly durable."""
         of_checkpoint = Claim()
         if known is not None:
             of_checkpoint = Claim(known.newest_segment, known.durable, self.files.where(checkpoint.NAME))
         return max(chain([of_checkpoint], *map(wal.claims, scans)))
 
     def _complete(self, scans: list[Scan], claim: Claim) -> list[Scan]:
-        """The scans of what counts: of each segment but the last that is as much as the next one continues."""
+        """Cut each scan except the last to the length that the next segment's opening names."""
         for each in scans:
             if each.opening is None:
                 raise damaged(each.where, 0, "the file's first entry, durable since it got its name, is broken")
@@ -343,7 +373,7 @@ class Survey:
         return [wal.first_bytes(each, size) for each, size in zip(scans, continued, strict=False)] + [last]
 
     def _durable_end(self, last: Scan, claim: Claim) -> int:
-        """So many bytes of the last segment were durable for certain; what is broken behind them was never promised."""
+        """Return up to which byte the last segment was certainly durable. Nothing after it was promised."""
         durable = last.entries[0].end
         if claim.segment == last.number:
             durable = max(durable, claim.durable)
@@ -357,12 +387,12 @@ class Survey:
         return durable
 
     def _anew(self, last: Scan, durable: int, delivered_seq: SeqNo) -> Anew:
-        """The segment for all that no claim covers. Rule: K2, K5."""
+        """Return the new segment for everything that no claim covers. Rule: K2, K5."""
         number, before = last.number + 1, last.opening
         assert before is not None, last.where
         header = structs.replace(before, number=number, previous_bytes=durable, version=WAL_VERSION)
         opening = encode_entry(header)
-        # The note outlives the lines that prove it, which are cut and written again.
+        # Without the note a crash during the repair could lose the proof: the lines are cut and written again.
         note = encode_entry(Committed(delivered_seq, last.number, durable))
         return Anew(number, len(opening), last.end - durable, opening + last.data[durable : last.end] + note)
 
@@ -379,7 +409,7 @@ class Survey:
                 raise damaged(each.where, 0, f"WAL file of {found}, among those of node {known.node}, {known.identity}")
 
     def _replay(self, scans: list[Scan], known: Checkpoint) -> Replay:
-        """Apply all entries; the result must go on where the archive ends and reach what was delivered."""
+        """Apply all entries. The result must continue where the archive ends, and reach everything delivered."""
         end = known.archive
         promises = Promises(known.term, known.voted_for, known.rebuilding, dict(known.identities))
         replay = Replay(known.delivered, Index(end.position, end.lines_bytes), promises)
@@ -404,7 +434,7 @@ class Survey:
         return replay
 
     def _lines(self, replay: Replay, known: Checkpoint, last: Scan) -> tuple[File, Lines]:
-        """Open the message log and compare what the checkpoint does not vouch for with the WAL. Rule: K3."""
+        """Open the message log, and compare the part that the checkpoint does not cover with the WAL. Rule: K3."""
         name = lines_name(self.node_id)
         where = self.files.where(name)
         if not known.lines_bytes:
@@ -440,14 +470,14 @@ class Survey:
 
 
 def _unknown(first: Scan) -> Checkpoint:
-    """What a checkpoint made at the very start would say."""
+    """Return the checkpoint of a directory that has none yet."""
     opening = first.opening
     assert opening is not None, first.where
     return Checkpoint(opening.node, opening.identity, opening.rebuilding, members=opening.members)
 
 
 def _seq_no(line: bytes) -> SeqNo:
-    """Of an intact line of the message log; 0 for anything else."""
+    """Return the seq_no of a line of the message log, or 0 if the line is malformed."""
     try:
         found = decode_node_line(line)
     except FrameError:
@@ -456,7 +486,7 @@ def _seq_no(line: bytes) -> SeqNo:
 
 
 def repair(files: Files, found: Found) -> list[Event]:
-    """Make all that was found durable, and drop what does not count; returns what was done."""
+    """Make everything that counts durable and drop the rest; return events that describe the changes."""
     for segment in found.segments:
         segment.file.sync()
     events: list[Event] = [*found.dropped]
@@ -473,7 +503,7 @@ def repair(files: Files, found: Found) -> list[Event]:
 
 
 def _write_anew(files: Files, found: Found, anew: Anew) -> list[Event]:
-    """Write what no claim covers into a segment of its own; until that has its name, the file before it counts."""
+    """Write everything that no claim covers into a new segment. Until it has its name, the file before it counts."""
     name = wal.segment_name(anew.number)
     file = files.open(name + wal.NEXT, create=True)
     found.segments.append(Segment(anew.number, file, len(anew.data), len(anew.data)))
@@ -486,7 +516,7 @@ def _write_anew(files: Files, found: Found, anew: Anew) -> list[Event]:
 
 
 def _claim_newest(found: Found) -> None:
-    """The file before the newest one names it."""
+    """Note in the segment before the newest one that the newest exists."""
     if len(found.segments) > 1:
         before, newest = found.segments[-2:]
         if (newest.number, newest.synced) > found.claim[:2]:
@@ -508,10 +538,10 @@ def _repair_lines(files: Files, found: Found) -> list[Event]:
 
 
 def check_members(where: str, known: tuple[NodeId, ...], members: tuple[NodeId, ...]) -> None:
-    """The configuration must name the members that the data directory was made for. Rule: M5.
+    """Check that the configuration names the members for which the data directory was made. Rule: M5.
 
     Raises:
-        ConfigError: it names others: two majorities that have nobody in common could both acknowledge.
+        ConfigError: it names others, so two majorities without a common member could both acknowledge messages.
     """
     if known and members and known != members:
         found, allowed = (", ".join(map(str, each)) for each in (members, known))
@@ -522,7 +552,7 @@ def check_members(where: str, known: tuple[NodeId, ...], members: tuple[NodeId, 
 
 
 def make(files: Files, node_id: NodeId, identity: str, rebuilding: bool, members: tuple[NodeId, ...]) -> None:
-    """Make an empty data directory one that a Survey can read, durably. Rule: M4."""
+    """Initialize an empty data directory, durably. Rule: M4."""
     files.make_folder(wal.FOLDER)
     files.make_folder(LINES_FOLDER)
     first = wal.segment_name(1)
@@ -531,7 +561,7 @@ def make(files: Files, node_id: NodeId, identity: str, rebuilding: bool, members
     files.sync_folder(LINES_FOLDER)
     file = files.open(first + wal.NEXT, create=True)
     try:
-        file.truncate(0)  # What a first start has left that did not come to its end.
+        file.truncate(0)  # A first start may have crashed here before.
         opening = Opening(1, 0, node_id, identity, rebuilding, members, WAL_VERSION)
         file.append([encode_entry(opening)])
         file.sync()

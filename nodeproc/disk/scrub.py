@@ -1,7 +1,7 @@
-"""The slow reader of all that is delivered: damage is found and repaired before somebody needs it. Rule: K6.
+"""Slow background reading of everything delivered, to find and repair damage before the data is needed. Rule: K6.
 
-A pass reads from the first record to the last, a piece at a time and no faster than a rate; then it rests. A real node
-reads in the thread that writes its checkpoints.
+A pass reads from the first record to the last, piece by piece, at a limited rate; then it rests. A real node reads in
+the thread that writes its checkpoints.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from nodeproc.errors import Unreadable
 
 PIECE_BYTES: Final = 64 << 10
 FIRST_S: Final = 1.0
-"""From a node's start to its first piece."""
+"""From a node's start to the first piece."""
 RETRY_S: Final = 0.5
-"""What is damaged is read again after so long: repaired by then, or passed over until the next time."""
+"""A damaged piece is read again after this time. If it is still damaged then, this pass skips it."""
 
 
 class Scrub:
-    """Where a pass is.
+    """The progress of a pass.
 
     Args:
         bytes_per_s: above 0.
-        rest_s: from the end of a pass to the beginning of the next one.
+        rest_s: from the end of a pass to the start of the next.
     """
 
     def __init__(self, storage: Storage, bytes_per_s: int, rest_s: float) -> None:
@@ -32,23 +32,23 @@ class Scrub:
         self._after = START
         self._failed: Position | None = None
         self.passes = 0
-        """That have come to their end."""
+        """Completed passes."""
 
     def read(self) -> tuple[Position, int]:
-        """The next piece: where it ends and its bytes; 0: the pass is over. May run in another thread.
+        """Read the next piece; return where it ends and its bytes; 0: the pass is complete. May run in another thread.
 
         Raises:
-            Unreadable: it is damaged.
+            Unreadable: the piece is damaged or can't be read.
         """
         return self._storage.check(self._after, PIECE_BYTES)
 
     def succeeded(self, end: Position, size: int) -> float:
-        """Seconds until the next piece is due."""
+        """Take the result of read(); return the seconds until the next piece."""
         self._after = end
         return size / self._bytes_per_s if size else self._finish()
 
     def failed(self, error: Unreadable) -> float:
-        """Seconds until the next piece is due; who calls this has asked for a copy."""
+        """Take the error of read(), whose repair was requested; return the seconds until the next piece."""
         place = Position(*error.after)
         if place != self._failed:
             self._failed = place

@@ -1,9 +1,9 @@
-"""Group commit: one sync at a time; what is written meanwhile shares the next one.
+"""Group commit: one sync at a time; everything written meanwhile shares the next one.
 
-A sync runs in a thread of its own, so that the loop goes on meanwhile. But the hand-over there and back takes the
-interpreter's lock a dozen times and costs as much as a quick disk needs: where the disk has been quick of late, the
-loop syncs by itself, as the last thing of its turn. A disk that stalls holds the loop up once, for one sync, as a
-slow write would, and one that turns slow for a few; from then on the thread has it, until it is quick again.
+A sync runs in a thread of its own, so that the event loop continues meanwhile. But passing the work to the thread and
+back takes the interpreter's lock a dozen times, and costs as much as a sync on a quick disk. So while the disk is
+quick, the loop itself syncs, as the last action of its turn. If the disk stalls, it blocks the loop for one sync, as a
+slow write would; if it becomes slow, for a few. From then on the thread syncs, until the disk is quick again.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from collections.abc import Callable
 from typing import Final
 
 QUICK_S: Final = 0.001
-"""A disk that usually takes longer is the thread's: a hundredth of the shortest time in which a node must be heard."""
+"""With a longer average the thread syncs: 1 % of the shortest time within which others must hear from a node."""
 LATELY: Final = 16
-"""What is usual is the average over about so many syncs, the later ones counting for more."""
+"""The average is over about so many syncs; later ones count more."""
+NOT_BLOCKED: Final = -1.0
 
 
 class Syncing:
     """Turns "written up to this ticket" into "durable up to this ticket".
 
     Args:
-        sync: makes durable all that was written before it is called; called in the thread or in the loop.
-        durable: gets, in the loop and never from inside a call, the ticket up to which all is durable; makes a turn of
-            it, which ends with end_turn().
-        failed: gets, in the loop, what `sync` raised; nothing is synced after it (K5).
-        held_up: gets, in the loop, the seconds that a sync in the loop took.
+        sync: makes everything durable that was written before the call; called in the thread or in the loop.
+        durable: called in the loop, never from inside another call, with the ticket up to which everything is durable.
+            It runs a turn, which ends with end_turn().
+        failed: called in the loop with the exception of `sync`; nothing is synced after it (K5).
+        held_up: called in the loop after a sync in the loop, with its seconds.
+        stalled: called in the thread, with the seconds so far, once for each sync that blocks the loop for more than
+            one to two times `patience_s`.
         clock: seconds.
     """
 
@@ -39,40 +42,49 @@ class Syncing:
         durable: Callable[[int], None],
         failed: Callable[[BaseException], None],
         held_up: Callable[[float], None] = lambda seconds: None,
+        stalled: Callable[[float], None] = lambda seconds: None,
+        patience_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sync, self._durable, self._failed, self._clock = sync, durable, failed, clock
-        self._held_up = held_up
+        self._held_up, self._stalled, self._patience_s = held_up, stalled, patience_s
         self._loop = asyncio.get_running_loop()
         self._tickets: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._written = self._begun = 0
         self._busy = False
+        self._blocked_since = self._seen = self._reported = NOT_BLOCKED
+        """When the sync began that runs in the loop now; the same as of the thread's last look, and of its report."""
         self._usual_s = 2 * QUICK_S
-        """What a sync has taken of late."""
+        """The average."""
         self.count = self.in_loop = 0
-        """Syncs that have ended, and how many of them the loop did."""
+        """Syncs that have ended, and how many of them ran in the loop."""
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="fdatasync", daemon=True)
         self._thread.start()
 
     def wrote(self, ticket: int) -> None:
-        """All up to this ticket is written. The thread begins at once, the loop with end_turn()."""
+        """Everything up to this ticket is written. The thread begins at once, the loop with end_turn()."""
         self._written = ticket
         if not self._busy and self._usual_s > QUICK_S:
             self._begin()
 
     def end_turn(self) -> None:
-        """All else of this turn is done, what had to be sent is sent. What `sync` raises is raised here."""
+        """Sync in the loop if that is due: everything else of the turn is done. Raises what `sync` raises."""
         if self._busy or self._written == self._begun:
             return
         self._busy, self._begun = True, self._written
-        took = self._timed_sync()
+        self._blocked_since = began = self._clock()
+        try:
+            self._sync()
+        finally:
+            self._blocked_since = NOT_BLOCKED
+        took = self._clock() - began
         self.in_loop += 1
         self._held_up(took)
         self._loop.call_soon(self._on_synced, self._begun, took)
 
     def close(self) -> BaseException | None:
-        """Wait for the sync under way; no callback comes any more. Returns what `sync` raised, if it did."""
+        """Wait for the sync under way; no callback comes after it. Return the exception of `sync`, if there was one."""
         self._busy = True
         self._tickets.put(None)
         self._thread.join()
@@ -82,21 +94,32 @@ class Syncing:
         self._busy, self._begun = True, self._written
         self._tickets.put(self._begun)
 
-    def _timed_sync(self) -> float:
-        """Returns the seconds that it took."""
-        began = self._clock()
-        self._sync()
-        return self._clock() - began
-
     def _run(self) -> None:
-        while (ticket := self._tickets.get()) is not None:
+        while (ticket := self._next_ticket()) is not None:
+            began = self._clock()
             try:
-                took = self._timed_sync()
+                self._sync()
             except BaseException as error:
                 self._failure = error
-                self._call_in_loop(self._on_failed, error)
+                self._call_in_loop(self._failed, error)
                 return
-            self._call_in_loop(self._on_synced, ticket, took)
+            self._call_in_loop(self._on_synced, ticket, self._clock() - began)
+
+    def _next_ticket(self) -> int | None:
+        """Wait for work, and meanwhile watch the syncs in the loop."""
+        while True:
+            try:
+                return self._tickets.get(timeout=self._patience_s)
+            except queue.Empty:
+                self.look()
+
+    def look(self) -> None:
+        """Report the sync in the loop if the last look saw the same one: a process that was stopped looks once."""
+        since, before = self._blocked_since, self._seen
+        self._seen = since
+        if since not in (NOT_BLOCKED, self._reported) and since == before:
+            self._reported = since
+            self._stalled(self._clock() - since)
 
     def _call_in_loop(self, callback: Callable[..., None], *args: object) -> None:
         try:
@@ -111,6 +134,3 @@ class Syncing:
         if self._written > ticket and self._usual_s > QUICK_S:
             self._begin()
         self._durable(ticket)
-
-    def _on_failed(self, error: BaseException) -> None:
-        self._failed(error)

@@ -1,66 +1,43 @@
-"""Read all of a data directory while its node is down, and say what is damaged: python -m nodeproc verify DATA_DIR
+"""Read a whole data directory while its node is down, and report all damage: python -m nodeproc verify DATA_DIR
 
-Changes nothing. A torn tail that a crash has left is no damage: the next start drops it.
+Nothing is changed. A torn tail that a crash has left is not damage: the next start drops it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from nodeproc.core.messages import START, NodeId, Position
 from nodeproc.disk import archive, checkpoint, recovery, wal
 from nodeproc.disk.archive import Archive, ArchiveEnd
-from nodeproc.disk.files import Buffer, File, Files, RealFiles, read_named
+from nodeproc.disk.files import File, Files, RealFile, RealFiles, Source, read_named
 from nodeproc.disk.recovery import Found, Survey, lines_name
 from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable
 
 PIECE_BYTES: Final = 1 << 20
-_LINES_NAME = re.compile(r"node_(\d+)_messages\.jsonl")
 
 
 class Damage(NamedTuple):
-    """One place that is not what was written."""
+    """A place whose bytes differ from what was written, or can't be read."""
 
     file: str
     at: int
     what: str
-    """With the seq_nos that are concerned, where they are known."""
+    """With the seq_nos of the messages concerned, if they are known."""
 
     def __str__(self) -> str:
         return f"{self.file}: offset {self.at}: {self.what}"
 
 
-class Absent:
-    """A file that is not there, which a start would make: reads show nothing. See nodeproc.disk.files.File."""
-
-    def pread(self, size: int, at: int) -> bytes:
-        return b""
-
-    def size(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
-
-    def append(self, buffers: Sequence[Buffer]) -> None:
-        raise AssertionError(buffers)
-
-    def sync(self) -> None:
-        raise AssertionError("sync")
-
-    def truncate(self, size: int) -> None:
-        raise AssertionError(size)
-
-
 class Untouched:
-    """Files that can be read and not written; a file that would be made is Absent. See nodeproc.disk.files.Files."""
+    """The files of a data directory, for reading only; see Source. A file that a start would create reads as empty."""
 
     def __init__(self, inner: Files) -> None:
         self._inner = inner
-        self.names, self.where, self.close = inner.names, inner.where, inner.close
+        self.names, self.where = inner.names, inner.where
 
     def open(self, name: str, *, create: bool = False) -> File:
         try:
@@ -68,50 +45,48 @@ class Untouched:
         except FileNotFoundError:
             if not create:
                 raise
-            return Absent()
+            return RealFile(Path(os.devnull), create=False)
 
     def make_folder(self, folder: str) -> None:
         pass
 
-    def sync_folder(self, folder: str) -> None:
-        raise AssertionError(folder)
 
-    def rename(self, old: str, new: str) -> None:
-        raise AssertionError(old)
+def existing(root: Path) -> RealFiles:
+    """Open and lock the data directory of a node that is down.
 
-    def unlink(self, name: str) -> None:
-        raise AssertionError(name)
-
-    def rewrite(self, name: str, at: int, data: Buffer) -> None:
-        raise AssertionError(name)
+    Raises:
+        ConfigError: this is no node's data directory, or another process has locked it.
+    """
+    if not (root / wal.FOLDER).is_dir():
+        raise ConfigError(f"{root}: not a node's data directory: it has no folder {wal.FOLDER}")
+    return RealFiles(root)
 
 
 def verify(root: Path) -> Iterator[Damage]:
-    """Everything that is damaged, in the order in which it is read: WAL and checkpoint, archive, message log.
+    """Yield all damage, in the order in which it is read: WAL and checkpoint, archive, message log.
 
     Raises:
-        ConfigError: no node's data directory, or one in use.
+        ConfigError: see existing().
     """
-    if not (root / wal.FOLDER).is_dir():
-        raise ConfigError(f"{root}: no data directory of a node: it has no folder {wal.FOLDER}")
-    files = RealFiles(root)
+    files = existing(root)
     try:
-        yield from _all(Untouched(files))
+        with recovery.reading(files):
+            yield from _all(Untouched(files))
     finally:
         files.close()
 
 
-def _all(files: Files) -> Iterator[Damage]:
-    node = _node_of(files)
+def _all(files: Source) -> Iterator[Damage]:
+    node = recovery.node_of(files)
     survey = Survey(files, node)
     try:
         if survey.empty():
             return
         found = survey.run()
     except CorruptionError as error:
-        yield from _refused(files, node, _first_said(str(error)))
+        yield from _refused(files, node, Damage(error.file, error.at, error.what))
     except ReadFailed as error:
-        yield from _refused(files, node, _unreadable(error))
+        yield from _refused(files, node, Damage(error.file, 0, error.what))
     except OSError as error:
         yield Damage(files.where("."), 0, f"can't be read: {error.strerror or error}")
     else:
@@ -121,35 +96,12 @@ def _all(files: Files) -> Iterator[Damage]:
         survey.close()
 
 
-def _node_of(files: Files) -> NodeId:
-    """Whose directory it is: the message log's name tells."""
-    nodes = [int(match[1]) for match in map(_LINES_NAME.fullmatch, files.names(recovery.LINES_FOLDER)) if match]
-    if len(nodes) != 1:
-        found = f"of nodes {nodes}" if nodes else "none"
-        raise ConfigError(f"{files.where(recovery.LINES_FOLDER)}: one message log is needed, found: {found}")
-    return nodes[0]
-
-
-def _first_said(reason: str) -> Damage:
-    """What a start that refuses the directory says."""
-    match = re.fullmatch(r"(.*?): offset (\d+): (.*?)(; nothing was changed.*)?", reason)
-    assert match is not None, reason
-    return Damage(match[1], int(match[2]), match[3])
-
-
-def _unreadable(error: ReadFailed) -> Damage:
-    """The damage that read_named() tells of."""
-    file, what, why = str(error).partition(": can't be read")
-    return Damage(file, 0, what.removeprefix(": ") + why)
-
-
-def _refused(files: Files, node: NodeId, first: Damage) -> Iterator[Damage]:
-    """What a start says first, and all else that can be read without what it refuses."""
+def _refused(files: Source, node: NodeId, first: Damage) -> Iterator[Damage]:
+    """Yield the damage for which a start refuses the directory, then all other damage that can be found despite it."""
     yield first
     names = files.names(wal.FOLDER)
     for number in wal.segment_numbers(names):
-        name = wal.segment_name(number)
-        for damage in _segment(files, name, number):
+        for damage in _segment(files, wal.segment_name(number), number):
             if damage[:2] != first[:2]:
                 yield damage
     try:
@@ -166,8 +118,8 @@ def _refused(files: Files, node: NodeId, first: Damage) -> Iterator[Damage]:
             file.close()
 
 
-def _segment(files: Files, name: str, number: int) -> Iterator[Damage]:
-    """The broken entry of a WAL file, if intact ones follow it."""
+def _segment(files: Source, name: str, number: int) -> Iterator[Damage]:
+    """Yield the damage in a WAL file: a broken entry counts if an intact one follows it."""
     file = files.open(name)
     try:
         scan = wal.scan(number, files.where(name), read_named(files.where(name), file, file.size(), 0))
@@ -175,15 +127,15 @@ def _segment(files: Files, name: str, number: int) -> Iterator[Damage]:
         if follow is not None:
             yield Damage(scan.where, scan.end, f"{scan.broken}, but an intact entry follows at offset {follow.start}")
     except CorruptionError as error:
-        yield Damage(files.where(name), 0, str(error).partition("; nothing was changed")[0])
+        yield Damage(error.file, error.at, error.what)
     except ReadFailed as error:
-        yield _unreadable(error)
+        yield Damage(error.file, 0, error.what)
     finally:
         file.close()
 
 
 def _archived(kept: Archive) -> Iterator[Damage]:
-    """Every record that is in no WAL file any more: row, header, lines."""
+    """Yield the damage in the records that are in the archive only: row, header or lines."""
     after = START
     while after < kept.end.position or kept.end.position == START:
         try:
@@ -201,26 +153,24 @@ def _archived(kept: Archive) -> Iterator[Damage]:
             after = behind
 
 
-def _lines(files: Files, node: NodeId, found: Found) -> Iterator[Damage]:
-    """The message log, as far as the WAL holds what must stand in it."""
+def _lines(files: Source, node: NodeId, found: Found) -> Iterator[Damage]:
+    """Yield the damage in the message log, as far as the WAL holds the same lines."""
     segments = {segment.number: segment for segment in found.segments}
     file, where = found.lines_file, files.where(lines_name(node))
     for place, record in zip(found.replay.index.places, found.replay.records, strict=True):
         if record is not None:
-            break  # What no checkpoint vouches for was compared by the survey.
+            break  # The survey has compared all lines after those that the checkpoint covers.
         name = files.where(wal.segment_name(place.segment))
         try:
             size = place.size - place.body_at
             body = read_named(name, segments[place.segment].file, size, place.at + place.body_at)
             same = read_named(where, file, size, place.lines_at) == body
         except ReadFailed as error:
-            yield _unreadable(error)
+            yield Damage(error.file, 0, error.what)
             continue
         if not same:
-            what = "the lines are not those that were delivered"
-            yield Damage(
-                where, place.lines_at, f"messages from seq_no {place.first} to {place.position.seq_no}: {what}"
-            )
+            messages = f"messages from seq_no {place.first} to {place.position.seq_no}"
+            yield Damage(where, place.lines_at, f"{messages}: the lines are not those that were delivered")
     kept = found.checkpoint.lines_bytes + found.lines.kept_bytes
     if file.size() > kept:
         what = "the lines are not those of the WAL; the next start writes them again"

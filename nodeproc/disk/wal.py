@@ -55,8 +55,8 @@ def segment_numbers(names: Sequence[str], suffix: str = "") -> list[int]:
 
 
 def damaged(where: str, at: int, what: str) -> CorruptionError:
-    """The error for durable data that is not what was written."""
-    return CorruptionError(f"{where}: offset {at}: {what}; nothing was changed; {REBUILD_ADVICE}")
+    """Return the error for durable data that differs from what was written."""
+    return CorruptionError(f"{where}: offset {at}: {what}; nothing was changed; {REBUILD_ADVICE}", where, at, what)
 
 
 @dataclass(eq=False, slots=True)

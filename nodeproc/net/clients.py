@@ -1,9 +1,9 @@
-"""Connections of clients: their lines in, acknowledgements and delivered messages out. Rule: S1 to S7.
+"""Connections of clients: their lines in, acknowledgements and delivered messages out. Rules: S1 to S7.
 
-Every memory here is bounded by not reading: a client whose answers pile up, and every submitting client once the node
-has taken in more than it could pass on and deliver, is not read until that is better. A subscriber that does not keep
-up gets its messages from the disk, where they lie anyway. Lines without an end, clients without a first line and
-those that have gone without a word are bounded too: nodeproc.config.Limits says how.
+All memory here is bounded. The node stops reading from a client that does not read its answers, and from all submitting
+clients while it holds more messages than it can forward and deliver. A subscriber that is too slow gets its messages
+from the disk. Unfinished lines, clients that send nothing and clients that are gone are bounded as well: see
+nodeproc.config.Limits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from msgspec import UNSET
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
 from nodeproc.core.messages import Batch, NodeId, Position, Record, Refuse, SeqNo, Submit, Term
-from nodeproc.errors import FrameError, Unreadable, brief
+from nodeproc.errors import FrameError, brief
 from nodeproc.lines import (
     SESSION_TOKEN,
     TOKEN_REFUSED,
@@ -42,30 +42,29 @@ from nodeproc.lines import (
     session_of,
 )
 from nodeproc.net.sockets import address_of, probe_when_silent, send_at_once
+from nodeproc.net.subscription import Subscription
 
 LARGEST: Final = 2**53 - 1
-"""Of client ids, n and seq_no: what every JSON reader keeps exact."""
-CHUNK_BYTES: Final = 256 << 10
-"""Read from the disk for a subscriber at once."""
+"""The largest client id, n and seq_no: every JSON reader keeps it exact."""
 STUCK_S: Final = 1.0
-"""Nothing delivered for so long, and nothing to deliver: what was taken in may be lost on its way, and clients must be
-heard again. Where the log holds more than is delivered, a majority's disks are slow, and more must not be taken in."""
+"""If nothing was delivered for this time and nothing is left to deliver, submitted messages may be lost on their way,
+and the node reads from clients again. If the log holds undelivered messages, the disks are slow, and it does not."""
 FIRST_LINE_BYTES: Final = 4096
-"""A stranger's line may be no longer before its end has come: HELLO, SUBSCRIBE and STATUS are short."""
+"""The longest unfinished first line: HELLO, SUBSCRIBE and STATUS are short."""
 OVERDUE_S: Final = 1.0
-"""Who has not said a line after so long gives way to a new client where there are too many."""
+"""A client without a complete line after this time is closed when a new client needs its place."""
 KEEPALIVE_S: Final = 60
-"""A silent connection is tried so often by the kernel: one whose machine is gone without a word ends."""
+"""The kernel probes a silent connection at this interval, so that the connection of a vanished machine ends."""
 NEW_SESSIONS_S: Final = 600.0
-"""Sessions that begin are counted for so long: see Limits.new_sessions."""
+"""Period over which new sessions are counted: see Limits.new_sessions."""
 COUNTED_SESSIONS: Final = 100_000
-"""Past it counting starts anew: with so many addresses no bound for each of them helps."""
+"""With more new sessions, counting restarts: with that many addresses a bound for each of them has no effect."""
 LINGER_S: Final = 5.0
-"""For a closed connection to take the line that says why."""
+"""How long a closing connection may take to receive its last line."""
 
 
 class Backend(Protocol):
-    """What client connections ask of their node."""
+    """The node, as client connections use it."""
 
     def submit(self, message: Submit) -> None: ...
 
@@ -78,7 +77,7 @@ class Backend(Protocol):
     def last_seq(self) -> SeqNo: ...
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[bytes, SeqNo]:
-        """As Reading.lines: what can't be read now is told by Clients.read_again."""
+        """See Reading.lines. After an Unreadable, Clients.read_again is called."""
 
     def status(self) -> Status: ...
 
@@ -89,21 +88,21 @@ class Clients:
     """All clients of a node.
 
     Args:
-        client_token: what the first line of every connection must show; "": nothing.
+        client_token: the first line of every connection must contain it; "": none is needed.
     """
 
     def __init__(self, node_id: NodeId, backend: Backend, limits: Limits, client_token: str = "") -> None:
         self.node_id, self.backend, self.limits, self.client_token = node_id, backend, limits, client_token
         self.connections: dict[ClientConnection, None] = {}
-        self.sessions: dict[str, ClientConnection] = {}
-        self.subscribers: dict[ClientConnection, None] = {}
+        self.sessions: dict[str, ServedSession] = {}
+        self.subscribers: dict[Subscription, None] = {}
         self.intake_bytes = 0
-        """Taken from clients and not yet delivered here (S7)."""
+        """Bytes submitted by clients and not yet delivered here (S7)."""
         self.unfinished_bytes = 0
-        """Of lines whose end has not come."""
+        """Bytes of lines whose end has not arrived."""
         self._of_address: Counter[str] = Counter()
         self._begun: dict[str, set[str]] = {}
-        """Address -> sessions that began there since _counting_since; at most COUNTED_SESSIONS in all."""
+        """Address -> sessions that began there since _counting_since; at most COUNTED_SESSIONS in total."""
         self._begun_count = 0
         self._counting_since = -NEW_SESSIONS_S
         self._sweeper: asyncio.TimerHandle | None = None
@@ -112,13 +111,13 @@ class Clients:
         self._timer: asyncio.TimerHandle | None = None
 
     def accept(self) -> ClientConnection:
-        """The protocol for a connection that opened like a client's."""
+        """Return the protocol for a new connection."""
         return ClientConnection(self)
 
-    # ---- what the node tells ------------------------------------------------------------------------
+    # ---- from the node ------------------------------------------------------------------------------
 
     def delivered(self, records: Sequence[Record]) -> None:
-        """Push the messages to subscribers and acknowledge those of our clients. Rule: S4, S6."""
+        """Send the messages to subscribers, and acknowledge those of this node's clients. Rule: S4, S6."""
         batches = [(record.header, record) for record in records if isinstance(record.header, Batch)]
         if not batches:
             return
@@ -130,52 +129,49 @@ class Clients:
         if self.sessions:
             self._acknowledge([header for header, _ in batches])
         if self._held and self.intake_bytes * 2 <= self.limits.intake_window_bytes:
-            self._let_go()
+            self._release()
 
     def read_again(self, after: Position, reason: str) -> None:
-        """The search for a copy of what stands behind a position has ended. Rule: K6.
-
-        Args:
-            reason: why it still can't be read; "": it can be.
-        """
+        """Take the result of the search for a copy of damaged records; see Subscription.read_again. Rule: K6."""
         for subscriber in list(self.subscribers):
             subscriber.read_again(after, reason)
 
     def _acknowledge(self, headers: Sequence[Batch]) -> None:
-        """One ACK a session for all of them."""
-        reached: dict[ClientConnection, tuple[int, SeqNo]] = {}
+        """Send one ACK to each session in these batches."""
+        reached: dict[ServedSession, tuple[int, SeqNo]] = {}
         for header in headers:
-            for session, last_n, seq_no in header.sessions:
-                connection = self.sessions.get(session)
-                if connection is not None:
-                    reached[connection] = (last_n, seq_no)
-        for connection, (last_n, seq_no) in reached.items():
-            connection.acknowledge(last_n, seq_no)  # hit: S4 a client's messages are acknowledged
+            for public_id, last_n, seq_no in header.sessions:
+                session = self.sessions.get(public_id)
+                if session is not None:
+                    reached[session] = (last_n, seq_no)
+        for session, (last_n, seq_no) in reached.items():
+            session.acknowledge(last_n, seq_no)  # hit: S4 a client's messages are acknowledged
 
     def refused(self, refusals: Sequence[Refuse]) -> None:
-        """Tell our clients what was not ordered. Rule: S2, S3, F3."""
+        """Tell clients which of their messages were not ordered. Rule: S2, S3, F3."""
         for refusal in refusals:
-            connection = self.sessions.get(refusal.session)
-            if connection is not None:
-                connection.refused(refusal)
+            session = self.sessions.get(refusal.session)
+            if session is not None:
+                session.refused(refusal)
 
     def route_changed(self, leader: NodeId, term: Term) -> None:
-        """What was taken and is not delivered comes again (S5)."""
+        """Tell clients the new leader. They send all messages again that are not acknowledged (S5)."""
         self.forget_intake()
         line = encode_line(LeaderLine(leader, term))
-        for connection in self.sessions.values():
-            connection.transport.write(line)
+        for session in self.sessions.values():
+            session.connection.transport.write(line)
 
     def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._timer):
+            if timer is not None:
+                timer.cancel()
         for connection in list(self.connections):
             connection.transport.close()
 
-    # ---- who may come, and stay ---------------------------------------------------------------------
+    # ---- admission ----------------------------------------------------------------------------------
 
     def came(self, connection: ClientConnection) -> str:
-        """Take it in. Returns why it can't stay, "" where it can."""
+        """Add a new connection; return why it must be closed, or ""."""
         count, allowed = len(self.connections) + 1, self.limits.max_clients
         address, of_address = connection.address, self._of_address[connection.address] + 1
         has_room = count <= allowed or self._make_room()
@@ -190,25 +186,29 @@ class Clients:
         return ""
 
     def left(self, connection: ClientConnection) -> None:
-        """It is gone, or takes no more part."""
+        """Remove a connection that is closed or closing."""
         if connection in self.connections:
             del self.connections[connection]
             self.unfinished_bytes -= connection.unfinished
             self._of_address[connection.address] -= 1
             if not self._of_address[connection.address]:
                 del self._of_address[connection.address]
-        self.subscribers.pop(connection, None)
         self._held.pop(connection, None)
-        connection.forget_intake()
-        if self.sessions.get(connection.session) is connection:
-            del self.sessions[connection.session]
+        subscription, session = connection.subscription, connection.session
+        if subscription is not None:
+            subscription.close()
+            self.subscribers.pop(subscription, None)
+        if session is not None:
+            session.forget_intake()
+            if self.sessions.get(session.id) is session:
+                del self.sessions[session.id]
 
     def _make_room(self, address: str = "") -> bool:
-        """End the oldest of those whose first line is overdue, else the oldest subscriber that has closed its sending
-        half: it may be gone altogether, TCP does not tell.
+        """Close the oldest connection whose first line is overdue, or else the oldest subscriber that has closed its
+        sending half: TCP does not show whether such a client is still there.
 
         Args:
-            address: only one from there; "": any.
+            address: consider only connections from this address; "": all.
         """
         now = asyncio.get_running_loop().time()
         for is_unwanted in (lambda each: each.is_overdue(now), lambda each: each.only_listens):
@@ -221,7 +221,7 @@ class Clients:
         return False
 
     def keep_unfinished(self, more: int) -> None:
-        """A line without its end has grown, or has come to its end. Past the limit the longest one's client goes."""
+        """Count bytes of unfinished lines. Above the limit the client with the longest one is closed."""
         self.unfinished_bytes += more
         found, allowed = self.unfinished_bytes, self.limits.unfinished_bytes
         if found > allowed:
@@ -233,7 +233,7 @@ class Clients:
             self._sweeper = asyncio.get_running_loop().call_later(self.limits.idle_ms / 1000, self._sweep)
 
     def _sweep(self) -> None:
-        """Leave those that were idle since the last time."""
+        """Close all connections that were idle since the last sweep."""
         self._sweeper = None
         for connection in list(self.connections):
             connection.leave_if_idle()
@@ -241,7 +241,7 @@ class Clients:
             self._sweep_later()
 
     def begin_session(self, session: str, address: str) -> bool:
-        """Count a session that sends its first message; False: none may begin from there now. Rule: S3."""
+        """Count a session that sends its first message; False if the address has begun too many. Rule: S3."""
         now = asyncio.get_running_loop().time()
         if now - self._counting_since > NEW_SESSIONS_S or self._begun_count >= COUNTED_SESSIONS:
             self._begun.clear()
@@ -254,10 +254,10 @@ class Clients:
             self._begun_count += 1
         return True
 
-    # ---- how much is taken in -----------------------------------------------------------------------
+    # ---- flow control -------------------------------------------------------------------------------
 
     def take_in(self, connection: ClientConnection, size: int) -> None:
-        """A client's submission goes to the core; past the window the client is not read. Rule: S7."""
+        """Count a submission. Above the window, the node stops reading from the client. Rule: S7."""
         self.intake_bytes += size
         if self.intake_bytes > self.limits.intake_window_bytes:
             self._held[connection] = None
@@ -265,17 +265,17 @@ class Clients:
             self._watch()
 
     def forget_intake(self) -> None:
-        for connection in list(self.sessions.values()):
-            connection.forget_intake()
-        self._let_go()
+        for session in list(self.sessions.values()):
+            session.forget_intake()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         held, self._held = self._held, {}
         for connection in held:
             connection.hold(False)
 
     def _watch(self) -> None:
-        """While clients are held, see that deliveries go on."""
+        """While the node does not read from clients, check regularly whether messages are delivered."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(STUCK_S, self._look_again, self._deliveries)
@@ -293,37 +293,23 @@ class ClientConnection(asyncio.Protocol):
     """One client."""
 
     def __init__(self, clients: Clients) -> None:
-        self._clients, self._backend, self._limits = clients, clients.backend, clients.limits
+        self.clients, self._backend, self._limits = clients, clients.backend, clients.limits
         self._decoder = LineDecoder(clients.limits.max_line_bytes)
         self.transport: asyncio.Transport
         self.address = ""
         self.unfinished = 0
-        """Bytes of a line without its end, as the node has counted them."""
+        """Bytes of the unfinished line, as Clients has counted them."""
+        self.session: ServedSession | None = None
+        self.subscription: Subscription | None = None
         self._met = False
-        """Its first line was understood."""
+        """Whether the first line was accepted."""
         self._since = 0.0
         self._spoke = True
-        """Since the last sweep."""
+        """Whether the client has sent something since the last sweep."""
         self._timer: asyncio.TimerHandle | None = None
-        """Of the first line, and of the end."""
-        self.session = ""
-        self._client_id = 0
-        self._born: SeqNo = 0
-        self._acked: tuple[int, SeqNo] = (0, 0)
-        self._is_new = True
-        """The session sends its first message over this connection, if it has not sent it yet."""
-        self._begun = False
-        """The session is in the table, or was counted as one that may come into it."""
-        self.intake: deque[tuple[int, int]] = deque()
-        """(last n, bytes) of what was submitted and is not acknowledged."""
+        """Limits the time for the first line, and for closing."""
         self._closing = self._half_closed = False
         self._choked = self._held = self._paused = False
-        self._next: SeqNo = 0
-        """Next seq_no for the subscriber; 0: none is subscribed."""
-        self._behind = False
-        """Its next messages come from the disk."""
-        self._lacking: Position | None = None
-        """Its next messages can't be read: those behind this position; whether they can be had is not known yet."""
 
     # ---- asyncio ------------------------------------------------------------------------------------
 
@@ -335,8 +321,8 @@ class ClientConnection(asyncio.Protocol):
         self.address = address_of(self.transport)
         loop, patience_s = asyncio.get_running_loop(), self._limits.first_line_ms / 1000
         self._since = loop.time()
-        self._timer = loop.call_later(patience_s, self._fail, f"no whole line within {patience_s:g} s")
-        if reason := self._clients.came(self):
+        self._timer = loop.call_later(patience_s, self._fail, f"no complete line within {patience_s:g} s")
+        if reason := self.clients.came(self):
             self._fail(reason)
 
     def data_received(self, data: bytes) -> None:
@@ -356,8 +342,8 @@ class ClientConnection(asyncio.Protocol):
             self._fail(str(error))
 
     def _meet(self, first: ClientLine) -> bool:
-        """Take the first line as that of a client; False where it does not show the token that everybody needs."""
-        if self._clients.client_token and not self._shows_token(first):
+        """Accept the first line; False if the client token is needed and missing or wrong."""
+        if self.clients.client_token and not shows_token(first, self.clients.client_token):
             session = first.session if isinstance(first, Hello) else ""
             self._fail("a wrong client token, or none", Reject(session, 0, TOKEN_REFUSED, False))
             return False
@@ -366,239 +352,146 @@ class ClientConnection(asyncio.Protocol):
             self._timer.cancel()
         return True
 
-    def _shows_token(self, first: ClientLine) -> bool:
-        shown = UNSET if isinstance(first, Chat) else first.client_token
-        return shown is not UNSET and hmac.compare_digest(shown.encode(), self._clients.client_token.encode())
-
     def _count_unfinished(self, size: int) -> None:
         if not self._met and size > FIRST_LINE_BYTES:
             raise FrameError(f"a first line of over {FIRST_LINE_BYTES} bytes, the longest allowed")
-        if self in self._clients.connections:
+        if self in self.clients.connections:
             more, self.unfinished = size - self.unfinished, size
-            self._clients.keep_unfinished(more)
+            self.clients.keep_unfinished(more)
 
     def eof_received(self) -> bool:
-        """A client that only closed its sending half (`nc` at the end of its input) still gets its answers."""
+        """Keep the connection while answers are due: `nc` closes its sending half at the end of its input."""
         if self._decoder.unfinished:
             self._fail("the input ends in the middle of a line: a newline is missing")
-        self._half_closed = bool(self.intake or self._next) and not self._closing
+        self._half_closed = self._expects_data and not self._closing
         return self._half_closed
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
-        self._clients.left(self)
-        if self.session:
-            self._backend.report(ClientLeft(self._client_id, self.session), self.address)
+        self.clients.left(self)
+        if self.session is not None:
+            self._backend.report(ClientLeft(self.session.client_id, self.session.id), self.address)
 
     def pause_writing(self) -> None:
-        self._choked = True  # hit: S7 a client is not read as its answers pile up
-        self._set_reading()
+        self._choke(True)  # hit: S7 a client is not read as its answers pile up
 
     def resume_writing(self) -> None:
-        self._choked = False
+        self._choke(False)
+
+    def _choke(self, choked: bool) -> None:
+        self._choked = choked
         self._set_reading()
-        if self._behind:
-            self._pump()
+        if self.subscription is not None:
+            self.subscription.choke(choked)
+
+    @property
+    def _expects_data(self) -> bool:
+        """Whether the client waits for an answer or has subscribed."""
+        return self.subscription is not None or (self.session is not None and bool(self.session.intake))
 
     @property
     def only_listens(self) -> bool:
-        """It has closed its sending half, and only what others send is still to be told to it."""
-        return self._half_closed and not self.intake
+        """Whether the client has closed its sending half and waits for no answer."""
+        return self._half_closed and not (self.session is not None and self.session.intake)
 
     def is_overdue(self, now: float) -> bool:
-        """It is here for a while and has not said a line."""
+        """Whether the client is connected for a while and has not completed a line."""
         return not self._met and now - self._since > OVERDUE_S
 
     def leave_if_idle(self) -> None:
-        """Close it if it said nothing since the last call, waits for no answer, and is told nothing by others."""
-        if not self._spoke and not self.intake and not self._next:
-            self._fail(f"nothing said for {self._limits.idle_ms / 1000:g} s")
+        """Close the connection if the client has sent nothing since the last call and expects no data."""
+        if not self._spoke and not self._expects_data:
+            self._fail(f"nothing received for {self._limits.idle_ms / 1000:g} s")
         self._spoke = False
 
     def give_up(self, reason: str) -> None:
-        """Close it and go on without it at once."""
+        """Close the connection, and remove it at once."""
         self._fail(reason)
-        self._clients.left(self)
+        self.clients.left(self)
 
-    # ---- what the client says -----------------------------------------------------------------------
+    # ---- lines from the client ----------------------------------------------------------------------
 
     def _on_line(self, line: ClientLine, size: int) -> None:
         match line:
             case Chat():
-                self._on_chat(line, size)
+                if self.session is None:
+                    raise FrameError("CHAT before HELLO")
+                self.session.on_chat(line, size)
             case Hello():
                 self._on_hello(line)
             case Subscribe():
                 self._on_subscribe(line)
             case StatusRequest():
-                if self._choked:  # Else a few bytes each would make any number of answers wait here.
+                if self._choked:  # Otherwise short requests could make any number of long answers wait here.
                     unread = self._limits.subscriber_buffer_bytes
-                    raise FrameError(f"STATUS behind answers of over {unread} bytes that are not read")
-                self._say(self._backend.status())
+                    raise FrameError(f"STATUS while over {unread} bytes of answers are not read")
+                self.say(self._backend.status())
 
     def _on_hello(self, hello: Hello) -> None:
-        if self.session:
+        if self.session is not None:
             raise FrameError("HELLO twice on one connection")
-        session = proven_session(hello)
+        public_id = proven_session(hello)
         for name, number in (("client_id", hello.client_id), ("born", hello.born or 0)):
             if not 0 <= number <= LARGEST:
                 raise FrameError(f"{name} {number}, allowed 0..{LARGEST}")
-        older = self._clients.sessions.get(session)
+        older = self.clients.sessions.get(public_id)
         if older is not None:
-            older.supersede()  # hit: S1 a session is opened on another connection
-        delivered_seq = self._backend.delivered_seq()
-        self.session, self._client_id = session, hello.client_id
-        self._born = delivered_seq if hello.born is None else hello.born
-        self._acked = self._backend.delivered_session(session) or (0, 0)
-        self._is_new, self._begun = hello.born is None, self._acked != (0, 0)
-        self._clients.sessions[session] = self  # hit: S1 a session is opened
-        leader, term = self._backend.route()
-        acked_n, acked_seq = self._acked
-        self._say(Welcome(self._clients.node_id, session, self._born, acked_n, delivered_seq, leader, term, acked_seq))
-        self._backend.report(ClientConnected(hello.client_id, session), self.address)
-
-    def _on_chat(self, chat: Chat, size: int) -> None:
-        """Pass the messages on, unless all of them are delivered already. Rule: S1, S2, S4."""
-        if not self.session:
-            raise FrameError("CHAT before HELLO")
-        last_n = chat.first + len(chat.payloads) - 1
-        if chat.first < 1 or not chat.payloads or last_n > LARGEST:
-            raise FrameError(
-                f"CHAT of {len(chat.payloads)} messages from n={chat.first}, allowed one or more from 1 on"
-            )
-        if reason := self._why_refused(chat, size):
-            self._say(Reject(self.session, chat.first, reason, False))
-        elif last_n <= self._acked[0]:
-            self._say(Ack(self.session, *self._acked))  # hit: S4 delivered messages sent again are acknowledged at once
-        else:
-            self.intake.append((last_n, size))
-            self._clients.take_in(self, size)
-            self._backend.submit(Submit(self.session, self._client_id, self._born, chat.first, chat.payloads))
-
-    def _why_refused(self, chat: Chat, size: int) -> str:
-        """Why none of these messages is ever ordered; "" where they may be."""
-        if not self._begun:
-            self._begun = self._clients.begin_session(self.session, self.address)
-            if not self._begun:
-                minutes, allowed = NEW_SESSIONS_S / 60, self._limits.new_sessions
-                return f"new sessions from {self.address}: allowed {allowed} within {minutes:g} minutes"
-            if self._is_new:
-                self._born = self._backend.delivered_seq()  # hit: S3 a session is born when it sends its first message
-        allowed = self._limits.max_line_messages
-        if len(chat.payloads) > allowed:
-            return f"CHAT of {len(chat.payloads)} messages, allowed {allowed}"
-        allowed = self._limits.max_payload_bytes
-        if size > allowed and max(map(len, chat.payloads)) * 4 > allowed:  # Else no message in the line can be.
-            for payload in chat.payloads:
-                if len(payload) * 4 > allowed and (found := len(payload.encode())) > allowed:
-                    return f"message of {found} bytes, allowed {allowed}"
-        return ""
+            older.connection.supersede()  # hit: S1 a session is opened on another connection
+        session = self.session = ServedSession(self, public_id, hello)
+        self.clients.sessions[public_id] = session  # hit: S1 a session is opened
+        self.say(session.welcome())
+        self._backend.report(ClientConnected(hello.client_id, public_id), self.address)
 
     def _on_subscribe(self, subscribe: Subscribe) -> None:
-        if self._next:
+        if self.subscription is not None:
             raise FrameError("SUBSCRIBE twice on one connection")
         if not 1 <= subscribe.start <= LARGEST:
             raise FrameError(f"SUBSCRIBE from {subscribe.start}, allowed 1..{LARGEST}")
-        self._next, self._behind = subscribe.start, True
-        self._clients.subscribers[self] = None
-        self._pump()
+        self.subscription = Subscription(subscribe.start, self.transport, self._backend.read_lines, self._fail)
+        self.clients.subscribers[self.subscription] = None
+        self.subscription.choke(self._choked)
 
-    # ---- what the node says -------------------------------------------------------------------------
+    # ---- to the client ------------------------------------------------------------------------------
 
-    def acknowledge(self, last_n: int, seq_no: SeqNo) -> None:
-        """All up to last_n is delivered here. Rule: S4."""
-        self._acked = (last_n, seq_no)
-        intake = self.intake
-        while intake and intake[0][0] <= last_n:
-            self._clients.intake_bytes -= intake.popleft()[1]
-        self._say(Ack(self.session, last_n, seq_no))
-        self._end_half_closed()
-
-    def refused(self, refusal: Refuse) -> None:
-        """The client sends again from what the node expects, so what it sent is not on its way any more."""
-        retry = refusal.reason in ("gap", "no_leader", "no_quorum", "disk_stalled")
-        self._say(Reject(refusal.session, refusal.first, refusal.reason, retry, refusal.expected))
-        self.forget_intake()
-
-    def forget_intake(self) -> None:
-        """What was submitted is not on its way any more; a client that has closed its half can't send it again."""
-        self._clients.intake_bytes -= sum(size for _, size in self.intake)
-        self.intake.clear()
-        self._end_half_closed()
-
-    def push(self, first: SeqNo, last: SeqNo, bodies: Sequence[memoryview]) -> None:
-        """Send a subscriber what was just delivered, or leave it to the disk. Rule: S6."""
-        if self._behind or last < self._next:
-            return
-        if self._choked or first != self._next:
-            self._behind = True  # hit: S6 a subscriber is served from disk
-            self._pump()
-        else:
-            self.transport.writelines(bodies)
-            self._next = last + 1
-
-    def supersede(self) -> None:
-        """Close it: its client has opened the session on another connection. That is no misuse: nothing is reported."""
-        self._end_with(Problem("this session was opened on another connection"))
-        self._clients.left(self)
-
-    def hold(self, held: bool) -> None:
-        """Stop or go on reading because of what the node has taken in (S7)."""
-        self._held = held
-        self._set_reading()
-
-    def _pump(self) -> None:
-        """One chunk from the disk to the subscriber; the next one after the others had their turn. Rule: S6."""
-        if not self._behind or self._choked or self._closing or self._lacking is not None:
-            return
-        try:
-            lines, last = self._backend.read_lines(self._next, CHUNK_BYTES)
-        except Unreadable as error:
-            self._lacking = Position(*error.after)
-            return
-        if not lines:
-            self._behind = False
-            return
-        self.transport.write(lines)
-        self._next = last + 1
-        asyncio.get_running_loop().call_soon(self._pump)
-
-    def read_again(self, after: Position, reason: str) -> None:
-        """Go on, or say what is missing and leave it to another node: a subscriber never gets a gap. Rule: S6, K6."""
-        if self._lacking is None:
-            return
-        if reason and self._lacking == after:
-            # hit: K6 a subscriber is told what is missing
-            self._fail(f"messages from seq_no {self._next} on can't be read here: {reason}; ask another node")
-        else:
-            self._lacking = None
-            self._pump()
-
-    def _end_half_closed(self) -> None:
-        if self._half_closed and not self.intake and not self._next:
-            self.transport.close()
-
-    def _say(self, line: NodeLine) -> None:
+    def say(self, line: NodeLine) -> None:
+        """Send a line."""
         if not self.transport.is_closing():
             self.transport.write(encode_line(line))
 
+    def answered(self) -> None:
+        """Close the connection if the client has closed its sending half and expects no more data."""
+        if self._half_closed and not self._expects_data:
+            self.transport.close()
+
+    def supersede(self) -> None:
+        """Close the connection: its client has opened the session on another one. No misuse, so nothing is reported."""
+        self._end_with(Problem("this session was opened on another connection"))
+        self.clients.left(self)
+
+    def hold(self, held: bool) -> None:
+        """Stop or continue reading, because of the amount of undelivered messages (S7)."""
+        self._held = held
+        self._set_reading()
+
     def _fail(self, reason: str, line: NodeLine | None = None) -> None:
-        """One clear line, then the end; other clients don't notice. Rule: S7."""
+        """Send one clear line, close the connection and report it. Rule: S7."""
         if self._closing:
             return
         reason = brief(reason)
         self._end_with(line or Problem(reason))
-        who = f"client {self._client_id}" if self.session else "a client"
+        who = "a client" if self.session is None else f"client {self.session.client_id}"
         self._backend.report(BadInput(who, reason), self.address)
 
     def _end_with(self, line: NodeLine) -> None:
-        """Say a last line and close."""
+        """Send a last line and close."""
         if self._closing:
             return
-        self._say(line)
+        self.say(line)
         self._closing = True
+        if self.subscription is not None:
+            self.subscription.close()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
@@ -614,11 +507,104 @@ class ClientConnection(asyncio.Protocol):
                 self.transport.resume_reading()
 
 
+class ServedSession:
+    """A client's session on the node that serves it. Rules: S1 to S5, S7.
+
+    Args:
+        public_id: proven to belong to the client.
+    """
+
+    def __init__(self, connection: ClientConnection, public_id: str, hello: Hello) -> None:
+        self.connection, self._clients, self._backend = connection, connection.clients, connection.clients.backend
+        self.id, self.client_id = public_id, hello.client_id
+        self._born = self._backend.delivered_seq() if hello.born is None else hello.born
+        self._acked = self._backend.delivered_session(public_id) or (0, 0)
+        self._is_new = hello.born is None
+        """The session is born with its first message, if it has not sent it yet."""
+        self._begun = self._acked != (0, 0)
+        """Whether the session is in the table, or was counted as one that may enter it."""
+        self.intake: deque[tuple[int, int]] = deque()
+        """(last n, bytes) of submitted messages that are not acknowledged."""
+
+    def welcome(self) -> Welcome:
+        """Return the answer to HELLO."""
+        leader, term = self._backend.route()
+        acked_n, acked_seq = self._acked
+        last_seq = self._backend.delivered_seq()
+        return Welcome(self._clients.node_id, self.id, self._born, acked_n, last_seq, leader, term, acked_seq)
+
+    def on_chat(self, chat: Chat, size: int) -> None:
+        """Forward the messages, unless all of them are delivered already. Rule: S1, S2, S4."""
+        last_n = chat.first + len(chat.payloads) - 1
+        if chat.first < 1 or not chat.payloads or last_n > LARGEST:
+            raise FrameError(
+                f"CHAT of {len(chat.payloads)} messages from n={chat.first}, allowed one or more from 1 on"
+            )
+        if reason := self._why_refused(chat, size):
+            self.connection.say(Reject(self.id, chat.first, reason, False))
+        elif last_n <= self._acked[0]:
+            # hit: S4 delivered messages sent again are acknowledged at once
+            self.connection.say(Ack(self.id, *self._acked))
+        else:
+            self.intake.append((last_n, size))
+            self._clients.take_in(self.connection, size)
+            self._backend.submit(Submit(self.id, self.client_id, self._born, chat.first, chat.payloads))
+
+    def _why_refused(self, chat: Chat, size: int) -> str:
+        """Return why these messages are never ordered; "" if they may be."""
+        limits = self._clients.limits
+        if not self._begun:
+            address = self.connection.address
+            self._begun = self._clients.begin_session(self.id, address)
+            if not self._begun:
+                minutes, allowed = NEW_SESSIONS_S / 60, limits.new_sessions
+                return f"new sessions from {address}: allowed {allowed} within {minutes:g} minutes"
+            if self._is_new:
+                self._born = self._backend.delivered_seq()  # hit: S3 a session is born when it sends its first message
+        allowed = limits.max_line_messages
+        if len(chat.payloads) > allowed:
+            return f"CHAT of {len(chat.payloads)} messages, allowed {allowed}"
+        allowed = limits.max_payload_bytes
+        # A character has at most four bytes, and a line is longer than its messages.
+        if size > allowed and max(map(len, chat.payloads)) * 4 > allowed:
+            for payload in chat.payloads:
+                if len(payload) * 4 > allowed and (found := len(payload.encode())) > allowed:
+                    return f"message of {found} bytes, allowed {allowed}"
+        return ""
+
+    def acknowledge(self, last_n: int, seq_no: SeqNo) -> None:
+        """All messages up to last_n are delivered here. Rule: S4."""
+        self._acked = (last_n, seq_no)
+        intake = self.intake
+        while intake and intake[0][0] <= last_n:
+            self._clients.intake_bytes -= intake.popleft()[1]
+        self.connection.say(Ack(self.id, last_n, seq_no))
+        self.connection.answered()
+
+    def refused(self, refusal: Refuse) -> None:
+        """Tell the client. It sends again from the n that the node expects, so nothing counts as submitted."""
+        retry = refusal.reason in ("gap", "no_leader", "no_quorum", "disk_stalled")
+        self.connection.say(Reject(refusal.session, refusal.first, refusal.reason, retry, refusal.expected))
+        self.forget_intake()
+
+    def forget_intake(self) -> None:
+        """Submitted messages may be lost. The client sends them again, unless it has closed its sending half."""
+        self._clients.intake_bytes -= sum(size for _, size in self.intake)
+        self.intake.clear()
+        self.connection.answered()
+
+
+def shows_token(first: ClientLine, token: str) -> bool:
+    """Return whether a first line contains the node's client token."""
+    shown = UNSET if isinstance(first, Chat) else first.client_token
+    return shown is not UNSET and hmac.compare_digest(shown.encode(), token.encode())
+
+
 def proven_session(hello: Hello) -> str:
-    """The public id of the session that a client opens. Rule: S1.
+    """Return the public id of the session that a client opens. Rule: S1.
 
     Raises:
-        FrameError: the client does not show that the session is its own.
+        FrameError: the client does not prove that the session is its own.
     """
     token = hello.session_token
     if token is UNSET:

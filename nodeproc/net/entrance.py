@@ -1,4 +1,4 @@
-"""The one listening port: a connection's first byte, inside TLS where there is TLS, tells a node from a client."""
+"""The listening port, shared by nodes and clients: a connection's first byte (inside TLS) says which one it is."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from nodeproc.tls import describe
 
 BACKLOG: Final = 1024
 ACCEPT_AT_ONCE: Final = 64
-"""Connections accepted before those that are here already are read."""
+"""The most connections accepted before open connections are read again."""
 ACCEPT_AGAIN_S: Final = 0.1
-"""After the system could not give another descriptor."""
+"""Pause after the system had no descriptor left."""
 EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""The system has nothing left for a connection. Any other error of accept() belongs to the one connection that it was
-about: Linux passes on what the network has reported of it."""
+"""The system has no resources for another connection. Any other error of accept() concerns one connection only: Linux
+passes on the network errors of that connection."""
 RESERVED_DESCRIPTORS: Final = 128
-"""Kept from connections that come in: for the files, the links that this node dials, and the loop."""
+"""Descriptors that accepted connections never use: for files, dialled links and the event loop."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. A port whose old connections are still fading away (TIME_WAIT) can be taken at once.
+    """Return a listening socket. Old connections of the port in TIME_WAIT do not matter.
 
     Raises:
-        ConfigError: the port is in use or the address is not this machine's.
+        ConfigError: the port is in use, or the address does not belong to this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:  # A host such as a..b is a UnicodeError.
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise ConfigError(f"can't listen on {host}:{port}: {reason or error}") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
@@ -52,16 +53,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Entrance:
-    """Hands every connection to the protocol that its first byte asks for.
+    """Gives each accepted connection the protocol that its first byte asks for.
 
-    Silent connections lock nobody out: where they are too many, of one address or of all, the oldest goes.
+    Silent connections do not block new ones: if there are too many, of one address or in total, the oldest is closed.
 
     Args:
-        for_node, for_client: make the protocol of one connection.
-        tls: what the port speaks; None: no TLS.
-        complain: told what was wrong with a connection that came to nothing, and its address.
-        descriptors: open files that the process may have, RESERVED_DESCRIPTORS of them never for connections; None: the
-            system's limit.
+        for_node, for_client: create the protocol of one connection.
+        tls: the port's TLS settings; None: no TLS.
+        complain: called with the reason why a connection failed, and its address.
+        descriptors: the process's limit of open files, including RESERVED_DESCRIPTORS; None: the system's limit.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Entrance:
         self._of_address: dict[str, dict[Undecided, None]] = {}
         self._listening: socket.socket | None = None
         self._pause: asyncio.TimerHandle | None = None
-        """Nothing is accepted until it ends."""
+        """Set while nothing is accepted."""
 
-    async def open(self, sock: socket.socket) -> None:
-        """Take connections from this listening socket."""
+    def open(self, sock: socket.socket) -> None:
+        """Accept connections from this listening socket."""
         self._listening = sock
         asyncio.get_running_loop().add_reader(sock, self._accept, sock)
 
@@ -102,16 +102,16 @@ class Entrance:
 
     @property
     def silent(self) -> int:
-        """Connections that have not sent a byte."""
+        """Number of connections that have not sent a byte."""
         return len(self._undecided)
 
     @property
     def paused(self) -> bool:
-        """Nothing is accepted for a moment: the system has nothing left for a connection."""
+        """Whether accepting is paused because the system has no resources left."""
         return self._pause is not None
 
-    # Connections are accepted here and not by a server of the loop. asyncio's reports no connection that has not agreed
-    # on TLS, and uvloop's closes the listening socket for good at an error that one connection had.
+    # The loop's own servers don't fit: asyncio's does not report failed TLS handshakes, and uvloop's closes the
+    # listening socket after an error of a single connection.
 
     def _accept(self, sock: socket.socket) -> None:
         for _ in range(ACCEPT_AT_ONCE):
@@ -124,8 +124,8 @@ class Entrance:
                     self.complain(f"can't accept connections: {error.strerror}", "")
                     self._pause_accepting(sock)
                     return
-                continue  # It is gone already.
-            # The system gives the lowest free number: all below are in use.
+                continue  # The connection is closed already.
+            # The system assigns the lowest free number, so all numbers below are in use.
             if connection.fileno() >= self._descriptors - RESERVED_DESCRIPTORS:
                 connection.close()
                 reserved = f"{RESERVED_DESCRIPTORS} of {self._descriptors} open files are kept for this node itself"
@@ -144,7 +144,7 @@ class Entrance:
         asyncio.get_running_loop().add_reader(sock, self._accept, sock)
 
     def came(self, each: Undecided) -> None:
-        """Make room for it. It is about to speak, as everybody with something to say does at once."""
+        """Add a connection. If there are too many, close the oldest: honest ones send their first byte at once."""
         neighbours = self._of_address.get(each.address, {})
         if len(neighbours) >= self.limits.max_per_address:
             self._drop(next(iter(neighbours)))
@@ -154,7 +154,7 @@ class Entrance:
         self._of_address.setdefault(each.address, {})[each] = None
 
     def left(self, each: Undecided) -> None:
-        """It has spoken, or is gone."""
+        """Forget a connection that has sent a byte or is closed."""
         if each in self._undecided:
             del self._undecided[each]
             neighbours = self._of_address[each.address]
@@ -174,14 +174,14 @@ class Undecided(asyncio.Protocol):
         self._entrance, self.address = entrance, address
         self._timer: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
-        """Agrees on TLS, where the port speaks it."""
+        """The TLS handshake, if there is TLS, and the hand-over to the loop."""
         self._sock: socket.socket | None = None
-        """None: the loop has it."""
+        """None once the loop owns the socket."""
         self.transport: asyncio.Transport | None = None
-        """None: TLS is not agreed on yet."""
+        """None until the TLS handshake is complete."""
 
     def take(self, sock: socket.socket) -> None:
-        """Speak on this connection; agree on TLS first where the port speaks it."""
+        """Wait for the first byte of this connection; with TLS, after the handshake."""
         patience_s = self._entrance.limits.first_line_ms / 1000
         self._timer = asyncio.get_running_loop().call_later(patience_s, self.drop)
         self._sock = sock
@@ -190,7 +190,7 @@ class Undecided(asyncio.Protocol):
 
     async def _open(self) -> None:
         assert self._sock is not None
-        sock, self._sock = self._sock, None  # From here on the loop closes it.
+        sock, self._sock = self._sock, None  # From here on the loop owns it.
         tls, patience_s = self._entrance.tls, self._entrance.limits.first_line_ms / 1000
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -199,7 +199,7 @@ class Undecided(asyncio.Protocol):
         except ssl.SSLError as error:
             self._entrance.complain(f"no TLS: {describe(error)}", self.address)
         except OSError:
-            pass  # It is gone.
+            pass  # The connection is closed.
         finally:
             if self.transport is None:
                 self._leave()

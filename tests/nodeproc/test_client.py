@@ -374,6 +374,20 @@ def test_connecting_to_nobody_says_where_it_was_tried() -> None:
     run(story)
 
 
+def test_a_host_that_is_no_host_name_is_said_and_the_next_address_is_used() -> None:
+    async def story() -> None:
+        async with cluster_of(1) as cluster:
+            client = ChatClient([("a..b", 1), *addresses(cluster.nodes)], 101, settings=QUICK)
+            client.start()
+            await client.until(lambda: "not a host name" in client.last_error)
+            assert (await client.send("hello")).kind == "ok"
+            await client.close()
+        with pytest.raises(Unreachable, match=r"a\.\.b:1: not a host name"):
+            await status("a..b", 1)
+
+    run(story)
+
+
 def test_a_subscription_asks_from_where_it_was_told_to() -> None:
     async def story() -> None:
         async with cluster_of(1) as cluster:

@@ -661,7 +661,7 @@ async def test_a_client_without_a_whole_line_is_closed_and_one_that_said_one_is_
     half_open, greeted = hall.connect(b'{"type":'), hall.connect()
     while not half_open.closed:
         await asyncio.sleep(0.001)
-    assert half_open.lines() == [{"type": "ERROR", "reason": "no whole line within 0.01 s"}]
+    assert half_open.lines() == [{"type": "ERROR", "reason": "no complete line within 0.01 s"}]
     assert not greeted.closed
 
 
@@ -731,7 +731,7 @@ async def test_an_idle_client_is_left_and_one_that_waits_or_listens_is_not() -> 
     listening = hall.connect(b'{"type":"SUBSCRIBE"}\n')
     while not idle.closed:
         await asyncio.sleep(0.001)
-    assert idle.lines() == [{"type": "ERROR", "reason": "nothing said for 0.01 s"}]
+    assert idle.lines() == [{"type": "ERROR", "reason": "nothing received for 0.01 s"}]
     for _ in range(3):
         waiting.protocol.leave_if_idle()
         listening.protocol.leave_if_idle()
@@ -781,7 +781,7 @@ async def test_a_flood_of_questions_makes_no_flood_of_answers_wait() -> None:
     wire.protocol = hall.clients.accept()
     wire.protocol.connection_made(wire)
     said = wire.says(b'{"type":"STATUS"}\n' * 10_000)
-    assert said[-1]["reason"] == "STATUS behind answers of over 2048 bytes that are not read"
+    assert said[-1]["reason"] == "STATUS while over 2048 bytes of answers are not read"
     assert len(wire.written) < 4096 and wire.closed
 
 

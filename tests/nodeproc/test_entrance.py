@@ -37,7 +37,7 @@ def at_the_door(story: Callable[[int], Awaitable[None]], **limits: float) -> Non
     async def inside() -> None:
         sock = listen("127.0.0.1", 0)
         entrance = Entrance(Greeter, Greeter, Limits(**limits))  # type: ignore[arg-type]
-        await entrance.open(sock)
+        entrance.open(sock)
         try:
             async with asyncio.timeout(TOO_LONG_S):
                 await story(sock.getsockname()[1])
@@ -147,7 +147,7 @@ def at_a_door(door: Door, **options: Any) -> tuple[Entrance, list[str]]:
 
     async def inside() -> Entrance:
         entrance = Entrance(Greeter, Greeter, Limits(), complain=lambda reason, _: complaints.append(reason), **options)
-        await entrance.open(cast(socket.socket, door))
+        entrance.open(cast(socket.socket, door))
         entrance._accept(cast(socket.socket, door))
         paused = entrance.paused
         entrance.close()
@@ -207,7 +207,7 @@ def test_connections_that_are_reset_at_once_pause_nothing(
         port = sock.getsockname()[1]
         tls = node_tls(papers.of_node).accepting if secured else None
         entrance = Entrance(Greeter, Greeter, Limits(), tls, lambda reason, _: complaints.append(reason))
-        await entrance.open(sock)
+        entrance.open(sock)
         for _ in range(20):
             stranger = connect(port)
             stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

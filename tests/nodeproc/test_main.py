@@ -52,10 +52,15 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert (code, stderr) == (2, f"nodeproc: can't listen on 127.0.0.1:{port}: Address already in use\n")
 
 
+def test_a_host_that_is_no_host_name_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    code, stderr = finished(tmp_path, json.dumps({**GOOD, "host": "a..b", "allow_open": True}))
+    assert (code, stderr) == (2, "nodeproc: can't listen on a..b:0: not a host name\n")
+
+
 def test_a_data_directory_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "d").write_text("a file")
     code, stderr = finished(tmp_path, json.dumps(GOOD))
-    assert (code, stderr) == (2, "nodeproc: data_dir d: File exists\n")
+    assert (code, stderr) == (2, "nodeproc: data directory d: File exists; it must be a writable directory\n")
 
 
 def test_a_missing_file_is_exit_code_2(tmp_path: Path) -> None:
@@ -259,7 +264,7 @@ def test_limits_that_do_not_fit_under_the_open_files_are_refused_with_the_number
     assert process.returncode == 2
     assert stderr.decode() == (
         "nodeproc: max_clients 1024 + max_silent 1024 + max_unproven 256 + 128 for the node itself need 2432 open "
-        "files, allowed 1024 (ulimit -Hn): raise that limit, or lower these under limits\n"
+        "files, allowed 1024 (ulimit -Hn): raise that limit, or lower these settings of `limits`\n"
     )
 
 

@@ -384,7 +384,7 @@ def test_a_pass_holds_no_lock_that_a_write_needs_while_it_waits_for_the_disk() -
     files, _ = with_a_checkpoint()
     storage, _, _ = opened(files)
     held: list[bool] = []
-    files.on_operation = lambda what, name: held.append(storage._lock.locked()) if what == "pread" else None
+    files.on_operation = lambda what, name: held.append(storage._wal.lock.locked()) if what == "pread" else None
     scrubbed(Scrub(storage, 1 << 20, 1.0))
     assert len(held) > 10 and not any(held)
 

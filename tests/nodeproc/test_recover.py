@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from nodeproc.__main__ import main
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.storage import Storage
 from tests import TOO_LONG_S
 from tests.nodeproc.nodes import PROJECT, Cluster, run_node, until
 from tests.nodeproc.test_main import chat
@@ -20,14 +26,22 @@ def recover(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=TOO_LONG_S)
 
 
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
 def test_without_a_majority_nothing_is_done_unless_it_is_asked_for_by_name(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
         cluster.start()
         assert chat(cluster, 1, 1) == 1
         for node in (1, 2, 3):
             cluster.kill(node)
+    wal = tmp_path / "node_1" / "wal" / "000000000001.wal"
+    wal.write_bytes(wal.read_bytes() + b"torn")
+    before = contents(tmp_path / "node_1")
     done = recover(str(tmp_path / "node_1"), "--members", "1", "--out", str(tmp_path / "new"))
     assert done.returncode == 2
+    assert contents(tmp_path / "node_1") == before
     assert "ACKNOWLEDGED MESSAGES THAT ONLY THE OTHER NODES HAD ARE GIVEN UP" in done.stdout
     assert "No new cluster was made" in done.stdout and not (tmp_path / "new").exists()
 
@@ -109,4 +123,20 @@ def test_damage_in_the_newest_data_directory_is_filled_from_another_one_or_named
 def test_what_is_no_data_directory_is_refused_in_one_line(tmp_path: Path) -> None:
     done = recover(str(tmp_path), "--members", "1", "--out", str(tmp_path / "new"), AGREED)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"nodeproc: {tmp_path}: not a node's data directory: 0 message logs, allowed 1\n"
+    assert done.stderr == f"nodeproc: {tmp_path}: not a node's data directory: it has no folder wal\n"
+
+
+def test_the_names_of_new_data_directories_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = tmp_path / "some" / "old", tmp_path / "new"
+    durable: dict[int, list[str]] = {}
+    """Inode of a folder -> the names in it at its last sync."""
+
+    def sync_file(fd: int, is_folder: bool = False) -> None:
+        if is_folder:
+            durable[os.fstat(fd).st_ino] = sorted(os.listdir(fd))
+
+    monkeypatch.setattr("nodeproc.disk.files.sync_file", sync_file)
+    Storage.open(RealFiles(old), 1)[0].close()
+    assert "some" in durable[tmp_path.stat().st_ino] and durable[old.parent.stat().st_ino] == ["old"]
+    assert main(["recover", str(old), "--members", "1,2", "--out", str(new), AGREED]) == 0
+    assert "new" in durable[tmp_path.stat().st_ino] and durable[new.stat().st_ino] == ["node_1", "node_2"]

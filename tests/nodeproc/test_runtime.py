@@ -19,11 +19,12 @@ import uvloop
 
 from lab.course.simfiles import SimFiles
 from nodeproc import runtime as module
-from nodeproc import turn
+from nodeproc import turn, upkeep
 from nodeproc.config import Limits, NodeConfig, PeerAddress
 from nodeproc.core.effects import Effects
 from nodeproc.core.messages import Envelope, Submit
 from nodeproc.core.node import Node
+from nodeproc.disk import checkpoint
 from nodeproc.disk.storage import Storage
 from nodeproc.eventlog import EventLog
 from nodeproc.net.entrance import listen
@@ -348,6 +349,41 @@ def test_a_sync_for_which_the_loop_itself_waited_too_long_is_reported(tmp_path: 
     run(story())
 
 
+def test_a_sync_that_blocks_the_loop_is_in_the_log_before_it_ends(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            stalls = threading.Thread(target=member.runtime._syncing._stalled, args=[0.7])
+            stalls.start()
+            stalls.join()  # The loop stands still meanwhile.
+            assert member.events()[-1] == "disk_stalled"
+
+    run(story())
+
+
+def test_a_checkpoint_that_fails_behind_the_stop_is_no_clean_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+            await client.chat(1, "kept")
+            began, stopped = threading.Event(), threading.Event()
+
+            def fail(what: str, name: str) -> None:
+                if name == checkpoint.ASIDE:
+                    began.set()
+                    stopped.wait(TOO_LONG_S)
+                    raise OSError(errno.EIO, "Input/output error")
+
+            member.files.on_operation = fail
+            member.runtime.checkpoint_soon()
+            await until(began.is_set)
+            member.runtime.stop("test")
+            stopped.set()
+            assert await member.exit == 4
+            assert member.events()[-1] == "failed"
+
+    run(story())
+
+
 def test_a_disk_that_fails_at_the_end_is_no_clean_end(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(tmp_path) as member:
@@ -536,7 +572,7 @@ def test_the_slow_pass_of_a_node_finds_and_repairs_what_nobody_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule: K6"""
-    monkeypatch.setattr(module, "FIRST_S", 0.0)
+    monkeypatch.setattr(upkeep, "FIRST_S", 0.0)
 
     async def story() -> None:
         async with cluster(tmp_path, limits=Limits(segment_bytes=4096, scrub_rest_ms=100)) as members:

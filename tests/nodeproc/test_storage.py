@@ -19,7 +19,7 @@ from nodeproc.core.recovered import Recovered
 from nodeproc.disk import wal
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.storage import Storage
-from nodeproc.errors import ConfigError, CorruptionError, Unreadable, WriteFailed
+from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable, WriteFailed
 from nodeproc.records import Committed
 from tests.nodeproc.disks import (
     FIRST,
@@ -425,11 +425,21 @@ def test_a_directory_that_can_not_be_read_is_refused_by_the_name_of_the_file(vic
 
     before = files.contents()
     files.on_operation = fail
-    with pytest.raises(WriteFailed) as refused:
+    with pytest.raises(ReadFailed) as refused:
         opened(files)
-    advice = "nothing was changed; start the node again once the disk can be read"
-    assert str(refused.value) == f"{files.where(victim)}: can't be read: Input/output error: {advice}"
+    assert str(refused.value) == f"{files.where(victim)}: can't be read: Input/output error"
     assert files.contents() == before
+
+
+def test_a_file_that_can_not_be_opened_is_no_failed_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    files, _ = a_short_life()
+
+    def refuse(name: str, *, create: bool = False) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error", name)
+
+    monkeypatch.setattr(files, "open", refuse)
+    with pytest.raises(ReadFailed, match="can't be read: Input/output error"):
+        opened(files)
 
 
 @pytest.mark.parametrize("operation", ["append", "sync"])
@@ -477,7 +487,7 @@ def test_who_waits_for_a_sync_that_fails_does_not_repeat_it() -> None:
     storage, _, _ = opened(files)
     storage.write([scribe.add(Promise(3, 3))])
     lock = SeenLock()
-    storage._sync_lock = lock  # type: ignore[assignment]
+    storage._wal._sync_lock = lock  # type: ignore[assignment]
     failing = threading.Event()
     ends: list[str] = []
     synced: list[str] = []
@@ -576,16 +586,6 @@ def test_a_write_carries_one_note_and_only_where_something_has_moved() -> None:
     assert notes == [Committed(0, 1, entries[0].end), Committed(0, 1, end)]
 
 
-def test_synced_offsets_tell_what_is_durable() -> None:
-    files, scribe = SimFiles(), Scribe()
-    storage, _, _ = opened(files)
-    before = storage.synced_offsets()
-    storage.write([scribe.mark(1)])
-    assert storage.synced_offsets() == before
-    storage.sync()
-    assert storage.synced_offsets() == {FIRST: len(files.contents()[FIRST])}
-
-
 def test_a_new_segment_gets_its_name_when_the_one_before_it_is_durable() -> None:
     files, scribe = SimFiles(), Scribe()
     storage, _, _ = opened(files, 200)
@@ -641,6 +641,18 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
         RealFiles(tmp_path)
     files.close()
     RealFiles(tmp_path).close()
+
+
+def test_a_lock_that_the_system_refuses_is_not_called_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, how: int) -> NoReturn:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("nodeproc.disk.files.fcntl.flock", refuse)
+    with pytest.raises(ConfigError, match="No locks available") as refused:
+        RealFiles(tmp_path)
+    assert "another process" not in str(refused.value)
 
 
 def test_a_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:

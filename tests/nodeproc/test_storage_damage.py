@@ -15,7 +15,7 @@ from nodeproc.core.events import Loaded, MessageLogRepaired, TailWrittenAnew, To
 from nodeproc.core.messages import Record
 from nodeproc.disk import wal
 from nodeproc.errors import CorruptionError
-from nodeproc.records import PREFIX, WAL_VERSION, Committed, Opening, encode_entry, encode_op
+from nodeproc.records import PREFIX, WAL_VERSION, Committed, Opening, encode_entry
 from tests.nodeproc.disks import (
     CHECKPOINT,
     FIRST,
@@ -70,7 +70,7 @@ def of_the_first_version() -> tuple[SimFiles, Scribe]:
         "rebuilding": False,
     }
     head = msgspec.json.encode(opening)
-    raws = [op.raw if isinstance(op, Record) else encode_op(op) for op in scribe.ops if not isinstance(op, Met)]
+    raws = [op.raw if isinstance(op, Record) else encode_entry(op) for op in scribe.ops if not isinstance(op, Met)]
     note = b'{"kind":"committed","seq_no":4}'
     parts = [
         PREFIX.pack(len(head), 0, crc32(head)),

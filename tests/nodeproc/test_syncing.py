@@ -22,14 +22,25 @@ class Disk:
         self.told: list[int] = []
         self.failures: list[BaseException] = []
         self.held_up: list[float] = []
+        self.stalled: list[float] = []
+        self.during: Callable[[], None] = lambda: None
         self.fails: OSError | None = None
-        self.syncing = Syncing(self.sync, self.durable, self.failures.append, self.held_up.append, lambda: self.now)
+        self.syncing = Syncing(
+            self.sync,
+            self.durable,
+            self.failures.append,
+            self.held_up.append,
+            self.stalled.append,
+            TOO_LONG_S,
+            lambda: self.now,
+        )
 
     def sync(self) -> None:
         self.by.append(threading.current_thread())
         if self.fails is not None:
             raise self.fails
         self.now += self.takes
+        self.during()
 
     def durable(self, ticket: int) -> None:
         self.told.append(ticket)
@@ -147,6 +158,30 @@ def test_what_is_written_during_a_sync_shares_the_next_one() -> None:
     disk = on_a_disk(story)
     assert disk.told == [1, 4]
     assert len(disk.by) == 2
+
+
+def test_a_sync_that_hangs_in_the_loop_is_reported_while_it_hangs_and_once() -> None:
+    async def story(disk: Disk) -> None:
+        last = await disk.write_quickly(LATELY + 3)
+        disk.syncing.look()
+
+        def hang() -> None:
+            disk.syncing.look()
+            assert disk.stalled == []  # A process that was stopped meanwhile has looked once as well.
+            disk.now += 7.0
+            for _ in range(3):
+                disk.syncing.look()
+            assert disk.stalled == [pytest.approx(7.0, abs=0.01)]
+
+        disk.during = hang
+        await disk.write(last + 1)
+        disk.during = lambda: None
+        await disk.write(last + 2)
+        disk.syncing.look()
+        disk.syncing.look()
+        assert len(disk.stalled) == 1
+
+    assert on_a_disk(story).in_loop[-2]
 
 
 def test_a_failure_in_the_thread_is_told_in_the_loop_and_kept() -> None:

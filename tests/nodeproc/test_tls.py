@@ -222,7 +222,7 @@ async def door(papers: Papers, limits: Limits | None = None) -> AsyncIterator[tu
     entrance = Entrance(
         lambda: Teller(b"node "), lambda: Teller(b"client "), limits, tls, lambda reason, _: complaints.append(reason)
     )
-    await entrance.open(sock)
+    entrance.open(sock)
     try:
         async with asyncio.timeout(TOO_LONG_S):
             yield sock.getsockname()[1], entrance, complaints

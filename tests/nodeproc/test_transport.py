@@ -73,7 +73,7 @@ class End:
         )
         tls = self._tls.accepting if self._tls is not None else None
         self._entrance = Entrance(self.links.accept, asyncio.Protocol, self._limits, tls)
-        await self._entrance.open(listen("127.0.0.1", self.port))
+        self._entrance.open(listen("127.0.0.1", self.port))
         self.links.start()
 
     async def close(self) -> None:

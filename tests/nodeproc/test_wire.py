@@ -113,7 +113,7 @@ NODE_LINES: list[lines.NodeLine] = [
     lines.Status(1, "leader", 4, 1, 9, 9, 8, False, 1.5, 77, (lines.PeerStatus(2, True, True, 9),), {"turns": 3}),
 ]
 LOCAL_OPS: list[LocalOp] = [Promise(3, 2), Truncate(Position(2, 6)), Met(2, Known("two", 4, 1)), Readmitted(3)]
-ENTRIES = [MARK.raw, BATCH.raw, *map(records.encode_op, LOCAL_OPS)]
+ENTRIES = [MARK.raw, BATCH.raw, *map(records.encode_entry, LOCAL_OPS)]
 ENTRIES += [records.encode_entry(records.Committed(7)), records.encode_entry(records.Opening(1, 0, 1, "one", False))]
 
 
@@ -177,7 +177,7 @@ def test_records_are_read_from_a_body_one_by_one() -> None:
 @pytest.mark.parametrize("op", LOCAL_OPS, ids=named)
 def test_what_never_leaves_a_node_is_refused_among_records(op: LocalOp) -> None:
     with pytest.raises(FrameError, match=f"is a {named(op)}, not a mark or a batch"):
-        records.decode_records(MARK.raw + records.encode_op(op))
+        records.decode_records(MARK.raw + records.encode_entry(op))
 
 
 def test_a_body_cut_inside_a_record_is_refused() -> None:
