@@ -1,11 +1,11 @@
-"""What a scenario expects, as data.
+"""The expectations of a scenario, as data.
 
-Two closed sets. A Moment expectation speaks of the cluster as its nodes' STATUS shows it at one moment: it stands in
-an `expect` step and the live runner judges it there (lab.steps.expect.judge). A Run expectation speaks of
-what the whole run left behind (logs, events, history): it stands in the final `expectations` section and
-lab.check judges it from the run directory alone. `last_seq` may stand in both.
+There are two closed sets. A moment expectation is about the cluster as its nodes' STATUS shows it at one moment: it is
+written in an `expect` step, and the runner judges it there (lab.steps.expect.judge). A run expectation is about the
+logs, events and history of the whole run: it is written in the final `expectations` list, and lab.check judges it from
+the run directory alone. `last_seq` may be used in both.
 
-In YAML each is a mapping of one key: `- leader: 2`, `- event: {is: buffered, on: 2}`. A plain value stands for the
+In YAML each is a mapping with one key: `- leader: 2`, `- event: {is: buffered, on: 2}`. A plain value stands for the
 field named by `short`.
 """
 
@@ -21,8 +21,8 @@ from lab.words import Count, CountOrNone, Duration, Period, Target
 
 
 class Order(Expectation, frozen=True, rename={"first": "from"}):
-    """These payloads are in the log in this order; `consecutive`: with nothing between; `from`: the first has this
-    seq_no.
+    """These payloads are in the log in this order. `consecutive`: no other message is between them. `from`: the first
+    payload has this seq_no.
     """
 
     word = "order"
@@ -47,9 +47,10 @@ class NumberingContinues(Expectation, frozen=True, rename={"terms": "over_terms"
 
 
 class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
-    """These nodes together reported the event this often; `where` requires field values.
+    """These nodes together reported the event `at_least` and `at_most` this often. `where: {field: value}`: only events
+    with these values count.
 
-    where: field -> value; only events that have all of them count. Values are compared as text.
+    Values are compared as text.
     """
 
     word = "event"
@@ -65,10 +66,10 @@ class EventSeen(Expectation, frozen=True, rename={"event": "is"}):
 
 
 class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
-    """The median time between two such events of one node is near that; nodes with fewer intervals do not count.
+    """The median time between two such events of one node is `near` this, within `tolerance`. A node with fewer than
+    `at_least` intervals does not count.
 
-    At least one node of `on` must have at_least intervals; the median of each such node must be within tolerance.
-    Intervals over a restart of the node are left out.
+    At least one node must count. Intervals over a restart of the node are left out.
     """
 
     word = "interval"
@@ -83,7 +84,7 @@ class EventInterval(Expectation, frozen=True, rename={"event": "is"}):
 
 
 class Acknowledged(Expectation, frozen=True):
-    """Every message sent was acknowledged, none rejected or unknown, and at least this many were."""
+    """Every message sent was acknowledged, and at least this many were sent."""
 
     word = "acknowledged"
     short = "at_least"
@@ -91,7 +92,9 @@ class Acknowledged(Expectation, frozen=True):
 
 
 class Throughput(Expectation, frozen=True):
-    """This many acknowledgements a second while the load ran; soft: a miss is shown and fails nothing."""
+    """While the load ran, at least this many messages a second were acknowledged. `soft`: a miss is shown, but is no
+    failure.
+    """
 
     word = "throughput"
     short = "at_least"
@@ -100,7 +103,7 @@ class Throughput(Expectation, frozen=True):
 
 
 class Unavailable(Expectation, frozen=True):
-    """While the load ran, no longer gap passed without an acknowledgement; soft: as in `throughput`."""
+    """While the load ran, no time without an acknowledgement was longer than this. `soft`: as in `throughput`."""
 
     word = "unavailable"
     short = "at_most"
@@ -109,11 +112,11 @@ class Unavailable(Expectation, frozen=True):
 
 
 class LatencyIs(Expectation, frozen=True):
-    """That share of the messages was acknowledged within the given time, counted from when each should have been sent;
-    a message that was never acknowledged counts as slower than all others. `between: [NAME, NAME]`: only messages that
-    should have been sent after the step of the first name began and before the second did. `latency: 50ms` is p99.
+    """That share of the messages was acknowledged within the given time, counted from when each should have been sent.
+    A message that was never acknowledged counts as slower than all others. `between: [NAME, NAME]`: only messages that
+    should have been sent between the beginnings of the two steps with these names. `latency: 50ms` is p99.
 
-    At least one bound is given; max is that of all messages. Only the load's messages count, in a scenario with a load.
+    At least one time is given; max is that of all messages. If the scenario has a load, only its messages count.
     """
 
     word = "latency"
@@ -136,7 +139,7 @@ LATENCY_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0
 
 
 class Memory(Expectation, frozen=True):
-    """No node process ever had more resident memory, in MiB."""
+    """No node process ever had more resident memory than this, in MiB."""
 
     word = "memory"
     short = "at_most"
@@ -144,7 +147,7 @@ class Memory(Expectation, frozen=True):
 
 
 class TermGrowth(Expectation, frozen=True):
-    """No node showed a term further above that of the first leader."""
+    """No node showed a term that is higher than the first leader's by more than this."""
 
     word = "term_growth"
     short = "at_most"
