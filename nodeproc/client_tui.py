@@ -1,13 +1,12 @@
-"""The chat at a terminal or in a pipe: python3 run_lab.py chat --host 127.0.0.1 --port 5001 --client-id 101
+"""The chat client at a terminal or in a pipe: python3 run_lab.py chat --host 127.0.0.1 --port 5001 --client-id 101
 
-At a terminal: a prompt, delivered messages above it while you type, a state line below. Ctrl+D leaves when
-everything is acknowledged, Ctrl+C at once. When stdin or stdout is no terminal each line of stdin is sent as a message,
-delivered messages go to stdout, trouble to stderr; at stdin's end the client waits for every acknowledgement. Blank
-lines are not sent.
+At a terminal it shows a prompt, delivered messages above it while you type, and a state line below. Ctrl+D leaves when
+all messages are acknowledged, Ctrl+C at once. If stdin or stdout is no terminal, each line of stdin is sent as a
+message, delivered messages go to stdout, and problems to stderr. At the end of stdin the client waits for every
+acknowledgement. Blank lines are not sent.
 
-Exit codes: 0 left from a terminal, or every message acknowledged; 1 one was rejected, its outcome is unknown, or
-standard output can't be written;
-2 wrong flags; 130 a pipe's client was interrupted.
+Exit codes: 0 left from a terminal, or every message acknowledged; 1 a message was rejected, an outcome is unknown, or
+standard output cannot be written; 2 wrong flags; 130 a client in a pipe was interrupted.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ with importing("chat", "python3 run_lab.py chat", interrupted=130):
     from nodeproc.tls import TlsProblem, client_tls
 
 PIPE_WINDOW: Final = 50_000
-"""Messages read from a pipe and not settled; past it the pipe is not read."""
+"""Maximum number of messages read from a pipe and without an outcome; above it the pipe is not read."""
 LAST_SHOWN_S: Final = 5.0
-"""At the end of a pipe: how long its client waits for one more message to be shown, once all are acknowledged."""
+"""At the end of a pipe, when all messages are acknowledged: the maximum wait for the next message to be shown."""
 
 TOKEN_VARIABLE: Final = "CHAT_CLIENT_TOKEN"
-"""Not a flag: whoever lists the processes sees flags."""
+"""Environment variable with the client token. A flag would be visible in the list of processes."""
 
 NOT_CONNECTED: Final = "-- not connected"
 
@@ -56,24 +55,24 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
 
 def printable(text: str) -> str:
-    """The text on one line, with nothing in it that a terminal obeys."""
+    """Return the text on one line, without characters that control a terminal."""
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def encodable(text: str, stream: TextIO) -> str:
-    """The text with escapes for all that the stream's encoding, such as ASCII, does not have."""
+    """Return the text with escapes for characters that the stream's encoding, such as ASCII, lacks."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def show_lines(shown: Shown) -> str:
-    """Delivered messages as a node prints them: [seq=1] node_9999: text."""
+    """Format delivered messages as a node prints them: [seq=1] node_9999: text."""
     lines = map(_decode_line, shown.lines.splitlines())
     return "\n".join(f"[seq={line.seq_no}] node_{line.sender_id}: {printable(line.payload)}" for line in lines)
 
 
 def split_messages(data: bytes) -> list[str]:
-    """The messages of whole input lines; bytes that are no UTF-8 become U+FFFD."""
+    """Split whole input lines into messages; bytes that are not UTF-8 become U+FFFD."""
     lines = (line.rstrip(b"\r") for line in data.split(b"\n"))
     return [line.decode(errors="replace") for line in lines if line.strip()]
 
@@ -82,8 +81,8 @@ class Chat:
     """One run of the client.
 
     Args:
-        start: seq_no to show messages from; None: those delivered from now on.
-        quiet: don't tell about connections, only about messages.
+        start: seq_no from which messages are shown; None: from now on.
+        quiet: show messages only, not connections and leaders.
     """
 
     def __init__(
@@ -104,26 +103,26 @@ class Chat:
         self.start = start
         self.failed = 0
         self.output_failed = False
-        """Delivered messages could not be written."""
+        """True if delivered messages could not be written."""
         self.acknowledged_seq = 0
         self._quiet = quiet
         self._unsettled: dict[int, str] = {}
         self._again: list[str] = []
-        """Not ordered, because the cluster has forgotten the session: for the next session."""
+        """Messages that were not ordered because the session has expired: they are sent in the next session."""
         self._told: object = None
-        """What was reported last."""
+        """The state that was reported last."""
         self._troubles: set[object] = set()
-        """What was reported since a leader was known."""
+        """Problems reported since a leader was known."""
         self._closing = False
         self.stop: Callable[[], object] = lambda: None
-        """Ends the run early; set by the one who runs it."""
+        """Ends the run early; set by the caller."""
 
     def begin(self) -> None:
         self.client.follow(self.start, self._on_shown)
         self.client.start()
 
     def submit(self, messages: Sequence[str]) -> None:
-        """Send; a message that can't be sent is told and counts as rejected, the others go."""
+        """Send messages. A message that cannot be sent is reported and counts as rejected; the others are sent."""
         for message in messages:
             try:
                 n = self.client.submit_nowait([message])
@@ -149,7 +148,7 @@ class Chat:
         print(encodable(printable(text), sys.stderr), file=sys.stderr, flush=True)
 
     def state(self) -> str:
-        """The state line: node, leader, term, last seq_no, what is on its way."""
+        """Return the state line: node, leader, term, last seq_no, messages without an outcome."""
         session = self.client.session
         if not session.welcomed:
             return f"not connected ({self.client.last_error or 'connecting'})"
@@ -195,7 +194,7 @@ class Chat:
         self.warn(f"! {why}: {printable(message)[:200]}")
 
     def _on_change(self) -> None:
-        """Report where the client is connected and who leads when it changes; until a node leads, each trouble once."""
+        """Report a changed connection or leader; while there is no leader, report each problem once."""
         session = self.client.session
         news: object
         if session.welcomed and session.leader != NOBODY:
@@ -213,7 +212,7 @@ class Chat:
             self.warn(text)
 
     async def finish(self) -> None:
-        """Wait until every message has its outcome and what they are part of was shown."""
+        """Wait until every message has its outcome, and the log up to the last of them was shown."""
         client = self.client
         await client.until(lambda: not client.session.unsettled and not self._again)
         with contextlib.suppress(TimeoutError):
@@ -234,10 +233,10 @@ class Chat:
 
 
 async def read_lines() -> AsyncIterator[bytes]:
-    """Whole lines of stdin as they come, many at once where they wait.
+    """Yield whole lines of stdin as they arrive; lines that wait are yielded together.
 
-    A thread reads: stdin may be a file, a pipe or a device, which no event loop takes alike. It is a daemon, so a
-    read that never ends does not hold up the exit.
+    A thread reads, because event loops do not support files, pipes and devices alike. It is a daemon thread, so a read
+    that never ends does not delay the exit.
     """
     queue: asyncio.Queue[bytes] = asyncio.Queue(4)
     loop = asyncio.get_running_loop()
@@ -265,7 +264,7 @@ async def read_lines() -> AsyncIterator[bytes]:
 
 
 async def chat_in_pipe(chat: Chat) -> None:
-    """Send stdin's lines, wait for their outcomes."""
+    """Send the lines of stdin and wait for their outcomes."""
     async for lines in read_lines():
         await chat.client.room(PIPE_WINDOW)
         chat.submit(split_messages(lines))
@@ -273,11 +272,11 @@ async def chat_in_pipe(chat: Chat) -> None:
 
 
 def keyboard() -> Input:
-    """The terminal's keys, which go to nobody but the prompt.
+    """Return the terminal's input, reserved for the prompt while messages are printed.
 
-    prompt_toolkit gives the terminal its normal mode back while it prints a message. A key that is pressed just then is
-    the system's to handle: Ctrl+D and the backspace key come to nothing, for the system has no line that they could end
-    or shorten. So that mode is not given back.
+    While it prints a message, prompt_toolkit would switch the terminal back to its normal mode. A key that is pressed
+    at that moment would go to the system and be lost: Ctrl+D and backspace have no effect there, because the system has
+    no line. So the mode is not switched back.
     """
     keys = create_input()
     keys.cooked_mode = contextlib.nullcontext  # type: ignore[method-assign]
@@ -285,7 +284,7 @@ def keyboard() -> Input:
 
 
 async def chat_at_terminal(chat: Chat) -> None:
-    """Prompt until Ctrl+D or Ctrl+C."""
+    """Prompt for messages until Ctrl+D or Ctrl+C."""
     keys = keyboard()
     prompt: PromptSession[str] = PromptSession(
         "> ", bottom_toolbar=lambda: HTML("<b>{}</b>").format(chat.state()), refresh_interval=0.5, input=keys
@@ -306,7 +305,7 @@ async def chat_at_terminal(chat: Chat) -> None:
 
 
 async def run(chat: Chat) -> int:
-    """Chat until the user leaves or stdin ends. Returns the exit code."""
+    """Chat until the user leaves or stdin ends. Return the exit code."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     chatting = asyncio.ensure_future(chat_at_terminal(chat) if interactive else chat_in_pipe(chat))
     loop = asyncio.get_running_loop()
@@ -344,7 +343,7 @@ def add_tls_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def tls_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ssl.SSLContext | None:
-    """What the flags ask for; wrong files end the program as wrong flags do."""
+    """Return the TLS settings that the flags ask for; unusable files are reported like wrong flags."""
     if not options.tls_ca:
         if options.tls_cert or options.tls_key or options.tls_any_name:
             parser.error("--tls-cert, --tls-key and --tls-any-name: allowed with --tls-ca only")
@@ -397,7 +396,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 async def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code."""
+    """Run the command. Return the exit code."""
     options = parse(arguments)
     addresses = [(options.host, port) for port in options.port]
     chat = Chat(
@@ -413,7 +412,7 @@ async def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(arguments: Sequence[str] | None = None) -> int:
-    """Run the command in a loop of its own. Returns the exit code."""
+    """Run the command in an event loop. Return the exit code."""
     try:
         return asyncio.run(main(arguments))
     except KeyboardInterrupt:  # Before the loop handles signals.

@@ -1,7 +1,7 @@
-"""A node's configuration: what the YAML file may say, and what every default is.
+"""A node's configuration: the keys of its YAML file and their defaults.
 
-Times are milliseconds (`_ms`), sizes bytes (`_bytes`). The file's errors name line, column and key; unknown keys are
-refused, so that a misspelt timeout is not silently the default.
+Times are milliseconds (`_ms`), sizes bytes (`_bytes`). Errors in the file name line, column and key. Unknown keys are
+refused, so that a misspelt key is not ignored.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Folder: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 RECORD_OVERHEAD_BYTES = 256
-"""More than a message costs in a batch beside its payload."""
+"""Maximum number of bytes that a message needs in a batch besides its payload."""
 LEAST_SECRET = 16
-"""Characters. Whoever can reach a node gets a keyed hash at which it can guess in peace (nodeproc.net.handshake)."""
+"""Minimum length in characters. A secret must withstand guessing offline (nodeproc.net.handshake)."""
 MAX_MEMBERS = 9
-"""Members of a cluster, this node included."""
+"""Maximum number of members of a cluster, this node included."""
 
 
 class PeerAddress(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where another member listens."""
+    """The address on which another member listens."""
 
     id: Id
     port: Port
@@ -43,33 +43,34 @@ class PeerAddress(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
-    """Every bound of what others can make a node hold, wait for or write.
+    """Limits on what others can make a node store, wait for or write. docs/operations.md says what happens beyond each.
 
     max_clients: open client connections.
-    max_per_address: of them, those from one address; and as many silent ones from there. Nodes don't count.
-    new_sessions: sessions in which one address may send a first message within ten minutes; a small part of
-        max_sessions, so that no single address drops everybody else's sessions from the table (S3).
-    max_silent: connections that have not sent a byte yet; for one more the oldest goes.
-    max_unproven: connections that opened like a node's and are not proven yet; for one more the oldest goes.
-    first_line_ms: for a connection's first byte, and for a client's first line behind it.
-    handshake_ms: for a node to prove itself, and to dial one.
-    idle_ms: a client that says nothing for so long, and waits for nothing, is left (at the latest after twice that); 0:
-        never.
-    complaints_per_s: events about bad input, refused nodes and clients that come and go, of one address, and ten times
-        as many of all; those of 20 seconds may come at once. Those above it are only counted.
-    events_max_bytes: of events.jsonl; past it a new one is begun, and the three before it are kept.
-    max_line_bytes: longest line of a client; more than six times max_payload_bytes, for escaped characters.
+    max_per_address: of these, connections from one address; also the silent ones from one address. Nodes do not count.
+    new_sessions: sessions in which one address may send a first message within ten minutes; far below max_sessions, so
+    that no address can push the sessions of others out of the table (S3).
+    max_silent: connections that have not sent a byte yet.
+    max_unproven: connections that began a node's handshake and have not proven anything yet.
+    first_line_ms: time for a connection's first byte, and then for a client's first line.
+    handshake_ms: time to dial a node, and for its handshake.
+    idle_ms: time after which a client is disconnected that sends nothing and waits for nothing (at the latest after
+    twice that); 0: never.
+    complaints_per_s: average rate of events about bad input, refused nodes and clients that connect and disconnect, for
+    one address; ten times as many for all together. The events of 20 s may come at once. Events above the rate are
+    counted, not written.
+    events_max_bytes: size of events.jsonl; then the next file is begun, and three full ones are kept.
+    max_line_bytes: a client's line; more than six times max_payload_bytes, because characters may be escaped.
     max_line_messages: messages of one CHAT.
-    max_payload_bytes: longest message, UTF-8.
-    max_frame_bytes: longest header, and longest body, of a frame from a proven node; the same on all nodes.
-    unfinished_bytes: of lines without their end, all clients together; past it the one with most of them is closed.
-    intake_window_bytes: taken from clients and not yet delivered here; past it clients are not read (S7).
-    subscriber_buffer_bytes: waiting to be sent to one subscriber; past it that one is served from disk.
-    link_buffer_bytes: waiting to be sent to one peer; past it the link is reset.
-    segment_bytes: one file of the write-ahead log.
-    scrub_bytes_per_s: of what is delivered, read again in the background to find damage (K6); 0: none.
-    scrub_rest_ms: from the end of one such pass to the next.
-    The rest: see CoreConfig.
+    max_payload_bytes: a message, UTF-8.
+    max_frame_bytes: header, and body, of a frame from a proven node; the same on all nodes.
+    unfinished_bytes: incomplete lines, all clients together.
+    intake_window_bytes: accepted from clients and not yet delivered on this node (S7).
+    subscriber_buffer_bytes: waiting to be sent to one client.
+    link_buffer_bytes: waiting to be sent to one peer.
+    segment_bytes: a file of the write-ahead log.
+    scrub_bytes_per_s: speed at which delivered data is read in the background to find damage (K6); 0: not at all.
+    scrub_rest_ms: pause between two such passes.
+    For the others see CoreConfig.
     """
 
     max_clients: Annotated[int, Meta(ge=0, le=100_000)] = 1024
@@ -103,19 +104,19 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One node, as its YAML file says.
+    """The configuration of one node.
 
-    host, port: where it listens for peers and clients; port 0 takes a free one (for a cluster of one, in tests).
-    priority: breaks ties of the election; the id where it is not given.
+    host, port: the address on which it listens for peers and clients; port 0 chooses a free one (for tests).
+    priority: part of the node's rank; the default is its id.
     data_dir: relative to the working directory.
-    join_timeout_ms: how long the members of a cluster that starts wait for all of them before they elect (M1).
-    durability: fsync waits for the disk; os survives killed processes, but a node whose machine loses power has
-        forgotten acknowledgements and its vote, and needs --rebuild.
-    secret: both ends of a link prove that they know it; the same on all nodes.
-    client_token: what clients must show; "": nothing.
-    tls: the port speaks TLS only, to nodes and clients.
-    allow_open: listen beyond this machine without a secret and without a client_token.
-    allow_any_client: listen beyond this machine without a client_token.
+    join_timeout_ms: how long the members of a starting cluster wait for each other before they elect (M1).
+    durability: fsync waits for the disk. os survives killed processes, but a node whose machine loses power has
+    forgotten acknowledgements and its vote, and needs --rebuild.
+    secret: the same on all nodes; both ends of a link prove that they know it.
+    client_token: required of clients; "": none is required.
+    tls: the port accepts only TLS, from nodes and clients.
+    allow_open: listen on addresses other than loopback without a secret and without a client_token.
+    allow_any_client: listen on addresses other than loopback without a client_token.
     """
 
     node_id: Id
@@ -141,11 +142,11 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def members(self) -> tuple[NodeId, ...]:
-        """All ids, ascending."""
+        """The ids of all members, ascending."""
         return tuple(sorted([self.node_id, *(peer.id for peer in self.peers)]))
 
     def core(self) -> CoreConfig:
-        """The part that the core needs, in its units."""
+        """The core's part of the settings, in its units."""
         limits = self.limits
         return CoreConfig(
             node_id=self.node_id,
@@ -167,10 +168,10 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
-    """Read and check one node's file.
+    """Read and check the configuration of one node.
 
     Args:
-        text: the file's content where the caller has it already.
+        text: the file's content, if the caller has read it already.
 
     Raises:
         ConfigError: with file, line, column and key.
@@ -188,7 +189,7 @@ def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
 
 
 def _check_tls(document: Document, files: TlsFiles) -> None:
-    """The files are there and fit each other, now and not when the first connection comes."""
+    """Check that the TLS files exist and match, so that a mistake shows at the start."""
     try:
         node_tls(files)
     except TlsProblem as problem:
@@ -196,7 +197,7 @@ def _check_tls(document: Document, files: TlsFiles) -> None:
 
 
 def _check_open(document: Document, config: NodeConfig) -> None:
-    """What others than this machine's users can reach asks for what they can't guess."""
+    """Require a secret and a client token if the port can be reached from other machines."""
     here = f"found {config.host!r}, allowed 127.0.0.1, ::1 or localhost without"
     if not config.secret:
         raise document.error(("host",), f"{here} a secret (set secret, or allow_open: true)")
@@ -211,7 +212,7 @@ def _check_open(document: Document, config: NodeConfig) -> None:
 
 
 def _check_members(document: Document, config: NodeConfig) -> None:
-    """Every member once, each at an address of its own."""
+    """Check that each member is listed once, with an address of its own."""
     if len(config.peers) >= MAX_MEMBERS:
         raise document.error(("peers",), f"found {len(config.peers)} peers, allowed 0..{MAX_MEMBERS - 1}")
     ids: dict[Any, str] = {config.node_id: "node_id"}
@@ -231,7 +232,7 @@ def _check_members(document: Document, config: NodeConfig) -> None:
 
 
 def _check_times(document: Document, config: NodeConfig) -> None:
-    """A leader must get at least two heartbeats through before it is suspected."""
+    """Check that a leader sends at least two heartbeats within the time after which it is suspected."""
     least = 2 * config.heartbeat_interval_ms
     if config.election_timeout_ms < least:
         key = "election_timeout_ms" if "election_timeout_ms" in document.data else "heartbeat_interval_ms"
@@ -243,10 +244,10 @@ def _check_times(document: Document, config: NodeConfig) -> None:
 
 
 def check_limits(document: Document, limits: Limits, place: Place = ("limits",)) -> None:
-    """However it is escaped (six bytes for one), the largest message must fit a line, and the largest batch a frame.
+    """Check that the largest message fits a line, even fully escaped (six bytes a byte), and the largest batch a frame.
 
     Args:
-        place: where the limits stand in the document, if they do.
+        place: the place of the limits in the document, if it has any.
     """
     least = 6 * limits.max_payload_bytes + 1024
     if limits.max_line_bytes < least:

@@ -4,10 +4,9 @@ Frame:
 
     u32 header length | u32 body length | u32 CRC-32 of the header      | header, JSON | body, entries
 
-The prefix and the limits are those of an entry (nodeproc.records). Bodies carry their own CRC, so each process sums
-them once. A connection between nodes opens with PREAMBLE, whose first byte no line of a client has. An incomplete
-frame is not a malformed one: FrameDecoder waits for the rest and raises FrameError only for bytes that no continuation
-can mend.
+The prefix and the limits are those of an entry (nodeproc.records). Bodies carry their own CRC, so each process checks
+them once. A connection between nodes begins with PREAMBLE, whose first byte begins no line of a client. FrameDecoder
+waits for the rest of an incomplete frame; it raises FrameError only for bytes that cannot become a valid frame.
 """
 
 from __future__ import annotations
@@ -41,24 +40,24 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PeerHello(Struct, frozen=True, tag_field="type", tag="PEER_HELLO"):
-    """The dialling node says who it is. Rule: M3, M4."""
+    """The dialling node introduces itself. Rule: M3, M4."""
 
     version: int
-    """The newest that it speaks."""
+    """The newest version that this node supports."""
     cluster: str
     node: NodeId
     identity: str
     rebuilding: bool
     nonce: str
-    """Fresh random, 32 hex digits; makes every proof unrepeatable."""
+    """Fresh random value, 32 hexadecimal digits; it prevents the replay of a proof."""
     members: tuple[NodeId, ...] = ()
-    """All ids, ascending, as its configuration has them."""
+    """The ids of all members in the node's configuration, ascending."""
     least: int = 0
-    """The oldest version that it speaks; 0: `version` only."""
+    """The oldest version that this node supports; 0: only `version`."""
 
 
 class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE"):
-    """The accepting node says who it is and proves that it knows the secret. Rule: M3."""
+    """The accepting node introduces itself and proves that it knows the secret. Rule: M3."""
 
     node: NodeId
     identity: str
@@ -66,7 +65,7 @@ class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE")
     nonce: str
     proof: str
     version: int = 0
-    """The newest that it speaks."""
+    """The newest version that this node supports."""
 
 
 class PeerProof(Struct, frozen=True, tag_field="type", tag="PEER_PROOF"):
@@ -74,24 +73,24 @@ class PeerProof(Struct, frozen=True, tag_field="type", tag="PEER_PROOF"):
 
     proof: str
     promised: Promised = NOTHING
-    """By the accepting node, as the dialling one knows; neither says so to one that has proven nothing."""
+    """The promises of the accepting node that the dialling node knows. They are sent only to a proven node."""
 
 
 class PeerWelcome(Struct, frozen=True, tag_field="type", tag="PEER_WELCOME"):
-    """The accepting node takes the link: frames may follow. Rule: M3, M4, M6."""
+    """The accepting node accepts the link; other frames may follow. Rule: M3, M4, M6."""
 
     promised: Promised = NOTHING
-    """By the dialling node, as the accepting one knows."""
+    """The promises of the dialling node that the accepting node knows."""
 
 
 class PeerRefusal(Struct, frozen=True, tag_field="type", tag="PEER_REFUSAL"):
-    """Why a link is closed at once."""
+    """The accepting node refuses the link and closes it."""
 
     reason: str
 
 
 class _AppendHeader(Struct, frozen=True, tag_field="type", tag="APPEND"):
-    """An Append on the wire: its records are the frame's body."""
+    """The header of an Append frame; the records are the frame's body."""
 
     term: Term
     previous: Position
@@ -99,7 +98,7 @@ class _AppendHeader(Struct, frozen=True, tag_field="type", tag="APPEND"):
 
 
 class _CopyHeader(Struct, frozen=True, gc=False, tag_field="type", tag="COPY"):
-    """A Copy on the wire: its records are the frame's body."""
+    """The header of a Copy frame; the records are the frame's body."""
 
     number: int
 
@@ -117,7 +116,7 @@ _decode_frame_header: Callable[[bytes | memoryview], _AppendHeader | _CopyHeader
 
 
 def encode_frame(message: FrameMessage) -> list[bytes]:
-    """The buffers of one frame, ready for writelines; the records' bytes are not copied."""
+    """Return the buffers of one frame, for writelines; the records' bytes are not copied."""
     if isinstance(message, Append):
         head = _encode(_AppendHeader(message.term, message.previous, message.commit_seq))
         return _with_records(head, message.records)
@@ -149,10 +148,10 @@ def _decode_frame(head: bytes | memoryview, body: bytes) -> FrameMessage:
 
 
 class FrameDecoder:
-    """Cuts a stream of bytes into frames. One per connection.
+    """Splits the bytes of one connection into frames.
 
     Args:
-        max_header, max_body: bytes; smaller ones bound what an unproven peer can make a node hold.
+        max_header, max_body: limits in bytes; low limits bound the memory that an unproven peer can use.
     """
 
     def __init__(self, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -> None:
@@ -160,10 +159,10 @@ class FrameDecoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[FrameMessage]:
-        """The frames that are complete now, one at a time: the limits may be changed between two.
+        """Yield each complete frame; the caller may change the limits in between.
 
         Raises:
-            FrameError: the stream can't be understood from here on.
+            FrameError: the rest of the stream cannot be decoded.
         """
         kept = self._buffer
         if kept:
@@ -194,7 +193,7 @@ class FrameDecoder:
 
 
 def _cut(buffer: bytes | bytearray, start: int, end: int) -> bytes:
-    """Some of its bytes, copied once."""
+    """Return a slice of the buffer as bytes, copied once."""
     if isinstance(buffer, bytes):
         return buffer[start:end]
     with memoryview(buffer) as view:

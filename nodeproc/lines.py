@@ -1,7 +1,7 @@
 """Lines between nodes and clients: JSON lines in both directions. Pure.
 
-An incomplete line is not a malformed one: LineDecoder waits for the rest, and FrameError is only for bytes that no
-continuation can mend.
+LineDecoder waits for the rest of an incomplete line; it raises FrameError only for bytes that cannot become a valid
+line.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SESSION_TOKEN: Final = re.compile(r"[A-Za-z0-9_.:-]{16,64}")
 
 
 def session_of(token: str) -> str:
-    """The public id of the session whose secret is this token. Rule: S1.
+    """Return the public id of the session with this token. Rule: S1.
 
-    Everybody sees the id, in every msg_id; only the client and the node to which it is connected see the token. 96 bits
-    are enough: also somebody who would be content with any of 100,000 sessions has to try 2^79 tokens.
+    The id is public: it appears in every msg_id. Only the client and the node to which it is connected know the token.
+    96 bits are enough: an attacker who wants any one of 100,000 sessions must try 2^79 tokens.
 
     Returns:
         The first 24 hexadecimal digits, in lower case, of the SHA-256 of the token's bytes.
@@ -39,13 +39,13 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", t
 
     client_id: int
     session: str = ""
-    """The session's public id, session_of(session_token); left out, the node works it out."""
+    """The session's public id, session_of(session_token); the node computes it if it is left out."""
     born: SeqNo | None = None
-    """Delivered seq_no when the session was born, as the first WELCOME told; None: born now."""
+    """The `born` of the session's first WELCOME; None in the first HELLO of a session."""
     client_token: str | UnsetType = UNSET
-    """What the node asks of everybody in the first line of a connection, where it asks for one."""
+    """The client token, if the node requires one in the first line of a connection."""
     session_token: str | UnsetType = UNSET
-    """The session's secret, which proves that the session is this client's. Left out, the node makes a session up."""
+    """The session's secret. If it is left out, the node makes up a session."""
 
 
 class Chat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="CHAT"):
@@ -65,7 +65,7 @@ class Subscribe(
 
 
 class StatusRequest(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="STATUS"):
-    """What does the node know? Needs no HELLO."""
+    """Ask for the node's STATUS_IS. Needs no HELLO."""
 
     client_token: str | UnsetType = UNSET
 
@@ -78,22 +78,22 @@ class Welcome(Struct, frozen=True, tag_field="type", tag="WELCOME"):
 
     node: NodeId
     session: str
-    """Its public id."""
+    """The session's public id."""
     born: SeqNo
-    """To be repeated in every later HELLO of this session."""
+    """The session's birth, to be repeated in every later HELLO of this session."""
     acknowledged: int
     """Last n of the session that this node has delivered; 0 for none."""
     last_seq: SeqNo
-    """Delivered here."""
+    """The last seq_no that this node has delivered."""
     leader: NodeId
-    """0: none known."""
+    """The leader that this node knows; 0 if none."""
     term: Term
     acknowledged_seq: SeqNo = 0
-    """The seq_no of message `acknowledged`; 0: not told, an ACK tells it when the message is sent again."""
+    """The seq_no of message `acknowledged`. 0: not known yet; an ACK contains it when the message is sent again."""
 
 
 class Ack(Struct, frozen=True, tag_field="type", tag="ACK"):
-    """Messages 1..n of the session are delivered; n stands at seq_no. Rule: S4."""
+    """Messages 1..n of the session are delivered; n has this seq_no. Rule: S4."""
 
     session: str
     n: int
@@ -101,10 +101,10 @@ class Ack(Struct, frozen=True, tag_field="type", tag="ACK"):
 
 
 class Reject(Struct, frozen=True, tag_field="type", tag="REJECT"):
-    """Messages of a CHAT were not ordered, or the client is not taken (first 0). Rule: S2, S3, S7, F3.
+    """Messages of a CHAT were not ordered, or the client is refused (first 0). Rule: S2, S3, S7, F3.
 
-    retry: true, send again, from `expected` where it is not 0 and else after the next LEADER line;
-    false: certainly never ordered.
+    retry: true: send again, from `expected` if it is not 0, otherwise after the next LEADER line.
+        false: certainly never ordered.
     """
 
     session: str
@@ -115,35 +115,35 @@ class Reject(Struct, frozen=True, tag_field="type", tag="REJECT"):
 
 
 TOKEN_REFUSED = "client token"
-"""Reason of a REJECT of the client itself: its first line did not show the node's token."""
+"""Reason of a REJECT for a client whose first line lacks the node's client token."""
 
 
 class LeaderLine(Struct, frozen=True, tag_field="type", tag="LEADER"):
-    """The way to the leader is a new one: what is not acknowledged must be sent again. Rule: S5."""
+    """The route to the leader has changed: send unacknowledged messages again. Rule: S5."""
 
     leader: NodeId
     term: Term
 
 
 class Problem(Struct, frozen=True, tag_field="type", tag="ERROR"):
-    """A line could not be taken; the connection is closed behind it. Rule: S7."""
+    """A line could not be accepted; the node closes the connection after this answer. Rule: S7."""
 
     reason: str
 
 
 class PeerStatus(Struct, frozen=True):
-    """How far one peer is, as the answering node knows."""
+    """The state of one peer, as the answering node knows it."""
 
     node: NodeId
     connected: bool
     synced: bool
-    """Is sent new records at once (the leader knows)."""
+    """True if the answering node is the leader and sends new records to this peer at once."""
     durable_seq: SeqNo
-    """Last durable seq_no it told this leader; 0 where the answering node does not lead."""
+    """The last durable seq_no that the peer acknowledged to this leader; 0 if the answering node does not lead."""
 
 
 class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
-    """Answer to STATUS. A node of another make may leave out what has a default."""
+    """Answer to STATUS. Another implementation of a node may leave out fields with a default."""
 
     node: NodeId
     role: str
@@ -151,7 +151,7 @@ class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
     term: Term
     leader: NodeId
     last_seq: SeqNo
-    """Written here, delivered or not."""
+    """Written on this node, delivered or not."""
     commit_seq: SeqNo
     delivered_seq: SeqNo
     rebuilding: bool = False
@@ -169,11 +169,11 @@ _decode_message_line: Callable[[bytes], Line] = msgspec.json.Decoder(Line).decod
 _LineT = TypeVar("_LineT")
 
 MESSAGE_START = b'{"seq_no":'
-"""How a line of the message log starts; no other line of a node does."""
+"""The beginning of a line of the message log; no other line of a node begins so."""
 
 
 def encode_line(line: ClientLine | NodeLine) -> bytes:
-    """One line with its newline."""
+    """Return one encoded line with its newline."""
     return _encode(line) + b"\n"
 
 
@@ -185,16 +185,16 @@ def _decode_line(decode: Callable[[bytes], _LineT], line: bytes) -> _LineT:
 
 
 def decode_client_line(line: bytes) -> ClientLine:
-    """What a client says.
+    """Decode a line from a client.
 
     Raises:
-        FrameError: not JSON, an unknown type or key, or a field out of its type.
+        FrameError: not JSON, an unknown type or key, or a field of the wrong type.
     """
     return _decode_line(_decode_client_line, line)
 
 
 def decode_node_line(line: bytes) -> NodeLine | Line:
-    """What a node says to a client: a delivered message or an answer.
+    """Decode a line from a node: a delivered message or an answer.
 
     Raises:
         FrameError: as decode_client_line.
@@ -205,10 +205,10 @@ def decode_node_line(line: bytes) -> NodeLine | Line:
 
 
 class LineDecoder:
-    """Cuts a stream of bytes into lines. One per connection.
+    """Splits the bytes of one connection into lines.
 
     Args:
-        max_line: bytes without the newline.
+        max_line: limit in bytes, without the newline.
     """
 
     def __init__(self, max_line: int) -> None:
@@ -217,11 +217,11 @@ class LineDecoder:
 
     @property
     def unfinished(self) -> int:
-        """Bytes of a line whose end has not come."""
+        """The number of bytes of the incomplete line."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are complete now, without newlines; blank ones are left out.
+        """Return the lines that are complete now, without newlines and without blank lines.
 
         Raises:
             FrameError: a line is longer than allowed.

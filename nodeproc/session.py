@@ -1,22 +1,23 @@
 """The client's half of rules S1 to S6, as a pure state machine: no socket, no clock, no randomness.
 
-One Session is one session of the protocol: one token, one numbering 1, 2, 3, … that no reconnect restarts. The
-caller tells it what happened (connected, received, submit, disconnected, tick) and then does its duties, in any order:
+One Session is one session of the protocol: one token, and messages numbered 1, 2, 3, … across all its connections. The
+caller reports what happened (connected, received, submit, disconnected, tick) and then performs these duties, in any
+order:
 
-    while connected and the socket takes more: write next_line(now)
-    hand out take_outcomes() and take_shown()
+    while connected and the socket accepts more: write next_line(now)
+    pass on take_outcomes() and take_shown()
     call tick(now) no later than next_deadline()
     leave this connection for another node when gave_up(now)
 
-What has to be sent is kept as one cursor over the unacknowledged messages, so "send again" only moves the cursor
-back and nothing is queued twice: the lines are made when the socket wants them. Every message has exactly one outcome:
+A cursor points to the next unacknowledged message to be sent. To send messages again, the session moves the cursor
+back; it makes a line only when the socket accepts one. Every message has exactly one outcome:
 
     ok        delivered: an ACK covers it
     rejected  certainly never ordered
     unknown   its deadline passed, or the session ended, after it may have been sent: it may still be delivered
 
-A message whose outcome is unknown keeps its number and, while later messages of the session wait behind it, is sent
-again like any other: the leader takes no n + 1 without n (S2).
+A message whose outcome is unknown keeps its number. While later messages of the session wait, it is sent again like any
+other, because the leader accepts no n + 1 without n (S2).
 
 `now` is time.monotonic(), seconds.
 """
@@ -59,32 +60,32 @@ OutcomeKind: TypeAlias = Literal["ok", "rejected", "unknown"]
 
 
 class Outcome(Struct, frozen=True, gc=False):
-    """The fate of messages first..last of the session."""
+    """The outcome of messages first..last of the session."""
 
     kind: OutcomeKind
     first: int
     last: int
     seq_no: SeqNo = 0
-    """Where message `last` stands when it is ok; 0: not known."""
+    """The seq_no of message `last` if the outcome is ok; 0 if it is not known."""
     reason: str = ""
-    """Why it is not ok, for people."""
+    """Why the outcome is not ok, human-readable."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """Times are seconds, sizes bytes.
+    """Settings of a session. Times are seconds, sizes bytes.
 
-    deadline: how long a message is waited for before its outcome is unknown.
-    retry_interval: without progress for so long, everything unacknowledged is sent again.
-    retry_pause: least time between two repetitions that refusals ask for; doubles up to retry_interval.
-    patience: a node that does not answer for so long is left; one that answers and makes no progress for so long is
-        left for another one. Each time that this was for want of a leader it doubles, up to 8 times.
-    keepalive: a silent node is asked for its STATUS after so long, so that a dead one is noticed; one without a leader
-        too, which tells how many nodes are up.
-    window_messages, window_bytes: sent and not acknowledged; past either, later messages wait.
-    line_messages, line_bytes: largest CHAT line; a single larger message still travels, alone.
-    payload_bytes: largest message, UTF-8.
-    client_token: shown to each node before all else; "": none is asked for.
+    deadline: the outcome of a message is unknown this long after it was submitted.
+    retry_interval: after this time without progress, all unacknowledged messages are sent again.
+    retry_pause: minimum time between two repetitions that refusals ask for; doubles up to retry_interval.
+    patience: a node that does not answer for this time is given up. A node that answers but makes no progress for this
+    time is given up if there is another one; after each such change without a leader this time doubles, up to 8 times.
+    keepalive: a silent node, or one without a leader, is sent STATUS after this time. The answer shows whether the node
+    is alive, and how many nodes are up.
+    window_messages, window_bytes: limits of messages that are sent and not acknowledged; further messages wait.
+    line_messages, line_bytes: limits of a CHAT line; a single larger message has a line of its own.
+    payload_bytes: limit of a message, UTF-8.
+    client_token: sent in the first line of each connection; "" if the nodes require none.
     """
 
     deadline: float = 30.0
@@ -101,7 +102,7 @@ class SessionSettings:
 
 
 def why_unsendable(payload: str, limit: int) -> str:
-    """Why this payload can't be sent, "" where it can.
+    """Return why this payload cannot be sent, or "" if it can.
 
     Args:
         limit: bytes of UTF-8.
@@ -117,11 +118,11 @@ def why_unsendable(payload: str, limit: int) -> str:
 
 
 class Session:
-    """See the module's docstring.
+    """One session of a client; see the module's docstring.
 
     Args:
-        token: the session's secret, 16 to 64 of A-Z a-z 0-9 _ . : -, fresh and random for each Session: two clients
-            with one token number over each other.
+        token: the session's secret, 16 to 64 of A-Z a-z 0-9 _ . : -, fresh and random for each Session. Two clients
+            with the same token would use the same numbers for different messages.
     """
 
     # What the nodes told, for people and for choosing.
@@ -130,15 +131,15 @@ class Session:
     term: Term = 0
     last_seq: SeqNo = 0
     members: tuple[int, int] | None = None
-    """(nodes that are up, all nodes) as a node without a leader told in its STATUS; None: it has not told yet."""
+    """(nodes that are up, all nodes), from the STATUS of a node without a leader; None if not known."""
     elsewhere = True
-    """Another node can be tried. Else a node that answers is not left."""
+    """There is another node to try. If not, a node that answers is never given up."""
     refused = ""
-    """Why a node took none of our messages the last time that it told us to send them again."""
+    """The reason why the node refused messages the last time."""
     problem = ""
     """The reason of the latest ERROR line."""
     ended = ""
-    """Why the session takes no more messages, "" while it does."""
+    """Why the session accepts no more messages; "" while it does."""
 
     def __init__(self, client_id: int, token: str, settings: SessionSettings | None = None) -> None:
         self.client_id = client_id
@@ -151,19 +152,19 @@ class Session:
         self._payloads_from = 1
         self._base = 1
         self._cursor = 1
-        """Next n to be sent on this connection."""
+        """Next n to send on this connection."""
         self._last = 0
-        """Last n that may be sent; the end of the session cuts it."""
+        """Last n that may be sent; lowered when the session ends."""
         self._numbered = 0
-        """Last n given out."""
+        """Last n that a message has got."""
         self._sent = 0
-        """Highest n ever handed to a connection."""
+        """Highest n ever passed to a connection."""
         self._repeated = 0
         """Highest n that was, or may be, sent more than once."""
         self._settled = 0
         """All n up to here, and all above _last, have their outcome."""
         self._due: deque[tuple[float, int]] = deque()
-        """(deadline, last n of those with it), both ascending."""
+        """(deadline, last n with this deadline), both ascending."""
         self._outcomes: list[Outcome] = []
 
         # This connection.
@@ -171,14 +172,14 @@ class Session:
         self._welcomed = False
         self._to_say: deque[Hello | Subscribe | StatusRequest] = deque()
         self._lines: deque[tuple[int, int]] = deque()
-        """(last n, bytes) of the CHAT lines on their way."""
+        """(last n, bytes) of the CHAT lines that are sent and not acknowledged."""
         self._lines_bytes = 0
         self._line_messages = settings.line_messages
         self._heard_at = self._waiting_since = 0.0
         self._asked_at = NEVER
-        """When the node was asked for its STATUS and has not said anything since."""
+        """When STATUS was sent to a node that has sent nothing since."""
         self._survey_at = NEVER
-        """When a node without a leader is asked for its STATUS."""
+        """When to send STATUS to a node without a leader."""
         self._patience = settings.patience
 
         # Sending again.
@@ -190,45 +191,45 @@ class Session:
         # The subscription.
         self._subscribed = False
         self._place: SeqNo = 0
-        """Next seq_no to be shown; 0: from the first WELCOME's on."""
+        """Next seq_no to show; 0: begin after the first WELCOME."""
         self._shown: list[Shown] = []
 
     # ---- what the caller asks --------------------------------------------------------------------
 
     @property
     def welcomed(self) -> bool:
-        """The present connection's node has answered HELLO."""
+        """True if the node of the current connection has answered HELLO."""
         return self._welcomed
 
     @property
     def unsettled(self) -> int:
-        """How many messages have no outcome yet."""
+        """The number of messages without an outcome."""
         return self._last - self._settled
 
     @property
     def last_n(self) -> int:
-        """The last n given out; the next message gets the one behind it."""
+        """The n of the message submitted last."""
         return self._numbered
 
     @property
     def place(self) -> SeqNo:
-        """Next seq_no to be shown; 0 where nothing is subscribed or not known yet."""
+        """The next seq_no to show; 0 without a subscription, or if it is not known yet."""
         return self._place if self._subscribed else 0
 
     def take_outcomes(self) -> list[Outcome]:
-        """The outcomes since the last call."""
+        """Return the outcomes since the last call."""
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
     def take_shown(self) -> list[Shown]:
-        """What was delivered to the subscriber since the last call: contiguous with all before. Rule: S6."""
+        """Return the messages that the subscription received since the last call, in order and without gaps. Rule: S6."""
         shown, self._shown = self._shown, []
         return shown
 
     # ---- what happens ----------------------------------------------------------------------------
 
     def subscribe(self, start: SeqNo | None) -> None:
-        """Show every delivered message from `start` on; None: those that come from now on. Once a session."""
+        """Show every delivered message from `start` on; None: from now on. At most one call per session."""
         assert not self._subscribed and (start is None or start >= 1), start
         self._subscribed = True
         self._place = start or (self.last_seq + 1 if self.born is not None else 0)
@@ -239,10 +240,10 @@ class Session:
         """Number the messages and send them in this order. Rule: S1.
 
         Returns:
-            The n of the first. In a session that has ended the outcome follows at once: rejected.
+            The n of the first. In a session that has ended, all are rejected at once.
 
         Raises:
-            ValueError: one of them can't be sent (why_unsendable); none was taken.
+            ValueError: one of them cannot be sent (why_unsendable); none was accepted.
         """
         limit = self.settings.payload_bytes
         for payload in payloads:
@@ -265,7 +266,7 @@ class Session:
         return first
 
     def connected(self, now: float) -> None:
-        """A connection to some node is open."""
+        """Begin with a new connection to a node."""
         assert not self._connected
         self._connected, self._welcomed = True, False
         self._heard_at = self._waiting_since = now
@@ -276,7 +277,7 @@ class Session:
         self._to_say.append(Hello(self.client_id, self.id, born, shown, self.token))
 
     def disconnected(self) -> None:
-        """The connection is gone; what was sent on it may or may not have arrived."""
+        """End the connection; what was sent on it may or may not have arrived."""
         if self._welcomed and self.leader == NOBODY:
             self._patience = min(self._patience * 2, self.settings.patience * 8)
         self._connected = self._welcomed = False
@@ -285,10 +286,10 @@ class Session:
         self._move_cursor(self._base)  # hit: S5 a lost connection has all sent again
 
     def received(self, line: NodeLine | Shown, now: float) -> None:
-        """Take what NodeStream made of a node's bytes.
+        """Handle a line from the node, or delivered messages, as decoded by NodeStream.
 
         Raises:
-            FrameError: not what a node may say now; this connection is to be given up.
+            FrameError: the line is not allowed now; close this connection.
         """
         self._heard_at = now
         self._asked_at = NEVER
@@ -316,7 +317,7 @@ class Session:
                 self.problem = line.reason
 
     def tick(self, now: float) -> None:
-        """Time passed: deadlines, repetitions, keepalive."""
+        """Handle what is due: deadlines, repetitions, keepalive."""
         while self._due and self._due[0][0] <= now:
             _, n = self._due.popleft()
             # hit: S5 a deadline makes the outcome unknown
@@ -332,7 +333,7 @@ class Session:
             self._asked_at = now
 
     def next_deadline(self) -> float:
-        """When tick or gave_up has something to do; NEVER where only input can bring it."""
+        """Return when tick or gave_up is due next; NEVER if only input can change that."""
         when = self._due[0][0] if self._due else NEVER
         if self._connected:
             when = min(when, self._give_up_at())
@@ -341,23 +342,23 @@ class Session:
         return when
 
     def gave_up(self, now: float) -> bool:
-        """The connection is of no use any more, or another node may do better."""
+        """Return whether to close this connection and try the next node."""
         return self._connected and self._give_up_at() <= now
 
     def excuse(self, now: float) -> None:
-        """The silence up to now was ours: the caller had stopped reading."""
+        """Ignore the silence up to now: the caller itself had stopped reading."""
         self._heard_at = self._waiting_since = self._retry_from = now
         if self._asked_at != NEVER:
             self._asked_at = now
 
     def close(self, reason: str) -> None:
-        """End the session: what was never sent is rejected, the rest unknown. Rule: S5."""
+        """End the session: messages never sent are rejected, the outcome of the others is unknown. Rule: S5."""
         self._end(reason, self._base, certain_above=self._sent)
 
     # ---- what to say -----------------------------------------------------------------------------
 
     def next_line(self, now: float) -> bytes | None:
-        """The next line for the connection, None when there is nothing to say."""
+        """Return the next line to send, or None if there is nothing to send."""
         if not self._connected:
             return None
         if self._to_say:
@@ -365,10 +366,10 @@ class Session:
         return self._next_chat(now)
 
     def _next_chat(self, now: float) -> bytes | None:
-        """The next messages that fit the window. Rule: S1, S5.
+        """Return a line with the next messages that fit the window, or None. Rule: S1, S5.
 
-        With no leader known or a repetition pending nothing is sent: it would be refused. With all outcomes told
-        neither: the client's deadline is over (S5).
+        Nothing is sent while no leader is known or a repetition is pending, because it would be refused. Nothing is
+        sent if all messages have an outcome, because their deadline is over (S5).
         """
         settings, first = self.settings, self._cursor
         room = min(self._last + 1, self._base + settings.window_messages) - first
@@ -388,7 +389,7 @@ class Session:
         return line
 
     def _encode_chat(self, first: int, room: int) -> tuple[bytes, int]:
-        """A CHAT line and how many messages it holds: as many as fit line_messages and line_bytes."""
+        """Return a CHAT line with as many messages as line_messages and line_bytes allow, and their number."""
         at, limit = first - self._payloads_from, self.settings.line_bytes
         while True:
             count = min(self._line_messages, room)
@@ -408,10 +409,11 @@ class Session:
             raise FrameError(f"an answer for session {session!r}, not {self.id!r}")
 
     def _is_foreign(self, n: int) -> bool:
-        """Whether a node knows a message n of this session that this client has not sent. The session ends then.
+        """Return whether this n, which a node has sent, was never sent by this client; the session then ends. Rule: S1.
 
-        What was sent may have been taken for a repetition of the other client's messages, and what was acknowledged
-        lately may be theirs; what was never sent was certainly not ordered. Rule: S1.
+        Another client uses the same token. A message sent here may have been dropped as a duplicate of the other
+        client's, and recent acknowledgements may be for the other client's messages, so the outcome of sent messages is
+        unknown. A message that was never sent was certainly not ordered.
         """
         if n <= self._sent:
             return False
@@ -437,7 +439,7 @@ class Session:
             self._to_say.append(Subscribe(self._place))
 
     def _on_leader(self, leader: NodeId, term: Term, now: float) -> None:
-        """Send everything unacknowledged again over the new way. Rule: S5."""
+        """Send all unacknowledged messages again, on the new route to the leader. Rule: S5."""
         self.leader, self.term = leader, term
         if leader == NOBODY:
             # Most elections are over sooner than that.
@@ -449,7 +451,7 @@ class Session:
             self._move_cursor(self._base)  # hit: S5 another leader has all sent again
 
     def _on_acknowledged(self, n: int, seq_no: SeqNo, now: float) -> None:
-        """All up to n are delivered. Cumulative. Rule: S4."""
+        """Record that all messages up to n are delivered. Rule: S4."""
         if seq_no > self.last_seq:
             self.last_seq = seq_no
         if n < self._base or (n > self._sent and self._is_foreign(n)):
@@ -469,7 +471,7 @@ class Session:
             self._due.popleft()
 
     def _on_reject(self, line: Reject, now: float) -> None:
-        """Messages were not ordered: send again, or give the session up. Rule: S2, S3, S7."""
+        """Handle a refusal: send the messages again, or end the session. Rule: S2, S3, S7."""
         if not line.first and line.reason == TOKEN_REFUSED:
             self.problem = "the client token is wrong or missing"
             self._end(self.problem, self._base, certain_above=self._sent)
@@ -498,7 +500,7 @@ class Session:
                 self._rewind(self._rewind_to, now)
 
     def _on_shown(self, shown: Shown) -> None:
-        """Keep the subscriber's place: what it has already is cut off, a gap is the node's fault. Rule: S6."""
+        """Add delivered messages to those to be shown, without duplicates; a gap is an error of the node. Rule: S6."""
         if not self._place or shown.first > self._place:
             raise FrameError(f"messages from seq_no={shown.first} on, allowed from {self._place or 'nowhere'} on")
         if shown.last >= self._place:
@@ -516,30 +518,30 @@ class Session:
         self._rewind_at = NEVER
 
     def _rewind(self, n: int, now: float) -> None:
-        """Send again from n on, or from where the acknowledgements have come to since."""
+        """Send again from n on, or from the first unacknowledged message if that is later."""
         self._move_cursor(min(max(n, self._base), self._cursor))
         self._retry_from = now
         self._rewind_ok_at = now + self._pause
         self._pause = min(self._pause * 2, self.settings.retry_interval)
 
     def _drop_payloads(self) -> None:
-        """Forget acknowledged payloads; in steps, because it moves those that stay."""
+        """Drop acknowledged payloads, many at once, because dropping moves the remaining ones."""
         done = self._base - self._payloads_from
         if done * 2 >= len(self._payloads):
             del self._payloads[:done]
             self._payloads_from = self._base
 
     def _settle(self, kind: OutcomeKind, last: int, seq_no: SeqNo = 0, reason: str = "") -> None:
-        """All up to `last` that have no outcome yet get this one."""
+        """Set this outcome for all messages up to `last` that have none."""
         if last > self._settled:
             self._outcomes.append(Outcome(kind, self._settled + 1, last, seq_no, reason))
             self._settled = last
 
     def _end(self, reason: str, first: int, certain_above: int) -> None:
-        """No message from `first` on is sent any more, nor any later one; those below go on.
+        """Stop sending messages from `first` on, and end the session; lower ones are still sent.
 
         Args:
-            certain_above: no copy of a message above this n can be ordered; the others' outcome is unknown.
+            certain_above: messages above this n were certainly not ordered; the outcome of the others is unknown.
         """
         self.ended = self.ended or reason
         first = max(first, self._settled + 1)

@@ -1,8 +1,8 @@
-"""TLS of a node's port and of those who dial it, made from PEM files.
+"""TLS for a node's port and for connections to nodes, configured by PEM files.
 
-A port with TLS speaks nothing else: there is no way to talk a node out of it. Nodes show certificates to each other,
-both ways; clients check the node's, and show one of their own where the node asks for it. Which certificates a link was
-made with goes into its handshake (nodeproc.net.handshake), so that nobody stands between two nodes with one of his own.
+A port with TLS accepts nothing else, so it cannot be downgraded. Nodes present certificates in both directions. Clients
+check the node's certificate, and present their own if the node requires one. The certificates of a link are part of its
+handshake (nodeproc.net.handshake), so a man in the middle with a certificate of his own is detected.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _SOURCE = re.compile(r" \(_ssl\.c:\d+\)")
 class TlsFiles(Struct, frozen=True, forbid_unknown_fields=True):
     """The `tls` part of a node's configuration. Paths are relative to the working directory.
 
-    cert: this node's certificate, with those between it and the authority behind it.
+    cert: this node's certificate, followed by the intermediate ones.
     key: its private key, without a passphrase.
-    ca: certificates of the authorities whose word counts, for nodes and clients.
+    ca: certificates of the trusted authorities, for nodes and clients.
     clients: whether a client needs a certificate too.
-    check_names: a node must have a certificate for the host at which it is dialled.
+    check_names: a node's certificate must be valid for the host that was dialled.
     """
 
     cert: str
@@ -41,7 +41,7 @@ class TlsFiles(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TlsProblem(ConfigError):
-    """A file can't be used; `key` is the part of TlsFiles that names it."""
+    """A file cannot be used; `key` is the field of TlsFiles that names it."""
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
@@ -50,20 +50,20 @@ class TlsProblem(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class NodeTls:
-    """What a node needs to accept and to dial."""
+    """The TLS contexts with which a node accepts and dials connections."""
 
     accepting: ssl.SSLContext
     dialling: ssl.SSLContext
     own: bytes
-    """Its certificate, DER."""
+    """This node's certificate, DER."""
     clients_need_certificate: bool
 
 
 def node_tls(files: TlsFiles) -> NodeTls:
-    """Read the files.
+    """Read the files of a node.
 
     Raises:
-        TlsProblem: one of them is missing, no PEM, or does not fit the others.
+        TlsProblem: a file is missing, is not PEM, or does not match the others.
     """
     accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     accepting.minimum_version = LEAST_VERSION
@@ -76,12 +76,12 @@ def node_tls(files: TlsFiles) -> NodeTls:
 
 
 def client_tls(ca: str, cert: str = "", key: str = "", *, check_names: bool = True) -> ssl.SSLContext:
-    """What a client needs to dial a node.
+    """Return the TLS context with which a client connects to nodes.
 
     Args:
-        ca: authorities whose word counts.
-        cert, key: what it shows, where the node asks for it.
-        check_names: the node's certificate must be for the host that is dialled.
+        ca: certificates of the trusted authorities.
+        cert, key: the client's own certificate and key, if the nodes require one.
+        check_names: the node's certificate must be valid for the host that was dialled.
 
     Raises:
         TlsProblem: as node_tls.
@@ -108,7 +108,7 @@ def _trust(tls: ssl.SSLContext, ca: str) -> None:
 
 
 def _show(tls: ssl.SSLContext, cert: str, key: str) -> bytes:
-    """Load certificate and key. Returns the certificate, DER."""
+    """Load certificate and key into the context. Return the certificate, DER."""
     text = _read("cert", cert)
     begin, end = text.find(_BEGIN), text.find(_END)
     if begin < 0 or end < begin:
@@ -149,18 +149,18 @@ def _read(key: str, path: str) -> str:
 
 
 def shown_certificate(transport: asyncio.BaseTransport) -> bytes:
-    """What the other end has shown, DER; empty where it showed none, or without TLS."""
+    """Return the certificate that the other end has presented, DER; empty without one, or without TLS."""
     channel = transport.get_extra_info("ssl_object")
     return (channel.getpeercert(binary_form=True) or b"") if channel is not None else b""
 
 
 def channel_of(acceptor: bytes, dialler: bytes) -> str:
-    """What both ends of a link know it by: the certificates that it was made with. Both must find the same."""
+    """Return the hash of both certificates of a link, which both ends must compute alike."""
     return hashlib.sha256(hashlib.sha256(acceptor).digest() + hashlib.sha256(dialler).digest()).hexdigest()
 
 
 def describe(error: ssl.SSLError) -> str:
-    """What went wrong, without the place in somebody's source."""
+    """Return the description of an error, without its place in the source of OpenSSL."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate does not count: {error.verify_message}"
     return _SOURCE.sub("", error.strerror or str(error))

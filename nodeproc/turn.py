@@ -1,11 +1,11 @@
-"""One node's turn: what came in goes through the core, then all that the core asks for is done. No asyncio.
+"""One node's turn: pass the waiting inputs to the core, then perform the effects that it returns. No asyncio.
 
-Inputs wait in an inbox until the turn; a turn takes them through the core and performs the resulting effects once for
-all of them, in the order of nodeproc.core.effects. So a busy node writes, sends and syncs once a turn, not once a
-message. Nothing in a turn waits for the disk: the host syncs beside it or afterwards, and what the core promised on
-that condition leaves in the turn that follows.
+Inputs wait in an inbox until the turn, which handles all of them and then performs the joined effects once, in the
+order of nodeproc.core.effects. So a busy node writes, sends and syncs once a turn, not once a message. A turn never
+waits for the disk: the host syncs in parallel or afterwards. When the data is durable, the next turn sends what had to
+wait for that.
 
-The host is the process around the turn. nodeproc.runtime is the real one; a simulation brings its own.
+The host is the process around the turn: nodeproc.runtime in a real node, lab.sim.node in a simulation.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from nodeproc.lines import PeerStatus, Status
 from nodeproc.net.clients import Clients
 
 TURN_MESSAGES: Final = 8192
-"""Taken from clients in one turn: some 10 ms of the leader's work."""
+"""Maximum number of messages from clients in one turn: some 10 ms of the leader's work."""
 
 
 class Host(Protocol):
-    """What a turn needs from the process around it."""
+    """The functions that a turn needs from the process around it."""
 
     def turn_soon(self) -> None:
-        """Call Turn.run soon. Not called again before that."""
+        """Call Turn.run soon. It is not called again before that."""
 
     def sync_soon(self, ticket: int) -> None:
         """Make durable all operations up to this ticket, then set Turn.durable and ask for a turn."""
@@ -41,27 +41,27 @@ class Host(Protocol):
         """Write events of the core to the event log."""
 
     def send(self, messages: Sequence[tuple[NodeId, PeerMessage]]) -> None:
-        """Send frames, each peer's in order; without a link they are lost."""
+        """Send frames, those for one peer in order; without a link they are lost."""
 
     def deliver(self, records: Sequence[Record]) -> None:
-        """Append the records' lines to the message log (Storage.deliver), and show them."""
+        """Append the records' lines to the message log (Storage.deliver) and send them to subscribers."""
 
     def checkpoint_soon(self) -> None:
-        """A checkpoint is due; one that is under way already is enough."""
+        """Write a checkpoint soon; if one is being written, that is enough."""
 
     def report(self, event: Event, address: str = "") -> None:
-        """An event of the outside; address: the host that caused it, "" if it is not known."""
+        """Log an event that does not come from the core. address: the host that caused it, or ""."""
 
     def vitals(self) -> tuple[float, int, dict[str, int]]:
-        """Uptime in seconds, process id and counters, for STATUS."""
+        """Return uptime in seconds, process id and counters, for STATUS."""
 
 
 class Turn:
-    """The inbox and the duties of one node, and the node as its clients see it (nodeproc.net.clients.Backend).
+    """The inbox and the turn of one node, and the node as its client connections see it (nodeproc.net.clients.Backend).
 
     Args:
         node: recovered, not started.
-        client_token: what the first line of every client must show; "": nothing.
+        client_token: required in the first line of every client; "" if none is.
     """
 
     def __init__(self, node: Node, storage: Storage, limits: Limits, host: Host, client_token: str = "") -> None:
@@ -70,9 +70,9 @@ class Turn:
         self.reading = Reading(storage, self._node_id, self.take, host.report)
         self.clients = Clients(self._node_id, self, limits, client_token)
         self.due = False
-        """The host was asked for a turn that it has not run yet."""
+        """The host was asked for a turn that has not run yet."""
         self.durable = 0
-        """Ticket up to which all operations are durable; the next turn tells the core."""
+        """Ticket up to which all operations are durable; the next turn passes it to the core."""
         self._told_durable = 0
         self._inbox: list[Envelope] = []
         self._fetches: list[Fetch] = []
@@ -85,24 +85,24 @@ class Turn:
             self.ask()
 
     def ask(self) -> None:
-        """Have a turn soon."""
+        """Ask the host for a turn."""
         if not self.due:
             self.due = True
             self._host.turn_soon()
 
     def begin(self, now: float) -> float:
-        """Start the node. Returns the core's next deadline."""
+        """Start the node. Return the core's next deadline."""
         self._perform(self.node.start(now))
         return self.node.next_deadline()
 
     def run(self, now: float) -> float:
-        """Take the inbox through the core, then do everything that it asks for. Returns the core's next deadline.
+        """Pass the inbox to the core and perform the effects. Return the core's next deadline.
 
         Args:
-            now: by the core's clock.
+            now: time of the core's clock.
 
         Raises:
-            WriteFailed, CorruptionError: the node must end; what the core was told and what happened may differ.
+            WriteFailed, CorruptionError: the node must end, because some effects may not have been performed.
         """
         node, fx = self.node, Effects()
         self.due = False
@@ -128,7 +128,7 @@ class Turn:
         return deadline
 
     def _first_of(self, inbox: list[Envelope]) -> list[Envelope]:
-        """The inputs that one turn may take: heartbeats and the disk must not wait for a flood of messages."""
+        """Return the inputs for one turn, so that heartbeats and the disk do not wait for a flood of messages."""
         messages = 0
         for at, envelope in enumerate(inbox, 1):
             if type(envelope.message) is Submit:
@@ -140,13 +140,15 @@ class Turn:
         return inbox
 
     def _serve(self, fetch: Fetch, now: float) -> None:
-        """Read what a peer lacks; one read for each peer and turn, so that the others' frames are not held up."""
+        """Read the records that a peer lacks. One read for each peer and turn, so that frames to others are not
+        delayed.
+        """
         records = self.reading.records(fetch)
         if records is not None:
             self._perform(self.node.fetched(fetch.peer, fetch.token, records, now))
 
     def _perform(self, fx: Effects) -> None:
-        """The duties, in their order."""
+        """Perform the effects, in their order."""
         host = self._host
         if fx.halt:
             host.emit(fx.emit)
@@ -172,7 +174,9 @@ class Turn:
             self._take_copy(copied)
 
     def _take_copy(self, copied: Copied) -> None:
-        """What could not be read is repaired, or is had nowhere: those that wait for it go on. Rule: K6."""
+        """Repair records with a copy from a peer, or note that no peer has one; then wake the waiting readers. Rule:
+        K6.
+        """
         reason, fetches = self.reading.take_copy(copied)
         self.clients.read_again(copied.after, reason)
         self._fetches += fetches
@@ -202,7 +206,7 @@ class Turn:
         self._host.report(event, address)
 
     def status(self) -> Status:
-        """What this node knows now."""
+        """Return this node's answer to STATUS."""
         node, state = self.node, self.node.state
         progress = node.progress()
         peers = []

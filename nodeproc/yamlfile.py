@@ -1,15 +1,16 @@
-"""YAML files whose errors name file, line, column and key, and point at the place.
+"""YAML files with errors that name file, line, column and key, and show the place.
 
     configs/node1.yml:7:19: peers[0].port: found "abc", allowed 1..65535
         7 |   - {id: 2, port: abc}
           |                   ^
 
-parse() reads the text, Document.convert() makes a msgspec Struct of it, Document.error() places a complaint that
-only the caller can make ("no such node"). Structs that refuse unknown keys say so themselves
+parse() reads the text, and Document.convert() makes a msgspec Struct of it. Document.error() makes an error with a
+place, for checks that only the caller can do ("no such node"). Structs that refuse unknown keys declare this themselves
 (forbid_unknown_fields=True).
 
-Plain scalars are those of nodeproc.yamlscalar. A key stands once, merge keys (`<<`) work, tags (`!!int`) are refused:
-the types say what a value is. A file has at most MAX_FILE_BYTES, and MAX_VALUES values with its aliases expanded.
+nodeproc.yamlscalar defines the meaning of plain scalars. A key may appear only once. Merge keys (`<<`) work. Tags
+(`!!int`) are refused, because the Struct defines the types. A file has at most MAX_FILE_BYTES, and MAX_VALUES values
+with all aliases expanded.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ from nodeproc.errors import FileProblem, did_you_mean
 from nodeproc.yamlscalar import Scalar, read_plain
 
 Place: TypeAlias = tuple[str | int, ...]
-"""The way to a value: ("peers", 0, "port")."""
+"""The path of a value in the document: ("peers", 0, "port")."""
 
 T = TypeVar("T")
 DecHook: TypeAlias = Callable[[type, Any], Any]
 
 MAX_FILE_BYTES = 1 << 20
 MAX_VALUES = 100_000
-"""Values of one file; one that aliases repeat counts each time."""
+"""Maximum number of values in one file; a value counts again each time an alias repeats it."""
 MAX_DEPTH = 100
-"""Lists and mappings inside each other."""
+"""Maximum depth of nested lists and mappings."""
 _MERGE = "<<"
 _SHOWN_COLUMNS = 160
-"""Of a longer source line only this much is shown, around the place."""
+"""Number of columns that an error shows of a longer source line, around the place."""
 _OURS = "\0"
-"""Begins a problem that is in our words already."""
+"""Marks a problem whose text was written here, not by msgspec."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's parser, used for its nodes and marks alone; what a scalar means is nodeproc.yamlscalar's."""
+    """PyYAML's parser, used only for nodes and marks; nodeproc.yamlscalar decides what a scalar means."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's own table, replaced)
     _depth = 0
@@ -100,23 +101,23 @@ _IN_OUR_WORDS: tuple[tuple[str, str], ...] = (
     (r"expected alphabetic or numeric .*", "a name is needed behind * or &; text that begins so needs quotes"),
     (r"expected the node content, but found .*", "a value is expected here"),
 )
-"""PyYAML's words for a problem -> ours."""
+"""Regular expression of PyYAML's problem -> text for the user."""
 
 
 def load_as(path: Path | str, wanted: type[T], *, text: str | None = None, dec_hook: DecHook | None = None) -> T:
     """Read a file as one Struct.
 
     Args:
-        text: the file's content where the caller has it already.
+        text: the file's content, if the caller has read it already.
 
     Raises:
-        FileProblem: unreadable, not YAML, or not what the type allows.
+        FileProblem: unreadable, not YAML, or not allowed by the type.
     """
     return parse(path, text=text).convert(wanted, dec_hook=dec_hook)
 
 
 def parse(path: Path | str, *, text: str | None = None) -> Document:
-    """Read a file as plain values that remember where they stand.
+    """Read a file as plain values with their places.
 
     Raises:
         FileProblem: unreadable or not YAML.
@@ -153,10 +154,10 @@ def _in_our_words(problem: str) -> str:
 
 
 def _read(path: Path) -> str:
-    """The file's text.
+    """Return the file's text.
 
     Raises:
-        FileProblem: it can't be read, is too large or not UTF-8.
+        FileProblem: the file cannot be read, is too large or is not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -184,7 +185,7 @@ def _files_beside(path: Path) -> list[str]:
 
 
 def show_place(place: Place) -> str:
-    """("peers", 0, "port") as `peers[0].port`."""
+    """Format ("peers", 0, "port") as `peers[0].port`."""
     shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return shown.removeprefix(".")
 
@@ -197,43 +198,43 @@ class Document:
         self._root = root
 
     def error(self, place: Place, message: str, *, at_key: bool = False, allowed: Sequence[str] = ()) -> FileProblem:
-        """A complaint about the value at `place`, to be raised by the caller.
+        """Return an error about the value at `place`, for the caller to raise.
 
         Args:
-            place: as far as it exists in the file; the deepest part that does is pointed at.
-            at_key: point at the key and not at its value.
-            allowed: the words that may stand there, where they are a list.
+            place: if it does not exist in the file, the error shows its deepest existing part.
+            at_key: show the place of the key instead of its value.
+            allowed: the allowed words, if there is a list of them.
         """
         shown = show_place(place)
         text = f"{shown}: {message}" if shown else message
         return _at(self.path, self.text, self._mark(place, at_key), text, allowed)
 
     def wrong(self, place: Place, allowed: str, names: Sequence[str] = ()) -> FileProblem:
-        """The complaint that the value at `place`, or the one beside which it would stand, is not allowed.
+        """Return the error that the value at `place` is not allowed, or that a value is missing there.
 
         Args:
-            allowed: in words.
-            names: which of the allowed words may have been meant.
+            allowed: description of what is allowed.
+            names: allowed words, from which a suggestion is made.
         """
         found = self._value_or_none(place)
         near = did_you_mean(found, names) if isinstance(found, str) else ""
         return self.error(place, f"found {show_value(found)}{near}, allowed {allowed}", allowed=names)
 
     def unknown_key(self, place: Place, allowed: Sequence[str], what: str = "unknown key") -> FileProblem:
-        """The complaint that a mapping has the key that `place` ends with."""
+        """Return the error that a mapping has an unknown key, the last part of `place`."""
         near = did_you_mean(str(place[-1]), allowed)
         return self.error(place, f"{what}{near}; allowed: {', '.join(allowed) or 'none'}", at_key=True, allowed=allowed)
 
     def convert(self, wanted: type[T], *, dec_hook: DecHook | None = None) -> T:
-        """The whole document as one Struct.
+        """Convert the whole document to a Struct.
 
         Raises:
-            FileProblem: a missing or unknown key, or a value that the type doesn't allow.
+            FileProblem: a missing or unknown key, or a value that the type does not allow.
         """
         return self.convert_at((), wanted, dec_hook=dec_hook)
 
     def convert_at(self, place: Place, wanted: type[T], *, dec_hook: DecHook | None = None) -> T:
-        """The value at `place`, which must exist, as one Struct. Raises as convert."""
+        """Convert the value at `place`, which must exist, to a Struct. Raises as convert."""
         data = self.value(place)
         try:
             return msgspec.convert(data, wanted, dec_hook=dec_hook, str_keys=True)
@@ -249,7 +250,9 @@ class Document:
             raise self._explained(problem, wanted, place) from None
 
     def _culprit(self, base: Place, inside: Place, wanted: Any, dec_hook: DecHook | None) -> str | None:
-        """The key of the mapping at base + inside that msgspec refuses, or whose value; it names neither."""
+        """Return the key, in the mapping at base + inside, that msgspec refuses or whose value it refuses; msgspec
+        names neither.
+        """
         mapping = self._value_or_none((*base, *inside))
         for key in mapping if isinstance(mapping, dict) else ():
             try:
@@ -260,14 +263,14 @@ class Document:
         return None
 
     def value(self, place: Place) -> Any:
-        """The plain value at a place that exists."""
+        """Return the plain value at a place that exists."""
         data = self.data
         for part in place:
             data = data[part]
         return data
 
     def _mark(self, place: Place, at_key: bool) -> yaml.Mark | None:
-        """Where the deepest existing part of `place` starts."""
+        """Return the position in the text of the deepest existing part of `place`."""
         node, mark = self._root, self._root.start_mark
         for depth, part in enumerate(place):
             if isinstance(node, yaml.MappingNode):
@@ -284,7 +287,7 @@ class Document:
         return mark
 
     def _explained(self, problem: str, wanted: Any, base: Place, inside: Place = ()) -> FileProblem:
-        """msgspec's complaint in the words of this file."""
+        """Translate an error of msgspec for the user."""
         found = re.fullmatch(r"(.*?)(?: - at `(?:key in )?(\$[^`]*)`)?", problem, re.DOTALL)
         assert found is not None
         text, inside = found[1], inside or _place_of(found[2] or "")
@@ -311,7 +314,7 @@ class Document:
 
 
 class _Values:
-    """Turns YAML nodes into plain values, refusing what would be lost silently."""
+    """Turns YAML nodes into plain values; refuses input that would be lost silently."""
 
     def __init__(self, path: Path | str, text: str) -> None:
         self._path, self._text = path, text
@@ -342,7 +345,9 @@ class _Values:
         return values
 
     def _with_merged(self, node: yaml.MappingNode, place: Place) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
-        """The mapping's own pairs, then those of its `<<` whose keys it lacks; of several the first counts."""
+        """Yield the mapping's own pairs, then those of its `<<` whose keys it lacks; the first of several mappings
+        wins.
+        """
         merged: list[yaml.Node] = []
         names: set[str] = set()
         for key, value in node.value:
@@ -395,7 +400,7 @@ class _Values:
 
 
 def _key(node: yaml.ScalarNode) -> str:
-    """A key as it is known further on: 1 and +1 are the same."""
+    """Return a key in its normal form: 1 and +1 are the same key."""
     try:
         value = read_plain(node.value) if node.style is None else None
     except ValueError:
@@ -404,7 +409,7 @@ def _key(node: yaml.ScalarNode) -> str:
 
 
 def _at(path: Path | str, text: str, mark: yaml.Mark | None, message: str, allowed: Sequence[str] = ()) -> FileProblem:
-    """A complaint of three lines: what is wrong and where, the source line and a caret beneath."""
+    """Return an error of three lines: the problem with its place, the source line, and a caret."""
     if mark is None:
         return FileProblem(str(path), message)
     lines = text.splitlines()
@@ -413,7 +418,7 @@ def _at(path: Path | str, text: str, mark: yaml.Mark | None, message: str, allow
 
 
 def _pointed_at(source: str, mark: yaml.Mark) -> str:
-    """The source line and a caret beneath the column, each on a line of its own; "" where there is nothing to see."""
+    """Return the source line and a line with a caret below the column; "" if there is nothing to show."""
     if not source.strip():
         return ""
     column, number = mark.column, f"    {mark.line + 1}"
@@ -426,7 +431,7 @@ def _pointed_at(source: str, mark: yaml.Mark) -> str:
 
 
 def _place_of(where: str) -> Place:
-    """msgspec's `$.peers[0].port` as a place; it ends at `[...]`, which names no one entry."""
+    """Convert msgspec's `$.peers[0].port` to a place; it ends before `[...]`, which names no single entry."""
     place: list[str | int] = []
     for name, index in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", where):
         if not name and not index.isdecimal():
@@ -436,7 +441,7 @@ def _place_of(where: str) -> Place:
 
 
 def _replaced(data: Any, place: Place, new: Any) -> Any:
-    """The data with another value at a place."""
+    """Return the data with the value at a place replaced."""
     if not place:
         return new
     changed: Any = data.copy()
@@ -445,7 +450,7 @@ def _replaced(data: Any, place: Place, new: Any) -> Any:
 
 
 def show_value(value: object) -> str:
-    """A plain value as the user may recognise it, shortened."""
+    """Format a plain value so that the user recognises it, shortened."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -461,7 +466,7 @@ def _is_number(value: object) -> bool:
 
 
 def _type_at(info: inspect.Type, place: Place, data: Any) -> inspect.Type:
-    """The type that is wanted at a place, as far as it can be told."""
+    """Return the type that is required at a place, as far as it can be determined."""
     info = _narrowed(info, data)
     if not place:
         return info
@@ -485,7 +490,7 @@ def _type_at(info: inspect.Type, place: Place, data: Any) -> inspect.Type:
 
 
 def _narrowed(info: inspect.Type, data: Any) -> inspect.Type:
-    """The member of a union that the data is most like."""
+    """Return the member of a union that fits the data best."""
     if isinstance(info, inspect.Metadata):
         return _narrowed(info.type, data)
     if not isinstance(info, inspect.UnionType):
@@ -510,7 +515,7 @@ def _values(info: inspect.Type) -> list[str]:
 
 
 def _in_words(info: inspect.Type) -> str:
-    """What a type allows; "" for a type that no file has."""
+    """Describe what a type allows; "" for a type that occurs in no file."""
     match info:
         case inspect.LiteralType():
             return ", ".join(_values(info))
@@ -537,7 +542,7 @@ def _in_words(info: inspect.Type) -> str:
 
 
 def _bounds(least: float | None, above: float | None, most: float | None) -> str:
-    """`1..9`, `1 or more`, `above 0, up to 1`; "" without bounds."""
+    """Format bounds: `1..9`, `1 or more`, `above 0, up to 1`; "" without bounds."""
     if above is not None:
         return f"above {above:.15g}" + ("" if most is None else f", up to {most:.15g}")
     if least is None:

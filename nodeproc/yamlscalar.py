@@ -1,7 +1,7 @@
-"""What a plain scalar of YAML means: YAML 1.2, without what another version of YAML reads as something else.
+"""The meaning of plain YAML scalars: as in YAML 1.2, without those that other versions of YAML read differently. Pure.
 
-Words such as `on`, `yes` and `2024-01-01` are text. A number that the versions read differently is refused: 010 is 10
-or 8, 1_000 is 1000 or text, 1:30 is text or 90. So are numbers that are not finite or have more than 64 bits. Pure.
+Words such as `on`, `yes` and `2024-01-01` are text. Numbers that the versions read differently are refused: 010 is 10
+or 8, 1_000 is 1000 or text, 1:30 is text or 90. Numbers that are not finite or have more than 64 bits are refused too.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 def read_plain(text: str) -> Scalar:
-    """The value of a scalar without quotes.
+    """Return the value of a scalar without quotes.
 
     Raises:
-        ValueError: it has two readings, or is a number that nothing here can take; says what to write.
+        ValueError: the scalar is ambiguous or an unsupported number; the text says what to write instead.
     """
     if text in _WORDS:
         return _WORDS[text]
@@ -83,7 +83,7 @@ _AMBIGUOUS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = tuple(
         (r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?", lambda text: f"{_cut(_plain(text))} or text"),
     )
 )
-"""Numbers that the versions of YAML read differently, and how."""
+"""Regular expression of an ambiguous number -> the two readings."""
 
 
 def _cut(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Events that anybody who reaches the port can cause are written down in bounded numbers. Pure."""
+"""Limits the rate of events that anybody who reaches the port can cause. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from msgspec import structs
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event, PeerRefused
 
 BURST_S: Final = 20.0
-"""The events of so many seconds may come at once."""
+"""The events of this many seconds may come at once."""
 ALL: Final = 10.0
-"""All addresses together may cause so many times what one may."""
+"""Limit of all addresses together, as a multiple of the limit of one."""
 MAX_ADDRESSES: Final = 1024
-"""Counted by themselves; those that come later share one count."""
+"""Number of addresses with a count of their own; further addresses share one count."""
 OTHERS: Final = "others"
 
 
 class _Allowance:
-    """Grows by `per_s` a second up to the burst; each event takes one."""
+    """A token bucket: it grows by `per_s` a second up to the burst, and each event takes one token."""
 
     def __init__(self, per_s: float, now: float) -> None:
         self._per_s, self._since, self._left = per_s, now, per_s * BURST_S
@@ -36,12 +36,12 @@ class _Allowance:
 
 
 class Complaints:
-    """Lets through what one address, and what all of them, may cause; the others are counted.
+    """Passes events up to the limits of one address and of all addresses; counts the others.
 
-    Limited are bad input, refused links, and clients that come and go.
+    It limits events about bad input, refused links, and clients that connect and disconnect.
 
     Args:
-        per_s: events that one address may cause a second, on average.
+        per_s: events a second that one address may cause, on average.
     """
 
     def __init__(self, per_s: int) -> None:
@@ -50,12 +50,12 @@ class Complaints:
         self._all: _Allowance | None = None
         self._left_out_now = 0
         self.total = 0
-        """Complaints, written down or not."""
+        """Number of such events, logged or not."""
         self.left_out = 0
-        """Events that were not written down."""
+        """Number of events that were not logged."""
 
     def passed(self, event: Event, now: float, address: str = "") -> Event | None:
-        """The event, None where it is one too many. The next complaint after a gap says how many were left out.
+        """Return the event, or None if it is above the limit. The next event that passes says how many were left out.
 
         Args:
             now: monotonic seconds.

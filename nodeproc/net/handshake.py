@@ -1,22 +1,22 @@
-"""Both ends of a link prove that they belong to the same cluster before any other frame is taken. Pure. Rule: M3.
+"""The handshake: both ends of a link prove that they belong to the same cluster before any other frame. Pure. Rule: M3.
 
     dialler  --- PEER_HELLO(who, nonce) ------------------>  acceptor
              <-- PEER_CHALLENGE(who, nonce, proof) --------
              --- PEER_PROOF(proof, promised) ------------->
              <-- PEER_WELCOME(promised), or PEER_REFUSAL(reason) at any point
 
-A proof is HMAC-SHA256, keyed with the shared secret, over the role, the channel and everything that both have said; the
-two nonces make it worthless on any other link, the role makes one end's proof worthless as the other's, and the channel
-(the certificates of a TLS link, nothing without TLS) makes it worthless where somebody stands between with certificates
-of his own. Without a secret the key is empty: then a link only keeps apart clusters that are not meant to meet.
+A proof is HMAC-SHA256, keyed with the shared secret, of the role, the channel and everything that both ends have sent.
+The nonces prevent its use on another link, and the role its use by the other end. The channel prevents a man in the
+middle with his own certificates: it is the hash of the certificates of a TLS link, and empty without TLS. Without a
+secret the key is empty, so the handshake only keeps clusters apart that share a network by mistake.
 
-What follows the handshake is not under the secret: whoever can change bytes on the way can speak for a node, unless the
-link is TLS.
+The frames after the handshake are not authenticated by the secret: without TLS, an attacker who can change packets can
+impersonate a node.
 
-Versions: a node takes a link to one of the version before its own, so that a cluster is renewed one node at a time. A
-new version may add fields with defaults to a frame, for unknown fields are passed over; it sends a new kind of frame
-only to those whose version knows it, and counts what it has added to PEER_HELLO and PEER_CHALLENGE into a proof only
-where both versions have it.
+Versions: a node accepts a link to a node of the previous version, so that a cluster can be upgraded node by node. A new
+version may add fields with defaults to a frame, because unknown fields are ignored. It sends a new kind of frame only
+to nodes whose version knows it. New fields of PEER_HELLO and PEER_CHALLENGE are part of a proof only if both versions
+have them.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from nodeproc.errors import LinkRefused
 from nodeproc.frames import PeerChallenge, PeerHello, PeerProof, PeerWelcome
 
 VERSION: Final = 3
-"""Of the frames between nodes."""
+"""Version of the frames between nodes."""
 OLDEST: Final = 3
-"""Read as well. VERSION - 1 from version 4 on; version 2 knew nothing of the other end's versions."""
+"""The oldest accepted version: VERSION - 1 from version 4 on. Version 2 did not send the versions that a node supports.
+"""
 
 NONCE_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What this node can say of itself."""
+    """This node's own data for the handshake."""
 
     node: NodeId
     members: tuple[NodeId, ...]
@@ -51,14 +52,14 @@ class Credentials:
     identity: str
     rebuilding: bool
     promised: Mapping[NodeId, Promised] = field(default_factory=dict)
-    """What each member is known to have promised (M6)."""
+    """The known promises of each member (M6)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """Who the other end is.
+    """The proven node at the other end.
 
-    promised: what it knows this node to have promised.
+    promised: the promises of this node that the other end knows.
     """
 
     peer: NodeId
@@ -68,7 +69,7 @@ class Proven:
 
 
 class Dialling:
-    """The dialler's half.
+    """The dialler's half of a handshake.
 
     Args:
         nonce: fresh random, 32 hex digits.
@@ -79,13 +80,13 @@ class Dialling:
         self.hello = PeerHello(VERSION, own.cluster, own.node, own.identity, own.rebuilding, nonce, own.members, OLDEST)
 
     def on_challenge(self, challenge: PeerChallenge, channel: str = "") -> tuple[PeerProof, Proven]:
-        """The proof to be sent, and who is at the other end.
+        """Return the proof to be sent, and the proven node at the other end.
 
         Args:
-            channel: what both ends know this connection by; "": nothing.
+            channel: the hash of both certificates; "" without TLS.
 
         Raises:
-            LinkRefused: it is another node, or it does not know the secret.
+            LinkRefused: the other end is another node, or does not know the secret.
         """
         if challenge.node != self._peer:
             raise LinkRefused(f"node_{challenge.node} answers there, not node_{self._peer}")
@@ -100,11 +101,11 @@ class Dialling:
 
 
 class Accepting:
-    """The acceptor's half.
+    """The acceptor's half of a handshake.
 
     Args:
         nonce: fresh random, 32 hex digits.
-        channel: what both ends know this connection by; "": nothing.
+        channel: the hash of both certificates; "" without TLS.
     """
 
     def __init__(self, own: Credentials, nonce: str, channel: str = "") -> None:
@@ -113,10 +114,10 @@ class Accepting:
         self._challenge: PeerChallenge | None = None
 
     def on_hello(self, hello: PeerHello) -> PeerChallenge:
-        """The challenge to be sent.
+        """Return the challenge to be sent.
 
         Raises:
-            LinkRefused: another version or cluster, no member, other members, or this node itself.
+            LinkRefused: another version or cluster, not a member, a different list of members, or this node's own id.
         """
         own = self._own
         if self._hello is not None:
@@ -143,10 +144,10 @@ class Accepting:
         return self._challenge
 
     def on_proof(self, proof: PeerProof) -> Proven:
-        """Who is at the other end.
+        """Return the proven node at the other end.
 
         Raises:
-            LinkRefused: the proof is wrong or nothing was asked yet.
+            LinkRefused: the proof is wrong, or there was no challenge.
         """
         hello = self._hello
         if hello is None or self._challenge is None:
@@ -157,7 +158,7 @@ class Accepting:
         return Proven(hello.node, hello.identity, hello.rebuilding, proof.promised)
 
     def welcome(self, who: Proven) -> PeerWelcome:
-        """What is sent to a peer that is taken."""
+        """Return the answer to a peer that is accepted."""
         return PeerWelcome(self._own.promised.get(who.peer, NOTHING))
 
 
@@ -168,6 +169,6 @@ def _shown(members: Sequence[NodeId]) -> str:
 def _proof(
     role: Literal["dial", "accept"], secret: str, channel: str, hello: PeerHello, challenge: PeerChallenge
 ) -> bytes:
-    """64 hex digits. Everything said but the proof itself is in it, as JSON, which nothing can be mistaken in."""
+    """Return the proof, 64 hex digits. It covers everything that was sent except the proof itself, as unambiguous JSON."""
     said = (role, channel, hello, msgspec.structs.replace(challenge, proof=""))
     return hmac.digest(secret.encode(), msgspec.json.encode(said), "sha256").hex().encode()

@@ -1,4 +1,4 @@
-"""What a node sends to a client, as bytes come in: answers, and runs of delivered messages. Pure."""
+"""Decodes what a node sends to a client: answers, and runs of delivered messages. Pure."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Shown(Struct, frozen=True, gc=False):
 
 
 class NodeStream:
-    """Cuts a node's bytes into answers and runs of delivered messages, which stay bytes. One per connection.
+    """Splits a node's bytes into answers and runs of delivered messages, which stay bytes. One per connection.
 
-    Runs are cut by their surroundings and checked by count, not parsed line by line: a subscriber costs per
-    run, not per message.
+    A run is not parsed line by line; only its first and last line and the number of lines are checked. So a subscriber
+    costs per run, not per message.
 
     Args:
-        max_line: bytes; bounds what a node can make its client hold.
+        max_line: limit in bytes, which bounds the client's memory.
     """
 
     _ANSWER = b'\n{"type":'
@@ -37,10 +37,10 @@ class NodeStream:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[NodeLine | Shown]:
-        """What is complete now, in order.
+        """Yield what is complete now, in order.
 
         Raises:
-            FrameError: bytes that no node says.
+            FrameError: bytes that no node sends.
         """
         data = self._rest + data if self._rest else data
         end = data.rfind(b"\n") + 1
@@ -63,7 +63,7 @@ class NodeStream:
 
 
 def read_run(lines: bytes) -> Shown:
-    """Whole lines of the message log as one contiguous piece of it. Rule: S6.
+    """Check whole lines of the message log and return them as one contiguous run. Rule: S6.
 
     Raises:
         FrameError: first, last and the number of lines don't agree.
@@ -81,7 +81,7 @@ def read_run(lines: bytes) -> Shown:
 
 
 def cut_run(shown: Shown, start: SeqNo) -> Shown:
-    """The part of a run from `start` on; start must be in it."""
+    """Return the part of a run from `start` on; start must be in it."""
     assert shown.first < start <= shown.last, (shown.first, start, shown.last)
     at = 0
     for _ in range(start - shown.first):

@@ -1,4 +1,4 @@
-"""Options of TCP sockets, and how many descriptors this process may have. Not every platform has every option."""
+"""Options of TCP sockets, and the limit of open files of this process. Not every platform has every option."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from collections.abc import Callable
 from typing import TypeVar
 
 KEEPALIVE_PROBES = 5
-"""Unanswered probes that end a silent connection."""
+"""Number of unanswered probes that end an idle connection."""
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:
-    """The host at the other end; "" where there is none to tell."""
+    """Return the host at the other end; "" if it is not known."""
     name = transport.get_extra_info("peername")
     return str(name[0]) if isinstance(name, tuple) else ""
 
 
 def send_at_once(transport: asyncio.BaseTransport) -> None:
-    """Small frames must not wait for the acknowledgement of the one before (Nagle)."""
+    """Send small frames at once, without waiting for the acknowledgement of the previous one (disable Nagle's
+    algorithm).
+    """
     sock = _tcp_socket(transport)
     if sock is not None:
         with contextlib.suppress(OSError):  # The other end is gone already; macOS says so here.
@@ -31,10 +33,10 @@ def send_at_once(transport: asyncio.BaseTransport) -> None:
 
 
 def probe_when_silent(transport: asyncio.BaseTransport, every_s: int) -> None:
-    """The kernel probes a silent connection, so that the connection of a machine that is gone ends.
+    """Let the kernel probe an idle connection, so that a connection to a machine that is gone ends.
 
     Args:
-        every_s: of silence before the first probe, and between two.
+        every_s: idle time before the first probe, and between two probes.
     """
     sock = _tcp_socket(transport)
     if sock is None:
@@ -57,10 +59,10 @@ def _tcp_socket(transport: asyncio.BaseTransport) -> socket.socket | None:
 
 
 async def connect(host: str, port: int, patience_s: float) -> socket.socket:
-    """A TCP connection.
+    """Open a TCP connection.
 
     Raises:
-        OSError: the other end's system refused it, or did not answer in time.
+        OSError: the other end's system refused, or did not answer in time.
     """
     loop = asyncio.get_running_loop()
     failure: OSError = OSError(f"no address for {host}")
@@ -94,10 +96,11 @@ async def hand_over(
     tls: ssl.SSLContext | None = None,
     server_hostname: str | None = None,
 ) -> P:
-    """Let the loop speak on a connected socket; from here on the loop alone closes it.
+    """Hand a connected socket to the event loop; from here on only the loop closes it.
 
-    uvloop closes the descriptor, and learns of the socket object only after connection_made(). Of a connection that
-    ends before, the object would close the descriptor once more when it is collected: by then another file's.
+    uvloop closes the descriptor, and receives the socket object only after connection_made(). If the connection ends
+    before that, the garbage collector would close the socket object's descriptor a second time, when it may belong to
+    another file.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -109,13 +112,14 @@ async def hand_over(
 
 
 _TCP_INFO = struct.Struct("=24x I 28x I 84x I")
-"""struct tcp_info of Linux: segments on their way, milliseconds since the last acknowledgement, bytes not sent yet."""
+"""Linux's struct tcp_info: segments in flight, milliseconds since the last acknowledgement, bytes not sent yet."""
 
 
 def unacknowledged(transport: asyncio.Transport) -> tuple[bool, float]:
-    """Whether bytes written are not acknowledged by the other end's system, and seconds since it last acknowledged any.
+    """Return whether written bytes are not acknowledged by the other end's system, and the seconds since its last
+    acknowledgement.
 
-    (False, 0.0) where the system does not tell: only Linux does, of a connection that is not closed.
+    (False, 0.0) if this is not known: only Linux reports it, and only of an open connection.
     """
     sock = _tcp_socket(transport)
     if sock is None or transport.is_closing() or not hasattr(socket, "TCP_INFO"):
@@ -129,13 +133,13 @@ def unacknowledged(transport: asyncio.Transport) -> tuple[bool, float]:
 
 
 def descriptor_limit() -> int:
-    """Open files that this process may have; sys.maxsize if there is no limit."""
+    """Return the limit of open files of this process; sys.maxsize if there is none."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_descriptor_limit(needed: int) -> int:
-    """Raise the limit as far as the system allows, or to `needed` where it does not say how far that is.
+    """Raise the limit of open files to the system's maximum, or to `needed` if that maximum is not known.
 
     Returns:
         The limit in force; see descriptor_limit().

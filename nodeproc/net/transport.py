@@ -1,14 +1,16 @@
-"""Links between nodes: one TCP connection in each direction between any two.
+"""Links between nodes: one TCP connection in each direction between any two nodes.
 
-A node dials every peer, for ever, and sends its frames on the connection that it dialled; it receives on those that it
-accepted. So a link has one owner who opens it again, and what the core is told about it (LinkUp, LinkDown) stands
-in one order with the frames that came before and after.
+A node dials every peer again and again. It sends its frames on the connection that it dialled, and receives on those
+that it accepted. So exactly one node is responsible for opening a link again, and the core receives LinkUp and LinkDown
+in order with the frames before and after.
 
-A dead process is known by its refusing port: whenever a link is lost, and also when the peer's own connection to us
-closes, the peer is dialled at once, and only if that fails the core is told LinkDown. Failover starts there (F2).
+A dead process is detected because its port refuses connections. Whenever a link is lost, or the peer's own connection
+to this node closes, the node dials the peer at once; if that fails, the core receives LinkDown. Failover starts there
+(F2).
 
-A network that drops packets closes no connection. A link on which the peer's system acknowledges nothing is dialled
-anew beside the old connection, which stays until the new one is proven: a stopped peer loses nothing by it (L1).
+A network that drops packets closes no connection. If the peer's system acknowledges nothing on a link, the node dials a
+second connection beside the first. The first stays until the peer is proven on the second, so that a stopped peer loses
+no data (L1).
 """
 
 from __future__ import annotations
@@ -50,41 +52,45 @@ Address: TypeAlias = tuple[str, int]
 """(host, port)"""
 
 UNPROVEN_HEADER_BYTES: Final = 4096
-"""Longest frame before the proof; such frames have no body."""
+"""Maximum size of a frame before the proof; such frames have no body."""
 PAUSE_FIRST_S: Final = 0.02
 PAUSE_MAX_S: Final = 0.25
 SHORT_LIFE_S: Final = 1.0
-"""A link that lived less long counts as a failed attempt from the second time on: no storm of new links."""
+"""A link that lives for less than this counts as a failed attempt, from the second time on, so it is not opened again
+at once.
+"""
 PROBE_S: Final = 1
-"""The kernel probes an idle link after so long: one to a machine that has gone, or was started again, is lost then."""
+"""Interval at which the kernel probes an idle link, so that a link to a machine that is gone or has restarted is lost.
+"""
 MEETING_MAX_S: Final = 32.0
-"""A connection beside a silent one waits so long at most for a peer whose system took it, and whose process may be
-stopped."""
+"""Maximum wait of a connection beside a silent one, if the peer's system accepted it but its process, perhaps stopped,
+does not answer.
+"""
 
 
 class PeerIsStranger(LinkRefused):
-    """A proven peer's data directory is not the one by which the member is known. Rule: M4."""
+    """The data directory of a proven peer is not the one by which the member is known. Rule: M4."""
 
 
 class MemberIsAlive(LinkRefused):
-    """A process under --rebuild has the id of a member whose own process answers at the member's address. Rule: M4."""
+    """A process with --rebuild uses the id of a member whose own process answers at the member's address. Rule: M4."""
 
 
 class NotNeeded(LinkRefused):
-    """The connection beside which this one was dialled is heard again."""
+    """The connection beside which this one was dialled is no longer silent."""
 
 
 class Links:
     """All links of a node.
 
     Args:
-        credentials: what the node says of itself now; asked anew for every link.
-        addresses: where to dial each peer.
-        take: gets every input for the core, in order.
-        report: gets every event, and the address of the host that caused it where it is known.
-        tls: of links and of the port; None: neither has any.
-        stranger: says why a peer that has proven itself is refused; None: it is not. Asked before a link is opened.
-        silence_s: a link on which nothing is acknowledged for so long is dialled anew.
+        credentials: returns the node's own data for the handshake; called for every link.
+        addresses: the address of each peer.
+        take: called with every input for the core, in order.
+        report: called with every event, and the address of the host that caused it, or "".
+        tls: contexts for links and the port; None: no TLS.
+        stranger: returns why a proven peer is refused, or None; called before a link is opened.
+        silence_s: a link on which nothing is acknowledged for this time is dialled again.
     """
 
     def __init__(
@@ -109,16 +115,16 @@ class Links:
         self.bytes_in = self.bytes_out = 0
 
     def start(self) -> None:
-        """Begin to dial."""
+        """Begin to dial all peers."""
         for outgoing in self._dialled.values():
             outgoing.start()
 
     def accept(self) -> Accepted:
-        """The protocol for a connection that opened like a node's."""
+        """Return the protocol for a connection that began like a node's."""
         return Accepted(self)
 
     def send(self, peer: NodeId, buffers: Sequence[bytes]) -> None:
-        """Send whole frames; lost where there is no link."""
+        """Send whole frames; without a link they are lost."""
         self._dialled[peer].send(buffers)
 
     async def close(self) -> None:
@@ -131,11 +137,11 @@ class Links:
 
     @property
     def unproven(self) -> int:
-        """Connections that opened like a node's and are not proven."""
+        """The number of connections that began like a node's and are not proven."""
         return len(self._unproven)
 
     def arrived(self, accepted: Accepted) -> None:
-        """Those that don't prove themselves must not lock out a node that does."""
+        """Close the oldest unproven connection if there are too many, so that they cannot lock out a node."""
         if len(self._unproven) >= self.limits.max_unproven:
             oldest = next(iter(self._unproven))
             del self._unproven[oldest]
@@ -143,10 +149,10 @@ class Links:
         self._unproven[accepted] = None
 
     def examine(self, who: Proven) -> None:
-        """Refuse a proven peer with a data directory that is not the member's, before any link of that one is dropped.
+        """Refuse a proven peer with another data directory than the member's, before any link of the member is dropped.
 
         Raises:
-            PeerIsStranger: reported already. Rule: M4.
+            PeerIsStranger: the refusal, which was reported. Rule: M4.
         """
         refused = self._stranger(who)
         if refused is not None:
@@ -155,12 +161,13 @@ class Links:
             raise PeerIsStranger(refused.line())
 
     def examine_arrived(self, who: Proven) -> None:
-        """Refuse a rebuild under the id of a member that is alive, too: the links of that one must not be dropped.
+        """Also refuse a rebuild under the id of a member that is alive, before any link of the member is dropped.
 
-        The member's address decides: once its process has ended, our link there is lost, or leads to the rebuild.
+        The member's address shows whether it is alive: if its process has ended, this node's link to it is lost, or
+        leads to the rebuilt process.
 
         Raises:
-            LinkRefused: see above, and examine(). Rule: M4.
+            LinkRefused: the peer is refused, here or by examine(). Rule: M4.
         """
         self.examine(who)
         known = self._dialled[who.peer].known_identity
@@ -170,7 +177,7 @@ class Links:
             )
 
     def proven(self, accepted: Accepted, who: Proven) -> None:
-        """A peer's connection to us is open; it replaces an older one, which the peer must have lost."""
+        """Use a peer's connection to this node; it replaces an older one, which the peer must have lost."""
         self._unproven.pop(accepted, None)
         older = self._accepted.get(who.peer)
         self._accepted[who.peer] = accepted
@@ -187,18 +194,22 @@ class Links:
             self._dialled[peer].doubt()
 
     def refused_there(self, peer: NodeId, reason: str) -> None:
-        """Where a peer should be, we are not taken or take none: that is never in order."""
+        """Report that the process at a peer's address refuses this node, or is refused: the configuration is wrong."""
         if self._is_news(peer, f"to {reason}"):
             self.report(PeerRefused(peer, reason))
 
     def refused_here(self, claimed: NodeId, reason: str, address: str) -> None:
-        """Somebody said to be this peer. Anybody can: it is a stranger until it is proven, and no fault of ours."""
+        """Report a refused process that claims to be this peer. Any program can claim that, so it is no fault of this
+        cluster.
+        """
         if self._is_news(claimed, f"from {reason}"):
             known = claimed in self._dialled
             self.report(BadInput(f"a link said to be from node_{claimed}" if known else "a link", reason), address)
 
     def _is_news(self, peer: NodeId, refusal: str) -> bool:
-        """Tell it once until it changes; who is refused tries again and again."""
+        """Return whether this refusal differs from the last one of the peer, because a refused node tries again and
+        again.
+        """
         key = peer if peer in self._dialled else 0
         known = self._refusals.get(key)
         self._refusals[key] = refusal
@@ -209,7 +220,9 @@ class Links:
 
 
 class Dialled(asyncio.Protocol):
-    """One connection to a peer. `met` tells who is there once both have proven themselves, `lost` why it ended."""
+    """One dialled connection to a peer. `met` is the proven peer, set after the handshake; `lost` is why the connection
+    ended.
+    """
 
     def __init__(self, handshake: Dialling, tls: NodeTls | None, examine: Callable[[Proven], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -263,7 +276,7 @@ class Dialled(asyncio.Protocol):
 
 
 class Outgoing:
-    """Our sending half of the link to one peer: dialled, lost, dialled again, for ever."""
+    """The sending half of the link to one peer, which dials again after each loss."""
 
     def __init__(self, links: Links, peer: NodeId, address: Address, rng: Random) -> None:
         self._links, self._peer, self._address, self._rng = links, peer, address, rng
@@ -273,10 +286,10 @@ class Outgoing:
         self._reach_s = min(links.silence_s / 2, self._handshake_s)
         self._connection: Dialled | None = None
         self._identity = ""
-        """Of the data directory at the other end of the connection."""
+        """Identity of the data directory at the other end of the connection."""
         self._hurry = asyncio.Event()
         self._up = False
-        """The core was told LinkUp and no LinkDown since."""
+        """The core has received LinkUp, and no LinkDown since."""
         self._complained = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -285,7 +298,7 @@ class Outgoing:
 
     @property
     def known_identity(self) -> str:
-        """The peer's data directory as the open connection showed it; "" without an open connection."""
+        """The identity that the peer showed on the open connection; "" without an open connection."""
         connection = self._connection
         return "" if connection is None or connection.transport.is_closing() else self._identity
 
@@ -304,11 +317,11 @@ class Outgoing:
             connection.transport.abort()
 
     def hurry(self) -> None:
-        """The peer lives: don't wait with the next attempt."""
+        """Dial at once, because the peer is known to be alive."""
         self._hurry.set()
 
     def doubt(self) -> None:
-        """The peer's own connection closed: see at once whether it still listens."""
+        """Test at once whether the peer still listens, because its own connection has closed."""
         if self._connection is not None:
             self._spawn(self._verify(self._connection))
 
@@ -326,14 +339,16 @@ class Outgoing:
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """An error of ours is told at once: nobody waits for the task, and without it the link would stay down."""
+        """Report an error of the dialling task at once: no other task awaits it, and without it the link would stay
+        down.
+        """
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             told = {"message": f"the link to node_{self._peer}", "exception": error}
             asyncio.get_running_loop().call_exception_handler(told)
 
     async def _keep(self) -> None:
-        """Dial at once after a loss, then in growing steps."""
+        """Dial at once after a loss, then at growing intervals."""
         failures = 0
         while True:
             connection = await self._dial()
@@ -354,7 +369,7 @@ class Outgoing:
                     await self._hurry.wait()
 
     async def _dial(self) -> Dialled | None:
-        """One attempt. None: it failed and whom that concerns was told."""
+        """Try once to open the link. Return None if that failed; the failure was reported."""
         try:
             sock = await self._reach()
             connection, who = await self._meet(sock, self._handshake_s, self._links.examine)
@@ -375,18 +390,18 @@ class Outgoing:
         """Connect to the peer's system.
 
         Raises:
-            OSError: it refused, or did not answer.
+            OSError: the system refused, or did not answer.
         """
         return await connect(*self._address, self._reach_s)
 
     async def _meet(
         self, sock: socket.socket, patience_s: float, examine: Callable[[Proven], None]
     ) -> tuple[Dialled, Proven]:
-        """Shake hands with the peer's process.
+        """Complete the handshake with the peer's process.
 
         Raises:
-            TimeoutError: it does not answer.
-            OSError, LinkRefused, FrameError: it, or `examine`, wants no link.
+            TimeoutError: the process does not answer.
+            OSError, LinkRefused, FrameError: the process, or `examine`, refuses the link.
         """
         tls, connection = self._links.tls, None
         handshake = Dialling(self._links.credentials(), self._peer, secrets.token_hex(NONCE_BYTES))
@@ -405,7 +420,7 @@ class Outgoing:
             raise
 
     async def _stay(self, connection: Dialled) -> str:
-        """Until the connection, and each that took its place, is lost. Returns why."""
+        """Wait until the connection, and each that replaced it, is lost. Return why."""
         watching = self._spawn(self._watch())
         try:
             while True:
@@ -417,7 +432,7 @@ class Outgoing:
             watching.cancel()
 
     async def _watch(self) -> None:
-        """Look at the connection at equal intervals; one that is silent gets another beside it. Rule: L1."""
+        """Examine the connection at equal intervals; if it is silent, dial another one beside it. Rule: L1."""
         silence, patience_s = Silence(), self._handshake_s
         looked = time.monotonic()
         while (current := self._connection) is not None:
@@ -455,7 +470,9 @@ class Outgoing:
                 silence, patience_s = Silence(), self._handshake_s
 
     def _examine_beside(self, current: Dialled, who: Proven) -> None:
-        """Refuse a link beside one that is heard again: its peer was stopped, and is about to read what waits there."""
+        """Refuse a connection beside one that is no longer silent: the peer was stopped, and will read what waits
+        there.
+        """
         _, quiet_s = unacknowledged(current.transport)
         if quiet_s < self._links.silence_s / LOOKS:
             raise NotNeeded("the older connection is heard again")
@@ -504,10 +521,10 @@ class Accepted(asyncio.Protocol):
         self._decoder = FrameDecoder(UNPROVEN_HEADER_BYTES, 0)
         self._greeting = b""
         self._peer: NodeId | None = None
-        """Proven to be this one."""
+        """The peer, once it is proven."""
         self._claimed: NodeId = 0
         self._has_certificate = True
-        """Or needs none."""
+        """True if the peer has a certificate, or needs none."""
         self._timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport
 
@@ -547,7 +564,7 @@ class Accepted(asyncio.Protocol):
         self.transport.abort()
 
     def _take_greeting(self, data: bytes) -> bytes:
-        """Drop the preamble; what is behind it is frames."""
+        """Remove the preamble and return the bytes after it, which are frames."""
         greeting = self._greeting + data
         self._greeting = greeting[: len(PREAMBLE)]
         if not PREAMBLE.startswith(self._greeting):
@@ -579,7 +596,7 @@ class Accepted(asyncio.Protocol):
                 raise FrameError(f"{type(message).__name__} out of turn")
 
     def _refuse(self, error: LinkRefused | FrameError) -> None:
-        """Say why, and close."""
+        """Send the reason, and close."""
         reason = brief(error)
         if not isinstance(error, PeerIsStranger):
             self._links.refused_here(self._claimed, reason, address_of(self.transport))
@@ -588,7 +605,7 @@ class Accepted(asyncio.Protocol):
 
 
 def describe(error: BaseException) -> str:
-    """What the operating system says, without address and number."""
+    """Return the operating system's description of an error, without address and number."""
     if isinstance(error, ssl.SSLError):
         return describe_tls(error)
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
