@@ -222,7 +222,7 @@ class Session:
         return outcomes
 
     def take_shown(self) -> list[Shown]:
-        """Return the messages that the subscription received since the last call, in order and without gaps. Rule: S6."""
+        """Return the messages that the subscription received since the last call, without gaps. Rule: S6."""
         shown, self._shown = self._shown, []
         return shown
 

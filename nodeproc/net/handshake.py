@@ -169,6 +169,6 @@ def _shown(members: Sequence[NodeId]) -> str:
 def _proof(
     role: Literal["dial", "accept"], secret: str, channel: str, hello: PeerHello, challenge: PeerChallenge
 ) -> bytes:
-    """Return the proof, 64 hex digits. It covers everything that was sent except the proof itself, as unambiguous JSON."""
+    """Return the proof, 64 hex digits. It covers everything that was sent except the proof itself, as JSON."""
     said = (role, channel, hello, msgspec.structs.replace(challenge, proof=""))
     return hmac.digest(secret.encode(), msgspec.json.encode(said), "sha256").hex().encode()
