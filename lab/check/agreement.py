@@ -53,14 +53,14 @@ class Agreement(Judge):
     def _differs(self, message: str) -> None:
         self._found.add(self.case.log.name, message)
 
-    def checks(self) -> list[Check]:
+    def check(self) -> Check:
         if self.case.agreement is not None:
-            return [self.case.agreement]
+            return self.case.agreement
         delivered = b"".join(record.body for record in self.case.order)
         for file in self.case.files:
             if file.data != delivered:
                 self._found.add(file.name, f"the message log of node {file.node} is not what was delivered")
-        return [self._found.passed(f"{len(self.case.files)} logs, equal")]
+        return self._found.passed(f"{len(self.case.files)} logs, equal")
 
 
 class Compared(NamedTuple):

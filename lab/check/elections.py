@@ -12,7 +12,6 @@ from lab.check.history import EventLine
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, Findings
 from lab.rows import FaultRow, Meta
-from lab.words import EVENTS
 from nodeproc.core.messages import NodeId, SeqNo
 
 LEADS = {"became_leader"}
@@ -58,31 +57,15 @@ class Elections(Judge):
         """Term -> last seq_no of its leader at the start of the term, and the event that shows it."""
         self._shown: dict[NodeId, tuple[int, int]] = {}
         """Node -> the term that it showed last, and the line of that event."""
-        self._heard: set[NodeId] = set()
-        """Nodes with at least one event."""
-        self._unreadable = ""
-        """The first event that cannot be read, and why; later events are ignored."""
         self.event_count = 0
 
     def on_fault(self, row: FaultRow) -> None:
         if loses_disk(row):
             self._lost.setdefault(row.target, []).append(row.t)
 
-    def on_unreadable_events(self, reason: str) -> None:
-        self._unreadable = self._unreadable or reason
-
     def on_event(self, line: int, event: EventLine) -> None:
-        if self._unreadable:
-            return
         self.event_count += 1
         kind, node, term = event.event, event.node, event.term
-        self._heard.add(node)
-        if kind not in EVENTS and not self.case.is_foreign:
-            self._unreadable = f"{self.case.event_place(node, line)}: no event {kind!r} exists"
-            return
-        if self.case.meta is not None and event.t_ns > self.case.meta.t_end:
-            self._unreadable = f"{self.case.event_place(node, line)}: t_ns={event.t_ns} is after the run"
-            return
         if kind in LEADS:
             self._claim(_Claim(node, node, line), term)
             if event.last_seq >= 0:
@@ -99,10 +82,7 @@ class Elections(Judge):
                 self._fell(node, line, event, shown, shown_line)
             self._shown[node] = (term, line)
 
-    def checks(self) -> list[Check]:
-        return [self._check()]
-
-    def _check(self) -> Check:
+    def check(self) -> Check:
         case = self.case
         findings = self.found()
         # If A2 is broken, A2 reports it; where a term begins is then not known.
@@ -110,28 +90,35 @@ class Elections(Judge):
         if case.meta is not None:
             self._judge_statuses(findings, case.meta, starts)
         findings.take(self._findings)
-        missing = [node for node in case.nodes if not case.has_events(node)]
-        if case.is_foreign and len(missing) == len(case.nodes):
+        if case.is_foreign and not any(map(case.has_events, case.nodes)):
             return findings.unknown("these nodes write no events", decisive=False)
-        if self._unreadable:
-            return findings.unknown(self._unreadable)
-        if missing := [*missing, *(node for node in case.nodes if node not in {*missing, *self._heard})]:
-            return findings.unknown("no events of " + ", ".join(f"node {node}" for node in missing))
+        if case.unread_events:
+            return findings.unknown(case.unread_events)
         if not self._leaders:
             return findings.unknown("no event names a leader")
         self._judge_log(findings, starts)
+        for seen in case.meta.led if case.meta is not None and not case.is_foreign else ():
+            if seen.term not in self._began:
+                return findings.unknown(f"node {seen.node} led term {seen.term} by its STATUS; no event says so")
         terms = len(self._leaders)
         return findings.passed(f"{terms} term{'s' if terms > 1 else ''} with a leader, {self.event_count} events")
 
     def _judge_statuses(self, findings: Findings, meta: Meta, starts: _Starts) -> None:
-        """Judge what STATUS showed: one leader a term, and no term in the log above the highest shown."""
+        """Judge what STATUS showed: the same leader of each term as events, and no higher term in the log."""
         leaders: dict[int, int] = {}
         for seen in meta.led:
-            known = leaders.setdefault(seen.term, seen.node)
+            known, claim = leaders.setdefault(seen.term, seen.node), self._leaders.get(seen.term)
             if known != seen.node:
                 findings.add(
                     "meta.json:1",
                     f"STATUS of node {known} and of node {seen.node} said that they lead term {seen.term}",
+                )
+            elif claim is not None and claim.leader != seen.node:
+                findings.add(
+                    "meta.json:1",
+                    f"STATUS of node {seen.node} said that it leads term {seen.term}; an event names node "
+                    f"{claim.leader} as the leader",
+                    self.case.event_quote(claim.node, claim.line),
                 )
         highest = 0 if meta.convergence is None else meta.convergence.term
         if highest and starts and starts[-1][0] > highest:

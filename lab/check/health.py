@@ -18,6 +18,7 @@ from lab.steps import effect_of
 from lab.steps.step import Effect
 from lab.words import EVENTS
 from nodeproc.core.messages import NodeId
+from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED
 
 _SIGNS = re.compile(
     rb"Traceback \(most recent call last\)|Fatal Python error|exception was never retrieved|Exception ignored in"
@@ -29,6 +30,7 @@ MEMORY_BOUND_BYTES = 256 << 20
 """Of one node process: more than twice the largest that any measurement in docs/performance.md saw."""
 _ASKED_ENDS = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Shells and virtual machines report a signal as 128 plus its number."""
+_DISK_ENDS = (EXIT_CORRUPTION, EXIT_WRITE_FAILED)
 
 
 class Health(Judge):
@@ -43,48 +45,44 @@ class Health(Judge):
         self._findings = self.found()
         self._errors: dict[NodeId, list[tuple[int, EventLine]]] = {node: [] for node in case.nodes}
         """Node -> (line, event) of the errors that it reported."""
-        self._unreadable = ""
 
     def on_event(self, line: int, event: EventLine) -> None:
         if event.event in ERRORS:
             self._errors[event.node].append((line, event))
-
-    def on_unreadable_events(self, reason: str) -> None:
-        self._unreadable = self._unreadable or reason
 
     def on_exit(self, node: NodeId, end: NodeExit, reason: str) -> None:
         said = f": {reason}" if reason else ""
         if not end.expected:
             message = f"node {node} ended by itself with code {end.code} at t={end.t}{said}"
             self._findings.add("meta.json:1", message)
-        elif not end.because and end.code not in _ASKED_ENDS:
-            message = f"node {node}, asked to stop, ended with code {end.code} at t={end.t}{said}"
+        elif end.code not in (_DISK_ENDS if end.because else _ASKED_ENDS):
+            cause = f"after a disk fault ({end.because})" if end.because else "asked to stop"
+            message = f"node {node}, {cause}, ended with code {end.code} at t={end.t}{said}"
             self._findings.add("meta.json:1", message)
 
     def on_excess(self, node: NodeId, excess: str) -> None:
         self._findings.add("meta.json:1", f"node {node}: {excess}")
 
-    def checks(self) -> list[Check]:
-        assert self.case.meta is not None and self.case.faults is not None
-        return [self._check(self.case.meta, self.case.faults)]
-
-    def _check(self, meta: Meta, faults: Sequence[FaultRow]) -> Check:
-        findings = self._findings
+    def check(self) -> Check:
+        (meta, faults), findings = self.case.manifest, self._findings
         for node, use in sorted(meta.nodes.items()):
             if not self.case.is_foreign and use.rss_peak_bytes > MEMORY_BOUND_BYTES:
                 found, allowed = use.rss_peak_bytes >> 20, MEMORY_BOUND_BYTES >> 20
                 findings.add("meta.json:1", f"node {node} grew to {found} MiB of memory (allowed {allowed} MiB)")
+        missing: list[str] = []
         for node in self.case.nodes:
             if (path := self.case.node_log(node)) is not None:
                 _look_for_traceback(findings, self.case.run, path)
+                if meta.kind == "live" and not path.is_file():
+                    missing.append(str(path.relative_to(self.case.run.path)))
             exits = meta.nodes[node].exits if node in meta.nodes else ()
             for line, event in self._errors[node]:
                 if not _is_excused(event, exits, faults):
                     what = "a failure" if event.event == "failed" else f"an error, {event.event}"
                     said = quote(self.case.event_place(node, line), event.reason)
                     findings.add(said.place, f"node {node} reports {what}", said)
-        if self._unreadable:
-            return findings.unknown(self._unreadable)
+        if missing:
+            return findings.unknown(f"no {missing[0]}")
         if not meta.nodes:
             return findings.unknown("meta.json lists no node process")
         starts = sum(use.starts for use in meta.nodes.values())

@@ -12,7 +12,7 @@ import json
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -36,6 +36,8 @@ from lab.rows import (
     decode_meta,
     encode_row,
 )
+from lab.steps.rules import CLIENTS, Pair, Rule
+from lab.words import LARGEST_PAYLOAD_BYTES
 from nodeproc.core.messages import NodeId, SeqNo
 
 CHUNK_BYTES = 1 << 19
@@ -55,6 +57,11 @@ class LogLine(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     timestamp: float
     payload: str
 
+
+_LARGEST_COUNT = 1_000_000
+"""Messages in one row of a load's client; a client sends a few thousand at once."""
+_ROUNDING_NS = 1_000_000
+"""Due times are computed from seconds, as floats."""
 
 NOT_A_MESSAGE = LogLine(0, 0, 0, "", 0.0, "")
 """In place of a line that cannot be read."""
@@ -305,6 +312,15 @@ class MessageLog:
         self._kept[number] = chunk
         return chunk
 
+    def lines_of(self, msg_ids: Set[str]) -> dict[str, int]:
+        """The first line of each of these messages that is in the log, by reading all of it once more."""
+        numbers: dict[str, int] = {}
+        for chunk in MessageLog(self.path, self.name).chunks():
+            for number, line in enumerate(chunk.lines, chunk.first_line):
+                if line.msg_id in msg_ids:
+                    numbers.setdefault(line.msg_id, number)
+        return numbers
+
     def start_of(self, line: int) -> tuple[int, int]:
         """(line number, byte offset) of the nearest remembered line start at or before this line."""
         number = bisect_right(self._first_lines, line) - 1
@@ -348,11 +364,17 @@ def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
 
 
 def _is_sound(row: HistoryRow) -> bool:
-    """Whether its numbers start at 1 and it has as many payloads as it counts."""
+    """Whether its numbers start at 1, its payloads are as many as it counts, and no message was due after t."""
     match row:
         case Invoke():
-            counted = not row.payloads if row.gen is not None else len(row.payloads) == row.count
-            return row.n >= 1 and row.count >= 1 and row.every >= 0 and counted
+            if row.gen is None:
+                counted = len(row.payloads) == row.count
+            else:
+                counted = (
+                    not row.payloads and row.count <= _LARGEST_COUNT and 1 <= row.gen.size <= LARGEST_PAYLOAD_BYTES
+                )
+            due = row.intended + (row.count - 1) * row.every
+            return row.n >= 1 and row.count >= 1 and row.every >= 0 and counted and due <= row.t + _ROUNDING_NS
         case Acked():
             return row.n >= 1
         case Failed() | Unknown():
@@ -375,6 +397,21 @@ def _first_bad_row(name: str, piece: Piece) -> str:
     return f"{name}:{piece.first_line + piece.newlines}: the last line has no end"
 
 
+class Evidence(Struct, frozen=True):
+    """The part of a fault row's evidence that judges use."""
+
+    pairs: tuple[Pair, ...] = ((CLIENTS, CLIENTS),)
+    """The links that the fault is about; all of them if it does not say."""
+    rule: Rule = Rule()
+    jump_s: float = 0.0
+    exit: int = 0
+
+    @classmethod
+    def of(cls, row: FaultRow) -> Evidence:
+        """Raises msgspec.ValidationError if a value has another type."""
+        return msgspec.convert(row.evidence, cls)
+
+
 def read_fault_rows(path: Path) -> list[FaultRow]:
     """The rows of faults.jsonl.
 
@@ -385,6 +422,7 @@ def read_fault_rows(path: Path) -> list[FaultRow]:
     for number, line in enumerate(_whole(path).splitlines(keepends=True), 1):
         try:
             row = decode_fault_row(line)
+            Evidence.of(row)
         except UNREADABLE as error:
             raise RunFileError(f"{path.name}:{number}: not a row of the faults: {error}") from None
         if encode_row(row) != line:
@@ -397,16 +435,23 @@ def read_meta(path: Path) -> Meta:
     """What meta.json says.
 
     Raises:
-        RunFileError: it can't be read, or a key stands twice in it.
+        RunFileError: it can't be read, a key stands twice in it, or a number in it is too large.
     """
     data = _whole(path)
     try:
         meta = decode_meta(data)
-        json.loads(data, object_pairs_hook=_only_once)
-        datetime.fromisoformat(meta.started_utc)
-    except (*UNREADABLE, ValueError) as error:
+        json.loads(data, object_pairs_hook=_only_once, parse_int=_int64)
+        datetime.fromisoformat(meta.started_utc).timestamp()
+    except (*UNREADABLE, ValueError, OverflowError) as error:
         raise RunFileError(f"{path.name}: {error}") from None
     return meta
+
+
+def _int64(digits: str) -> int:
+    """Refuse numbers that no clock and no counter of a run reaches, before a division by them fails."""
+    if len(digits) > 19:
+        raise ValueError(f"the number {digits[:40]} is too large")
+    return int(digits)
 
 
 def _only_once(pairs: list[tuple[str, object]]) -> dict[str, object]:

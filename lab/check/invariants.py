@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -18,18 +18,27 @@ from msgspec import structs
 from lab.check.agreement import compare
 from lab.check.expectations import Facts, judge_expectation, moment_results
 from lab.check.health import check_faults, check_run, check_watch
-from lab.check.history import MessageLog, NodeFile, RunFileError, read_events, read_fault_rows, read_meta
+from lab.check.history import (
+    EventLine,
+    Evidence,
+    MessageLog,
+    NodeFile,
+    RunFileError,
+    read_events,
+    read_fault_rows,
+    read_meta,
+)
 from lab.check.judge import Case, Judge
 from lab.check.judges import seat
 from lab.check.metrics import Metrics
-from lab.check.story import HistoryStory, fault_gap, meta_gap, step_gap
+from lab.check.story import EventStory, HistoryStory, fault_gap, meta_gap, step_gap
 from lab.check.verdict import Check, ExpectationResult, Findings, Verdict, decide
 from lab.plan.scenario import Scenario
 from lab.plan.scenario import load as load_scenario
 from lab.rows import FaultRow, Meta
 from lab.rundir import RunDir
+from nodeproc.core.messages import NodeId
 from nodeproc.errors import ConfigError
-from nodeproc.eventlog import part
 
 NS_PER_S = 1_000_000_000
 CLOCK_SLACK_S = 120.0
@@ -81,6 +90,7 @@ def check(run: RunDir, metrics: Metrics | None) -> Verdict:
         contiguous=case.contiguous,
         messages=case.messages,
         metrics=metrics,
+        unread_events=case.unread_events,
     )
     expectations = tuple(_expectations(run, manifest, nodes, facts))
     return Verdict(decide(tuple(checks), expectations), tuple(checks), expectations, case.messages)
@@ -96,14 +106,22 @@ def _feed_faults_and_events(case: Case, judges: Sequence[Judge]) -> None:
                 for judge in judges:
                     judge.on_exit(node, end, "")
     hearers = [judge.on_event for judge in judges if type(judge).on_event is not Judge.on_event]
-    for node in filter(case.has_events, case.nodes):
-        try:
-            for line, event in read_events(case.run.events(node), node):
-                for hear in hearers:
-                    hear(line, event)
-        except RunFileError as error:
-            for judge in judges:
-                judge.on_unreadable_events(str(error))
+    for node in case.nodes:
+        gap = _feed_events(case, node, hearers)
+        case.unread_events = case.unread_events or gap
+
+
+def _feed_events(case: Case, node: NodeId, hearers: Sequence[Callable[[int, EventLine], None]]) -> str:
+    """Feed the events of one node. Return why they are not all of its events, or ""."""
+    story = EventStory(case, node)
+    try:
+        for line, event in read_events(case.run.events(node), node) if case.has_events(node) else ():
+            story.on_event(line, event)
+            for hear in hearers:
+                hear(line, event)
+    except RunFileError as error:
+        return str(error)
+    return story.gap()
 
 
 def _feed_history(case: Case, judges: Sequence[Judge], story: HistoryStory) -> str:
@@ -126,7 +144,14 @@ def _decide(case: Case, judge: Judge, no_history: str) -> list[Check]:
     if judge.needs_manifest and (case.meta is None or case.faults is None):
         return judge.unknown("; ".join(case.reasons))
     checks = judge.checks()
-    return [_as_far_as_seen(case.run, each) for each in checks] if judge.reads_events else checks
+    if not judge.reads_events or not case.unread_events:
+        return checks
+    return [
+        structs.replace(each, result="UNKNOWN", detail=case.unread_events, decisive=True)
+        if each.result == "PASS"
+        else each
+        for each in checks
+    ]
 
 
 # ---- what the run says about itself ---------------------------------------------------------------
@@ -186,21 +211,11 @@ def _times(manifest: _Manifest) -> tuple[float, float]:
     if manifest.meta is None or manifest.faults is None:
         return -math.inf, math.inf
     meta, began = manifest.meta, datetime.fromisoformat(manifest.meta.started_utc).timestamp()
-    ahead = sum(float(row.evidence.get("jump_s", 0.0)) for row in manifest.faults)
+    ahead = sum(Evidence.of(row).jump_s for row in manifest.faults if row.fault == "clock")
     return began - CLOCK_SLACK_S, began + (meta.t_end - meta.t_start) / NS_PER_S + ahead + CLOCK_SLACK_S
 
 
 # ---- what surrounds the invariants ------------------------------------------------------------------
-
-
-def _as_far_as_seen(run: RunDir, check: Check) -> Check:
-    """Return the check, UNKNOWN instead of PASS if older events are in rotated files, which are not read."""
-    full = [path for node in run.node_ids() if (path := part(run.events(node), 1)).exists()]
-    if not full or check.result != "PASS":
-        return check
-    name = full[0].relative_to(run.path)
-    reason = f"{name} is not read: set limits.events_max_bytes higher"
-    return structs.replace(check, result="UNKNOWN", detail=reason, decisive=True)
 
 
 def _surroundings(case: Case, story: HistoryStory | None, reason: str) -> list[Check]:

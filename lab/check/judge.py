@@ -12,16 +12,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from lab.check.history import EventLine, MessageLog, NodeFile, line_at, read_history
+from lab.check.numbering import ANY_TIME
 from lab.check.verdict import Check, Findings, Outcomes, Quote, quote
 from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, HistoryRow, Meta, NodeExit
 from lab.rundir import RunDir
 from nodeproc.core.messages import NodeId, Record, SeqNo
-
-ANY_TIME: Final = (-math.inf, math.inf)
 
 
 def loses_disk(row: FaultRow) -> bool:
@@ -47,6 +46,8 @@ class Case:
     faults: Sequence[FaultRow] | None = None
     reasons: tuple[str, ...] = ()
     """Why one of these three is None."""
+    unread_events: str = ""
+    """Why the events of some node are not known completely; "" if all were read."""
     files: Sequence[NodeFile] = ()
     """Message logs at the end of the run, by ascending node."""
     missing: Sequence[NodeId] = ()
@@ -75,6 +76,12 @@ class Case:
     def is_foreign(self) -> bool:
         """The nodes are programs of another make."""
         return self.scenario is not None and self.scenario.cluster.is_foreign
+
+    @property
+    def manifest(self) -> tuple[Meta, Sequence[FaultRow]]:
+        """meta.json and faults.jsonl, for judges that need both."""
+        assert self.meta is not None and self.faults is not None
+        return self.meta, self.faults
 
     def history(self) -> Iterator[tuple[int, HistoryRow]]:
         """All rows once more, with their line numbers."""
@@ -106,7 +113,7 @@ class Judge:
     events: ClassVar[Set[str]] = frozenset()
     """Names of the events that it needs. It may be fed with others too."""
     reads_events: ClassVar[bool] = False
-    """Its checks do not PASS if older events are in rotated files, which are not read."""
+    """Its checks do not PASS unless all events of all nodes were read."""
     needs_faults_first: ClassVar[bool] = False
     """It can be fed with rows only once all faults of the run are known."""
 
@@ -127,9 +134,6 @@ class Judge:
     def on_event(self, line: int, event: EventLine) -> None:
         """The next event of its node; `line` is its line number there."""
 
-    def on_unreadable_events(self, reason: str) -> None:
-        """The remaining events of one node cannot be read."""
-
     def on_delivered(self, node: NodeId, records: Sequence[Record]) -> None:
         """A node delivered these records. Only in simulations."""
 
@@ -144,6 +148,10 @@ class Judge:
 
     def checks(self) -> list[Check]:
         """Decide; called once, after everything was fed."""
+        return [self.check()]
+
+    def check(self) -> Check:
+        """Decide the judge's only invariant."""
         raise NotImplementedError
 
     def unknown(self, reason: str) -> list[Check]:

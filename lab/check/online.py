@@ -209,6 +209,9 @@ class _Delivered(MessageLog):
     def find(self, seq_no: SeqNo) -> LogLine | None:
         return self._lines[seq_no - 1] if 0 < seq_no <= self.line_count else None
 
+    def lines_of(self, msg_ids: Set[str]) -> dict[str, int]:
+        return {line.msg_id: line.seq_no for line in reversed(self._lines) if line.msg_id in msg_ids}
+
     def read(self, offset: int, size: int) -> bytes:
         for record in self._order[self._joined :]:
             self._data += record.body

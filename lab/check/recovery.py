@@ -1,27 +1,32 @@
-"""A9: with a majority up, messages are acknowledged again within a stated bound, and all files become equal.
+"""A9: with a majority up and connected, messages are acknowledged again within a bound, and all files become equal.
 
-A stretch of the run is healthy while a majority of the nodes is up, no fault is being injected, and no link rule is in
-force between nodes that are up, or between clients and nodes. In a healthy stretch the time in which clients wait and
-none is acknowledged must not exceed the bound. If no disk or clock fault is in force either, no client may wait longer
-than the bound for its own acknowledgement.
+A stretch of the run is healthy while no fault is being injected and a majority of the nodes is up and connected: no
+link rule is in force between its nodes. Other nodes may be up, provided that each of their links either works or is
+cut completely. In a healthy stretch the time in which clients wait and none is acknowledged must not exceed the bound.
+If no disk or clock fault and no link rule is in force either, no client may wait longer than the bound for its own
+acknowledgement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
-from lab.check.history import NodeFile
-from lab.check.judge import Case, Judge
+from lab.check.history import Evidence, NodeFile
+from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, quote
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
 from lab.steps import AT_ONCE, effect_of
+from lab.steps.rules import CLIENTS, Pair, Rule
 from lab.steps.step import Effect
 from nodeproc.core.messages import NodeId
+from nodeproc.session import SessionSettings
 
 NS_PER_S = 1_000_000_000
-ANY_LINK = (0, 0)
+PATIENCE: Final = int(SessionSettings().patience * NS_PER_S)
+"""After this time, ns, a client leaves a node that has no leader for it; doubled with each node that it leaves."""
 
 
 class Stretch(NamedTuple):
@@ -32,48 +37,104 @@ class Stretch(NamedTuple):
     fault: FaultRow | None
     """The fault just before it; None at the beginning of the run."""
     each: bool = True
-    """Every client must be served, because no disk or clock fault is in force."""
+    """Every client must be served, because no disk or clock fault and no link rule is in force."""
+    search: int = 0
+    """Time that a client may need to find a node of the connected majority, ns; added to the bound."""
 
 
-def healthy_stretches(faults: Iterable[FaultRow], nodes: Sequence[NodeId], t_start: int, t_end: int) -> list[Stretch]:
+class _Cluster:
+    """What is known about nodes and links at one moment of the run.
+
+    up: node -> whether its process runs. rules: the rows of the link rules in force, the oldest first.
+    slowed: the rows of disk and clock faults so far. lost: nodes that lost their disk, and may still be rebuilding.
+    """
+
+    def __init__(self, up: dict[NodeId, bool]) -> None:
+        self.up = up
+        self.rules: list[FaultRow] = []
+        self.slowed: list[FaultRow] = []
+        self.lost: set[NodeId] = set()
+
+    def inject(self, row: FaultRow) -> None:
+        if loses_disk(row):
+            self.lost.add(row.target)
+        match effect_of(row.fault):
+            case Effect.DOWN | Effect.UP as effect if row.moved:
+                self.up[row.target] = effect is Effect.UP
+            case Effect.LINKS if row.fault not in AT_ONCE:
+                self.rules.append(row)
+            case Effect.SLOW:
+                self.slowed.append(row)
+
+    def links(self) -> dict[Pair, Rule]:
+        """The links with a rule between nodes that are up, or towards clients; the newest rule of each."""
+        found: dict[Pair, Rule] = {}
+        for row in self.rules:
+            evidence = Evidence.of(row)
+            found |= {pair: evidence.rule for pair in evidence.pairs if all(self.up.get(end, True) for end in pair)}
+        return found
+
+    def stretch(self, start: int, end: int, fault: FaultRow | None, *, any_node: bool) -> Stretch | None:
+        """The time from start to end as a healthy stretch, or None if it is not healthy.
+
+        Args:
+            any_node: every client can find every node.
+        """
+        slow = [row for row in self.slowed if row.t_healed == 0 or row.t_healed > start]
+        up = frozenset(node for node, runs in self.up.items() if runs)
+        links = self.links()
+        if not links:
+            return Stretch(start, end, fault, not slow) if self._is_majority(up) else None
+        are_cut = all(CLIENTS not in pair and (rule.silent or rule.refuse) for pair, rule in links.items())
+        connected = largest_connected(up - {row.target for row in slow} - self.lost, links.keys())
+        if not any_node or not are_cut or not self._is_majority(connected):
+            return None
+        return Stretch(start, end, fault, each=False, search=PATIENCE * (2 ** len(up - connected) - 1))
+
+    def _is_majority(self, nodes: Set[NodeId]) -> bool:
+        return 2 * len(nodes) > len(self.up)
+
+
+def largest_connected(nodes: Set[NodeId], cut: Set[Pair]) -> Set[NodeId]:
+    """Return a largest subset of these nodes in which no link between two nodes is cut, in either direction."""
+    partners = {a: {b for b in nodes if (a, b) in cut or (b, a) in cut} for a in sorted(nodes)}
+    worst = max(partners, key=lambda node: len(partners[node]), default=None)
+    if worst is None or not partners[worst]:
+        return nodes
+    with_it, without_it = nodes - partners[worst], nodes - {worst}
+    return max(largest_connected(with_it, cut), largest_connected(without_it, cut), key=len)
+
+
+def healthy_stretches(
+    faults: Iterable[FaultRow], nodes: Sequence[NodeId], t_start: int, t_end: int, *, any_node: bool = True
+) -> list[Stretch]:
     """The healthy parts of a run, in order.
 
     Args:
         nodes: ids of the whole cluster. A node whose first fault is a start was down before.
+        any_node: every client can find every node. Otherwise nothing is required while a node is up but cut off, as it
+            is not known to which side a client is connected.
     """
     rows = sorted(faults, key=lambda row: row.t)
-    up = {node: _first_effect(rows, node) is not Effect.UP for node in nodes}
+    cluster = _Cluster({node: _first_effect(rows, node) is not Effect.UP for node in nodes})
+    ends = [row for row in rows if effect_of(row.fault) is Effect.LINKS and row.fault not in AT_ONCE and row.t_healed]
+    changes = sorted(
+        [*((row.t, row) for row in rows), *((row.t_healed, row) for row in ends)], key=lambda each: each[0]
+    )
     stretches: list[Stretch] = []
-    ruled: set[tuple[int, int]] = set()
-    treated: list[FaultRow] = []
-    since: int = t_start
-    fault: FaultRow | None = None
-
-    def close(end: int) -> None:
-        if end > since and _is_healthy(up, ruled):
-            slow = any(row.t_healed == 0 or row.t_healed > since for row in treated)
-            stretches.append(Stretch(since, end, fault, not slow))
-
-    for row in rows:
-        close(row.t)
-        match effect_of(row.fault):
-            case Effect.DOWN | Effect.UP as effect if row.moved:
-                up[row.target] = effect is Effect.UP
-            case Effect.LINKS if row.fault not in AT_ONCE:
-                ruled |= {(source, to) for source, to in row.evidence.get("pairs", (ANY_LINK,))}
-            case Effect.HEALED:
-                ruled.clear()
-            case Effect.SLOW:
-                treated.append(row)
-        since, fault = max(since, row.t_done), row
-    close(t_end)
+    since, fault = t_start, None
+    for t, row in [*changes, (t_end, None)]:
+        if t > since and (stretch := cluster.stretch(since, t, fault, any_node=any_node)):
+            stretches.append(stretch)
+        if row is None:
+            break
+        if row in cluster.rules:
+            cluster.rules.remove(row)
+            since, fault = max(since, t), row
+        else:
+            cluster.inject(row)
+            since, fault = max(since, row.t_done), row
     return stretches
-
-
-def _is_healthy(up: dict[int, bool], ruled: set[tuple[int, int]]) -> bool:
-    """Whether a majority is up, and no rule is in force between nodes that are up or towards clients."""
-    down = {node for node, runs in up.items() if not runs}
-    return 2 * len(down) < len(up) and all(source in down or to in down for source, to in ruled)
 
 
 def _first_effect(rows: list[FaultRow], node: int) -> Effect:
@@ -104,8 +165,15 @@ class Recovery(Judge):
         self._history_name = case.run.history.name
         self._stretches: list[Stretch] = []
         if case.meta is not None and case.faults is not None:
-            self._stretches = healthy_stretches(case.faults, case.nodes, case.meta.t_start, case.meta.t_end)
-        self._sessions: dict[str, _Session] = {}
+            load = None if case.scenario is None else case.scenario.load
+            self._stretches = healthy_stretches(
+                case.faults,
+                case.nodes,
+                case.meta.t_start,
+                case.meta.t_end,
+                any_node=load is None or load.via == "all",
+            )
+        self._sessions: defaultdict[str, _Session] = defaultdict(_Session)
         self._waiting = 0
         self._since = 0
         """Since when a session waits and nothing was acknowledged; meaningless while no session waits."""
@@ -132,9 +200,7 @@ class Recovery(Judge):
                 pass
 
     def _invoked(self, t: int, name: str, last: int) -> None:
-        session = self._sessions.get(name)
-        if session is None:
-            session = self._sessions[name] = _Session()
+        session = self._sessions[name]
         session.invoked = max(session.invoked, last)
         if not session.waits:
             session.since = t
@@ -145,9 +211,7 @@ class Recovery(Judge):
                 self._waiting += 1
 
     def _settled(self, t: int, name: str, last: int) -> None:
-        session = self._sessions.get(name)
-        if session is None:
-            session = self._sessions[name] = _Session()
+        session = self._sessions[name]
         if session.waits and last > session.settled and t - session.since > self._bound:
             self._judge_client(name, session, t)
         session.since = t
@@ -168,8 +232,9 @@ class Recovery(Judge):
             if stretch.start >= t:
                 break
             waited = min(t, stretch.end) - max(self._since, stretch.start)
-            self._longest = max(self._longest, waited)
-            if waited > self._bound:
+            if not stretch.search:
+                self._longest = max(self._longest, waited)
+            if waited > self._bound + stretch.search:
                 self._too_long(stretch, place, waited, max(self._since, stretch.start))
             if by_ack and t <= stretch.end:
                 self._judged_faults.add(at)
@@ -187,16 +252,13 @@ class Recovery(Judge):
         after = "the start" if stretch.fault is None else f"{stretch.fault.fault} of node {stretch.fault.target}"
         self._findings.add(
             where,
-            f"with a majority up, {whose} waited {waited / NS_PER_S:.3f} s for an acknowledgement after {after} "
-            f"(allowed {self._bound_s:g} s)",
+            f"with a majority up{' and connected' if stretch.search else ''}, {whose} waited {waited / NS_PER_S:.3f} s "
+            f"for an acknowledgement after {after} (allowed {self._bound_s + stretch.search / NS_PER_S:g} s)",
             quote(where, f"from t={since} to t={since + waited}"),
         )
 
-    def checks(self) -> list[Check]:
-        assert self.case.meta is not None and self.case.faults is not None
-        return [self._check(self.case.meta, self.case.faults)]
-
-    def _check(self, meta: Meta, faults: Sequence[FaultRow]) -> Check:
+    def check(self) -> Check:
+        meta, faults = self.case.manifest
         if self._waiting:
             self._end_wait(self._latest_t, self._latest_place, by_ack=False)
         for name, session in self._sessions.items():

@@ -10,109 +10,22 @@ that no msg_id appears twice.
 from __future__ import annotations
 
 import sys
-from collections import deque
-from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, assert_never
+from collections import defaultdict
+from typing import ClassVar, assert_never
 
 from lab.check.history import NOT_A_MESSAGE, Chunk, LogLine, MessageLog
-from lab.check.judge import ANY_TIME, Case, Judge
+from lab.check.judge import Case, Judge
+from lab.check.numbering import Numbering
+from lab.check.sessions import Early, Sent, Session, outcomes
 from lab.check.verdict import Check, Findings, Outcomes, quote
-from lab.payloads import payloads
 from lab.rows import Acked, Failed, HistoryRow, Invoke, Phase, Shown, Unknown
 from nodeproc.core.messages import SeqNo
 
 END_OF_LOG: SeqNo = sys.maxsize
-LATE_MAX = 1000
-"""Sent ranges that are kept after the log has passed them; only a broken log needs them."""
 EMPTY = Chunk(1, [], True)
 EARLY_MAX = 10_000
 """Messages of the log that are kept until a row shows that they were sent; only a broken log has any."""
-
-
-@dataclass(slots=True)
-class Sent:
-    """Messages first .. last of one session as the history says that they were sent."""
-
-    first: int
-    last: int
-    row: Invoke
-    place: int
-    """Line of history.jsonl."""
-    after_ack: bool
-    """Whether a message was acknowledged before they were sent, so that A6 applies to them."""
-
-    def payloads(self, first: int, count: int) -> list[str]:
-        """Payloads of the messages first, first + 1, …"""
-        row = self.row
-        if row.gen is None:
-            return list(row.payloads[first - row.n : first - row.n + count])
-        return payloads(row.gen.seed, row.client, first, count, row.gen.size)
-
-
-class Early(NamedTuple):
-    """A message that the pass found in the log before a row that shows that it was sent."""
-
-    number: int
-    """Line of the log."""
-    line: LogLine
-    ack: Acked | None
-    """The acknowledgement that had advanced the log past the message; None at the end of the history."""
-    ack_place: int
-
-
-@dataclass(slots=True)
-class Session:
-    """State of one session at this point of the pass."""
-
-    invoked: int = 0
-    """Messages 1..invoked were sent."""
-    acked: int = 0
-    logged: int = 0
-    """The highest n seen in the log."""
-    rejected: list[tuple[int, int]] = field(default_factory=list)
-    unknown: list[tuple[int, int]] = field(default_factory=list)
-    sent: deque[Sent] = field(default_factory=deque)
-    """Ranges not yet seen in the log, ascending."""
-    late: deque[Sent] = field(default_factory=lambda: deque(maxlen=LATE_MAX))
-    """Ranges that the log has passed."""
-    early: dict[int, Early] = field(default_factory=dict)
-    holes: list[tuple[int, int, int]] = field(default_factory=list)
-    """(first, last, next line of the log) of each range that the log skipped."""
-
-    def find(self, n: int) -> Sent | None:
-        """The sent range that contains n."""
-        sent = self.sent
-        while sent and sent[0].last < n:
-            self.late.append(sent.popleft())
-        if sent and sent[0].first <= n:
-            return sent[0]
-        return next((each for each in reversed(self.late) if each.first <= n <= each.last), None)
-
-    def fill_hole(self, n: int) -> bool:
-        """Remove n from the holes. False if it was in none."""
-        for at, (first, last, line) in enumerate(self.holes):
-            if first <= n <= last:
-                parts = ((first, n - 1, line), (n + 1, last, line))
-                self.holes[at : at + 1] = [part for part in parts if part[0] <= part[1]]
-                return True
-        return False
-
-    def first_lost(self) -> tuple[int, int] | None:
-        """Return the lowest acknowledged n that is not in the log, with the line of the log behind its place.
-
-        None if the log has all of them. The line is 0 if the log ended before.
-        """
-        lost = [(first, line) for first, _, line in self.holes if first <= self.acked]
-        if self.acked > self.logged:
-            lost.append((self.logged + 1, 0))
-        return min(lost, default=None)
-
-    def in_log(self, first: int, last: int) -> int:
-        """How many of the messages first..last are in the log. Valid at the end of the pass."""
-        count = max(0, min(last, self.logged) - first + 1)
-        for low, high, _ in self.holes:
-            count -= max(0, min(last, high) - max(first, low) + 1)
-        return count
+NO_LINES = "no message in any node's log"
 
 
 class Replay(Judge):
@@ -129,27 +42,26 @@ class Replay(Judge):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        self.log, self.history_name, self._times = case.log, case.run.history.name, case.times
-        self.unreadable = 0
-        """The first line of the log that can't be read; 0: there is none."""
-        self.contiguity = case.contiguity = self.found("A2")
-        self.integrity = self.found("A3")
-        self.durability = self.found("A4")
-        self.sender_order = self.found("A5")
-        self.real_time = self.found("A6")
-        self.sessions: dict[str, Session] = {}
+        self.log, self.history_name = case.log, case.run.history.name
+        self.numbering = Numbering(self.found("A2"), case.log, case.times)
+        case.contiguity = self.numbering.findings
+        self.integrity, self.durability = self.found("A3"), self.found("A4")
+        self.sender_order, self.real_time = self.found("A5"), self.found("A6")
+        self.sessions: defaultdict[str, Session] = defaultdict(Session)
         self.payloads_judged = 0
         self.real_time_pairs = 0
         self.acks = 0
-        self.term_starts: list[tuple[int, SeqNo]] = []
-        """(term, seq_no of its first message) as the log has them."""
-        self._chunk = EMPTY
-        self._at = 0
-        self._seq_no, self._term = 0, 0
+        self._misplaced = self.found("A4")
+        """Acknowledgements that name a wrong place; if the log's numbers are wrong (A2), they may be right."""
+        self._unreadable = 0
+        """The first line of the log that cannot be read; 0 if there is none."""
+        self._chunk, self._at = EMPTY, 0
         self._first_ack_t = 0
         self._ack: Acked | None = None
         self._ack_place = 0
         self._early_count = 0
+        self._doubtful: list[tuple[Early, Sent]] = []
+        """Messages that break A6, provided that the acknowledged message stands below them in the log."""
 
     # ---- the history -----------------------------------------------------------------------------
 
@@ -164,51 +76,41 @@ class Replay(Judge):
             case Failed():
                 self._on_failed(place, row)
             case Unknown():
-                self._session(row.session).unknown.append((row.n, row.n + row.count - 1))
+                self.sessions[row.session].unknown.append((row.n, row.n + row.count - 1))
             case _:
                 assert_never(row)
 
-    def _session(self, name: str) -> Session:
-        session = self.sessions.get(name)
-        if session is None:
-            session = self.sessions[name] = Session()
-        return session
-
     def _on_invoke(self, place: int, row: Invoke) -> None:
-        session = self._session(row.session)
+        session = self.sessions[row.session]
         last = row.n + row.count - 1
         session.invoked = max(session.invoked, last)
         sent = Sent(row.n, last, row, place, self.acks > 0 and row.t > self._first_ack_t)
         session.sent.append(sent)
-        if session.early:
-            for n in range(row.n, last + 1):
-                early = session.early.pop(n, None)
-                if early is not None:
-                    self._judge_early(early, sent, n)
+        for n in sorted(n for n in session.early if row.n <= n <= last) if session.early else ():
+            self._judge_early(session.early.pop(n), sent, n)
 
     def _on_acked(self, place: int, row: Acked) -> None:
         if not self.acks:
             self._first_ack_t = row.t
         self.acks += 1
-        session = self._session(row.session)
+        session = self.sessions[row.session]
         session.acked = max(session.acked, row.n)
-        if row.seq_no > self._seq_no:
+        if row.seq_no > self.numbering.seq_no:
             self._ack, self._ack_place = row, place
             self._advance(row.seq_no)
-        msg_id = f"{row.session}-{row.n}"
         line = self.log.find(row.seq_no)
-        if line is None or line.msg_id != msg_id:
+        if not _is_of(line, row):
             stands = "there is no line with that seq_no" if line is None else f"{line.msg_id} stands there"
-            self.durability.add(
+            msg_id = f"{row.session}-{row.n}"
+            self._misplaced.add(
                 f"{self.history_name}:{place}",
                 f"message {msg_id} was acknowledged as seq_no {row.seq_no}, but in {self.log.name} {stands}",
                 quote(f"{self.history_name}:{place}", f"ok {msg_id} seq_no={row.seq_no} t={row.t}"),
             )
 
     def _on_failed(self, place: int, row: Failed) -> None:
-        session = self._session(row.session)
-        last = row.n + row.count - 1
-        session.rejected.append((row.n, last))
+        session = self.sessions[row.session]
+        session.rejected.append((row.n, row.n + row.count - 1))
         if row.n <= session.logged:
             self._rejected_in_log(f"{self.history_name}:{place}", row.session, row.n)
 
@@ -227,56 +129,15 @@ class Replay(Judge):
                 self._chunk, self._at = following, 0
             end = self._chunk.end_of(seq_no, self._at)
             if end > self._at:
-                self._take(self._chunk, self._at, end)
-                self._at = end
-            if self._at < len(self._chunk.lines) or self._seq_no >= seq_no:
+                self.numbering.take(self._chunk, self._at, end)
+                while self._at < end:
+                    self._at = self._take_run(self._chunk, self._at, end)
+            if self._at < len(self._chunk.lines) or self.numbering.seq_no >= seq_no:
                 return
 
-    def _take(self, chunk: Chunk, start: int, end: int) -> None:
-        """Judge lines start..end - 1 of a chunk."""
-        lines = chunk.lines
-        self._take_numbers(chunk, start, end)
-        at = start
-        while at < end:
-            at = self._take_run(chunk, lines, at, end)
-
-    def _take_numbers(self, chunk: Chunk, start: int, end: int) -> None:
-        """A2 on some lines. The fast way first: nearly all chunks are contiguous and of one term."""
-        lines = chunk.lines
-        if self._times != ANY_TIME:
-            self._take_times(chunk, start, end)
-        first, last = lines[start], lines[end - 1]
-        terms = [line.term for line in lines[start:end]]
-        if (
-            chunk.contiguous
-            and not chunk.misformed
-            and first.seq_no == self._seq_no + 1
-            and terms[0] >= max(self._term, 1)
-            and terms.count(terms[0]) == len(terms)
-        ):
-            if terms[0] > self._term:
-                self.term_starts.append((terms[0], first.seq_no))
-            self._seq_no, self._term = last.seq_no, last.term
-            return
-        numbers = self._seq_no, self._term
-        for line in lines[start:end]:
-            if line.term > (self.term_starts[-1][0] if self.term_starts else 0):
-                self.term_starts.append((line.term, line.seq_no))
-        self._seq_no, self._term = judge_numbers(self.contiguity, self.log, chunk, start, end, *numbers)
-
-    def _take_times(self, chunk: Chunk, start: int, end: int) -> None:
-        times = [line.timestamp for line in chunk.lines[start:end] if line is not NOT_A_MESSAGE]
-        low, high = self._times
-        if not times or (min(times) >= low and max(times) <= high):
-            return
-        for number, line in enumerate(chunk.lines[start:end], chunk.first_line + start):
-            if line is not NOT_A_MESSAGE and not low <= line.timestamp <= high:
-                place = self.log.place(number)
-                when = "before the run began" if line.timestamp < low else "after the run had ended"
-                self.contiguity.add(place, f"timestamp {line.timestamp} is {when}", quote(place, _show(line)))
-
-    def _take_run(self, chunk: Chunk, lines: list[LogLine], at: int, end: int) -> int:
+    def _take_run(self, chunk: Chunk, at: int, end: int) -> int:
         """Judge the longest run of one session's messages from `at` on; returns the index behind it."""
+        lines = chunk.lines
         name, n = _split(lines[at].msg_id)
         if not n:
             self._not_a_message(chunk.first_line + at, lines[at])
@@ -313,11 +174,11 @@ class Replay(Judge):
             self._wrong_content(number, run, sent, n)
 
     def _take_early(self, number: int, line: LogLine, name: str, n: int) -> None:
-        """The history has not told so far that this message was sent."""
+        """Take a message of which no row so far says that it was sent."""
         if self._early_count >= EARLY_MAX:
             self._never_sent(number, line)
             return
-        session = self._session(name)
+        session = self.sessions[name]
         if n == session.logged + 1:
             session.logged = n
         else:
@@ -327,26 +188,40 @@ class Replay(Judge):
             session.early[n] = Early(number, line, self._ack, self._ack_place)
 
     def _judge_early(self, early: Early, sent: Sent, n: int) -> None:
-        """It was sent after all, but an acknowledgement had moved the log beyond it before."""
+        """Judge an early message after all, as a row now says that it was sent."""
         self._early_count -= 1
         self._judge_content(early.number, [early.line], sent, n)
         if early.ack is None or sent.row.t <= early.ack.t:
             return
+        if not self.numbering.is_wrong and _is_of(self.log.find(early.ack.seq_no), early.ack):
+            self._too_early(early, early.ack, sent)
+        elif len(self._doubtful) < EARLY_MAX:
+            self._doubtful.append((early, sent))
+
+    # ---- violations ------------------------------------------------------------------------------
+
+    def _too_early(self, early: Early, ack: Acked, sent: Sent) -> None:
         place, line = self.log.place(early.number), early.line
         self.real_time.add(
             place,
-            f"message {line.msg_id} has seq_no {line.seq_no}, though seq_no {early.ack.seq_no} had been acknowledged "
-            "before it was sent",
+            f"message {line.msg_id} has seq_no {line.seq_no}, though seq_no {ack.seq_no} had been acknowledged before "
+            "it was sent",
             quote(place, _show(line)),
-            quote(f"{self.history_name}:{early.ack_place}", f"seq_no {early.ack.seq_no} acknowledged t={early.ack.t}"),
+            quote(f"{self.history_name}:{early.ack_place}", f"seq_no {ack.seq_no} acknowledged t={ack.t}"),
             quote(f"{self.history_name}:{sent.place}", f"{line.msg_id} sent t={sent.row.t}"),
         )
 
-    # ---- what can be wrong with a message ---------------------------------------------------------
+    def _judge_doubtful(self) -> None:
+        """Look up where the acknowledged messages really stand: their acknowledgements named wrong places."""
+        if self._doubtful:
+            lines = self.log.lines_of({f"{ack.session}-{ack.n}" for early, _ in self._doubtful if (ack := early.ack)})
+            for early, sent in self._doubtful:
+                if (ack := early.ack) and lines.get(f"{ack.session}-{ack.n}", 0) > early.number:
+                    self._too_early(early, ack, sent)
 
     def _not_a_message(self, number: int, line: LogLine) -> None:
         if line is NOT_A_MESSAGE:
-            self.unreadable = self.unreadable or number
+            self._unreadable = self._unreadable or number
         else:
             self._never_sent(number, line)
 
@@ -387,16 +262,18 @@ class Replay(Judge):
 
     # ---- the end ---------------------------------------------------------------------------------
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Take what the log still has, and look for what it lacks."""
         self._ack = None
         self._advance(END_OF_LOG)
-        if self.log.torn:
-            self.contiguity.add(self.log.place(self.log.torn), "the last line has no end")
-            self.unreadable = self.unreadable or self.log.torn
+        self.numbering.end()
+        self._unreadable = self._unreadable or self.log.torn
         early = [each for session in self.sessions.values() for each in session.early.values()]
         for each in sorted(early, key=lambda each: each.number):
             self._never_sent(each.number, each.line)
+        self._judge_doubtful()
+        if not self.numbering.is_wrong:
+            self.durability.take(self._misplaced)
         for name, session in self.sessions.items():
             lost = session.first_lost()
             if lost is not None:
@@ -418,106 +295,78 @@ class Replay(Judge):
         message = f"message {session}-{n} was acknowledged and is not in {self.log.name}"
         self.durability.add(f"{self.history_name}:{place}", message, *shown)
 
-    def outcomes(self) -> Outcomes:
-        """What became of everything that was sent. After finish()."""
-        sessions = self.sessions.values()
-        # A later acknowledgement of the session covers what the client had given up.
-        unknown = [
-            (session, max(first, session.acked + 1), last)
-            for session in sessions
-            for first, last in session.unknown
-            if last > session.acked
-        ]
-        unknown_in_log = sum(session.in_log(first, last) for session, first, last in unknown)
-        unknown_count = sum(last - first + 1 for _, first, last in unknown)
-        sent = sum(session.invoked for session in sessions)
-        acknowledged = sum(session.acked for session in sessions)
-        rejected = sum(last - first + 1 for session in sessions for first, last in session.rejected)
-        return Outcomes(
-            sent=sent,
-            acknowledged=acknowledged,
-            rejected=rejected,
-            unknown_in_log=unknown_in_log,
-            unknown_not_in_log=unknown_count - unknown_in_log,
-            unresolved=max(0, sent - acknowledged - rejected - unknown_count),
-            in_log=self.log.line_count,
-        )
-
     def checks(self) -> list[Check]:
-        self.finish()
-        numbers = self.found("A2")
-        numbers.take(self.contiguity)
-        self._judge_deviating(numbers)
-        self._judge_delivered(numbers)
-        checks = self._checks(numbers)
+        self._finish()
+        numbers = self._whole_contiguity(self.numbering)
+        checks = [
+            numbers.passed(f"seq_no 1..{self.numbering.seq_no}, term up to {self.numbering.term}"),
+            *self._others(),
+        ]
+        if not self.log.line_count:
+            checks[0] = numbers.unknown(NO_LINES)
         self.case.contiguous = checks[0].result == "PASS"
-        self.case.term_starts = self.term_starts
-        self.case.messages = self.outcomes()
+        self.case.term_starts = self.numbering.term_starts
+        self.case.messages = outcomes(self.sessions.values(), self.log.line_count)
         return checks
 
     def unknown(self, reason: str) -> list[Check]:
         """A2 alone can be judged."""
-        log, contiguity = MessageLog(self.log.path, self.log.name), Findings("A2", self.invariants["A2"])
-        judge_numbers_of(contiguity, log)
-        self._judge_deviating(contiguity)
-        if log.line_count:
-            numbers = contiguity.passed(f"{log.line_count} lines")
-        else:
-            numbers = contiguity.unknown("no message in any node's log")
-        self.case.contiguous = numbers.result == "PASS"
+        log = MessageLog(self.log.path, self.log.name)
+        numbering = Numbering(Findings("A2", self.invariants["A2"]), log)
+        numbering.whole_log()
+        numbers = self._whole_contiguity(numbering)
+        check = numbers.passed(f"{log.line_count} lines") if log.line_count else numbers.unknown(NO_LINES)
+        self.case.contiguous = check.result == "PASS"
         self.case.messages = Outcomes(in_log=log.line_count)
-        return [numbers, *super().unknown(reason)[1:]]
+        return [check, *super().unknown(reason)[1:]]
 
-    def _judge_deviating(self, findings: Findings) -> None:
-        """A2 of files that are no prefix of the log which was walked: they have numbers of their own."""
+    def _whole_contiguity(self, numbering: Numbering) -> Findings:
+        """A2 of all logs: of this one, of those that are no prefix of it, and how far each reaches."""
+        findings = self.found("A2")
+        findings.take(numbering.findings)
         for file in self.case.deviating:
-            judge_numbers_of(findings, MessageLog(file.path, file.name))
-
-    def _judge_delivered(self, findings: Findings) -> None:
-        """A2: a log reaches as far as its node's STATUS said that it had delivered."""
+            Numbering(findings, MessageLog(file.path, file.name)).whole_log()
         convergence = None if self.case.meta is None else self.case.meta.convergence
+        delivered = {} if convergence is None else convergence.delivered
         for file in self.case.files:
-            told = 0 if convergence is None else convergence.delivered.get(file.node, 0)
-            if (last := file.last_seq()) < told:
+            if (last := file.last_seq()) < delivered.get(file.node, 0):
                 message = (
-                    f"{file.name} ends at seq_no {last}; STATUS of node {file.node} said that {told} were delivered"
+                    f"{file.name} ends at seq_no {last}; STATUS of node {file.node} said that {delivered[file.node]} "
+                    "were delivered"
                 )
                 findings.add(file.name, message, quote(file.name, file.line(last) or b""))
+        return findings
 
-    def _checks(self, numbers: Findings) -> list[Check]:
-        if self.unreadable:
-            # Which message an unreadable line holds nobody can say; so nothing that needs it can be judged.
-            return [numbers.failed(), *self._unreadable_checks()]
-        lines = self.log.line_count
-        if not lines:
-            named = (numbers, self.integrity, self.sender_order, self.real_time)
-            empty = {findings.name: findings.unknown("no message in any node's log") for findings in named}
-            return [empty["A2"], empty["A3"], self._durability_check(), empty["A5"], empty["A6"]]
+    def _others(self) -> list[Check]:
+        """A3 to A6."""
+        if self._unreadable:
+            # Nobody can say which message an unreadable line holds, so nothing that needs it can be judged.
+            return super().unknown(f"{self.log.place(self._unreadable)} can't be read (A2)")[1:]
+        acknowledged = sum(session.acked for session in self.sessions.values())
+        durability = (
+            self.durability.passed(f"all {acknowledged} acknowledged messages are in the log")
+            if self.acks
+            else self.durability.unknown("no message was acknowledged")
+        )
+        if not self.log.line_count:
+            integrity, order, real_time = (
+                each.unknown(NO_LINES) for each in (self.integrity, self.sender_order, self.real_time)
+            )
+            return [integrity, durability, order, real_time]
         sessions = sum(1 for session in self.sessions.values() if session.logged)
         return [
-            numbers.passed(f"seq_no 1..{self._seq_no}, term up to {self._term}"),
             self.integrity.passed(f"{self.payloads_judged} messages as their clients sent them"),
-            self._durability_check(),
+            durability,
             self.sender_order.passed(f"{sessions} sessions"),
-            self._real_time_check(),
+            self.real_time.passed(f"{self.real_time_pairs} messages sent after an acknowledgement")
+            if self.real_time_pairs
+            else self.real_time.unknown("no message was sent after another's acknowledgement", decisive=False),
         ]
 
-    def _unreadable_checks(self) -> list[Check]:
-        reason = f"{self.log.place(self.unreadable)} can't be read (A2)"
-        judged = (self.integrity, self.durability, self.sender_order, self.real_time)
-        return [Findings(each.name, each.title).unknown(reason) for each in judged]
 
-    def _durability_check(self) -> Check:
-        if not self.acks:
-            return self.durability.unknown("no message was acknowledged")
-        acknowledged = sum(session.acked for session in self.sessions.values())
-        return self.durability.passed(f"all {acknowledged} acknowledged messages are in the log")
-
-    def _real_time_check(self) -> Check:
-        if not self.real_time_pairs:
-            detail = "no message was sent after another's acknowledgement"
-            return self.real_time.unknown(detail, decisive=False)
-        return self.real_time.passed(f"{self.real_time_pairs} messages sent after an acknowledgement")
+def _is_of(line: LogLine | None, ack: Acked) -> bool:
+    """Whether the acknowledged message is in this line."""
+    return line is not None and line.msg_id == f"{ack.session}-{ack.n}"
 
 
 def _split(msg_id: str) -> tuple[str, int]:
@@ -548,42 +397,3 @@ def _end_of_run(lines: list[LogLine], at: int, at_most: int, session: str, n: in
 
 def _show(line: LogLine) -> str:
     return f"seq_no={line.seq_no} term={line.term} sender_id={line.sender_id} msg_id={line.msg_id} {line.payload!r}"
-
-
-def judge_numbers(
-    findings: Findings, log: MessageLog, chunk: Chunk, start: int, end: int, seq_no: SeqNo, term: int
-) -> tuple[SeqNo, int]:
-    """A2, line by line.
-
-    Args:
-        seq_no, term: of the line above.
-
-    Returns:
-        the same of the last line.
-    """
-    for number, line in enumerate(chunk.lines[start:end], chunk.first_line + start):
-        place = log.place(number)
-        shown = quote(place, f"seq_no={line.seq_no} term={line.term} msg_id={line.msg_id}")
-        if line is NOT_A_MESSAGE:
-            text = log.text(number)
-            what = "not a line of a message log" if text else "an empty line"
-            findings.add(place, f"{what}, where seq_no {seq_no + 1} is due", quote(place, text))
-            seq_no += 1
-            continue
-        if fault := chunk.misformed.get(number - chunk.first_line):
-            findings.add(place, f"not in the form of a message log: {fault}", quote(place, log.text(number)))
-        if line.seq_no != seq_no + 1:
-            findings.add(place, f"seq_no {line.seq_no} where {seq_no + 1} is due", shown)
-        if line.term < max(term, 1):
-            findings.add(place, f"term {line.term} behind term {max(term, 1)}", shown)
-        seq_no, term = line.seq_no, max(term, line.term)
-    return seq_no, term
-
-
-def judge_numbers_of(findings: Findings, log: MessageLog) -> None:
-    """A2 on a whole file by itself: one that deviates from the log that the rest is judged on."""
-    seq_no = term = 0
-    for chunk in log.chunks():
-        seq_no, term = judge_numbers(findings, log, chunk, 0, len(chunk.lines), seq_no, term)
-    if log.torn:
-        findings.add(log.place(log.torn), "the last line has no end")

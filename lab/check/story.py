@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from lab.check.history import RunFileError
+from lab.check.history import EventLine, RunFileError
+from lab.check.judge import Case
 from lab.plan.scenario import Scenario
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Phase, Unknown
-from lab.steps import END_ROWS, HEAL_ROWS, Fault, Step
+from lab.steps import AT_ONCE, END_ROWS, HEAL_ROWS, Fault, Rebuild, Step, effect_of
+from lab.steps.rules import LINK_EFFECTS
+from lab.steps.step import Effect
+from lab.words import EVENTS
+from nodeproc.core.messages import NodeId
+from nodeproc.errors import EXIT_CLEAN
+from nodeproc.eventlog import part
+
+_TOLERANCE_NS = 1_000_000_000
+"""Allowed between the exit of a process and the row that explains it, and the like: the machine may be busy."""
+_EARLIEST_START_NS = 300 * 1_000_000_000
+"""Nodes are started so long before the run at most."""
 
 # ---- the history -----------------------------------------------------------------------------------
 
@@ -23,15 +35,12 @@ class _Session:
     client: int
     is_load: bool
     invoked: int = 0
-    acked: int = 0
-    given_up: dict[int, int] = field(default_factory=dict)
-    """First -> last message of each range that was rejected or is unknown."""
-
-    @property
-    def unresolved(self) -> int:
-        """Number of messages without any outcome."""
-        above = (last - max(first, self.acked + 1) + 1 for first, last in self.given_up.items() if last > self.acked)
-        return self.invoked - self.acked - sum(above)
+    settled: int = 0
+    """The highest message with an outcome."""
+    given_up: int = 0
+    """Number of messages that were rejected or are unknown."""
+    skipped: int = 0
+    """Number of messages below `settled` without an outcome; an acknowledgement covers all below it."""
 
 
 class HistoryStory:
@@ -61,19 +70,16 @@ class HistoryStory:
             case Invoke():
                 self._on_invoke(place, row)
             case Acked():
-                session = self._known(place, row.session)
-                if not session.acked < row.n <= session.invoked:
-                    raise self._error(
-                        place, f"n={row.n} is acknowledged; {session.acked} was before, and {session.invoked} were sent"
-                    )
-                session.acked = row.n
+                session = self._settled(place, row.session, row.n, row.n)
+                session.skipped = 0
             case Failed() | Unknown():
-                session, last = self._known(place, row.session), row.n + row.count - 1
-                if row.n <= session.acked or last > session.invoked or row.n in session.given_up:
-                    raise self._error(place, f"messages {row.n}..{last} have an outcome already, or were never sent")
-                session.given_up[row.n] = last
+                session = self._settled(place, row.session, row.n, row.n + row.count - 1)
+                session.given_up += row.count
             case Phase(phase="step"):
                 self.steps.append(row.detail)
+            case Phase(phase="healed") if self._meta is not None:
+                if not 0 <= row.t - self._meta.t_healed <= _TOLERANCE_NS:
+                    raise self._error(place, f"healed at t={row.t}; meta.json says t_healed={self._meta.t_healed}")
             case Phase(phase="converged" | "diverged"):
                 self.ends.append(row.phase)
             case _:
@@ -89,10 +95,18 @@ class HistoryStory:
             raise self._error(place, f"n={row.n} of session {row.session}, where {session.invoked + 1} is due")
         session.invoked += row.count
 
-    def _known(self, place: int, name: str) -> _Session:
+    def _settled(self, place: int, name: str, first: int, last: int) -> _Session:
+        """Take the outcome of messages first..last; outcomes come in the order of the messages."""
         session = self._sessions.get(name)
         if session is None:
             raise self._error(place, f"an outcome of session {name}, which has sent nothing")
+        if not session.settled < first <= last <= session.invoked:
+            raise self._error(
+                place,
+                f"an outcome of messages {first}..{last}; {session.invoked} were sent, and {session.settled} have one",
+            )
+        session.skipped += first - session.settled - 1
+        session.settled = last
         return session
 
     def _error(self, place: int, what: str) -> RunFileError:
@@ -101,8 +115,8 @@ class HistoryStory:
     def unresolved(self) -> str:
         """Return which messages have no outcome, or "" if all have one."""
         for name, session in self._sessions.items():
-            if session.unresolved:
-                return f"{self._name}: {session.unresolved} messages of session {name} have no outcome"
+            if unresolved := session.skipped + session.invoked - session.settled:
+                return f"{self._name}: {unresolved} messages of session {name} have no outcome"
         return ""
 
     def lack(self, meta: Meta | None) -> str:
@@ -116,21 +130,79 @@ class HistoryStory:
             return f"{self._name} does not end with `{reached}`, as meta.json says: rows are missing"
         if meta.load:
             load = [session for session in self._sessions.values() if session.is_load]
-            given_up = sum(last - first + 1 for each in load for first, last in each.given_up.items())
-            counted = (sum(each.invoked for each in load), given_up)
-            told = (meta.load.get("sent", 0), meta.load.get("rejected", 0) + meta.load.get("unknown", 0))
-            if counted != told:
+            sent, given_up = sum(each.invoked for each in load), sum(each.given_up for each in load)
+            told, told_given_up = (_total(meta.load, *names) for names in (("sent",), ("rejected", "unknown")))
+            if (sent, given_up) != (told, told_given_up):
                 return (
-                    f"{self._name}: the load sent {counted[0]} messages and gave up {counted[1]}; meta.json says "
-                    f"{told[0]} and {told[1]}"
+                    f"{self._name}: the load sent {sent} messages and gave up {given_up}; meta.json says "
+                    f"{told} and {told_given_up}"
                 )
         return ""
 
 
-# ---- the faults --------------------------------------------------------------------------------------
+def _total(load: dict[str, object], *names: str) -> int:
+    """The sum of these totals of meta.json; -1 if one is not a number."""
+    totals = [load.get(name, 0) for name in names]
+    return (
+        sum(each for each in totals if isinstance(each, int)) if all(isinstance(each, int) for each in totals) else -1
+    )
 
-_TOLERANCE_NS = 1_000_000_000
-"""Allowed between the exit of a process and the row that explains it: the machine may be busy."""
+
+# ---- the events --------------------------------------------------------------------------------------
+
+
+class EventStory:
+    """Compares the events of one node with its processes as meta.json and faults.jsonl list them."""
+
+    def __init__(self, case: Case, node: NodeId) -> None:
+        self._case, self._node = case, node
+        self._count = self._starts = 0
+        self._is_stopping = False
+
+    def on_event(self, line: int, event: EventLine) -> None:
+        """Take one event.
+
+        Raises:
+            RunFileError: no such event exists, or its time is outside of the run.
+        """
+        meta, where = self._case.meta, self._case.event_place(self._node, line)
+        if event.event not in EVENTS and not self._case.is_foreign:
+            raise RunFileError(f"{where}: no event {event.event!r} exists")
+        if meta is not None and not meta.t_start - _EARLIEST_START_NS <= event.t_ns <= meta.t_end:
+            raise RunFileError(f"{where}: t_ns={event.t_ns} is outside of the run")
+        self._count += 1
+        self._starts += event.event == "starting"
+        self._is_stopping = event.event == "stopping" or (self._is_stopping and event.event != "starting")
+
+    def gap(self) -> str:
+        """Return which event of a start or end is missing, or "" if none is."""
+        case, node = self._case, self._node
+        name = case.run.events(node).relative_to(case.run.path)
+        if part(case.run.events(node), 1).exists():
+            return f"{name}.1 is not read: set limits.events_max_bytes higher"
+        scenario, meta, faults = case.scenario, case.meta, case.faults
+        if case.is_foreign:
+            return f"no events of node {node}" if not self._count and any(map(case.has_events, case.nodes)) else ""
+        if scenario is not None and scenario.cluster.log_level in ("WARNING", "ERROR"):
+            return ""
+        if not self._starts:
+            return f"no events of node {node}"
+        if scenario is None or meta is None or faults is None or node not in meta.nodes:
+            return ""
+        if meta.problem or meta.watched:
+            return ""
+        use = meta.nodes[node]
+        answered = (node in scenario.cluster.started_ids) + sum(
+            row.fault == "start" and row.target == node and "ready_s" in row.evidence for row in faults
+        )
+        if not answered <= self._starts <= use.starts:
+            return f"{name}: {self._starts} events `starting`; the node was started {use.starts} times"
+        if use.exits and use.exits[-1].code == EXIT_CLEAN and not self._is_stopping:
+            return f"{name}: no event `stopping` at its end, although the node ended cleanly"
+        return ""
+
+
+# ---- the faults --------------------------------------------------------------------------------------
 
 
 def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun: int) -> str:
@@ -145,9 +217,11 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
     for number, row in enumerate(faults, 1):
         if not latest <= row.t <= row.t_done or (row.t_healed and row.t_healed < row.t):
             return f"faults.jsonl:{number}: its times run backwards"
+        if found := _contradiction(row, is_healed=meta.t_healed > 0):
+            return f"faults.jsonl:{number}: {found}"
         if row.t < meta.t_start or max(row.t_done, row.t_healed) > meta.t_end:
             return f"faults.jsonl:{number}: its times are outside of the run, {meta.t_start}..{meta.t_end}"
-        if row.step >= len(steps):
+        if not -1 <= row.step < len(steps):
             return f"faults.jsonl:{number}: a row of step {row.step + 1}, and {len(steps)} steps were begun"
         if row.target not in (0, *scenario.cluster.ids):
             return f"faults.jsonl:{number}: a row of node {row.target}, which the scenario does not have"
@@ -163,6 +237,25 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
         if found:
             return found
     return _gap_of_ends(meta, faults)
+
+
+def _contradiction(row: FaultRow, *, is_healed: bool) -> str:
+    """Return where the fields of one row contradict each other, or "".
+
+    Args:
+        is_healed: at its end the run has healed all links and started all nodes again.
+    """
+    ends_process = row.fault in END_ROWS and row.fault != Rebuild.word  # A rebuild may find its node dead.
+    if row.effect and (not row.evidence or (ends_process and "exit" not in row.evidence)):
+        return f"a {row.fault} with effect; its evidence does not show that"
+    counts = [row.evidence.get(name, 0) for name in LINK_EFFECTS]
+    if row.fault == "link" and row.t_healed and row.effect != any(counts):
+        return f"a link rule {'with' if row.effect else 'without'} effect; its evidence says the opposite"
+    effect = effect_of(row.fault)
+    lasts = (effect is Effect.LINKS and row.fault not in AT_ONCE) or (effect is Effect.DOWN and row.moved)
+    if lasts and is_healed and not row.t_healed:
+        return f"a {row.fault} that was never healed; meta.json says that all were"
+    return ""
 
 
 def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: list[tuple[int, FaultRow]]) -> str:
@@ -216,8 +309,9 @@ def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
             if end.asked and end.t < meta.t_healed and next(near, None) is None:
                 return f"meta.json: node {node} ended at t={end.t}, as asked; no row of faults.jsonl asks for it"
         for row in asked:
-            if "exit" in row.evidence and not any(end.t >= row.t - _TOLERANCE_NS for end in use.exits):
-                return f"faults.jsonl: a {row.fault} of node {node} at t={row.t}; meta.json knows no end of it"
+            ends = [end.code for end in use.exits if end.t >= row.t - _TOLERANCE_NS]
+            if "exit" in row.evidence and row.evidence["exit"] not in ends:
+                return f"faults.jsonl: a {row.fault} of node {node} at t={row.t}; meta.json has no such end"
     return ""
 
 
@@ -249,6 +343,8 @@ def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:
 def meta_gap(scenario: Scenario, meta: Meta) -> str:
     """Return where meta.json and scenario.yml differ, or "" if they are of the same run."""
     convergence = meta.convergence
+    if convergence is not None and not meta.t_healed:
+        return "meta.json: the nodes converged, but t_healed is 0"
     for what, told, planned in (
         ("scenario", meta.scenario, scenario.name),
         ("seed", meta.seed, scenario.seed),

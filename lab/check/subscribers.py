@@ -189,9 +189,9 @@ class Subscribers(Judge):
         if t - since > self.case.bound_s * NS_PER_S:
             self._waits.append(_Wait(place, client, self._last[client], since, t))
 
-    def checks(self) -> list[Check]:
+    def check(self) -> Check:
         if self._any_shown and self._is_hopeless:
-            return [self.found().unknown("the log itself is not contiguous (A2)")]
+            return self.found().unknown("the log itself is not contiguous (A2)")
         case, findings = self.case, self._findings
         if case.scenario is not None and case.meta is not None and case.faults is not None:
             for client in list(self._since):
@@ -208,8 +208,8 @@ class Subscribers(Judge):
                 )
         if not self._lines:
             decisive = case.scenario is None or len(self._last) > 0
-            return [findings.unknown("no subscriber was shown anything", decisive=decisive)]
-        return [findings.passed(f"{len(self._readers)} subscribers, {self._lines} lines")]
+            return findings.unknown("no subscriber was shown anything", decisive=decisive)
+        return findings.passed(f"{len(self._readers)} subscribers, {self._lines} lines")
 
     @property
     def _must_be_shown(self) -> int:

@@ -88,6 +88,16 @@ def _time(turn: int, batches: int) -> int:
     return T_START + (turn + (100 if turn >= batches // 2 else 0)) * MS
 
 
+def _killed(batches: int) -> int:
+    """When the leader is killed."""
+    return _time(batches // 2 - 1, batches) + MS
+
+
+def _end(batches: int) -> int:
+    """When the run ends."""
+    return max(_time(batches, batches), _killed(batches) + 200 * MS) + 1000 * MS
+
+
 def _story(batches: int, batch: int, clients: int) -> Iterator[tuple[list[HistoryRow], bytes]]:
     """Rows and log bytes of one batch after the other."""
     for turn in range(batches):
@@ -116,7 +126,7 @@ def _event(t: int, node: int, event: str, **fields: object) -> bytes:
 
 
 def _write_events(run: RunDir, batches: int, batch: int) -> None:
-    killed = _time(batches // 2 - 1, batches) + MS
+    killed = _killed(batches)
     half = batches // 2 * batch
     for node in NODES:
         events = [_event(1, node, "starting", term=0, last_seq=0)]
@@ -130,20 +140,21 @@ def _write_events(run: RunDir, batches: int, batch: int) -> None:
             events.append(_event(killed + 40 * MS, node, "became_leader", term=2, last_seq=half))
         else:
             events.append(_event(killed + 160 * MS, node, "new_coordinator", term=2, leader=2))
+        events.append(_event(_end(batches), node, "stopping", reason="SIGTERM"))
         run.events(node).write_bytes(b"".join(events))
         run.node_log(node).write_text("2024-10-21 12:34:58 - node - INFO - Starting node...\n")
 
 
 def _write_papers(run: RunDir, batches: int, batch: int, scenario: str) -> None:
     run.scenario.write_text(scenario)
-    killed = _time(batches // 2 - 1, batches) + MS
+    killed = _killed(batches)
     back = killed + 155 * MS
     faults = [
         FaultRow("kill", 3, "leader", killed, killed + MS, {"signal": 9, "exit": -9}, True, 1, back, "kill: leader"),
-        FaultRow("start", 3, "down", killed + 150 * MS, back, {}, True, -1),
+        FaultRow("start", 3, "down", killed + 150 * MS, back, {"ready_s": 0.005}, True, -1),
     ]
     run.faults.write_bytes(b"".join(map(encode_row, faults)))
-    t_end = max(_time(batches, batches), killed + 200 * MS) + 1000 * MS
+    t_end = _end(batches)
     ends: dict[int, tuple[NodeExit, ...]] = {node: (NodeExit(t_end, 0, True),) for node in NODES}
     ends[3] = (NodeExit(killed + MS // 2, -9, True), *ends[3])
     use = {node: NodeUse(len(ends[node]), 0.5, 50 << 20, ends[node]) for node in NODES}

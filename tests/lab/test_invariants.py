@@ -14,6 +14,7 @@ from lab.check.health import check_faults
 from lab.check.history import form_fault
 from lab.check.invariants import check
 from lab.check.metrics import measure
+from lab.check.recovery import largest_connected
 from lab.check.subscribers import quiet_spans
 from lab.check.verdict import Check, Verdict, decode_verdict, encode_verdict
 from lab.rows import Acked, Convergence, Failed, FaultRow, Invoke, NodeExit, NodeUse, Shown, Unknown, encode_row
@@ -207,13 +208,13 @@ def test_swapped_lines_break_contiguity_and_sender_order(run: RunDir) -> None:
 
 def test_a_falling_term_breaks_contiguity(run: RunDir) -> None:
     doctor_all_logs(run, replace(150, b'"term":2', b'"term":1'))
-    assert_fails(run, "A2", f"{LOG_1}:151", "term 1 behind term 2")
+    assert_fails(run, "A2", f"{LOG_1}:151", "term 1 after term 2")
 
 
 def test_a_message_of_term_0_breaks_contiguity(run: RunDir) -> None:
     """Term 0 is "nothing yet": nobody orders in it."""
     doctor_all_logs(run, replace(0, b'"term":1', b'"term":0'))
-    assert_fails(run, "A2", f"{LOG_1}:1", "term 0 behind term 1")
+    assert_fails(run, "A2", f"{LOG_1}:1", "term 0 after term 1")
 
 
 def test_a_log_that_does_not_start_at_1_breaks_contiguity(run: RunDir) -> None:
@@ -523,6 +524,92 @@ def test_a_wait_without_a_majority_is_no_breach(run: RunDir) -> None:
     assert judged(run, "A9").result == "PASS"
 
 
+SILENT = {"loss": 1.0}
+BETWEEN_3_AND_THE_OTHERS = [[1, 3], [3, 1], [2, 3], [3, 2]]
+
+
+def cut_off(run: RunDir, *, pairs: list[list[int]], rule: dict[str, Any], seconds: float = 20.0) -> None:
+    """Links have a rule, and then a client waits so long for an acknowledgement without success."""
+    late = T_START + 300 * MS
+    end = late + int(seconds * S)
+    add_row(
+        run,
+        Invoke(late, 101, "session101", 71, 1, late, payloads=("more",)),
+        Unknown(end, "session101", 71, 1),
+    )
+    doctor_meta(run, t_end=end)
+    evidence = {"pairs": pairs, "rule": rule, "lost": 1}
+    add_fault(run, FaultRow("link", 0, "", late - MS, late - MS, evidence, True, 2))
+
+
+def test_a_connected_majority_must_serve_although_another_node_is_up_and_cut_off(run: RunDir) -> None:
+    cut_off(run, pairs=BETWEEN_3_AND_THE_OTHERS, rule=SILENT)
+    finding = judged(run, "A9")
+    assert finding.result == "FAIL" and "with a majority up and connected, messages waited 20.000 s" in str(finding)
+
+
+def test_a_client_may_first_have_to_leave_the_node_that_is_cut_off(run: RunDir) -> None:
+    cut_off(run, pairs=BETWEEN_3_AND_THE_OTHERS, rule=SILENT, seconds=6.9)
+    assert judged(run, "A9").result == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "rule"),
+    [
+        ([*BETWEEN_3_AND_THE_OTHERS, [1, 2]], SILENT),
+        (BETWEEN_3_AND_THE_OTHERS, {"loss": 1.0, "frames": ["APPEND"]}),
+        (BETWEEN_3_AND_THE_OTHERS, {"delay": 1.0}),
+        ([*BETWEEN_3_AND_THE_OTHERS, [0, 1]], SILENT),
+    ],
+)
+def test_nothing_is_required_without_a_connected_majority_or_where_some_frames_pass(
+    run: RunDir, pairs: list[list[int]], rule: dict[str, Any]
+) -> None:
+    cut_off(run, pairs=pairs, rule=rule)
+    assert judged(run, "A9").result == "PASS"
+
+
+def test_nothing_is_required_where_clients_know_only_some_of_the_nodes(run: RunDir) -> None:
+    cut_off(run, pairs=BETWEEN_3_AND_THE_OTHERS, rule=SILENT)
+    run.scenario.write_text(run.scenario.read_text().replace("clients: 3,", "clients: 3, via: [3],"))
+    assert judged(run, "A9").result == "PASS"
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        FaultRow("rebuild", 1, "down", T_START, T_START, {"lost_bytes": 9}, True, 2),
+        FaultRow("disk", 1, "follower", T_START, T_START, {"state": "hanging"}, True, 2),
+    ],
+)
+def test_a_node_with_a_bad_or_lost_disk_is_not_counted_in_a_connected_majority(run: RunDir, lost: FaultRow) -> None:
+    cut_off(run, pairs=BETWEEN_3_AND_THE_OTHERS, rule=SILENT)
+    add_fault(run, lost)
+    assert judged(run, "A9").result == "PASS"
+
+
+def test_the_end_of_a_rule_is_known_from_its_own_row(run: RunDir) -> None:
+    """Also where no `heal` has a row: another rule, or the fault itself, may have ended it."""
+    cut_off(run, pairs=[*BETWEEN_3_AND_THE_OTHERS, [1, 2]], rule=SILENT)
+    rows = run.read_faults()
+    run.write_faults([*rows[:-1], msgspec.structs.replace(rows[-1], t_healed=rows[-1].t + S)])
+    assert judged(run, "A9").result == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("cut", "size"),
+    [
+        (set(), 5),
+        ({(1, 2)}, 4),
+        ({(a, b) for a in (1, 2) for b in (3, 4, 5)}, 3),
+        ({(1, 2), (3, 2), (2, 4), (2, 5)}, 4),
+        ({(1, 2), (2, 3), (3, 4), (4, 5), (5, 1)}, 2),
+    ],
+)
+def test_the_largest_connected_part_of_five_nodes(cut: set[tuple[int, int]], size: int) -> None:
+    assert len(largest_connected(frozenset(range(1, 6)), cut)) == size
+
+
 def test_a_run_that_did_not_converge_is_found(run: RunDir) -> None:
     doctor_meta(run, convergence=Convergence(15.0, False, 15.0, {1: 200, 2: 200, 3: 100}))
     doctor_lines(run.history, replace(120, b"converged", b"diverged"))
@@ -564,7 +651,7 @@ def test_a_kill_that_hit_nobody_leaves_the_run_undecided(run: RunDir) -> None:
         ("faults.jsonl", {"A9", "A10", "faults", "run"}),
         ("meta.json", {"A9", "A10", "faults", "run"}),
         (LOG_2, {"A1"}),
-        (EVENTS_2, {"A7"}),
+        (EVENTS_2, {"A7", "A10"}),
     ],
 )
 def test_a_missing_file_leaves_what_needs_it_unknown(run: RunDir, missing: str, unknown: set[str]) -> None:
@@ -663,8 +750,7 @@ def test_a_traceback_in_a_node_log_is_named(run: RunDir) -> None:
 
 
 def test_a_failure_that_a_node_reports_is_named(run: RunDir) -> None:
-    with run.events(2).open("a") as file:
-        file.write(FAILED % LATE)
+    add_events(run, FAILED % LATE)
     assert_fails(run, "A10", f"{EVENTS_2}:5", "node 2 reports a failure")
 
 
@@ -676,8 +762,12 @@ def test_an_error_of_python_s_own_is_named(run: RunDir, text: str) -> None:
 
 
 def add_event(run: RunDir, t_ns: int, event: str) -> None:
-    with run.events(2).open("a") as file:
-        file.write(f'{{"t_ns":{t_ns},"node":2,"event":"{event}","peer":1,"reason":"the reason"}}\n')
+    add_events(run, f'{{"t_ns":{t_ns},"node":2,"event":"{event}","peer":1,"reason":"the reason"}}\n')
+
+
+def add_events(run: RunDir, text: str) -> None:
+    """Node 2 reports this just before it stops."""
+    doctor_lines(run.events(2), lambda lines: lines.insert(-1, text.encode()))
 
 
 def add_fault(run: RunDir, row: FaultRow) -> None:
@@ -731,8 +821,7 @@ FULL = NodeExit(LATE + 2 * MS, 4, True, "full")
 
 def test_a_node_whose_disk_was_full_ends_as_it_should(run: RunDir) -> None:
     doctor_meta(run, nodes={2: NodeUse(2, 0.1, 1, (FULL, NodeExit(LATE + 9 * MS, 0, True)))})
-    with run.events(2).open("a") as file:
-        file.write(FAILED % (LATE + MS))
+    add_events(run, FAILED % (LATE + MS))
     answer = judged(run, "A10")
     assert (answer.result, answer.detail) == (
         "PASS",
@@ -742,8 +831,7 @@ def test_a_node_whose_disk_was_full_ends_as_it_should(run: RunDir) -> None:
 
 def test_a_failure_after_the_one_that_was_brought_about_is_named(run: RunDir) -> None:
     doctor_meta(run, nodes={2: NodeUse(2, 0.1, 1, (FULL, NodeExit(LATE + 9 * MS, 0, True)))})
-    with run.events(2).open("a") as file:
-        file.write(FAILED % (LATE + MS) + FAILED % (LATE + 3 * MS))
+    add_events(run, FAILED % (LATE + MS) + FAILED % (LATE + 3 * MS))
     assert_fails(run, "A10", f"{EVENTS_2}:6", "node 2 reports a failure")
 
 
@@ -757,15 +845,17 @@ def test_a_leader_that_its_disk_takes_down_is_replaced_as_after_a_kill(run: RunD
 
 def test_a_rebuilt_node_has_forgotten_its_term_and_no_other_has(run: RunDir) -> None:
     events = b'{"t_ns":%d,"node":2,"event":"starting","term":0,"last_seq":0}\n'
-    late = T_START + 900 * MS
-    doctor_lines(run.events(2), lambda lines: lines.append(events % late))
+    late, ends = T_START + 900 * MS, (NodeExit(T_START + 899 * MS, 0, True), *run.read_meta().nodes[2].exits)
+    doctor_meta(run, nodes={**run.read_meta().nodes, 2: NodeUse(2, 0.5, 1, ends)})
+    doctor_lines(run.events(2), lambda lines: lines.insert(-1, events % late))
     assert_fails(run, "A7", f"{EVENTS_2}:5", "node 2 shows term 0 after term 2")
     other, own = (FaultRow("rebuild", node, "down", late - 1, late - 1, {}, True, 1) for node in (1, 2))
     doctor_lines(run.faults, lambda lines: lines.append(encode_row(other)))
     assert judged(run, "A7").result == "FAIL"
     doctor_lines(run.faults, lambda lines: lines.append(encode_row(own)))
     assert judged(run, "A7").result == "PASS"
-    doctor_lines(run.events(2), lambda lines: lines.extend([events.replace(b"0,", b"3,", 1) % late, events % late]))
+    again = [events.replace(b"0,", b"3,", 1) % late, events % late]
+    doctor_lines(run.events(2), lambda lines: lines.__setitem__(slice(-1, -1), again))
     assert judged(run, "A7").result == "FAIL"
 
 
