@@ -1,4 +1,4 @@
-"""What the messages of a load and of `send` steps hold; it follows from the seed alone. Pure."""
+"""Payloads of the messages of a load and of `send` steps. They follow from the seed alone. Pure."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _NO_WORD = bytes(top for top in range(256) if top >> 4 >= len(_WORDS))
 
 @lru_cache(maxsize=8)
 def _filler(seed: int, size: int) -> str:
-    """Plain words, long enough for every payload to start elsewhere in them.
+    """Return random words, more than a payload needs, so that each payload can begin at another place in them.
 
-    The words that random.choice would draw, thousands at once: of every 32 random bits it takes the highest four, and
-    again where they are no word's number.
+    The words are those that random.choice would draw, but thousands are drawn at once: random.choice uses the highest
+    four of every 32 random bits, and draws again if they are not the index of a word.
     """
     rng = random.Random(f"filler {seed}")
     parts: list[str] = []
@@ -46,15 +46,15 @@ def _filler(seed: int, size: int) -> str:
 
 
 def payload(seed: int, client: int, n: int, size: int) -> str:
-    """What message n of a load's client holds: `size` ASCII characters that need no escape in JSON.
+    """Return the payload of message n of a load's client: `size` ASCII characters that need no escape in JSON.
 
-    It starts with client and n, cut off where size is too small for them, so that payloads differ.
+    It begins with client and n, so that payloads differ; if size is too small, this beginning is cut off.
     """
     return payloads(seed, client, n, 1, size)[0]
 
 
 def payloads(seed: int, client: int, first: int, count: int, size: int) -> list[str]:
-    """payload() of messages first, first + 1, …, cheaper than one by one."""
+    """Return the payloads of messages first, first + 1, …; cheaper than single calls of payload()."""
     filler, offset = _filler(seed, size), client * 104_729
     texts = []
     for n in range(first, first + count):
@@ -65,5 +65,7 @@ def payloads(seed: int, client: int, first: int, count: int, size: int) -> list[
 
 
 def numbered_message(client: int, number: int) -> str:
-    """What `messages: 10` in a `send` step makes: the number-th such message of the client in this run, from 1."""
+    """Return the text of a message of a `send` step with `messages: 10`; number counts such messages of the client,
+    from 1.
+    """
     return f"message {number} of client {client}"

@@ -1,4 +1,4 @@
-"""The words and numbers that scenarios are full of: durations, counts, targets, each with its bounds."""
+"""Types of values in scenarios: durations, counts, targets, each with its bounds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LONGEST_MINUTES = 1440
 
 
 class Duration(float):
-    """Seconds; written in YAML as `500ms`, `2s` or `1.5m`. Never negative, and no more than a day."""
+    """Seconds; written in YAML as `500ms`, `2s` or `1.5m`. Never negative, and at most a day."""
 
     @classmethod
     def parse(cls, text: object) -> Duration:
-        """Read one.
+        """Parse a duration.
 
         Raises:
-            ValueError: the text is no duration; says what is allowed.
+            ValueError: the text is not a duration; the message says what is allowed.
         """
         match = _DURATION.fullmatch(text) if isinstance(text, str) else None
         if match is None:
@@ -37,7 +37,7 @@ class Duration(float):
         return cls(seconds)
 
     def __str__(self) -> str:
-        """As parse() reads it: whole seconds in s, all else in ms."""
+        """Format the duration so that parse() reads it: whole seconds in s, others in ms."""
         if self.is_integer():
             return f"{int(self)}s"
         return f"{round(self * 1000, 6):.6f}".rstrip("0").rstrip(".") + "ms"
@@ -45,11 +45,11 @@ class Duration(float):
 
 _ABOVE_ZERO: Final = {"above zero": True}
 Period: TypeAlias = Annotated[Duration, Meta(extra=_ABOVE_ZERO)]
-"""A duration above 0. Read as any duration; lab.steps.entry refuses 0s."""
+"""A duration above 0. It is parsed like any duration; lab.steps.entry refuses 0s."""
 
 
 def is_period(kind: Any) -> bool:
-    """Whether a field's type is Period, or Period or None."""
+    """Return whether a field's type is Period, or Period or None."""
     return any(
         isinstance(each, Meta) and each.extra == _ABOVE_ZERO for each in getattr(kind, "__metadata__", ())
     ) or any(is_period(each) for each in get_args(kind))
@@ -77,9 +77,9 @@ CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 ClientId: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Title: TypeAlias = Annotated[str, Meta(max_length=200)]
-"""Shown in one line."""
+"""A text that is shown on one line."""
 LARGEST_PAYLOAD_BYTES = 64 << 10
-"""What a client takes for a message, in UTF-8."""
+"""Maximum size of a message, UTF-8."""
 
 # ---- targets ------------------------------------------------------------------------------------
 
@@ -96,7 +96,9 @@ down        every node whose process does not run"""
 TARGET_WORDS: tuple[str, ...] = get_args(TargetWord)
 
 Target: TypeAlias = TargetWord | NodeId | tuple[TargetWord | NodeId, ...]
-"""Which nodes: a word, a node id, or a list of both. lab.steps.targets.choose says which these are at a moment."""
+"""A set of nodes: a word, a node id, or a list of both. lab.steps.targets.choose determines the nodes at a given
+moment.
+"""
 
 
 LinkEnd: TypeAlias = Target | Literal["clients"]
@@ -104,14 +106,14 @@ LinkEnd: TypeAlias = Target | Literal["clients"]
 
 
 def named_ids(target: LinkEnd) -> frozenset[NodeId] | None:
-    """The nodes that a target names; None: it has a word, which may mean anybody."""
+    """Return the nodes that a target names; None if it has a word, which may mean any node."""
     parts = target if isinstance(target, tuple) else (target,)
     named = frozenset(part for part in parts if isinstance(part, int))
     return named if len(named) == len(parts) else None
 
 
 def target_parts(target: Target) -> tuple[TargetWord | NodeId, ...]:
-    """The words and ids of a target, one by one."""
+    """Return the words and ids of a target, one by one."""
     return target if isinstance(target, tuple) else (target,)
 
 
@@ -124,6 +126,6 @@ EVENTS: dict[str, type[events.Event]] = {
 }
 """Event name -> event."""
 EVENT_LEVELS: tuple[str, ...] = get_args(events.Level)
-"""From the least to the most important."""
+"""Levels of events, from the least to the most important."""
 FRAME_TYPES: tuple[str, ...] = tuple(str(each.__struct_config__.tag) for each in get_args(messages.PeerMessage))
-"""What a frame between nodes can be."""
+"""The types of frames between nodes."""

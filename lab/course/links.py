@@ -1,8 +1,9 @@
-"""What the network between nodes does to a frame. Pure, so that a simulated network can obey the same rules.
+"""The effect of link rules on frames between nodes. Pure, so that the proxy and the simulated network share it.
 
-Every directed pair of nodes has one Link. Frames enter it and leave it in the same order, as on TCP, unless its
-rule holds one back for others to overtake it. A frame is lost whole or not at all. Time and randomness come in as
-arguments; what a frame carries is never looked at, and how one is spoilt or cut in pieces its owner knows (Handling).
+Each directed pair of nodes has one Link. Frames leave it in the order in which they entered it, as on TCP, unless the
+rule holds one back so that others overtake it. A frame is lost whole or not at all. Time and random generators are
+arguments. A Link does not know the content of frames; its owner provides the functions that corrupt a frame or cut it
+in pieces (Handling).
 """
 
 from __future__ import annotations
@@ -20,34 +21,34 @@ Cargo = TypeVar("Cargo")
 
 NEVER = float("inf")
 PIECE_GAP_S = 0.001
-"""Between two pieces of one frame: as long as a node needs to read the first before the second comes."""
+"""Time between two pieces of one frame, long enough for a node to read each piece separately."""
 
 
 class Drop(NamedTuple):
-    """The frame vanishes."""
+    """The frame is lost."""
 
 
 class DeliverAfter(NamedTuple):
-    """The frame arrives so many seconds later, in order."""
+    """The frame arrives after this many seconds, in order."""
 
     seconds: float
 
 
 class HoldBack(NamedTuple):
-    """The frame waits for so many later ones to overtake it, but no longer than so many seconds."""
+    """The frame waits until this many later frames have overtaken it, but at most this many seconds."""
 
     behind: int
     at_most: float
 
 
 class Duplicate(NamedTuple):
-    """The frame arrives so many seconds later, in order, and again right behind itself."""
+    """The frame arrives after this many seconds, in order, twice in a row."""
 
     seconds: float
 
 
 class Corrupt(NamedTuple):
-    """The frame arrives so many seconds later, in order, and spoilt."""
+    """The frame arrives after this many seconds, in order, with one byte changed."""
 
     seconds: float
 
@@ -57,10 +58,10 @@ AT_ONCE = DeliverAfter(0.0)
 
 
 def decide(rule: Rule, number: int, rng: random.Random) -> Decision:
-    """What becomes of a frame that the rule names.
+    """Decide the fate of a frame to which the rule applies.
 
     Args:
-        number: of this frame among those that the rule named, from 1.
+        number: the number of this frame, from 1, among those to which the rule applied.
     """
     if rule.loss and rng.random() < rule.loss:
         return Drop()
@@ -75,7 +76,7 @@ def decide(rule: Rule, number: int, rng: random.Random) -> Decision:
 
 
 def _delay(rule: Rule, rng: random.Random) -> float:
-    """How long a frame is held, in order."""
+    """Return the delay of a frame, in seconds; the order is kept."""
     if not rule.jitter:
         return rule.delay
     match rule.distribution:
@@ -89,11 +90,11 @@ def _delay(rule: Rule, rng: random.Random) -> float:
 
 
 class Handling(NamedTuple, Generic[Cargo]):
-    """What a link's owner knows of the frames that it carries.
+    """Functions of a link's owner for the frames that the link carries.
 
-    size: bytes.
-    spoil: the frame with one byte changed, in such a way that the receiver can notice.
-    pieces: the frame cut in pieces of so many bytes.
+    size: the size of a frame in bytes.
+    spoil: the frame with one byte changed so that the receiver can detect it.
+    pieces: the frame cut in pieces of a given number of bytes.
     """
 
     size: Callable[[Cargo], int]
@@ -112,16 +113,16 @@ class _Held(Generic[Cargo]):
     cargo: Cargo
     until: float
     left: int
-    """So many later frames must still overtake it."""
+    """The number of later frames that must still overtake this one."""
     overtaken: bool = False
 
 
 @dataclass(slots=True)
 class Link(Generic[Cargo]):
-    """One directed link and the frames that are on their way over it.
+    """One directed link and the frames under way on it.
 
     Args:
-        rng: for jitter, loss and the like; seeded by the run.
+        rng: for jitter, loss and other random choices; seeded by the run.
     """
 
     rng: random.Random
@@ -131,14 +132,14 @@ class Link(Generic[Cargo]):
     _queue: list[_Entry[Cargo]] = field(default_factory=list)
     _held: _Held[Cargo] | None = None
     _free_at: float = 0.0
-    """No frame that keeps its order is due before."""
+    """No frame that keeps its order arrives before this time."""
     _line_free_at: float = 0.0
-    """When the bytes before have passed a link with a bandwidth."""
+    """The time when all earlier bytes have passed a link with a bandwidth."""
     _order: count[int] = field(default_factory=count)
     _named: int = 0
 
     def set_rule(self, rule: Rule | None, now: float) -> None:
-        """Obey this rule from now on; None: the link is straight, and what is on its way arrives at once, in order."""
+        """Apply this rule from now on. None: no rule; frames under way arrive at once, in order."""
         self.rule, self._named = rule, 0
         if rule is None:
             if self._held is not None:
@@ -148,13 +149,13 @@ class Link(Generic[Cargo]):
             self._free_at = self._line_free_at = now
 
     def enter(self, frame: str, cargo: Cargo, now: float) -> int:
-        """A frame of this type comes to the link's near end.
+        """Let a frame of this type enter the link.
 
         Args:
-            now: monotonic seconds, never falling.
+            now: monotonic seconds, never decreasing.
 
         Returns:
-            how many times it is on its way now: 0, 1 or 2.
+            The number of copies under way: 0, 1 or 2.
         """
         self.counts.entered += 1
         rule = self.rule
@@ -182,7 +183,7 @@ class Link(Generic[Cargo]):
         return 1
 
     def leave(self, now: float) -> list[Cargo]:
-        """The frames that arrive at the far end by now, in their order of arrival."""
+        """Return the frames that have arrived by now, in their order of arrival."""
         if self._held is not None and self._held.until <= now:
             self._let_go(self._held.until)
         arrived = []
@@ -191,12 +192,12 @@ class Link(Generic[Cargo]):
         return arrived
 
     def next_due(self) -> float:
-        """When leave() has something, monotonic seconds; NEVER while nothing is on its way."""
+        """Return the time when leave() returns the next frame, monotonic seconds; NEVER if no frame is under way."""
         due = self._queue[0].due if self._queue else NEVER
         return due if self._held is None else min(due, self._held.until)
 
     def clear(self) -> None:
-        """The connection broke: what was on its way is gone."""
+        """Drop all frames under way, because the connection broke."""
         self._queue.clear()
         self._held = None
         self._free_at = self._line_free_at = 0.0
@@ -206,7 +207,7 @@ class Link(Generic[Cargo]):
         heapq.heappush(self._queue, _Entry(due, next(self._order), cargo))
 
     def _send(self, rule: Rule, copies: Sequence[Cargo], now: float, seconds: float) -> None:
-        """Send a frame that the rule names on its way, in front of the one held back."""
+        """Send a frame to which the rule applies, ahead of the one held back."""
         for cargo in copies:
             due = now + seconds
             if rule.bandwidth:

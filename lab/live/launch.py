@@ -1,10 +1,10 @@
-"""Start a program of somebody else's as a node: a script of its own, which becomes that program.
+"""Start another program as a node. This script starts a watcher and then replaces itself by the program.
 
     python -I -S launch.py LIFELINE_FD DIRECTORY PROGRAM ARGUMENT...
 
-The program gets the harness's own environment, runs in DIRECTORY, keeps this process's id, and knows nothing of the
-lab. So that it can't outlive the harness, a watcher stays behind: when the other end of the lifeline is gone, it
-kills the program and all that the program started in its process group. Only the standard library is imported.
+The program gets the harness's environment, runs in DIRECTORY and keeps this process's id. It need not know about the
+lab. The watcher makes sure that the program does not outlive the harness: when the other end of the lifeline closes, it
+kills the program's process group. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import signal
 import sys
 
 ASK_EVERY_MS = 100
-"""Between two looks at whether the program is still there."""
+"""Interval at which a watcher without pidfd checks whether the program still runs."""
 EXIT_NOT_STARTED = 127
-"""As shells have it."""
+"""Exit code if the program cannot be started, as in shells."""
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def leave_watcher(program: int, lifeline: int) -> None:
-    """Watch in a process that is no child of the program's and in no group of its."""
+    """Start the watcher, as a process that is neither a child of the program nor in its process group."""
     between = os.fork()
     if between:
         os.waitpid(between, 0)
@@ -46,7 +46,7 @@ def leave_watcher(program: int, lifeline: int) -> None:
 
 
 def watch(program: int, lifeline: int) -> None:
-    """Return when the program has ended, by itself or because the harness did."""
+    """Return when the program or the harness has ended."""
     poll = select.poll()
     if not hasattr(os, "pidfd_open"):
         watch_by_asking(program, lifeline, poll)
@@ -64,7 +64,7 @@ def watch(program: int, lifeline: int) -> None:
 
 
 def watch_by_asking(program: int, lifeline: int, poll: select.poll) -> None:
-    """As watch(), where the system has no pidfd."""
+    """As watch(), on systems without pidfd."""
     poll.register(lifeline, select.POLLIN)
     with contextlib.suppress(ProcessLookupError):
         while not poll.poll(ASK_EVERY_MS):

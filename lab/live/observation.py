@@ -1,4 +1,4 @@
-"""What the lab sees of the nodes from outside: their STATUS and their event files."""
+"""Observation of the nodes from outside: their STATUS and their event files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATUS_PATIENCE_S = 1.0
 
 
 class StatusLine:
-    """A connection over which one node is asked for its STATUS again and again."""
+    """A connection on which one node is polled for its STATUS."""
 
     def __init__(self, address: Address, client_token: str = "") -> None:
         self._address = address
@@ -28,7 +28,7 @@ class StatusLine:
         self._lock = asyncio.Lock()
 
     async def ask(self) -> Status | None:
-        """What the node knows now; None where it does not answer in time."""
+        """Return the node's STATUS; None if it does not answer in time."""
         async with self._lock:
             fresh = self._writer is None
             answer = await self._ask_once()
@@ -60,11 +60,11 @@ class StatusLine:
 
 
 class EventCount:
-    """Counts one kind of event in event files that grow.
+    """Counts one kind of event in growing event files.
 
     Args:
-        offsets: file -> bytes of it that don't count.
-        where: field -> value; compares as text.
+        offsets: file -> number of its bytes that do not count.
+        where: field -> value; values are compared as text.
     """
 
     def __init__(self, offsets: Mapping[Path, int], event: str, where: Mapping[str, str | int | bool]) -> None:
@@ -75,7 +75,7 @@ class EventCount:
         self.count = 0
 
     def update(self) -> int:
-        """Count what was written since; a line that is not whole yet comes next time."""
+        """Count the events written since the last call; an incomplete line counts later."""
         for path, offset in self._offsets.items():
             try:
                 with path.open("rb") as file:
@@ -99,5 +99,5 @@ class EventCount:
 
 
 def file_sizes(paths: Iterable[Path]) -> dict[Path, int]:
-    """Bytes of each file; 0 for one that is not there yet."""
+    """Return the size of each file in bytes; 0 if it does not exist yet."""
     return {path: path.stat().st_size if path.exists() else 0 for path in paths}

@@ -1,4 +1,4 @@
-"""Node processes: their ports, their life, what they cost, and that none of them outlives the harness."""
+"""The processes of a node: ports, starts and ends, resources. No process outlives the harness."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ from nodeproc.core.messages import NodeId
 from nodeproc.errors import Unreachable
 
 READY_PATIENCE_S = 60.0
-"""From start to the first STATUS answer. A start takes 0.2 s; the rest is for busy machines and large logs."""
+"""Maximum time from the start to the first STATUS answer. A start takes 0.2 s; busy machines and large logs need more.
+"""
 ASK_AGAIN_S = 0.01
 OUBLOCK_BYTES = 512
-"""One of ru_oublock (Linux)."""
+"""Bytes per unit of ru_oublock (Linux)."""
 STATE_PATIENCE_S = 2.0
-"""From a signal to the state that it brings about; it takes a millisecond or two."""
+"""Maximum time from a signal to the state that it causes, which usually takes a millisecond or two."""
 STOP_PATIENCE_S = 30.0
-"""From SIGTERM to the end; a node promises one second, of a machine that has one for it."""
+"""Maximum time from SIGTERM to the exit; a node needs one second, a busy machine more."""
 KILL_PATIENCE_S = 10.0
-"""From SIGKILL to the end, which only a kernel with much to do delays."""
+"""Maximum time from SIGKILL to the exit, which only a busy kernel delays."""
 
 
 BROKEN_MODULE = "lab.mutants.broken_node"
-"""What a node that is a mutant runs, and tells which."""
+"""The module that runs a node as a mutant; the name of the mutant is its first argument."""
 FAULTY_MODULE = "lab.live.inside.faulty_node"
-"""What a node runs whose disk and clock obey orders; it runs the one above where the node is a mutant too."""
+"""The module that runs a node with a faulty disk or clock; it runs the module above if the node is also a mutant."""
 _NO_ERRORS = (0, -signal.SIGKILL, -signal.SIGTERM)
-"""Exit codes of a process that did not end by an error of its own."""
+"""Exit codes of a process that did not exit by an error of its own."""
 
 
 class HeldPort:
-    """A port that is this node's for the whole run: connections are refused while the node is down.
+    """A port reserved for one node for the whole run: connections are refused while the node is down.
 
-    The socket is bound and never listens. Both it and the node's set SO_REUSEADDR, which lets the node listen there.
+    The socket is bound and never listens. This socket and the node's both set SO_REUSEADDR, so the node can listen
+    there.
     """
 
     def __init__(self, host: str) -> None:
@@ -61,7 +63,7 @@ class HeldPort:
 
 
 class Lifeline:
-    """A pipe whose other end only this process holds: nodes that watch it see its end when the harness is gone."""
+    """A pipe whose writing end only the harness holds: nodes at the other end notice when the harness is gone."""
 
     def __init__(self) -> None:
         self.fd, self._held = os.pipe()
@@ -75,7 +77,7 @@ class Lifeline:
 class _Life:
     """One process of a node, from start to exit.
 
-    Signals are sent by pid, which stays its own until _reap: Popen's methods would reap it themselves.
+    Signals are sent by pid, which stays valid until _reap: Popen's own methods would reap the process.
     """
 
     popen: subprocess.Popen[bytes]
@@ -86,7 +88,7 @@ class _Life:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is started in place of the lab's own node: arguments, and the directory in which it runs."""
+    """A program that is started instead of the lab's own node: its arguments, and the directory in which it runs."""
 
     command: tuple[str, ...]
     directory: str
@@ -97,13 +99,13 @@ class NodeProcess:
     """One node of the cluster over all its starts. Signals go to its whole process group.
 
     config, log: files of the run directory. lifeline_fd: see Lifeline.
-    on_sample: is handed CPU and memory each time they are looked at.
-    module: what is run; another one in tests. mutant: the rule that it breaks; "": none.
-    program: what is run instead; None: the module.
-    client_token: what it asks of those that ask for its STATUS.
-    ledger: its disk and clock obey what is ordered there; None: they are the machine's own.
-    on_end: called with node and exit code when the process has ended with an error; returns what the lab did to bring
-        that about, "" if nothing.
+    on_sample: called with each sample of CPU and memory.
+    module: the module that is run; tests use another one. mutant: the name of a mutant; "": none.
+    program: run instead of the module; None: the module.
+    client_token: sent with STATUS; "": none.
+    ledger: its orders control the node's disk and clock; None: real disk and clock.
+    on_end: called with node and exit code when the process has exited with an error; returns the injected fault that
+    caused it, or "".
     """
 
     node: NodeId
@@ -124,7 +126,7 @@ class NodeProcess:
     exits: list[NodeExit] = field(default_factory=list)
     _life: _Life | None = None
     _ended_cpu_s: float = 0.0
-    """Of the processes that are gone."""
+    """CPU seconds of the processes that have ended."""
     _ended_written: int = 0
     _rss_peak: int = 0
 
@@ -134,13 +136,13 @@ class NodeProcess:
 
     @property
     def pid(self) -> int:
-        """0: not running."""
+        """The process id; 0 if the node is not running."""
         return self._life.popen.pid if self._life is not None else 0
 
     # ---- life ------------------------------------------------------------------------------------
 
     def start(self, *more: str) -> None:
-        """Start the process, with more arguments; it answers a little later (ready)."""
+        """Start the process, with additional arguments; ready() waits until it answers."""
         assert self._life is None, f"node {self.node} runs already"
         own = self.program is None
         with self.log.open("ab") as errors:
@@ -171,10 +173,10 @@ class NodeProcess:
         """Wait for the first answer to STATUS.
 
         Returns:
-            seconds that it took.
+            The time that this took, in seconds.
 
         Raises:
-            RunFailed: it ended instead, or did not answer in time; quotes its log.
+            RunFailed: the process ended, or did not answer in time; quotes its log.
         """
         began, heard = time.monotonic(), ""
         while self._life is not None and time.monotonic() - began < READY_PATIENCE_S:
@@ -192,10 +194,11 @@ class NodeProcess:
         raise RunFailed(f"node {self.node} did not answer within {READY_PATIENCE_S:g} s: {words}")
 
     async def end(self, how: signal.Signals) -> NodeExit | None:
-        """Send SIGTERM or SIGKILL and wait until the process is gone. A paused one is woken to hear SIGTERM.
+        """Send SIGTERM or SIGKILL and wait until the process is gone. A paused process is resumed so that it receives
+        SIGTERM.
 
         Returns:
-            None: SIGKILL had no effect, the process still runs.
+            None if SIGKILL had no effect and the process still runs.
         """
         life = self._life
         assert life is not None, f"node {self.node} does not run"
@@ -215,7 +218,7 @@ class NodeProcess:
             return await life.gone
 
     async def doomed(self, patience_s: float) -> bool:
-        """Wait for an end that the lab brings about without a signal. False: it did not come."""
+        """Wait for an exit that the lab causes without a signal. Return False if it did not come."""
         life = self._life
         assert life is not None, f"node {self.node} does not run"
         life.asked_to_end = True
@@ -224,7 +227,7 @@ class NodeProcess:
         return gone
 
     async def ended(self, patience_s: float) -> bool:
-        """Wait for an end that has to come by itself. False: it did not come."""
+        """Wait for an exit by itself. Return False if it did not come."""
         if self._life is None:
             return True
         try:
@@ -235,7 +238,7 @@ class NodeProcess:
         return True
 
     async def pause(self) -> bool:
-        """SIGSTOP, and wait until the process is seen to stand still. False: it never was."""
+        """Send SIGSTOP and wait until the process is observed to be stopped. Return False if it never was."""
         assert self._life is not None
         os.killpg(self.pid, signal.SIGSTOP)
         self.paused = True
@@ -249,27 +252,27 @@ class NodeProcess:
         return self._life is not None
 
     def state(self) -> str:
-        """What the kernel says of the process: running, sleeping, stopped, …; "gone"."""
+        """Return the state that the kernel reports: running, sleeping, stopped, …; "gone" without a process."""
         try:
             return str(psutil.Process(self.pid).status()) if self._life is not None else "gone"
         except psutil.Error:
             return "gone"
 
     def memory_bytes(self) -> tuple[int, int]:
-        """Its resident size now, and the largest that this process ever had; zeros where it does not run."""
+        """Return the current and the largest resident size of this process, in bytes; zeros if it is not running."""
         try:
             return (psutil.Process(self.pid).memory_info().rss, _peak_rss(self.pid)) if self._life else (0, 0)
         except psutil.Error:
             return 0, 0
 
     def wake(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         assert self._life is not None
         os.killpg(self.pid, signal.SIGCONT)
         self.paused = False
 
     def kill_now(self) -> None:
-        """SIGKILL and reap, without waiting in the loop: for the end of a run that failed."""
+        """Send SIGKILL and reap the process, without waiting in the event loop. For the end of a run that failed."""
         if self._life is not None:
             self._life.asked_to_end = True
             os.killpg(self.pid, signal.SIGKILL)
@@ -278,7 +281,7 @@ class NodeProcess:
     # ---- its end ---------------------------------------------------------------------------------
 
     def _watch(self, life: _Life) -> None:
-        """Have _reap called as soon as the process is gone: by a pidfd, or by asking where there is none."""
+        """Call _reap as soon as the process is gone, by means of a pidfd, or by polling on systems without pidfds."""
         loop = asyncio.get_running_loop()
         if hasattr(os, "pidfd_open"):
             life.pidfd = os.pidfd_open(life.popen.pid)
@@ -314,7 +317,7 @@ class NodeProcess:
     # ---- what it costs ---------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Take a sample of CPU and memory, if the process is there."""
+        """Take a sample of CPU and memory, if the process is running."""
         if self._life is None:
             return
         try:
@@ -327,14 +330,14 @@ class NodeProcess:
         self.on_sample(Sample(time.monotonic_ns(), self.node, times.user + times.system, rss))
 
     def use(self) -> NodeUse:
-        """What all its processes cost; complete once the last one is gone."""
+        """Return the resources of all processes of this node; complete once the last one is gone."""
         return NodeUse(self.starts, round(self._ended_cpu_s, 3), self._rss_peak, tuple(self.exits), self._ended_written)
 
 
 def _peak_rss(pid: int) -> int:
-    """The largest resident size so far, bytes, as the kernel remembers it; 0 where it can't be asked.
+    """Return the largest resident size so far, in bytes, from the kernel; 0 if it is not available.
 
-    Not ru_maxrss: a new process starts with its parent's.
+    ru_maxrss cannot be used: a new process begins with its parent's.
     """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

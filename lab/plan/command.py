@@ -1,7 +1,7 @@
-"""`cluster.command`: the program that stands in for the lab's own node, and what is filled in for it.
+"""`cluster.command`: another program as the node, and the placeholders in its command.
 
-A word in braces stands for what only a run knows: `{config}`, `{port}`. docs/bring_your_own_node.md is for those who
-write such a program.
+A word in braces, such as `{config}` or `{port}`, is replaced by a value that only a run knows.
+docs/bring_your_own_node.md explains how to write such a program.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ PLACEHOLDERS: dict[str, str] = {
     "events": "where it may write events",
     "python": "the interpreter that runs the lab",
 }
-"""Word -> what it stands for."""
+"""Placeholder -> its meaning."""
 NEEDED = ("config", "port")
-"""Without one of them a program can't know where to listen."""
+"""At least one of these is required, because the program must know where to listen."""
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
 def split_command(command: str | tuple[str, ...]) -> tuple[str, ...]:
-    """A command as its arguments.
+    """Split a command into its arguments.
 
     Raises:
-        ValueError: nothing can be made of it; says why.
+        ValueError: the command is not valid; the text says why.
     """
     arguments = tuple(shlex.split(command)) if isinstance(command, str) else command
     if not arguments or not arguments[0]:
@@ -47,9 +47,9 @@ def split_command(command: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def filled(command: tuple[str, ...], values: Mapping[str, str]) -> tuple[str, ...]:
-    """The command of one node, its placeholders filled in.
+    """Return the command of one node, with its placeholders replaced.
 
     Args:
-        values: one for every placeholder.
+        values: a value for every placeholder.
     """
     return tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], argument) for argument in command)

@@ -1,4 +1,4 @@
-"""What a load sends, when and by whom: payloads and plans that follow from the seed alone. Pure."""
+"""The plan of a load: which client sends what and when. All of it follows from the seed. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from lab.plan.scenario import Load
 from nodeproc.core.messages import NodeId
 
 FIRST_SUBSCRIBER = 900_001
-"""Client id of the first subscriber, out of the way of those that scenarios name."""
+"""Client id of the first subscriber, higher than the ids that scenarios use."""
 
 
 class ClientPlan(Struct, frozen=True):
-    """What one client of a load does.
+    """The plan of one client of a load.
 
-    addresses: nodes in the order in which it tries them.
+    addresses: nodes in the order in which the client tries them.
     interval_s: open loop: message n is due interval_s * (n - 1) + phase_s after the start; 0 for a closed loop.
-    in_flight: closed loop: messages without outcome that it keeps; 0 for an open loop.
-    count: messages that it sends; None: until stopped.
+    in_flight: closed loop: number of messages without outcome; 0 for an open loop.
+    count: number of messages to send; None: until stopped.
     """
 
     client: int
@@ -30,11 +30,11 @@ class ClientPlan(Struct, frozen=True):
     seed: int
 
     def due_s(self, n: int) -> float:
-        """When message n should be sent, seconds after the start. Open loop only."""
+        """Return when message n should be sent, in seconds after the start. Open loop only."""
         return self.phase_s + (n - 1) * self.interval_s
 
     def due_count(self, elapsed_s: float) -> int:
-        """How many messages should have been sent this long after the start. Open loop only."""
+        """Return how many messages should have been sent this long after the start. Open loop only."""
         if elapsed_s < self.phase_s:
             return 0
         due = int((elapsed_s - self.phase_s) / self.interval_s + 1e-9) + 1
@@ -42,13 +42,13 @@ class ClientPlan(Struct, frozen=True):
 
 
 def client_plans(load: Load, via: tuple[NodeId, ...], seed: int) -> tuple[ClientPlan, ...]:
-    """One plan a client.
+    """Return the plan of each client.
 
     Args:
-        via: load.via as it is when the load starts, at least one node.
+        via: the nodes of load.via when the load starts, at least one.
 
     Returns:
-        in the order of client ids; counts add up to load.count, rates to load.rate; phases are spread evenly.
+        Plans in the order of client ids. Counts add up to load.count, rates to load.rate; phases are spread evenly.
     """
     interval_s = load.clients / load.rate if load.rate is not None else 0.0
     plans = []
@@ -73,5 +73,5 @@ def client_plans(load: Load, via: tuple[NodeId, ...], seed: int) -> tuple[Client
 
 
 def share(plans: tuple[ClientPlan, ...], workers: int) -> tuple[tuple[ClientPlan, ...], ...]:
-    """The plans dealt out to worker processes in turn; none of them is empty, so there may be fewer than asked for."""
+    """Distribute the plans over workers in turn. No share is empty, so there may be fewer shares than workers."""
     return tuple(plans[index::workers] for index in range(min(workers, len(plans))))

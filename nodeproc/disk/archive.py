@@ -1,8 +1,9 @@
-"""The records of WAL segments that were dropped: their headers here, their bodies in the message log.
+"""The archive: records of removed WAL segments, with headers here and bodies in the message log.
 
-So a batch is never re-encoded: `archive.headers` holds each record's bytes before its body, `archive.index` one row of
-fixed size a record, and the body stands in the message log at the offset that the row names. Nothing is loaded at
-start: look-ups bisect the rows on the disk. Only checkpoints extend both files; a row counts once a checkpoint says so.
+So a batch is never encoded again. `archive.headers` holds the bytes of each record before its body. `archive.index`
+holds one row of fixed size for each record, which names the offset of the body in the message log. Nothing is loaded at
+the start: look-ups bisect the rows on the disk. Only checkpoints extend both files, and a row is valid only if a
+checkpoint covers it.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ TAIL_MAX = 1 << 30
 
 
 class ArchiveEnd(Struct, frozen=True):
-    """How far the archive reaches, as a checkpoint keeps it."""
+    """The end of the archive, as a checkpoint stores it."""
 
     records: int = 0
     header_bytes: int = 0
     position: Position = START
     lines_bytes: int = 0
-    """Of the message log, up to the end of the last record."""
+    """Bytes of the message log up to the end of the last record."""
 
 
 class Row(NamedTuple):
@@ -62,12 +63,12 @@ def encode_row(row: Row) -> bytes:
 
 @dataclass(eq=False, slots=True)
 class Archive:
-    """Look-ups and growth. Reading and extending may run in different threads: what is read lies before `end`.
+    """Reads and extends the archive. Both may run in different threads, because reads stay below `end`.
 
-    Nothing is handed out that its CRC does not prove. A row or record that is damaged, or that the disk can't read, is
-    Unreadable, and what lies before it is handed out.
+    Every byte that is returned is proven by its CRC. A row or record that is damaged or cannot be read raises
+    Unreadable, unless intact records before it can be returned.
 
-    where: makes a file's name one for messages.
+    where: returns the name of a file for messages.
     """
 
     headers: File
@@ -78,10 +79,10 @@ class Archive:
     end: ArchiveEnd
 
     def check_sizes(self) -> None:
-        """Both files hold what the checkpoint says.
+        """Check that both files are at least as long as the checkpoint says.
 
         Raises:
-            CorruptionError: one is too short.
+            CorruptionError: a file is too short.
         """
         for name, file, allowed in self._ends():
             if file.size() < allowed:
@@ -90,7 +91,7 @@ class Archive:
                 )
 
     def cut_back(self) -> None:
-        """Drop what no checkpoint knows of, and make the rest durable."""
+        """Cut both files to the part that a checkpoint covers, and make it durable."""
         for _, file, allowed in self._ends():
             if file.size() > allowed:
                 file.truncate(allowed)
@@ -103,10 +104,10 @@ class Archive:
         )
 
     def extend(self, places: Sequence[Place], segments: dict[int, Segment]) -> ArchiveEnd:
-        """Take in the next records, durably; the caller makes the result the new `end` once a checkpoint has it.
+        """Append the next records, durably. The caller makes the result the new `end` once a checkpoint contains it.
 
         Raises:
-            ReadFailed: a segment can't be read; nothing was changed.
+            ReadFailed: a segment cannot be read; nothing was changed.
         """
         if not places:
             return self.end
@@ -132,10 +133,11 @@ class Archive:
     # ---- reading -----------------------------------------------------------------------------------
 
     def read(self, after: Position, max_bytes: int) -> list[Record]:
-        """Consecutive records behind a position, up to max_bytes but at least one if there is any. Rule: R1, K6.
+        """Return consecutive records after a position: at most max_bytes, but at least one if there is any. Rule: R1,
+        K6.
 
         Raises:
-            Unreadable: the very first of them can't be read or is damaged.
+            Unreadable: the first of them cannot be read or is damaged.
         """
         number = self._first(lambda row: row.position > after)
         records: list[Record] = []
@@ -149,25 +151,26 @@ class Archive:
         return records
 
     def read_lines(self, start: SeqNo, max_bytes: int) -> tuple[list[Buffer], SeqNo, SeqNo]:
-        """Bodies of consecutive batches from the one with message `start` on; first and last seq_no in them.
+        """Return the bodies of consecutive batches, from the one with message `start` on, and their first and last
+        seq_no.
 
         Raises:
-            Unreadable: the very first of them can't be read or is damaged.
+            Unreadable: the first of them cannot be read or is damaged.
         """
         stretch = self._stretch(self._first(lambda row: row.position.seq_no >= start), max_bytes)
         return [body for _, _, body in stretch], stretch[0][0].first, stretch[-1][0].position.seq_no
 
     def behind(self, after: Position) -> Position:
-        """Position of the next record whose row is intact, or of the last record."""
+        """Return the position of the next record whose row is intact, or of the last record."""
         number = self._first(lambda row: row.position > after)
         rows = self._rows(number, self.end.records - number)
         return next((row.position for row in rows if row is not None), self.end.position)
 
     def tail(self, size: int) -> bytes:
-        """The last lines that the archive covers: `size` bytes or more where there are so many.
+        """Return the last lines that the archive covers: at least `size` bytes, or all if there are fewer.
 
         Raises:
-            ReadFailed, Unreadable: they are damaged or can't be read.
+            ReadFailed, Unreadable: the lines are damaged or cannot be read.
         """
         number = self.end.records
         while number and size > 0:
@@ -182,7 +185,7 @@ class Archive:
         return b"".join(body for _, _, body in pieces)
 
     def _stretch(self, number: int, max_bytes: int) -> list[tuple[Row, Buffer, Buffer]]:
-        """Rows from this number on with the bytes of header and body, each checked by its CRC."""
+        """Return rows from this number on with the bytes of header and body, each checked by its CRC."""
         rows: list[Row] = []
         size = 0
         for row in self._rows(number, min(ROWS_AT_ONCE, self.end.records - number)):
@@ -195,7 +198,7 @@ class Archive:
         return self._checked(number, rows)
 
     def _checked(self, number: int, rows: Sequence[Row]) -> list[tuple[Row, Buffer, Buffer]]:
-        """Headers and bodies, both contiguous, up to the first that is not what was written."""
+        """Split contiguous headers and bodies into records, up to the first whose CRC does not match."""
         if not rows:
             return []
         first, last = rows[0], rows[-1]
@@ -222,14 +225,15 @@ class Archive:
         return found
 
     def _unreadable(self, number: int, name: str, at: int, what: str) -> Unreadable:
-        """The error for the record of a row behind which all is well: see _first."""
+        """Return the error for the record of a row; all rows before it are intact (see _first)."""
         before = self._row(number - 1) if number else None
         return Unreadable(before.position if before is not None else START, self.where(name), at, what)
 
     def _first(self, reached: Callable[[Row], bool]) -> int:
-        """Number of the first row that satisfies a condition which, once true, stays true.
+        """Return the number of the first row that satisfies a condition which all later rows satisfy too.
 
-        Where rows before it are damaged, that of the first of these: the row before the result is always intact.
+        If rows before it are damaged, return the number of the first damaged one, so that the row before the result is
+        always intact.
         """
         low, high = 0, self.end.records
         while low < high:
@@ -244,7 +248,7 @@ class Archive:
         return low
 
     def _rows(self, start: int, count: int) -> Iterator[Row | None]:
-        """Rows from one read, decoded as they are asked for; None for a damaged one, and for all that can't be read."""
+        """Read rows at once and yield them one by one; None for a damaged row, and for all if the read fails."""
         try:
             data = self.index.pread(count * ROW_BYTES, start * ROW_BYTES)
         except OSError:
@@ -263,7 +267,9 @@ class Archive:
     # ---- repair ------------------------------------------------------------------------------------
 
     def own_copy(self, after: Position) -> Record | None:
-        """The record behind a position from header and lines alone, where its row is damaged; None if they are too."""
+        """Return the record after a position, whose row is damaged, from header and lines alone; None if these are
+        damaged too.
+        """
         try:
             number, at, lines_at = self._place_behind(after)
             prefix = pread(self.headers, PREFIX.size, at)
@@ -278,10 +284,10 @@ class Archive:
             return None
 
     def places(self, after: Position, records: Sequence[Record]) -> Iterator[tuple[str, int, Buffer]]:
-        """Where a copy of the records behind a position belongs: file, offset, bytes. Rule: K6.
+        """Yield the places of a copy of the records after a position: file, offset, bytes. Rule: K6.
 
         Raises:
-            ReadFailed: they do not fit to what is intact here.
+            ReadFailed: the copy contradicts intact data here.
         """
         number, at, lines_at = self._place_behind(after)
         for record in records[: self.end.records - number]:
@@ -298,10 +304,10 @@ class Archive:
             yield INDEX, (number - 1) * ROW_BYTES, encode_row(row)
 
     def _place_behind(self, after: Position) -> tuple[int, int, int]:
-        """Number of the row behind a position, and where its header and its lines begin.
+        """Return the number of the row after a position, and the offsets of its header and its lines.
 
         Raises:
-            ReadFailed: the row that ends at this position is damaged itself, so that nobody knows.
+            ReadFailed: the row that ends at this position is damaged, so the offsets are not known.
         """
         number = self._first(lambda row: row.position > after)
         before = self._row(number - 1) if number else None

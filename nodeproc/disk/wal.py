@@ -1,13 +1,14 @@
-"""The write-ahead log's files: names, what is in them, and the index of the records that they hold.
+"""The files of the write-ahead log: their names and content, and the index of their records.
 
-A WAL file (segment) starts with an Opening and goes on with entries as nodeproc.records lays them out. A new segment is
-called NNNNNNNNNNNN.wal.next until it and the one before it are durable; only then it gets its own name, and only then
-anything in it can be promised. So a segment with its own name proves the one before it complete, and a torn tail can
-only be in the last of them. A file under the name .next counts for nothing.
+A WAL file (segment) begins with an Opening, followed by entries in the format of nodeproc.records. A new segment is
+called NNNNNNNNNNNN.wal.next until it and the segment before it are durable. Only then it is renamed, and only then
+anything in it may be promised. So a renamed segment proves that the one before it is complete, and only the last one
+can have a torn tail. A file that is still called .next is ignored.
 
-Claims say what was durable. A write carries a note (Committed) of the durable end of the WAL before it; a segment
-that got its name is noted once more behind the end of the one before it; a checkpoint names the durable end, too. What
-is missing or broken below a claim was promised and is damaged. What is broken above all claims was never promised.
+Claims say how far the WAL was durable. A write begins with a note (Committed) of the durable end before it. When a
+segment is renamed, a note at the end of the one before it names the new segment. A checkpoint also names the durable
+end. Data below a claim was promised: if it is missing or broken, it is damaged. Data above all claims was never
+promised.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Segment:
 
 
 class Claim(NamedTuple):
-    """The WAL was durable up to byte `durable` of this segment, says the file `where`. Claims compare as places."""
+    """A statement in the file `where` that the WAL was durable up to byte `durable` of this segment. Claims are ordered
+    by place.
+    """
 
     segment: int = 0
     durable: int = 0
@@ -78,9 +81,9 @@ class Claim(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a segment holds: its intact entries, Opening included, and where they end.
+    """The content of a segment: its intact entries, Opening included, and where they end.
 
-    broken: why the bytes there are no entry; "" where there are none.
+    broken: why the bytes after them are not an entry; "" if there are no more bytes.
     """
 
     number: int
@@ -92,7 +95,7 @@ class Scan(NamedTuple):
 
     @property
     def opening(self) -> Opening | None:
-        """None where the segment ends before it."""
+        """The segment's Opening; None if the segment ends before it."""
         first = self.entries[0].header if self.entries else None
         assert first is None or isinstance(first, Opening), first
         return first
@@ -105,7 +108,7 @@ def scan(number: int, where: str, data: bytes) -> Scan:
         where: the file's name for messages.
 
     Raises:
-        CorruptionError: an entry is intact and not understood, or an Opening is missing or not this file's.
+        CorruptionError: an entry is intact but unknown, or the Opening is missing or belongs to another file.
     """
     entries: list[Entry] = []
     at, broken = 0, ""
@@ -133,7 +136,7 @@ def scan(number: int, where: str, data: bytes) -> Scan:
 
 
 def first_bytes(found: Scan, size: int) -> Scan:
-    """The scan of the first `size` bytes of the segment.
+    """Return the scan of the first `size` bytes of the segment.
 
     Raises:
         CorruptionError: no intact entry ends there.
@@ -147,7 +150,7 @@ def first_bytes(found: Scan, size: int) -> Scan:
 
 
 def behind(found: Scan) -> Iterator[Entry]:
-    """Intact entries behind the broken one; the bytes that every header starts with give them away."""
+    """Yield intact entries after the broken one, found by the bytes with which every header begins."""
     data = found.data
     at = data.find(_ENTRY_START, found.end + 1 + PREFIX.size)
     while at >= 0:
@@ -160,7 +163,7 @@ def behind(found: Scan) -> Iterator[Entry]:
 
 
 def claims(found: Scan) -> Iterator[Claim]:
-    """What a segment's notes say of the WAL, those behind a broken entry included."""
+    """Yield the claims in a segment's notes, including notes after a broken entry."""
     for entry in chain(found.entries, behind(found)):
         if isinstance(entry.header, Committed):
             yield Claim(entry.header.segment, entry.header.durable, found.where)
@@ -168,7 +171,7 @@ def claims(found: Scan) -> Iterator[Claim]:
 
 @dataclass(slots=True)
 class Promises:
-    """What the local entries of the log amount to. Rule: E3, E4, E6, M4."""
+    """The state that the local entries of the log add up to. Rule: E3, E4, E6, M4."""
 
     term: Term = 0
     voted_for: NodeId = NOBODY
@@ -176,7 +179,7 @@ class Promises:
     identities: dict[NodeId, Known] = field(default_factory=dict)
 
     def take(self, op: Promise | Met | Readmitted) -> None:
-        """Apply one entry; a promise older than what is known changes nothing."""
+        """Apply one entry; an older promise changes nothing."""
         if isinstance(op, Met):
             self.identities[op.peer] = op.known
         elif isinstance(op, Readmitted):
@@ -186,19 +189,19 @@ class Promises:
 
 
 class Place(NamedTuple):
-    """Where a record stands."""
+    """The place of a record in the WAL."""
 
     position: Position
     first: SeqNo
-    """Of its messages; for a mark the seq_no that comes next."""
+    """First seq_no of the record; for a mark the next seq_no."""
     segment: int
     at: int
-    """Offset in the segment."""
+    """Offset of the record in the segment."""
     body_at: int
     """Offset of the body from `at`."""
     size: int
     lines_at: int
-    """Offset in the message log at which its body stands once it is delivered."""
+    """Offset of the body in the message log once it is delivered."""
 
 
 def _position(place: Place) -> Position:
@@ -217,7 +220,7 @@ def _segment(place: Place) -> int:
 class Index:
     """Every record of the log that is in a WAL file and not truncated, in order.
 
-    Invariant: places[0] follows `base`, each place follows the one before it, in position and in lines_at.
+    Invariant: places[0] follows `base`, and each place follows the previous one, in position and in lines_at.
     """
 
     base: Position = START
@@ -231,7 +234,7 @@ class Index:
         return self.places[-1].position if self.places else self.base
 
     def append(self, header: Mark | Batch, segment: int, at: int, body_at: int, size: int) -> None:
-        """The log's next record stands there."""
+        """Add the log's next record, with its place."""
         places = self.places
         if places:
             last = places[-1]
@@ -246,7 +249,7 @@ class Index:
         del self.places[bisect_right(self.places, keep, key=_position) :]
 
     def move(self, segment: int, at: int, to: int, to_at: int) -> None:
-        """What stands in the last segment from offset `at` on stands in segment `to` from `to_at` on."""
+        """Move the places from offset `at` of the last segment on to segment `to`, from offset `to_at` on."""
         for number in range(len(self.places) - 1, -1, -1):
             place = self.places[number]
             if place.segment != segment or place.at < at:
@@ -254,20 +257,20 @@ class Index:
             self.places[number] = place._replace(segment=to, at=place.at - at + to_at)
 
     def number_behind(self, after: Position) -> int:
-        """Number of the first place behind a position."""
+        """Return the number of the first place after a position."""
         return bisect_right(self.places, after, key=_position)
 
     def number_holding(self, seq_no: SeqNo) -> int | None:
-        """Number of the batch with this message; None where it is older or newer than what is here."""
+        """Return the number of the batch with this message; None if the message is older or newer than the index."""
         number = bisect_left(self.places, seq_no, key=_seq_no)
         return None if number == len(self.places) or self.places[number].first > seq_no else number
 
     def before(self, number: int) -> Position:
-        """Of the record before that place."""
+        """Return the position of the record before that place."""
         return self.places[number - 1].position if number else self.base
 
     def some(self, start: int, max_bytes: int) -> list[Place]:
-        """Consecutive places from a number on, up to max_bytes but at least one if there is any."""
+        """Return consecutive places from a number on: at most max_bytes, but at least one if there is any."""
         places, end, size = self.places, start, 0
         while end < len(places) and (end == start or size + places[end].size <= max_bytes):
             size += places[end].size
@@ -275,29 +278,31 @@ class Index:
         return places[start:end]
 
     def up_to(self, position: Position) -> int:
-        """How many places are not behind a position."""
+        """Return the number of places up to a position."""
         return bisect_right(self.places, position, key=_position)
 
     def before_segment(self, number: int) -> int:
-        """How many places stand in older segments than this one."""
+        """Return the number of places in segments older than this one."""
         return bisect_left(self.places, number, key=_segment)
 
     def delivered(self, seq_no: SeqNo) -> int:
-        """How many of the places are delivered when `seq_no`, the end of a batch or of `base`, is: none behind it."""
+        """Return the number of delivered places if `seq_no`, the end of a batch or of `base`, is the last delivered
+        one.
+        """
         number = bisect_right(self.places, seq_no, key=_seq_no)
         while number and self.places[number - 1].size == self.places[number - 1].body_at:
             number -= 1  # Marks at the same seq_no stand behind the last delivered batch.
         return number
 
     def lines_end(self, count: int) -> int:
-        """Bytes of the message log up to the first `count` places."""
+        """Return the number of bytes of the message log up to the first `count` places."""
         if count == 0:
             return self.base_lines
         last = self.places[count - 1]
         return last.lines_at + last.size - last.body_at
 
     def drop(self, count: int) -> None:
-        """The first `count` places are in no WAL file any more."""
+        """Remove the first `count` places, which are in no WAL file any more."""
         if count:
             self.base_lines = self.lines_end(count)
             self.base = self.places[count - 1].position
@@ -305,9 +310,9 @@ class Index:
 
 
 def read_run(segment: Segment, run: Sequence[Place]) -> list[tuple[Place, Buffer, Buffer]]:
-    """Header and body of records that stand one behind the other, up to the first that its CRC does not prove.
+    """Return header and body of consecutive records, up to the first with a wrong CRC.
 
-    Where they can't be read at once, it may be because of a later one: the first is tried alone. Rule: K6.
+    If they cannot be read at once, perhaps because of a later one, the first is read alone. Rule: K6.
     """
     at = run[0].at
     try:
@@ -325,7 +330,7 @@ def read_run(segment: Segment, run: Sequence[Place]) -> list[tuple[Place, Buffer
 
 
 def runs(places: Sequence[Place]) -> list[list[Place]]:
-    """The places in groups that one read can take."""
+    """Group the places so that one read covers each group."""
     groups: list[list[Place]] = []
     for place in places:
         last = groups[-1][-1] if groups else None

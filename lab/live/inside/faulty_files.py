@@ -1,7 +1,7 @@
-"""A node's files with a disk beneath them that obeys orders, and a ledger of what is durable.
+"""A node's files on a disk that obeys orders, with a ledger of what is durable.
 
-A FaultyFiles stands between the product's storage and its real files, where a simulation has SimFiles: it obeys the
-Orders of its ledger and writes down what a power loss would leave. See lab.live.inside.ledger and lab.live.powerloss.
+FaultyFiles wraps the product's real files; a simulation has SimFiles in this place. It obeys the Orders of its ledger
+and records what a power loss would leave. See lab.live.inside.ledger and lab.live.powerloss.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ class FaultyFiles:
     """A data directory; see nodeproc.disk.files.Files.
 
     Args:
-        inner: the real one.
-        ledger: of the same directory; nobody else writes it while this one is open.
+        inner: the real files.
+        ledger: of the same directory; no other process writes it while this one is open.
     """
 
     def __init__(self, inner: Files, ledger: Ledger) -> None:
         self._inner, self._ledger = inner, ledger
         self._lock = threading.RLock()
-        """Guards the ledger; held over changes of names and the syncing of folders, so that their order is known."""
+        """Guards the ledger. It is held during changes of names and syncs of folders, so that their order is known."""
         self.counts = ledger.counts()
         ledger.undo_what_did_not_happen(self._exists)
 
@@ -100,7 +100,7 @@ class FaultyFiles:
         return self._ledger.orders()
 
     def begin(self, **more: int) -> Orders:
-        """An operation begins; returns the orders for it."""
+        """Count the beginning of an operation; return the orders for it."""
         self.count(operations=1, **more)
         return self._ledger.orders()
 
@@ -111,11 +111,11 @@ class FaultyFiles:
             self._ledger.write_counts(self.counts)
 
     def dies(self, orders: Orders) -> bool:
-        """Whether the process is to be killed in the middle of this operation."""
+        """Return whether to kill the process in the middle of this operation."""
         return orders.die_at != NEVER and self.counts.operations >= orders.die_at
 
     def fault(self, code: int, name: str, **more: int) -> OSError:
-        """The error of an operation that was ordered to fail, counted."""
+        """Count and return the error of an operation that was ordered to fail."""
         self.count(**more)
         return OSError(code, os.strerror(code), self.where(name))
 
@@ -125,14 +125,14 @@ class FaultyFiles:
             self._ledger.drop_cut(number)
 
     def failed_to_sync(self, number: Number, size: int) -> None:
-        """The system calls these bytes clean, and will never write them."""
+        """Record bytes that a failed fdatasync left unwritten: the system marks them clean and never writes them."""
         with self._lock:
             synced = self._ledger.synced(number)
             if synced < size:
                 self._ledger.write_unwritten(number, [*self._ledger.unwritten(number), (synced, size)])
 
     def about_to_cut(self, number: Number, file: File, size: int) -> None:
-        """Keep what a truncation takes away, as long as a power loss may bring it back."""
+        """Save the bytes that a truncation will remove, as long as a power loss may bring them back."""
         with self._lock:
             synced, unwritten = self._ledger.synced(number), self._ledger.unwritten(number)
             if unwritten:
@@ -211,7 +211,7 @@ class FaultyFiles:
         return name.rpartition("/")[2] in self._inner.names(folder_of(name))
 
     def _keep(self, name: str) -> None:
-        """Another link to a file whose name is about to go."""
+        """Keep a file whose name will be removed, by another hard link."""
         number = self._ledger.names.get(name)
         if number is not None:
             with contextlib.suppress(FileExistsError):
@@ -219,7 +219,7 @@ class FaultyFiles:
 
 
 def die() -> None:
-    """SIGKILL, as the end of the machine does it: nothing of the process runs any more."""
+    """Kill this process with SIGKILL, so that it ends as abruptly as in a power loss."""
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)  # The signal comes at the next moment at which the system looks.
     raise AssertionError("survived SIGKILL")

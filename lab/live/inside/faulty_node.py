@@ -3,9 +3,9 @@
     python -m lab.live.inside.faulty_node --ledger DIR --config FILE …
 
 All other arguments, and the exit codes, are those of `python -m nodeproc`, or of the module that `--run` names, which
-must do nothing else in the end than call the product. The product knows nothing of it: its real
-files are wrapped (lab.live.inside.faulty_files), and the clocks that it reads are replaced by ones that the ledger's
-orders may drift or set. Timers of its loop follow the drifting clock; what times out connections does not.
+must call the product in the end. The product is not aware of the faults: lab.live.inside.faulty_files wraps its real
+files, and its clocks are replaced by clocks that drift or jump by order of the ledger. Timers of its event loop follow
+the drifting clock; timeouts of connections do not.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from nodeproc.runtime import Runtime
 
 
 class Clock:
-    """Stands for the module `time` in the product, as far as it is used there.
+    """Replaces the module `time` in the product, with the functions that the product uses.
 
     Args:
         orders: the ledger to obey.
-        misread: told of each reading that was wrong.
+        misread: called for each reading that was wrong.
     """
 
     def __init__(self, ledger: Ledger, misread: Callable[[], None]) -> None:
@@ -51,12 +51,12 @@ class Clock:
         return time.time() + ahead
 
     def real(self, span: float) -> float:
-        """How long the machine takes for what this clock calls `span`."""
+        """Return the real duration, in seconds, of what this clock measures as `span`."""
         return span / (1.0 + self._ledger.orders().drift)
 
 
 class _Loop:
-    """The event loop, with timers that follow the clock."""
+    """The event loop, with timers that follow the faulty clock."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         self._loop, self._clock = loop, clock
@@ -69,7 +69,7 @@ class _Loop:
 
 
 def take_over(ledger: Ledger) -> None:
-    """Put the ledger's disk and clock beneath the product, for the life of this process."""
+    """Replace the product's disk and clock by those of the ledger, for the life of this process."""
     opened: list[FaultyFiles] = []
 
     def misread() -> None:
@@ -98,7 +98,7 @@ def take_over(ledger: Ledger) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the node and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.live.inside.faulty_node", add_help=False, allow_abbrev=False)
     parser.add_argument("--ledger", required=True, type=Path, metavar="DIR")
     parser.add_argument("--run", default="nodeproc", metavar="MODULE")

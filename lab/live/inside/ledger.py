@@ -1,20 +1,19 @@
-"""What a power loss would leave of a node's files, and what its disk and clock are ordered to do: a few small files.
+"""The ledger of a node: what a power loss would leave of its files, and the lab's orders for its disk and clock.
 
-A node that runs under lab.live.inside.faulty_node writes down, beside its data directory, how much of each file is
-durable and which names are; the lab reads that once the node is dead. In the other direction the lab writes orders,
-which the node reads at each operation. Everything stands in files, so that it outlives the node, and no operation waits
-for a message.
+A node under lab.live.inside.faulty_node records beside its data directory how much of each file is durable, and which
+names are. The lab reads this when the node is dead. The lab writes orders, which the node reads at each operation. All
+of it is in small files, so that it outlives the node, and no operation waits for a message.
 
     orders   lab -> node   one Orders
-    counts   node -> lab   one Counts, written anew at each change
-    names    node -> lab   a line for each change of a name: what is about to be done, or a folder that was synced
-    sizes    node -> lab   for each file, by its number, how many bytes at its start are durable (u64)
-    kept/    node -> lab   NUMBER: content of a name that is gone, while a power loss may bring it back;
-                           NUMBER.cut: length after a truncation (u64) and the durable bytes that it took away;
+    counts   node -> lab   one Counts, rewritten at each change
+    names    node -> lab   a line for each change of a name, before it is made, and for each folder, after it is synced
+    sizes    node -> lab   for each file, by its number, how many bytes from its start are durable (u64)
+    kept/    node -> lab   NUMBER: content of a removed file, while a power loss may bring it back;
+                           NUMBER.cut: length after a truncation (u64) and the durable bytes that it removed;
                            NUMBER.unwritten: ranges (u64, u64) that a failed fdatasync has marked clean
 
-The node writes down what it is about to take away before it does so, and what is durable only after the system has
-said so: whenever it is killed, the ledger never claims more than the disk has.
+The node records a removal before it happens, and durability only after the system has confirmed it. So whenever the
+node is killed, the ledger never claims more than the disk has.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ _COUNTS = struct.Struct("<7Q")
 
 
 Number: TypeAlias = int
-"""Of a file: its content apart from its names, as an inode."""
+"""Number of a file's content, independent of its names, like an inode."""
 
 
 class NameChange(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of `names`.
 
-    make: the name is about to be given to a new file. found: it was there, durable, before the ledger knew of it.
-    rename: from `old`. unlink. folder: `name` was synced. lost: taken by the lab, durably.
+    make: a new file will get this name. found: the file existed, durable, before the ledger began.
+    rename: from `old`. unlink: the name will be removed. folder: `name` was synced. lost: removed by the lab, durably.
     """
 
     do: Literal["make", "found", "rename", "unlink", "folder", "lost"]
@@ -59,7 +58,7 @@ _decode = msgspec.json.Decoder(NameChange).decode
 
 
 class Ledger:
-    """One node's ledger, for whichever side opens it. Not for several threads at once."""
+    """The ledger of one node, used by the node or by the lab. Not for several threads at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -71,10 +70,10 @@ class Ledger:
         self._names = _opened(path / "names", os.O_APPEND)
         self.changes: list[NameChange] = []
         self.names: dict[str, Number] = {}
-        """Name -> file, as reads show them."""
+        """Name -> file, as seen by reads."""
         self._next = 1
         self._gone: list[tuple[str, Number]] = []
-        """(folder, file) of names that are gone and may come back."""
+        """(folder, file) of removed names that a power loss may bring back."""
         for line in (path / "names").read_bytes().splitlines():
             self._take(_decode(line))
 
@@ -101,17 +100,17 @@ class Ledger:
     # ---- names -------------------------------------------------------------------------------------
 
     def note(self, change: NameChange) -> None:
-        """Write down a change of a name."""
+        """Append a change of a name."""
         os.write(self._names, _encode(change) + b"\n")
         self._take(change)
 
     def note_new(self, name: str) -> None:
-        """A file is about to be made."""
+        """Record that a file will be created."""
         self.write_synced(self._next, 0)
         self.note(NameChange("make", name, self._next))
 
     def note_found(self, name: str, size: int) -> None:
-        """A file was there, durable, before the ledger knew of it."""
+        """Record a file that existed, durable, before the ledger began."""
         self.write_synced(self._next, size)
         self.note(NameChange("found", name, self._next))
 
@@ -134,9 +133,9 @@ class Ledger:
                 names.pop(name, None)
 
     def undo_what_did_not_happen(self, exists: Callable[[str], bool]) -> None:
-        """The process may have been killed between the latest note and its deed: then the note is taken back.
+        """Remove the last note if the process was killed before it made the change.
 
-        exists: whether a name is there.
+        exists: whether a name exists on the disk.
         """
         last = self.changes[-1] if self.changes else None
         if last is None:
@@ -156,7 +155,7 @@ class Ledger:
     # ---- contents ----------------------------------------------------------------------------------
 
     def synced(self, number: Number) -> int:
-        """Bytes of a file that are durable."""
+        """Return the number of durable bytes of a file."""
         data = os.pread(self._sizes, _SIZE.size, number * _SIZE.size)
         return int(_SIZE.unpack(data)[0]) if data else 0
 
@@ -164,24 +163,24 @@ class Ledger:
         os.pwrite(self._sizes, _SIZE.pack(size), number * _SIZE.size)
 
     def kept(self, number: Number) -> Path:
-        """Where the content of a name that is gone is kept."""
+        """Return the path at which the content of a removed file is kept."""
         return self._kept / str(number)
 
     def note_synced(self, folder: str) -> None:
-        """The folder is synced: what is gone from it does not come back."""
+        """Record that a folder was synced, so that names removed from it stay removed."""
         gone = [number for each, number in self._gone if each == folder]
         self.note(NameChange("folder", folder))
         for number in gone:
             self.kept(number).unlink(missing_ok=True)
 
     def keep_cut(self, number: Number, size: int, taken: bytes) -> None:
-        """A truncation to `size` is about to take durable bytes away."""
+        """Save the durable bytes that a truncation to `size` will remove."""
         aside = self._kept / "cut.new"
         aside.write_bytes(_SIZE.pack(size) + taken)
         aside.replace(self._cut(number))
 
     def cut(self, number: Number) -> tuple[int, bytes] | None:
-        """A truncation that is not durable: to which size, and what it took; None without one."""
+        """Return the size and the removed bytes of a truncation that is not durable; None if there is none."""
         try:
             data = self._cut(number).read_bytes()
         except FileNotFoundError:
@@ -189,20 +188,20 @@ class Ledger:
         return int(_SIZE.unpack_from(data)[0]), data[_SIZE.size :]
 
     def drop_cut(self, number: Number) -> None:
-        """A truncation, if there was one, is durable."""
+        """Forget a truncation of this file, if there was one, because it is durable."""
         self._cut(number).unlink(missing_ok=True)
 
     def _cut(self, number: Number) -> Path:
         return self._kept / f"{number}.cut"
 
     def write_unwritten(self, number: Number, ranges: Sequence[Range]) -> None:
-        """Only a truncation ends such a range."""
+        """Record ranges that the system could not write; only a truncation ends such a range."""
         aside = self._kept / "unwritten.new"
         aside.write_bytes(b"".join(_RANGE.pack(start, end) for start, end in ranges))
         aside.replace(self._unwritten(number))
 
     def unwritten(self, number: Number) -> list[Range]:
-        """Ranges of a file that the system could not write and takes for written."""
+        """Return the ranges of a file that the system could not write but considers written."""
         try:
             return list(_RANGE.iter_unpack(self._unwritten(number).read_bytes()))
         except FileNotFoundError:
@@ -212,7 +211,7 @@ class Ledger:
         return self._kept / f"{number}.unwritten"
 
     def begin_anew(self) -> None:
-        """All that is on the disk from now on was found there. Orders and counts stay."""
+        """Begin again: everything on the disk counts as found there. Orders and counts stay."""
         shutil.rmtree(self._kept)
         self._kept.mkdir()
         os.ftruncate(self._names, 0)
