@@ -1,4 +1,4 @@
-"""What faults leave behind: changed bytes, torn files, lost bytes, and nodes that end by themselves."""
+"""The results of disk faults: changed bytes, torn files, lost bytes, and exits of nodes that follow from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED
 
 
 class Rot(NamedTuple):
-    """A byte that changes by itself."""
+    """A changed byte in a file."""
 
     name: str
     at: int
@@ -33,30 +33,32 @@ class Tear(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """Why a node has to end by itself."""
+    """The reason why a node has to exit by itself."""
 
     what: str
     """full | failing sync | failing append | rot of wal | loss of checkpoint | …"""
     exit_code: int
     step: int
-    """The scenario's step that did it."""
+    """The step of the scenario that injected the fault."""
     place: str = ""
-    """What a node that refuses has to name: the damaged file, or the folder of one that is lost."""
+    """The path that the node's error must name: the damaged file, or the folder of a lost one."""
     lasts: int = 0
-    """The node's last process that it may end; 0: no end is in sight."""
+    """Number of the last process of the node that may still exit because of this; 0: any later process may."""
 
 
 OLDER_COPY: Final = "an older copy"
-"""Noticed by a node that runs, as soon as it meets somebody who knows what it has forgotten."""
+"""A running node detects this fault as soon as a link opens to a member that knows what the node has forgotten."""
 
 
 def ended_at_work(exits: Sequence[NodeExit], began: int) -> bool:
-    """Whether a node that was started at `began` ended because others knew that its data was older."""
+    """Return whether the node that was started at `began` exited because another member knew that its data was
+    older.
+    """
     return bool(exits) and exits[-1].t >= began and exits[-1].because == OLDER_COPY
 
 
 class Causes:
-    """What the lab did to the disks of its nodes, as far as a node may still end of it."""
+    """The injected disk faults because of which a node may still exit."""
 
     def __init__(self) -> None:
         self._of: dict[NodeId, list[Cause]] = {}
@@ -65,23 +67,25 @@ class Causes:
         self._of.setdefault(node, []).append(cause)
 
     def mended(self, node: NodeId, process: int) -> None:
-        """Its disk takes writes again: this process, counted from 1, may still end, and no later one."""
+        """A fault was cleared: this process, counted from 1, may still exit because of it, but no later one."""
         self._of[node] = [
             each if each.lasts or each.exit_code != EXIT_WRITE_FAILED else each._replace(lasts=process)
             for each in self._of.get(node, [])
         ]
 
     def survived(self, node: NodeId) -> None:
-        """It came up: what is damaged was noticed, and mended."""
+        """The node has started: damage that was to be noticed was noticed and repaired."""
         kept = self._of.get(node, [])
         self._of[node] = [each for each in kept if each.exit_code != EXIT_CORRUPTION or each.what == OLDER_COPY]
 
     def forget(self, node: NodeId) -> None:
-        """It has another disk."""
+        """Forget all causes, because the node has a new disk."""
         self._of.pop(node, None)
 
     def why(self, node: NodeId, code: int, process: int) -> Cause | None:
-        """What made its process number `process` end with this code; None: nothing that the lab did."""
+        """Return why process number `process` of the node exited with this code; None if no injected fault
+        explains it.
+        """
         found = (
             each for each in self._of.get(node, []) if each.exit_code == code and process <= (each.lasts or process)
         )
@@ -89,10 +93,10 @@ class Causes:
 
 
 class Loss(NamedTuple):
-    """What was lost. Bytes of all files together.
+    """The result of a power loss, over all files of a node.
 
-    unsynced_bytes: could have been lost. lost_bytes: was. noise_bytes: came in its place, never written so.
-    names: files that are gone or came back.
+    unsynced_bytes: bytes that could be lost. lost_bytes: bytes that were. noise_bytes: random bytes in their place.
+    names: files that disappeared or came back.
     tear: where the log ends in the middle of an entry.
     """
 
@@ -104,7 +108,7 @@ class Loss(NamedTuple):
 
     @property
     def effect(self) -> bool:
-        """Something was not durable: the draw could take it, whether it did or not."""
+        """True if anything was not durable, so that it could be lost."""
         return bool(self.unsynced_bytes or self.names)
 
     def evidence(self) -> dict[str, Any]:

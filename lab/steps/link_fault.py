@@ -1,4 +1,4 @@
-"""What the faults of links have in common: two ends, and of which frames they are."""
+"""The common part of link faults: the two ends, and the types of frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DRAWN_FRAMES: Final = (
     *("APPEND", "APPENDED", "HEARTBEAT", "HEARTBEAT_ACK", "VOTE_REQUEST", "VOTE", "COORDINATOR", "CATCH_UP"),
     *("SUBMIT", "MEMBERS", "PROMISES"),
 )
-"""The frames of which a search draws some to be lost or late."""
+"""The types of frames that a search chooses to lose or delay."""
 
 
 class LinkFault(Fault, frozen=True, rename={"source": "from"}):
@@ -23,7 +23,7 @@ class LinkFault(Fault, frozen=True, rename={"source": "from"}):
 
     @property
     def about_clients(self) -> bool:
-        """The links are those between clients and nodes."""
+        """True if the links are those between clients and nodes."""
         return "clients" in (self.source, self.to)
 
     @property

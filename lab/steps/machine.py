@@ -1,4 +1,6 @@
-"""What a step may ask of its run and of the machines in it: the same on real processes and in virtual time."""
+"""The interfaces through which a step acts on its run and on machines, the same for real processes and in
+virtual time.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,11 @@ Condition: TypeAlias = Callable[[], Awaitable[bool]]
 
 
 class RunFailed(Exception):
-    """The lab itself could not do its work: no verdict about the chat follows from it."""
+    """The lab itself failed, so the run says nothing about the chat."""
 
 
 class StepMissed(Exception):
-    """A step did not come true in its time; the text says what was found instead."""
+    """A step was not fulfilled in its time; the text says what was found instead."""
 
 
 class Machine(Protocol):
@@ -43,11 +45,11 @@ class Machine(Protocol):
 
     @property
     def starts(self) -> int:
-        """Processes so far."""
+        """The number of processes started so far."""
 
     @property
     def running(self) -> bool:
-        """Its process is there."""
+        """True if its process runs."""
 
     @property
     def paused(self) -> bool: ...
@@ -57,40 +59,40 @@ class Machine(Protocol):
 
     @property
     def role(self) -> str:
-        """leader, follower or candidate when it was last looked at; down; unknown where it did not answer."""
+        """leader, follower or candidate in its latest STATUS; down; or unknown if it did not answer."""
 
     def identity(self) -> dict[str, Any]:
-        """What rows call its process: `{"pid": 4711}`; in virtual time there is nothing to call it by."""
+        """Return the fields that identify its process in rows: `{"pid": 4711}`; empty in virtual time."""
 
     # ---- its process -----------------------------------------------------------------------------
 
     async def end(self, how: signal.Signals) -> NodeExit | None:
-        """SIGKILL or SIGTERM; done when the process is gone. None: it survived SIGKILL."""
+        """Send SIGKILL or SIGTERM and wait until the process is gone. Return None if it survived SIGKILL."""
 
     async def freeze(self) -> bool:
-        """SIGSTOP; done when the process stands still. False: it never did."""
+        """Send SIGSTOP and wait until the process is stopped. Return False if it never was."""
 
     def wake(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
 
     async def ready(self) -> float:
-        """Seconds until it answers STATUS.
+        """Wait until the node answers STATUS; return the seconds that this took.
 
         Raises:
-            RunFailed: it ended instead, or did not answer in time.
+            RunFailed: the process ended, or did not answer in time.
         """
 
     def state(self) -> str:
-        """What the system says of the process: running, sleeping, stopped, …"""
+        """Return the state of the process as the system reports it: running, sleeping, stopped, …"""
 
     def says(self) -> str:
-        """The last thing that its log says."""
+        """Return the last line of its log."""
 
     async def doomed(self, patience_s: float) -> bool:
-        """Wait for an end that an order brings about. False: it did not come."""
+        """Wait for an exit that an order causes. Return False if it did not come."""
 
     async def ended(self, patience_s: float) -> bool:
-        """Wait for an end that has to come by itself. False: it did not come."""
+        """Wait for an exit by itself. Return False if it did not come."""
 
     # ---- its disk and its clock ------------------------------------------------------------------
 
@@ -98,37 +100,39 @@ class Machine(Protocol):
         """Change some of its disk's Orders."""
 
     def set_clock(self, drift: float, forward_s: float = 0.0) -> None:
-        """From now on its clock runs fast or slow by this share; its wall clock is set forward, once."""
+        """Let its clock run fast or slow by this share from now on, and set its wall clock forward once."""
 
     def counts(self) -> Counts: ...
 
     def tearable(self) -> bool:
-        """An entry of its WAL waits for its sync."""
+        """Return whether an entry of its WAL waits for its fdatasync."""
 
     def cut_power(self, torn: bool) -> Loss:
-        """Take from its disk what a power loss may take; the process is gone.
+        """Remove what a power loss may remove from its disk, after its process has ended.
 
-        torn: its WAL shall end in the middle of an entry, where one is not synced.
+        torn: the WAL must end in the middle of an unsynced entry, if there is one.
         """
 
     def rot(self, what: str, rng: random.Random) -> Rot | None:
-        """Change a byte of its files; None where there was none to change. what: as in Disk.rot."""
+        """Change a byte of its files; return None if there is none to change. what: as in Disk.rot."""
 
     @property
     def rotten(self) -> list[str]:
-        """The bytes that an `old_*` rot has changed and that the node has not repaired yet."""
+        """Return the bytes that an `old_*` rot has changed and the node has not repaired yet."""
 
     def lose(self, what: str) -> tuple[str, str]:
-        """Delete a file, or all. Returns what is gone and where a node has to see it; "" where there was nothing."""
+        """Delete a file, or all files. Return what was deleted and the path that the node must name; "" if there was
+        nothing.
+        """
 
     async def copy(self) -> int:
-        """Copy all that the node keeps, while it stands still; returns bytes."""
+        """Copy the node's data while its process is stopped; return the number of bytes."""
 
     def restore(self) -> str:
-        """The latest copy takes the place of what the node keeps; returns what that changed, "" if nothing."""
+        """Replace the node's data by the latest copy; return what that changed, or ""."""
 
     def wipe(self) -> int:
-        """Lose the disk; an empty one takes its place. Returns the bytes that were on it."""
+        """Replace the disk by an empty one; return the bytes that were on the old one."""
 
 
 class World(Protocol):
@@ -139,48 +143,48 @@ class World(Protocol):
 
     @property
     def statuses(self) -> dict[NodeId, Status]:
-        """The latest answers; a node that did not answer the latest question is missing."""
+        """The latest STATUS of each node, without nodes that did not answer the latest request."""
 
     @property
     def addresses(self) -> Addresses:
-        """Where clients reach each node."""
+        """The addresses at which clients reach each node."""
 
     async def launch(self, nodes: Sequence[NodeId], *, rebuild: bool = False) -> dict[NodeId, float]:
-        """Start those that are down, all at once, and wait until they answer.
+        """Start those of these nodes that are down, all at once, and wait until they answer.
 
         Returns:
-            seconds that each took. One that its disk keeps from running stays down, and is missing.
+            Node -> seconds until it answered. A node that cannot run because of its disk is missing.
         """
 
     async def together(self, parts: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """Do what takes time on several machines at the same time."""
+        """Run actions on several machines in parallel."""
 
     async def breathe(self) -> None:
-        """Let begin what a fault sets off, before anything else is done."""
+        """Let the immediate effects of a fault happen before the next action."""
 
     async def treat(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
-        """Put a rule on links in place of the ones they have; None: straight again. Returns the evidence before it."""
+        """Set a rule on links, or remove their rules (None). Return the evidence so far."""
 
     async def reset(self, pairs: Sequence[Pair]) -> int:
-        """Break the connections of these links, once; returns how many there were."""
+        """Reset the connections of these links once; return their number."""
 
     async def start_busy(self, processes: int) -> None:
-        """Other processes take processor time."""
+        """Start this many processes that burn CPU."""
 
     async def end_busy(self) -> list[float]:
-        """End all of them; returns for each start_busy the CPU seconds that they took."""
+        """End all of them; return for each start_busy the CPU seconds that they used."""
 
     async def send_garbage(self, garbage: Garbage, nodes: Sequence[NodeId], rng: random.Random) -> dict[NodeId, Any]:
-        """Connections that say nonsense; returns for each node what became of them."""
+        """Open connections that send garbage; return for each node how they ended."""
 
     def count_events(
         self, nodes: Sequence[NodeId], event: str, where: Mapping[str, str | int | bool]
     ) -> Callable[[], int]:
-        """Counts these nodes' events of one kind since the latest fault began."""
+        """Return a counter of these nodes' events of one kind since the latest fault began."""
 
 
 class Total(Protocol):
-    """Messages of a load so far."""
+    """Numbers of a load's messages so far."""
 
     @property
     def acknowledged(self) -> int: ...
@@ -210,41 +214,41 @@ class SendingClient(Protocol):
 
 
 class SendingClients(Protocol):
-    """All clients that `send` steps name."""
+    """All clients of `send` steps."""
 
     @property
     def waiting(self) -> int:
-        """Their messages without an outcome."""
+        """The number of their messages without an outcome."""
 
     async def send(self, sender: Sender, addresses: Addresses) -> SendingClient: ...
 
 
 class Triggers(Protocol):
-    """What `when` steps wait for, beside the steps that follow."""
+    """The triggers: `when` steps that wait beside the following steps."""
 
     def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
-        """Begin to wait for what the step of this index is about."""
+        """Begin to wait for the condition of the step with this index."""
 
     def fired(self, index: int) -> None:
-        """It has come true."""
+        """Record that the condition has come true."""
 
 
 class Run(Protocol):
-    """The run that a step is part of. lab.course.runner has it."""
+    """The run of which a step is a part; implemented by lab.course.runner."""
 
     term_before: Term
-    """The highest that any node showed before the latest fault began."""
+    """The highest term that any node showed before the latest fault began."""
     delivered: dict[NodeId, SeqNo]
-    """How far each node had delivered when it was last looked at."""
+    """The last seq_no that each node had delivered in its latest STATUS."""
     seed: int
     is_foreign: bool
-    """Its nodes are a program of somebody else's."""
+    """True if `cluster.command` starts the nodes."""
     rng: random.Random
-    """Draws what targets mean."""
+    """Random generator for the choice of targets."""
     draws: random.Random
-    """Draws all else that a fault leaves open."""
+    """Random generator for everything else that a fault leaves open."""
     view: ClusterView
-    """The nodes when the latest fault began: what its targets mean."""
+    """The nodes when the latest fault began, from which its targets are chosen."""
     book: FaultBook
 
     @property
@@ -260,51 +264,51 @@ class Run(Protocol):
     def load(self) -> RunningLoad | None: ...
 
     def now(self) -> float:
-        """Monotonic seconds."""
+        """Return the time in monotonic seconds."""
 
     def now_ns(self) -> int: ...
 
     async def look(self) -> ClusterView:
-        """The nodes as they are now; `delivered` is brought up to date."""
+        """Poll the nodes; update `delivered`."""
 
     async def view_now(self) -> ClusterView:
-        """The same, and nothing is remembered of it."""
+        """Poll the nodes without updating `delivered`."""
 
     def choose(self, target: Target) -> list[Machine]:
-        """The machines that a target means.
+        """Return the machines that a target means.
 
         Raises:
-            NoSuchTarget: one of its parts means nobody.
+            NoSuchTarget: a part of the target matches no node.
         """
 
     def pairs(self, source: LinkEnd, to: LinkEnd) -> tuple[Pair, ...]:
-        """The directed links from nodes, or clients, to others."""
+        """Return the directed links between these ends."""
 
     def note(self, index: int, what: Step | Expectation, *, met: bool, found: str) -> None:
-        """Write down what came of a step, or of one thing that it expects."""
+        """Record the result of a step, or of one of its expectations."""
 
     def tell(self, text: str) -> None:
-        """A line of progress."""
+        """Print a line of progress."""
 
     def check(self) -> None:
-        """Tell now and then how the run goes on.
+        """Report the progress of the run from time to time.
 
         Raises:
-            whatever ended a part of the lab itself.
+            Exception: the error that ended a part of the lab.
         """
 
     async def show(self) -> str:
-        """How things stand, for a step that was missed."""
+        """Return the state of the run in a line, for a step that was missed."""
 
     async def start_load(self) -> None: ...
 
     async def stop_load(self) -> None:
-        """Send nothing new, and wait for what is under way."""
+        """Stop sending, and wait for the messages under way."""
 
     async def do_fault(self, fault: Fault, index: int, number: int = 0, *, of: Fault | None = None) -> None:
-        """Do one when no other is being done.
+        """Inject a fault when no other is being injected.
 
         Args:
             number: of a nemesis's faults, from 1.
-            of: the fault that it heals, in whose words its rows are asked for.
+            of: the fault that this one heals; its words stand in the rows.
         """

@@ -1,4 +1,4 @@
-"""What a node's disk and clock are ordered to do, and what came of it: one vocabulary for both worlds."""
+"""The orders for a node's disk and clock, and the counts of their effects, shared by both worlds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ NEVER = -1
 
 
 class Orders(NamedTuple):
-    """What a node's disk and clock shall do from now on. A fresh one: nothing wrong.
+    """Orders for a node's disk and clock. The defaults order nothing.
 
     slow_s: each fdatasync takes that much longer.
-    room: once so many bytes were appended since the ledger's beginning, the disk is full; NEVER.
-    die_at: the process is killed in the middle of the disk operation of this number; NEVER.
-    hang: no fdatasync returns, until this is taken back.
-    drift, since, base: time spans are measured by base + (t - since) * (1 + drift), t being CLOCK_MONOTONIC.
-    wall_s: so much the wall clock is ahead.
+    room: the disk is full once this many bytes were appended since the ledger's beginning; NEVER: never.
+    die_at: the process is killed in the middle of the disk operation with this number; NEVER: never.
+    hang: no fdatasync returns until this order is withdrawn.
+    drift, since, base: the clock for time spans shows base + (t - since) * (1 + drift), where t is CLOCK_MONOTONIC.
+    wall_s: seconds by which the wall clock is ahead.
     """
 
     slow_s: float = 0.0
@@ -30,15 +30,15 @@ class Orders(NamedTuple):
     wall_s: float = 0.0
 
     def monotonic(self, t: float) -> float:
-        """What the node's clock shows at CLOCK_MONOTONIC t."""
+        """Return the reading of the node's monotonic clock at CLOCK_MONOTONIC t."""
         return self.base + (t - self.since) * (1.0 + self.drift) if self.since else t
 
 
 class Counts(NamedTuple):
-    """What came of the orders, since the ledger's beginning.
+    """Counts of the effects of orders, since the ledger's beginning.
 
-    refused: appends for which there was no room. failed: operations that were made to fail. slowed: fdatasyncs that
-    took longer. misread: readings of a clock that was wrong.
+    refused: appends that did not fit on the disk. failed: operations that failed by order. slowed: fdatasyncs that took
+    longer. misread: readings of a clock that was wrong.
     """
 
     operations: int = 0

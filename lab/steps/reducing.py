@@ -1,4 +1,4 @@
-"""Shared by the reduce() and without() of all steps: rounder times, and targets with one node less. Pure."""
+"""Reductions for the shrink pass that all steps share: shorter and rounder times, targets with one node less. Pure."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _S = TypeVar("_S", bound=Struct)
 
 NICE: Final = (1, 2, 3, 5, 10)
 COUNTS: Final = (1, 2, 3, 5, 10, 20, 50, 100, 200)
-"""Few messages or clients, to be tried in place of many."""
+"""Small numbers of messages or clients to try instead of large ones."""
 TARGETS: Final = ("target", "source", "to", "node", "on")
-"""Fields of steps and conditions that mean nodes."""
+"""Fields of steps and conditions whose values are targets."""
 
 
 def rounded(seconds: float) -> Duration:
-    """To the millisecond, as it is written in a file."""
+    """Round to the millisecond, as durations are written in files."""
     return Duration(round(seconds, 3))
 
 
 def nice(seconds: float) -> Duration:
-    """The nearest 1, 2, 3 or 5 times a power of ten: 347 ms is 300 ms."""
+    """Round to the nearest 1, 2, 3 or 5 times a power of ten: 347 ms becomes 300 ms."""
     if seconds < 0.001:
         return Duration(0)
     power = 10.0 ** math.floor(math.log10(seconds))
@@ -34,7 +34,7 @@ def nice(seconds: float) -> Duration:
 
 
 def shorter(value: _S, field: str, *, least: Duration | None = None) -> Iterator[_S]:
-    """The struct with smaller values of a duration: `least` if given, a tenth, half, and a rounder number."""
+    """Yield the struct with smaller values of a duration: `least` if given, a tenth, half, and a rounder number."""
     time: Duration = getattr(value, field)
     if least is not None:
         yield structs.replace(value, **{field: least})
@@ -44,13 +44,13 @@ def shorter(value: _S, field: str, *, least: Duration | None = None) -> Iterator
 
 
 def one_of(value: _S, field: str) -> Iterator[_S]:
-    """The struct with each single part of a field that is a tuple."""
+    """Yield the struct with each single part of a field that is a tuple."""
     found = getattr(value, field)
     yield from (structs.replace(value, **{field: each}) for each in (found if isinstance(found, tuple) else ()))
 
 
 def without_node(value: _S, gone: NodeId) -> _S | None:
-    """The struct without this node, where higher ids are one lower; None: no target is left."""
+    """Return the struct without this node, with higher ids lowered by one; None if no target remains."""
     changed: dict[str, Any] = {
         name: target_without(getattr(value, name), gone) for name in TARGETS if hasattr(value, name)
     }
@@ -60,7 +60,7 @@ def without_node(value: _S, gone: NodeId) -> _S | None:
 
 
 def target_without(target: Target, gone: NodeId) -> Any:
-    """The target without this node; None: no node is left."""
+    """Return the target without this node; None if no node remains."""
     if isinstance(target, int):
         return None if target == gone else shifted(target, gone)
     if isinstance(target, tuple):
@@ -70,5 +70,5 @@ def target_without(target: Target, gone: NodeId) -> Any:
 
 
 def shifted(node: NodeId, gone: NodeId) -> NodeId:
-    """The node's id after `gone` was taken out of the cluster."""
+    """Return the node's id after `gone` was removed from the cluster."""
     return node - (node > gone)
