@@ -43,6 +43,7 @@ class Wanted(NamedTuple):
 
 # uvloop is not among them: nodes run on plain asyncio if it is missing.
 RUN = Wanted("requirements.txt", ("msgspec", "prompt_toolkit", "psutil", "yaml", "tabulate"))
+# hatchling is not among them: without it only the tests of the built package are skipped.
 DEV = Wanted(
     "requirements-dev.txt",
     (*RUN.modules, "fastjsonschema", "hypothesis", "mypy", "pytest", "pytest_benchmark", "xdist", "ruff", "trustme"),

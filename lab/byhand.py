@@ -1,12 +1,12 @@
-"""`run_lab.py node` and `run_lab.py chat`: the programs of nodeproc, with the required packages installed."""
+"""The commands `node` and `chat`: the programs of nodeproc, under the name of the lab's command."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+from lab.places import CONFIGS, PROGRAM
+
 USAGE = 64
 
 
@@ -15,13 +15,14 @@ def run_node(given: Sequence[str]) -> int:
 
     Args:
         given: the number of a configuration in configs/ or the path of a configuration file, then options of
-            `python -m nodeproc`; or `verify` and its arguments.
+            `python -m nodeproc`; or `verify` or `recover` and its arguments.
     """
     flags = list(given)
     if not flags:
-        print(f"run_lab: no node given, allowed: {', '.join(numbers())}, or a configuration file", file=sys.stderr)
+        allowed = f"{', '.join(numbers())}, or a configuration file"
+        print(f"{PROGRAM.removesuffix('.py')}: no node given, allowed: {allowed}", file=sys.stderr)
         return USAGE
-    if not flags[0].startswith("-") and flags[0] != "verify":
+    if not flags[0].startswith("-") and flags[0] not in ("verify", "recover"):
         flags[:1] = ["--config", str(CONFIGS / f"node{flags[0]}.yml") if flags[0] in numbers() else flags[0]]
     from nodeproc.__main__ import main
 

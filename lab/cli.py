@@ -27,22 +27,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lab import __version__
+from lab.places import DOCS, PROGRAM, RESULTS, SCENARIOS, near
 from lab.runs import (
     HARNESS,
     INTERRUPTED,
     PASS,
-    RESULTS,
-    SCENARIOS,
     USAGE,
     How,
     Progress,
     Result,
     judge,
-    near,
     run_once,
     seed_of,
     size_text,
     summary_row,
+    without_passed,
     worst,
 )
 from lab.show import colour
@@ -126,10 +125,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="run_lab.py",
+        prog=PROGRAM,
         description="Run a chat cluster through a scenario and judge every node's log.",
-        epilog="`run_lab.py FILE...` is `run_lab.py run FILE...`. Exit codes: 0 pass, 1 invariant broken, 2 undecided, "
-        "3 expectation missed, 64 wrong usage or scenario, 70 the lab itself failed, 130 interrupted.",
+        epilog=f"`{PROGRAM} FILE...` is `{PROGRAM} run FILE...`.\n"
+        "exit codes: 0 pass, 1 invariant broken, 2 undecided, 3 expectation missed,\n"
+        "    64 wrong usage or scenario, 70 the lab itself failed, 130 interrupted\n"
+        f"documentation: {DOCS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # It keeps the path on one line.
     )
     parser.add_argument("--version", action="version", version=f"chatlab {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -139,7 +141,7 @@ def _parser() -> _Parser:
     run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
     run.add_argument("--seed", metavar="S", type=seed, help="seed of the first run; each repetition adds 1")
     run.add_argument("--sim", action="store_true", help="simulate in virtual time; the same seed gives the same files")
-    run.add_argument("--frames", action="store_true", help="with --sim: record all frames, for `run_lab.py diagram`")
+    run.add_argument("--frames", action="store_true", help=f"with --sim: record all frames, for `{PROGRAM} diagram`")
     add_mutant(run)
     run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (results/)")
     _add_json(run)
@@ -178,7 +180,7 @@ def _parse_elsewhere(given: Sequence[str]) -> argparse.Namespace:
     """Parse the options of a command that has a module of its own."""
     name, description = ELSEWHERE[given[0]]
     module = importlib.import_module(name)
-    parser = _Parser(prog=f"run_lab.py {given[0]}", description=description)
+    parser = _Parser(prog=f"{PROGRAM} {given[0]}", description=description)
     module.add_arguments(parser)
     parser.set_defaults(do=module.main)
     return parser.parse_args(given[1:])
@@ -189,7 +191,7 @@ def _add_scenarios(parser: argparse.ArgumentParser) -> None:
         "scenarios",
         metavar="SCENARIO",
         nargs="*",
-        help="a file, a directory of files, or the name of a scenario in scenarios/; without any: all of those",
+        help="a file, a directory of files, the name of a scenario, or `all`; without any: all",
     )
     parser.add_argument(
         "--tag", metavar="TAG", action="append", default=[], help="only scenarios with this tag, or any of several"
@@ -257,6 +259,8 @@ def _plain(mistake: ConfigError) -> dict[str, Any]:
 def _do_list(options: argparse.Namespace) -> int:
     import textwrap
 
+    from lab.plan.choosing import word_for
+
     chosen, mistakes = _choice(options)
     if options.json:
         return _print_scenarios(chosen, mistakes)
@@ -265,7 +269,7 @@ def _do_list(options: argparse.Namespace) -> int:
     width = min(shutil.get_terminal_size((100, 0)).columns, 100)
     for path, scenario, _ in chosen:
         description = textwrap.fill(" ".join(scenario.description.split()), width - 4)
-        print(f"{near(path)}{_tags(scenario)}\n{textwrap.indent(description, '    ')}")
+        print(f"{word_for(path)}{_tags(scenario)}\n{textwrap.indent(description, '    ')}")
     return USAGE if mistakes else PASS
 
 
@@ -294,7 +298,7 @@ def _chosen(options: argparse.Namespace) -> tuple[list[Chosen], int]:
 def _do_run(options: argparse.Namespace) -> int:
     if not options.scenarios and not options.tag:
         print(
-            "no scenario given: `run_lab.py list` shows all, `run_lab.py scenarios/` runs all",
+            f"no scenario given: `{PROGRAM} list` shows all, `{PROGRAM} run all` runs all",
             file=sys.stderr,
         )
         return USAGE
@@ -347,7 +351,7 @@ def _run_all(rounds: list[tuple[Chosen, int]], options: argparse.Namespace, how:
         finally:
             progress.close()
         if how.sim and number + 1 < options.repeat:
-            result = _without_passed_run(result)
+            result = without_passed(result)
         result = replace(result, again=how.command(path, seed))
         results.append(result)
         _show(result, options.json, brief=len(rounds) > 1)
@@ -362,14 +366,6 @@ def _time_left(done: int, planned: int, began: float) -> str:
         return ""
     left_s = (time.monotonic() - began) / done * (planned - done)
     return f", about {left_s:.0f} s left" if left_s < 90 else f", about {left_s / 60:.0f} min left"
-
-
-def _without_passed_run(result: Result) -> Result:
-    """Remove the directory of a passed run, which its seed can reproduce."""
-    if result.exit_code != PASS or result.directory is None:
-        return result
-    shutil.rmtree(result.directory)
-    return replace(result, directory=None)
 
 
 def _out_refusal(out: Path) -> str:
@@ -428,7 +424,7 @@ def _do_clean(options: argparse.Namespace) -> int:
 
 
 def _print_error(text: str) -> None:
-    print(f"run_lab: {text}", file=sys.stderr, flush=True)
+    print(f"{PROGRAM.removesuffix('.py')}: {text}", file=sys.stderr, flush=True)
 
 
 def _write(stream: TextIO, text: str) -> None:

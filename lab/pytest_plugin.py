@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from lab import runs, values
+from lab.places import GIVEN_RESULTS, near
 
 if TYPE_CHECKING:
     from lab.plan.scenario import Scenario
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lab-seed", metavar="S", type=values.seed, help="seed of the first run; each next run adds 1")
     group.addoption("--lab-repeat", metavar="N", type=values.positive, default=1, help="run each scenario N times")
     group.addoption("--lab-out", metavar="DIR", type=Path, help="where run directories go (results/ in the rootdir)")
+    group.addoption("--lab-keep", choices=("all", "failed"), default="all", help="run directories to keep (all)")
     parser.addini(DIRECTORIES, "directories whose .yml files are scenarios", type="args", default=["scenarios"])
 
 
@@ -105,12 +107,14 @@ class ScenarioItem(pytest.Item):
 
         option = self.config.getoption
         seed = runs.seed_of(self._scenario, option("lab_seed"), self._number)
-        out = option("lab_out") or self.config.rootpath / "results"
+        out = option("lab_out") or self.config.rootpath / (GIVEN_RESULTS or "results")
         how = runs.How(sim=option("lab_sim"))
         result = runs.run_once(self._scenario, seed, out, how, progress=runs.Progress(self._scenario.name))
-        nodeid = f"{runs.near(self.path)}::{self._scenario.name}"
+        nodeid = f"{near(self.path)}::{self._scenario.name}"
         again = f"pytest {nodeid} --lab-seed {seed}" + (" --lab-sim" if how.sim else "")
         result = replace(result, again=again)
+        if option("lab_keep") == "failed":
+            result = runs.without_passed(result)
         row = structs.asdict(runs.summary_row(result))
         self.user_properties += [(name, value) for name, value in row.items() if value is not None]
         if result.exit_code != runs.PASS:

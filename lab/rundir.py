@@ -215,6 +215,16 @@ def clean(results_root: Path, keep: int, *, dry_run: bool = False) -> Cleaned:
     return Cleaned(*counts)
 
 
+def remove(run: Path) -> None:
+    """Remove a run directory, and the `latest` links to it.
+
+    Its scenario's directory stays, because another process may be about to create a run there.
+    """
+    shutil.rmtree(run)
+    _drop_if_broken(run.parent / LATEST)
+    _drop_if_broken(run.parent.parent / LATEST)
+
+
 def _age(run: Path) -> tuple[str, int]:
     """Return the sort key of a run: its stamp, and the appended number if several runs have the same stamp."""
     stamp, _, number = run.name.partition("-")
@@ -223,7 +233,7 @@ def _age(run: Path) -> tuple[str, int]:
 
 def _drop_if_broken(link: Path) -> None:
     if link.is_symlink() and not link.exists():
-        link.unlink()
+        link.unlink(missing_ok=True)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """Run one scenario and judge its run directory; the exit codes that all commands share.
 
-    result = run_once(scenario, seed, RESULTS, How(sim=True))
+    result = run_once(scenario, seed, Path("results"), How(sim=True))
     result.exit_code == PASS
 
 The exit codes are those of run_lab.py: 0 pass, 1 an invariant is broken, 2 undecided, 3 an expectation was missed,
@@ -16,10 +16,11 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lab.places import COMMAND, near
 from lab.values import SEED_MAX
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from lab.plan.scenario import Scenario
     from lab.rundir import RunDir
     from lab.show.stepsummary import RunRow
-
-ROOT = Path(__file__).resolve().parent.parent
-SCENARIOS = ROOT / "scenarios"
-RESULTS = ROOT / "results"
 
 PASS, BROKEN, UNDECIDED, MISSED, USAGE, HARNESS, INTERRUPTED = 0, 1, 2, 3, 64, 70, 130
 WORST_FIRST = (INTERRUPTED, USAGE, BROKEN, HARNESS, MISSED, UNDECIDED, PASS)
@@ -52,7 +49,9 @@ class How:
 
     def command(self, path: Path, seed: int) -> str:
         """Return the command that runs the scenario file again in the same way."""
-        parts = ["python3 run_lab.py", shlex.quote(str(near(path))), "--sim" if self.sim else "", f"--seed {seed}"]
+        from lab.plan.choosing import word_for
+
+        parts = [COMMAND, shlex.quote(word_for(path)), "--sim" if self.sim else "", f"--seed {seed}"]
         parts += ["--frames" if self.frames else "", f"--mutant {self.mutant}" if self.mutant else ""]
         return " ".join(part for part in parts if part)
 
@@ -172,6 +171,16 @@ def run_once(
     return judge(run, scenario.name, seed)
 
 
+def without_passed(result: Result) -> Result:
+    """Remove the directory of a run that passed; that of any other run stays."""
+    from lab.rundir import remove
+
+    if result.exit_code != PASS or result.directory is None:
+        return result
+    remove(result.directory)
+    return replace(result, directory=None)
+
+
 def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[str], None], how: How) -> None:
     with contextlib.ExitStack() as stack:
         if how.mutant:
@@ -281,8 +290,3 @@ def size_text(size: int) -> str:
             break
         amount /= 1024
     return f"{amount:.0f} {unit}" if amount >= 10 or unit == "B" else f"{amount:.1f} {unit}"
-
-
-def near(path: Path) -> Path:
-    """Return the path relative to the working directory if it is inside of it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

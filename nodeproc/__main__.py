@@ -30,7 +30,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from nodeproc.importing import importing
+from nodeproc.importing import importing, usage_name
 
 with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
     import msgspec
@@ -66,7 +66,7 @@ SWITCH_INTERVAL_S: Final = 0.0005
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m nodeproc", description="Run one node of the chat.")
+    parser = argparse.ArgumentParser(prog=usage_name("nodeproc", "node"), description="Run one node of the chat.")
     parser.add_argument("--config", required=True, metavar="FILE", help="the node's YAML file")
     parser.add_argument("--data-dir", metavar="DIR", help="replaces data_dir of the file")
     parser.add_argument(
@@ -107,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def verify_directory(arguments: Sequence[str]) -> int:
     """Print each damage of a data directory on a line of its own; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m nodeproc verify", description="Read all of a node's data directory and report all damage."
+        prog=usage_name("nodeproc", "node") + " verify",
+        description="Read all of a node's data directory and report all damage.",
     )
     parser.add_argument("data_dir", metavar="DATA_DIR", type=Path, help="of a node that is down; nothing is changed")
     root = parser.parse_args(arguments).data_dir

@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
-from nodeproc.importing import importing
+from nodeproc.importing import importing, usage_name
 
 with importing("chat", "python3 run_lab.py chat", interrupted=130):
     import msgspec
@@ -357,7 +357,8 @@ def tls_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ssl.
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m nodeproc.client_tui", description="Chat client of the lab's nodes.")
+    prog = usage_name("nodeproc.client_tui", "chat")
+    parser = argparse.ArgumentParser(prog, description="Chat client of the lab's nodes.")
     parser.add_argument("--host", default="127.0.0.1", help="host of the nodes (default %(default)s)")
     parser.add_argument(
         "--port", type=int, action="append", metavar="PORT",

@@ -12,6 +12,16 @@ EXIT_UNUSABLE = 2
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 
+def usage_name(module: str, command: str) -> str:
+    """Return how a usage line names a program: by the installed script that runs it, or as `python -m module`.
+
+    Args:
+        command: the word for the program in `chatlab WORD`.
+    """
+    script = Path(sys.argv[0]).name
+    return {"chatlab": f"chatlab {command}", f"chatlab-{command}": script}.get(script, f"python -m {module}")
+
+
 @contextlib.contextmanager
 def importing(program: str, command: str, interrupted: int) -> Iterator[None]:
     """End the process with one line where the imports inside the with block can't be had.
@@ -34,5 +44,8 @@ def importing(program: str, command: str, interrupted: int) -> Iterator[None]:
             found = f"the package {error.name} is missing in {sys.prefix}"
         else:
             found = str(error)
-        print(f"{program}: {found}; `{command}` brings it along, or pip install -r {REQUIREMENTS}", file=sys.stderr)
+        install = f"`{command}` brings it along, or pip install -r {REQUIREMENTS}"
+        if not REQUIREMENTS.is_file():  # This is an installed package and no checkout.
+            install = "install chatlab again, with its requirements"
+        print(f"{program}: {found}; {install}", file=sys.stderr)
         raise SystemExit(EXIT_UNUSABLE) from None

@@ -24,6 +24,7 @@ from nodeproc.disk.recovery import Survey
 from nodeproc.disk.storage import MAX_SESSIONS, Storage, random_identity
 from nodeproc.disk.verify import Untouched, existing
 from nodeproc.errors import EXIT_CLEAN, EXIT_CONFIG, ConfigError, CorruptionError, Unreadable
+from nodeproc.importing import usage_name
 
 AGREED: Final = "--lose-what-only-the-others-had"
 CHUNK_BYTES: Final = 4 << 20
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError, StorageError: as for a node.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m nodeproc recover",
+        prog=usage_name("nodeproc", "node") + " recover",
         description="Make a new cluster from what is left of one that has lost its majority.",
     )
     parser.add_argument("survivors", nargs="+", type=Path, metavar="DATA_DIR", help="a remaining data directory")

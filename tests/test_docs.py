@@ -17,8 +17,8 @@ FILE = re.compile(rf"(?<![\w./$<-])(?:{FOLDERS})/[\w./*-]*[\w*/]")
 MODULE = re.compile(r"(?<![\w./-])(?:lab|nodeproc|tests)(?:\.[A-Za-z_]\w*)+")
 NOT_MODULES = frozenset({"lab_scenarios", "lab.py"})
 PLACEHOLDER = re.compile(r"NAME|NNNN")
-MADE_BY_A_RUN = frozenset({"scenarios/my_story.yml", "scenarios/x.yml"})
-"""Files in examples of commands: they are written by the command, or stand for any file."""
+MADE_BY_A_RUN = frozenset({"scenarios/my_story.yml", "scenarios/my_scenario.yml", "scenarios/x.yml", "lab/share"})
+"""Files in examples of commands: they are written by the command, or stand for any file. A wheel contains lab/share."""
 
 
 def slugs(text: str) -> set[str]:

@@ -19,7 +19,8 @@ from lab.bench import faults, floor, growth, judging, loads, starting, table
 from lab.bench.figures import Bench, Collected, decode, encode
 from lab.bench.runs import Runs
 from lab.course.manifest import host, versions
-from lab.runs import HARNESS, RESULTS, USAGE
+from lab.places import RESULTS
+from lab.runs import HARNESS, USAGE
 from lab.steps.machine import RunFailed
 
 SAVED: Final = RESULTS / "bench"

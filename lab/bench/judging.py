@@ -12,7 +12,7 @@ from pathlib import Path
 from lab.bench.figures import Collected
 from lab.bench.loads import Pipelined
 from lab.bench.runs import Ran, Runs
-from lab.live.children import PROJECT_ROOT, child_environment
+from lab.live.children import child_environment
 from lab.search.draw import draw
 from lab.sim.simulator import simulate
 from lab.steps.machine import RunFailed
@@ -46,7 +46,7 @@ def judge_in_process(path: Path) -> tuple[float, int]:
     Raises:
         RunFailed: the run does not pass.
     """
-    command = [sys.executable, str(PROJECT_ROOT / "run_lab.py"), "check", "--json", str(path)]
+    command = [sys.executable, "-m", "lab", "check", "--json", str(path)]
     began = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment())
     assert child.stdout is not None

@@ -14,18 +14,23 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
+from lab.places import CHECKOUT, ROOT
 from lab.steps.machine import RunFailed
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 LINE_LIMIT = 16 << 20
 """Limit of one order or answer, bytes."""
 EXIT_PATIENCE_S = 5.0
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of the harness, extended so that this project can be imported from any directory."""
-    path = os.pathsep.join([str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
+    """Return the environment of the harness, in which `python -m` finds the lab wherever it is started.
+
+    PYTHONSAFEPATH: modules in the working directory replace neither those of the lab nor those of its packages.
+    """
+    # An installed lab is found as it is: site-packages in PYTHONPATH would stand before the standard library.
+    path = [str(ROOT)] if CHECKOUT else []
+    path += filter(None, [os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 # ---- in the harness ------------------------------------------------------------------------------

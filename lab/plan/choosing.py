@@ -1,4 +1,4 @@
-"""Which scenarios a command line asks for: files, directories, names of this project's scenarios, and tags."""
+"""Which scenarios a command line asks for: files, directories, names of scenarios, and tags."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lab.places import INSTALLED, PACKAGED, SCENARIOS, near
 from lab.plan.scenario import Scenario
 from lab.plan.sense import load_checked
 from nodeproc.errors import ConfigError
 
 SUFFIXES = (".yml", ".yaml")
+ALL = "all"
+"""The word for all scenarios in the home directories."""
 
 
 class Chosen(NamedTuple):
@@ -28,7 +31,7 @@ class Chosen(NamedTuple):
 def choose(
     words: Sequence[str],
     tags: Collection[str],
-    home: Path,
+    homes: Sequence[Path],
     commands: Sequence[str] = (),
     *,
     simulated: bool = False,
@@ -36,9 +39,9 @@ def choose(
     """The scenarios that the words name and that have at least one of the tags, in order, and what is wrong.
 
     Args:
-        words: files, directories (the scenario files in them), names of scenarios below `home`; none: all in `home`.
+        words: files, directories (the scenario files in them), names of scenarios below `homes`, or ALL; none: ALL.
         tags: none: any scenario is chosen.
-        home: the directory of this project's scenarios.
+        homes: directories of scenarios. If several contain a file of the same name, the first directory counts.
         commands: also suggested for a word that names nothing.
         simulated: as in load_checked().
 
@@ -48,9 +51,9 @@ def choose(
     """
     chosen: list[Chosen] = []
     mistakes: list[ConfigError] = []
-    for word in words or [str(home)]:
+    for word in words or [ALL]:
         try:
-            paths, by_name = _paths(word, home, commands)
+            paths, by_name = _paths(word, homes, commands)
         except ConfigError as error:
             mistakes.append(error)
             continue
@@ -67,7 +70,7 @@ def choose(
     return chosen, mistakes
 
 
-def _paths(word: str, home: Path, commands: Sequence[str]) -> tuple[list[Path], bool]:
+def _paths(word: str, homes: Sequence[Path], commands: Sequence[str]) -> tuple[list[Path], bool]:
     """The files that a word stands for, and whether it names one alone.
 
     Raises:
@@ -75,15 +78,35 @@ def _paths(word: str, home: Path, commands: Sequence[str]) -> tuple[list[Path], 
     """
     path = Path(word)
     if path.is_dir():
-        found = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
+        found = _files(path)
         if not found:
             raise ConfigError(f"{word}: no scenario files in this directory; they end in .yml or .yaml")
         return found, False
     if path.exists():
         return [path], True
-    known = {each.stem: each for each in sorted(home.rglob("*.yml"), reverse=True)}
+    known = _named(homes)
     if word in known:
         return [known[word]], True
-    near = difflib.get_close_matches(path.stem, [*known, *commands], 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    if word == ALL:
+        files = {each.name: each for home in reversed(homes) if home.is_dir() for each in _files(home)}
+        return [files[name] for name in sorted(files)], False
+    close = difflib.get_close_matches(path.stem, [*known, *commands], 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
     raise ConfigError(f"{word}: no such file, directory or scenario{hint}")
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(each for each in directory.iterdir() if each.suffix in SUFFIXES)
+
+
+def _named(homes: Sequence[Path]) -> dict[str, Path]:
+    """Name -> file of all scenarios below the directories."""
+    return {each.stem: each for home in reversed(homes) for each in sorted(home.rglob("*.yml"), reverse=True)}
+
+
+def word_for(path: Path) -> str:
+    """Return the word that names a scenario's file on a command line: its path, or a packaged scenario's name."""
+    named = INSTALLED and path.is_relative_to(PACKAGED)
+    if named and _named(SCENARIOS).get(path.stem) == path and not Path(path.stem).exists():
+        return path.stem
+    return str(near(path))

@@ -1,4 +1,4 @@
-"""`run_lab.py new NAME`: a small scenario that runs and passes, to be changed."""
+"""The command `new NAME`: a small scenario that runs and passes, to be changed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from lab.places import COMMAND, PROGRAM, SCENARIOS, near
 from lab.plan.scenario import load
 from nodeproc.errors import ConfigError
 
-SCENARIOS = Path(__file__).parents[2] / "scenarios"
 TEXT = """\
 name: {name}
 description: >
@@ -21,7 +21,7 @@ cluster: {{nodes: 3}}
 # Two clients send 200 messages a second, from `load: start` to `load: stop`.
 load: {{clients: 2, rate: 200}}
 
-# Steps run one after the other; docs/scenarios.md lists all. `run_lab.py validate {name}` checks this file.
+# Steps run one after the other; docs/scenarios.md lists all. `{program} validate {path}` checks this file.
 steps:
   - load: start
   - wait: {{for: acknowledged, count: 100}}
@@ -48,10 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Write the file and say what to do with it; returns the exit code."""
     name: str = options.name
-    path = Path(name) if name.endswith((".yml", ".yaml")) else SCENARIOS / f"{name}.yml"
-    text = TEXT.format(name=path.stem)
+    path = Path(name) if name.endswith((".yml", ".yaml")) else SCENARIOS[0] / f"{name}.yml"
+    text = TEXT.format(name=path.stem, program=PROGRAM, path=near(path))
     try:
         load(path, text=text)
+        if path.parent == SCENARIOS[0]:
+            path.parent.mkdir(exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
@@ -60,7 +62,6 @@ def main(options: argparse.Namespace) -> int:
     except (ConfigError, OSError) as error:
         print(error if isinstance(error, ConfigError) else f"{path}: {error.strerror}", file=sys.stderr)
         return 64
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    print(f"{shown}\n    run it:                  python run_lab.py {shown}")
-    print(f"    without real processes:  python run_lab.py {shown} --sim")
+    print(f"{near(path)}\n    run it:                  {COMMAND} {near(path)}")
+    print(f"    without real processes:  {COMMAND} {near(path)} --sim")
     return 0

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
-PROJECT = Path(__file__).resolve().parents[2]
-PROTOCOL = PROJECT / "docs" / "protocol.md"
+from lab.places import DOCS, ROOT
+
 NOTES = "__hits__"
 """Name of the dictionary of hits in an instrumented module."""
 
@@ -70,8 +70,8 @@ class Mark(NamedTuple):
 
 def marked_files() -> dict[str, Path]:
     """Return module name -> file of all modules of the product with marks."""
-    files = sorted(path for path in (PROJECT / "nodeproc").rglob("*.py") if "# hit: " in path.read_text("utf-8"))
-    return {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in files}
+    files = sorted(path for path in (ROOT / "nodeproc").rglob("*.py") if "# hit: " in path.read_text("utf-8"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
 
 
 def marks_of(source: str) -> list[Mark]:
@@ -98,7 +98,7 @@ def marks() -> dict[str, tuple[str, int]]:
     """
     found: dict[str, tuple[str, int]] = {}
     for path in marked_files().values():
-        name = path.relative_to(PROJECT).as_posix()
+        name = path.relative_to(ROOT).as_posix()
         for mark in marks_of(path.read_text("utf-8")):
             if mark.text in found:
                 raise ValueError(f"{name}:{mark.line}: {mark.text!r} stands at {found[mark.text]} too")
@@ -205,7 +205,7 @@ def reset() -> None:
 
 def rules() -> list[str]:
     """Return the rules of docs/protocol.md in their order, without the invariants (A)."""
-    return re.findall(r"^\*\*([B-Z]\d+)\b", PROTOCOL.read_text("utf-8"), re.MULTILINE)
+    return re.findall(r"^\*\*([B-Z]\d+)\b", (DOCS / "protocol.md").read_text("utf-8"), re.MULTILINE)
 
 
 def rule_of(mark: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from lab import runs, values
 from lab.live.children import Child
+from lab.places import COMMAND, RESULTS, near
 from lab.rundir import LATEST
 from lab.search import coverage
 from lab.search.draw import SIZES, draw
@@ -60,7 +61,7 @@ class Search:
         """Return the command that simulates one seed of this search again."""
         sizes = f" --nodes {','.join(map(str, self.sizes))}" if self.sizes != SIZES else ""
         mutant = f" --mutant {self.mutant}" if self.mutant else ""
-        return f"python3 run_lab.py sim --seed {seed} --seeds 1{sizes}{mutant}"
+        return f"{COMMAND} sim --seed {seed} --seeds 1{sizes}{mutant}"
 
 
 @dataclass(slots=True)
@@ -211,9 +212,9 @@ class Finding:
         yield f"seed {played.seed}: {played.invariant}: {played.text}"
         yield f"  again: {self.replay}"
         if self.run is not None:
-            yield f"  run:   {runs.near(self.run)}, {self.verdict}"
+            yield f"  run:   {near(self.run)}, {self.verdict}"
         if self.small is not None:
-            yield f"  small: {runs.near(self.small)}, {self.steps} steps"
+            yield f"  small: {near(self.small)}, {self.steps} steps"
             yield f"         {self.small_replay}"
 
     def plain(self) -> dict[str, Any]:
@@ -337,7 +338,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink the scenarios of failing seeds")
     values.add_mutant(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for run directories (results/)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for run directories (results/)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 

@@ -18,6 +18,7 @@ from typing import Final
 from msgspec import structs
 
 from lab import runs, values
+from lab.places import RESULTS
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.search.assumptions import within_assumptions
@@ -227,7 +228,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=SIMULATIONS,
         help="limit (%(default)s)",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for shrunk/ (results/)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for shrunk/ (results/)")
 
 
 def main(options: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 from lab import runs, values
 from lab.mutants.catalogue import MUTANTS, Mutant
+from lab.places import RESULTS, near
 from lab.plan.scenario import Scenario
 from lab.search.draw import SIZES, draw
 from lab.search.failure import Failure, play
@@ -179,7 +180,7 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     steps = [row.small.scenario.step_count for row in rows if row.small is not None]
     if steps:
         yield f"shrunk scenarios: median {statistics.median(steps):g} steps, most {max(steps)}"
-    directories = {runs.near(row.path.parent) for row in rows if row.path is not None}
+    directories = {near(row.path.parent) for row in rows if row.path is not None}
     yield from (f"they are in {directory}/, each with its mutant's name" for directory in directories)
     if escaped:
         yield f"ESCAPED: {', '.join(escaped)}"
@@ -215,7 +216,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drawn", action="store_true", help="use random seeds instead of stories")
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink the failing scenarios")
     parser.add_argument("--live", action="store_true", help=f"also run on real nodes: {', '.join(LIVE)}")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=runs.RESULTS, help="for shrunk/ and runs (results/)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for shrunk/ and runs (results/)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -227,7 +228,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def examine(mutants: Sequence[Mutant], options: argparse.Namespace) -> list[Row]:
-    """Catch the mutants one after the other, and shrink the failing scenarios in other processes meanwhile."""
+    """Catch the mutants one after the other, and shrink the failing scenarios in other processes meanwhile.
+
+    A single mutant needs no other process, whose start would take longer than most shrinks.
+    """
     rows: list[Row] = []
     small: dict[int, Future[Row]] = {}
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
@@ -235,7 +239,10 @@ def examine(mutants: Sequence[Mutant], options: argparse.Namespace) -> list[Row]
             row = catch(mutant, options.seeds, options.jobs, options.time_limit, drawn=options.drawn)
             print(_line(row), file=sys.stderr, flush=True)
             if row.caught is not None and not options.no_shrink:
-                small[len(rows)] = pool.submit(shrink_row, row, options.out)
+                if len(mutants) == 1:
+                    row = shrink_row(row, options.out)
+                else:
+                    small[len(rows)] = pool.submit(shrink_row, row, options.out)
             rows.append(row)
         for at, future in small.items():
             rows[at] = future.result()

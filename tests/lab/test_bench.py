@@ -16,8 +16,8 @@ from lab.bench.figures import TARGETS, Bench, Collected, Figure, decode, encode,
 from lab.bench.loads import CASES
 from lab.bench.pipeline import Send
 from lab.bench.runs import Ran, Runs, check_run
+from lab.places import RESULTS
 from lab.plan.scenario import Load
-from lab.runs import RESULTS
 from lab.steps.machine import RunFailed
 from nodeproc.core.messages import Batch
 from nodeproc.disk.files import RealFiles

@@ -17,6 +17,7 @@ import pytest
 from lab import __version__, cli, runs
 from lab.check.metrics import Load, Metrics
 from lab.check.verdict import Check, ExpectationResult, Outcomes, Verdict, decide
+from lab.places import PACKAGED
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir
 
@@ -424,7 +425,7 @@ def home(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / "calm.yml").write_text(GOOD.replace("quiet", "calm"))
     (home / "wild.yml").write_text(GOOD.replace("quiet", "wild") + "tags: [network, slow]\n")
     (home / "perf" / "heavy.yml").write_text(GOOD.replace("quiet", "heavy") + "tags: [slow]\n")
-    monkeypatch.setattr(cli, "SCENARIOS", home)
+    monkeypatch.setattr(cli, "SCENARIOS", (home,))
     return home
 
 
@@ -436,6 +437,7 @@ def home(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("quiet.yml", "wild"), ["quiet", "wild"]),
         (("home",), ["calm", "wild"]),
         (("home/perf/",), ["heavy"]),
+        (("all",), ["calm", "wild"]),
         (("--tag", "slow"), ["wild"]),
         (("home", "home/perf", "--tag", "slow"), ["wild", "heavy"]),
         (("home", "--tag", "slow", "--tag", "none"), ["wild"]),
@@ -459,7 +461,7 @@ def test_scenarios_are_chosen_by_name_tag_and_directory(
         (("home", "--tag", "netwrk"), "no scenario has the tag netwrk\n"),
         (
             ("run",),
-            "no scenario given: `run_lab.py list` shows all, `run_lab.py scenarios/` runs all\n",
+            "no scenario given: `run_lab.py list` shows all, `run_lab.py run all` runs all\n",
         ),
     ],
     ids=str,
@@ -559,7 +561,7 @@ def test_list_and_validate_show_tags(lab: FakeLab, capsys: pytest.CaptureFixture
 def test_list_shows_every_scenario_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     shown = capsys.readouterr().out
-    names = {path.name for path in runs.SCENARIOS.glob("*.yml")}
+    names = {path.name for path in PACKAGED.glob("*.yml")}
     assert "leader_failure.yml" in names
     assert all(name in shown for name in names)
 
@@ -597,12 +599,14 @@ def test_a_node_and_a_chat_by_hand_get_their_flags(monkeypatch: pytest.MonkeyPat
     assert cli.main(["node", "1", "--log-level", "DEBUG"]) == 4
     assert cli.main(["node", "some/file.yml"]) == 4
     assert cli.main(["node", "--config", "x"]) == 4
+    assert cli.main(["node", "recover", "data/node_1"]) == 4
     assert cli.main(["chat", "--port", "5002"]) == 130
     first = str(PROJECT / "configs" / "node1.yml")
     assert given == [
         ["--config", first, "--log-level", "DEBUG"],
         ["--config", "some/file.yml"],
         ["--config", "x"],
+        ["recover", "data/node_1"],
         ["--port", "5002"],
     ]
 

@@ -12,6 +12,7 @@ from types import CodeType
 
 import pytest
 
+from lab.places import ROOT
 from lab.search import coverage
 from tests import TOO_LONG_S
 
@@ -44,9 +45,7 @@ print(json.dumps({"quiet": quiet, "busy": coverage.hits(), "line": line, "delive
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", script], cwd=coverage.PROJECT, capture_output=True, text=True, timeout=TOO_LONG_S
-    )
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=TOO_LONG_S)
 
 
 def test_marks_are_found_in_every_package_of_the_product() -> None:
@@ -172,7 +171,7 @@ def test_the_rules_are_those_of_the_protocol() -> None:
 def test_a_text_that_stands_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "made.py"
     file.write_text("x = 1  # hit: E1 it happens\ny = 2  # hit: E1 it happens\n")
-    monkeypatch.setattr(coverage, "PROJECT", tmp_path)
+    monkeypatch.setattr(coverage, "ROOT", tmp_path)
     monkeypatch.setattr(coverage, "marked_files", lambda: {"made": file})
     with pytest.raises(ValueError, match=r"made.py:2: 'E1 it happens' stands at \('made.py', 1\) too"):
         coverage.marks()

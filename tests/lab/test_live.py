@@ -18,8 +18,9 @@ from lab.check.metrics import measure
 from lab.course import manifest
 from lab.course.manifest import node_settings
 from lab.live import live
-from lab.live.children import PROJECT_ROOT, child_environment
+from lab.live.children import child_environment
 from lab.live.observation import EventCount, file_sizes
+from lab.places import ROOT
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import Invoke, Phase
@@ -52,7 +53,7 @@ def nodes_left() -> list[int]:
 
 
 def test_the_leader_is_killed_under_load_and_the_run_passes(tmp_path: Path) -> None:
-    run, told = run_in(tmp_path, plan.load(PROJECT_ROOT / "scenarios" / "leader_failure.yml"))
+    run, told = run_in(tmp_path, plan.load(ROOT / "scenarios" / "leader_failure.yml"))
     assert nodes_left() == []
     meta, faults = run.read_meta(), run.read_faults()
     kill = faults[0]

@@ -17,9 +17,10 @@ from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Verdict
 from lab.live import live
-from lab.live.children import PROJECT_ROOT, child_environment
+from lab.live.children import child_environment
 from lab.live.processes import HeldPort, Lifeline, NodeProcess, Program
 from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, SetRule
+from lab.places import ROOT
 from lab.plan import scenario as plan
 from lab.plan.command import PLACEHOLDERS, filled, split_command
 from lab.rundir import RunDir
@@ -29,7 +30,7 @@ from tests import TOO_LONG_S
 from tests.lab.inloop import in_loop
 from tests.lab.patient import patient
 
-EXAMPLE = PROJECT_ROOT / "examples" / "simple_log"
+EXAMPLE = ROOT / "examples" / "simple_log"
 HOST = "127.0.0.1"
 
 
@@ -89,7 +90,7 @@ def test_the_example_is_caught_when_its_leader_is_cut_off(tmp_path: Path) -> Non
 
 
 def test_the_tutorial_names_every_placeholder_and_every_scenario_of_the_example() -> None:
-    tutorial = (PROJECT_ROOT / "docs" / "bring_your_own_node.md").read_text()
+    tutorial = (ROOT / "docs" / "bring_your_own_node.md").read_text()
     assert [word for word in PLACEHOLDERS if f"`{{{word}}}`" not in tutorial] == []
     assert [path.stem for path in EXAMPLE.glob("*.yml") if path.stem not in tutorial] == []
 

@@ -11,7 +11,8 @@ import pytest
 from lab import pytest_plugin
 from lab.check import invariants, metrics
 from lab.live import live
-from lab.live.children import PROJECT_ROOT, child_environment
+from lab.live.children import child_environment
+from lab.places import ROOT
 from tests.lab.test_cli import GOOD, FakeLab
 
 PLUGIN = ("-p", "lab.pytest_plugin", "-p", "no:cacheprovider", "-p", "no:benchmark")
@@ -109,6 +110,27 @@ def test_run_directories_go_where_the_option_says(lab: FakeLab, pytester: pytest
     assert Path("kept/latest/verdict.json").is_file()
 
 
+def test_run_directories_go_where_the_environment_says(
+    lab: FakeLab, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytest_plugin, "GIVEN_RESULTS", "elsewhere")
+    ran(pytester, "scenarios/quiet.yml")
+    assert Path("elsewhere/latest/verdict.json").is_file() and not Path("results").exists()
+
+
+def test_directories_of_passed_runs_are_removed_on_request(lab: FakeLab, pytester: pytest.Pytester) -> None:
+    lab.outcomes = ["broken", "undecided", "pass"]
+    done = ran(pytester, "scenarios/quiet.yml", "--lab-repeat", "3", "--lab-keep", "failed", "--junitxml", "out.xml")
+    done.assert_outcomes(failed=2, passed=1)
+    kept = [path for path in Path("results/quiet").iterdir() if not path.is_symlink()]
+    assert len(kept) == 2
+    assert not Path("results/latest").is_symlink(), "it pointed to the run that passed"
+    directories = [
+        each.get("value") for each in ElementTree.parse("out.xml").iter("property") if each.get("name") == "directory"
+    ]
+    assert sorted(map(str, directories)) == ["", *sorted(map(str, kept))]
+
+
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
@@ -160,11 +182,11 @@ def test_a_scenario_without_a_simulation_is_skipped_with_the_reason(lab: FakeLab
     assert lab.runs == []
 
 
-@pytest.mark.parametrize("option", ["--lab-repeat=0", "--lab-seed=x"])
+@pytest.mark.parametrize("option", ["--lab-repeat=0", "--lab-seed=x", "--lab-keep=some"])
 def test_a_wrong_option_is_refused(lab: FakeLab, pytester: pytest.Pytester, option: str) -> None:
     done = ran(pytester, "scenarios", option)
     assert done.ret == pytest.ExitCode.USAGE_ERROR
-    assert "allowed" in done.stderr.str()
+    assert "allowed" in done.stderr.str() or "choose from" in done.stderr.str()
 
 
 def test_the_step_summary_of_a_build_server_gets_all_runs(
@@ -181,7 +203,7 @@ def test_the_step_summary_of_a_build_server_gets_all_runs(
 
 def test_a_package_of_this_project_has_the_plugin_under_its_own_name() -> None:
     # pytest takes a module only once, and knows by the name whether it has it: `-p` and the package go together so.
-    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {pytest_plugin.__name__: pytest_plugin.__name__}
 
 

@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/ is accepted by run_lab.py or the program that it starts."""
+"""Every command in README.md and docs/ is accepted by run_lab.py, also as chatlab, or the program that it starts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lab import cli
+from lab.places import SCENARIOS
 from lab.plan.choosing import choose
-from lab.runs import SCENARIOS
 from nodeproc import __main__ as node
 from nodeproc import client_tui
 
@@ -20,14 +20,15 @@ PLACEHOLDER = re.compile(r"\b(?:FILE|DIR|NAME|SEED|SCENARIO|RUN_DIR|TAG|my_\w+)\
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """The arguments of every run_lab.py line in a block of shell commands, with the page."""
+    """The arguments of every run_lab.py or chatlab line in a block of shell commands, with the page."""
     found = []
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
             for line in block.splitlines():
                 words = shlex.split(line, comments=True)
-                if len(words) > 1 and words[1] == "run_lab.py" and not PLACEHOLDER.search(" ".join(words)):
-                    found.append((page.name, words[2:]))
+                start = 1 if words[:1] == ["chatlab"] else 2 if words[1:2] == ["run_lab.py"] else len(words)
+                if words[start:] not in ([], ["--help"]) and not PLACEHOLDER.search(" ".join(words)):
+                    found.append((page.name, words[start:]))
     return found
 
 

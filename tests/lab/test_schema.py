@@ -106,7 +106,7 @@ def test_a_new_scenario_passes_and_is_never_written_over(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["new", "my_story.yml"]) == 0
-    assert "python run_lab.py my_story.yml --sim" in capsys.readouterr().out
+    assert "python3 run_lab.py my_story.yml --sim" in capsys.readouterr().out
     scenario = load_checked("my_story.yml")
     assert scenario.name == "my_story"
     assert main(["run", "--sim", "--seed", "5", "--out", "out", "my_story.yml"]) == 0
@@ -121,7 +121,7 @@ def test_a_name_that_no_scenario_can_have_makes_no_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lab.plan.scaffold.SCENARIOS", tmp_path)
+    monkeypatch.setattr("lab.plan.scaffold.SCENARIOS", (tmp_path,))
     assert main(["new", name]) == 64
     assert list(tmp_path.iterdir()) == []
 

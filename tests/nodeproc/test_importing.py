@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +20,8 @@ def begin(*arguments: str, path: Path = ROOT) -> tuple[int, list[str]]:
     """(exit code, lines of stderr) of a Python without site-packages."""
     done = subprocess.run(
         [sys.executable, "-S", *arguments],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(path)},
+        cwd=path,
+        env={"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])},
         capture_output=True,
         text=True,
         timeout=TOO_LONG_S,
@@ -36,6 +38,14 @@ def test_without_packages_one_line_says_what_brings_them_along(arguments: tuple[
     code, (line,) = begin(*arguments)
     assert code == 2
     assert line.startswith(start) and "`python3 run_lab.py " in line and "requirements.txt" in line
+
+
+def test_an_installed_package_names_no_file_of_a_checkout(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "nodeproc", tmp_path / "nodeproc")
+    code, (line,) = begin(*NODE, path=tmp_path)
+    assert code == 2
+    assert line.startswith("nodeproc: the package msgspec is missing in ")
+    assert line.endswith("; install chatlab again, with its requirements")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(NODE, 0), (CHAT, 130)])
