@@ -27,7 +27,7 @@ def growth(into: Collected, runs: Runs, quick: bool) -> None:
 
 
 def _behind(into: Collected, runs: Runs, name: str, messages: int, sessions: int) -> None:
-    """Measure one load on three nodes that have already delivered so many messages of so many sessions."""
+    """Measure one load on three nodes that have delivered `messages` messages of `sessions` sessions before."""
 
     def prepare(run: RunDir) -> None:
         for node in NODES:

@@ -1,4 +1,4 @@
-"""How long a connected majority with slow disks stays without a leader, in virtual time.
+"""Measure the time that a connected majority with slow disks stays without a leader, in virtual time.
 
 python -m lab.bench.leaderless [--draws N]
 

@@ -21,7 +21,7 @@ BATCH = 1000
 
 
 def fill(folder: Path, node: NodeId, messages: int, *, size: int = 100, sessions: int = 1) -> None:
-    """Create the data directory of a node that has delivered so many messages and was stopped.
+    """Create the data directory of a node that has delivered `messages` messages and was stopped.
 
     Args:
         size: bytes of each payload.

@@ -275,7 +275,7 @@ def _timed(part: Any) -> Iterator[tuple[Any, str, str, float]]:
 
 
 def let_pass(state: NodeState, seconds: float) -> None:
-    """Advance the node's time by so many seconds, and call the new current time 0."""
+    """Advance the node's time by this many seconds, so that the new current time is 0."""
     for owner, name, kind, _ in _timed(state):
         if kind != "Measured":
             setattr(owner, name, getattr(owner, name) - seconds)

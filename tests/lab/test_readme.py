@@ -60,3 +60,9 @@ def test_the_command_that_repeats_a_run_is_one() -> None:
 
 def test_the_readme_shows_commands() -> None:
     assert len([page for page, _ in COMMANDS if page == "README.md"]) > 10
+
+
+def test_the_readme_names_its_own_scenario_by_one_word() -> None:
+    """`new my_scenario` writes scenarios/my_scenario.yml; later commands find it by the same word."""
+    words = re.findall(r"^python3 run_lab.py \w+ (my_[\w.]+)", PAGES[0].read_text("utf-8"), re.MULTILINE)
+    assert len(words) > 1 and len(set(words)) == 1
