@@ -48,16 +48,16 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     max_clients: open client connections.
     max_per_address: of these, connections from one address; also the silent ones from one address. Nodes do not count.
     new_sessions: sessions in which one address may send a first message within ten minutes; far below max_sessions, so
-    that no address can push the sessions of others out of the table (S3).
+        that no address can push the sessions of others out of the table (S3).
     max_silent: connections that have not sent a byte yet.
     max_unproven: connections that began a node's handshake and have not proven anything yet.
     first_line_ms: time for a connection's first byte, and then for a client's first line.
     handshake_ms: time to dial a node, and for its handshake.
     idle_ms: time after which a client is disconnected that sends nothing and waits for nothing (at the latest after
-    twice that); 0: never.
+        twice that); 0: never.
     complaints_per_s: average rate of events about bad input, refused nodes and clients that connect and disconnect, for
-    one address; ten times as many for all together. The events of 20 s may come at once. Events above the rate are
-    counted, not written.
+        one address; ten times as many for all together. The events of 20 s may come at once. Events above the rate are
+        counted, not written.
     events_max_bytes: size of events.jsonl; then the next file is begun, and three full ones are kept.
     max_line_bytes: a client's line; more than six times max_payload_bytes, because characters may be escaped.
     max_line_messages: messages of one CHAT.
@@ -70,7 +70,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     segment_bytes: a file of the write-ahead log.
     scrub_bytes_per_s: speed at which delivered data is read in the background to find damage (K6); 0: not at all.
     scrub_rest_ms: pause between two such passes.
-    For the others see CoreConfig.
+
+    CoreConfig describes the others.
     """
 
     max_clients: Annotated[int, Meta(ge=0, le=100_000)] = 1024
@@ -111,7 +112,7 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     data_dir: relative to the working directory.
     join_timeout_ms: how long the members of a starting cluster wait for each other before they elect (M1).
     durability: fsync waits for the disk. os survives killed processes, but a node whose machine loses power has
-    forgotten acknowledgements and its vote, and needs --rebuild.
+        forgotten acknowledgements and its vote, and needs --rebuild.
     secret: the same on all nodes; both ends of a link prove that they know it.
     client_token: required of clients; "": none is required.
     tls: the port accepts only TLS, from nodes and clients.

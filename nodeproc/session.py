@@ -79,9 +79,10 @@ class SessionSettings:
     retry_interval: after this time without progress, all unacknowledged messages are sent again.
     retry_pause: minimum time between two repetitions that refusals ask for; doubles up to retry_interval.
     patience: a node that does not answer for this time is given up. A node that answers but makes no progress for this
-    time is given up if there is another one; after each such change without a leader this time doubles, up to 8 times.
+        time is given up if there is another one; after each such change without a leader this time doubles, up to 8
+        times.
     keepalive: a silent node, or one without a leader, is sent STATUS after this time. The answer shows whether the node
-    is alive, and how many nodes are up.
+        is alive, and how many nodes are up.
     window_messages, window_bytes: limits of messages that are sent and not acknowledged; further messages wait.
     line_messages, line_bytes: limits of a CHAT line; a single larger message has a line of its own.
     payload_bytes: limit of a message, UTF-8.

@@ -105,7 +105,7 @@ class NodeProcess:
     client_token: sent with STATUS; "": none.
     ledger: its orders control the node's disk and clock; None: real disk and clock.
     on_end: called with node and exit code when the process has exited with an error; returns the injected fault that
-    caused it, or "".
+        caused it, or "".
     """
 
     node: NodeId
