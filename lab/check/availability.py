@@ -75,7 +75,9 @@ class Window:
 
 
 def windows_of(faults: Iterable[FaultRow]) -> list[Window]:
-    """One for each fault of the scenario that had effect, by ascending time; the rows of one step are one fault."""
+    """Return a window for each fault of the scenario with an effect, by ascending time; the rows of one step are one
+    fault.
+    """
     windows: list[Window] = []
     latest: tuple[int, int, str] | None = None
     for row in sorted(faults, key=lambda row: row.t):
@@ -112,7 +114,8 @@ def add_elections(windows: Sequence[Window], events: Iterable[EventLine]) -> Non
 
 
 def explains(fault: FaultRow, timeout: EventLine) -> bool:
-    """Whether a fault can be why this node suspected that leader; else an earlier one that still holds is.
+    """Return whether a fault can be the reason why this node suspected that leader, or an earlier fault that is still
+    in force.
 
     Args:
         timeout: a leader_timeout.
@@ -131,7 +134,7 @@ class Silence:
         self._at = 0
 
     def acked(self, before: int, t: int) -> None:
-        """There was an acknowledgement at t, and none since `before`."""
+        """Record that there was an acknowledgement at t, and none since `before`."""
         windows = self._windows
         while self._at < len(windows) and windows[self._at].end <= before:
             self._at += 1
@@ -145,7 +148,7 @@ class Silence:
 
 
 def fault_kinds(windows: Sequence[Window]) -> tuple[FaultKind, ...]:
-    """The windows of each kind of fault as one, in the order of their first."""
+    """Combine the windows of each kind of fault, in the order in which the kinds first occur."""
     kinds: dict[str, list[Window]] = {}
     for window in windows:
         kinds.setdefault(window.asked, []).append(window)

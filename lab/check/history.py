@@ -115,13 +115,13 @@ class NodeFile(NamedTuple):
     size: int
     """Bytes."""
     data: bytes | None = None
-    """What it holds, where it is no file."""
+    """The content, if it is not in a file."""
 
     def open(self) -> BinaryIO:
         return self.path.open("rb") if self.data is None else BytesIO(self.data)
 
     def last_seq(self) -> SeqNo:
-        """seq_no of the last whole line; 0 where there is none."""
+        """The seq_no of the last complete line; 0 if there is none."""
         with self.open() as opened:
             size = 4096
             while True:
@@ -132,7 +132,7 @@ class NodeFile(NamedTuple):
                 size *= 4
 
     def line(self, number: int) -> bytes | None:
-        """This line without its newline; None behind the end."""
+        """Return this line without its newline; None after the end."""
         if self.data is None:
             return find_line(self.path, number)
         lines = self.data.split(b"\n")
@@ -169,12 +169,12 @@ def read_pieces(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[Pi
 
 
 def line_at(path: Path, number: int) -> bytes:
-    """Line `number` without its newline; empty behind the end of the file."""
+    """Return line `number` without its newline; empty after the end of the file."""
     return find_line(path, number) or b""
 
 
 def find_line(path: Path, number: int) -> bytes | None:
-    """Line `number` without its newline; None behind the end of the file."""
+    """Return line `number` without its newline; None after the end of the file."""
     for piece in read_pieces(path):
         if number < piece.first_line + max(piece.newlines, 1):
             return piece.data.split(b"\n")[number - piece.first_line]
@@ -192,14 +192,14 @@ class Chunk(NamedTuple):
     """Index of a readable line -> what is wrong with its form."""
 
     def find(self, seq_no: SeqNo) -> LogLine | None:
-        """The line with this seq_no, if it is in here."""
+        """Return the line with this seq_no; None if it is not in this chunk."""
         if self.contiguous:
             at = seq_no - self.lines[0].seq_no
             return self.lines[at] if 0 <= at < len(self.lines) else None
         return next((line for line in self.lines if line.seq_no == seq_no), None)
 
     def end_of(self, seq_no: SeqNo, start: int) -> int:
-        """Index of the first line from index `start` on whose seq_no is above this one."""
+        """Return the index of the first line, from index `start` on, with a higher seq_no."""
         lines = self.lines
         if self.contiguous:
             return min(max(seq_no - lines[0].seq_no + 1, start), len(lines))
@@ -207,7 +207,7 @@ class Chunk(NamedTuple):
 
 
 def decode_log_lines(data: bytes, count: int) -> list[LogLine]:
-    """One LogLine for each of `count` lines; NOT_A_MESSAGE for a line that is not a message."""
+    """Decode `count` lines; NOT_A_MESSAGE takes the place of a line that is not a message."""
     try:
         lines = _decoder.decode_lines(data)
     except UNREADABLE:
@@ -243,12 +243,12 @@ class MessageLog:
         return f"{self.name}:{line}"
 
     def chunks(self) -> Iterator[Chunk]:
-        """All lines, none where the file is missing; what was handed out can be looked up with find()."""
+        """Yield all lines in chunks, none if the file is missing; find() looks up lines that were yielded before."""
         while (chunk := self.next_chunk()) is not None:
             yield chunk
 
     def next_chunk(self) -> Chunk | None:
-        """The lines behind those handed out so far; None: there are no more."""
+        """Return the next lines; None at the end."""
         piece = self._next_piece()
         if piece is None or self.torn:
             return None
@@ -271,7 +271,9 @@ class MessageLog:
         return next(self._pieces, None)
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes of the log from this offset on; fewer only at its end. Keeps the file open until close()."""
+        """Return `size` bytes of the log from this offset on, or fewer at its end. The file stays open until
+        close().
+        """
         if self._file is None:
             self._file = self.path.open("rb")
         self._file.seek(offset)
@@ -283,15 +285,15 @@ class MessageLog:
 
     @property
     def length(self) -> int:
-        """Complete lines of the whole log, read or not."""
+        """The number of complete lines in the whole log, read or not."""
         return sum(piece.newlines for piece in read_pieces(self.path))
 
     def text(self, line: int) -> bytes:
-        """This line as it stands there, without its newline; empty behind the end."""
+        """Return a line as it is in the file, without its newline; empty after the end."""
         return line_at(self.path, line)
 
     def find(self, seq_no: SeqNo) -> LogLine | None:
-        """The line with this seq_no among those read so far."""
+        """Return the line with this seq_no, if it was read already."""
         number = bisect_right(self._first_seqs, seq_no) - 1
         if number < 0:
             return None
@@ -313,7 +315,7 @@ class MessageLog:
         return chunk
 
     def lines_of(self, msg_ids: Set[str]) -> dict[str, int]:
-        """The first line of each of these messages that is in the log, by reading all of it once more."""
+        """Return the first line of each of these messages that is in the log; reads the whole log again."""
         numbers: dict[str, int] = {}
         for chunk in MessageLog(self.path, self.name).chunks():
             for number, line in enumerate(chunk.lines, chunk.first_line):
@@ -322,7 +324,7 @@ class MessageLog:
         return numbers
 
     def start_of(self, line: int) -> tuple[int, int]:
-        """(line number, byte offset) of the nearest remembered line start at or before this line."""
+        """Return (line number, byte offset) of the nearest remembered beginning of a line at or before this line."""
         number = bisect_right(self._first_lines, line) - 1
         return (self._first_lines[number], self._offsets[number]) if number >= 0 else (1, 0)
 
@@ -341,10 +343,10 @@ def decode_chunk(first_line: int, data: bytes) -> Chunk:
 
 
 def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
-    """(line number, row) of history.jsonl, in its order.
+    """Yield (line number, row) of history.jsonl, in its order.
 
     Raises:
-        RunFileError: a line is no row as the lab writes it, or its time is before the line's above.
+        RunFileError: a line is not a row as the lab writes it, or its time is before that of the previous line.
     """
     latest = 0
     for piece in read_pieces(path):
@@ -364,7 +366,9 @@ def read_history(path: Path) -> Iterator[tuple[int, HistoryRow]]:
 
 
 def _is_sound(row: HistoryRow) -> bool:
-    """Whether its numbers start at 1, its payloads are as many as it counts, and no message was due after t."""
+    """Return whether a row is consistent: numbers start at 1, count equals the number of payloads, no message was due
+    after t.
+    """
     match row:
         case Invoke():
             if row.gen is None:
@@ -413,10 +417,10 @@ class Evidence(Struct, frozen=True):
 
 
 def read_fault_rows(path: Path) -> list[FaultRow]:
-    """The rows of faults.jsonl.
+    """Return the rows of faults.jsonl.
 
     Raises:
-        RunFileError: there is no such file, or a line is no row as the lab writes it.
+        RunFileError: the file does not exist, or a line is not a row as the lab writes it.
     """
     rows = []
     for number, line in enumerate(_whole(path).splitlines(keepends=True), 1):
@@ -432,10 +436,10 @@ def read_fault_rows(path: Path) -> list[FaultRow]:
 
 
 def read_meta(path: Path) -> Meta:
-    """What meta.json says.
+    """Return the content of meta.json.
 
     Raises:
-        RunFileError: it can't be read, a key stands twice in it, or a number in it is too large.
+        RunFileError: the file cannot be read, has a key twice, or has a number that is too large.
     """
     data = _whole(path)
     try:
@@ -488,12 +492,12 @@ _FIRST_OF_A_START = ("starting", "loaded", "torn_tail_dropped", "message_log_rep
 
 
 def read_events(path: Path, node: NodeId) -> Iterator[tuple[int, EventLine]]:
-    """(line number, event) of a node's events.jsonl.
+    """Yield (line number, event) of a node's events.jsonl.
 
-    A killed node may leave a torn row at the end, on which its next start writes on: such a tear is passed over.
+    A killed node may leave an incomplete line at the end, to which its next start appends. Such a line is skipped.
 
     Raises:
-        RunFileError: a line is no event of this node, or its time is before that of the line above.
+        RunFileError: a line is not an event of this node, or its time is before that of the previous line.
     """
     name, latest = f"{path.parent.parent.name}/{path.parent.name}/{path.name}", 0
     for number, event in _every_event(path, name):
@@ -545,7 +549,7 @@ def _event_or_none(line: bytes) -> EventLine | None:
 
 
 def _has_doubled_keys(data: bytes) -> bool:
-    """Whether a line has a key twice: JSON readers take the last one, so the line is ambiguous."""
+    """Return whether a line has a key twice. Such a line is ambiguous, because JSON readers use the last one."""
     if len(_encode_lines(_decode_any(data))) == len(data.removesuffix(b"\n")) + 1:
         return False
     return any(len({key for key, _ in pairs}) < len(pairs) for pairs in map(_pairs, data.split(b"\n")) if pairs)

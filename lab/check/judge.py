@@ -74,7 +74,7 @@ class Case:
 
     @property
     def is_foreign(self) -> bool:
-        """The nodes are programs of another make."""
+        """True if `cluster.command` starts the nodes."""
         return self.scenario is not None and self.scenario.cluster.is_foreign
 
     @property
@@ -84,7 +84,7 @@ class Case:
         return self.meta, self.faults
 
     def history(self) -> Iterator[tuple[int, HistoryRow]]:
-        """All rows once more, with their line numbers."""
+        """Yield all rows again, with their line numbers."""
         return read_history(self.run.history)
 
     def has_events(self, node: NodeId) -> bool:
@@ -121,12 +121,12 @@ class Judge:
         self.case = case
 
     def found(self, name: str = "") -> Findings:
-        """An empty collection for the violations of this invariant; by default of the judge's only one."""
+        """Return an empty collection for violations of this invariant; by default of the judge's only one."""
         name = name or next(iter(self.invariants))
         return self.case.findings(name, self.invariants[name])
 
     def on_fault(self, row: FaultRow) -> None:
-        """A fault was injected; if it lasts, it is over now."""
+        """A fault was injected; a fault with a duration has ended now."""
 
     def on_row(self, place: int, row: HistoryRow) -> None:
         """The next row of the history; `place` is its line number."""

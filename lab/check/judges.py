@@ -24,5 +24,5 @@ JUDGES: Final[tuple[type[Judge], ...]] = (
 
 
 def seat(case: Case) -> tuple[Judge, ...]:
-    """One of each."""
+    """Create one instance of each judge."""
     return tuple(judge(case) for judge in JUDGES)

@@ -167,7 +167,9 @@ class Histogram:
         self.largest = max(self.largest, other.largest)
 
     def percentiles(self, shares: Sequence[float]) -> list[int]:
-        """The smallest bucket with at least that share of all at or below it, for ascending shares in 0..1."""
+        """Return the smallest bucket with at least that share of all samples at or below it, for ascending shares in
+        0..1.
+        """
         found: list[int] = []
         below = 0
         buckets = iter(sorted(self._counts.items()))
@@ -180,7 +182,7 @@ class Histogram:
         return found
 
     def latency(self) -> Latency | None:
-        """The usual percentiles; None when empty."""
+        """Return the usual percentiles; None without samples."""
         if not self.count:
             return None
         p50, p90, p99, p999 = (value / 1e6 for value in self.percentiles((0.5, 0.9, 0.99, 0.999)))
@@ -207,7 +209,9 @@ class _Hit:
 
     @property
     def over_from(self) -> int:
-        """An acknowledgement from here on means that the cluster serves again; 0: it never could."""
+        """An acknowledgement from this time on shows that the cluster serves clients again; 0: there was no
+        such time.
+        """
         return self.led if self.leader_fault is not None else self.t_done
 
 
@@ -390,12 +394,13 @@ class _Window(Histogram):
 
 
 def latencies_between(run: RunDir, start: float, end: float) -> tuple[Histogram, int]:
-    """Latencies of the messages that should have been sent from start to before end, ns, and how many those are.
+    """Return the latencies, in ns, of the messages that should have been sent from start to before end, and their
+    number.
 
-    As for the other figures, only the load's messages count where the scenario has one.
+    If the scenario has a load, only its messages count, as for the other figures.
 
     Raises:
-        RunFileError: history.jsonl is not readable.
+        RunFileError: history.jsonl cannot be read.
     """
     window, sent = _Window(start, end), 0
     if not run.history.is_file():

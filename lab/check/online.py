@@ -79,7 +79,7 @@ class OnlineChecks:
         """Node -> the latest of its events that a judge wants."""
 
     def _takers(self, name: str) -> list[Callable[..., None]]:
-        """The methods of this name of those judges that have one."""
+        """Return the methods of this name that judges override."""
         base = getattr(Judge, name)
         return [getattr(each, name) for judge, each in self._judges.items() if getattr(judge, name) is not base]
 
@@ -148,7 +148,7 @@ class OnlineChecks:
         self._on_row, self._on_delivered = [], []
 
     def _late(self, judge: type[Judge]) -> Judge:
-        """A judge that has waited for all faults, fed with the history."""
+        """Feed the history to a judge that needed all faults first."""
         late = judge(self._case)
         for place, row in self._case.history():
             late.on_row(place, row)

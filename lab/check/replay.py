@@ -242,7 +242,7 @@ class Replay(Judge):
             )
 
     def _out_of_order(self, number: int, run: list[LogLine], session: Session, n: int) -> None:
-        """The run does not go on where the session's last one ended."""
+        """Report a run of messages that does not follow the last one of its session."""
         place = self.log.place(number)
         shown = quote(place, _show(run[0]))
         if n > session.logged:
@@ -282,7 +282,9 @@ class Replay(Judge):
                 self.integrity.add(self.log.name, f"messages of session {name} show its secret")
 
     def _lost(self, session: str, n: int, line: int) -> None:
-        """An acknowledged message is not in the log; the history is searched for the row that says so."""
+        """Report an acknowledged message that is not in the log; the row of its acknowledgement is searched in the
+        history.
+        """
         place, row = next(
             (place, row)
             for place, row in self.case.history()
@@ -310,7 +312,7 @@ class Replay(Judge):
         return checks
 
     def unknown(self, reason: str) -> list[Check]:
-        """A2 alone can be judged."""
+        """Return the checks if only A2 can be judged."""
         log = MessageLog(self.log.path, self.log.name)
         numbering = Numbering(Findings("A2", self.invariants["A2"]), log)
         numbering.whole_log()
@@ -321,7 +323,7 @@ class Replay(Judge):
         return [check, *super().unknown(reason)[1:]]
 
     def _whole_contiguity(self, numbering: Numbering) -> Findings:
-        """A2 of all logs: of this one, of those that are no prefix of it, and how far each reaches."""
+        """Judge A2 of all logs: of the judged one, of those that are not a prefix of it, and the length of each."""
         findings = self.found("A2")
         findings.take(numbering.findings)
         for file in self.case.deviating:
@@ -338,7 +340,7 @@ class Replay(Judge):
         return findings
 
     def _others(self) -> list[Check]:
-        """A3 to A6."""
+        """Judge A3 to A6."""
         if self._unreadable:
             # Nobody can say which message an unreadable line holds, so nothing that needs it can be judged.
             return super().unknown(f"{self.log.place(self._unreadable)} can't be read (A2)")[1:]
@@ -365,12 +367,12 @@ class Replay(Judge):
 
 
 def _is_of(line: LogLine | None, ack: Acked) -> bool:
-    """Whether the acknowledged message is in this line."""
+    """Return whether the acknowledged message is in this line."""
     return line is not None and line.msg_id == f"{ack.session}-{ack.n}"
 
 
 def _split(msg_id: str) -> tuple[str, int]:
-    """(session, n) of a msg_id; n is 0 where it is none."""
+    """Split a msg_id into (session, n); n is 0 if it has no valid number."""
     session, _, number = msg_id.rpartition("-")
     # int() takes more than canonical numbers do, " 1" and "1_0" among them.
     if session and number.isascii() and number.isdigit() and number[0] != "0" and len(number) < 19:
@@ -379,7 +381,7 @@ def _split(msg_id: str) -> tuple[str, int]:
 
 
 def _end_of_run(lines: list[LogLine], at: int, at_most: int, session: str, n: int) -> int:
-    """Index behind the messages n, n + 1, … of a session that stand one behind the other from `at` on."""
+    """Return the index after the consecutive messages n, n + 1, … of a session that begin at `at`."""
     if at_most == at + 1:
         return at_most
     last_id = f"{session}-{n + at_most - at - 1}"

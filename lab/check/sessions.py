@@ -28,7 +28,7 @@ class Sent(NamedTuple):
     """Whether a message was acknowledged before they were sent, so that A6 applies to them."""
 
     def payloads(self, first: int, count: int) -> list[str]:
-        """Payloads of the messages first, first + 1, …"""
+        """Return the payloads of the messages first, first + 1, …"""
         row = self.row
         if row.gen is None:
             return list(row.payloads[first - row.n : first - row.n + count])
@@ -66,7 +66,7 @@ class Session:
     """(first, last, next line of the log) of each range that the log skipped."""
 
     def find(self, n: int) -> Sent | None:
-        """The sent range that contains n."""
+        """Return the sent range that contains n."""
         sent = self.sent
         while sent and sent[0].last < n:
             self.late.append(sent.popleft())
@@ -94,7 +94,7 @@ class Session:
         return min(lost, default=None)
 
     def in_log(self, first: int, last: int) -> int:
-        """How many of the messages first..last are in the log. Valid at the end of the pass."""
+        """Return how many of the messages first..last are in the log. Valid at the end of the pass."""
         count = max(0, min(last, self.logged) - first + 1)
         for low, high, _ in self.holes:
             count -= max(0, min(last, high) - max(first, low) + 1)

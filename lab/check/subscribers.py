@@ -154,7 +154,7 @@ class Subscribers(Judge):
 
     @property
     def _is_hopeless(self) -> bool:
-        """Whether the log breaks A2 and no other log exists: then it is not known what should have been shown."""
+        """True if the log breaks A2 and there is no other log: then the expected lines are not known."""
         contiguity = self.case.contiguity
         return contiguity is not None and contiguity.count > 0 and not self.case.deviating
 
@@ -213,7 +213,7 @@ class Subscribers(Judge):
 
     @property
     def _must_be_shown(self) -> int:
-        """The seq_no up to which each subscriber must have come; 0: the run did not come to its end."""
+        """The seq_no that each subscriber must have received in the end; 0 if the run was not completed."""
         convergence = None if self.case.meta is None else self.case.meta.convergence
         if convergence is None or not convergence.reached:
             return 0

@@ -143,7 +143,7 @@ class Findings:
         self.first = self.first or other.first
 
     def passed(self, detail: str) -> Check:
-        """FAIL where anything was found, else PASS."""
+        """Return FAIL if anything was found, otherwise PASS."""
         if self.first is not None:
             return self.failed()
         return Check(self.name, self.title, "PASS", detail)
@@ -153,7 +153,7 @@ class Findings:
         return Check(self.name, self.title, "FAIL", self.first.message, violations=self.count, first=self.first)
 
     def unknown(self, detail: str, *, decisive: bool = True) -> Check:
-        """FAIL where anything was found, else UNKNOWN."""
+        """Return FAIL if anything was found, otherwise UNKNOWN."""
         if self.first is not None:
             return self.failed()
         return Check(self.name, self.title, "UNKNOWN", detail, decisive)
