@@ -336,10 +336,12 @@ async def run(chat: Chat) -> int:
 
 
 def add_tls_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tls-ca", metavar="FILE", help="the nodes speak TLS; PEM of the authorities that count")
-    parser.add_argument("--tls-cert", metavar="FILE", help="PEM of a certificate to show, where the nodes ask for one")
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM of its private key")
-    parser.add_argument("--tls-any-name", action="store_true", help="take a node's certificate whatever host it names")
+    parser.add_argument("--tls-ca", metavar="FILE", help="use TLS; PEM file of the trusted authorities")
+    parser.add_argument(
+        "--tls-cert", metavar="FILE", help="PEM file of the client's certificate, if the nodes require one"
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of its private key")
+    parser.add_argument("--tls-any-name", action="store_true", help="accept a node's certificate for any host name")
 
 
 def tls_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ssl.SSLContext | None:
@@ -362,17 +364,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="host of the nodes (default %(default)s)")
     parser.add_argument(
         "--port", type=int, action="append", metavar="PORT",
-        help="port of a node (default 5001); given several times, the next one is used when one is lost",
+        help="port of a node (default 5001); repeat it to name several nodes",
     )  # fmt: skip
     parser.add_argument("--client-id", type=int, default=9999, metavar="N", help="sender id (default %(default)s)")
     parser.add_argument("--from", type=int, dest="start", metavar="SEQ", help="show messages from this seq_no on")
     parser.add_argument(
-        "--deadline", type=float, default=30.0, metavar="S", help="wait so long for one message (default %(default)s)"
+        "--deadline",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="maximum wait for one message in seconds (%(default)s)",
     )
-    parser.add_argument("--quiet", action="store_true", help="don't tell about connections and leaders")
+    parser.add_argument("--quiet", action="store_true", help="do not show connections and leaders")
     parser.add_argument(
         "--client-token-file", metavar="FILE",
-        help=f"file with the token that the nodes ask for (default: the environment's {TOKEN_VARIABLE})",
+        help=f"file with the client token, if the nodes require one (default: {TOKEN_VARIABLE})",
     )  # fmt: skip
     add_tls_flags(parser)
     options = parser.parse_args(arguments)
