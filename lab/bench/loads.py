@@ -108,11 +108,16 @@ def closed(into: Collected, runs: Runs, quick: bool) -> None:
         against = {64: floor.SIXTY_FOUR}.get(clients, "")
         into.add("closed", name, "messages/s", ran.metrics.load.throughput_per_s, "more", against)
         _add_costs(into, "closed", name, ran)
-        latency = ran.metrics.load.latency
-        assert latency is not None
-        for unit, value in (("p50 ms", latency.p50_ms), ("p99 ms", latency.p99_ms), ("p99.9 ms", latency.p999_ms)):
-            single = clients == 1 and unit == "p50 ms"
-            into.add("closed", name, unit, value, floor=floor.FDATASYNC if single else "")
+        _add_latency(into, "closed", name, ran, floor.FDATASYNC if clients == 1 else "")
+
+
+def _add_latency(into: Collected, section: str, name: str, ran: Ran, floor_name: str = "") -> None:
+    """Add the percentiles; the median is compared with the figure floor_name."""
+    latency = ran.metrics.load.latency
+    assert latency is not None
+    into.add(section, name, "p50 ms", latency.p50_ms, floor=floor_name)
+    into.add(section, name, "p99 ms", latency.p99_ms)
+    into.add(section, name, "p99.9 ms", latency.p999_ms)
 
 
 def open_loop(into: Collected, runs: Runs, quick: bool) -> None:
@@ -122,10 +127,7 @@ def open_loop(into: Collected, runs: Runs, quick: bool) -> None:
         rate = most * share / 100
         duration = Duration(2 if quick else 4)
         load = Load(clients=4, rate=rate, duration=duration, via=LEADER_OF_THREE)
-        latency = runs.load("bench_open", load).metrics.load.latency
-        assert latency is not None
-        for unit, value in (("p50 ms", latency.p50_ms), ("p99 ms", latency.p99_ms), ("p99.9 ms", latency.p999_ms)):
-            into.add("open", f"{share} % of the maximum", unit, value)
+        _add_latency(into, "open", f"{share} % of the maximum", runs.load("bench_open", load))
 
 
 def _maximum(into: Collected, runs: Runs, quick: bool) -> float:

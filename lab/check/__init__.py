@@ -1,1 +1,1 @@
-"""Judging what happened, from a run directory alone."""
+"""Judge a run from its directory alone."""

@@ -59,7 +59,7 @@ class Agreement(Judge):
         delivered = b"".join(record.body for record in self.case.order)
         for file in self.case.files:
             if file.data != delivered:
-                self._found.add(file.name, f"the message log of node {file.node} is not what was delivered")
+                self._found.add(file.name, f"the message log of node {file.node} differs from the delivered messages")
         return self._found.passed(f"{len(self.case.files)} logs, equal")
 
 
@@ -100,7 +100,7 @@ def compare(findings: Findings, files: Sequence[NodeFile], missing: Sequence[Nod
         detail = "one node only: nothing to compare"
         return Compared(findings.unknown(detail, decisive=False), reference, deviating)
     sizes = sorted({file.size for file in files})
-    if sizes[0] < sizes[-1] and not first and _look_behind(findings, reference, sizes[0]):
+    if sizes[0] < sizes[-1] and not first and _has_other_lines_after(findings, reference, sizes[0]):
         deviating, reference = (reference,), _most_agreed(files, [reference])
     equal = "equal" if len(sizes) == 1 else f"one a prefix of the other, {sizes[0]} to {sizes[-1]} bytes"
     return Compared(findings.passed(f"{len(files)} logs, {equal}"), reference, deviating)
@@ -119,8 +119,8 @@ def _shared_file(files: Sequence[NodeFile]) -> str:
     return ""
 
 
-def _look_behind(findings: Findings, reference: NodeFile, size: int) -> bool:
-    """Whether the longest log has a line that is not a message behind the end of the shortest."""
+def _has_other_lines_after(findings: Findings, reference: NodeFile, size: int) -> bool:
+    """Whether the longest log has a line that is not a message after the end of the shortest one."""
     with reference.open() as file:
         number = 1 + sum(block.count(b"\n") for block in _blocks(file, size))
         file.seek(size)
@@ -180,7 +180,7 @@ def _report(findings: Findings, files: Sequence[NodeFile], number: int) -> list[
     usual, votes = Counter(found.values()).most_common(1)[0]
     odd = [file for file, line in found.items() if line != usual]
     if votes == 1:
-        # No two agree: nobody can say who is wrong, so the shortest, which is surely not the reference, is named.
+        # No two logs agree. The shortest, which is never the reference, is reported.
         odd = [min(found, key=lambda file: file.size)]
     shown = [*odd, *(file for file in found if file not in odd)]
     quotes = [quote(f"{file.name}:{number}", found[file]) for file in shown]

@@ -29,16 +29,16 @@ class FaultKind(Struct, frozen=True):
     asked: str
     times: int
     unavailable_s_median: float | None
-    """Longest time without any acknowledgement of the load behind one such fault; the median over all of them."""
+    """Longest time without an acknowledgement of the load after one such fault; the median over all of them."""
     unavailable_s_max: float | None
     elections: int
-    """Nodes that became leader behind them, all added."""
+    """Number of nodes that became leader after these faults."""
     detected_ms_median: float | None
-    """From the fault to the first leader timeout that a node reports, where one does."""
+    """From the fault to the first leader timeout that a node reports."""
     elected_ms_median: float | None
-    """From the fault to the first new leader, where there is one."""
+    """From the fault to the first new leader."""
     acknowledged_ms_median: float | None
-    """From the fault to the first acknowledgement behind that new leader."""
+    """From the fault to the first acknowledgement after that new leader was elected."""
 
 
 class Terms(Struct, frozen=True):
@@ -94,7 +94,7 @@ def windows_of(faults: Iterable[FaultRow]) -> list[Window]:
 
 
 def add_elections(windows: Sequence[Window], events: Iterable[EventLine]) -> None:
-    """Fill in who was suspected and elected when.
+    """Set the times of the first suspicion and the first election of each window.
 
     Args:
         events: leader_timeout and became_leader of all nodes by ascending time.

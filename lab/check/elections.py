@@ -41,7 +41,7 @@ class _Claim(NamedTuple):
 
 
 class Elections(Judge):
-    """Follows what each node's events say about terms and leaders."""
+    """Follows the terms and leaders in the events of each node."""
 
     invariants: ClassVar = {"A7": "one leader a term"}
     events = SHOWS_TERM | FOLLOWS

@@ -11,7 +11,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, assert_never
 
-from lab.check.history import LogLine, MessageLog, NodeFile, RunFileError, read_history, read_pieces
+from lab.check.history import LogLine, MessageLog, RunFileError, read_history, read_pieces
+from lab.check.judge import Case
 from lab.check.metrics import Metrics, latencies_between
 from lab.check.verdict import ExpectationResult, Outcomes
 from lab.plan.expectation import (
@@ -28,7 +29,7 @@ from lab.plan.expectation import (
     Throughput,
     Unavailable,
 )
-from lab.rows import Meta, Phase
+from lab.rows import Phase
 from lab.rundir import RunDir
 from lab.steps.expect import LastSeq
 from lab.words import Target, target_parts
@@ -37,76 +38,57 @@ NS_PER_S = 1_000_000_000
 MIB = 1 << 20
 
 
-class Facts(NamedTuple):
-    """Results of other checks that expectations need."""
-
-    files: list[NodeFile]
-    equal: bool
-    """All message logs have the same bytes, so one of them is enough."""
-    last_seqs: dict[int, int]
-    """Node -> last seq_no in its log; a node without one is missing."""
-    term_starts: Sequence[tuple[int, int]] | None
-    """(term, first seq_no of it) as they stand in the log; None: not known."""
-    contiguous: bool
-    """A2 holds."""
-    messages: Outcomes
-    metrics: Metrics | None
-    """None if they could not be measured."""
-    unread_events: str
-    """Why the events of some node are not known completely; "" if all were read."""
-
-
 class _Found(NamedTuple):
     met: bool | None
     text: str
 
 
-def moment_results(meta: Meta) -> list[ExpectationResult]:
-    """Results of the `expect`, `wait` and `send` steps, as the run recorded them."""
-    return [
-        ExpectationResult(f"step {found.step + 1}: {found.text}", found.met, found.found) for found in meta.expectations
-    ]
+def expectation_results(case: Case, metrics: Metrics | None) -> list[ExpectationResult]:
+    """The results of the `expect`, `wait` and `send` steps as the run recorded them, and of the final section.
+
+    Args:
+        metrics: the result of lab.check.metrics.measure; None if it failed.
+    """
+    found = case.meta.expectations if case.meta is not None else ()
+    results = [ExpectationResult(f"step {each.step + 1}: {each.text}", each.met, each.found) for each in found]
+    if case.scenario is None:
+        return [*results, ExpectationResult("the scenario's expectations", None, case.reasons[0])]
+    for expectation in case.scenario.expectations:
+        judged = _judge(case, expectation, metrics)
+        soft = isinstance(expectation, Throughput | Unavailable | LatencyIs) and expectation.soft
+        results.append(ExpectationResult(expectation.show(), judged.met, judged.text, soft))
+    return results
 
 
-def judge_expectation(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Facts) -> ExpectationResult:
-    """Judge one expectation of the scenario's final section."""
-    found = _judge(run, nodes, expectation, facts)
-    soft = isinstance(expectation, Throughput | Unavailable | LatencyIs) and expectation.soft
-    return ExpectationResult(expectation.show(), found.met, found.text, soft)
-
-
-def _judge(run: RunDir, nodes: list[int], expectation: RunExpectation, facts: Facts) -> _Found:
+def _judge(case: Case, expectation: RunExpectation, metrics: Metrics | None) -> _Found:
     match expectation:
         case LastSeq():
-            return _last_seq(expectation, nodes, facts)
+            return _last_seq(expectation, case)
         case Order():
-            return _order(expectation, facts)
+            return _order(expectation, case)
         case NumberingContinues():
-            return _numbering(expectation, facts)
+            return _numbering(expectation, case)
         case EventSeen():
-            return _event_seen(run, nodes, expectation, facts)
+            return _event_seen(expectation, case)
         case EventInterval():
-            return _event_interval(run, nodes, expectation, facts)
+            return _event_interval(expectation, case)
         case Acknowledged():
-            return _acknowledged(expectation, facts.messages)
-        case Throughput():
-            if facts.metrics is None or not facts.metrics.load.acknowledged:
+            return _acknowledged(expectation, case.messages)
+        case Throughput() | Unavailable():
+            if metrics is None or not metrics.load.acknowledged:
                 return _Found(None, "nothing was measured")
-            rate = facts.metrics.load.throughput_per_s
-            return _Found(rate >= expectation.at_least, f"{rate:,.0f} messages/s")
-        case Unavailable():
-            if facts.metrics is None or not facts.metrics.load.acknowledged:
-                return _Found(None, "nothing was measured")
-            gap = facts.metrics.load.longest_gap_s
+            rate, gap = metrics.load.throughput_per_s, metrics.load.longest_gap_s
+            if isinstance(expectation, Throughput):
+                return _Found(rate >= expectation.at_least, f"{rate:,.0f} messages/s")
             return _Found(gap <= expectation.at_most, f"{gap:.3f} s without an acknowledgement")
         case LatencyIs():
-            return _latency(run, expectation)
+            return _latency(case.run, expectation)
         case Memory():
-            return _memory(expectation, facts.metrics)
+            return _memory(expectation, metrics)
         case TermGrowth():
-            if facts.metrics is None or not facts.metrics.terms.first:
+            if metrics is None or not metrics.terms.first:
                 return _Found(None, "no event names a leader")
-            terms = facts.metrics.terms
+            terms = metrics.terms
             return _Found(terms.growth <= expectation.at_most, f"from term {terms.first} to {terms.last}")
         case _:
             assert_never(expectation)
@@ -163,7 +145,7 @@ def _memory(expectation: Memory, metrics: Metrics | None) -> _Found:
     return _Found(peaks[node] <= expectation.at_most, f"{peaks[node]:.1f} MiB on node {node}")
 
 
-def _targets(target: Target, nodes: list[int]) -> list[int] | None:
+def _targets(target: Target, nodes: Sequence[int]) -> list[int] | None:
     """Return the nodes of a target; None if it names a role, because roles change during the run."""
     found: set[int] = set()
     for part in target_parts(target):
@@ -176,33 +158,37 @@ def _targets(target: Target, nodes: list[int]) -> list[int] | None:
     return sorted(found)
 
 
-_NO_TARGET = _Found(None, "its target is a role, which the files of a finished run don't tell")
+_NO_TARGET = _Found(None, "its target is a role, and roles are not recorded in the files of a finished run")
 
 # ---- of the logs ---------------------------------------------------------------------------------
 
 
-def _last_seq(expectation: LastSeq, nodes: list[int], facts: Facts) -> _Found:
-    targets = _targets(expectation.on, nodes)
+def _last_seq(expectation: LastSeq, case: Case) -> _Found:
+    targets = _targets(expectation.on, case.nodes)
     if targets is None:
         return _NO_TARGET
-    found = ", ".join(f"node {node}: {facts.last_seqs.get(node, 'no log')}" for node in targets)
-    if not all(expectation.meets(facts.last_seqs[node]) for node in targets if node in facts.last_seqs):
+    last_seqs = {file.node: file.last_seq() for file in case.files}
+    found = ", ".join(f"node {node}: {last_seqs.get(node, 'no log')}" for node in targets)
+    if not all(expectation.meets(last_seqs[node]) for node in targets if node in last_seqs):
         return _Found(False, found)
-    return _Found(True if all(node in facts.last_seqs for node in targets) else None, found)
+    return _Found(True if all(node in last_seqs for node in targets) else None, found)
 
 
-def _numbering(expectation: NumberingContinues, facts: Facts) -> _Found:
-    if facts.term_starts is None:
+def _numbering(expectation: NumberingContinues, case: Case) -> _Found:
+    if case.term_starts is None:
         return _Found(None, "the log was not read through")
-    terms = len(facts.term_starts)
-    places = ", ".join(f"term {term} from seq_no {seq_no}" for term, seq_no in facts.term_starts)
+    terms = len(case.term_starts)
+    places = ", ".join(f"term {term} from seq_no {seq_no}" for term, seq_no in case.term_starts)
     if not terms:
         return _Found(False, "no message in the log")
-    return _Found(terms >= expectation.terms and facts.contiguous, places)
+    return _Found(terms >= expectation.terms and case.contiguous, places)
 
 
-def _order(expectation: Order, facts: Facts) -> _Found:
-    files = facts.files[:1] if facts.equal else facts.files
+def _order(expectation: Order, case: Case) -> _Found:
+    equal = (
+        case.agreement is not None and case.agreement.result == "PASS" and len({each.size for each in case.files}) == 1
+    )
+    files = case.files[:1] if equal else case.files
     if not files:
         return _Found(None, "no message log")
     find = _find_consecutive if expectation.consecutive else _find_in_order
@@ -230,7 +216,7 @@ def _find_in_order(expectation: Order, lines: Iterator[LogLine]) -> _Found:
                 return _Found(True, f"at seq_no {_ranges(places)}")
         if at == 0 and expectation.first is not None:
             return _Found(False, f"seq_no {line.seq_no} holds {line.payload!r}")
-    return _Found(False, f"{wanted[at]!r} is not there" + (f" behind seq_no {places[-1]}" if places else ""))
+    return _Found(False, f"{wanted[at]!r} is not in the log" + (f" after seq_no {places[-1]}" if places else ""))
 
 
 def _find_consecutive(expectation: Order, lines: Iterator[LogLine]) -> _Found:
@@ -246,7 +232,7 @@ def _find_consecutive(expectation: Order, lines: Iterator[LogLine]) -> _Found:
             bad = next(each for each, text in zip(window, wanted, strict=True) if each.payload != text)
             return _Found(False, f"seq_no {bad.seq_no} holds {bad.payload!r}")
         del window[0]
-    return _Found(False, "they stand nowhere one behind the other")
+    return _Found(False, "they are nowhere consecutive")
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -262,7 +248,7 @@ def _ranges(numbers: list[int]) -> str:
 
 def _acknowledged(expectation: Acknowledged, messages: Outcomes) -> _Found:
     if not messages.sent:
-        return _Found(None, "the history tells of no message")
+        return _Found(None, "no message in the history")
     text = f"{messages.acknowledged} of {messages.sent} acknowledged"
     for count, what in (
         (messages.rejected, "rejected"),
@@ -302,20 +288,20 @@ def _as_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _event_seen(run: RunDir, nodes: list[int], expectation: EventSeen, facts: Facts) -> _Found:
-    targets = _targets(expectation.on, nodes)
+def _event_seen(expectation: EventSeen, case: Case) -> _Found:
+    targets = _targets(expectation.on, case.nodes)
     if targets is None:
         return _NO_TARGET
-    if facts.unread_events:
-        return _Found(None, facts.unread_events)
+    if case.unread_events:
+        return _Found(None, case.unread_events)
     counts = {}
     for node in targets:
         counts[node] = sum(
             1
-            for event in _events_named(run, node, expectation.event)
+            for event in _events_named(case.run, node, expectation.event)
             if all(_as_text(event.get(key)) == _as_text(value) for key, value in expectation.where.items())
         )
-    if missing := [node for node in targets if not run.events(node).is_file()]:
+    if missing := [node for node in targets if not case.has_events(node)]:
         return _Found(None, "no events of " + ", ".join(f"node {node}" for node in missing))
     total = sum(counts.values())
     most = expectation.at_most
@@ -323,16 +309,16 @@ def _event_seen(run: RunDir, nodes: list[int], expectation: EventSeen, facts: Fa
     return _Found(met, f"{total}: " + ", ".join(f"node {node} {count}" for node, count in counts.items()))
 
 
-def _event_interval(run: RunDir, nodes: list[int], expectation: EventInterval, facts: Facts) -> _Found:
-    targets = _targets(expectation.on, nodes)
+def _event_interval(expectation: EventInterval, case: Case) -> _Found:
+    targets = _targets(expectation.on, case.nodes)
     if targets is None:
         return _NO_TARGET
-    if facts.unread_events:
-        return _Found(None, facts.unread_events)
+    if case.unread_events:
+        return _Found(None, case.unread_events)
     met: bool | None = None
     found = []
     for node in targets:
-        intervals = _intervals(run, node, expectation.event)
+        intervals = _intervals(case.run, node, expectation.event)
         if len(intervals) < expectation.at_least:
             found.append(f"node {node}: {len(intervals)} intervals")
             continue

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from lab.check.history import EventLine, line_at, read_pieces
+from lab.check.history import EventLine, find_line, read_pieces
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, Findings, quote
 from lab.rows import FaultRow, Meta, NodeExit
@@ -116,7 +116,7 @@ def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:
             below = piece.data[sign.end() :].split(b"\n")[1:]
             last = next((line for line in below if line and not line.startswith(b" ")), b"")
             what = "a traceback" if sign[0].startswith(b"Traceback") else f"an error of Python: {sign[0].decode()}"
-            findings.add(place, what, quote(place, last or line_at(path, number)))
+            findings.add(place, what, quote(place, last or find_line(path, number) or b""))
             return
 
 
@@ -163,7 +163,7 @@ def check_run(meta: Meta, gap: str) -> Check:
     """Decide whether the lab completed the scenario and the files of the run agree.
 
     Args:
-        gap: where they differ; "" if nowhere.
+        gap: the first difference between the files; "" if there is none.
     """
     findings = Findings("run", "run")
     if meta.problem or gap:

@@ -78,7 +78,7 @@ _FORM = re.compile(
     rb'\{"seq_no":%b,"term":%b,"sender_id":%b,"msg_id":%b,"timestamp":%b(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?,"payload":%b\}'
     % (_NUMBER, _NUMBER, _NUMBER, _TEXT, _NUMBER, _TEXT)
 )
-"""A line of a message log. Nodes in other languages may write a time and the characters of a text in another way."""
+"""A line of a message log. Nodes in other languages may format times and escape characters differently."""
 
 
 def form_fault(line: bytes) -> str:
@@ -149,11 +149,10 @@ class Piece(NamedTuple):
     newlines: int
 
 
-def read_pieces(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[Piece]:
+def read_pieces(path: Path) -> Iterator[Piece]:
     """Yield the file in pieces of complete lines; only the last piece may lack its newline."""
     with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        rest = b""
+        first_line, offset, rest = 1, 0, b""
         while block := file.read(CHUNK_BYTES):
             data = rest + block if rest else block
             end = data.rfind(b"\n") + 1
@@ -166,11 +165,6 @@ def read_pieces(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[Pi
             rest = data[end:]
         if rest:
             yield Piece(first_line, offset, rest, 0)
-
-
-def line_at(path: Path, number: int) -> bytes:
-    """Return line `number` without its newline; empty after the end of the file."""
-    return find_line(path, number) or b""
 
 
 def find_line(path: Path, number: int) -> bytes | None:
@@ -227,7 +221,7 @@ def _decode_one(line: bytes) -> LogLine:
 class MessageLog:
     """One node's message log, read once from front to back, with look-ups of what was read before.
 
-    `torn` is the line number of a last line without newline, 0 where there is none; such a line is not decoded.
+    `torn` is the line number of a last line without newline, 0 if there is none; such a line is not decoded.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -249,7 +243,9 @@ class MessageLog:
 
     def next_chunk(self) -> Chunk | None:
         """Return the next lines; None at the end."""
-        piece = self._next_piece()
+        if self._pieces is None:
+            self._pieces = read_pieces(self.path) if self.path.is_file() else iter(())
+        piece = next(self._pieces, None)
         if piece is None or self.torn:
             return None
         if not piece.newlines:
@@ -264,11 +260,6 @@ class MessageLog:
         self._kept.pop(number - KEPT_CHUNKS, None)
         self.line_count += len(chunk.lines)
         return chunk
-
-    def _next_piece(self) -> Piece | None:
-        if self._pieces is None:
-            self._pieces = read_pieces(self.path) if self.path.is_file() else iter(())
-        return next(self._pieces, None)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes of the log from this offset on, or fewer at its end. The file stays open until
@@ -290,7 +281,7 @@ class MessageLog:
 
     def text(self, line: int) -> bytes:
         """Return a line as it is in the file, without its newline; empty after the end."""
-        return line_at(self.path, line)
+        return find_line(self.path, line) or b""
 
     def find(self, seq_no: SeqNo) -> LogLine | None:
         """Return the line with this seq_no, if it was read already."""
@@ -460,7 +451,7 @@ def _int64(digits: str) -> int:
 
 def _only_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found := dict(pairs)) < len(pairs):
-        raise ValueError(f"a key stands twice among {', '.join(key for key, _ in pairs)[:200]}")
+        raise ValueError(f"a key appears twice among {', '.join(key for key, _ in pairs)[:200]}")
     return found
 
 
@@ -472,7 +463,7 @@ def _whole(path: Path) -> bytes:
 
 
 class EventLine(Struct, frozen=True, gc=False):
-    """What the judges read of one line of events.jsonl; other fields are left alone."""
+    """The fields of an event that judges use; other fields are ignored."""
 
     t_ns: int
     node: int
@@ -525,7 +516,7 @@ def _every_event(path: Path, name: str) -> Iterator[tuple[int, EventLine]]:
         lines = piece.data.split(b"\n")
         for number, line in enumerate(lines[: piece.newlines], piece.first_line):
             yield number, _one_event(name, number, line)
-        # A torn row at the end of the file: what lies behind it was never written.
+        # A torn row at the end of the file is ignored: its rest was never written.
 
 
 def _one_event(name: str, number: int, line: bytes) -> EventLine:

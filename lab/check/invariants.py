@@ -1,22 +1,20 @@
 """Judge a run from its directory alone: feed the judges of lab.check.judges with its files.
 
-check() puts the parts together: A1 compares the logs (agreement), A2 to A6 come from one walk over log and history
-(replay), A7 from the events (elections), A8 from what subscribers were shown (subscribers), A9 from who waited how
-long and how the run ended (recovery). What can't be read leaves the checks that need it UNKNOWN, and they say why.
+A1 compares the logs (agreement). A2 to A6 come from one pass over log and history (replay), A7 from the events
+(elections), A8 from the lines that subscribers received (subscribers), A9 from the waits of clients and the end of the
+run (recovery). A file that cannot be read leaves the checks that need it UNKNOWN, with the reason.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple
 
 from msgspec import structs
 
 from lab.check.agreement import compare
-from lab.check.expectations import Facts, judge_expectation, moment_results
+from lab.check.expectations import expectation_results
 from lab.check.health import check_faults, check_run, check_watch
 from lab.check.history import (
     EventLine,
@@ -29,11 +27,10 @@ from lab.check.history import (
     read_meta,
 )
 from lab.check.judge import Case, Judge
-from lab.check.judges import seat
+from lab.check.judges import JUDGES
 from lab.check.metrics import Metrics
 from lab.check.story import EventStory, HistoryStory, fault_gap, meta_gap, step_gap
-from lab.check.verdict import Check, ExpectationResult, Findings, Verdict, decide
-from lab.plan.scenario import Scenario
+from lab.check.verdict import Check, Findings, Verdict, decide
 from lab.plan.scenario import load as load_scenario
 from lab.rows import FaultRow, Meta
 from lab.rundir import RunDir
@@ -49,50 +46,25 @@ def check(run: RunDir, metrics: Metrics | None) -> Verdict:
     """Judge a run.
 
     Args:
-        metrics: as lab.check.metrics.measure found them; None where it could not.
+        metrics: the result of lab.check.metrics.measure; None if it failed.
     """
-    manifest = _read_manifest(run)
-    nodes = manifest.node_ids(run)
-    files, missing = _node_files(run, nodes)
-    compared = compare(Findings("A1", "agreement"), files, missing)
-    log = MessageLog(run.path, "no log")
+    case = Case(run, (), MessageLog(run.path, "no log"))
+    _read_manifest(case)
+    _find_logs(case)
+    compared = compare(Findings("A1", "agreement"), case.files, case.missing)
+    case.agreement, case.deviating = compared.check, compared.deviating
     if compared.reference is not None:
-        log = MessageLog(compared.reference.path, compared.reference.name)
-    case = Case(
-        run,
-        nodes,
-        log,
-        scenario=manifest.scenario,
-        meta=manifest.meta,
-        faults=manifest.faults,
-        reasons=manifest.reasons,
-        files=files,
-        missing=missing,
-        bound_s=math.inf if manifest.meta is None else manifest.meta.recovery_bound_s,
-        times=_times(manifest),
-        agreement=compared.check,
-        deviating=compared.deviating,
-    )
-    judges = seat(case)
-    story = HistoryStory(run.history.name, manifest.meta)
+        case.log = MessageLog(compared.reference.path, compared.reference.name)
+    judges = [judge(case) for judge in JUDGES]
+    story = HistoryStory(run.history.name, case.meta)
     try:
         _feed_faults_and_events(case, judges)
         reason = "no message log" if compared.reference is None else _feed_history(case, judges, story)
     finally:
-        log.close()
+        case.log.close()
     checks = [check for judge in judges for check in _decide(case, judge, reason)]
     checks += _surroundings(case, None if reason else story, "" if compared.reference is None else reason)
-    facts = Facts(
-        files=files,
-        equal=compared.check.result == "PASS" and len({file.size for file in files}) == 1,
-        last_seqs={file.node: file.last_seq() for file in files},
-        term_starts=case.term_starts,
-        contiguous=case.contiguous,
-        messages=case.messages,
-        metrics=metrics,
-        unread_events=case.unread_events,
-    )
-    expectations = tuple(_expectations(run, manifest, nodes, facts))
+    expectations = tuple(expectation_results(case, metrics))
     return Verdict(decide(tuple(checks), expectations), tuple(checks), expectations, case.messages)
 
 
@@ -154,75 +126,64 @@ def _decide(case: Case, judge: Judge, no_history: str) -> list[Check]:
     ]
 
 
-# ---- what the run says about itself ---------------------------------------------------------------
+# ---- the manifest -----------------------------------------------------------------------------------
 
 
-class _Manifest(NamedTuple):
-    """scenario.yml, meta.json and faults.jsonl; None for one that cannot be read, with the reason."""
-
-    scenario: Scenario | None
-    meta: Meta | None
-    faults: list[FaultRow] | None
-    reasons: tuple[str, ...]
-
-    def node_ids(self, run: RunDir) -> list[int]:
-        """Ids of all nodes that these files or the run directory name."""
-        known = set(run.node_ids())
-        if self.meta is not None:
-            known.update(self.meta.nodes)
-        if self.scenario is not None:
-            known.update(self.scenario.cluster.ids)
-        return sorted(known)
-
-
-def _read_manifest(run: RunDir) -> _Manifest:
-    scenario, meta, faults = None, None, None
-    reasons = []
+def _read_manifest(case: Case) -> None:
+    """Read scenario.yml, meta.json and faults.jsonl; the case has the reasons for those that cannot be read."""
+    run, reasons = case.run, []
     try:
-        scenario = load_scenario(run.scenario)
+        case.scenario = load_scenario(run.scenario)
     except ConfigError as error:
         reasons.append(str(error))
     except (OSError, ValueError, RecursionError) as error:
         reasons.append(f"{run.scenario.name}: {error}")
     try:
-        meta = read_meta(run.meta)
+        case.meta = read_meta(run.meta)
+        case.bound_s = case.meta.recovery_bound_s
     except RunFileError as error:
         reasons.append(str(error))
     try:
-        faults = read_fault_rows(run.faults)
+        case.faults = read_fault_rows(run.faults)
     except RunFileError as error:
         reasons.append(str(error))
-    return _Manifest(scenario, meta, faults, tuple(reasons))
+    case.reasons = tuple(reasons)
+    if case.meta is not None and case.faults is not None:
+        case.times = _times(case.meta, case.faults)
 
 
-def _node_files(run: RunDir, nodes: list[int]) -> tuple[list[NodeFile], list[int]]:
-    files, missing = [], []
-    for node in nodes:
+def _times(meta: Meta, faults: Sequence[FaultRow]) -> tuple[float, float]:
+    """Earliest and latest allowed timestamp of a message, seconds since the epoch."""
+    began = datetime.fromisoformat(meta.started_utc).timestamp()
+    ahead = sum(Evidence.of(row).jump_s for row in faults if row.fault == "clock")
+    return began - CLOCK_SLACK_S, began + (meta.t_end - meta.t_start) / NS_PER_S + ahead + CLOCK_SLACK_S
+
+
+def _find_logs(case: Case) -> None:
+    """Find all nodes that the manifest or the run directory names, and their message logs."""
+    run, known = case.run, set(case.run.node_ids())
+    if case.meta is not None:
+        known.update(case.meta.nodes)
+    if case.scenario is not None:
+        known.update(case.scenario.cluster.ids)
+    case.nodes, files, missing = sorted(known), [], []
+    for node in case.nodes:
         path = run.message_log(node)
         if path.is_file() and os.access(path, os.R_OK):
             files.append(NodeFile(node, path, str(path.relative_to(run.path)), path.stat().st_size))
         else:
             missing.append(node)
-    return files, missing
+    case.files, case.missing = files, missing
 
 
-def _times(manifest: _Manifest) -> tuple[float, float]:
-    """Earliest and latest allowed timestamp of a message, seconds since the epoch."""
-    if manifest.meta is None or manifest.faults is None:
-        return -math.inf, math.inf
-    meta, began = manifest.meta, datetime.fromisoformat(manifest.meta.started_utc).timestamp()
-    ahead = sum(Evidence.of(row).jump_s for row in manifest.faults if row.fault == "clock")
-    return began - CLOCK_SLACK_S, began + (meta.t_end - meta.t_start) / NS_PER_S + ahead + CLOCK_SLACK_S
-
-
-# ---- what surrounds the invariants ------------------------------------------------------------------
+# ---- the run itself ---------------------------------------------------------------------------------
 
 
 def _surroundings(case: Case, story: HistoryStory | None, reason: str) -> list[Check]:
     """Return the checks that are about the run itself and not about a rule of the protocol.
 
     Args:
-        story: None: the history can't be used, and reason says why.
+        story: None if the history cannot be used; `reason` then says why.
     """
     if case.meta is None or case.faults is None:
         return [Findings(name, name).unknown("; ".join(case.reasons)) for name in ("faults", "run")]
@@ -235,22 +196,15 @@ def _surroundings(case: Case, story: HistoryStory | None, reason: str) -> list[C
 
 
 def _gaps(
-    case: Case, meta: Meta, faults: Sequence[FaultRow], told: HistoryStory | None, reason: str
+    case: Case, meta: Meta, faults: Sequence[FaultRow], story: HistoryStory | None, reason: str
 ) -> tuple[str, str]:
-    """Return where faults.jsonl, and where the other files, contradict the scenario or each other."""
+    """Return the first contradiction in faults.jsonl, and the first one between the other files; "" for none."""
     scenario = case.scenario
     if scenario is None:
         return "", case.reasons[0]
-    if told is None:
+    if story is None:
         return "", reason
-    if meta.problem or meta.watched:  # It ended somewhere in the middle.
+    if meta.problem or meta.watched:  # The run ended before its last step.
         return "", meta_gap(scenario, meta)
-    of_faults = fault_gap(scenario, meta, faults, len(told.steps))
-    return of_faults, meta_gap(scenario, meta) or step_gap(scenario, meta, told.steps) or told.unresolved()
-
-
-def _expectations(run: RunDir, manifest: _Manifest, nodes: list[int], facts: Facts) -> list[ExpectationResult]:
-    results = moment_results(manifest.meta) if manifest.meta is not None else []
-    if manifest.scenario is None:
-        return [*results, ExpectationResult("the scenario's expectations", None, manifest.reasons[0])]
-    return results + [judge_expectation(run, nodes, each, facts) for each in manifest.scenario.expectations]
+    of_faults = fault_gap(scenario, meta, faults, len(story.steps))
+    return of_faults, meta_gap(scenario, meta) or step_gap(scenario, meta, story.steps) or story.unresolved()

@@ -1,8 +1,8 @@
-"""The base class of judges, and what a judge may look up.
+"""The base class of judges, and the facts about a run that judges share.
 
-A judge decides one invariant, or several in one pass. It is fed with what happened: rows of the history, fault rows,
-events of nodes, and in a simulation what nodes deliver. It ends with a Check for each of its invariants. Two feeds
-exist: lab.check.invariants reads the files of a finished run; lab.check.online passes on what a simulation does while
+A judge decides one invariant, or several in one pass. Its inputs are rows of the history, fault rows, events of nodes,
+and in a simulation the records that nodes deliver. It ends with a Check for each of its invariants. There are two
+sources of inputs: lab.check.invariants reads the files of a finished run; lab.check.online observes a simulation while
 it runs, and stops it at the first violation.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from lab.check.history import EventLine, MessageLog, NodeFile, line_at, read_history
+from lab.check.history import EventLine, MessageLog, NodeFile, find_line, read_history
 from lab.check.numbering import ANY_TIME
 from lab.check.verdict import Check, Findings, Outcomes, Quote, quote
 from lab.plan.scenario import Scenario
@@ -30,7 +30,7 @@ def loses_disk(row: FaultRow) -> bool:
 
 @dataclass(slots=True)
 class Case:
-    """What judges may look up about a run. In a simulation most of it is known only at the end.
+    """The facts about a run. In a simulation most of them are known only at the end.
 
     nodes: ids of the whole cluster, ascending. log: the order that all nodes are held to.
     times: between which the timestamps of messages must lie, seconds since the epoch.
@@ -60,7 +60,7 @@ class Case:
     secrets: Set[str] = frozenset()
     """Tokens of sessions, if they are known: no message may show one."""
 
-    # ---- results of judges, for the judges behind them
+    # ---- results of judges, for later judges
     agreement: Check | None = None
     deviating: Sequence[NodeFile] = ()
     """Message logs that are no prefix of `log`."""
@@ -94,7 +94,7 @@ class Case:
         return f"{self.run.events(node).relative_to(self.run.path)}:{line}"
 
     def event_quote(self, node: NodeId, line: int) -> Quote:
-        return quote(self.event_place(node, line), line_at(self.run.events(node), line))
+        return quote(self.event_place(node, line), find_line(self.run.events(node), line) or b"")
 
     def node_log(self, node: NodeId) -> Path | None:
         """Standard error of the node's processes; None in a simulation."""
@@ -102,7 +102,7 @@ class Case:
 
 
 class Judge:
-    """One judge. It overrides the on_ methods of what it wants to be fed with."""
+    """One judge. It overrides the on_ methods of the inputs that it needs."""
 
     invariants: ClassVar[dict[str, str]]
     """Name -> title of each invariant that it decides, in the order of its checks."""
@@ -111,11 +111,11 @@ class Judge:
     needs_manifest: ClassVar[bool] = False
     """Its checks are UNKNOWN without meta.json and faults.jsonl."""
     events: ClassVar[Set[str]] = frozenset()
-    """Names of the events that it needs. It may be fed with others too."""
+    """Names of the events that it needs. It may receive other events too."""
     reads_events: ClassVar[bool] = False
     """Its checks do not PASS unless all events of all nodes were read."""
     needs_faults_first: ClassVar[bool] = False
-    """It can be fed with rows only once all faults of the run are known."""
+    """It can take rows only once all faults of the run are known."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -147,7 +147,7 @@ class Judge:
         """A node exceeds one of its limits (P1, S7). Only in simulations."""
 
     def checks(self) -> list[Check]:
-        """Decide; called once, after everything was fed."""
+        """Decide; called once, after all inputs."""
         return [self.check()]
 
     def check(self) -> Check:

@@ -7,7 +7,7 @@ from typing import Final
 from lab.check.agreement import Agreement
 from lab.check.elections import Elections
 from lab.check.health import Health
-from lab.check.judge import Case, Judge
+from lab.check.judge import Judge
 from lab.check.recovery import Recovery
 from lab.check.replay import Replay
 from lab.check.subscribers import Subscribers
@@ -20,9 +20,4 @@ JUDGES: Final[tuple[type[Judge], ...]] = (
     Recovery,  # A9
     Health,  # A10
 )
-"""In the order of the verdict; a judge may use what those before it have found."""
-
-
-def seat(case: Case) -> tuple[Judge, ...]:
-    """Create one instance of each judge."""
-    return tuple(judge(case) for judge in JUDGES)
+"""In the order of the verdict; a judge may use the results of those before it."""

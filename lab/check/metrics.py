@@ -38,7 +38,7 @@ _BUCKET_BITS = 11
 
 
 class Latency(Struct, frozen=True):
-    """Milliseconds from when a message should have been sent to its acknowledgement."""
+    """Milliseconds from the time when a message was due to its acknowledgement."""
 
     count: int
     p50_ms: float
@@ -56,7 +56,7 @@ class Load(Struct, frozen=True):
     rejected: int
     unknown: int
     duration_s: float
-    """From the first send to the last acknowledgement; of the load alone where the scenario has one."""
+    """From the first send to the last acknowledgement; if the scenario has a load, of the load alone."""
     throughput_per_s: float
     """Acknowledged messages of that time."""
     payload_bytes: int
@@ -82,7 +82,7 @@ class Failover(Struct, frozen=True):
     """A node became leader of a higher term."""
     leader: int
     acknowledged_ms: float | None
-    """The first acknowledgement behind that."""
+    """The first acknowledgement after that."""
 
 
 class Segment(Struct, frozen=True):
@@ -129,10 +129,10 @@ class Metrics(Struct, frozen=True):
     converged_s: float | None
     """After the heal; None: it did not."""
     availability: tuple[FaultKind, ...] = ()
-    """Of each kind of fault; empty where the scenario has none."""
+    """Of each kind of fault; empty if the scenario has no faults."""
     terms: Terms = Terms(0, 0, 0)
     disks: str = "direct"
-    """direct | layered: what nodes write passed the lab's layer."""
+    """direct | layered: file access of the nodes passed through the lab's layer."""
 
 
 def encode_metrics(metrics: Metrics) -> bytes:
@@ -271,7 +271,7 @@ class _Session:
 
 @dataclass(slots=True)
 class _Part:
-    """A segment while it is filled."""
+    """A segment that is still being filled."""
 
     name: str
     start: int
@@ -354,7 +354,7 @@ class _Walk:
 
 
 def _settle(session: _Session, row: Acked, histogram: Histogram) -> int:
-    """Count the latency of all that the row acknowledges; returns bytes of payload, as far as known."""
+    """Count the latency of all messages that the row acknowledges; return their bytes of payload, as far as known."""
     size = 0
     waiting = session.waiting
     first = session.acked + 1
@@ -380,7 +380,7 @@ def _settle(session: _Session, row: Acked, histogram: Histogram) -> int:
 
 
 class _Window(Histogram):
-    """Counts only what should have been sent in a part of the run; `t` is the time of the acknowledgement."""
+    """Counts only messages that were due in a part of the run; `t` is the time of the acknowledgement."""
 
     __slots__ = ("end", "start", "t")
 

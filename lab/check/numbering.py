@@ -68,14 +68,14 @@ class Numbering:
             if line is NOT_A_MESSAGE:
                 text = self._log.text(number)
                 what = "not a line of a message log" if text else "an empty line"
-                findings.add(place, f"{what}, where seq_no {due} is due", quote(place, text))
+                findings.add(place, f"{what} instead of seq_no {due}", quote(place, text))
                 self.seq_no = due
                 continue
             if fault := chunk.misformed.get(number - chunk.first_line):
                 findings.add(place, f"not in the form of a message log: {fault}", quote(place, self._log.text(number)))
             if line.seq_no != due:
                 self.is_wrong = True
-                findings.add(place, f"seq_no {line.seq_no} where {due} is due", shown)
+                findings.add(place, f"seq_no {line.seq_no} instead of {due}", shown)
             if line.term < max(self.term, 1):
                 findings.add(place, f"term {line.term} after term {max(self.term, 1)}", shown)
             if line.term > self.term:

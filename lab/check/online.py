@@ -1,6 +1,6 @@
 """Online checks: the judges of lab.check.judges, fed by a simulation while it runs. The first violation stops it.
 
-So a seed without a violation leaves no files. A seed with one is played again into a run directory, where the same
+So a seed without a violation leaves no files. A seed with one is simulated again into a run directory, where the same
 judges read the files.
 """
 
@@ -24,7 +24,7 @@ from nodeproc.core.messages import NodeId, Record, SeqNo
 
 
 class Broken(Exception):
-    """An invariant does not hold. args: (invariant, what was seen)."""
+    """An invariant does not hold. args: (invariant, the observation)."""
 
     @property
     def invariant(self) -> str:
@@ -43,7 +43,7 @@ class StopAtFirst(Findings):
 
 
 class OnlineChecks:
-    """Feeds the judges with all that happens in a simulation.
+    """Passes everything that happens in a simulation to the judges.
 
     Args:
         clock: the time, ns.
@@ -90,7 +90,7 @@ class OnlineChecks:
             take(place, row)
 
     def on_event(self, node: NodeId, event: Event) -> None:
-        """Take an event of any log level. One that repeats the node's event before it, as heartbeats do, is no news."""
+        """Take an event of any log level. Repetitions of a node's latest event, such as heartbeats, are ignored."""
         name = _WANTED.get(type(event))
         if name is not None and self._latest.get(node) != event:
             self._latest[node] = event
@@ -141,7 +141,7 @@ class OnlineChecks:
         return [check for judge in JUDGES for check in (self._judges.get(judge) or self._late(judge)).checks()]
 
     def release(self) -> None:
-        """Drop what was fed: the cycles of a simulation would keep it until the next garbage collection."""
+        """Drop all inputs: the reference cycles of a simulation would keep them until the next garbage collection."""
         self._judges.clear()
         self.rows.clear()
         self._case.order.clear()
@@ -180,7 +180,7 @@ class _Simulation(Case):
 
 
 class _Delivered(MessageLog):
-    """The log of a simulation that is under way: the lines of what any node has delivered, and more to come.
+    """The log of a simulation that is under way: the lines of all batches that any node has delivered so far.
 
     Args:
         order: as Case.order.

@@ -40,38 +40,43 @@ class Stretch(NamedTuple):
     """Every client must be served, because no disk or clock fault and no link rule is in force."""
     search: int = 0
     """Time that a client may need to find a node of the connected majority, ns; added to the bound."""
+    quiet: bool = False
+    """Every node runs, and no fault is in force at all."""
 
 
 class _Cluster:
-    """What is known about nodes and links at one moment of the run.
+    """What is known about nodes, links and disks at one moment of the run.
 
-    up: node -> whether its process runs. rules: the rows of the link rules in force, the oldest first.
-    slowed: the rows of disk and clock faults so far. lost: nodes that lost their disk, and may still be rebuilding.
+    up: node -> whether its process runs. lasting: the rows of link, disk and clock faults that are in force,
+    the oldest first. lost: nodes that lost their disk, and may still be rebuilding.
     """
 
     def __init__(self, up: dict[NodeId, bool]) -> None:
         self.up = up
-        self.rules: list[FaultRow] = []
-        self.slowed: list[FaultRow] = []
+        self.lasting: list[FaultRow] = []
         self.lost: set[NodeId] = set()
 
+    @staticmethod
+    def lasts(row: FaultRow) -> bool:
+        """Whether the fault is in force until it is healed."""
+        return effect_of(row.fault) in (Effect.LINKS, Effect.SLOW) and row.fault not in AT_ONCE
+
     def inject(self, row: FaultRow) -> None:
+        effect = effect_of(row.fault)
         if loses_disk(row):
             self.lost.add(row.target)
-        match effect_of(row.fault):
-            case Effect.DOWN | Effect.UP as effect if row.moved:
-                self.up[row.target] = effect is Effect.UP
-            case Effect.LINKS if row.fault not in AT_ONCE:
-                self.rules.append(row)
-            case Effect.SLOW:
-                self.slowed.append(row)
+        if effect in (Effect.DOWN, Effect.UP) and row.moved:
+            self.up[row.target] = effect is Effect.UP
+        elif self.lasts(row):
+            self.lasting.append(row)
 
     def links(self) -> dict[Pair, Rule]:
         """The links with a rule between nodes that are up, or towards clients; the newest rule of each."""
         found: dict[Pair, Rule] = {}
-        for row in self.rules:
-            evidence = Evidence.of(row)
-            found |= {pair: evidence.rule for pair in evidence.pairs if all(self.up.get(end, True) for end in pair)}
+        for row in self.lasting:
+            if effect_of(row.fault) is Effect.LINKS:
+                evidence = Evidence.of(row)
+                found |= {pair: evidence.rule for pair in evidence.pairs if all(self.up.get(end, True) for end in pair)}
         return found
 
     def stretch(self, start: int, end: int, fault: FaultRow | None, *, any_node: bool) -> Stretch | None:
@@ -80,13 +85,14 @@ class _Cluster:
         Args:
             any_node: every client can find every node.
         """
-        slow = [row for row in self.slowed if row.t_healed == 0 or row.t_healed > start]
+        slow = {row.target for row in self.lasting if effect_of(row.fault) is Effect.SLOW}
         up = frozenset(node for node, runs in self.up.items() if runs)
         links = self.links()
         if not links:
-            return Stretch(start, end, fault, not slow) if self._is_majority(up) else None
+            quiet = not slow and len(up) == len(self.up)
+            return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(up) else None
         are_cut = all(CLIENTS not in pair and (rule.silent or rule.refuse) for pair, rule in links.items())
-        connected = largest_connected(up - {row.target for row in slow} - self.lost, links.keys())
+        connected = largest_connected(up - slow - self.lost, links.keys())
         if not any_node or not are_cut or not self._is_majority(connected):
             return None
         return Stretch(start, end, fault, each=False, search=PATIENCE * (2 ** len(up - connected) - 1))
@@ -105,31 +111,48 @@ def largest_connected(nodes: Set[NodeId], cut: Set[Pair]) -> Set[NodeId]:
     return max(largest_connected(with_it, cut), largest_connected(without_it, cut), key=len)
 
 
-def healthy_stretches(
-    faults: Iterable[FaultRow], nodes: Sequence[NodeId], t_start: int, t_end: int, *, any_node: bool = True
-) -> list[Stretch]:
+def healthy_stretches(case: Case) -> list[Stretch]:
     """The healthy parts of a run, in order.
 
+    Where clients know only some of the nodes, nothing is required while a node is up but cut off, as it is not known to
+    which side a client is connected.
+    """
+    meta, faults = case.manifest
+    any_node, late = True, set[NodeId]()
+    if case.scenario is not None:
+        load, cluster = case.scenario.load, case.scenario.cluster
+        any_node, late = load is None or load.via == "all", {*cluster.ids} - {*cluster.started_ids}
+    return stretches_between(faults, case.nodes, late, meta.t_start, meta.t_end, any_node=any_node)
+
+
+def stretches_between(
+    faults: Iterable[FaultRow],
+    nodes: Sequence[NodeId],
+    late: Set[NodeId],
+    t_start: int,
+    t_end: int,
+    *,
+    any_node: bool = True,
+) -> list[Stretch]:
+    """The healthy parts of the time from t_start to t_end, in order.
+
     Args:
-        nodes: ids of the whole cluster. A node whose first fault is a start was down before.
-        any_node: every client can find every node. Otherwise nothing is required while a node is up but cut off, as it
-            is not known to which side a client is connected.
+        nodes: ids of the whole cluster. late: those that are not started at the beginning.
+        any_node: every client can find every node.
     """
     rows = sorted(faults, key=lambda row: row.t)
-    cluster = _Cluster({node: _first_effect(rows, node) is not Effect.UP for node in nodes})
-    ends = [row for row in rows if effect_of(row.fault) is Effect.LINKS and row.fault not in AT_ONCE and row.t_healed]
-    changes = sorted(
-        [*((row.t, row) for row in rows), *((row.t_healed, row) for row in ends)], key=lambda each: each[0]
-    )
+    cluster = _Cluster({node: node not in late and _first_effect(rows, node) is not Effect.UP for node in nodes})
+    ends = [row for row in rows if row.t_healed and cluster.lasts(row)]
+    changes = [*((row.t, row) for row in rows), *((row.t_healed, row) for row in ends)]
     stretches: list[Stretch] = []
     since, fault = t_start, None
-    for t, row in [*changes, (t_end, None)]:
+    for t, row in [*sorted(changes, key=lambda change: change[0]), (t_end, None)]:
         if t > since and (stretch := cluster.stretch(since, t, fault, any_node=any_node)):
             stretches.append(stretch)
         if row is None:
             break
-        if row in cluster.rules:
-            cluster.rules.remove(row)
+        if row in cluster.lasting:
+            cluster.lasting.remove(row)
             since, fault = max(since, t), row
         else:
             cluster.inject(row)
@@ -165,14 +188,7 @@ class Recovery(Judge):
         self._history_name = case.run.history.name
         self._stretches: list[Stretch] = []
         if case.meta is not None and case.faults is not None:
-            load = None if case.scenario is None else case.scenario.load
-            self._stretches = healthy_stretches(
-                case.faults,
-                case.nodes,
-                case.meta.t_start,
-                case.meta.t_end,
-                any_node=load is None or load.via == "all",
-            )
+            self._stretches = healthy_stretches(case)
         self._sessions: defaultdict[str, _Session] = defaultdict(_Session)
         self._waiting = 0
         self._since = 0

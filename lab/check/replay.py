@@ -52,7 +52,7 @@ class Replay(Judge):
         self.real_time_pairs = 0
         self.acks = 0
         self._misplaced = self.found("A4")
-        """Acknowledgements that name a wrong place; if the log's numbers are wrong (A2), they may be right."""
+        """Acknowledgements that name a wrong seq_no; if the numbers of the log are wrong (A2), they may be right."""
         self._unreadable = 0
         """The first line of the log that cannot be read; 0 if there is none."""
         self._chunk, self._at = EMPTY, 0
@@ -61,7 +61,7 @@ class Replay(Judge):
         self._ack_place = 0
         self._early_count = 0
         self._doubtful: list[tuple[Early, Sent]] = []
-        """Messages that break A6, provided that the acknowledged message stands below them in the log."""
+        """Messages that break A6 if the acknowledged message comes after them in the log."""
 
     # ---- the history -----------------------------------------------------------------------------
 
@@ -100,11 +100,11 @@ class Replay(Judge):
             self._advance(row.seq_no)
         line = self.log.find(row.seq_no)
         if not _is_of(line, row):
-            stands = "there is no line with that seq_no" if line is None else f"{line.msg_id} stands there"
+            found = "no line has that seq_no" if line is None else f"{line.msg_id} has that seq_no"
             msg_id = f"{row.session}-{row.n}"
             self._misplaced.add(
                 f"{self.history_name}:{place}",
-                f"message {msg_id} was acknowledged as seq_no {row.seq_no}, but in {self.log.name} {stands}",
+                f"message {msg_id} was acknowledged as seq_no {row.seq_no}, but in {self.log.name} {found}",
                 quote(f"{self.history_name}:{place}", f"ok {msg_id} seq_no={row.seq_no} t={row.t}"),
             )
 
@@ -115,7 +115,7 @@ class Replay(Judge):
             self._rejected_in_log(f"{self.history_name}:{place}", row.session, row.n)
 
     def _rejected_in_log(self, place: str, session: str, n: int) -> None:
-        self.integrity.add(place, f"message {session}-{n} was reported as rejected, yet it stands in {self.log.name}")
+        self.integrity.add(place, f"message {session}-{n} was reported as rejected, yet {self.log.name} has it")
 
     # ---- the log ---------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Replay(Judge):
                 return
 
     def _take_run(self, chunk: Chunk, at: int, end: int) -> int:
-        """Judge the longest run of one session's messages from `at` on; returns the index behind it."""
+        """Judge the longest run of one session's messages from `at` on; return the index after it."""
         lines = chunk.lines
         name, n = _split(lines[at].msg_id)
         if not n:
@@ -212,7 +212,7 @@ class Replay(Judge):
         )
 
     def _judge_doubtful(self) -> None:
-        """Look up where the acknowledged messages really stand: their acknowledgements named wrong places."""
+        """Look up the lines of the acknowledged messages, because their acknowledgements named wrong seq_nos."""
         if self._doubtful:
             lines = self.log.lines_of({f"{ack.session}-{ack.n}" for early, _ in self._doubtful if (ack := early.ack)})
             for early, sent in self._doubtful:
@@ -249,21 +249,21 @@ class Replay(Judge):
             session.holes.append((session.logged + 1, n - 1, number))
             wanted = session.logged + 1
             session.logged = n + len(run) - 1
-            self.sender_order.add(place, f"message {run[0].msg_id} where n={wanted} of its session is due", shown)
+            self.sender_order.add(place, f"message {run[0].msg_id} instead of n={wanted} of its session", shown)
             return
         for offset, line in enumerate(run):
             if session.fill_hole(n + offset):
-                self.sender_order.add(place, f"message {run[0].msg_id} stands behind later ones of its session", shown)
+                self.sender_order.add(place, f"message {run[0].msg_id} comes after later ones of its session", shown)
             elif n + offset <= session.logged:
                 here = self.log.place(number + offset)
-                self.integrity.add(here, f"msg_id {line.msg_id} stands in the log for the second time", shown)
+                self.integrity.add(here, f"msg_id {line.msg_id} appears for the second time", shown)
             else:
                 session.logged = n + offset
 
     # ---- the end ---------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Take what the log still has, and look for what it lacks."""
+        """Take the rest of the log, and find the messages that it lacks."""
         self._ack = None
         self._advance(END_OF_LOG)
         self.numbering.end()
@@ -343,7 +343,7 @@ class Replay(Judge):
         """Judge A3 to A6."""
         if self._unreadable:
             # Nobody can say which message an unreadable line holds, so nothing that needs it can be judged.
-            return super().unknown(f"{self.log.place(self._unreadable)} can't be read (A2)")[1:]
+            return super().unknown(f"{self.log.place(self._unreadable)} cannot be read (A2)")[1:]
         acknowledged = sum(session.acked for session in self.sessions.values())
         durability = (
             self.durability.passed(f"all {acknowledged} acknowledged messages are in the log")
@@ -386,7 +386,7 @@ def _end_of_run(lines: list[LogLine], at: int, at_most: int, session: str, n: in
         return at_most
     last_id = f"{session}-{n + at_most - at - 1}"
     if lines[at_most - 1].msg_id == last_id:
-        # Mostly a client's messages stand together as they were sent.
+        # Mostly the messages of one batch of a client are consecutive.
         expected = [f"{session}-{number}" for number in range(n, n + at_most - at)]
         if [line.msg_id for line in lines[at:at_most]] == expected:
             return at_most

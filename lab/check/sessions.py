@@ -36,7 +36,7 @@ class Sent(NamedTuple):
 
 
 class Early(NamedTuple):
-    """A message that stands in the log before a row of the history shows that it was sent."""
+    """A message that the log has before a row of the history shows that it was sent."""
 
     number: int
     """Line of the log."""

@@ -47,7 +47,7 @@ class HistoryStory:
     """Checks each row of the history against the rows above it.
 
     Args:
-        meta: None where meta.json can't be read; then times are not compared.
+        meta: None if meta.json cannot be read; times are then not compared.
     """
 
     def __init__(self, name: str, meta: Meta | None) -> None:
@@ -92,7 +92,7 @@ class HistoryStory:
         if row.client != session.client:
             raise self._error(place, f"session {row.session} was that of client {session.client}")
         if row.n != session.invoked + 1:
-            raise self._error(place, f"n={row.n} of session {row.session}, where {session.invoked + 1} is due")
+            raise self._error(place, f"n={row.n} of session {row.session} instead of {session.invoked + 1}")
         session.invoked += row.count
 
     def _settled(self, place: int, name: str, first: int, last: int) -> _Session:
@@ -209,7 +209,7 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
     """Return which row faults.jsonl lacks or should not have, or "" if there is none.
 
     Args:
-        begun: so many steps were begun; the last of them may have been missed.
+        begun: number of steps that were begun; the last of them may have been missed.
     """
     steps = list(scenario.unrolled())[:begun]
     rows: dict[int, list[tuple[int, FaultRow]]] = {}
@@ -226,7 +226,7 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
         if row.target not in (0, *scenario.cluster.ids):
             return f"faults.jsonl:{number}: a row of node {row.target}, which the scenario does not have"
         if number > 1 and row == faults[number - 2]:
-            return f"faults.jsonl:{number}: the row above stands there twice"
+            return f"faults.jsonl:{number}: the same as the row above"
         latest = row.t
         rows.setdefault(row.step, []).append((number, row))
     for number, row in rows.pop(-1, []):
@@ -269,7 +269,7 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: l
         if row.fault not in allowed or bool(row.round) != step.in_rounds:
             return f"faults.jsonl:{number}: a {row.fault} that `{row.asked}` does not do"
     if any(not note.met for note in notes) and not step.in_rounds:
-        return ""  # It was missed: nobody can say how far it came.
+        return ""  # The step was missed: it may have done only a part of its work.
     where = f"faults.jsonl: no row of step {index + 1}"
     if step.in_rounds:
         return _gap_of_rounds(by_words, [row for _, row in rows], notes[0].found if notes else "", where)
@@ -283,14 +283,14 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: l
 
 
 def _gap_of_rounds(by_words: dict[str, Fault], rows: list[FaultRow], found: str, where: str) -> str:
-    """Return which fault of a nemesis has no rows, or too many, or "" if there is none."""
+    """Return which fault of a nemesis lacks rows, or whether their number is wrong; "" if all are there."""
     rounds: dict[int, list[FaultRow]] = {}
     for row in rows:
         rounds.setdefault(row.round, []).append(row)
     for number, done in sorted(rounds.items()):
         asked = by_words[done[0].asked]
         if not all(any(row.fault in wanted for row in done) for wanted in asked.proofs):
-            return f"{where} says what fault {number} of the nemesis, `{done[0].asked}`, did"
+            return f"{where} shows that fault {number} of the nemesis, `{done[0].asked}`, was done"
     told = found.split(" ")[0]
     if told.isdecimal() and int(told) != len(rounds):
         return f"{where}: {len(rounds)} faults of the nemesis have rows; meta.json says {found}"
@@ -298,24 +298,24 @@ def _gap_of_rounds(by_words: dict[str, Fault], rows: list[FaultRow], found: str,
 
 
 def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
-    """Return which exit of a process has no row, or which row no exit, or ""; the run itself causes the last exits."""
+    """Return which exit has no row, or which row has no exit, or "". The run itself causes the last exits."""
     for node, use in sorted(meta.nodes.items()):
         asked = [row for row in faults if row.target == node and row.fault in END_ROWS and row.moved]
         caused = Counter(row.fault for row in faults if row.target == node)["exit"]
         if caused != sum(bool(end.because) for end in use.exits):
-            return f"meta.json: ends of node {node} by a fault of its disk and the rows `exit` differ in number"
+            return f"meta.json: the exits of node {node} by a disk fault and its `exit` rows differ in number"
         for end in use.exits:
             near = (row for row in asked if row.t - _TOLERANCE_NS <= end.t <= row.t_done + _TOLERANCE_NS)
             if end.asked and end.t < meta.t_healed and next(near, None) is None:
-                return f"meta.json: node {node} ended at t={end.t}, as asked; no row of faults.jsonl asks for it"
+                return f"meta.json: the lab ended node {node} at t={end.t}; no row of faults.jsonl says so"
         for row in asked:
             ends = [end.code for end in use.exits if end.t >= row.t - _TOLERANCE_NS]
             if "exit" in row.evidence and row.evidence["exit"] not in ends:
-                return f"faults.jsonl: a {row.fault} of node {node} at t={row.t}; meta.json has no such end"
+                return f"faults.jsonl: a {row.fault} of node {node} at t={row.t}; meta.json has no such exit"
     return ""
 
 
-# ---- what the run found at its steps ----------------------------------------------------------------
+# ---- findings at steps ------------------------------------------------------------------------------
 
 
 def step_gap(scenario: Scenario, meta: Meta, begun: list[str]) -> str:

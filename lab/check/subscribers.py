@@ -14,12 +14,11 @@ from zlib import crc32
 
 from lab.check.history import CHUNK_BYTES, MessageLog
 from lab.check.judge import Case, Judge
+from lab.check.recovery import Stretch, healthy_stretches
 from lab.check.verdict import Check, quote
 from lab.plan.scenario import Scenario
 from lab.plan.workload import FIRST_SUBSCRIBER
-from lab.rows import Acked, FaultRow, HistoryRow, Shown, encode_row
-from lab.steps import effect_of
-from lab.steps.step import Effect
+from lab.rows import Acked, HistoryRow, Shown, encode_row
 
 NS_PER_S = 1_000_000_000
 
@@ -64,44 +63,8 @@ class _Reader:
             size = CHUNK_BYTES
 
 
-class Span(NamedTuple):
-    """A part of the run, CLOCK_MONOTONIC ns."""
-
-    start: int
-    end: int
-
-
-def quiet_spans(faults: Sequence[FaultRow], late_nodes: Sequence[int], t_start: int, t_end: int) -> list[Span]:
-    """The parts of a run in which every node runs and no fault is in force, ascending.
-
-    Args:
-        late_nodes: nodes that are not started at the run's beginning.
-    """
-    held = [(row.t, _over_at(row, t_end)) for row in faults]
-    for node in late_nodes:
-        started = (row.t_done for row in faults if row.fault == "start" and row.target == node and row.effect)
-        held.append((t_start, next(started, t_end)))
-    spans, since = [], t_start
-    for begin, end in sorted(held):
-        if begin > since:
-            spans.append(Span(since, begin))
-        since = max(since, end)
-    return [*spans, Span(since, t_end)] if since < t_end else spans
-
-
-def _over_at(row: FaultRow, t_end: int) -> int:
-    match effect_of(row.fault):
-        case Effect.UP | Effect.HEALED:
-            return row.t_done
-        case Effect.NONE:
-            return row.t_healed or row.t_done
-        case Effect.DOWN if not row.moved:
-            return row.t_done
-    return row.t_healed or t_end
-
-
 class _Wait(NamedTuple):
-    """A subscriber that lacked something was shown nothing from `since` to `t`."""
+    """A subscriber that lacked an acknowledged message was shown nothing from `since` to `t`."""
 
     place: int
     client: int
@@ -112,7 +75,7 @@ class _Wait(NamedTuple):
 
 
 class Subscribers(Judge):
-    """Follows which lines each subscriber is shown, and how long it is shown none although it lacks some."""
+    """Follows the lines that each subscriber is shown, and how long it is shown none although it lacks some."""
 
     invariants: ClassVar = {"A8": "subscribers"}
     needs_history = True
@@ -167,7 +130,7 @@ class Subscribers(Judge):
         due = 1 if reader is None else reader.line + 1
         if reader is None or row.first != due:
             if row.first != due:
-                self._add(place, row, f"client {row.client} was shown line {row.first} where {due} is due")
+                self._add(place, row, f"client {row.client} was shown line {row.first} instead of {due}")
             reader = self._readers[row.client] = _Reader(log)
             if not reader.go_before(row.first):
                 self._add(place, row, f"client {row.client} was shown line {row.first}; the log ends before it")
@@ -196,8 +159,7 @@ class Subscribers(Judge):
         if case.scenario is not None and case.meta is not None and case.faults is not None:
             for client in list(self._since):
                 self._end_wait(self._latest, client, case.meta.t_end)
-            late = [node for node in case.scenario.cluster.ids if node not in case.scenario.cluster.started_ids]
-            self._judge_waits(quiet_spans(case.faults, late, case.meta.t_start, case.meta.t_end))
+            self._judge_waits([stretch for stretch in healthy_stretches(case) if stretch.quiet])
         for client in self._last:
             last, upto = self._readers[client].line if client in self._readers else 0, self._must_be_shown
             if last < upto:
@@ -219,9 +181,9 @@ class Subscribers(Judge):
             return 0
         return max(convergence.delivered.values(), default=0)
 
-    def _judge_waits(self, spans: Sequence[Span]) -> None:
+    def _judge_waits(self, quiet: Sequence[Stretch]) -> None:
         for wait in self._waits:
-            for span in spans:
+            for span in quiet:
                 waited = (min(wait.t, span.end) - max(wait.since, span.start)) / NS_PER_S
                 if waited > self.case.bound_s:
                     self._findings.add(

@@ -126,7 +126,7 @@ def test_payloads_are_found_in_order(run: RunDir) -> None:
     assert judged(run, f"order: {{payloads: {listed}, from: 2}}").met is False
     assert judged(run, f"order: {{payloads: {listed}, consecutive: true}}").met is False
     swapped = f"[{first_of(103)!r}, {first_of(101)!r}]"
-    assert judged(run, f"order: {swapped}").found.endswith("is not there behind seq_no 11")
+    assert judged(run, f"order: {swapped}").found.endswith("is not in the log after seq_no 11")
 
 
 def test_payloads_one_behind_the_other_are_found(run: RunDir) -> None:

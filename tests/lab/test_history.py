@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.check import history
-from lab.check.history import NOT_A_MESSAGE, MessageLog, RunFileError, line_at, read_events, read_history, read_pieces
+from lab.check.history import NOT_A_MESSAGE, MessageLog, RunFileError, find_line, read_events, read_history, read_pieces
 from lab.rows import Acked, encode_row
 from tests.lab.synthetic import build_run
 
@@ -42,12 +42,12 @@ def test_pieces_put_together_are_the_file(
 def test_a_line_is_found_by_its_number(tmp_path: Path, small_chunks: None) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"".join(b"line %d\n" % number for number in range(1, 1001)) + b"torn")
-    assert [line_at(path, number) for number in (1, 500, 1000, 1001, 1002)] == [
+    assert [find_line(path, number) for number in (1, 500, 1000, 1001, 1002)] == [
         b"line 1",
         b"line 500",
         b"line 1000",
         b"torn",
-        b"",
+        None,
     ]
 
 

@@ -14,8 +14,7 @@ from lab.check.health import check_faults
 from lab.check.history import form_fault
 from lab.check.invariants import check
 from lab.check.metrics import measure
-from lab.check.recovery import largest_connected
-from lab.check.subscribers import quiet_spans
+from lab.check.recovery import largest_connected, stretches_between
 from lab.check.verdict import Check, Verdict, decode_verdict, encode_verdict
 from lab.rows import Acked, Convergence, Failed, FaultRow, Invoke, NodeExit, NodeUse, Shown, Unknown, encode_row
 from lab.rundir import RunDir
@@ -116,7 +115,7 @@ def test_a_long_run_is_judged_over_several_chunks(tmp_path: Path) -> None:
     run = build_run(tmp_path, batches=600, batch=30)
     assert check(run, None).outcome == "pass"
     doctor_all_logs(run, delete(15_000))
-    assert_fails(run, "A2", f"{LOG_1}:15001", "seq_no 15002 where 15001 is due")
+    assert_fails(run, "A2", f"{LOG_1}:15001", "seq_no 15002 instead of 15001")
     assert_fails(run, "A4", "history.jsonl:1502", "session103-")
 
 
@@ -157,7 +156,7 @@ def test_a_log_that_lacks_its_last_line_is_a_prefix_but_has_not_recovered(run: R
 
 def test_the_log_of_a_deviating_node_is_judged_for_contiguity_too(run: RunDir) -> None:
     doctor_lines(run.message_log(2), delete(16))
-    assert_fails(run, "A2", f"{LOG_2}:17", "seq_no 18 where 17 is due")
+    assert_fails(run, "A2", f"{LOG_2}:17", "seq_no 18 instead of 17")
 
 
 def test_two_logs_that_differ_name_a_line_of_both(run: RunDir) -> None:
@@ -174,7 +173,7 @@ def test_two_logs_that_differ_name_a_line_of_both(run: RunDir) -> None:
 
 def test_a_deleted_acknowledged_message_breaks_durability(run: RunDir) -> None:
     doctor_all_logs(run, delete(16))
-    assert_fails(run, "A2", f"{LOG_1}:17", "seq_no 18 where 17 is due")
+    assert_fails(run, "A2", f"{LOG_1}:17", "seq_no 18 instead of 17")
     assert_fails(run, "A5", f"{LOG_1}:17")
     assert_fails(run, "A4", "history.jsonl:11", "message session101-7 was acknowledged")
 
@@ -196,13 +195,13 @@ def test_renumbering_does_not_hide_a_deleted_message(run: RunDir) -> None:
 def test_emptied_logs_break_durability(run: RunDir) -> None:
     doctor_all_logs(run, lambda lines: lines.clear())
     assert_fails(run, "A2", LOG_1, "ends at seq_no 0")
-    assert_fails(run, "A4", "history.jsonl:2", "there is no line")
+    assert_fails(run, "A4", "history.jsonl:2", "no line has that seq_no")
 
 
 def test_swapped_lines_break_contiguity_and_sender_order(run: RunDir) -> None:
     doctor_all_logs(run, swap(16))
-    assert_fails(run, "A2", f"{LOG_1}:17", "seq_no 18 where 17 is due")
-    assert_fails(run, "A5", f"{LOG_1}:17", "session101-8 where n=7")
+    assert_fails(run, "A2", f"{LOG_1}:17", "seq_no 18 instead of 17")
+    assert_fails(run, "A5", f"{LOG_1}:17", "session101-8 instead of n=7")
     assert judged(run, "A4").result == "PASS"
 
 
@@ -219,7 +218,7 @@ def test_a_message_of_term_0_breaks_contiguity(run: RunDir) -> None:
 
 def test_a_log_that_does_not_start_at_1_breaks_contiguity(run: RunDir) -> None:
     doctor_all_logs(run, delete(0))
-    assert_fails(run, "A2", f"{LOG_1}:1", "seq_no 2 where 1 is due")
+    assert_fails(run, "A2", f"{LOG_1}:1", "seq_no 2 instead of 1")
 
 
 def test_a_torn_last_line_breaks_contiguity(run: RunDir) -> None:
@@ -236,7 +235,7 @@ def test_a_line_that_is_no_message_breaks_contiguity_and_leaves_the_others_unkno
     doctor_all_logs(run, replace(16, old, new))
     assert_fails(run, "A2", f"{LOG_1}:17", "not a line of a message log")
     for name in ("A3", "A4", "A5", "A6"):
-        assert (judged(run, name).result, judged(run, name).detail) == ("UNKNOWN", f"{LOG_1}:17 can't be read (A2)")
+        assert (judged(run, name).result, judged(run, name).detail) == ("UNKNOWN", f"{LOG_1}:17 cannot be read (A2)")
 
 
 @pytest.mark.parametrize(
@@ -304,14 +303,14 @@ def test_a_message_rejected_before_the_log_has_it_breaks_integrity(run: RunDir) 
 
 def test_a_session_that_starts_with_its_second_message_breaks_sender_order(run: RunDir) -> None:
     doctor_all_logs(run, delete(0))
-    assert_fails(run, "A5", f"{LOG_1}:1", "session101-2 where n=1")
+    assert_fails(run, "A5", f"{LOG_1}:1", "session101-2 instead of n=1")
 
 
 def test_two_messages_of_a_session_in_exchanged_places_break_sender_order(run: RunDir) -> None:
     doctor_all_logs(run, swap(16))
     doctor_all_logs(run, renumber)
     assert judged(run, "A2").result == "PASS"
-    assert_fails(run, "A5", f"{LOG_1}:17", "session101-8 where n=7")
+    assert_fails(run, "A5", f"{LOG_1}:17", "session101-8 instead of n=7")
 
 
 def test_order_against_real_time_is_found(run: RunDir) -> None:
@@ -345,7 +344,7 @@ def test_an_acknowledgement_behind_the_log_breaks_durability(run: RunDir) -> Non
         Invoke(late, 101, "session101", 71, 1, late, payloads=("more",)),
         Acked(late + 1, "session101", 71, 201),
     )
-    assert_fails(run, "A4", "history.jsonl:127", "there is no line with that seq_no")
+    assert_fails(run, "A4", "history.jsonl:127", "no line has that seq_no")
 
 
 def test_unknown_outcomes_are_resolved_from_the_log(run: RunDir) -> None:
@@ -365,7 +364,7 @@ def test_unknown_outcomes_are_resolved_from_the_log(run: RunDir) -> None:
     ("old", "new", "message"),
     [
         (b'"crc":', b'"crc":1', "other bytes"),
-        (b'"first":16', b'"first":17', "was shown line 17 where 16 is due"),
+        (b'"first":16', b'"first":17', "was shown line 17 instead of 16"),
         (b'"last":20', b'"last":15', "backwards"),
     ],
     ids=["other bytes", "gap", "backwards"],
@@ -377,12 +376,12 @@ def test_a_subscriber_that_was_shown_something_else_is_found(run: RunDir, old: b
 
 def test_a_subscriber_that_missed_a_piece_is_found(run: RunDir) -> None:
     doctor_lines(run.history, delete(11))
-    assert_fails(run, "A8", "history.jsonl:14", "was shown line 21 where 16 is due")
+    assert_fails(run, "A8", "history.jsonl:14", "was shown line 21 instead of 16")
 
 
 def test_a_subscriber_that_begins_in_the_middle_is_found(run: RunDir) -> None:
     doctor_lines(run.history, delete(2))
-    assert_fails(run, "A8", "history.jsonl:5", "was shown line 6 where 1 is due")
+    assert_fails(run, "A8", "history.jsonl:5", "was shown line 6 instead of 1")
 
 
 def test_a_subscriber_that_stays_behind_is_found(run: RunDir) -> None:
@@ -409,11 +408,20 @@ def test_a_subscriber_may_wait_while_a_fault_is_in_force() -> None:
     kill = FaultRow("kill", 1, "leader", 2 * S, 3 * S, {"exit": -9}, True, 0, t_healed=9 * S)
     reset = FaultRow("reset", 1, "leader", 10 * S, 11 * S, {}, True, 0, t_healed=11 * S)
     pause = FaultRow("pause", 1, "leader", 15 * S, 16 * S, {}, True, 0)
-    assert quiet_spans([kill, reset], [], 0, 20 * S) == [(0, 2 * S), (9 * S, 10 * S), (11 * S, 20 * S)]
-    assert quiet_spans([pause], [], 0, 20 * S) == [(0, 15 * S)]
+    back = FaultRow("start", 1, "down", 8 * S, 9 * S, {}, True, 0)
+    assert quiet_spans([kill, back, reset]) == [(0, 2 * S), (9 * S, 10 * S), (11 * S, 20 * S)]
+    assert quiet_spans([pause]) == [(0, 15 * S)]
     start = FaultRow("start", 2, "down", 4 * S, 5 * S, {}, True, 0)
-    assert quiet_spans([start], [2], 0, 20 * S) == [(5 * S, 20 * S)]
-    assert quiet_spans([], [3], 0, 20 * S) == []
+    assert quiet_spans([start], 2) == quiet_spans([start]) == [(5 * S, 20 * S)]
+    assert quiet_spans([], 3) == []
+    disk = FaultRow("disk", 1, "leader", 4 * S, 4 * S, {}, True, 0, t_healed=6 * S)
+    link = FaultRow("link", 1, "leader", 4 * S, 4 * S, {}, True, 0, t_healed=6 * S)
+    assert quiet_spans([link]) == quiet_spans([disk]) == [(0, 4 * S), (6 * S, 20 * S)]
+
+
+def quiet_spans(faults: list[FaultRow], *late: int) -> list[tuple[int, int]]:
+    """The quiet parts of 20 s."""
+    return [(each.start, each.end) for each in stretches_between(faults, NODES, {*late}, 0, 20 * S) if each.quiet]
 
 
 def test_a_subscriber_that_was_shown_more_than_the_log_has_is_found(run: RunDir) -> None:
