@@ -16,7 +16,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
-import re
 import signal
 import ssl
 import sys
@@ -28,14 +27,14 @@ from typing import Final, TextIO
 from nodeproc.importing import importing, usage_name
 
 with importing("chat", "python3 run_lab.py chat", interrupted=130):
-    import msgspec
     from prompt_toolkit import PromptSession
     from prompt_toolkit.formatted_text import HTML
     from prompt_toolkit.input import Input, create_input
     from prompt_toolkit.patch_stdout import patch_stdout
 
     from nodeproc.client import Address, ChatClient
-    from nodeproc.core.messages import NOBODY, Line
+    from nodeproc.core.messages import NOBODY
+    from nodeproc.eventlog import printable, show_messages
     from nodeproc.net.nodestream import Shown
     from nodeproc.session import EXPIRED, Outcome, SessionSettings
     from nodeproc.tls import TlsProblem, client_tls
@@ -45,30 +44,19 @@ PIPE_WINDOW: Final = 50_000
 LAST_SHOWN_S: Final = 5.0
 """At the end of a pipe, when all messages are acknowledged: the maximum wait for the next message to be shown."""
 
+LINE_BYTES: Final = 1 << 20
+"""Input lines are cut to this length, far above the longest message; a line that was cut is rejected for its length."""
+
 TOKEN_VARIABLE: Final = "CHAT_CLIENT_TOKEN"
 """Environment variable with the client token. A flag would be visible in the list of processes."""
 
 NOT_CONNECTED: Final = "-- not connected"
-
-_decode_line = msgspec.json.Decoder(Line).decode
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """Return the text on one line, without characters that control a terminal."""
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def encodable(text: str, stream: TextIO) -> str:
     """Return the text with escapes for characters that the stream's encoding, such as ASCII, lacks."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def show_lines(shown: Shown) -> str:
-    """Format delivered messages as a node prints them: [seq=1] node_9999: text."""
-    lines = map(_decode_line, shown.lines.splitlines())
-    return "\n".join(f"[seq={line.seq_no}] node_{line.sender_id}: {printable(line.payload)}" for line in lines)
 
 
 def split_messages(data: bytes) -> list[str]:
@@ -109,7 +97,7 @@ class Chat:
         self._unsettled: dict[int, str] = {}
         self._again: list[str] = []
         """Messages that were not ordered because the session has expired: they are sent in the next session."""
-        self._told: object = None
+        self._reported: object = None
         """The state that was reported last."""
         self._troubles: set[object] = set()
         """Problems reported since a leader was known."""
@@ -135,12 +123,12 @@ class Chat:
         if self._closing:
             return
         try:
-            print(encodable(show_lines(shown), sys.stdout), flush=True)
+            print(encodable(show_messages(shown.lines), sys.stdout), end="", flush=True)
         except OSError as error:
-            if not isinstance(error, BrokenPipeError):  # Else its reader has gone and wants no more.
+            if not isinstance(error, BrokenPipeError):  # A reader that has closed the pipe is no failure.
                 self.output_failed = True
                 self.warn(f"! standard output: {error.strerror}")
-            # Nothing may be written to it at the exit either.
+            # Python would otherwise try to write to it again at the exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.stop()
 
@@ -179,7 +167,7 @@ class Chat:
             elif outcome.kind != "ok":
                 self._fail(f"{outcome.kind}: {outcome.reason}", message)
         if self.client.session.ended and not self.client.session.unsettled and not self._closing:
-            # Not from inside the outcome of the session that it replaces.
+            # Not now: this is called by the session that is replaced.
             asyncio.get_running_loop().call_soon(self._renew)
 
     def _renew(self) -> None:
@@ -206,8 +194,8 @@ class Chat:
             news, text = NOT_CONNECTED, f"{NOT_CONNECTED}: {self.client.last_error}"
         else:
             return
-        if news != self._told and news not in self._troubles and not self._quiet and not self._closing:
-            self._told = news
+        if news != self._reported and news not in self._troubles and not self._quiet and not self._closing:
+            self._reported = news
             self._troubles.add(news)
             self.warn(text)
 
@@ -243,11 +231,11 @@ async def read_lines() -> AsyncIterator[bytes]:
 
     def read() -> None:
         data = b"?"
-        with contextlib.suppress(RuntimeError, concurrent.futures.CancelledError):  # The loop ended before stdin.
+        with contextlib.suppress(RuntimeError, concurrent.futures.CancelledError):  # The loop has ended.
             while data:
                 try:
                     data = os.read(sys.stdin.fileno(), 1 << 16)
-                except OSError:  # The terminal has gone.
+                except OSError:  # The terminal was closed.
                     data = b""
                 asyncio.run_coroutine_threadsafe(queue.put(data), loop).result()
 
@@ -256,7 +244,7 @@ async def read_lines() -> AsyncIterator[bytes]:
     while data := await queue.get():
         data = rest + data
         end = data.rfind(b"\n") + 1
-        rest = data[end:]
+        rest = data[end:][:LINE_BYTES]
         if end:
             yield data[:end]
     if rest:
@@ -290,7 +278,7 @@ async def chat_at_terminal(chat: Chat) -> None:
         "> ", bottom_toolbar=lambda: HTML("<b>{}</b>").format(chat.state()), refresh_interval=0.5, input=keys
     )
     with patch_stdout():
-        with keys.raw_mode():  # also from one prompt to the next
+        with keys.raw_mode():  # also between two prompts
             while True:
                 try:
                     text = await prompt.prompt_async(handle_sigint=False)

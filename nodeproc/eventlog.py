@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ CONSOLE_MAX_BYTES = 4 << 20
 
 _encode = msgspec.json.Encoder().encode
 _decode_lines = msgspec.json.Decoder(Line).decode_lines
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def show_messages(body: bytes | memoryview) -> str:
@@ -39,10 +41,8 @@ def show_messages(body: bytes | memoryview) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the text with escapes for all characters that could control a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    """Return the text on one line, with escapes for all characters that could control a terminal."""
+    return text if text.isprintable() else _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 class Console:

@@ -143,7 +143,7 @@ def _decode_frame(head: bytes | memoryview, body: bytes) -> FrameMessage:
     if isinstance(message, _CopyHeader):
         return Copy(message.number, decode_records(body))
     if body:
-        raise FrameError(f"a body of {len(body)} bytes behind {type(message).__name__}, which has none")
+        raise FrameError(f"a body of {len(body)} bytes after {type(message).__name__}, which has none")
     return message
 
 
@@ -167,7 +167,7 @@ class FrameDecoder:
         kept = self._buffer
         if kept:
             kept += data
-        # Most often nothing was kept, and whole frames come: they are cut from what came, without a copy in between.
+        # Mostly nothing is kept and whole frames arrive: then frames are cut from `data` without another copy.
         buffer, at = kept or data, 0
         try:
             while len(buffer) >= at + PREFIX.size:

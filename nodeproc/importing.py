@@ -1,4 +1,4 @@
-"""The first moments of a program of this package: its imports. Standard library only, and any Python 3.7 or newer."""
+"""Clear errors if a program's imports fail. Uses the standard library only and runs on Python 3.7 or newer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def usage_name(module: str, command: str) -> str:
 
 @contextlib.contextmanager
 def importing(program: str, command: str, interrupted: int) -> Iterator[None]:
-    """End the process with one line where the imports inside the with block can't be had.
+    """End the process with one line if an import in the with block fails.
 
     Args:
-        program: what the line starts with.
-        command: what brings the packages along.
+        program: the line begins with this name.
+        command: a command that installs the packages first.
         interrupted: exit code after Ctrl+C.
     """
     try:

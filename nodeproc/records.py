@@ -1,11 +1,11 @@
-"""What is on disk, and what frames carry in their bodies: entries, which hold the records of the log. Pure.
+"""Entries: the format of the WAL and of the records in frames. Pure.
 
-Entry (a record of the log, on every wire and every disk):
+Entry (a record of the log has the same bytes on every link and every disk):
 
     u32 header length | u32 body length | u32 CRC-32 of header and body | header, JSON | body, JSONL lines
 
-All integers are little-endian. An incomplete entry is not a malformed one: the decoders wait for the rest and raise
-Broken only for bytes that no continuation can mend.
+All integers are little-endian. Broken is raised for bytes that cannot become an entry; an incomplete entry is not an
+error.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from nodeproc.errors import MALFORMED, FrameError, brief
 
 PREFIX = struct.Struct("<III")
 MAX_HEADER = 8 << 20
-"""Bytes. A Submit's payloads travel in the header: above the largest client line."""
+"""Bytes; above the largest line of a client, because the header of a Submit holds its payloads."""
 MAX_BODY = 32 << 20
-"""Bytes. Above the largest batch and the largest chunk of catch-up."""
+"""Bytes; above the largest batch and the largest chunk of catch-up."""
 
 _encode = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"):
-    """A note of the storage in its own WAL: what was delivered and what was durable by then. Rule: K2, K3.
+    """A note in the WAL of the delivered seq_no and the durable end of the WAL at that moment. Rule: K2, K3.
 
-    The WAL was durable up to byte `durable` of file number `segment`; 0 in both: the note does not say.
+    The WAL was durable up to byte `durable` of file number `segment`; 0 in both: unknown.
     """
 
     seq_no: SeqNo
@@ -44,22 +44,22 @@ class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"
 
 
 WAL_VERSION = 2
-"""Of the WAL's format. In version 1 notes did not say what was durable."""
+"""Version of the WAL's format. In version 1, notes had no durable end."""
 
 
 class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
-    """The first entry of each WAL file: whose it is and which file it continues. Rule: K2, M4."""
+    """The first entry of each WAL file: its owner, and its place in the WAL. Rule: K2, M4."""
 
     number: int
-    """1, 2, 3, …; the file's name."""
+    """1, 2, 3, …, as in the file's name."""
     previous_bytes: int
-    """Of the file before it so many bytes count; 0 for the first."""
+    """How many bytes of the previous file count; 0 for the first file."""
     node: NodeId
     identity: str
     rebuilding: bool
-    """When the file was opened."""
+    """Whether the node was being rebuilt when the file was opened."""
     members: tuple[NodeId, ...] = ()
-    """The cluster that this data directory belongs to; empty: written before directories knew that."""
+    """The members of the cluster; empty: written by a version that did not record them."""
     version: int = 1
 
 
@@ -69,7 +69,7 @@ _decode_entry_header: Callable[[bytes | memoryview], EntryHeader] = msgspec.json
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """One entry as it was read: header and place in the buffer."""
+    """A decoded entry: its header and its place in the buffer."""
 
     header: EntryHeader
     start: int
@@ -78,24 +78,24 @@ class Entry(Struct, frozen=True, gc=False):
 
 
 class Broken(FrameError):
-    """Bytes that are no entry: bad CRC, impossible length or unknown header."""
+    """Bytes that are not an entry: wrong CRC, impossible length or unknown header."""
 
 
 class NotUnderstood(Broken):
-    """The CRC is right and the header is unknown: these bytes were written so, by another version."""
+    """The CRC is right and the header is unknown: another version wrote these bytes."""
 
 
 def encode_entry(header: EntryHeader, body: bytes = b"") -> bytes:
-    """The bytes of one entry. Rule: K1."""
+    """Return the bytes of an entry. Rule: K1."""
     head = _encode(header)
     return b"".join((PREFIX.pack(len(head), len(body), crc32(body, crc32(head))), head, body))
 
 
-def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | None:
-    """The entry that starts at `at`, None where the buffer ends before it does.
+def decode_entry(buffer: Buffer, at: int) -> Entry | None:
+    """Decode the entry at offset `at`; None if the buffer ends before the entry does.
 
     Raises:
-        Broken: no continuation makes these bytes an entry. Twelve zero bytes are broken too.
+        Broken: these bytes cannot become an entry. Twelve zero bytes are an example.
     """
     body_at = at + PREFIX.size
     if len(buffer) < body_at:
@@ -118,7 +118,7 @@ def decode_entry(buffer: bytes | bytearray | memoryview, at: int) -> Entry | Non
 
 
 def is_intact(head: Buffer, body: Buffer) -> bool:
-    """Whether an entry's prefix and header, and its body that was kept elsewhere, are what was made. Rule: K1."""
+    """Return whether a prefix with header, and a body from another place, are an entry with the right CRC. Rule: K1."""
     if len(head) <= PREFIX.size:
         return False
     head_len, body_len, crc = PREFIX.unpack_from(head)
@@ -127,13 +127,13 @@ def is_intact(head: Buffer, body: Buffer) -> bool:
 
 
 def decode_header(head: Buffer) -> EntryHeader:
-    """The header of an intact entry.
+    """Decode the header of an intact entry.
 
     Args:
-        head: its prefix and header.
+        head: prefix and header.
 
     Raises:
-        Broken: a kind of entry that is not known.
+        Broken: an unknown kind of entry.
     """
     try:
         return _decode_entry_header(memoryview(head)[PREFIX.size :])
@@ -142,16 +142,16 @@ def decode_header(head: Buffer) -> EntryHeader:
 
 
 def joined(head: Buffer, body: Buffer) -> Record | None:
-    """The record of a prefix and header and a body kept apart from them; None where they are not one as it was made."""
+    """Return the record from a prefix with header, and a body from another place; None if the CRC is wrong."""
     header = decode_header(head) if is_intact(head, body) else None
     return Record(header, b"".join((head, body)), len(head)) if isinstance(header, Mark | Batch) else None
 
 
 def decode_records(body: bytes) -> tuple[Record, ...]:
-    """All of a frame's body as records of the log.
+    """Decode a frame's body as records of the log.
 
     Raises:
-        FrameError: not a whole number of intact marks and batches.
+        FrameError: the body is not a sequence of intact marks and batches.
     """
     records = []
     at, end = 0, len(body)
@@ -168,10 +168,10 @@ def decode_records(body: bytes) -> tuple[Record, ...]:
 
 
 class Sealer:
-    """Makes the bytes of records, once, in the leader that orders them.
+    """Makes the bytes of records, once, on the leader that orders them.
 
     Args:
-        clock: wall clock, seconds since the epoch; stamps messages.
+        clock: seconds since the epoch, for the timestamps.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -182,7 +182,7 @@ class Sealer:
         return Record(header, raw, len(raw))
 
     def batch(self, header: Batch, submits: Sequence[Submit]) -> Record:
-        """Number the messages of the submits header.first, first + 1, … in the order given."""
+        """Number the messages of the submits in their order: header.first, header.first + 1, …"""
         term, stamp = header.term, round(self._clock(), 3)
         lines: list[Line] = []
         seq_no = header.first

@@ -227,7 +227,7 @@ class Session:
         shown, self._shown = self._shown, []
         return shown
 
-    # ---- what happens ----------------------------------------------------------------------------
+    # ---- events ----------------------------------------------------------------------------------
 
     def subscribe(self, start: SeqNo | None) -> None:
         """Show every delivered message from `start` on; None: from now on. At most one call per session."""
@@ -258,7 +258,7 @@ class Session:
             self._waiting_since = now
         self._payloads += payloads
         self._last = self._numbered
-        # Deadlines are rounded up to 1/64 of their length, so that a million messages make few entries.
+        # Deadlines are rounded up by up to 1/64 of their length, so that a million messages make few entries.
         grain = self.settings.deadline / 64
         due = math.ceil((now + self.settings.deadline) / grain) * grain
         if self._due and self._due[-1][0] == due:
@@ -356,7 +356,7 @@ class Session:
         """End the session: messages never sent are rejected, the outcome of the others is unknown. Rule: S5."""
         self._end(reason, self._base, certain_above=self._sent)
 
-    # ---- what to say -----------------------------------------------------------------------------
+    # ---- to the node -----------------------------------------------------------------------------
 
     def next_line(self, now: float) -> bytes | None:
         """Return the next line to send, or None if there is nothing to send."""
@@ -397,13 +397,13 @@ class Session:
             line = encode_line(Chat(first, tuple(self._payloads[at : at + count])))
             if len(line) <= limit or count == 1:
                 break
-            # Remembered, so that large messages are not encoded over and over at counts that don't fit.
+            # The count is kept, so that large messages are not encoded again and again at counts that don't fit.
             self._line_messages = count // 2
         if len(line) * 2 <= limit:
             self._line_messages = min(self._line_messages * 2, self.settings.line_messages)
         return line, count
 
-    # ---- what nodes say --------------------------------------------------------------------------
+    # ---- from the node ---------------------------------------------------------------------------
 
     def _check_session(self, session: str) -> None:
         if session != self.id:
@@ -443,7 +443,7 @@ class Session:
         """Send all unacknowledged messages again, on the new route to the leader. Rule: S5."""
         self.leader, self.term = leader, term
         if leader == NOBODY:
-            # Most elections are over sooner than that.
+            # Most elections take less time.
             self._survey_at = now + self.settings.keepalive / 8
         else:
             self.members, self._patience = None, self.settings.patience
@@ -477,8 +477,8 @@ class Session:
             self.problem = "the client token is wrong or missing"
             self._end(self.problem, self._base, certain_above=self._sent)
         elif not line.retry:
-            # The leader takes nothing above line.first without it (S2), but an earlier copy of it may have reached a
-            # leader over another way.
+            # The leader orders nothing above line.first without it (S2). But if it was sent before, an earlier copy may
+            # have reached a leader over another node.
             certain_above = line.first - 1 if line.first > self._repeated else self._sent
             if line.reason == "expired":
                 # The messages below may have been ordered before the table forgot the session (S3).
@@ -494,7 +494,7 @@ class Session:
         if self._cursor > self._base:
             # hit: S2 a client is asked to send again
             self._rewind_to = min(max(line.expected, self._base), self._cursor)
-            # A burst of refusals, one for each line on its way, must not repeat the window once for each.
+            # A burst of refusals, one for each sent line, must cause only one retry of the window.
             wait = 0.0 if line.expected else self._pause
             self._rewind_at = min(self._rewind_at, max(self._rewind_ok_at, now + wait))
             if self._rewind_at <= now:
@@ -569,7 +569,7 @@ class Session:
             return NEVER
         if self.leader == NOBODY:
             return self._survey_at
-        # Where a node can be left for another one, its acknowledgements show soon enough whether it lives.
+        # If there are other addresses, missing acknowledgements show soon enough that the node is dead.
         return NEVER if self.elsewhere and self._last > self._settled else self._heard_at + self.settings.keepalive
 
     def _give_up_at(self) -> float:

@@ -56,7 +56,6 @@ class NodeTls:
     dialling: ssl.SSLContext
     own: bytes
     """This node's certificate, DER."""
-    clients_need_certificate: bool
 
 
 def node_tls(files: TlsFiles) -> NodeTls:
@@ -67,12 +66,12 @@ def node_tls(files: TlsFiles) -> NodeTls:
     """
     accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     accepting.minimum_version = LEAST_VERSION
-    # A client without one is taken, as `clients` says; a node is asked for it once it has said that it is one.
+    # With CERT_OPTIONAL a client needs no certificate. A node without one is refused after PEER_HELLO.
     accepting.verify_mode = ssl.CERT_REQUIRED if files.clients == "certificate" else ssl.CERT_OPTIONAL
     _trust(accepting, files.ca)
     own = _show(accepting, files.cert, files.key)
     dialling = client_tls(files.ca, files.cert, files.key, check_names=files.check_names)
-    return NodeTls(accepting, dialling, own, files.clients == "certificate")
+    return NodeTls(accepting, dialling, own)
 
 
 def client_tls(ca: str, cert: str = "", key: str = "", *, check_names: bool = True) -> ssl.SSLContext:
@@ -162,5 +161,5 @@ def channel_of(acceptor: bytes, dialler: bytes) -> str:
 def describe(error: ssl.SSLError) -> str:
     """Return the description of an error, without its place in the source of OpenSSL."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate does not count: {error.verify_message}"
+        return f"its certificate is not accepted: {error.verify_message}"
     return _SOURCE.sub("", error.strerror or str(error))

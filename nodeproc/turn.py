@@ -182,7 +182,7 @@ class Turn:
         self._fetches += fetches
         self.ask()
 
-    # ---- what clients ask (nodeproc.net.clients.Backend) --------------------------------------------
+    # ---- nodeproc.net.clients.Backend ---------------------------------------------------------------
 
     def submit(self, message: Submit) -> None:
         self.take(self._node_id, message)

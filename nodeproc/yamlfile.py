@@ -104,18 +104,6 @@ _IN_OUR_WORDS: tuple[tuple[str, str], ...] = (
 """Regular expression of PyYAML's problem -> text for the user."""
 
 
-def load_as(path: Path | str, wanted: type[T], *, text: str | None = None, dec_hook: DecHook | None = None) -> T:
-    """Read a file as one Struct.
-
-    Args:
-        text: the file's content, if the caller has read it already.
-
-    Raises:
-        FileProblem: unreadable, not YAML, or not allowed by the type.
-    """
-    return parse(path, text=text).convert(wanted, dec_hook=dec_hook)
-
-
 def parse(path: Path | str, *, text: str | None = None) -> Document:
     """Read a file as plain values with their places.
 
@@ -300,7 +288,7 @@ class Document:
         if match := re.match(r"Invalid (?:enum )?value|Expected (.*?)(?:, got `.*`)?$", text):
             value = self._value_or_none(place)
             words = _in_words(allowed) or (match[1] or "").replace("`", "")
-            if _is_number(value):  # Then it is out of bounds, or text was meant.
+            if _is_number(value):  # The number is out of bounds, or should be text.
                 words = words.removeprefix("a whole number, " if isinstance(value, int) else "a number, ")
                 words += " in quotes" if words.startswith("text") else ""
             return self.wrong(place, words, _values(allowed))
@@ -425,7 +413,7 @@ def _pointed_at(source: str, mark: yaml.Mark) -> str:
     if len(source) > _SHOWN_COLUMNS:
         start = min(max(0, column - _SHOWN_COLUMNS // 2), len(source))
         source, column = source[start : start + _SHOWN_COLUMNS], column - start
-    # Tabs stay tabs, and characters of double width take two columns, so that the caret stands where it should.
+    # Tabs stay tabs, and characters of double width take two columns, so that the caret is at the right column.
     blank = "".join("\t" if c == "\t" else "  " if east_asian_width(c) in "WF" else " " for c in source[:column])
     return f"\n{number} | {source}\n{' ' * len(number)} | {blank.ljust(column)}^"
 

@@ -46,9 +46,7 @@ def read_plain(text: str) -> Scalar:
         return float(text)
     for pattern, readings in _AMBIGUOUS:
         if pattern.fullmatch(text):
-            raise ValueError(
-                f"found {_cut(text)}, which is {readings(text)}: write the one that is meant, text in quotes"
-            )
+            raise ValueError(f"found {_cut(text)}, which is {readings(text)}: write the intended one, text in quotes")
     return text
 
 

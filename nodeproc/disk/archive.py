@@ -209,7 +209,7 @@ class Archive:
             lines = memoryview(pread(self.lines, last.lines_at + last.body_bytes - at, at))
         except ReadFailed as error:
             if len(rows) > 1:
-                return self._checked(number, rows[:1])  # One by one: the bad place may be behind the first of them.
+                return self._checked(number, rows[:1])  # Only the first: the bad place may be after it.
             raise self._unreadable(number, name, at, str(error)) from error
         found: list[tuple[Row, Buffer, Buffer]] = []
         for row in rows:

@@ -1,8 +1,8 @@
-"""The checkpoint file: what is known of the log behind the oldest WAL segment. Rule: K4.
+"""The checkpoint file: the state up to the oldest WAL segment. Rule: K4.
 
     8 bytes LCCHKPT1 | u32 length | u32 CRC-32 | JSON
 
-It is written aside, synced and renamed, so it is always whole: a broken one is damage.
+The file is written under another name, synced and renamed. So it is never incomplete; a broken file is damage.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ ASIDE = f"{FOLDER}/checkpoint.new"
 _MAGIC = b"LCCHKPT1"
 _PREFIX = struct.Struct("<8sII")
 TAIL_BYTES = 4096
-"""Of the message log, before what a checkpoint knows: the bytes that it vouches for."""
+"""A checkpoint holds the CRC of the last so many bytes of the message log."""
 
 
 class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
-    """State as of `delivered`, and what was promised when it was made.
+    """The state after the record at `delivered`, and the promises when the checkpoint was made.
 
-    lines_bytes, lines_crc: of the message log up to `delivered`: its length and the CRC of its last 4096 bytes.
+    lines_bytes, lines_crc: length of the message log up to `delivered`, and the CRC of its last 4096 bytes.
     first_segment: the oldest WAL segment that is still needed.
-    members: the cluster that the data directory belongs to; empty: written before directories knew that.
-    newest_segment, durable: the WAL was durable up to this byte of this segment, its newest; 0: not known (version 1).
+    members: the members of the cluster; empty: written by a version that did not record them.
+    newest_segment, durable: the WAL was durable up to this byte of this segment; 0: unknown (version 1).
     """
 
     node: NodeId
@@ -60,21 +60,21 @@ _decode = msgspec.json.Decoder(Checkpoint).decode
 
 
 def lines_crc(where: str, lines: File, end: int) -> int:
-    """CRC of the last bytes of the message log before `end`: tells whether it is the file that the checkpoint knew.
+    """Return the CRC of the last bytes of the message log before `end`, to compare it with the checkpoint's.
 
     Raises:
-        ReadFailed: the disk gave an error.
+        ReadFailed: the disk reported an error.
     """
     start = max(0, end - TAIL_BYTES)
     return crc32(read_named(where, lines, end - start, start))
 
 
 def read(files: Source) -> Checkpoint | None:
-    """The checkpoint, None where there is none.
+    """Return the checkpoint, or None if there is none.
 
     Raises:
         CorruptionError: it is damaged.
-        ReadFailed: the disk gave an error.
+        ReadFailed: the disk reported an error.
     """
     try:
         file = files.open(NAME)

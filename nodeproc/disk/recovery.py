@@ -426,7 +426,7 @@ class Survey:
                 raise damaged(
                     place_scan.where, place.at, f"{place.position} does not follow {end.position}, the archive's"
                 )
-        if index.end < known.delivered or index.lines_end(index.up_to(known.delivered)) != known.lines_bytes:
+        if index.end < known.delivered or index.lines_end(index.number_behind(known.delivered)) != known.lines_bytes:
             raise damaged(last.where, last.end, f"the WAL ends at {index.end}, the checkpoint knows {known.delivered}")
         if replay.noted > index.end.seq_no:
             # hit: K2 a WAL that lost what was delivered is refused

@@ -19,6 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple
 
 from nodeproc.core.effects import Met, Promise, Readmitted
@@ -204,16 +205,7 @@ class Place(NamedTuple):
     """Offset of the body in the message log once it is delivered."""
 
 
-def _position(place: Place) -> Position:
-    return place.position
-
-
-def _seq_no(place: Place) -> SeqNo:
-    return place.position.seq_no
-
-
-def _segment(place: Place) -> int:
-    return place.segment
+_position, _seq_no, _segment = attrgetter("position"), attrgetter("position.seq_no"), attrgetter("segment")
 
 
 @dataclass(slots=True)
@@ -277,10 +269,6 @@ class Index:
             end += 1
         return places[start:end]
 
-    def up_to(self, position: Position) -> int:
-        """Return the number of places up to a position."""
-        return bisect_right(self.places, position, key=_position)
-
     def before_segment(self, number: int) -> int:
         """Return the number of places in segments older than this one."""
         return bisect_left(self.places, number, key=_segment)
@@ -291,7 +279,7 @@ class Index:
         """
         number = bisect_right(self.places, seq_no, key=_seq_no)
         while number and self.places[number - 1].size == self.places[number - 1].body_at:
-            number -= 1  # Marks at the same seq_no stand behind the last delivered batch.
+            number -= 1  # Marks at the same seq_no come after the last delivered batch.
         return number
 
     def lines_end(self, count: int) -> int:

@@ -28,7 +28,7 @@ def send_at_once(transport: asyncio.BaseTransport) -> None:
     """
     sock = _tcp_socket(transport)
     if sock is not None:
-        with contextlib.suppress(OSError):  # The other end is gone already; macOS says so here.
+        with contextlib.suppress(OSError):  # macOS raises this if the other end has closed the connection.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -69,7 +69,7 @@ async def connect(host: str, port: int, patience_s: float) -> socket.socket:
     async with asyncio.timeout(patience_s):
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError:  # A name that can't be one, as "a..b".
+        except UnicodeError:  # Not a host name, such as "a..b".
             raise failure from None
         for family, kind, protocol, _, address in found:
             sock = socket.socket(family, kind, protocol)
@@ -148,7 +148,7 @@ def raise_descriptor_limit(needed: int) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (hard, needed):
         if wanted != resource.RLIM_INFINITY and wanted > limit:
-            with contextlib.suppress(ValueError, OSError):  # macOS: the hard limit may be above what a process gets.
+            with contextlib.suppress(ValueError, OSError):  # macOS may refuse its own hard limit.
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
                 break
     return descriptor_limit()

@@ -1,16 +1,15 @@
-"""Links between nodes: one TCP connection in each direction between any two nodes.
+"""Links between nodes: two TCP connections between any two nodes, one for each direction.
 
-A node dials every peer again and again. It sends its frames on the connection that it dialled, and receives on those
-that it accepted. So exactly one node is responsible for opening a link again, and the core receives LinkUp and LinkDown
-in order with the frames before and after.
+A node dials every peer again and again. It sends its frames on the connection that it dialled and receives on those
+that it accepted. So each link has one owner, which reopens it, and the core gets LinkUp and LinkDown in order with the
+frames.
 
-A dead process is detected because its port refuses connections. Whenever a link is lost, or the peer's own connection
-to this node closes, the node dials the peer at once; if that fails, the core receives LinkDown. Failover starts there
-(F2).
+A closed port shows that a process has ended. When a link is lost, or the peer's own connection to this node closes, the
+node dials the peer at once. The core gets LinkDown only if that fails. Failover starts there (F2).
 
-A network that drops packets closes no connection. If the peer's system acknowledges nothing on a link, the node dials a
-second connection beside the first. The first stays until the peer is proven on the second, so that a stopped peer loses
-no data (L1).
+A network that drops packets closes no connection. If the peer's system acknowledges nothing, the node dials a second
+connection. The first one stays until the peer is proven on the second, so that a peer whose process is stopped loses
+nothing (L1).
 """
 
 from __future__ import annotations
@@ -52,45 +51,37 @@ Address: TypeAlias = tuple[str, int]
 """(host, port)"""
 
 UNPROVEN_HEADER_BYTES: Final = 4096
-"""Maximum size of a frame before the proof; such frames have no body."""
+"""The longest header before the proof; such frames have no body."""
 PAUSE_FIRST_S: Final = 0.02
 PAUSE_MAX_S: Final = 0.25
 SHORT_LIFE_S: Final = 1.0
-"""A link that lives for less than this counts as a failed attempt, from the second time on, so it is not opened again
-at once.
-"""
+"""A link that was open for less time counts as a failed attempt, except once: otherwise a node could dial endlessly
+without a pause."""
 PROBE_S: Final = 1
-"""Interval at which the kernel probes an idle link, so that a link to a machine that is gone or has restarted is lost.
-"""
+"""The kernel probes a link after this idle time. So a link to a machine that vanished or was restarted is lost."""
 MEETING_MAX_S: Final = 32.0
-"""Maximum wait of a connection beside a silent one, if the peer's system accepted it but its process, perhaps stopped,
-does not answer.
-"""
+"""The longest handshake on a second connection: the peer's system accepts it even if the peer's process is stopped."""
 
 
-class PeerIsStranger(LinkRefused):
-    """The data directory of a proven peer is not the one by which the member is known. Rule: M4."""
-
-
-class MemberIsAlive(LinkRefused):
-    """A process with --rebuild uses the id of a member whose own process answers at the member's address. Rule: M4."""
+class UnknownMember(LinkRefused):
+    """A proven peer has another data directory than the one known for this member. Rule: M4."""
 
 
 class NotNeeded(LinkRefused):
-    """The connection beside which this one was dialled is no longer silent."""
+    """The first connection works again, so the second is not needed."""
 
 
 class Links:
     """All links of a node.
 
     Args:
-        credentials: returns the node's own data for the handshake; called for every link.
-        addresses: the address of each peer.
-        take: called with every input for the core, in order.
-        report: called with every event, and the address of the host that caused it, or "".
-        tls: contexts for links and the port; None: no TLS.
-        stranger: returns why a proven peer is refused, or None; called before a link is opened.
-        silence_s: a link on which nothing is acknowledged for this time is dialled again.
+        credentials: returns what the node says about itself; called for every link.
+        addresses: where to dial each peer.
+        take: gets every input for the core, in order.
+        report: gets every event, and the address of the host that caused it, if known.
+        tls: for the links and the port; None: no TLS.
+        unknown_member: returns the event if a proven peer must be refused, else None; called before a link is opened.
+        silence_s: a second connection is dialled when nothing was acknowledged for this time.
     """
 
     def __init__(
@@ -102,11 +93,11 @@ class Links:
         rng: Random,
         limits: Limits,
         tls: NodeTls | None = None,
-        stranger: Callable[[Proven], UnknownMemberRefused | None] = lambda who: None,
+        unknown_member: Callable[[Proven], UnknownMemberRefused | None] = lambda who: None,
         silence_s: float = 1.0,
     ) -> None:
         self.credentials, self.take, self.report, self.limits = credentials, take, report, limits
-        self.tls, self._stranger, self.silence_s = tls, stranger, silence_s
+        self.tls, self._unknown_member, self.silence_s = tls, unknown_member, silence_s
         self._refusals: dict[NodeId, str] = {}
         self._accepted: dict[NodeId, Accepted] = {}
         self._unproven: dict[Accepted, None] = {}
@@ -115,33 +106,33 @@ class Links:
         self.bytes_in = self.bytes_out = 0
 
     def start(self) -> None:
-        """Begin to dial all peers."""
+        """Begin to dial."""
         for outgoing in self._dialled.values():
             outgoing.start()
 
     def accept(self) -> Accepted:
-        """Return the protocol for a connection that began like a node's."""
+        """Return the protocol for a new connection of a node."""
         return Accepted(self)
 
     def send(self, peer: NodeId, buffers: Sequence[bytes]) -> None:
-        """Send whole frames; without a link they are lost."""
+        """Send whole frames. Without a link they are lost."""
         self._dialled[peer].send(buffers)
 
     async def close(self) -> None:
-        """Stop dialling and drop every link."""
+        """Stop dialling and close all links."""
         await asyncio.gather(*(outgoing.close() for outgoing in self._dialled.values()))
         for accepted in [*self._accepted.values(), *self._unproven]:
             accepted.drop()
 
-    # ---- what connections tell ----------------------------------------------------------------------
+    # ---- from connections ---------------------------------------------------------------------------
 
     @property
     def unproven(self) -> int:
-        """The number of connections that began like a node's and are not proven."""
+        """Number of accepted connections that are not proven yet."""
         return len(self._unproven)
 
     def arrived(self, accepted: Accepted) -> None:
-        """Close the oldest unproven connection if there are too many, so that they cannot lock out a node."""
+        """Add an unproven connection. If there are too many, close the oldest, so that members can still connect."""
         if len(self._unproven) >= self.limits.max_unproven:
             oldest = next(iter(self._unproven))
             del self._unproven[oldest]
@@ -149,35 +140,35 @@ class Links:
         self._unproven[accepted] = None
 
     def examine(self, who: Proven) -> None:
-        """Refuse a proven peer with another data directory than the member's, before any link of the member is dropped.
+        """Refuse a proven peer with another data directory than the member's, before the member's links are closed.
 
         Raises:
-            PeerIsStranger: the refusal, which was reported. Rule: M4.
+            UnknownMember: reported already. Rule: M4.
         """
-        refused = self._stranger(who)
+        refused = self._unknown_member(who)
         if refused is not None:
             if self._is_news(who.peer, refused.line()):
                 self.report(refused)
-            raise PeerIsStranger(refused.line())
+            raise UnknownMember(refused.line())
 
     def examine_arrived(self, who: Proven) -> None:
-        """Also refuse a rebuild under the id of a member that is alive, before any link of the member is dropped.
+        """Also refuse a rebuild under the id of a living member, whose links must not be closed.
 
-        The member's address shows whether it is alive: if its process has ended, this node's link to it is lost, or
-        leads to the rebuilt process.
+        The process at the member's address is the member: once it has ended, this node's link to it is lost, or leads
+        to the rebuilding process.
 
         Raises:
-            LinkRefused: the peer is refused, here or by examine(). Rule: M4.
+            LinkRefused: see above, and examine(). Rule: M4.
         """
         self.examine(who)
         known = self._dialled[who.peer].known_identity
         if who.rebuilding and known not in ("", who.identity):
-            raise MemberIsAlive(
+            raise LinkRefused(
                 f"node_{who.peer} is alive with data directory {known}: end that process before a --rebuild"
             )
 
     def proven(self, accepted: Accepted, who: Proven) -> None:
-        """Use a peer's connection to this node; it replaces an older one, which the peer must have lost."""
+        """Add a proven connection of a peer. It replaces an older one, which the peer must have lost."""
         self._unproven.pop(accepted, None)
         older = self._accepted.get(who.peer)
         self._accepted[who.peer] = accepted
@@ -193,35 +184,36 @@ class Links:
             del self._accepted[peer]
             self._dialled[peer].doubt()
 
-    def refused_there(self, peer: NodeId, reason: str) -> None:
-        """Report that the process at a peer's address refuses this node, or is refused: the configuration is wrong."""
+    def refused_by_peer(self, peer: NodeId, reason: str) -> None:
+        """Report that the link to a peer was refused at its address, by either end: the configuration is wrong."""
         if self._is_news(peer, f"to {reason}"):
             self.report(PeerRefused(peer, reason))
 
-    def refused_here(self, claimed: NodeId, reason: str, address: str) -> None:
-        """Report a refused process that claims to be this peer. Any program can claim that, so it is no fault of this
-        cluster.
-        """
+    def refused_peer(self, claimed: NodeId, reason: str, address: str) -> None:
+        """Report that a connection claiming to be this peer was refused. Any program can claim that."""
         if self._is_news(claimed, f"from {reason}"):
             known = claimed in self._dialled
-            self.report(BadInput(f"a link said to be from node_{claimed}" if known else "a link", reason), address)
+            self.report(
+                BadInput(f"a link that claims to be from node_{claimed}" if known else "a link", reason), address
+            )
 
     def _is_news(self, peer: NodeId, refusal: str) -> bool:
-        """Return whether this refusal differs from the last one of the peer, because a refused node tries again and
-        again.
-        """
+        """Return whether this refusal differs from the last one of the peer: a refused node tries again and again."""
         key = peer if peer in self._dialled else 0
         known = self._refusals.get(key)
         self._refusals[key] = refusal
         return known != refusal
 
 
-# ---- the connection that we dialled: frames go out ------------------------------------------------
+# ---- dialled connections: frames go out ------------------------------------------------------------
 
 
 class Dialled(asyncio.Protocol):
-    """One dialled connection to a peer. `met` is the proven peer, set after the handshake; `lost` is why the connection
-    ended.
+    """One connection to a peer.
+
+    Attributes:
+        met: set to the peer once both ends are proven.
+        lost: set to the reason when the connection is lost.
     """
 
     def __init__(self, handshake: Dialling, tls: NodeTls | None, examine: Callable[[Proven], None]) -> None:
@@ -255,42 +247,44 @@ class Dialled(asyncio.Protocol):
                 elif isinstance(message, PeerRefusal):
                     raise LinkRefused(f"it says: {brief(message.reason)}")
                 else:
-                    raise LinkRefused(f"it sent {type(message).__name__} on a link that is ours to send on")
+                    raise LinkRefused(f"it sent {type(message).__name__} on a link on which only this node sends")
         except (FrameError, LinkRefused) as error:
-            self._end(error)
+            self.reset(error)
 
     def eof_received(self) -> bool:
-        self.transport.abort()  # Not close(): what waits in the buffer has nobody to go to.
+        self.reset(ConnectionResetError("closed by the peer"))  # Buffered frames can't be delivered any more.
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._end(error or ConnectionResetError("closed by the peer"))
-        if not self.lost.done():  # Cancelled, with its waiter, where this node is stopping.
-            self.lost.set_result(describe(error) if error else "closed by the peer")
+        self.reset(error or ConnectionResetError("closed by the peer"))
 
-    def _end(self, error: Exception) -> None:
+    def reset(self, error: Exception) -> None:
+        """Close the connection and drop its buffer, for this reason."""
         if not self.met.done():
             self.met.set_exception(error)
-            self.met.exception()  # Retrieved: nobody may be waiting any more.
+            self.met.exception()  # Otherwise asyncio complains if there is no waiter any more.
+        if not self.lost.done():  # It is cancelled together with its waiter if the node is stopping.
+            self.lost.set_result(describe(error))
         self.transport.abort()
 
 
 class Outgoing:
-    """The sending half of the link to one peer, which dials again after each loss."""
+    """The link on which this node sends to one peer: dialled, lost, dialled again, until close()."""
 
     def __init__(self, links: Links, peer: NodeId, address: Address, rng: Random) -> None:
         self._links, self._peer, self._address, self._rng = links, peer, address, rng
-        self._buffer_max_bytes = links.limits.link_buffer_bytes  # Past it the link is reset: no peer fills our memory.
+        self._buffer_max_bytes = links.limits.link_buffer_bytes  # With more, the link is reset.
         self._handshake_s = links.limits.handshake_ms / 1000
-        # The system repeats a lost SYN after a second: a fresh attempt comes earlier.
+        # The system repeats a lost SYN after a second; a new attempt is sooner.
         self._reach_s = min(links.silence_s / 2, self._handshake_s)
         self._connection: Dialled | None = None
         self._identity = ""
-        """Identity of the data directory at the other end of the connection."""
+        """Of the peer's data directory, as this connection showed it."""
         self._hurry = asyncio.Event()
         self._up = False
-        """The core has received LinkUp, and no LinkDown since."""
+        """Whether the core's latest input about this link was LinkUp."""
         self._complained = False
+        """Whether the latest event about this link was PeerLost."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -298,12 +292,12 @@ class Outgoing:
 
     @property
     def known_identity(self) -> str:
-        """The identity that the peer showed on the open connection; "" without an open connection."""
+        """Identity of the peer's data directory; "" without an open connection."""
         connection = self._connection
         return "" if connection is None or connection.transport.is_closing() else self._identity
 
     def send(self, buffers: Sequence[bytes]) -> None:
-        """Send whole frames on the open connection; without one they are lost."""
+        """Send whole frames. Without an open connection they are lost."""
         connection = self._connection
         if connection is None or connection.transport.is_closing():
             return
@@ -311,17 +305,16 @@ class Outgoing:
         self._links.bytes_out += sum(map(len, buffers))
         waiting = connection.transport.get_write_buffer_size()
         if waiting > self._buffer_max_bytes:
-            self._links.report(
-                BadInput(f"link to node_{self._peer}", f"{waiting} bytes unsent, allowed {self._buffer_max_bytes}")
-            )
-            connection.transport.abort()
+            reason = f"{waiting} bytes unsent, allowed {self._buffer_max_bytes}"
+            self._links.report(BadInput(f"link to node_{self._peer}", reason))
+            connection.reset(ConnectionResetError(reason))
 
     def hurry(self) -> None:
-        """Dial at once, because the peer is known to be alive."""
+        """Dial now: the peer is alive."""
         self._hurry.set()
 
     def doubt(self) -> None:
-        """Test at once whether the peer still listens, because its own connection has closed."""
+        """Check at once whether the peer still listens: its own connection to this node was closed."""
         if self._connection is not None:
             self._spawn(self._verify(self._connection))
 
@@ -339,16 +332,14 @@ class Outgoing:
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Report an error of the dialling task at once: no other task awaits it, and without it the link would stay
-        down.
-        """
+        """Report an exception of a task, which ends the node: without the task, the link would stay down."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            told = {"message": f"the link to node_{self._peer}", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(told)
+            what = {"message": f"the link to node_{self._peer}", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(what)
 
     async def _keep(self) -> None:
-        """Dial at once after a loss, then at growing intervals."""
+        """Keep the link open: dial at once after a loss, then with growing pauses."""
         failures = 0
         while True:
             connection = await self._dial()
@@ -360,48 +351,49 @@ class Outgoing:
                 failures = failures + 1 if short else 0
                 if failures < 2:
                     continue
-                self._tell_down(reason)
+                self._set_down(reason)
             failures += 1
             self._hurry.clear()
             pause = min(PAUSE_FIRST_S * 2 ** min(failures - 1, 10), PAUSE_MAX_S) * (0.5 + self._rng.random())
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # Python 3.11's wait_for() would swallow close() beside hurry().
+                # Not wait_for(): that of Python 3.11 loses a cancellation by close() that coincides with hurry().
+                async with asyncio.timeout(pause):
                     await self._hurry.wait()
 
     async def _dial(self) -> Dialled | None:
-        """Try once to open the link. Return None if that failed; the failure was reported."""
+        """Make one attempt; return None if it failed, which is reported then."""
         try:
             sock = await self._reach()
             connection, who = await self._meet(sock, self._handshake_s, self._links.examine)
         except LinkRefused as error:
-            if not isinstance(error, PeerIsStranger):
-                self._links.refused_there(self._peer, str(error))
-            self._tell_down(str(error))
+            if not isinstance(error, UnknownMember):
+                self._links.refused_by_peer(self._peer, str(error))
+            self._set_down(str(error))
         except TimeoutError:
-            self._tell_down("no answer")
+            self._set_down("no answer")
         except (OSError, FrameError) as error:
-            self._tell_down(describe(error))
+            self._set_down(describe(error))
         else:
-            self._tell_up(connection, who)
+            self._set_up(connection, who)
             return connection
         return None
 
     async def _reach(self) -> socket.socket:
-        """Connect to the peer's system.
+        """Open a TCP connection to the peer.
 
         Raises:
-            OSError: the system refused, or did not answer.
+            OSError: the peer's system refused it or did not answer.
         """
         return await connect(*self._address, self._reach_s)
 
     async def _meet(
         self, sock: socket.socket, patience_s: float, examine: Callable[[Proven], None]
     ) -> tuple[Dialled, Proven]:
-        """Complete the handshake with the peer's process.
+        """Perform the handshake with the peer's process.
 
         Raises:
-            TimeoutError: the process does not answer.
-            OSError, LinkRefused, FrameError: the process, or `examine`, refuses the link.
+            TimeoutError: it does not answer.
+            OSError, LinkRefused, FrameError: the peer or `examine` refuses the link.
         """
         tls, connection = self._links.tls, None
         handshake = Dialling(self._links.credentials(), self._peer, secrets.token_hex(NONCE_BYTES))
@@ -420,7 +412,7 @@ class Outgoing:
             raise
 
     async def _stay(self, connection: Dialled) -> str:
-        """Wait until the connection, and each that replaced it, is lost. Return why."""
+        """Wait until the connection, and each one that replaces it, is lost; return the reason."""
         watching = self._spawn(self._watch())
         try:
             while True:
@@ -432,7 +424,7 @@ class Outgoing:
             watching.cancel()
 
     async def _watch(self) -> None:
-        """Examine the connection at equal intervals; if it is silent, dial another one beside it. Rule: L1."""
+        """Examine the connection at equal intervals; if it is silent, dial a second one. Rule: L1."""
         silence, patience_s = Silence(), self._handshake_s
         looked = time.monotonic()
         while (current := self._connection) is not None:
@@ -440,61 +432,59 @@ class Outgoing:
             before, looked = looked, time.monotonic()
             waits, quiet_s = unacknowledged(current.transport)
             if not silence.look(waits, quiet_s <= looked - before):
-                if self._complained:  # Heard again before a second connection was needed.
-                    self._tell_connected()
+                if self._complained:  # The first connection works again before a second was open.
+                    self._report_connected()
                     patience_s = self._handshake_s
                 continue
-            self._tell_lost(f"nothing acknowledged for {quiet_s:.1f} s")
+            self._report_lost(f"nothing acknowledged for {quiet_s:.1f} s")
             try:
                 sock = await self._reach()
-            except ConnectionRefusedError:
-                current.transport.abort()  # _keep dials once more, is refused too, and says so.
+            except ConnectionRefusedError as error:
+                current.reset(error)  # _keep() dials once more, is refused as well, and reports it.
                 return
             except OSError:
                 continue
             try:
                 fresh, who = await self._meet(sock, patience_s, lambda who: self._examine_beside(current, who))
             except NotNeeded:
-                self._tell_connected()
+                self._report_connected()
                 silence, patience_s = Silence(), self._handshake_s
             except TimeoutError:
                 patience_s = min(patience_s * 2, MEETING_MAX_S)
-            except LinkRefused:
-                current.transport.abort()
+            except LinkRefused as error:
+                current.reset(error)
                 return
             except (OSError, FrameError):
                 continue
             else:
-                self._tell_up(fresh, who)
-                current.transport.abort()
+                self._set_up(fresh, who)
+                current.reset(ConnectionResetError("replaced by a second connection"))
                 silence, patience_s = Silence(), self._handshake_s
 
     def _examine_beside(self, current: Dialled, who: Proven) -> None:
-        """Refuse a connection beside one that is no longer silent: the peer was stopped, and will read what waits
-        there.
-        """
+        """Refuse the second link if the first one works again: the peer was stopped, and will read what waits there."""
         _, quiet_s = unacknowledged(current.transport)
         if quiet_s < self._links.silence_s / LOOKS:
             raise NotNeeded("the older connection is heard again")
         self._links.examine(who)
 
-    def _tell_up(self, connection: Dialled, who: Proven) -> None:
+    def _set_up(self, connection: Dialled, who: Proven) -> None:
         self._connection, self._identity = connection, who.identity
         self._up = True
-        self._tell_connected()
+        self._report_connected()
         self._links.take(self._peer, LinkUp(who.identity, who.rebuilding, True, who.promised))
 
-    def _tell_connected(self) -> None:
+    def _report_connected(self) -> None:
         self._complained = False
         self._links.report(PeerConnected(self._peer))
 
-    def _tell_lost(self, reason: str) -> None:
+    def _report_lost(self, reason: str) -> None:
         if not self._complained:
             self._complained = True
             self._links.report(PeerLost(self._peer, reason))
 
-    def _tell_down(self, reason: str) -> None:
-        self._tell_lost(reason)
+    def _set_down(self, reason: str) -> None:
+        self._report_lost(reason)
         if self._up:
             self._up = False
             self._links.take(self._peer, LinkDown())
@@ -505,11 +495,11 @@ class Outgoing:
             async with asyncio.timeout(self._handshake_s):
                 probe, _ = await loop.create_connection(asyncio.Protocol, *self._address)
             probe.abort()
-        except OSError:
-            connection.transport.abort()  # _keep dials once more, is refused too, and says so.
+        except OSError as error:
+            connection.reset(error)  # _keep() dials once more, is refused as well, and reports it.
 
 
-# ---- the connection that we accepted: frames come in ----------------------------------------------
+# ---- accepted connections: frames come in ----------------------------------------------------------
 
 
 class Accepted(asyncio.Protocol):
@@ -524,7 +514,7 @@ class Accepted(asyncio.Protocol):
         """The peer, once it is proven."""
         self._claimed: NodeId = 0
         self._has_certificate = True
-        """True if the peer has a certificate, or needs none."""
+        """Also true if no certificate is needed."""
         self._timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport
 
@@ -564,7 +554,7 @@ class Accepted(asyncio.Protocol):
         self.transport.abort()
 
     def _take_greeting(self, data: bytes) -> bytes:
-        """Remove the preamble and return the bytes after it, which are frames."""
+        """Check and remove the preamble; return the rest, which is frames."""
         greeting = self._greeting + data
         self._greeting = greeting[: len(PREAMBLE)]
         if not PREAMBLE.startswith(self._greeting):
@@ -596,16 +586,16 @@ class Accepted(asyncio.Protocol):
                 raise FrameError(f"{type(message).__name__} out of turn")
 
     def _refuse(self, error: LinkRefused | FrameError) -> None:
-        """Send the reason, and close."""
+        """Send the reason and close."""
         reason = brief(error)
-        if not isinstance(error, PeerIsStranger):
-            self._links.refused_here(self._claimed, reason, address_of(self.transport))
+        if not isinstance(error, UnknownMember):
+            self._links.refused_peer(self._claimed, reason, address_of(self.transport))
         self.transport.writelines(encode_frame(PeerRefusal(reason)))
         self.transport.close()
 
 
 def describe(error: BaseException) -> str:
-    """Return the operating system's description of an error, without address and number."""
+    """Return the system's reason, without address and error number."""
     if isinstance(error, ssl.SSLError):
         return describe_tls(error)
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from nodeproc.client_tui import TOKEN_VARIABLE, keyboard, parse, printable, split_messages
+from nodeproc.client_tui import LINE_BYTES, TOKEN_VARIABLE, keyboard, parse, read_lines, split_messages
+from nodeproc.eventlog import printable
 from nodeproc.lines import Chat, Hello, StatusRequest
 from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster
@@ -460,6 +462,26 @@ def test_a_terminated_chat_gives_the_terminal_back() -> None:
 )
 def test_nothing_in_a_message_commands_the_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_an_input_line_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(b"x" * (4 * LINE_BYTES) + b"\nnext\n")
+
+    async def story() -> list[bytes]:
+        return b"".join([lines async for lines in read_lines()]).splitlines()
+
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        writer = threading.Thread(target=write)
+        writer.start()
+        first, last = asyncio.run(story())
+        writer.join()
+    assert set(first) == {ord("x")} and LINE_BYTES <= len(first) < 2 * LINE_BYTES
+    assert last == b"next"
 
 
 def test_input_is_split_at_newlines_only_and_broken_utf8_is_replaced() -> None:

@@ -32,7 +32,7 @@ def begin(*arguments: str, path: Path = ROOT) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize(
     ("arguments", "start"),
-    [(NODE, "nodeproc: the package msgspec is missing in "), (CHAT, "chat: the package msgspec is missing in ")],
+    [(NODE, "nodeproc: the package msgspec is missing in "), (CHAT, "chat: the package prompt_toolkit is missing in ")],
 )
 def test_without_packages_one_line_says_what_brings_them_along(arguments: tuple[str, ...], start: str) -> None:
     code, (line,) = begin(*arguments)
@@ -50,7 +50,8 @@ def test_an_installed_package_names_no_file_of_a_checkout(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("arguments", "code"), [(NODE, 0), (CHAT, 130)])
 def test_ctrl_c_during_the_imports_is_no_traceback(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
-    (tmp_path / "msgspec.py").write_text("raise KeyboardInterrupt")
+    for first in ("msgspec.py", "prompt_toolkit.py"):
+        (tmp_path / first).write_text("raise KeyboardInterrupt")
     assert begin(*arguments, path=tmp_path) == (code, [])
 
 

@@ -152,7 +152,7 @@ def test_clients_with_and_without_tls_do_not_meet(run: Run, papers: Papers, tmp_
             port = member.port
             with pytest.raises(Unreachable):
                 await status("127.0.0.1", port, TOO_LONG_S)
-            with pytest.raises(Unreachable, match="its certificate does not count"):
+            with pytest.raises(Unreachable, match="its certificate is not accepted"):
                 await status("127.0.0.1", port, TOO_LONG_S, tls=client_tls(str(stranger.ca)))
             assert member.events().count("bad_input") >= 1
         async with running(tmp_path) as member:

@@ -68,7 +68,7 @@ class End:
             random.Random(1),
             self._limits,
             self._tls,
-            self._stranger,
+            self._unknown_member,
             self._silence_s,
         )
         tls = self._tls.accepting if self._tls is not None else None
@@ -82,7 +82,7 @@ class End:
             self._entrance = None
             await self.links.close()
 
-    def _stranger(self, who: Proven) -> UnknownMemberRefused | None:
+    def _unknown_member(self, who: Proven) -> UnknownMemberRefused | None:
         refused = self.known and who.identity != self.known
         return UnknownMemberRefused(who.peer, self.known, who.identity) if refused else None
 
@@ -416,6 +416,7 @@ def test_a_peer_that_reads_nothing_costs_a_bounded_buffer(run: Run) -> None:
             await one.told(IN_2)
             await two.told(IN_1)
             two.links._accepted[1].transport.pause_reading()
+            lost = one.links._dialled[2]._connection.lost
             frame = encode_frame(Join(START)) * 1000
             for _ in range(400):
                 one.links.send(2, frame)
@@ -425,6 +426,7 @@ def test_a_peer_that_reads_nothing_costs_a_bounded_buffer(run: Run) -> None:
             await one.until(lambda: [message for _, message in one.inputs].count(UP_2) == 2)
             bad = [event for event in one.events if isinstance(event, BadInput)]
             assert bad and bad[0].peer == "link to node_2" and "allowed 1048576" in bad[0].reason
+            assert lost.result() == bad[0].reason  # Not "closed by the peer".
 
     run(story())
 

@@ -307,7 +307,7 @@ def test_the_limits_may_grow_between_two_frames() -> None:
 
 def test_a_body_where_none_belongs_is_refused() -> None:
     head = frame(Vote(4))[records.PREFIX.size :]
-    with pytest.raises(FrameError, match="a body of 3 bytes behind Vote, which has none"):
+    with pytest.raises(FrameError, match="a body of 3 bytes after Vote, which has none"):
         list(frames.FrameDecoder().feed(records.PREFIX.pack(len(head), 3, crc32(head)) + head + b"abc"))
 
 

@@ -54,14 +54,14 @@ class House(Struct, forbid_unknown_fields=True):
 )
 def test_an_error_names_place_found_and_allowed(text: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        yamlfile.load_as("h.yml", House, text=text)
+        yamlfile.parse("h.yml", text=text).convert(House)
     assert complaint in f"{caught.value}\n"
 
 
 def complaint(text: str) -> list[str]:
     """The lines of the error that a text gives."""
     with pytest.raises(ConfigError) as caught:
-        yamlfile.load_as("h.yml", House, text=text)
+        yamlfile.parse("h.yml", text=text).convert(House)
     return str(caught.value).splitlines()
 
 
@@ -84,7 +84,7 @@ def test_of_a_long_line_the_part_around_the_place_is_shown() -> None:
 
 def test_a_problem_says_file_line_column_and_what_is_allowed() -> None:
     with pytest.raises(FileProblem) as caught:
-        yamlfile.load_as("h.yml", House, text="name: a\ncolour: grene")
+        yamlfile.parse("h.yml", text="name: a\ncolour: grene").convert(House)
     problem = caught.value
     assert (problem.path, problem.line, problem.column, problem.allowed) == ("h.yml", 2, 9, ("green", "red"))
     assert problem.message == 'colour: found "grene" (did you mean green?), allowed green, red'
@@ -126,7 +126,7 @@ def test_what_is_no_yaml_is_said_in_our_words(text: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("05001", "found 05001, which is 5001 or, in octal, 2561: write the one that is meant, text in quotes"),
+        ("05001", "found 05001, which is 5001 or, in octal, 2561: write the intended one, text in quotes"),
         ("-010", "-10 or, in octal, -8"),
         ("+07", "7 or, in octal, 7"),
         ("00", "0 or, in octal, 0"),
@@ -238,7 +238,7 @@ def test_merge_keys_expand_to_a_bounded_number_of_values() -> None:
 
 
 def test_plain_words_stay_words_and_numbers_are_numbers() -> None:
-    house = yamlfile.load_as("h.yml", House, text="name: 2024-01-01\non: off\nheight: 1e3")
+    house = yamlfile.parse("h.yml", text="name: 2024-01-01\non: off\nheight: 1e3").convert(House)
     assert (house.name, house.on, house.height) == ("2024-01-01", "off", 1000.0)
 
 
@@ -251,10 +251,10 @@ def test_a_caller_can_place_its_own_complaint() -> None:
 
 def test_an_unreadable_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        yamlfile.load_as(tmp_path / "none.yml", House)
+        yamlfile.parse(tmp_path / "none.yml").convert(House)
     (tmp_path / "latin.yml").write_bytes(b"name: \xe9")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 6"):
-        yamlfile.load_as(tmp_path / "latin.yml", House)
+        yamlfile.parse(tmp_path / "latin.yml").convert(House)
 
 
 @pytest.mark.parametrize("tag", ["!!int", "!!float", "!!bool", "!!timestamp", "!!binary", "!!str", "!!set", "!", "!x"])
