@@ -1,4 +1,4 @@
-"""The rows of history.jsonl, faults.jsonl and frames.jsonl, and the content of meta.json: the judges' input.
+"""The rows of history.jsonl, faults.jsonl and frames.jsonl, and the content of meta.json: the input of the judges.
 
 Each file of rows holds one JSON object a line; history.jsonl is ordered by t. All times are CLOCK_MONOTONIC nanoseconds
 (time.monotonic_ns). A run has one host, so the times of different processes can be compared.
@@ -131,7 +131,7 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
     t_healed: int = 0
     """When the effect ended: node back, rule removed; 0 if that never happened in this run, or cannot happen."""
     asked: str = ""
-    """The step in the scenario's words; "" if no step asked for the action."""
+    """The step as the scenario writes it; "" if no step requested the action."""
     round: int = 0
     """For a nemesis: the number of the fault, from 1."""
 

@@ -186,14 +186,11 @@ def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[s
         if how.mutant:
             from lab.mutants.catalogue import mutated
 
-            stack.enter_context(
-                mutated(how.mutant)
-            )  # In a live run this changes the clients, which are in this process.
+            stack.enter_context(mutated(how.mutant))  # In a live run this changes the clients, which run in here.
         if how.sim:
             from lab.sim import simulator
 
-            quiet = lambda text: None  # noqa: E731
-            simulator.run(scenario, run, seed=seed, progress=quiet, mutant=how.mutant, frames=how.frames)
+            simulator.run(scenario, run, seed=seed, mutant=how.mutant, frames=how.frames)
         else:
             from lab.live import live
 
@@ -262,7 +259,7 @@ class Progress:
     """
 
     def __init__(self, name: str, *, brief: bool = False) -> None:
-        self._name, self._brief, self._open, self._told = name, brief, False, False
+        self._name, self._brief, self._open, self._has_printed = name, brief, False, False
 
     def __call__(self, text: str) -> None:
         if sys.stderr.isatty():
@@ -271,9 +268,9 @@ class Progress:
             self._open = True
         elif not self._brief:
             print(f"{self._name}: {text}", file=sys.stderr, flush=True)
-        elif not self._told:
+        elif not self._has_printed:
             print(self._name, file=sys.stderr, flush=True)
-            self._told = True
+            self._has_printed = True
 
     def close(self) -> None:
         """Clear the line."""

@@ -89,7 +89,7 @@ def drawn(setting: Setting, nodes: int, seed: int) -> Scenario:
 
 def leaderless_s(setting: Setting, nodes: int, seed: int) -> float:
     """Return the seconds from the cut to the acknowledgement; inf if there is none within WITHIN_S."""
-    simulation = Simulation(drawn(setting, nodes, seed), seed, lambda text: None)
+    simulation = Simulation(drawn(setting, nodes, seed), seed)
     simulation.carry_out()
     rows = simulation.online.rows
     asked = next(row.t for row in rows if isinstance(row, Invoke))

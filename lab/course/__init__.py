@@ -1,1 +1,1 @@
-"""The course of a run, the same on real processes and in virtual time."""
+"""What the live and the simulated world share."""

@@ -143,7 +143,7 @@ class Link(Generic[Cargo]):
         self.rule, self._named = rule, 0
         if rule is None:
             if self._held is not None:
-                self._let_go(now)
+                self._release(now)
             entries = sorted(self._queue)
             self._queue = [entry._replace(due=now) for entry in entries]
             self._free_at = self._line_free_at = now
@@ -185,7 +185,7 @@ class Link(Generic[Cargo]):
     def leave(self, now: float) -> list[Cargo]:
         """Return the frames that have arrived by now, in their order of arrival."""
         if self._held is not None and self._held.until <= now:
-            self._let_go(self._held.until)
+            self._release(self._held.until)
         arrived = []
         while self._queue and self._queue[0].due <= now:
             arrived.append(heapq.heappop(self._queue).cargo)
@@ -225,9 +225,9 @@ class Link(Generic[Cargo]):
             held.left -= 1
             held.overtaken = True
             if held.left <= 0:
-                self._let_go(self._free_at)
+                self._release(self._free_at)
 
-    def _let_go(self, due: float) -> None:
+    def _release(self, due: float) -> None:
         assert self._held is not None
         self.counts.overtaken += self._held.overtaken
         cargo, self._held = self._held.cargo, None

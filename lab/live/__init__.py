@@ -1,1 +1,1 @@
-"""Making it happen: real processes, real sockets, real load; the outcome is a run directory."""
+"""The live world: real processes, real sockets and real load."""

@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 
-ASK_EVERY_MS = 100
+POLL_EVERY_MS = 100
 """Interval at which a watcher without pidfd checks whether the program still runs."""
 EXIT_NOT_STARTED = 127
 """Exit code if the program cannot be started, as in shells."""
@@ -49,7 +49,7 @@ def watch(program: int, lifeline: int) -> None:
     """Return when the program or the harness has ended."""
     poll = select.poll()
     if not hasattr(os, "pidfd_open"):
-        watch_by_asking(program, lifeline, poll)
+        watch_by_polling(program, lifeline, poll)
         return
     try:
         ended = os.pidfd_open(program)
@@ -63,11 +63,11 @@ def watch(program: int, lifeline: int) -> None:
             os.killpg(program, signal.SIGKILL)
 
 
-def watch_by_asking(program: int, lifeline: int, poll: select.poll) -> None:
+def watch_by_polling(program: int, lifeline: int, poll: select.poll) -> None:
     """As watch(), on systems without pidfd."""
     poll.register(lifeline, select.POLLIN)
     with contextlib.suppress(ProcessLookupError):
-        while not poll.poll(ASK_EVERY_MS):
+        while not poll.poll(POLL_EVERY_MS):
             os.kill(program, 0)
         os.killpg(program, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""A process of the load, `python -m lab.live.load_worker`: orders and answers are JSON lines (lab.live.children)."""
+"""One worker of the load as a process, `python -m lab.live.load_worker`. See lab.course.load and lab.live.children."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -90,6 +89,8 @@ class LiveMachine(MachineDisk):
     ) -> None:
         super().__init__(process.node)
         self.process = process
+        self.end, self.doomed, self.ended = process.end, process.doomed, process.ended
+        self.freeze, self.wake, self.ready, self.state = process.pause, process.wake, process.ready, process.state
         self._run, self._book, self._reported_role = run, book, role
         self._rng = random.Random(f"{seed} disk {self.node}")
         self._ledger = Ledger(run.ledger(self.node)) if layered else None
@@ -147,29 +148,8 @@ class LiveMachine(MachineDisk):
         self._answered = self.starts
         return took
 
-    async def end(self, how: signal.Signals) -> NodeExit | None:
-        return await self.process.end(how)
-
-    async def freeze(self) -> bool:
-        return await self.process.pause()
-
-    def wake(self) -> None:
-        self.process.wake()
-
-    async def ready(self) -> float:
-        return await self.process.ready()
-
-    def state(self) -> str:
-        return self.process.state()
-
     def says(self) -> str:
         return last_line(self._run.node_log(self.node))
-
-    async def doomed(self, patience_s: float) -> bool:
-        return await self.process.doomed(patience_s)
-
-    async def ended(self, patience_s: float) -> bool:
-        return await self.process.ended(patience_s)
 
     def _on_end(self, node: NodeId, code: int) -> str:
         """Return the disk fault that explains an exit with an error; "" if none does."""
@@ -206,8 +186,8 @@ class LiveMachine(MachineDisk):
         return self._files.wipe()
 
     async def copy(self) -> int:
-        stopped = self.running and not self.paused and await self.process.pause()
+        stopped = self.running and not self.paused and await self.freeze()
         size = self.take_copy()
         if stopped:
-            self.process.wake()
+            self.wake()
         return size

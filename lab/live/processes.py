@@ -26,7 +26,7 @@ from nodeproc.errors import Unreachable
 READY_PATIENCE_S = 60.0
 """Maximum time from the start to the first STATUS answer. A start takes 0.2 s; busy machines and large logs need more.
 """
-ASK_AGAIN_S = 0.01
+POLL_S = 0.01
 OUBLOCK_BYTES = 512
 """Bytes per unit of ru_oublock (Linux)."""
 STATE_PATIENCE_S = 2.0
@@ -184,7 +184,7 @@ class NodeProcess:
                 answer = await status(self.host, self.port, client_token=self.client_token)
             except Unreachable as error:
                 heard = str(error)
-                await asyncio.sleep(ASK_AGAIN_S)
+                await asyncio.sleep(POLL_S)
                 continue
             if self.program is not None or answer.pid == self.pid:
                 return time.monotonic() - began
@@ -287,13 +287,13 @@ class NodeProcess:
             life.pidfd = os.pidfd_open(life.popen.pid)
             loop.add_reader(life.pidfd, self._reap, life)
         else:
-            loop.call_later(ASK_AGAIN_S, self._ask, life)
+            loop.call_later(POLL_S, self._poll, life)
 
-    def _ask(self, life: _Life) -> None:
+    def _poll(self, life: _Life) -> None:
         if os.waitid(os.P_PID, life.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             self._reap(life)
         elif not life.gone.done():
-            asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._ask, life)
+            asyncio.get_running_loop().call_later(POLL_S, self._poll, life)
 
     def _reap(self, life: _Life) -> None:
         if life.gone.done():

@@ -1,1 +1,1 @@
-"""The simulated world: the product's own core, storage and clients, in virtual time, from one seed."""
+"""The simulated world: the product's core, storage and clients in virtual time, determined by one seed."""

@@ -1,7 +1,7 @@
 """Simulate a scenario in virtual time. Steps and product code are those of a live run; all else follows from the seed.
 
-simulator.run(scenario, run, seed=7, progress=print)      fills a run directory, as lab.live.live does
-simulator.simulate(scenario, seed)                        returns the outcome only
+simulator.run(scenario, run, seed=7)      fills a run directory, as lab.live.live does
+simulator.simulate(scenario, seed)        returns the outcome only
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lab.check.online import Broken, OnlineChecks, StopAtFirst
 from lab.check.verdict import Check, Findings
 from lab.course.evidence import with_heals
 from lab.course.manifest import surroundings
-from lab.course.runner import Progress, Runner
+from lab.course.runner import Runner
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, Meta, encode_row
@@ -69,7 +69,6 @@ class Simulation:
         self,
         scenario: Scenario,
         seed: int,
-        progress: Progress,
         *,
         mutant: str = "",
         findings: type[Findings] = StopAtFirst,
@@ -87,7 +86,7 @@ class Simulation:
         self.cluster = SimCluster(scenario, seed, self.loop, self.online, self.book, draws)
         self.load = None if scenario.load is None else SimLoad(scenario.load, seed, self.environment, self.history)
         self.runner = Runner(
-            scenario, seed, progress, self.environment, self.history, self.cluster, self.load, self.book, draws
+            scenario, seed, lambda text: None, self.environment, self.history, self.cluster, self.load, self.book, draws
         )
 
     def carry_out(self) -> Outcome:
@@ -149,9 +148,7 @@ class Simulation:
         return self.runner.meta("sim", STARTED_UTC, 0, self.mutant)
 
 
-def run(
-    scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "", frames: bool = False
-) -> Outcome:
+def run(scenario: Scenario, run: RunDir, *, seed: int, mutant: str = "", frames: bool = False) -> Outcome:
     """Simulate a scenario and fill the run directory, from which the judges then decide.
 
     Args:
@@ -160,7 +157,7 @@ def run(
     """
     if frames:  # A diagram of frames also shows the nodes' events of level DEBUG.
         scenario = structs.replace(scenario, cluster=structs.replace(scenario.cluster, log_level="DEBUG"))
-    simulation = Simulation(scenario, seed, progress, mutant=mutant)
+    simulation = Simulation(scenario, seed, mutant=mutant)
     if frames:
         simulation.cluster.network.record = Frames()
     outcome = simulation.carry_out()
@@ -176,7 +173,7 @@ def simulate(scenario: Scenario, seed: int) -> Outcome:
     """
     collected = gc.isenabled()
     gc.disable()
-    simulation = Simulation(scenario, seed, lambda text: None)
+    simulation = Simulation(scenario, seed)
     try:
         return simulation.carry_out()
     finally:

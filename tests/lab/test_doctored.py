@@ -67,7 +67,7 @@ Doctor = Callable[[RunDir], object]
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RunDir(tmp_path_factory.mktemp("honest") / "honest" / "stamp")
     run.path.mkdir(parents=True)
-    simulator.run(plan.load("honest.yml", text=SCENARIO), run, seed=SEED, progress=lambda _: None)
+    simulator.run(plan.load("honest.yml", text=SCENARIO), run, seed=SEED)
     return run.path
 
 

@@ -58,7 +58,7 @@ def simulated(tmp_path: Path, steps: str, nodes: int = 3) -> tuple[list[FaultRow
         text = text.replace("steps:", "load: {clients: 2, rate: 100}\nsteps:")
     text += f"  - send: {{client: 1, via: 1, messages: [a]}}\n  - sleep: 2s\n{steps}"
     run = RunDir.create(tmp_path, "story", "stamp")
-    simulator.run(plan.load("story.yml", text=text), run, seed=7, progress=lambda _: None)
+    simulator.run(plan.load("story.yml", text=text), run, seed=7)
     return run.read_faults(), check(run, None)
 
 

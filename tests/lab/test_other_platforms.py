@@ -83,7 +83,7 @@ def test_a_program_is_ended_with_its_harness_where_there_is_no_pidfd() -> None:
     program = subprocess.Popen(["sleep", "60"], process_group=0)
     lifeline, held = os.pipe()
     os.close(held)
-    launch.watch_by_asking(program.pid, lifeline, select.poll())
+    launch.watch_by_polling(program.pid, lifeline, select.poll())
     assert program.wait(TOO_LONG_S) == -signal.SIGKILL
     os.close(lifeline)
 

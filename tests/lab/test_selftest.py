@@ -67,7 +67,7 @@ def test_the_judges_name_the_same_fed_from_memory_and_from_files(name: str, tmp_
     seed, stopped = next((seed, failure) for seed in SEEDS if (failure := play(scenario, seed, name)) is not None)
     run = RunDir(tmp_path)
     with mutated(name):
-        simulation = Simulation(scenario, seed, lambda text: None, mutant=name, findings=Findings)
+        simulation = Simulation(scenario, seed, mutant=name, findings=Findings)
         simulation.write(run, simulation.carry_out())
     verdict = check(run, None)
     by_files = [each.name for each in verdict.checks if each.result == "FAIL" and each.name != "watch"]

@@ -40,7 +40,7 @@ def test_a_rule_has_its_effect_and_is_survived(effect: str, fault: str, tmp_path
     scenario = plan.load("story.yml", text=STORY.format(fault=fault))
     for seed in (1, 2, 3):
         run = RunDir.create(tmp_path, "story", f"seed {seed}")
-        simulator.run(scenario, run, seed=seed, progress=lambda text: None)
+        simulator.run(scenario, run, seed=seed)
         assert judge(run, scenario.name, seed).exit_code == 0
         (row,) = (row for row in run.read_faults() if row.step == 2)
         assert row.effect and row.evidence[effect] > 0, row
@@ -49,7 +49,7 @@ def test_a_rule_has_its_effect_and_is_survived(effect: str, fault: str, tmp_path
 def test_a_fault_without_effect_leaves_the_run_undecided(tmp_path: Path) -> None:
     text = STORY.format(fault="link: {from: 1, to: 2, frames: [JOIN], loss: 1}")
     run = RunDir.create(tmp_path, "story", "run")
-    simulator.run(plan.load("story.yml", text=text), run, seed=1, progress=lambda text: None)
+    simulator.run(plan.load("story.yml", text=text), run, seed=1)
     result = judge(run, "story", 1)
     assert result.exit_code == 2 and result.verdict is not None
     (faults,) = (check for check in result.verdict.checks if check.name == "faults")
@@ -59,7 +59,7 @@ def test_a_fault_without_effect_leaves_the_run_undecided(tmp_path: Path) -> None
 def test_a_spoilt_frame_breaks_its_link_which_is_opened_again(tmp_path: Path) -> None:
     text = STORY.format(fault="link: {from: 3, to: 1, frames: [HEARTBEAT], corrupt: 1}")
     run = RunDir.create(tmp_path, "story", "run")
-    simulator.run(plan.load("story.yml", text=text), run, seed=1, progress=lambda text: None)
+    simulator.run(plan.load("story.yml", text=text), run, seed=1)
     (row,) = (row for row in run.read_faults() if row.step == 2)
     evidence: dict[str, Any] = row.evidence
     assert evidence["corrupted"] > 1, "a link that was not opened again carries one frame only"

@@ -55,7 +55,7 @@ def contents(run: RunDir) -> dict[str, bytes]:
 
 def simulate_into(path: Path, scenario: Scenario, seed: int) -> RunDir:
     run = RunDir.create(path, scenario.name, "run")
-    simulator.run(scenario, run, seed=seed, progress=lambda text: None)
+    simulator.run(scenario, run, seed=seed)
     return run
 
 
@@ -146,7 +146,7 @@ def test_what_nodes_say_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
     scenario = story("  - send: {client: 1, messages: 1}\n  - cut: {from: 3, to: 1}\n  - sleep: 200ms")
     assert not list(simulate_into(tmp_path / "a", scenario, 1).read_frames())
     run = RunDir.create(tmp_path, scenario.name, "run")
-    simulator.run(scenario, run, seed=1, progress=lambda text: None, frames=True)
+    simulator.run(scenario, run, seed=1, frames=True)
     rows = list(run.read_frames())
     assert [row.t for row in rows] == sorted(row.t for row in rows)
     append = next(row for row in rows if row.kind == "APPEND" and "1..1 of term 1 behind 1:0" in row.text)

@@ -20,7 +20,7 @@ from lab.live.inside.ledger import Ledger, NameChange, Number, folder_of
 from lab.steps.orders import NEVER, Orders
 from nodeproc.disk.files import Buffer, File, Files
 
-HANG_LOOK_S = 0.002
+HANG_POLL_S = 0.002
 
 
 class FaultyFile:
@@ -62,9 +62,9 @@ class FaultyFile:
             files.count(slowed=1)
             until = time.monotonic() + orders.slow_s
             while (left := until - time.monotonic()) > 0 and files.orders().slow_s:  # Healed, it answers at once.
-                time.sleep(min(left, HANG_LOOK_S))
+                time.sleep(min(left, HANG_POLL_S))
         while files.orders().hang:
-            time.sleep(HANG_LOOK_S)
+            time.sleep(HANG_POLL_S)
         size = self._inner.size()  # What comes behind it while the system writes may or may not be durable.
         self._inner.sync()
         files.became_durable(self._number, size)
