@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from lab.steps.rules import LinkCounts, Rule
 
@@ -24,37 +24,15 @@ PIECE_GAP_S = 0.001
 """Time between two pieces of one frame, long enough for a node to read each piece separately."""
 
 
-class Drop(NamedTuple):
-    """The frame is lost."""
+class Decision(NamedTuple):
+    """What a rule does to one frame.
 
+    lose: the frame is lost. deliver, duplicate, corrupt: it arrives after this many seconds, in order; twice in a row,
+    or with one byte changed. hold_back: it waits until later frames have overtaken it (Rule.behind, Rule.at_most).
+    """
 
-class DeliverAfter(NamedTuple):
-    """The frame arrives after this many seconds, in order."""
-
-    seconds: float
-
-
-class HoldBack(NamedTuple):
-    """The frame waits until this many later frames have overtaken it, but at most this many seconds."""
-
-    behind: int
-    at_most: float
-
-
-class Duplicate(NamedTuple):
-    """The frame arrives after this many seconds, in order, twice in a row."""
-
-    seconds: float
-
-
-class Corrupt(NamedTuple):
-    """The frame arrives after this many seconds, in order, with one byte changed."""
-
-    seconds: float
-
-
-Decision: TypeAlias = Drop | DeliverAfter | HoldBack | Duplicate | Corrupt
-AT_ONCE = DeliverAfter(0.0)
+    fate: Literal["lose", "deliver", "duplicate", "corrupt", "hold_back"]
+    seconds: float = 0.0
 
 
 def decide(rule: Rule, number: int, rng: random.Random) -> Decision:
@@ -64,15 +42,14 @@ def decide(rule: Rule, number: int, rng: random.Random) -> Decision:
         number: the number of this frame, from 1, among those to which the rule applied.
     """
     if rule.loss and rng.random() < rule.loss:
-        return Drop()
+        return Decision("lose")
     if rule.duplicate and rng.random() < rule.duplicate:
-        return Duplicate(_delay(rule, rng))
+        return Decision("duplicate", _delay(rule, rng))
     if rule.corrupt and rng.random() < rule.corrupt:
-        return Corrupt(_delay(rule, rng))
+        return Decision("corrupt", _delay(rule, rng))
     if rule.every and number % rule.every == 0:
-        return HoldBack(rule.behind, rule.at_most)
-    seconds = _delay(rule, rng)
-    return DeliverAfter(seconds) if seconds else AT_ONCE
+        return Decision("hold_back")
+    return Decision("deliver", _delay(rule, rng))
 
 
 def _delay(rule: Rule, rng: random.Random) -> float:
@@ -163,24 +140,22 @@ class Link(Generic[Cargo]):
             self._push(cargo, now)
             return 1
         self._named += 1
-        match decide(rule, self._named, self.rng):
-            case Drop():
-                self.counts.lost += 1
-                return 0
-            case Duplicate(seconds):
-                self.counts.duplicated += 1
-                self._send(rule, (cargo, cargo), now, seconds)
-                return 2
-            case Corrupt(seconds):
-                self.counts.corrupted += 1
-                self._send(rule, (self.handling.spoil(cargo, self.rng),), now, seconds)
-            case HoldBack(behind, at_most) if self._held is None:
-                self._held = _Held(cargo, now + at_most, behind)
-            case HoldBack():
-                self._send(rule, (cargo,), now, 0.0)
-            case DeliverAfter(seconds):
-                self._send(rule, (cargo,), now, seconds)
-        return 1
+        fate, seconds = decide(rule, self._named, self.rng)
+        if fate == "lose":
+            self.counts.lost += 1
+            return 0
+        if fate == "hold_back" and self._held is None:
+            self._held = _Held(cargo, now + rule.at_most, rule.behind)
+            return 1
+        copies: tuple[Cargo, ...] = (cargo,)
+        if fate == "duplicate":
+            self.counts.duplicated += 1
+            copies = (cargo, cargo)
+        elif fate == "corrupt":
+            self.counts.corrupted += 1
+            copies = (self.handling.spoil(cargo, self.rng),)
+        self._send(rule, copies, now, seconds)
+        return len(copies)
 
     def leave(self, now: float) -> list[Cargo]:
         """Return the frames that have arrived by now, in their order of arrival."""

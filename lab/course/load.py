@@ -11,6 +11,7 @@ its progress in a Tally, until all its messages have an outcome.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import traceback
@@ -87,8 +88,6 @@ Order: TypeAlias = Prepare | Go | Halt
 
 class Ready(Struct, frozen=True, tag_field="say", tag="ready"):
     """All clients are connected, or have tried for CONNECT_PATIENCE_S."""
-
-    connected: int
 
 
 class Tally(Struct, tag_field="say", tag="tally"):
@@ -266,8 +265,8 @@ class Worker:
         self._duration = order.duration
         history = self._history = self._history or self._open_history(order.history)
         self._clients = [LoadClient(plan, order, history, self._tally, self._environment) for plan in order.plans]
-        connected = await asyncio.gather(*(_connect(each.client) for each in self._clients))
-        self._say(Ready(sum(connected)))
+        await asyncio.gather(*(_connect(each.client) for each in self._clients))
+        self._say(Ready())
 
     async def _load(self, zero: float) -> None:
         """Send by plan until halted or done, wait for the last outcomes, and close the clients."""
@@ -354,15 +353,12 @@ class Worker:
         return structs.replace(self._tally, cpu_s=self._environment.cpu_s(), finished=finished)
 
 
-async def _connect(client: ChatClient) -> bool:
+async def _connect(client: ChatClient) -> None:
     """Start the client and wait for its WELCOME, at most CONNECT_PATIENCE_S; the client goes on trying after that."""
     client.start()
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CONNECT_PATIENCE_S):
             await client.until(lambda: client.session.welcomed)
-    except TimeoutError:
-        return False
-    return True
 
 
 def _end_pause(pause: asyncio.Future[None] | None) -> None:

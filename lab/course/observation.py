@@ -17,7 +17,7 @@ class SeenLeaders:
     def __init__(self) -> None:
         self._first: dict[tuple[NodeId, Term], int] = {}
 
-    def look(self, t: int, statuses: Mapping[NodeId, Status]) -> None:
+    def take(self, t: int, statuses: Mapping[NodeId, Status]) -> None:
         """Take the answers that nodes gave at t."""
         for node, status in statuses.items():
             if status.role == "leader":

@@ -36,7 +36,7 @@ from nodeproc.core.messages import NodeId
 Progress: TypeAlias = Callable[[str], None]
 
 SAMPLE_EVERY_S = 0.5
-TELL_EVERY_S = 2.0
+REPORT_EVERY_S = 2.0
 FIRST_LEADER_PATIENCE_S = 20.0
 SETTLE_SLACK_S = 5.0
 """After the clients' deadline, the clients have this long to report all outcomes."""
@@ -66,7 +66,7 @@ class Cluster(World, Protocol):
     async def view(self) -> ClusterView:
         """Ask all nodes that run and are not paused for their STATUS; return the state of all nodes."""
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Take a sample of the CPU and memory of the nodes."""
 
     def use(self) -> dict[NodeId, NodeUse]:
@@ -144,7 +144,7 @@ class Runner:
         self.delivered: dict[NodeId, int] = {}
         self.term_before = 0
         self._subscribers: Subscribers | None = None
-        self._told_at = self.now()
+        self._reported_at = self.now()
         self._step_text = ""
         self._one_fault = asyncio.Lock()
         """Held while a fault is injected: several triggers may fire at the same time."""
@@ -197,7 +197,7 @@ class Runner:
 
     async def _sample_regularly(self) -> None:
         while True:
-            self._cluster.look()
+            self._cluster.sample()
             self._history.flush()
             await asyncio.sleep(SAMPLE_EVERY_S)
 
@@ -228,7 +228,7 @@ class Runner:
         text = (of or fault).words
         if number and of is None:
             self._step_text = f"nemesis {number}: {text}"
-            self._tell_sometimes()
+            self._report_sometimes()
         async with self._one_fault:
             self.view = await self.look()
             if of is None:
@@ -325,7 +325,7 @@ class Runner:
             reached = took <= bound and self._is_converged(view)
             if reached or took > bound:
                 return Convergence(bound, reached, round(took, 4), delivered, view.highest_term)
-            self._tell_sometimes()
+            self._report_sometimes()
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _is_converged(self, view: ClusterView) -> bool:
@@ -379,16 +379,16 @@ class Runner:
 
     def tell(self, text: str) -> None:
         """See machine.Run."""
-        self._told_at = self.now()
+        self._reported_at = self.now()
         self._progress(text)
 
-    def _tell_sometimes(self) -> None:
-        if self.now() - self._told_at >= TELL_EVERY_S:
+    def _report_sometimes(self) -> None:
+        if self.now() - self._reported_at >= REPORT_EVERY_S:
             self.tell(self._step_text + _progress_of(self.load, ": "))
 
     def check(self) -> None:
         """See machine.Run. A node that has ended is no error here: the judges decide about it."""
-        self._tell_sometimes()
+        self._report_sometimes()
         for task in (self._sampler, *self.triggers.tasks.values()):
             if task is not None and task.done():
                 task.result()

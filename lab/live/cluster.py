@@ -168,17 +168,17 @@ class Cluster:
         asked = [node for node, machine in self.machines.items() if machine.running and not machine.paused]
         answers = await asyncio.gather(*(self._status_lines[node].ask() for node in asked))
         self.statuses = {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
-        self.leaders.look(time.monotonic_ns(), self.statuses)
+        self.leaders.take(time.monotonic_ns(), self.statuses)
         return view_of(self.machines, self.statuses)
 
     def _reported_role(self, node: NodeId) -> str:
         """Return the role in the node's latest STATUS; "" if it did not answer the latest question."""
         return self.statuses[node].role if node in self.statuses else ""
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """See lab.course.runner.Cluster."""
         for machine in self.machines.values():
-            machine.process.look()
+            machine.process.sample()
 
     def use(self) -> dict[NodeId, NodeUse]:
         """See lab.course.runner.Cluster."""
@@ -210,7 +210,7 @@ class Cluster:
     async def breathe(self) -> None:
         """See World."""
 
-    async def treat(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
+    async def set_rule(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
         """See World."""
         return await self._links.set_rule(pairs, rule)
 

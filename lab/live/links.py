@@ -38,7 +38,7 @@ class LiveLinks:
         return {(source, to): port for source, to, port in opened.ports}
 
     async def set_rule(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
-        """See lab.steps.machine.World.treat."""
+        """See lab.steps.machine.World."""
         return await self._counted(SetRule(tuple(pairs), rule))
 
     async def reset(self, pairs: Sequence[Pair]) -> int:

@@ -32,9 +32,8 @@ class StatusLine:
         async with self._lock:
             fresh = self._writer is None
             answer = await self._ask_once()
-            if answer is None and not fresh:
-                answer = await self._ask_once()  # the old connection may have been that of a process long gone
-            return answer
+            # The old connection may have belonged to an earlier process.
+            return answer if answer is not None or fresh else await self._ask_once()
 
     async def _ask_once(self) -> Status | None:
         try:

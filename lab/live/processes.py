@@ -203,7 +203,7 @@ class NodeProcess:
         life = self._life
         assert life is not None, f"node {self.node} does not run"
         life.asked_to_end = True
-        self.look()
+        self.sample()
         os.killpg(life.popen.pid, how)
         if self.paused and how is not signal.SIGKILL:
             os.killpg(life.popen.pid, signal.SIGCONT)
@@ -222,7 +222,7 @@ class NodeProcess:
         life = self._life
         assert life is not None, f"node {self.node} does not run"
         life.asked_to_end = True
-        self.look()
+        self.sample()
         life.asked_to_end = gone = await self.ended(patience_s)
         return gone
 
@@ -316,7 +316,7 @@ class NodeProcess:
 
     # ---- what it costs ---------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Take a sample of CPU and memory, if the process is running."""
         if self._life is None:
             return

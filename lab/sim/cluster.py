@@ -202,14 +202,14 @@ class SimCluster:
     async def open(self, seed: int) -> None:
         """See lab.course.runner.Cluster."""
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """See lab.course.runner.Cluster."""
 
     async def view(self) -> ClusterView:
         """See lab.course.runner.Cluster."""
         up = (machine for machine in self.machines.values() if machine.running and not machine.paused)
         self.statuses = {machine.node: machine.live.turn.status() for machine in up}
-        self.leaders.look(self.now_ns(), self.statuses)
+        self.leaders.take(self.now_ns(), self.statuses)
         return view_of(self.machines, self.statuses)
 
     # ---- what steps do to the nodes --------------------------------------------------------------
@@ -239,7 +239,7 @@ class SimCluster:
         """See World."""
         await asyncio.sleep(0.001)
 
-    async def treat(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
+    async def set_rule(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
         """See World."""
         before = {}
         for pair in pairs:

@@ -44,6 +44,6 @@ class Flap(LinkFault, frozen=True, rename={"down": "down_for", "up": "up_for"}):
         for left in reversed(range(self.times)):
             await treat(run, pairs, rule, index)
             await asyncio.sleep(self.down)
-            run.book.links_over(pairs, await run.world.treat(pairs, None))
+            run.book.links_over(pairs, await run.world.set_rule(pairs, None))
             if left:
                 await asyncio.sleep(self.up)

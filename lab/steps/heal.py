@@ -71,7 +71,7 @@ async def _heal_links(run: Run, index: int) -> None:
     """Make all links straight; nothing to do where they are."""
     began, treated = run.now_ns(), run.book.treated
     if treated:
-        run.book.links_over(treated, await run.world.treat(treated, None))
+        run.book.links_over(treated, await run.world.set_rule(treated, None))
         run.book.write(Heal.word, 0, "", began, {"links": len(treated)}, True, index)
 
 

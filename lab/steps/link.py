@@ -153,7 +153,7 @@ class Link(LinkFault, frozen=True):
 async def treat(run: Run, pairs: Sequence[Pair], rule: Rule, index: int) -> None:
     """Put a rule on these links. Its row is complete when the rule is over."""
     began = run.now_ns()
-    before = await run.world.treat(pairs, rule)
+    before = await run.world.set_rule(pairs, rule)
     run.book.links_over(pairs, before)
     evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
     number = run.book.write(Link.word, *receiver(run, pairs), began, evidence, False, index, lasts=True)

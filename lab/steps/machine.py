@@ -162,7 +162,7 @@ class World(Protocol):
     async def breathe(self) -> None:
         """Let the immediate effects of a fault happen before the next action."""
 
-    async def treat(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
+    async def set_rule(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
         """Set a rule on links, or remove their rules (None). Return the evidence so far."""
 
     async def reset(self, pairs: Sequence[Pair]) -> int:
