@@ -5,20 +5,8 @@ from __future__ import annotations
 from lab.bench.figures import Collected
 from lab.bench.runs import Ran, Runs
 from lab.plan.scenario import Load
-from lab.steps import (
-    Kill,
-    LoadSwitch,
-    Pause,
-    Repeat,
-    Resume,
-    Start,
-    Step,
-    UntilAcknowledged,
-    UntilCaughtUp,
-    UntilIdle,
-    UntilNewLeader,
-    Wait,
-)
+from lab.steps import Kill, LoadSwitch, Pause, Repeat, Resume, Start, Step, Wait
+from lab.steps.wait import UntilAcknowledged, UntilCaughtUp, UntilIdle, UntilNewLeader
 from lab.words import Duration
 
 RATE = 1000.0

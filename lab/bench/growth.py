@@ -7,7 +7,8 @@ from lab.bench.prepared import fill
 from lab.bench.runs import Ran, Runs
 from lab.plan.scenario import Cluster, Load
 from lab.rundir import RunDir
-from lab.steps import LoadSwitch, Pause, Resume, Sleep, Step, UntilCaughtUp, UntilIdle, Wait
+from lab.steps import LoadSwitch, Pause, Resume, Sleep, Step, Wait
+from lab.steps.wait import UntilCaughtUp, UntilIdle
 from lab.words import Duration
 
 NODES = (1, 2, 3)

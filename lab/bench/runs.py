@@ -12,8 +12,9 @@ from lab.live import live
 from lab.plan.scenario import Cluster, Load, Scenario
 from lab.rows import Meta
 from lab.rundir import RunDir, utc_stamp
-from lab.steps import LoadSwitch, Step, UntilIdle, UntilLoadDone, Wait
+from lab.steps import LoadSwitch, Step, Wait
 from lab.steps.machine import RunFailed
+from lab.steps.wait import UntilIdle, UntilLoadDone
 from lab.words import Duration
 
 SEED = 7

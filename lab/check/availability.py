@@ -15,11 +15,11 @@ from msgspec import Struct
 from lab.check.elections import SHOWS_TERM
 from lab.check.history import EventLine
 from lab.rows import FaultRow
-from lab.steps import KINDS, OF_ITSELF
+from lab.steps import EFFECTS, OF_ITSELF
 from lab.steps.step import Effect
 
 NS_PER_S = 1_000_000_000
-_CONSEQUENCES = {*OF_ITSELF, *(word for word, effect in KINDS.items() if effect in (Effect.UP, Effect.HEALED))}
+_CONSEQUENCES = {*OF_ITSELF, *(word for word, effect in EFFECTS.items() if effect in (Effect.UP, Effect.HEALED))}
 """Rows that are not faults: heals, and consequences of faults."""
 
 

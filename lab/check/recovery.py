@@ -18,7 +18,7 @@ from lab.check.history import Evidence, NodeFile
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, quote
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
-from lab.steps import AT_ONCE, effect_of
+from lab.steps import effect_of
 from lab.steps.rules import CLIENTS, Pair, Rule
 from lab.steps.step import Effect
 from nodeproc.core.messages import NodeId
@@ -58,8 +58,8 @@ class _Cluster:
 
     @staticmethod
     def lasts(row: FaultRow) -> bool:
-        """Whether the fault is in force until it is healed."""
-        return effect_of(row.fault) in (Effect.LINKS, Effect.SLOW) and row.fault not in AT_ONCE
+        """Whether the fault is in force until it is healed; a reset is over when it is done."""
+        return effect_of(row.fault) in (Effect.LINKS, Effect.SLOW) and row.t_healed != row.t_done
 
     def inject(self, row: FaultRow) -> None:
         effect = effect_of(row.fault)

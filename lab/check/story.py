@@ -14,7 +14,7 @@ from lab.check.history import EventLine, RunFileError
 from lab.check.judge import Case
 from lab.plan.scenario import Scenario
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Phase, Unknown
-from lab.steps import AT_ONCE, END_ROWS, HEAL_ROWS, Fault, Rebuild, Step, effect_of
+from lab.steps import END_ROWS, HEAL_ROWS, OF_ITSELF, Fault, Step, effect_of
 from lab.steps.rules import LINK_EFFECTS
 from lab.steps.step import Effect
 from lab.words import EVENTS
@@ -245,14 +245,13 @@ def _contradiction(row: FaultRow, *, is_healed: bool) -> str:
     Args:
         is_healed: at its end the run has healed all links and started all nodes again.
     """
-    ends_process = row.fault in END_ROWS and row.fault != Rebuild.word  # A rebuild may find its node dead.
-    if row.effect and (not row.evidence or (ends_process and "exit" not in row.evidence)):
+    if row.effect and (not row.evidence or (row.fault in END_ROWS and "exit" not in row.evidence)):
         return f"a {row.fault} with effect; its evidence does not show that"
     counts = [row.evidence.get(name, 0) for name in LINK_EFFECTS]
     if row.fault == "link" and row.t_healed and row.effect != any(counts):
         return f"a link rule {'with' if row.effect else 'without'} effect; its evidence says the opposite"
     effect = effect_of(row.fault)
-    lasts = (effect is Effect.LINKS and row.fault not in AT_ONCE) or (effect is Effect.DOWN and row.moved)
+    lasts = effect is Effect.LINKS or (effect is Effect.DOWN and row.moved)
     if lasts and is_healed and not row.t_healed:
         return f"a {row.fault} that was never healed; meta.json says that all were"
     return ""
@@ -265,7 +264,7 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: l
         asked = by_words.get(row.asked)
         if asked is None:
             return f"faults.jsonl:{number}: asked by `{row.asked}`, which is not in step {index + 1}, `{step.show()}`"
-        allowed = {*asked.row_kinds(), "exit", *(HEAL_ROWS if row.round else ())}
+        allowed = {*asked.leaves, *asked.also, "exit", *(HEAL_ROWS if row.round else ())}
         if row.fault not in allowed or bool(row.round) != step.in_rounds:
             return f"faults.jsonl:{number}: a {row.fault} that `{row.asked}` does not do"
     if any(not note.met for note in notes) and not step.in_rounds:
@@ -275,10 +274,10 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: l
         return _gap_of_rounds(by_words, [row for _, row in rows], notes[0].found if notes else "", where)
     for each in step.faults_done:
         done = [row for _, row in rows if row.asked == each.words]
-        for wanted in each.proofs:
-            nodes = {row.target for row in done if row.fault in wanted}
+        for word in each.leaves:
+            nodes = {row.target for row in done if row.fault == word}
             if not nodes or not nodes.issuperset(each.nodes_with_rows(scenario.cluster.ids)):
-                return f"{where}, `{each.words}`, shows that it was done ({' or '.join(sorted(wanted))})"
+                return f"{where}, `{each.words}`, shows that it was done ({word})"
     return ""
 
 
@@ -289,7 +288,7 @@ def _gap_of_rounds(by_words: dict[str, Fault], rows: list[FaultRow], found: str,
         rounds.setdefault(row.round, []).append(row)
     for number, done in sorted(rounds.items()):
         asked = by_words[done[0].asked]
-        if not all(any(row.fault in wanted for row in done) for wanted in asked.proofs):
+        if not {row.fault for row in done}.issuperset(asked.leaves):
             return f"{where} shows that fault {number} of the nemesis, `{done[0].asked}`, was done"
     told = found.split(" ")[0]
     if told.isdecimal() and int(told) != len(rounds):
@@ -300,7 +299,7 @@ def _gap_of_rounds(by_words: dict[str, Fault], rows: list[FaultRow], found: str,
 def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
     """Return which exit has no row, or which row has no exit, or "". The run itself causes the last exits."""
     for node, use in sorted(meta.nodes.items()):
-        asked = [row for row in faults if row.target == node and row.fault in END_ROWS and row.moved]
+        asked = [row for row in faults if row.target == node and "exit" in row.evidence and row.fault not in OF_ITSELF]
         caused = Counter(row.fault for row in faults if row.target == node)["exit"]
         if caused != sum(bool(end.because) for end in use.exits):
             return f"meta.json: the exits of node {node} by a disk fault and its `exit` rows differ in number"
@@ -310,7 +309,7 @@ def _gap_of_ends(meta: Meta, faults: Sequence[FaultRow]) -> str:
                 return f"meta.json: the lab ended node {node} at t={end.t}; no row of faults.jsonl says so"
         for row in asked:
             ends = [end.code for end in use.exits if end.t >= row.t - _TOLERANCE_NS]
-            if "exit" in row.evidence and row.evidence["exit"] not in ends:
+            if row.evidence["exit"] not in ends:
                 return f"faults.jsonl: a {row.fault} of node {node} at t={row.t}; meta.json has no such exit"
     return ""
 

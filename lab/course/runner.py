@@ -233,7 +233,7 @@ class Runner:
             self.view = await self.look()
             if of is None:
                 self._mark_fault(self.view)
-            self.book.asking(text, number)
+            self.book.asked = (text, number)
             await fault.do(self, index)
 
     def _mark_fault(self, view: ClusterView) -> None:

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from msgspec import structs
 
 from lab.course.environment import Environment
-from lab.course.evidence import with_heals
 from lab.course.manifest import surroundings
 from lab.course.recording import HistoryWriter, merge
 from lab.course.runner import Progress, Runner
@@ -27,7 +26,7 @@ from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, Meta, Sample, encode_row
 from lab.rundir import RunDir
-from lab.steps.book import FaultBook
+from lab.steps.book import FaultBook, with_heals
 
 
 def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "") -> None:

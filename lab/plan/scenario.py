@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -18,14 +18,15 @@ from msgspec import Meta, Struct, structs
 
 from lab.plan.command import split_command
 from lab.plan.expectation import RUN_EXPECTATIONS, LatencyIs, Memory, RunExpectation, Throughput, Unavailable
-from lab.steps import MAX_STEPS, Step, steps_by_word
-from lab.steps.entry import Entry, Setting, check_periods, check_title
+from lab.steps import Step, steps_by_word
+from lab.steps.entry import Entry, Setting
 from lab.steps.expect import read_expectations
-from lab.steps.writing import brief, encoded, plain
+from lab.steps.repeat import MAX_STEPS
+from lab.steps.writing import brief, plain
 from lab.words import LARGEST_PAYLOAD_BYTES, ClientId, Count, Duration, Period, Target, decode_word
 from nodeproc.config import Limits, check_limits
 from nodeproc.core.messages import NodeId
-from nodeproc.yamlfile import Document, Place, parse, show_place
+from nodeproc.yamlfile import Place, parse, show_place
 
 MAX_NODES = 9
 MAX_SEED = 2**31 - 1
@@ -211,19 +212,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         return sum(step.sends(planned) for step in self.unrolled())
 
 
-class _Outline(Struct, frozen=True, forbid_unknown_fields=True):
-    """The file's outer shape: as Scenario, what a Reader must read left as it is."""
+class _Outline(Scenario, frozen=True, kw_only=True):
+    """A scenario whose steps and expectations are still the plain values of the file."""
 
-    name: Name
-    description: Description
-    steps: list[Any]
-    cluster: Cluster = Cluster()
-    load: Load | None = None
-    expectations: list[Any] = []
-    subscribers: Subscribers = 1
-    bounds: Bounds = Bounds()
-    seed: Seed | None = None
-    tags: tuple[str, ...] = ()
+    steps: tuple[Any, ...]
+    expectations: tuple[Any, ...] = ()
 
 
 def load(path: Path | str, *, text: str | None = None) -> Scenario:
@@ -237,72 +230,62 @@ def load(path: Path | str, *, text: str | None = None) -> Scenario:
     """
     document = parse(path, text=text)
     outline = document.convert(_Outline, dec_hook=decode_word)
-    _check_outline(document, outline)
-    _check_cluster(document, outline.cluster)
-    cluster = _with_command(document, outline.cluster, Path(path).parent)
-    root = Entry(document, Setting(steps_by_word(), cluster.ids, cluster.log_level, cluster.is_foreign))
+    plan = outline.cluster
+    root = Entry(document, Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign))
+    _check_outline(root, outline)
+    if plan.limits:
+        check_limits(document, root.at("cluster", "limits").convert(Limits), ("cluster", "limits"))
+    _check_cluster(root.at("cluster"), plan)
+    cluster = _with_command(root.at("cluster"), plan, Path(path).parent)
     if outline.load is not None:
-        _check_load(document, root.at("load", "via"), outline.load)
-    scenario = Scenario(
-        name=outline.name,
-        description=outline.description.strip(),
-        steps=root.at("steps").steps(),
-        cluster=cluster,
-        load=outline.load,
-        expectations=read_expectations(root.at("expectations"), RUN_EXPECTATIONS) if outline.expectations else (),
-        subscribers=outline.subscribers,
-        bounds=outline.bounds,
-        seed=outline.seed,
-        tags=outline.tags,
-    )
+        _check_load(root.at("load"), outline.load)
+    read = {
+        "description": outline.description.strip(),
+        "cluster": cluster,
+        "steps": root.at("steps").steps(),
+        "expectations": read_expectations(root.at("expectations"), RUN_EXPECTATIONS) if outline.expectations else (),
+    }
+    scenario = Scenario(**(structs.asdict(outline) | read))
     if not 1 <= scenario.step_count <= MAX_STEPS:
-        raise document.error(
-            ("steps",), f"{scenario.step_count} steps with repeats written out, allowed 1..{MAX_STEPS}"
-        )
-    _check_load_use(document, scenario)
-    _check_named_steps(document, scenario)
+        root.at("steps").fail(f"{scenario.step_count} steps with repeats written out, allowed 1..{MAX_STEPS}")
+    _check_load_use(root, scenario)
+    _check_named_steps(root.at("expectations"), scenario)
     return scenario
 
 
 def encode(scenario: Scenario) -> str:
-    """The scenario as YAML, every default written out; load() reads it back equal."""
-    values = {
+    """Return the scenario as YAML with every default written out; load() reads it back equal."""
+    return yaml.safe_dump(_values(scenario, False), sort_keys=False, allow_unicode=True, width=120)
+
+
+def encode_brief(scenario: Scenario) -> str:
+    """Return the scenario as people would write it, without defaults; load() reads it back equal."""
+    lines = []
+    for key, value in _values(scenario, True).items():
+        if key in ("steps", "expectations"):
+            lines += [f"{key}:"] if value else []
+            for each in value:
+                lines.append("  - " + "\n    ".join(f"{word}: {_flow(inside)}" for word, inside in each.items()))
+        elif value not in (None, [], {}) and (key, value) != ("subscribers", 1):
+            lines.append(f"{key}: {_flow(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _values(scenario: Scenario, in_brief: bool) -> dict[str, Any]:
+    """Return the keys of the file in their order, each with its plain value."""
+    fields = brief if in_brief else plain
+    return {
         "name": scenario.name,
         "description": scenario.description,
         "tags": list(scenario.tags),
         "seed": scenario.seed,
-        "cluster": plain(scenario.cluster),
-        "load": None if scenario.load is None else plain(scenario.load),
+        "cluster": fields(scenario.cluster),
+        "load": None if scenario.load is None else fields(scenario.load),
         "subscribers": scenario.subscribers,
-        "bounds": plain(scenario.bounds),
-        "steps": [step.as_yaml(in_brief=False) for step in scenario.steps],
-        "expectations": [each.as_yaml(in_brief=False) for each in scenario.expectations],
+        "bounds": fields(scenario.bounds),
+        "steps": [step.as_yaml(in_brief=in_brief) for step in scenario.steps],
+        "expectations": [each.as_yaml(in_brief=in_brief) for each in scenario.expectations],
     }
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
-
-
-def encode_brief(scenario: Scenario) -> str:
-    """The scenario as people would write it, defaults left out; load() reads it back equal."""
-    values = {
-        "tags": list(scenario.tags),
-        "seed": scenario.seed,
-        "cluster": brief(scenario.cluster),
-        "load": None if scenario.load is None else brief(scenario.load),
-        "subscribers": None if scenario.subscribers == 1 else scenario.subscribers,
-        "bounds": brief(scenario.bounds),
-    }
-    lines = [f"name: {scenario.name}", f"description: {_flow(scenario.description)}"]
-    lines += [f"{key}: {_flow(value)}" for key, value in values.items() if value not in (None, [], {})]
-    listed: dict[str, Sequence[Step | RunExpectation]] = {
-        "steps": scenario.steps,
-        "expectations": scenario.expectations,
-    }
-    for key, many in listed.items():
-        lines += [f"{key}:"] if many else []
-        for each in many:
-            parts = [f"{word}: {_flow(inside)}" for word, inside in each.as_yaml(in_brief=True).items()]
-            lines.append("  - " + "\n    ".join(parts))
-    return "\n".join(lines) + "\n"
 
 
 def _flow(value: Any) -> str:
@@ -327,109 +310,98 @@ _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 _TAG = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
-def _check_outline(document: Document, outline: _Outline) -> None:
+def _check_outline(root: Entry, outline: Scenario) -> None:
     if not _NAME.fullmatch(outline.name):
-        raise document.error(("name",), f"found {outline.name!r}, allowed small letters and digits joined by _")
+        root.at("name").fail(f"found {outline.name!r}, allowed small letters and digits joined by _")
     if outline.name == "latest":
-        raise document.error(("name",), "latest is the link to the newest run; another name is needed")
+        root.at("name").fail("latest is the link to the newest run; another name is needed")
     if not outline.description.strip():
-        raise document.error(("description",), "is empty; say in a sentence what the scenario shows")
+        root.at("description").fail("is empty; say in a sentence what the scenario shows")
     for index, tag in enumerate(outline.tags):
         if not _TAG.fullmatch(tag) or tag in outline.tags[:index]:
             allowed = "small letters and digits joined by _, a letter first, each tag once"
-            raise document.error(("tags", index), f"found {tag!r}, allowed {allowed}")
+            root.at("tags", index).fail(f"found {tag!r}, allowed {allowed}")
     if not outline.steps:
-        raise document.error(("steps",), "no step, at least one is needed")
-    check_title(document, ("description",), " ".join(outline.description.split()))
-    check_periods(document, ("bounds",), outline.bounds)
+        root.at("steps").fail("no step, at least one is needed")
+    root.at("description").check_title(" ".join(outline.description.split()))
+    root.at("bounds").check_periods(outline.bounds)
 
 
-def _check_cluster(document: Document, cluster: Cluster) -> None:
+def _check_cluster(entry: Entry, cluster: Cluster) -> None:
     if isinstance(cluster.start, tuple):
         for index, node in enumerate(cluster.start):
-            if node not in cluster.ids:
-                raise document.error(("cluster", "start", index), f"found {node}, allowed 1..{cluster.nodes}")
-            if node in cluster.start[:index]:
-                raise document.error(("cluster", "start", index), f"{node} stands here twice")
+            entry.at("start", index).check_id(node)
+            entry.at("start", index).check_once(node, cluster.start[:index])
     for node, priority in cluster.priorities.items():
         if node not in cluster.ids:
-            raise document.error(
-                ("cluster", "priorities", str(node)), f"no node {node}, allowed 1..{cluster.nodes}", at_key=True
-            )
+            entry.at("priorities", str(node)).fail(f"no node {node}, allowed 1..{cluster.nodes}", at_key=True)
         if not 0 <= priority <= MAX_PRIORITY:
-            raise document.error(("cluster", "priorities", str(node)), f"found {priority}, allowed 0..{MAX_PRIORITY}")
-    if cluster.limits:
-        check_limits(document, document.convert_at(("cluster", "limits"), Limits), ("cluster", "limits"))
+            entry.at("priorities", str(node)).wrong(f"0..{MAX_PRIORITY}")
     least, most = CLUSTER_TIMES
-    for name in structs.fields(cluster):
-        value = getattr(cluster, name.name)
+    for name in cluster.__struct_fields__:
+        value = getattr(cluster, name)
         if isinstance(value, Duration) and not least <= value <= most:
-            raise document.error(("cluster", name.encode_name), f"found {value}, allowed {least}..{most}")
+            entry.at(name).fail(f"found {value}, allowed {least}..{most}")
     if cluster.election_timeout < 2 * cluster.heartbeat_interval:
         allowed = f"twice heartbeat_interval ({cluster.heartbeat_interval}) or more"
-        raise document.error(("cluster", "election_timeout"), f"found {cluster.election_timeout}, allowed {allowed}")
+        entry.at("election_timeout").fail(f"found {cluster.election_timeout}, allowed {allowed}")
 
 
-def _with_command(document: Document, cluster: Cluster, home: Path) -> Cluster:
-    """The cluster with its command as arguments and the place where it runs.
+def _with_command(entry: Entry, cluster: Cluster, home: Path) -> Cluster:
+    """Return the cluster with its command split into arguments, and an absolute directory.
 
     Args:
         home: the scenario file's directory.
     """
     if cluster.command is None:
         if cluster.directory:
-            raise document.error(("cluster", "directory"), "is where command runs, and there is no command")
+            entry.at("directory").fail("is the directory of command, and there is no command")
         return cluster
     try:
         command = split_command(cluster.command)
     except ValueError as error:
-        raise document.error(("cluster", "command"), str(error)) from None
+        entry.at("command").fail(str(error))
     return structs.replace(cluster, command=command, directory=str((home / cluster.directory).resolve()))
 
 
-def _check_load(document: Document, via: Entry, load: Load) -> None:
-    if "via" in document.value(("load",)):
-        via.check_target()
+def _check_load(entry: Entry, load: Load) -> None:
+    if "via" in entry.value:
+        entry.at("via").check_target()
     if (load.rate is None) == (load.in_flight is None):
-        raise document.error(("load",), "give exactly one of rate (open loop) and in_flight (closed loop)")
+        entry.fail("give exactly one of rate (open loop) and in_flight (closed loop)")
     if load.count is not None and load.duration is not None:
-        raise document.error(("load",), "give count or duration, not both")
-    check_periods(document, ("load",), load)
+        entry.fail("give count or duration, not both")
+    entry.check_periods(load)
 
 
-def _check_load_use(document: Document, scenario: Scenario) -> None:
-    """Steps and expectations about a load need one, and a load needs a start."""
+def _check_load_use(root: Entry, scenario: Scenario) -> None:
+    """Refuse steps and expectations about a load without one, and a load that no step starts."""
+    load = scenario.load
     for place, step in _placed(scenario.steps, ("steps",)):
-        if step.needs.load and scenario.load is None:
-            raise document.error(place, "needs a load, and this scenario has none")
-        if step.needs.load_end and _endless(scenario.load):
-            raise document.error(place, "never comes true: the load has neither count nor duration")
-    if scenario.load is not None and not any(step.starts_load for step in scenario.every_step()):
-        raise document.error(("load",), "is never started; a step `load: start` is needed")
+        if step.needs.load and load is None:
+            root.at(*place).fail("needs a load, and this scenario has none")
+        if step.needs.load_end and load is not None and load.count is None and load.duration is None:
+            root.at(*place).fail("never comes true: the load has neither count nor duration")
+    if load is not None and not any(step.starts_load for step in scenario.every_step()):
+        root.at("load").fail("is never started; a step `load: start` is needed")
     for index, expectation in enumerate(scenario.expectations):
-        if isinstance(expectation, Throughput | Unavailable) and scenario.load is None:
-            raise document.error(("expectations", index), "needs a load, and this scenario has none")
+        if isinstance(expectation, Throughput | Unavailable) and load is None:
+            root.at("expectations", index).fail("needs a load, and this scenario has none")
 
 
-def _check_named_steps(document: Document, scenario: Scenario) -> None:
-    """The steps that bound a part of the run exist."""
+def _check_named_steps(entry: Entry, scenario: Scenario) -> None:
+    """Refuse a `between` that names a step which does not exist."""
     names = sorted({step.name for step in scenario.every_step() if step.name})
     for index, expectation in enumerate(scenario.expectations):
         for end, name in enumerate(expectation.between or () if isinstance(expectation, LatencyIs) else ()):
             if name not in names:
                 allowed = ", ".join(names) or "none, for no step has a `name`"
-                raise document.wrong(
-                    ("expectations", index, "latency", "between", end), f"the name of a step: {allowed}", names
-                )
-
-
-def _endless(load: Load | None) -> bool:
-    return load is not None and load.count is None and load.duration is None
+                entry.at(index, "latency", "between", end).wrong(f"the name of a step: {allowed}", names)
 
 
 def _placed(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step]]:
-    """Every step, also inside `repeat`, `when` and `nemesis`, with its place in the file."""
+    """Yield every step, also inside `repeat`, `when` and `nemesis`, with its place in the file."""
     for index, step in enumerate(steps):
         yield (*place, index), step
         if step.inner:
-            yield from _placed(step.inner, (*place, index, step.word, encoded(step, step.inner_field)))
+            yield from _placed(step.inner, (*place, index, *step.inner_place))

@@ -18,8 +18,9 @@ from msgspec import NODEFAULT, Struct, inspect, structs
 
 from lab.plan.expectation import RUN_EXPECTATIONS, RunExpectation
 from lab.plan.scenario import Cluster, Scenario
-from lab.steps import UNTILS, Step, Until, steps_by_word
+from lab.steps import Step, steps_by_word
 from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation, MomentExpectation
+from lab.steps.wait import UNTILS, Until
 from lab.words import DURATION_ALLOWED, EVENTS, FRAME_TYPES, Duration, Title, encode_word
 from nodeproc.config import Limits
 

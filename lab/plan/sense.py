@@ -19,7 +19,6 @@ from lab.plan.scenario import Scenario, load
 from lab.steps import Step
 from lab.steps.expect import LastSeq
 from lab.steps.outlook import Outlook
-from lab.steps.writing import encoded
 from lab.words import LinkEnd, Target, target_parts
 from nodeproc.config import Limits
 from nodeproc.yamlfile import Place, parse
@@ -117,7 +116,7 @@ def _walked(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step
         if not step.rounds:
             yield inside, step
         for _ in range(min(step.rounds, 2)):
-            yield from _walked(step.inner, (*inside, encoded(step, step.inner_field)))
+            yield from _walked(step.inner, (*place, index, *step.inner_place))
 
 
 # ---- what is expected ------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from lab.plan.scenario import Bounds
-from lab.steps import Disk, Heal, Rebuild, Send, Sleep, Start, Step, UntilCaughtUp, Wait
+from lab.steps import Disk, Heal, Rebuild, Send, Sleep, Start, Step, Wait
+from lab.steps.wait import UntilCaughtUp
 from lab.words import Duration, Target, named_ids, target_parts
 from nodeproc.core.messages import NodeId
 

@@ -19,7 +19,6 @@ from msgspec import structs
 
 from lab.check.online import Broken, OnlineChecks, StopAtFirst
 from lab.check.verdict import Check, Findings
-from lab.course.evidence import with_heals
 from lab.course.manifest import surroundings
 from lab.course.runner import Runner
 from lab.plan import scenario as plan
@@ -30,7 +29,7 @@ from lab.sim.cluster import SimCluster, SimEnvironment, SimHistory, SimLoad
 from lab.sim.frames import Frames
 from lab.sim.hardware import EPOCH
 from lab.sim.loop import START_S, Deadlock, VirtualLoop
-from lab.steps.book import FaultBook
+from lab.steps.book import FaultBook, with_heals
 from lab.steps.machine import RunFailed
 from nodeproc.disk.recovery import lines_name
 

@@ -1,114 +1,46 @@
 """The steps of a scenario: a closed set, done one after the other.
 
 In YAML each is a mapping of one key, `- kill: leader`, beside which `name` may stand. A plain value stands for the
-field named by `short`. A step is done when its evidence is there: a kill when the process is gone, a start when the
-node answers STATUS. A `send` or `wait` that is not done within its time is a missed expectation: the remaining steps
-are left out, everything is healed and judged all the same.
+field named by `short`. A step ends when its evidence is there: a kill when the process is gone, a start when the node
+answers STATUS. A `send` or `wait` that is not done within its time is a missed expectation: the remaining steps are
+left out, and everything is healed and judged all the same.
 """
 
 from __future__ import annotations
 
-from lab.steps.busy import Busy
-from lab.steps.chaos import Chaos
-from lab.steps.clock import Clock
-from lab.steps.cut import Cut
-from lab.steps.disk import Disk
-from lab.steps.expect import Expect
-from lab.steps.flap import Flap
-from lab.steps.garbage import Garbage
-from lab.steps.heal import Heal
-from lab.steps.kill import Kill
-from lab.steps.link import Link, Reorder
-from lab.steps.load import LoadSwitch
-from lab.steps.nemesis import Nemesis
-from lab.steps.partition import Partition
-from lab.steps.pause import Pause
-from lab.steps.power_loss import PowerLoss
-from lab.steps.rebuild import Rebuild
-from lab.steps.repeat import MAX_STEPS, Repeat
-from lab.steps.reset import Reset
-from lab.steps.restart import FullRestart, Restart
-from lab.steps.resume import Resume
-from lab.steps.send import Send, Sender
-from lab.steps.sleep import Sleep
-from lab.steps.start import Start
-from lab.steps.step import Effect, Fault, Needs, Step
-from lab.steps.stop import Stop
-from lab.steps.wait import (
-    UNTILS,
-    Until,
-    UntilAcknowledged,
-    UntilCaughtUp,
-    UntilDelivered,
-    UntilEnded,
-    UntilEvent,
-    UntilIdle,
-    UntilLeader,
-    UntilLoadDone,
-    UntilNewLeader,
-    UntilTermChange,
-    Wait,
-)
-from lab.steps.when import When
-
-__all__ = [
-    "AT_ONCE",
-    "END_ROWS",
-    "FAULT_STEPS",
-    "HEAL_ROWS",
-    "KINDS",
-    "MAX_STEPS",
-    "OF_ITSELF",
-    "STEPS",
-    "UNTILS",
-    "Busy",
-    "Chaos",
-    "Clock",
-    "Cut",
-    "Disk",
-    "Effect",
-    "Expect",
-    "Fault",
-    "Flap",
-    "FullRestart",
-    "Garbage",
-    "Heal",
-    "Kill",
-    "Link",
-    "LoadSwitch",
-    "Needs",
-    "Nemesis",
-    "Partition",
-    "Pause",
-    "PowerLoss",
-    "Rebuild",
-    "Reorder",
-    "Repeat",
-    "Reset",
-    "Restart",
-    "Resume",
-    "Send",
-    "Sender",
-    "Sleep",
-    "Start",
-    "Step",
-    "Stop",
-    "Until",
-    "UntilAcknowledged",
-    "UntilCaughtUp",
-    "UntilDelivered",
-    "UntilEnded",
-    "UntilEvent",
-    "UntilIdle",
-    "UntilLeader",
-    "UntilLoadDone",
-    "UntilNewLeader",
-    "UntilTermChange",
-    "Wait",
-    "When",
-    "effect_of",
-    "steps_by_word",
-]
+from lab.steps.busy import Busy as Busy
+from lab.steps.chaos import Chaos as Chaos
+from lab.steps.clock import Clock as Clock
+from lab.steps.cut import Cut as Cut
+from lab.steps.disk import Disk as Disk
+from lab.steps.expect import Expect as Expect
+from lab.steps.flap import Flap as Flap
+from lab.steps.garbage import Garbage as Garbage
+from lab.steps.heal import Heal as Heal
+from lab.steps.kill import Kill as Kill
+from lab.steps.link import Link as Link
+from lab.steps.link import Reorder as Reorder
+from lab.steps.load import LoadSwitch as LoadSwitch
+from lab.steps.nemesis import Nemesis as Nemesis
+from lab.steps.partition import Partition as Partition
+from lab.steps.pause import Pause as Pause
+from lab.steps.power_loss import PowerLoss as PowerLoss
+from lab.steps.rebuild import Rebuild as Rebuild
+from lab.steps.repeat import Repeat as Repeat
+from lab.steps.reset import Reset as Reset
+from lab.steps.restart import FullRestart as FullRestart
+from lab.steps.restart import Restart as Restart
+from lab.steps.resume import Resume as Resume
+from lab.steps.send import Send as Send
+from lab.steps.send import Sender as Sender
+from lab.steps.sleep import Sleep as Sleep
+from lab.steps.start import Start as Start
+from lab.steps.step import Effect as Effect
+from lab.steps.step import Fault as Fault
+from lab.steps.step import Step as Step
+from lab.steps.stop import Stop as Stop
+from lab.steps.wait import Wait as Wait
+from lab.steps.when import When as When
 
 STEPS: tuple[type[Step], ...] = (
     Start,
@@ -143,23 +75,22 @@ STEPS: tuple[type[Step], ...] = (
 
 
 def steps_by_word() -> dict[str, type[Step]]:
-    """Word in YAML -> step."""
+    """Return word in YAML -> step."""
     return {each.word: each for each in STEPS}
 
 
-FAULT_STEPS: tuple[type[Fault], ...] = tuple(each for each in STEPS if issubclass(each, Fault))
-"""Steps that do something to nodes, links or the host; each leaves rows in faults.jsonl."""
-HEAL_ROWS = Heal.rows
-"""Kinds of the rows that a heal leaves, also one that no step asks for."""
-END_ROWS = tuple(each.word for each in FAULT_STEPS if each.ends_process)
-"""Kinds of the rows that say that a process was ended."""
+HEAL_ROWS = Heal.also
+"""Words of the rows that a heal leaves; the lab also heals without a step."""
+END_ROWS = tuple(each.word for each in STEPS if issubclass(each, Fault) and each.ends_process)
+"""Words of the rows that have the exit code of a process which the lab ended, if they had an effect."""
 OF_ITSELF = {"exit": Effect.DOWN, "refusal": Effect.NONE}
-"""Words of rows that no step leaves: a process ended by itself, or refused to start, of what was done to its disk."""
-KINDS: dict[str, Effect] = {each.word: each.effect for each in FAULT_STEPS} | OF_ITSELF
-"""What a row of faults.jsonl says of the cluster, by its word."""
-AT_ONCE = tuple(each.word for each in FAULT_STEPS if each.at_once)
+"""Words of rows about a node that exited, or refused to start, because of an injected disk fault."""
+EFFECTS: dict[str, Effect] = OF_ITSELF | {
+    each.word: each.effect for each in STEPS if issubclass(each, Fault) and hasattr(each, "effect")
+}
+"""Word of a row of faults.jsonl -> what the row means for the cluster."""
 
 
 def effect_of(word: str) -> Effect:
-    """What a row with this word says; nothing if no such row is known."""
-    return KINDS.get(word, Effect.NONE)
+    """Return what a row with this word means; NONE if the word is not known."""
+    return EFFECTS.get(word, Effect.NONE)

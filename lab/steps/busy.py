@@ -1,4 +1,4 @@
-"""`busy`: other processes take the processor."""
+"""`busy`: other processes burn CPU."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ class Busy(Fault, frozen=True, rename={"time": "for"}):
     word = "busy"
     effect = Effect.SLOW
     short = "processes"
-    needs = Needs(real_time="there is no processor that could be busy in a simulation")
+    needs = Needs(real_time="a simulation has no processor")
     processes: Annotated[int, Meta(ge=1, le=1000)]
     time: Duration = Duration(0)
 
     async def do(self, run: Run, index: int) -> None:
-        evidence = {"processes": self.processes}
-        number = run.book.write(self.word, 0, "", run.now_ns(), evidence, False, index, lasts=True)
-        run.book.busy(number)
+        row = run.book.begin(self.word, index)
         await run.world.start_busy(self.processes)
-        run.book.begun(number)
+        row.busy(self.processes)
         if self.time:
             await asyncio.sleep(self.time)
             run.book.busy_over(await run.world.end_busy())

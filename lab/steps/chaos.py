@@ -1,4 +1,4 @@
-"""`chaos`: nodes that get the processor by fits and starts."""
+"""`chaos`: nodes are paused again and again, at random times."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SHORTEST_STINT_S = 0.001
 
 
 def draw_first_stint(chaos: Chaos, rng: random.Random) -> float:
-    """Seconds for which a node runs before it stands still for the first time: it shall, in the time that there is."""
+    """Draw the seconds for which a node runs before its first pause: at most a quarter of the fault's time."""
     return draw_stint(min(chaos.longest, max(chaos.time / 4, SHORTEST_STINT_S)), rng)
 
 
 def draw_stint(longest: float, rng: random.Random) -> float:
-    """Seconds for which a node in `chaos` runs, or stands still: short most often, each order of magnitude alike.
+    """Draw the seconds for which a node runs, or is paused: log-uniform, each order of magnitude equally likely.
 
     Args:
         longest: seconds, SHORTEST_STINT_S or more.
@@ -38,7 +38,6 @@ class Chaos(Fault, frozen=True, rename={"time": "for"}):
 
     word = "chaos"
     effect = Effect.NONE
-    at_once = True
     short = "time"
     drawn_from = 1
     leaves_nodes = ANY
@@ -56,11 +55,11 @@ class Chaos(Fault, frozen=True, rename={"time": "for"}):
         return cls(time=lot.time(0.5, 2.0, 5.0), on=on, longest=lot.time(0.05, 0.5, 2.0))
 
     async def do(self, run: Run, index: int) -> None:
-        await asyncio.gather(*(self._disturb(run, each, index) for each in run.choose(self.on)))
+        await asyncio.gather(*(self._pause_randomly(run, each, index) for each in run.choose(self.on)))
 
-    async def _disturb(self, run: Run, machine: Machine, index: int) -> None:
+    async def _pause_randomly(self, run: Run, machine: Machine, index: int) -> None:
         """SIGSTOP and SIGCONT in turn, each node at times of its own."""
-        role, began, draws = machine.role, run.now_ns(), random.Random(run.draws.getrandbits(64))
+        row, draws = run.book.begin(self.word, index, machine), random.Random(run.draws.getrandbits(64))
         until, stops, longest, whole = run.now() + self.time, 0, 0.0, 0.0
         runs = draw_first_stint(self, draws)
         while machine.running and not machine.paused:
@@ -77,4 +76,4 @@ class Chaos(Fault, frozen=True, rename={"time": "for"}):
             stint = run.now() - stopped
             longest, whole = max(longest, stint), whole + stint
         evidence = {"stops": stops, "stopped_s": round(whole, 4), "longest_s": round(longest, 4)}
-        run.book.write(self.word, machine.node, role, began, evidence, stops > 0, index)
+        row.write(evidence, stops > 0, over=True)

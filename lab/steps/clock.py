@@ -1,4 +1,4 @@
-"""`clock`: clocks that run at another speed, or are set forward."""
+"""`clock`: clocks run at another speed, or are set forward."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ class Clock(Fault, frozen=True):
 
     async def do(self, run: Run, index: int) -> None:
         for machine in run.choose(self.on):
-            role, began, before = machine.role, run.now_ns(), machine.counts()
+            row, before = run.book.begin(self.word, index, machine), machine.counts()
             machine.set_clock(self.drift, float(self.jump))
-            evidence = {"drift": self.drift, "jump_s": float(self.jump), "misread": 0}
-            number = run.book.write(self.word, machine.node, role, began, evidence, False, index, lasts=True)
-            run.book.lasts(number, machine, "misread", before)
+            row.lasts({"drift": self.drift, "jump_s": float(self.jump)}, machine, "misread", before)
         await run.world.breathe()

@@ -1,4 +1,4 @@
-"""`cut`: frames on some links vanish."""
+"""`cut`: frames on some links are dropped."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from lab.steps.link_fault import DRAWN_FRAMES, LinkFault
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.rules import Pair, Rule
-from lab.steps.step import Effect
 from lab.words import named_ids
 from nodeproc.core.messages import NodeId
 
 UNTIL_HEALED_S = 86_400.0
-"""No run is so long. What clients and nodes send each other over a cut link is held back, since TCP loses nothing."""
+"""A delay longer than any run: bytes on a cut link of clients wait for the heal, because TCP loses nothing."""
 
 
 class Cut(LinkFault, frozen=True):
@@ -31,8 +30,7 @@ class Cut(LinkFault, frozen=True):
 
     word = "cut"
     drawn_from = 2
-    effect = Effect.LINKS
-    rows = ("link",)
+    leaves = ("link",)
     frames: tuple[str, ...] = ()
     both: bool = False
 
@@ -54,7 +52,7 @@ class Cut(LinkFault, frozen=True):
     @property
     def hurts(self) -> frozenset[NodeId] | None:
         if self.frames:
-            return None  # What passes besides may hide from a leader that others are lost: nothing is promised.
+            return None  # The frames that still pass may hide the loss from a leader: the protocol promises nothing.
         return named_ids(self.source) or named_ids(self.to)
 
     async def do(self, run: Run, index: int) -> None:
@@ -65,12 +63,12 @@ class Cut(LinkFault, frozen=True):
 
 
 def cut(run: Run, frames: tuple[str, ...] = (), *, of_clients: bool = False) -> Rule:
-    """A cut link. Where no frames are known there is only TCP, and that loses nothing: it waits for the heal."""
+    """Return the rule of a cut link. Links whose frames are not known carry TCP bytes, which wait for the heal."""
     if of_clients or run.is_foreign:
         return Rule(delay=UNTIL_HEALED_S)
     return Rule(frames=frames, loss=1.0)
 
 
 def both_ways(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """These links and those that lead back."""
+    """Return these links and those in the opposite direction, ascending."""
     return tuple(sorted({*pairs, *((to, source) for source, to in pairs)}))

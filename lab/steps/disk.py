@@ -1,4 +1,4 @@
-"""`disk`: a disk goes bad, or is copied."""
+"""`disk`: a disk fault, or a copy of a disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED
 from nodeproc.yamlfile import Place
 
 MOST_ROOM_BYTES = 256
-"""A disk that becomes full takes up to so much more: the last write is torn."""
+"""A disk that becomes full accepts up to this many more bytes, so that the last write is torn."""
 
 
 class Disk(Fault, frozen=True):
@@ -39,8 +39,7 @@ class Disk(Fault, frozen=True):
 
     word = "disk"
     effect = Effect.SLOW
-    rows = ("disk", "kill")
-    proofs = (("disk",),)
+    also = ("kill",)
     on: Target
     slow: Duration = Duration(0)
     full: bool = False
@@ -57,20 +56,13 @@ class Disk(Fault, frozen=True):
             entry.fail(f"give exactly one of {allowed}")
 
     @property
-    def leaves(self) -> str:
-        """What its evidence calls the change of the files."""
-        if self.rot:
-            return "rot"
-        return "restored" if self.restore else "emptied" if self.lose == "all" else "lost"
-
-    @property
     def changes_files(self) -> bool:
-        """The lab does it to the files itself, or only reads them."""
+        """The lab changes or copies the files itself."""
         return bool(self.rot or self.lose) or self.copy or self.restore
 
     @property
     def needs_dead_node(self) -> bool:
-        """It is found, and perhaps refused, by the next start only."""
+        """Only the next start notices the fault, and may refuse the disk."""
         return bool(self.lose) or self.restore or self.rot in ("wal", "last", "messages", "checkpoint")
 
     @property
@@ -96,7 +88,7 @@ class Disk(Fault, frozen=True):
 
     @classmethod
     def draw(cls, lot: Lot) -> Self:
-        """A slow one."""
+        """Draw a slow disk."""
         return cls(on=lot.one(), slow=lot.time(0.02, 0.2, 1.0))
 
     @property
@@ -106,8 +98,8 @@ class Disk(Fault, frozen=True):
     async def do(self, run: Run, index: int) -> None:
         for machine in run.choose(self.on):
             if self.copy:
-                role, began, size = machine.role, run.now_ns(), await machine.copy()
-                run.book.write(self.word, machine.node, role, began, {"copied": size}, size > 0, index)
+                row, size = run.book.begin(self.word, index, machine), await machine.copy()
+                row.write({"copied": size}, size > 0)
             elif self.changes_files:
                 await self._damage(run, machine, index)
             else:
@@ -115,29 +107,29 @@ class Disk(Fault, frozen=True):
         await run.world.breathe()
 
     async def _damage(self, run: Run, machine: Machine, index: int) -> None:
-        """A byte rots, or files are lost or put back; a node that has to be dead for that is killed first."""
+        """Change a byte, or delete or restore files; kill a node first that must be dead for that."""
         if self.needs_dead_node and machine.running:
             await end(run, [machine], "kill", index)
             if machine.running:
                 return
-        began, role, place = run.now_ns(), machine.role, ""
+        row, place = run.book.begin(self.word, index, machine), ""
         if self.restore:
-            found = machine.restore()
+            change, found = "restored", machine.restore()
         elif self.lose == "all":
             lost = machine.wipe()
-            found = f"{lost} bytes" if lost else ""
+            change, found = "emptied", f"{lost} bytes" if lost else ""
         elif self.lose:
-            found, place = machine.lose(self.lose)
+            change, (found, place) = "lost", machine.lose(self.lose)
         else:
             rot = machine.rot(self.rot, run.draws)
-            found, place = (str(rot), rot.name) if rot is not None else ("", "")
+            change, found, place = ("rot", str(rot), rot.name) if rot is not None else ("rot", "", "")
         if found and (cause := self.cause(index, place)):
             run.book.causes.add(machine.node, cause)
-        run.book.write(self.word, machine.node, role, began, {self.leaves: found or "nothing"}, bool(found), index)
+        row.write({change: found or "nothing"}, bool(found))
 
     def _order(self, run: Run, machine: Machine, index: int) -> None:
-        """From now on the disk is slow, full or failing."""
-        role, began, before = machine.role, run.now_ns(), machine.counts()
+        """Make the disk slow, full or failing from now on."""
+        row, before = run.book.begin(self.word, index, machine), machine.counts()
         if cause := self.cause(index):
             run.book.causes.add(machine.node, cause)
         if self.slow:
@@ -150,18 +142,13 @@ class Disk(Fault, frozen=True):
         else:
             state, proof = f"failing {self.failing}", "failed"
             machine.order(**{f"fail_{self.failing}": True})
-        evidence = {"state": state, proof: 0}
-        number = run.book.write(self.word, machine.node, role, began, evidence, False, index, lasts=True)
-        run.book.lasts(number, machine, proof, before)
+        row.lasts({"state": state}, machine, proof, before)
 
     def cause(self, index: int, place: str = "") -> Cause | None:
-        """Why a node may end of it; None where none may: slow, empty, or rotten where it is old."""
+        """Return why a node may exit after the fault; None if it may not: a slow or empty disk, or old damage."""
         if self.slow or self.lose == "all" or (self.rot and not self.needs_dead_node):
             return None
-        if self.rot:
-            return Cause(f"rot of {self.rot}", EXIT_CORRUPTION, index, place)
-        if self.lose:
-            return Cause(f"loss of {self.lose}", EXIT_CORRUPTION, index, place)
-        if self.restore:
-            return Cause(OLDER_COPY, EXIT_CORRUPTION, index, place)
+        if self.needs_dead_node:
+            damage = f"rot of {self.rot}" if self.rot else f"loss of {self.lose}" if self.lose else OLDER_COPY
+            return Cause(damage, EXIT_CORRUPTION, index, place)
         return Cause("full" if self.full else f"failing {self.failing}", EXIT_WRITE_FAILED, index)

@@ -1,17 +1,18 @@
 """YAML -> steps and expectations, with errors that name file, line, column, what was found and what is allowed.
 
-A step or expectation is a mapping of one key, its word; the value is a mapping of its fields or, for short, the one
-field that `short` names. An Entry reads such a value and checks node ids, targets, events and durations. The class of
-the step checks the rest.
+A step or expectation is a mapping of one key, its word; the value is a mapping of its fields or, for short, the value
+of the one field that `short` names. An Entry is a value of the file; it reads each field by the field's type and checks
+node ids, targets, events and durations. The class of the step checks the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, cast, get_args, get_origin
 
 from msgspec import Struct, structs
 
+from lab.steps.writing import brief, field_of, fields_of, flow, plain
 from lab.words import (
     EVENT_LEVELS,
     EVENTS,
@@ -35,13 +36,46 @@ _S = TypeVar("_S", bound=Struct)
 _T = TypeVar("_T")
 
 
+class Worded(Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of everything that has a word of its own in YAML: steps and expectations."""
+
+    word: ClassVar[str]
+    """The key in YAML."""
+    short: ClassVar[str] = ""
+    """The field that a plain value stands for; "": none."""
+
+    def check(self, entry: Entry) -> None:
+        """Refuse fields that contradict each other or the cluster; the types refuse the rest. Raises ConfigError."""
+
+    def inside(self, *, in_brief: bool) -> Any:
+        """Return the value of the key: with every default written out, or, in brief, without defaults."""
+        return brief(self, self.short) if in_brief else plain(self)
+
+    def as_yaml(self, *, in_brief: bool) -> dict[str, Any]:
+        """Return the whole as it stands in a list."""
+        return {self.word: self.inside(in_brief=in_brief)}
+
+    def shown(self) -> Any:
+        """Return the value of the key, short enough for one line."""
+        return self.inside(in_brief=True)
+
+    @property
+    def words(self) -> str:
+        """The whole in one line, as it could stand in a scenario."""
+        return f"{self.word}: {flow(self.shown())}"
+
+    def show(self) -> str:
+        """Return one line for people."""
+        return self.words
+
+
 class Setting(NamedTuple):
     """What the values of a scenario file may refer to.
 
     steps: word -> step.
     ids: the cluster's nodes.
     log_level: of the cluster; events below it are not reported.
-    foreign: the nodes are a program that `cluster.command` starts: its frames and its disk are not known.
+    foreign: `cluster.command` starts the nodes; the lab does not know the frames and disks of such a program.
     """
 
     steps: Mapping[str, type[Step]]
@@ -51,16 +85,16 @@ class Setting(NamedTuple):
 
 
 class Entry:
-    """One value of a scenario file, with its place there.
+    """One value of a scenario file, and its place there.
 
-    Every method that checks or reads raises ConfigError, with the place in the file, for what is not allowed.
+    Every method that checks or reads raises ConfigError, with the place in the file, for anything that is not allowed.
     """
 
     def __init__(self, document: Document, setting: Setting, place: Place = ()) -> None:
         self._document, self._place, self.setting = document, place, setting
 
     def at(self, *parts: str | int) -> Entry:
-        """The entry further inside, which may not exist."""
+        """Return the entry further inside, which may not exist."""
         return Entry(self._document, self.setting, (*self._place, *parts))
 
     @property
@@ -69,20 +103,17 @@ class Entry:
         return self._document.value(self._place)
 
     def of(self, field: str) -> Entry:
-        """The entry of a field: in this mapping, or this plain value, which stands for the field."""
+        """Return the entry of a field: in this mapping, or this plain value, which stands for the field."""
         return self.at(field) if isinstance(self.value, dict) else self
 
     # ---- errors ----------------------------------------------------------------------------------
 
-    def fail(self, message: str) -> NoReturn:
-        raise self._document.error(self._place, message)
-
-    def fail_at_key(self, message: str) -> NoReturn:
-        """As fail(), pointing at the key instead of its value."""
-        raise self._document.error(self._place, message, at_key=True)
+    def fail(self, message: str, *, at_key: bool = False) -> NoReturn:
+        """Fail with this message. at_key: point at the key instead of its value."""
+        raise self._document.error(self._place, message, at_key=at_key)
 
     def wrong(self, allowed: str, names: Sequence[str] = ()) -> NoReturn:
-        """Fail with what was found and what is allowed; names: the words that may have been meant."""
+        """Fail with the value that was found and what is allowed; names: words that may have been meant."""
         raise self._document.wrong(self._place, allowed, names)
 
     def unknown_key(self, allowed: Sequence[str], what: str = "unknown key") -> NoReturn:
@@ -91,65 +122,70 @@ class Entry:
     # ---- steps and other structs -----------------------------------------------------------------
 
     def steps(self) -> tuple[Step, ...]:
-        """A list of steps."""
+        """Read a list of steps."""
         return tuple(each._step() for each in self.list_of("steps"))
-
-    def inner_steps(self, allowed: Sequence[type[Step]]) -> tuple[Step, ...]:
-        """The steps inside of another: at least one, and only of these kinds."""
-        steps = self.steps()
-        if not steps:
-            self.wrong("at least one step")
-        for index, step in enumerate(steps):
-            if not isinstance(step, tuple(allowed)):
-                words = ", ".join(each.word for each in allowed)
-                self.at(index, step.word).fail_at_key(f"is nothing for here; allowed: {words}")
-        return steps
 
     def _step(self) -> Step:
         word = self.word(self.setting.steps, "step", beside=("name",))
         step = self.setting.steps[word].read(self.at(word))
         if "name" in self.value:
             name = self.at("name").convert(Title)
-            check_title(self._document, (*self._place, "name"), name)
+            self.at("name").check_title(name)
             step = structs.replace(step, name=name)
         return step
 
-    def struct(self, kind: type[_S], short: str) -> _S:
-        """A struct, or the one field of it that `short` names."""
-        value = self.value
-        if isinstance(value, dict):
-            for field in structs.fields(kind):
-                if field.encode_name in value:
-                    self.at(field.encode_name)._check_field(field)
-            read = self.convert(kind)
-        else:
-            read = self._short(kind, short)
-        check_periods(self._document, self._place, read)
-        return read
-
-    def _short(self, kind: type[_S], short: str) -> _S:
+    def struct(self, kind: type[_S], short: str = "") -> _S:
+        """Read a struct from a mapping of its fields, or from a plain value, which stands for the field `short`."""
+        if isinstance(self.value, dict):
+            return kind(**self.fields(fields_of(kind)))
         if not short:
-            allowed = ", ".join(field.encode_name for field in structs.fields(kind) if field.name != "name")
+            allowed = ", ".join(each.encode_name for each in fields_of(kind))
             self.fail(f"found {show_value(self.value)}, allowed a mapping with the keys {allowed}")
-        field = next(each for each in structs.fields(kind) if each.name == short)
-        self._check_field(field)
-        value = self.convert(field.type)
-        needed = [each.encode_name for each in structs.fields(kind) if each.required and each.name != short]
-        if needed:
-            self.fail(f"also needs {', '.join(needed)}: {{{field.encode_name}: …, {needed[0]}: …}}")
+        field = field_of(kind, short)
+        value = self.field(field.type)
+        self.check_complete(kind, short, f"{field.encode_name}: …")
         return kind(**{short: value})
 
-    def _check_field(self, field: structs.FieldInfo) -> None:
-        """Check a plain value beyond the type of its field."""
-        if field.type == Target:
+    def check_complete(self, kind: type[Struct], given: str, begins: str) -> None:
+        """Refuse a plain value that stands for a struct if other fields than this one are required.
+
+        Args:
+            begins: the mapping that is needed begins so.
+        """
+        needed = [each.encode_name for each in fields_of(kind) if each.required and each.name != given]
+        if needed:
+            self.fail(f"also needs {', '.join(needed)}: {{{begins}, {needed[0]}: …}}")
+
+    def fields(self, fields: Sequence[structs.FieldInfo], beside: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Read a mapping of these fields.
+
+        Args:
+            beside: other keys that the mapping may have.
+
+        Returns:
+            name of each field that stands there -> its value.
+        """
+        needed = tuple(each.encode_name for each in fields if each.required)
+        value = self.mapping(needed, tuple(each.encode_name for each in fields), beside)
+        return {each.name: self.at(each.encode_name).field(each.type) for each in fields if each.encode_name in value}
+
+    def field(self, kind: Any) -> Any:
+        """Read the value of a field of this type."""
+        of = get_args(kind)[0] if get_origin(kind) is tuple else kind
+        if (read_field := getattr(of, "read_field", None)) is not None:
+            return read_field(self)
+        if kind == Target:
             self.check_target()
-        elif field.type == LinkEnd and self.value != "clients":
+        elif kind == LinkEnd and self.value != "clients":
             self.check_target("clients, ")
+        value = self.convert(kind)
+        self._check_period(kind, value)
+        return value
 
     # ---- mappings, lists and single values -------------------------------------------------------
 
     def word(self, known: Mapping[str, object], what: str, beside: tuple[str, ...] = ()) -> str:
-        """The one key of a mapping, which must be one of the known words."""
+        """Return the one key of a mapping, which must be one of the known words."""
         value = self.value
         if isinstance(value, str) and value in known:
             self.fail(f"{value} needs a value: `{value}: …`")
@@ -164,13 +200,15 @@ class Entry:
             self.fail(f"found {found}, allowed exactly one of {', '.join(known)}")
         return str(words[0])
 
-    def mapping(self, needed: tuple[str, ...] = (), allowed: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """A mapping that has the needed keys, and no others than the allowed ones; None: any."""
+    def mapping(
+        self, needed: tuple[str, ...], allowed: tuple[str, ...], beside: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """Return a mapping that has the needed keys, and no others than the allowed ones and those of `beside`."""
         value = self.value
         if not isinstance(value, dict):
             self.wrong("a mapping")
         for key in value:
-            if allowed is not None and key not in allowed:
+            if key not in (*allowed, *beside):
                 self.at(key).unknown_key(allowed)
         for key in needed:
             if key not in value:
@@ -178,34 +216,53 @@ class Entry:
         return cast(dict[str, Any], value)
 
     def list_of(self, what: str) -> list[Entry]:
-        """The entries of a list."""
+        """Return the entries of a list."""
         value = self.value
         if not isinstance(value, list):
             self.wrong(f"a list of {what}")
         return [self.at(index) for index in range(len(value))]
 
     def convert(self, wanted: type[_T]) -> _T:
-        """The value as this type."""
+        """Return the value as this type."""
         return self._document.convert_at(self._place, wanted, dec_hook=decode_word)
-
-    def period(self) -> Duration:
-        """A duration above 0."""
-        found = self.convert(Duration)
-        _check_period(self._document, self._place, found)
-        return found
 
     # ---- checks ----------------------------------------------------------------------------------
 
+    def check_inner(self, steps: Sequence[Step], allowed: Sequence[type[Step]]) -> None:
+        """Refuse an empty list of steps, and steps of other kinds than the allowed ones."""
+        if not steps:
+            self.wrong("at least one step")
+        for index, step in enumerate(steps):
+            if not isinstance(step, tuple(allowed)):
+                words = ", ".join(each.word for each in allowed)
+                self.at(index, step.word).fail(f"is not allowed here; allowed: {words}", at_key=True)
+
+    def check_periods(self, value: Struct) -> None:
+        """Refuse a duration of 0 where a Period is wanted. value: this entry as a struct."""
+        for each in fields_of(type(value)):
+            self.at(each.encode_name)._check_period(each.type, getattr(value, each.name))
+
+    def _check_period(self, kind: Any, value: object) -> None:
+        if isinstance(value, Struct):
+            self.check_periods(value)
+        elif isinstance(value, Duration) and value <= 0 and is_period(kind):
+            self.fail(f"found {value}, allowed a duration above 0")
+
+    def check_title(self, text: str) -> None:
+        """Refuse characters that would break a line or control a terminal."""
+        if not text.isprintable():
+            bad = next(each for each in text if not each.isprintable())
+            self.fail(f"found the character {ascii(bad)[1:-1]}, allowed characters that can be printed")
+
     def check_target(self, beside: str = "") -> None:
-        """Refuse words and ids that are no target in this cluster. beside: what else is allowed there."""
+        """Refuse words and ids that are no target in this cluster. beside: other words that are allowed there."""
         value = self.value
         if isinstance(value, list):
             if not value:
                 self.wrong(beside + self._allowed_targets())
             for index, part in enumerate(value):
                 self.at(index)._check_target_part("")
-                if part in value[:index]:
-                    self.at(index).fail(f"{part} stands here twice")
+                self.at(index).check_once(part, value[:index])
         else:
             self._check_target_part(beside)
 
@@ -216,20 +273,28 @@ class Entry:
             self.wrong(beside + self._allowed_targets(), TARGET_WORDS)
 
     def _allowed_targets(self) -> str:
-        return f"{', '.join(TARGET_WORDS)}, {self.setting.ids[0]}..{self.setting.ids[-1]} or a list of these"
+        return f"{', '.join(TARGET_WORDS)}, {self._ids()} or a list of these"
+
+    def _ids(self) -> str:
+        return f"{self.setting.ids[0]}..{self.setting.ids[-1]}"
+
+    def check_once(self, part: object, before: Sequence[object]) -> None:
+        """Refuse a part of a list that stands there before as well."""
+        if part in before:
+            self.fail(f"{part} stands here twice")
 
     def check_id(self, node: NodeId) -> None:
         """Refuse a node that the cluster does not have."""
         if node not in self.setting.ids:
-            self.wrong(f"{self.setting.ids[0]}..{self.setting.ids[-1]}")
+            self.wrong(self._ids())
 
     def check_payload(self, text: str) -> None:
-        """Refuse a message that no client sends."""
+        """Refuse a message that is too long for any client."""
         if (size := len(text.encode())) > LARGEST_PAYLOAD_BYTES:
             self.fail(f"found {size} bytes in UTF-8, allowed {LARGEST_PAYLOAD_BYTES}")
 
     def check_event(self, event: str, where: Mapping[str, object]) -> None:
-        """Refuse an event that does not exist, is not reported, or lacks a field that is asked for.
+        """Refuse an event that does not exist, is not reported, or lacks a field that `where` asks for.
 
         Args:
             event: stands at the key `is`, or alone.
@@ -244,30 +309,3 @@ class Entry:
         for field in where:
             if field not in fields:
                 self.at("where", field).unknown_key(fields, f"{event} has no such field")
-
-
-def check_periods(document: Document, place: Place, value: Struct) -> None:
-    """Refuse a duration of 0 where a Period is wanted.
-
-    Args:
-        place: where the struct stands, or the one field that stands for it.
-    """
-    for field in structs.fields(value):
-        found = getattr(value, field.name)
-        if isinstance(found, Struct):
-            check_periods(document, (*place, field.encode_name), found)
-        elif isinstance(found, Duration) and found <= 0 and is_period(field.type):
-            short = not isinstance(document.value(place), dict)
-            _check_period(document, place if short else (*place, field.encode_name), found)
-
-
-def _check_period(document: Document, place: Place, found: Duration) -> None:
-    if found <= 0:
-        raise document.error(place, f"found {found}, allowed a duration above 0")
-
-
-def check_title(document: Document, place: Place, text: str) -> None:
-    """Refuse what would break a line or steer a terminal."""
-    if not text.isprintable():
-        bad = next(each for each in text if not each.isprintable())
-        raise document.error(place, f"found the character {ascii(bad)[1:-1]}, allowed characters that can be printed")

@@ -1,20 +1,19 @@
-"""`expect`: how the cluster has to be at one moment."""
+"""`expect`: expectations of one moment; and the base of all expectations."""
 
 from __future__ import annotations
 
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from msgspec import Struct
 
-from lab.steps.entry import Entry
+from lab.steps.entry import Entry, Worded
 from lab.steps.machine import Run
 from lab.steps.outlook import Outlook
 from lab.steps.step import Step
-from lab.steps.targets import ClusterView, NoSuchTarget, _show_roles, choose
-from lab.steps.writing import brief, flow, plain
+from lab.steps.targets import ClusterView, NoSuchTarget, choose, show_roles
 from lab.words import CountOrNone, Target
 from nodeproc.core.messages import NodeId, SeqNo
 
@@ -22,24 +21,18 @@ _E = TypeVar("_E", bound="Expectation")
 
 
 class Finding(NamedTuple):
-    """What looking at an expectation found."""
+    """Whether an expectation is met, and the state that was found, for people."""
 
     met: bool
     found: str
-    """For people, whether met or not."""
 
 
-class Expectation(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all that a scenario expects, of a moment or of the run."""
-
-    word: ClassVar[str]
-    """The key that it has in YAML."""
-    short: ClassVar[str] = ""
-    """The field that a plain value stands for; "": none."""
+class Expectation(Worded, frozen=True):
+    """Base of all expectations, of a moment or of the run."""
 
     @classmethod
     def read(cls, entry: Entry) -> Self:
-        """The expectation whose value, behind its word, stands at an entry. Raises ConfigError."""
+        """Read and check the expectation from the value of its key. Raises ConfigError."""
         read = entry.struct(cls, cls.short)
         read.check(entry)
         least, most = read.bounds
@@ -47,25 +40,18 @@ class Expectation(Struct, frozen=True, forbid_unknown_fields=True):
             entry.fail(f"never holds: at_least is {least}, and no more than {most} are allowed")
         return read
 
-    def check(self, entry: Entry) -> None:
-        """Refuse what the types of the fields can't."""
-
     @property
     def bounds(self) -> tuple[float | None, float | None]:
-        """The least and the greatest number that it allows; None: any."""
+        """The least and the greatest number that is allowed; None: any."""
         return getattr(self, "at_least", None), getattr(self, "at_most", None)
-
-    def as_yaml(self, *, in_brief: bool) -> dict[str, Any]:
-        """The expectation as it stands in a list of them."""
-        return {self.word: brief(self, self.short) if in_brief else plain(self)}
-
-    def show(self) -> str:
-        """One line for people: as it could stand in a scenario, defaults left out."""
-        return f"{self.word}: {flow(brief(self, self.short))}"
 
 
 def read_expectations(entry: Entry, known: Mapping[str, type[_E]]) -> tuple[_E, ...]:
-    """One expectation or a list of them, each of a known word. Raises ConfigError."""
+    """Read one expectation or a list of them. Raises ConfigError.
+
+    Args:
+        known: word -> expectation.
+    """
     value = entry.value
     if not isinstance(value, list):
         return (_read_one(entry, known),)
@@ -83,26 +69,31 @@ def _read_one(entry: Entry, known: Mapping[str, type[_E]]) -> _E:
 
 
 class MomentExpectation(Expectation, frozen=True):
-    """What can be expected of one moment; MOMENT_EXPECTATIONS lists the subclasses."""
+    """Base of the expectations of one moment; MOMENT_EXPECTATIONS lists the subclasses."""
+
+    @staticmethod
+    def read_field(entry: Entry) -> tuple[MomentExpectation, ...]:
+        """Read a field that holds such expectations. Raises ConfigError."""
+        return read_expectations(entry, MOMENT_EXPECTATIONS)
 
     @abstractmethod
     def look(self, view: ClusterView, rng: random.Random) -> Finding:
-        """Whether it holds now.
+        """Decide whether the expectation holds now.
 
         Args:
             rng: the run's; draws for `follower`.
 
         Raises:
-            NoSuchTarget: a target means nobody.
+            NoSuchTarget: a target means no node.
         """
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
-        """Why it certainly does not hold at this point of the scenario."""
+        """The reasons why the expectation certainly does not hold at this point of the scenario."""
         yield from ()
 
 
 def judge(expectation: MomentExpectation, view: ClusterView, rng: random.Random) -> Finding:
-    """Whether an expectation holds at this moment. A target that means nobody is a miss, not an error."""
+    """Decide whether an expectation holds at this moment. A target that means no node is a miss, not an error."""
     try:
         return expectation.look(view, rng)
     except NoSuchTarget as error:
@@ -145,7 +136,7 @@ class RoleIs(MomentExpectation, frozen=True, rename={"role": "is", "node": "of"}
     def look(self, view: ClusterView, rng: random.Random) -> Finding:
         nodes = choose(self.node, view, rng)
         met = all(view.nodes[node].up and view.nodes[node].role == self.role for node in nodes)
-        return Finding(met, _show_roles(view))
+        return Finding(met, show_roles(view))
 
 
 class CaughtUp(MomentExpectation, frozen=True):
@@ -186,7 +177,7 @@ class LastSeq(MomentExpectation, frozen=True, rename={"seq_no": "is"}):
         return Finding(met, _show_delivered(view, nodes))
 
     def meets(self, seq_no: SeqNo) -> bool:
-        """Whether one node's last seq_no is as expected."""
+        """Return whether one node's last seq_no is as expected."""
         exact, least = self.seq_no, self.at_least
         return (exact is None or seq_no == exact) and (least is None or seq_no >= least)
 
@@ -204,13 +195,6 @@ class Expect(Step, frozen=True):
     only = "that"
     that: tuple[MomentExpectation, ...]
 
-    @classmethod
-    def read(cls, entry: Entry) -> Self:
-        return cls(that=read_expectations(entry, MOMENT_EXPECTATIONS))
-
-    def inside(self, *, in_brief: bool) -> Any:
-        return [each.as_yaml(in_brief=in_brief) for each in self.that]
-
     def shown(self) -> Any:
         return [each.show() for each in self.that]
 
@@ -222,7 +206,7 @@ class Expect(Step, frozen=True):
             yield from each.impossible(outlook)
 
     def without(self, gone: NodeId) -> Self | None:
-        return None  # What it says of the cluster would be wrong.
+        return None  # In a smaller cluster the expectation would be wrong.
 
     def findings(self) -> Iterator[str]:
         yield from (each.show() for each in self.that)

@@ -1,4 +1,4 @@
-"""`flap`: links fail and come back, again and again."""
+"""`flap`: links fail and come back several times."""
 
 from __future__ import annotations
 
@@ -13,37 +13,35 @@ from lab.steps.link import treat
 from lab.steps.link_fault import LinkFault
 from lab.steps.machine import Run
 from lab.steps.reducing import shorter
-from lab.steps.step import Effect
 from lab.words import Duration, Period
 
 
-class Flap(LinkFault, frozen=True, rename={"down": "down_for", "up": "up_for"}):
+class Flap(LinkFault, frozen=True, rename={"lasts": "down_for", "rests": "up_for"}):
     """Cut the links between these nodes and heal them again, several times, in both directions; ends when they are
     healed for the last time.
 
-    times: how often. down: how long each cut lasts. up: how long the links work between two cuts.
+    times: number of cuts. lasts: duration of each cut. rests: time between two cuts, in which the links work.
     """
 
     word = "flap"
-    effect = Effect.LINKS
-    rows = ("link",)
+    leaves = ("link",)
     times: Annotated[int, Meta(ge=1, le=1000)] = 5
-    down: Period = Duration(0.15)
-    up: Period = Duration(0.15)
+    lasts: Period = Duration(0.15)
+    rests: Period = Duration(0.15)
 
     def reduce(self) -> Iterator[Self]:
         yield from super().reduce()
         if self.times > 1:
             yield structs.replace(self, times=self.times // 2)
-        yield from shorter(self, "down")
-        yield from shorter(self, "up")
+        yield from shorter(self, "lasts")
+        yield from shorter(self, "rests")
 
     async def do(self, run: Run, index: int) -> None:
         pairs = both_ways(run.pairs(self.source, self.to))
         rule = cut(run, of_clients=self.about_clients)
         for left in reversed(range(self.times)):
             await treat(run, pairs, rule, index)
-            await asyncio.sleep(self.down)
+            await asyncio.sleep(self.lasts)
             run.book.links_over(pairs, await run.world.set_rule(pairs, None))
             if left:
-                await asyncio.sleep(self.up)
+                await asyncio.sleep(self.rests)

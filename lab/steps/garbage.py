@@ -1,4 +1,4 @@
-"""`garbage`: connections that say nonsense."""
+"""`garbage`: unauthenticated clients send garbage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Garbage(Fault, frozen=True, rename={"time": "for"}):
     effect = Effect.NONE
     short = "connections"
     row_for_each = False
-    needs = Needs(real_time="there are no sockets that a stranger could open in a simulation")
+    needs = Needs(real_time="a simulation has no sockets")
     connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
     half_open: Annotated[int, Meta(ge=0, le=10_000)] = 100
     time: Period = Duration(5)
@@ -32,12 +32,10 @@ class Garbage(Fault, frozen=True, rename={"time": "for"}):
 
     def check(self, entry: Entry) -> None:
         if not self.connections and not self.half_open:
-            entry.fail("nobody comes; give connections or half_open above 0")
+            entry.fail("does nothing; give connections or half_open above 0")
 
     async def do(self, run: Run, index: int) -> None:
-        machines, began = run.choose(self.on), run.now_ns()
-        roles = {each.node: each.role for each in machines}
+        rows = {each.node: run.book.begin(self.word, index, each) for each in run.choose(self.on)}
         rng = random.Random(f"garbage {run.seed} {index}")
-        for node, evidence in (await run.world.send_garbage(self, list(roles), rng)).items():
-            came = evidence["closed"] + evidence["held"] > 0
-            run.book.write(self.word, node, roles[node], began, evidence, came, index)
+        for node, evidence in (await run.world.send_garbage(self, list(rows), rng)).items():
+            rows[node].write(evidence, evidence["closed"] + evidence["held"] > 0)

@@ -1,4 +1,4 @@
-"""`heal`: faults are over."""
+"""`heal`: clear faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.steps.step import Effect, Fault
 from lab.words import Target
 
 END_PATIENCE_S = 10.0
-"""From a write that fails to the end of the process: half a second, and more on a busy machine."""
+"""A node exits within half a second after a failed write; a busy machine needs more."""
 
 
 class Heal(Fault, frozen=True):
@@ -32,8 +32,8 @@ class Heal(Fault, frozen=True):
     short = "what"
     in_nemesis = False
     drawn_from = 1
-    rows = ("heal", "resume", "start")
-    proofs = ()  # There may be nothing to heal.
+    leaves = ()  # There may be nothing to heal.
+    also = ("heal", "resume", "start")
     row_for_each = False
     what: Literal["links", "disks", "clocks", "busy", "all"] = "all"
     on: Target = "all"
@@ -68,15 +68,15 @@ class Heal(Fault, frozen=True):
 
 
 async def _heal_links(run: Run, index: int) -> None:
-    """Make all links straight; nothing to do where they are."""
-    began, treated = run.now_ns(), run.book.treated
-    if treated:
-        run.book.links_over(treated, await run.world.set_rule(treated, None))
-        run.book.write(Heal.word, 0, "", began, {"links": len(treated)}, True, index)
+    """Remove the rules of all links that have one."""
+    row, ruled = run.book.begin(Heal.word, index), list(run.book.links)
+    if ruled:
+        run.book.links_over(ruled, await run.world.set_rule(ruled, None))
+        row.write({"links": len(ruled)}, True)
 
 
 async def _heal_disks(run: Run) -> None:
-    """A node that has met a disk that failed it is on its way out: done when it is gone, for who starts it again."""
+    """Clear all disk faults. If one made a write fail, the node exits: wait for that, so that a start can follow."""
     for machine in run.world.machines.values():
         run.book.causes.mended(machine.node, machine.starts)
         machine.order(slow_s=0.0, room=NEVER, die_at=NEVER, fail_sync=False, fail_append=False, hang=False)
@@ -86,7 +86,7 @@ async def _heal_disks(run: Run) -> None:
 
 
 def _heal_clocks(run: Run) -> None:
-    """Clocks that were set stay so."""
+    """Stop all drifts; a clock that was set forward stays so."""
     for machine in run.world.machines.values():
         machine.set_clock(drift=0.0)
         run.book.healed("clock", machine)

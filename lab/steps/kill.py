@@ -1,10 +1,10 @@
-"""`kill`: SIGKILL."""
+"""`kill`: SIGKILL; and how a process is ended."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from lab.rows import NodeExit
 from lab.steps.lot import Lot
@@ -18,7 +18,7 @@ SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}
 
 
 class Ending(Fault, frozen=True):
-    """What `kill` and `stop` have in common: a signal that ends the processes of these nodes."""
+    """Base of `kill` and `stop`: a signal ends the processes of these nodes."""
 
     effect = Effect.DOWN
     short = "target"
@@ -42,18 +42,16 @@ class Kill(Ending, frozen=True):
 
 
 async def end(run: Run, machines: Sequence[Machine], word: str, index: int) -> None:
-    """End these nodes' processes, all at once; done when they are gone. word: one of SIGNALS."""
+    """End these nodes' processes, all at once; return when they are gone. word: one of SIGNALS."""
     how = SIGNALS[word]
-    roles, began = {each.node: each.role for each in machines}, run.now_ns()
-    called = {each.node: each.identity() for each in machines}
+    rows = [run.book.begin(word, index, each) for each in machines]
     running = [each for each in machines if each.running]
     ends = await run.world.together([each.end(how) for each in running])
     exits: dict[NodeId, NodeExit | None] = {each.node: end for each, end in zip(running, ends, strict=True)}
-    for node, role in roles.items():
-        exited = exits.get(node)
-        evidence: dict[str, Any] = {"found": "runs on" if node in exits else "did not run"}
-        if exited is not None:
-            evidence = called[node] | {"signal": how.name, "exit": exited.code}
-        done = began if exited is None else exited.t
-        run.book.write(word, node, role, began, evidence, exited is not None, index, t_done=done)
+    for row in rows:
+        exited = exits.get(row.target)
+        if exited is None:
+            row.write({"found": "runs on" if row.target in exits else "did not run"}, False, t_done=row.t)
+        else:
+            row.write(row.identity | {"signal": how.name, "exit": exited.code}, True, t_done=exited.t)
     await run.world.breathe()

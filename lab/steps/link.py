@@ -1,4 +1,4 @@
-"""`link`: how the frames on some links are treated."""
+"""`link`: a rule for the frames on some links."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from msgspec import Struct, structs
 from lab.steps.entry import Entry
 from lab.steps.link_fault import DRAWN_FRAMES, LinkFault
 from lab.steps.lot import Lot
-from lab.steps.machine import Run
+from lab.steps.machine import Machine, Run
 from lab.steps.reducing import shorter
-from lab.steps.rules import LINK_EFFECTS, Pair, Rule
+from lab.steps.rules import Pair, Rule
 from lab.steps.step import Effect, Needs
 from lab.words import Count, CountOrNone, Duration, Period, Share
-from nodeproc.core.messages import NodeId
 
 RULES = ("reorder", "delay", "jitter", "loss", "duplicate", "corrupt", "bandwidth", "chunk", "refuse")
-"""Fields, each of which does something."""
+"""The fields that affect frames; at least one is needed."""
 FRAME_RULES = ("reorder", "loss", "duplicate", "corrupt")
-"""Those that TCP does to no connection that lives."""
+"""Those that TCP rules out on an open connection."""
 
 
 class Reorder(Struct, frozen=True, forbid_unknown_fields=True):
     """Hold back every `every`-th matching frame until `behind` later matching frames have overtaken it.
 
-    at_most: it is let go after this time even when nothing overtook it.
+    at_most: the frame is released after this time at the latest.
     """
 
     every: Count = 2
@@ -66,31 +65,40 @@ class Link(LinkFault, frozen=True):
     def check(self, entry: Entry) -> None:
         super().check(entry)
         self.check_frames(entry, self.frames)
-        treats = [name for name in RULES if getattr(self, name)]
-        if not treats:
+        if not self._rules():
             entry.fail(f"does nothing; give {', '.join(RULES[:-1])} or {RULES[-1]} (heal undoes a rule)")
-        if self.refuse and (treats != ["refuse"] or self.frames):
-            entry.at("refuse").fail("lets nothing through, so that nothing else may be asked of this link")
+        if self.refuse and (self._rules() != ["refuse"] or self.frames):
+            entry.at("refuse").fail("lets nothing through; no other field may stand beside it")
         if self.distribution != "uniform" and not self.jitter:
-            entry.at("distribution").fail("is how jitter is drawn, and there is no jitter")
+            entry.at("distribution").fail("needs jitter: it says how jitter is drawn")
         for name in FRAME_RULES if self.about_clients or entry.setting.foreign else ():
             if getattr(self, name):
                 allowed = ", ".join(each for each in RULES if each not in FRAME_RULES)
                 whose = "clients" if self.about_clients else "nodes that cluster.command starts"
                 entry.at(name).fail(f"is for links that carry frames; allowed for those of {whose}: {allowed}")
 
+    def _rules(self) -> list[str]:
+        """The fields of RULES that are given."""
+        return [name for name in RULES if getattr(self, name)]
+
     @property
     def needs(self) -> Needs:
         needs = super().needs
         if not self.chunk or self.about_clients:
             return needs
-        why = "frames are not made of bytes in a simulation, and have no pieces"
+        why = "simulated frames are not made of bytes"
         return needs._replace(real_time=why, real_time_field="chunk")
 
     def reduce(self) -> Iterator[Self]:
         yield from super().reduce()
-        yield from shorter(self, "delay", least=Duration(0))
-        yield from shorter(self, "jitter", least=Duration(0))
+        if self.delay:
+            if self._rules() != ["delay"]:
+                yield structs.replace(self, delay=Duration(0))
+            yield from shorter(self, "delay")
+        if self.jitter:
+            if self._rules() != ["jitter"]:
+                yield structs.replace(self, jitter=Duration(0), distribution="uniform")
+            yield from shorter(self, "jitter")
         for name in ("loss", "duplicate"):
             if getattr(self, name):
                 yield structs.replace(self, **{name: 1.0})
@@ -119,7 +127,7 @@ class Link(LinkFault, frozen=True):
 
     @classmethod
     def draw_reorder(cls, lot: Lot) -> Self:
-        """Most often of records, so that holes come and are filled."""
+        """Draw a reordering, mostly of records, so that holes appear and are filled."""
         frames = ("APPEND",) if lot.chance(0.6) else ()
         source, to = lot.ends()
         at_most = lot.time(0.02, 0.1, 1.0)
@@ -128,40 +136,24 @@ class Link(LinkFault, frozen=True):
 
     @property
     def rule(self) -> Rule:
-        """What it asks of each of its links."""
-        rule = Rule(
-            frames=self.frames,
-            delay=float(self.delay),
-            jitter=float(self.jitter),
-            distribution=self.distribution,
-            loss=self.loss,
-            duplicate=self.duplicate,
-            corrupt=self.corrupt,
-            bandwidth=float(self.bandwidth),
-            chunk=self.chunk,
-            refuse=self.refuse,
-        )
-        order = self.reorder
-        if order is None:
-            return rule
-        return structs.replace(rule, every=order.every, behind=order.behind, at_most=float(order.at_most))
+        """The rule for each of the links."""
+        values = msgspec.to_builtins(self, enc_hook=float)  # A rule has the same fields, and those of a Reorder.
+        values |= values["reorder"] or {}
+        return msgspec.convert({name: values[name] for name in Rule.__struct_fields__ if name in values}, Rule)
 
     async def do(self, run: Run, index: int) -> None:
         await treat(run, run.pairs(self.source, self.to), self.rule, index)
 
 
 async def treat(run: Run, pairs: Sequence[Pair], rule: Rule, index: int) -> None:
-    """Put a rule on these links. Its row is complete when the rule is over."""
-    began = run.now_ns()
+    """Put a rule on these links. Its row is complete when the rule ends."""
+    row = run.book.begin(Link.word, index, receiver(run, pairs))
     before = await run.world.set_rule(pairs, rule)
     run.book.links_over(pairs, before)
-    evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
-    number = run.book.write(Link.word, *receiver(run, pairs), began, evidence, False, index, lasts=True)
-    run.book.treats(number, pairs, before)
+    row.rules(rule, pairs, before)
 
 
-def receiver(run: Run, pairs: Sequence[Pair]) -> tuple[NodeId, str]:
-    """For rows: the one node that these links lead to, and what it is; 0 where they lead to several."""
+def receiver(run: Run, pairs: Sequence[Pair]) -> Machine | None:
+    """Return the one node that these links lead to; None if they lead to several, or to clients."""
     targets = {to for _, to in pairs}
-    target = min(targets) if len(targets) == 1 else 0
-    return target, run.world.machines[target].role if target else ""
+    return run.world.machines.get(targets.pop()) if len(targets) == 1 else None

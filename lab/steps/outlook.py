@@ -69,17 +69,13 @@ class Outlook:
         parts = target_parts(target)
         if self.damaged is not None and states == UP:
             states = UP | DOWN
+        self.downed |= "down" in states
         for node in self.ids:
             if node in parts or "all" in parts:
                 self._states[node] = states
             elif any(isinstance(part, str) and self._may_mean(part, node) for part in parts):
                 sure = any(_ALL_OF.get(str(part)) == self._states[node] for part in parts)
                 self._states[node] = states if sure else self._states[node] | states
-
-    def take_down(self, target: Target, then: frozenset[State] = DOWN) -> None:
-        """These nodes were down, and have these states now."""
-        self.set(target, then)
-        self.downed = True
 
     def _may_mean(self, word: str, node: NodeId) -> bool:
         state = self._states[node]

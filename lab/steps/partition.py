@@ -1,4 +1,4 @@
-"""`partition`: not everybody hears everybody."""
+"""`partition`: links are cut so that some nodes do not hear each other."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lab.steps.entry import Entry
 from lab.steps.link import treat
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
-from lab.steps.step import Effect, Fault, Needs
+from lab.steps.step import Fault, Needs
 from lab.steps.targets import ClusterView, NoSuchTarget, choose
 from lab.words import Target, named_ids
 from nodeproc.core.messages import NodeId
 
 PartitionKind: TypeAlias = Literal["isolate", "halves", "majority", "minority", "bridge", "ring", "random"]
 DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "both", "both")
-"""To be drawn from."""
+"""A search draws one of these."""
 LEAST_NODES: Final[dict[PartitionKind, int]] = {
     "isolate": 2,
     "halves": 2,
@@ -30,19 +30,19 @@ LEAST_NODES: Final[dict[PartitionKind, int]] = {
     "ring": 4,
     "random": 2,
 }
-"""Kind -> with fewer nodes it cuts nothing."""
+"""Kind -> the least cluster size in which it cuts a link."""
 NODELESS: Final = ("halves", "ring", "random")
-"""Kinds that are about no node: `node` means nothing."""
+"""Kinds for which `node` has no meaning."""
 
 
 def partition_pairs(step: Partition, view: ClusterView, rng: random.Random) -> tuple[tuple[NodeId, NodeId], ...]:
-    """The directed links (from, to) that a partition cuts now, ascending.
+    """Return the directed links (from, to) that a partition cuts now, ascending.
 
     Args:
         rng: the run's; draws the halves.
 
     Raises:
-        NoSuchTarget: nobody is the node that it is about, or more nodes are than its side has.
+        NoSuchTarget: `node` means no node now, or more nodes than that side has.
     """
     ids = view.ids
     most = len(ids) // 2 + 1
@@ -74,14 +74,14 @@ def partition_pairs(step: Partition, view: ClusterView, rng: random.Random) -> t
 def _side(
     step: Partition, nodes: tuple[NodeId, ...], size: int, ids: tuple[NodeId, ...], rng: random.Random
 ) -> list[NodeId]:
-    """These nodes and random others, so many together."""
+    """Return these nodes and random others, `size` in total."""
     if len(nodes) > size:
         raise NoSuchTarget(f"{len(nodes)} nodes are no part of a {step.kind}, which has {size} of {len(ids)}")
     return [*nodes, *rng.sample([node for node in ids if node not in nodes], size - len(nodes))]
 
 
 def _between(side: Sequence[NodeId], nodes: tuple[NodeId, ...]) -> set[tuple[NodeId, NodeId]]:
-    """The links between a side and the rest, both directions."""
+    """Return the links between a side and the rest, in both directions."""
     return {pair for a in side for b in nodes if b not in side for pair in ((a, b), (b, a))}
 
 
@@ -95,10 +95,9 @@ class Partition(Fault, frozen=True):
     """
 
     word = "partition"
-    effect = Effect.LINKS
     short = "kind"
     drawn_from = 2
-    rows = ("link",)
+    leaves = ("link",)
     needs = Needs(proxy=True)
     kind: PartitionKind
     node: Target = "leader"

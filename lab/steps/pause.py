@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
@@ -27,9 +27,6 @@ class Pause(Fault, frozen=True):
 
     async def do(self, run: Run, index: int) -> None:
         for machine in run.choose(self.target):
-            role, began = machine.role, run.now_ns()
+            row = run.book.begin(self.word, index, machine)
             hit = machine.running and not machine.paused and await machine.freeze()
-            evidence: dict[str, Any] = {"found": "did not run"}
-            if machine.running:
-                evidence = machine.identity() | {"state": machine.state()}
-            run.book.write(self.word, machine.node, role, began, evidence, hit, index)
+            row.write(row.identity | {"state": machine.state()} if machine.running else {"found": "did not run"}, hit)

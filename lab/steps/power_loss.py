@@ -1,4 +1,4 @@
-"""`power_loss`: a machine loses its power."""
+"""`power_loss`: nodes' machines lose power."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lab.steps.step import Effect, Fault, Needs
 from lab.words import Target
 
 TORN_PATIENCE_S, TORN_LOOK_S = 5.0, 0.01
-"""A disk that is to leave a torn log waits so long for an entry that is not synced, and looks so often."""
+"""How long, and how often, a torn power loss looks for a log entry that is not synced."""
 MID_WRITE_OPERATIONS = 12
-"""A power loss in the middle of a write comes within so many disk operations."""
+"""A power loss in the middle of a write comes within this many disk operations."""
 MID_WRITE_PATIENCE_S = 5.0
 
 
@@ -43,7 +43,7 @@ class PowerLoss(Fault, frozen=True):
 
     def check(self, entry: Entry) -> None:
         if self.mid_write and self.tail != "drawn":
-            entry.at("tail").fail("what mid_write leaves is drawn, so that nothing else may be asked for")
+            entry.at("tail").fail("mid_write draws what it leaves; no other tail may stand beside it")
 
     @property
     def leaves_nodes(self) -> frozenset[State]:
@@ -60,8 +60,7 @@ class PowerLoss(Fault, frozen=True):
 
     async def do(self, run: Run, index: int) -> None:
         machines, torn = run.choose(self.target), self.tail == "torn"
-        roles, began = {each.node: each.role for each in machines}, run.now_ns()
-        called = {each.node: each.identity() for each in machines}
+        rows = [run.book.begin(self.word, index, each) for each in machines]
         running = [each for each in machines if each.running]
         if torn:
             await _wait_for_tears(run, running)
@@ -69,22 +68,22 @@ class PowerLoss(Fault, frozen=True):
             await run.world.together([_die_in_a_write(run, each) for each in running if not each.paused])
         alive = [each for each in running if each.running]
         await run.world.together([each.end(signal.SIGKILL) for each in alive])
-        for machine in machines:
+        for machine, row in zip(machines, rows, strict=True):
             evidence: dict[str, Any] = {"found": "survived SIGKILL" if machine.running else "did not run"}
             hit = machine in running and not machine.running
             if hit:
                 machine.order(hang=False, die_at=NEVER)
                 loss = machine.cut_power(torn)
-                evidence = called[machine.node] | {"exit": machine.exits[-1].code} | loss.evidence()
+                evidence = row.identity | {"exit": machine.exits[-1].code} | loss.evidence()
                 hit = loss.tear is not None if torn else loss.effect
                 if self.mid_write:
                     hit = evidence["in_a_write"] = machine not in alive
-            run.book.write(self.word, machine.node, roles[machine.node], began, evidence, hit, index)
+            row.write(evidence, hit)
         await run.world.breathe()
 
 
 async def _wait_for_tears(run: Run, machines: Sequence[Machine]) -> None:
-    """The disks stop answering; done when an entry of each WAL waits for its fdatasync, or it takes too long."""
+    """Stop all fdatasyncs, and wait until an entry of each WAL waits for its fdatasync, at most TORN_PATIENCE_S."""
     for machine in machines:
         machine.order(hang=True)
     until = run.now() + TORN_PATIENCE_S
@@ -93,6 +92,6 @@ async def _wait_for_tears(run: Run, machines: Sequence[Machine]) -> None:
 
 
 async def _die_in_a_write(run: Run, machine: Machine) -> None:
-    """The node dies in the middle of one of its next disk operations; done when it is gone, or has none."""
+    """Let the node die in the middle of one of its next disk operations; return when it is gone, or makes none."""
     machine.order(die_at=machine.counts().operations + run.draws.randint(1, MID_WRITE_OPERATIONS))
     await machine.doomed(MID_WRITE_PATIENCE_S)

@@ -19,9 +19,7 @@ class Rebuild(Fault, frozen=True):
     effect = Effect.DOWN
     short = "target"
     in_nemesis = False
-    rows = ("rebuild", "start")
-    ends_process = True
-    proofs = (("rebuild",),)
+    also = ("start",)
     needs = Needs(own_node=True)
     leaves_nodes = UP
     target: Target
@@ -34,21 +32,19 @@ class Rebuild(Fault, frozen=True):
         await run.world.together([self._rebuild(run, each, index) for each in run.choose(self.target)])
 
     async def _rebuild(self, run: Run, machine: Machine, index: int) -> None:
-        node, role, began = machine.node, machine.role, run.now_ns()
+        row = run.book.begin(self.word, index, machine)
         evidence: dict[str, Any] = {"disk": "lost"}
         if machine.running:
-            evidence |= machine.identity()
+            evidence |= row.identity
             exited = await machine.end(signal.SIGKILL)
             if exited is None:
-                run.book.write(self.word, node, role, began, evidence, False, index)
+                row.write(evidence, False)
                 return
             evidence["exit"] = exited.code
         lost = evidence["lost_bytes"] = machine.wipe()
-        run.book.causes.forget(node)
-        run.book.write(self.word, node, role, began, evidence, lost > 0, index)
-        began = run.now_ns()
-        took = await run.world.launch([node], rebuild=True)
-        evidence = machine.identity() | {"rebuild": True}
-        if node in took:
-            evidence["ready_s"] = round(took[node], 4)
-        run.book.write("start", node, "down", began, evidence, node in took, index)
+        run.book.causes.forget(machine.node)
+        row.write(evidence, lost > 0)
+        row = run.book.begin("start", index, machine)
+        took = await run.world.launch([machine.node], rebuild=True)
+        ready = {"ready_s": round(took[machine.node], 4)} if took else {}
+        row.write(machine.identity() | {"rebuild": True} | ready, bool(took))

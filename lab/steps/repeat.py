@@ -1,8 +1,8 @@
-"""`repeat`: steps that are done several times."""
+"""`repeat`: do some steps several times."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -11,8 +11,7 @@ from lab.steps.machine import Run
 from lab.steps.step import Step
 
 MAX_STEPS = 10_000
-"""Written out. More is a slip of the pen: nobody waits for so many."""
-Times: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+"""Of a scenario, with repeats written out. A larger number is taken for a mistake."""
 
 
 class Repeat(Step, frozen=True):
@@ -20,19 +19,11 @@ class Repeat(Step, frozen=True):
 
     word = "repeat"
     inner_field = "steps"
-    times: Times
+    times: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
     steps: tuple[Step, ...]
 
-    @classmethod
-    def read(cls, entry: Entry) -> Self:
-        entry.mapping(("times", "steps"), ("times", "steps"))
-        times = entry.at("times").convert(Times)
-        if not entry.at("steps").list_of("steps"):
-            entry.at("steps").wrong("at least one step")
-        return cls(times=times, steps=entry.at("steps").steps())
-
-    def inside(self, *, in_brief: bool) -> Any:
-        return {"times": self.times, "steps": [step.as_yaml(in_brief=in_brief) for step in self.steps]}
+    def check(self, entry: Entry) -> None:
+        entry.at("steps").check_inner(self.steps, (Step,))
 
     def shown(self) -> Any:
         return f"{self.times} times {len(self.steps)} steps"

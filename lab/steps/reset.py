@@ -1,4 +1,4 @@
-"""`reset`: connections are broken, once."""
+"""`reset`: connections are reset, once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class Reset(LinkFault, frozen=True):
 
     word = "reset"
     effect = Effect.LINKS
-    at_once = True
     drawn_from = 2
 
     @classmethod
@@ -28,8 +27,8 @@ class Reset(LinkFault, frozen=True):
         return cls(source=source, to=to)
 
     async def do(self, run: Run, index: int) -> None:
-        pairs, began = both_ways(run.pairs(self.source, self.to)), run.now_ns()
+        pairs = both_ways(run.pairs(self.source, self.to))
+        row = run.book.begin(self.word, index, receiver(run, pairs))
         broken = await run.world.reset(pairs)
-        evidence = {"pairs": pairs, "connections": broken}
-        run.book.write(self.word, *receiver(run, pairs), began, evidence, broken > 0, index)
+        row.write({"pairs": pairs, "connections": broken}, broken > 0, over=True)
         await run.world.breathe()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
@@ -32,13 +32,12 @@ class Resume(Fault, frozen=True):
 
 
 async def resume(run: Run, machines: Sequence[Machine], index: int) -> None:
-    """SIGCONT to the processes of these nodes, one after the other; done when they answer."""
+    """SIGCONT to the processes of these nodes, one after the other; return when they answer."""
     for machine in machines:
-        role, began = machine.role, run.now_ns()
-        hit = machine.running and machine.paused
-        evidence: dict[str, Any] = {"found": "was not paused"}
-        if hit:
+        row = run.book.begin("resume", index, machine)
+        if machine.running and machine.paused:
             machine.wake()
-            evidence = machine.identity() | {"answered_s": round(await machine.ready(), 4)}
-        run.book.write("resume", machine.node, role, began, evidence, hit, index)
+            row.write(row.identity | {"answered_s": round(await machine.ready(), 4)}, True)
+        else:
+            row.write({"found": "was not paused"}, False)
     await run.world.breathe()

@@ -1,4 +1,4 @@
-"""`send`: exact messages of named clients."""
+"""`send`: messages of named clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.steps.machine import Run, SendingClient, StepMissed
 from lab.steps.reducing import COUNTS, shifted
 from lab.steps.step import Needs, Step
 from lab.steps.wait import QUICK_LOOK_S
-from lab.steps.writing import brief, plain
+from lab.steps.writing import brief, fields_of, plain
 from lab.words import ClientId, Duration, Period
 from nodeproc.core.messages import NodeId
 from nodeproc.session import Session
@@ -40,7 +40,7 @@ class Sender(Struct, frozen=True, forbid_unknown_fields=True):
         return self.messages if isinstance(self.messages, int) else len(self.messages)
 
     def check(self, entry: Entry) -> None:
-        """Refuse a node that the cluster lacks, no messages, and messages that no client sends."""
+        """Refuse a node that the cluster does not have, no messages, and messages that are too long."""
         if self.via is not None:
             entry.at("via").check_id(self.via)
         if not self.messages:
@@ -48,12 +48,16 @@ class Sender(Struct, frozen=True, forbid_unknown_fields=True):
         for index, text in enumerate(self.messages if isinstance(self.messages, tuple) else ()):
             entry.at("messages", index).check_payload(text)
 
+    def as_yaml(self, *, in_brief: bool) -> dict[str, Any]:
+        """Return the fields, in brief without defaults."""
+        return brief(self) if in_brief else plain(self)
+
     def without(self, gone: NodeId) -> Sender:
-        """The sender where that node is not there."""
+        """The sender in a cluster without this node, where higher ids are one lower."""
         return structs.replace(self, via=None if self.via in (None, gone) else shifted(self.via or gone, gone))
 
     def show(self) -> str:
-        """In a few words."""
+        """Return a few words for people."""
         via = "" if self.via is None else f" via node {self.via}"
         several, new = "s" if self.count != 1 else "", "new " if self.fresh else ""
         return f"{self.count} message{several} of {new}client {self.client}{via}"
@@ -77,40 +81,27 @@ class Send(Step, frozen=True):
     refused: bool = False
 
     @classmethod
-    def read(cls, entry: Entry) -> Self:
-        value = entry.value
-        if isinstance(value, list) or (isinstance(value, dict) and "clients" in value):
-            step, inner = entry.struct(cls, "clients"), entry.of("clients")
-            places = [inner.at(index) for index in range(len(step.clients))]
-        else:
-            step, places = cls._of_one(entry), [entry]
-        if not step.clients:
-            entry.fail("no client, at least one is needed")
-        for each, sender in zip(places, step.clients, strict=True):
-            sender.check(each)
-        if step.refused and not step.wait:
-            entry.at("wait").fail("a refusal is to be waited for")
-        return step
+    def _of(cls, entry: Entry) -> Self:
+        if not _is_of_one(entry.value):
+            return entry.struct(cls, "clients")
+        of_sender = fields_of(Sender)
+        read = entry.fields([*of_sender, *(each for each in fields_of(cls) if each.name != "clients")])
+        sender = Sender(**{each.name: read.pop(each.name) for each in of_sender if each.name in read})
+        return cls(clients=(sender,), **read)
 
-    @classmethod
-    def _of_one(cls, entry: Entry) -> Self:
-        """One client's fields and the step's in one mapping."""
-        of_sender = structs.fields(Sender)
-        of_step = [field for field in structs.fields(cls) if field.name != "clients"]
-        allowed = tuple(field.encode_name for field in (*of_sender, *of_step))
-        value = entry.mapping(("client", "messages"), allowed)
-        given = {field.name: entry.at(field.name).convert(field.type) for field in of_sender if field.name in value}
-        outer = {field.name: entry.at(field.name).convert(field.type) for field in of_step if field.name in value}
-        if "within" in outer:
-            entry.at("within").period()
-        return cls(clients=(Sender(**given),), **outer)
+    def check(self, entry: Entry) -> None:
+        if not self.clients:
+            entry.fail("no client, at least one is needed")
+        for index, sender in enumerate(self.clients):
+            sender.check(entry if _is_of_one(entry.value) else entry.of("clients").at(index))
+        if self.refused and not self.wait:
+            entry.at("wait").fail("wait: false cannot stand beside refused: true, which waits for the answer")
 
     def inside(self, *, in_brief: bool) -> Any:
-        if not in_brief:
-            return plain(self)
-        outside, senders = brief(self), [brief(each) for each in self.clients]
-        del outside["clients"]
-        return {**(senders[0] if len(senders) == 1 else {"clients": senders}), **outside}
+        whole = brief(self) if in_brief else plain(self)
+        if in_brief and len(self.clients) == 1:
+            return whole.pop("clients")[0] | whole
+        return whole
 
     def shown(self) -> Any:
         return " and ".join(each.show() for each in self.clients)
@@ -171,7 +162,7 @@ class Send(Step, frozen=True):
         run.note(index, self, met=True, found="all acknowledged")
 
     async def _refusals(self, clients: Sequence[SendingClient]) -> str:
-        """Wait until the node of each of these clients has told it why it takes nothing; returns what they told."""
+        """Wait until each of these clients knows why its node accepts nothing; return the reasons."""
         sessions = [each.chat.session for each in clients]
         for session in sessions:
             session.refused = ""
@@ -180,8 +171,13 @@ class Send(Step, frozen=True):
                 while not all(map(_was_refused, sessions)):
                     await asyncio.sleep(QUICK_LOOK_S)
         except TimeoutError:
-            raise StepMissed(f"not told within {self.within}: {', '.join(map(_told, sessions))}") from None
-        return ", ".join(map(_told, sessions))
+            raise StepMissed(f"no refusal within {self.within}: {', '.join(map(_reason, sessions))}") from None
+        return ", ".join(map(_reason, sessions))
+
+
+def _is_of_one(value: Any) -> bool:
+    """Return whether the fields of a single client stand beside those of the step."""
+    return not (isinstance(value, list) or (isinstance(value, dict) and "clients" in value))
 
 
 def _not_acknowledged(client: SendingClient) -> int:
@@ -189,11 +185,11 @@ def _not_acknowledged(client: SendingClient) -> int:
 
 
 def _was_refused(session: Session) -> bool:
-    """Its node, if it has one, takes none of its messages now."""
+    """Return whether the client has a node, which accepts none of its messages now."""
     return bool(session.node) and bool(session.refused or not session.leader)
 
 
-def _told(session: Session) -> str:
-    """What a client knows from its node."""
+def _reason(session: Session) -> str:
+    """Return what a client's node has reported to it."""
     words = session.refused or (f"node {session.leader} leads" if session.leader else "nobody leads")
     return f"node {session.node} says: {words}" if session.node else "no node"

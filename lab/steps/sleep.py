@@ -1,4 +1,4 @@
-"""`sleep`: time passes."""
+"""`sleep`: let time pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ class Sleep(Step, frozen=True, rename={"time": "for"}):
 
     word = "sleep"
     short = "time"
-    in_when = True
     hurts = frozenset[NodeId]()
     time: Duration
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lab.steps.damage import ended_at_work
 from lab.steps.lot import Lot
@@ -12,6 +12,9 @@ from lab.steps.outlook import UP, Outlook, State
 from lab.steps.step import Effect, Fault
 from lab.words import Target
 from nodeproc.errors import EXIT_CORRUPTION
+
+if TYPE_CHECKING:
+    from lab.steps.book import Draft
 
 
 class Start(Fault, frozen=True):
@@ -24,9 +27,12 @@ class Start(Fault, frozen=True):
     short = "target"
     in_nemesis = False
     drawn_from = 1
-    rows = ("start", "refusal")
     target: Target
     refuses: bool = False
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        return ("refusal" if self.refuses else "start",)
 
     @property
     def leaves_nodes(self) -> frozenset[State]:
@@ -38,7 +44,7 @@ class Start(Fault, frozen=True):
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
         if self.refuses and outlook.damaged is None and not outlook.anything:
-            yield "nothing has damaged a disk before, so that no node refuses to start"
+            yield "no step before damages a disk, so that no node refuses to start"
 
     @classmethod
     def draw(cls, lot: Lot) -> Self:
@@ -49,39 +55,39 @@ class Start(Fault, frozen=True):
         if not self.refuses:
             await start(run, machines, index)
             return
-        began = run.now_ns()
+        rows = [run.book.begin("refusal", index, each) for each in machines]
         await run.world.launch([each.node for each in machines])
-        for machine in machines:
-            if found := _refusal(run, machine, began, index):
+        for machine, row in zip(machines, rows, strict=True):
+            if found := _refusal(run, machine, row):
                 raise StepMissed(found)
         run.note(index, self, met=True, found="all refused, and named the damaged file")
 
 
 async def start(run: Run, machines: Sequence[Machine], index: int) -> None:
-    """Start those of these nodes that are down, all at once; done when they answer."""
-    roles, began = {each.node: each.role for each in machines}, run.now_ns()
+    """Start those of these nodes that are down, all at once; return when they answer."""
+    rows = [run.book.begin("start", index, each) for each in machines]
     took = await run.world.launch([each.node for each in machines])
-    for machine in machines:
-        evidence, hit, done = machine.identity(), machine.node in took, began
+    for machine, row in zip(machines, rows, strict=True):
+        evidence, hit, done = machine.identity(), machine.node in took, row.t
         if hit:
             evidence["ready_s"] = round(took[machine.node], 4)
-            done = began + int(took[machine.node] * 1e9)
-        elif ended_at_work(machine.exits, began):
+            done = row.t + int(took[machine.node] * 1e9)
+        elif ended_at_work(machine.exits, row.t):
             hit, evidence["found"], done = True, "the others know that its data is older", machine.exits[-1].t
         else:
             evidence["found"] = "ran already" if machine.running else "its disk kept it from running"
-        run.book.write("start", machine.node, roles[machine.node], began, evidence, hit, index, t_done=done)
+        row.write(evidence, hit, t_done=done)
 
 
-def _refusal(run: Run, machine: Machine, began: int, index: int) -> str:
-    """Judge how a node ended that had to refuse its disk; returns what was not so, "" if nothing."""
+def _refusal(run: Run, machine: Machine, row: Draft) -> str:
+    """Write the row of a node that refused its disk as it had to; return what was wrong otherwise, or ""."""
     node, end = machine.node, machine.exits[-1] if machine.exits else None
-    if machine.running or end is None or end.t < began:
+    if machine.running or end is None or end.t < row.t:
         return f"node {node} did not refuse its disk"
     cause, says = run.book.causes.why(node, end.code, machine.starts), machine.says()
     if end.code != EXIT_CORRUPTION or cause is None:
         return f"node {node} ended with exit code {end.code}, not {EXIT_CORRUPTION}: {says}"
     if cause.place not in says:
         return f"node {node} did not name {cause.place}: {says}"
-    run.book.write("refusal", node, "down", began, {"exit": end.code, "says": says}, True, index)
+    row.write({"exit": end.code, "says": says}, True)
     return ""

@@ -1,4 +1,4 @@
-"""What every step of a scenario has: its words in YAML, and what a run must offer so that the step can be done."""
+"""The base classes of all steps: a step's YAML, its checks before the run, its action, and what its rows must show."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from msgspec import Struct, structs
 
-from lab.steps.entry import Entry
+from lab.steps.entry import Entry, Worded
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.outlook import Outlook, State
 from lab.steps.reducing import one_of, shorter, without_node
-from lab.steps.writing import brief, flow, plain
+from lab.steps.writing import field_of
 from lab.words import Duration, Target, Title, target_parts
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Place
@@ -23,14 +23,13 @@ from nodeproc.yamlfile import Place
 class Needs(NamedTuple):
     """What a run must offer so that a step can be done.
 
-    proxy: frames between nodes pass the lab's proxy.
-    client_proxy: so does what clients and nodes send to each other.
-    layer: what real nodes write, and the clocks that they read, pass the lab's layer: lab.live.inside.faulty_node.
+    proxy: frames between nodes pass the lab's proxy. client_proxy: bytes between clients and nodes pass it too.
+    layer: the nodes' files and clocks pass the lab's layer, lab.live.inside.faulty_node.
     own_node: the nodes are the lab's own, not a program that `cluster.command` starts.
     majority: a majority of the nodes runs.
     load: the scenario has a load. load_end: that load has a count or a duration.
     real_time: why the step cannot be simulated; "" if it can.
-    real_time_field: the field that cannot be simulated; "" if it is the whole step.
+    real_time_field: the field that cannot be simulated; "" if the whole step cannot.
     """
 
     proxy: bool = False
@@ -45,35 +44,29 @@ class Needs(NamedTuple):
 
 
 class Effect(Enum):
-    """What a row of faults.jsonl says of the cluster, for those that judge it."""
+    """What a row of faults.jsonl means for the cluster; the judges decide by it."""
 
     DOWN = auto()
-    """A node's process is gone or stands still, until a row of UP."""
+    """A node's process is gone or stopped, until a row of UP."""
     UP = auto()
-    """It is there again, or goes on."""
+    """A node's process runs again."""
     LINKS = auto()
-    """Frames on some links are treated badly."""
+    """A fault affects some links, until the row's t_healed."""
     SLOW = auto()
-    """A node's disk or clock is bad; the node may be slow, or end by itself."""
+    """A disk, clock or processor fault; a node may be slow, or exit."""
     HEALED = auto()
-    """Links are straight again."""
+    """All rules on links are removed."""
     NONE = auto()
-    """Nothing that a judge has to make allowance for."""
+    """No judge makes an allowance for it."""
 
 
-class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Step(Worded, frozen=True, kw_only=True):
     """Base of all steps; lab.steps.STEPS lists the subclasses."""
 
-    word: ClassVar[str]
-    """The step's key in YAML."""
-    short: ClassVar[str] = ""
-    """The field that a plain value stands for; "": none."""
     only: ClassVar[str] = ""
     """The single field whose value is the value of the step's key; "": the value is a mapping of the fields."""
     single: ClassVar[type[Struct] | None] = None
     """A struct whose fields may stand beside the step's own fields, instead of a list of one such struct in `short`."""
-    in_when: ClassVar[bool] = False
-    """The step is allowed inside `when`."""
     in_nemesis: ClassVar[bool] = False
     """The step is allowed inside `nemesis`."""
     inner_field: ClassVar[str] = ""
@@ -88,38 +81,36 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # ---- YAML ------------------------------------------------------------------------------------
 
+    @staticmethod
+    def read_field(entry: Entry) -> tuple[Step, ...]:
+        """Read a field that holds steps. Raises ConfigError."""
+        return entry.steps()
+
     @classmethod
     def read(cls, entry: Entry) -> Self:
         """Read and check the step from the value of its key. Raises ConfigError."""
-        step = entry.struct(cls, cls.short)
+        step = cls._of(entry)
         if entry.setting.foreign and step.needs.own_node:
-            entry.fail("is for the lab's own nodes; of one that cluster.command starts only the surface is known")
+            entry.fail("is for the lab's own nodes; the lab does not know the inside of a program of cluster.command")
         step.check(entry)
         return step
 
-    def check(self, entry: Entry) -> None:
-        """Refuse fields that contradict each other or the cluster; the types refuse the rest. Raises ConfigError."""
+    @classmethod
+    def _of(cls, entry: Entry) -> Self:
+        if not cls.only:
+            return entry.struct(cls, cls.short)
+        return cls(**{cls.only: entry.field(field_of(cls, cls.only).type)})
 
     def inside(self, *, in_brief: bool) -> Any:
-        """The value of the step's key in YAML: with every default written out, or, in brief, without defaults."""
-        return brief(self, self.short) if in_brief else plain(self)
-
-    def shown(self) -> Any:
-        """The value of the step's key, short enough for one line."""
-        return self.inside(in_brief=True)
+        whole = super().inside(in_brief=in_brief)
+        return whole[self.only] if self.only else whole
 
     def as_yaml(self, *, in_brief: bool) -> dict[str, Any]:
-        """The step as it stands in a list of steps."""
-        yaml = {self.word: self.inside(in_brief=in_brief)}
+        yaml = super().as_yaml(in_brief=in_brief)
         return {**yaml, "name": self.name} if self.name else yaml
 
-    @property
-    def words(self) -> str:
-        """The step in one line, as it could stand in a scenario, whatever its name."""
-        return f"{self.word}: {flow(self.shown())}"
-
     def show(self) -> str:
-        """The step's name, or else its words: one line for people."""
+        """Return the step's name, or else its words: one line for people."""
         return self.name or self.words
 
     # ---- steps inside ----------------------------------------------------------------------------
@@ -128,6 +119,11 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def inner(self) -> tuple[Step, ...]:
         """The steps inside, in the order of the file."""
         return getattr(self, self.inner_field) if self.inner_field else ()
+
+    @property
+    def inner_place(self) -> Place:
+        """The place of the list of steps inside, from the step on."""
+        return self.word, field_of(type(self), self.inner_field).encode_name
 
     @property
     def rounds(self) -> int:
@@ -203,7 +199,7 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # ---- shrinking -------------------------------------------------------------------------------
 
     def reduce(self) -> Iterator[Self]:
-        """Smaller or rounder variants of the step, the boldest first; some may be equal to the step."""
+        """Smaller or rounder variants of the step, those with the largest change first; some may equal the step."""
         for field in ("target", "source", "to"):
             if hasattr(self, field):
                 yield from one_of(self, field)
@@ -239,45 +235,36 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @abstractmethod
     async def do(self, run: Run, index: int) -> None:
-        """Do it; done when its evidence is there.
+        """Do the step; return when its evidence is there.
 
         Args:
             index: of this step in the scenario, repeats written out.
 
         Raises:
             StepMissed: it did not come true in its time.
-            NoSuchTarget: its target means nobody now.
+            NoSuchTarget: its target means no node now.
             RunFailed: the lab could not do it.
         """
         raise NotImplementedError
 
 
 class Fault(Step, frozen=True):
-    """A step that does something to nodes, links or the host; it leaves rows in faults.jsonl."""
+    """A step that acts on nodes, links or the host, and leaves rows in faults.jsonl."""
 
     effect: ClassVar[Effect]
-    """Of a row that bears its word."""
-    at_once: ClassVar[bool] = False
-    """Over when it is done."""
-
-    in_when = True
-    in_nemesis = True
-    rows: ClassVar[tuple[str, ...]] = ()
-    """The kinds of rows that the fault may leave; (): only rows of its own word."""
+    """Of a row of the fault's own word; not set if the fault leaves no such row."""
+    also: ClassVar[tuple[str, ...]] = ()
+    """Words of rows that the fault may leave besides those that it must leave."""
     ends_process: ClassVar[bool] = False
-    """A row of the fault's own word means that a process was ended."""
+    """A row of the fault's word with effect has the exit code of a process that the lab ended."""
     row_for_each: ClassVar[bool] = True
     """Each node that the fault names has a row."""
-
-    @classmethod
-    def row_kinds(cls) -> tuple[str, ...]:
-        """The kinds of rows that the fault may leave."""
-        return cls.rows or (cls.word,)
+    in_nemesis = True
 
     @property
-    def proofs(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of row kinds; each group has a row after the step."""
-        return (self.row_kinds(),)
+    def leaves(self) -> tuple[str, ...]:
+        """Words of rows: the fault leaves at least one row of each."""
+        return (self.word,)
 
     @property
     def aim(self) -> Target:
@@ -303,8 +290,6 @@ class Fault(Step, frozen=True):
     def foresee(self, outlook: Outlook, place: Place) -> None:
         if self.leaves_nodes:
             outlook.set(self.aim, self.leaves_nodes)
-        if self.ends_process or "kill" in self.rows:
-            outlook.downed = True
 
     @property
     def faults_done(self) -> tuple[Fault, ...]:

@@ -1,7 +1,6 @@
-"""Which nodes a target means at a moment, and whether an expectation holds then. Pure.
+"""The state of all nodes at one moment, and which of them a target means then. Pure.
 
-A ClusterView is what the lab knows of all nodes at one moment, from their processes and their STATUS answers; the live
-runner and the simulator both make one.
+Both worlds make a ClusterView from the nodes' processes and their STATUS answers.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from nodeproc.core.messages import NOBODY, NodeId, SeqNo, Term
 
 
 class NodeView(Struct, frozen=True):
-    """One node at one moment. What follows `paused` is its latest STATUS; empty for a node that does not answer."""
+    """One node at one moment. The fields after `paused` are from its latest STATUS; empty if it did not answer."""
 
     running: bool
-    """Its process is there."""
+    """The node has a process."""
     paused: bool = False
     role: str = ""
     """leader | follower | candidate; "" when it did not answer."""
@@ -30,7 +29,7 @@ class NodeView(Struct, frozen=True):
 
     @property
     def up(self) -> bool:
-        """It runs and is not paused."""
+        """The node runs and is not paused."""
         return self.running and not self.paused
 
 
@@ -54,7 +53,7 @@ class ClusterView(Struct, frozen=True):
 
     @property
     def leader(self) -> NodeId:
-        """The node that leads the highest term among those that are up and say so; NOBODY if none does."""
+        """Of the nodes that are up and report that they lead, the one with the highest term; NOBODY without one."""
         leading = [(self.nodes[node].term, node) for node in self.up if self.nodes[node].role == "leader"]
         return max(leading)[1] if leading else NOBODY
 
@@ -64,11 +63,11 @@ class ClusterView(Struct, frozen=True):
 
     @property
     def committed(self) -> SeqNo:
-        """The highest seq_no that any node which is up knows to be committed."""
+        """The highest commit_seq of the nodes that are up."""
         return max((self.nodes[node].commit_seq for node in self.up), default=0)
 
     def agreed_leader(self) -> tuple[NodeId, Term] | None:
-        """The leader and term that every node which is up names, the leader itself among them; None without one."""
+        """Return the leader and term that all nodes report that are up, the leader included; None if they differ."""
         named = {(self.nodes[node].leader, self.nodes[node].term) for node in self.up}
         if len(named) != 1:
             return None
@@ -76,28 +75,28 @@ class ClusterView(Struct, frozen=True):
         return (leader, term) if leader != NOBODY and leader == self.leader else None
 
     def caught_up(self, nodes: tuple[NodeId, ...]) -> bool:
-        """These nodes have delivered all that is known to be committed."""
+        """Return whether these nodes have delivered all messages that are known to be committed."""
         return all(self.nodes[node].up and self.nodes[node].delivered_seq >= self.committed for node in nodes)
 
 
 class NoSuchTarget(Exception):
-    """A target means no node at this moment; says which word found nothing."""
+    """A target means no node at this moment; the text names the word."""
 
 
 def choose(target: Target, view: ClusterView, rng: random.Random) -> tuple[NodeId, ...]:
-    """The nodes that a target means now, ascending, each once.
+    """Return the nodes that a target means now, ascending, each once.
 
     Args:
         rng: the run's; draws for `follower`.
 
     Raises:
-        NoSuchTarget: one of its parts means nobody now.
+        NoSuchTarget: one of its parts means no node now.
     """
     chosen: list[NodeId] = []
     for part in target_parts(target):
         nodes = (part,) if isinstance(part, int) else _meant(part, view, rng)
         if not nodes or any(node not in view.nodes for node in nodes):
-            raise NoSuchTarget(f"no node is {part!r} now: {_show_roles(view)}")
+            raise NoSuchTarget(f"no node is {part!r} now: {show_roles(view)}")
         chosen += nodes
     return tuple(sorted(set(chosen)))
 
@@ -129,14 +128,11 @@ def _with_role(view: ClusterView, role: str) -> tuple[NodeId, ...]:
     return tuple(node for node in view.up if view.nodes[node].role == role)
 
 
-def _show_roles(view: ClusterView) -> str:
-    """`1 follower, 2 leader, 3 down`"""
+def show_roles(view: ClusterView) -> str:
+    """Return for example `1 follower, 2 leader, 3 down`."""
     shown = []
     for node in view.ids:
         state = view.nodes[node]
         words = "down" if not state.running else "paused" if state.paused else state.role or "silent"
         shown.append(f"{node} {words}")
     return ", ".join(shown)
-
-
-# ---- expectations of a moment -------------------------------------------------------------------

@@ -1,35 +1,33 @@
-"""`wait`: the run goes on when something has come true."""
+"""`wait`: continue when a condition is true; and all conditions."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct
 
 from lab.steps.entry import Entry
 from lab.steps.machine import Condition, Run, StepMissed
 from lab.steps.outlook import Outlook
 from lab.steps.step import Needs, Step
 from lab.steps.targets import NoSuchTarget, choose
-from lab.steps.writing import brief, plain
+from lab.steps.writing import brief, fields_of, plain
 from lab.words import Count, Duration, Period, Target
 from nodeproc.core.messages import SeqNo, Term
 from nodeproc.yamlfile import Place
 
 NO_LOAD = "never comes true: the load is not started before"
-
-
 LOOK_EVERY_S = 0.02
-"""Between two looks at the nodes' STATUS while something is waited for."""
+"""From one look at the nodes' STATUS to the next."""
 QUICK_LOOK_S = 0.005
-"""The same for what no node has to be asked for."""
+"""The same for a condition that needs no STATUS."""
 
 
 class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="for"):
-    """Base of what can be waited for; `for` names it in YAML."""
+    """Base of the conditions; `for` names one in YAML."""
 
     look_every_s: ClassVar[float] = LOOK_EVERY_S
 
@@ -40,26 +38,46 @@ class Until(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_f
         """What the run must offer."""
         return Needs()
 
+    @staticmethod
+    def read_field(entry: Entry) -> Until:
+        """Read a condition: a word, or a mapping that names it. Raises ConfigError."""
+        value = entry.value
+        word = value.get("for") if isinstance(value, dict) else value
+        if isinstance(value, dict) and "for" not in value:
+            entry.fail(f"the key for is missing; allowed: {', '.join(UNTILS)}")
+        if not isinstance(word, str) or word not in UNTILS:
+            entry.of("for").wrong(", ".join(UNTILS), tuple(UNTILS))
+        kind = UNTILS[word]
+        if not isinstance(value, dict):
+            entry.check_complete(kind, "", f"for: {word}")
+            return kind()
+        until = kind(**entry.fields(fields_of(kind), beside=("for",)))
+        until.check(entry)
+        return until
+
     def check(self, entry: Entry) -> None:
-        """Refuse what the types of the fields can't."""
+        """Refuse values that the types of the fields allow. Raises ConfigError."""
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
-        """Why it certainly never comes true at this point of the scenario."""
+        """The reasons why the condition certainly never comes true at this point of the scenario."""
         yield from ()
 
     def foresee(self, outlook: Outlook) -> None:
-        """What has come true with it."""
+        """Record the changes that have happened once the condition is true."""
 
-    def in_brief(self) -> Any:
-        """As people would write it."""
-        return brief(self, keep="for")
+    def as_yaml(self, *, in_brief: bool) -> Any:
+        """Return the condition in YAML: a mapping, or its word if that is enough."""
+        word = {"for": self.__struct_config__.tag}
+        if not in_brief:
+            return word | plain(self)
+        return word | left if (left := brief(self)) else word["for"]
 
     @abstractmethod
     async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
-        """What is waited for, compared with how things stand now.
+        """Return a function that checks the condition, compared with the present state.
 
         Args:
-            from_now: only events that are still to come count, not those since the latest fault.
+            from_now: count only events that are still to come, not those since the latest fault.
         """
         raise NotImplementedError
 
@@ -126,7 +144,7 @@ class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
             except NoSuchTarget:
                 return False
             answered = [node for node in nodes if node in run.world.statuses]
-            for node in answered:  # One that lost its disk has less than it was last seen with.
+            for node in answered:  # A node that lost its disk may have less than before.
                 before[node] = min(before.get(node, 0), view.nodes[node].delivered_seq)
             return len(answered) == len(nodes) and all(
                 view.nodes[node].delivered_seq >= before[node] + self.share * (wanted - before[node]) for node in nodes
@@ -273,31 +291,6 @@ UNTILS: dict[str, type[Until]] = {
 """Word in YAML -> condition."""
 
 
-def read_until(entry: Entry) -> Until:
-    """A condition: a word, or a mapping that names it. Raises ConfigError."""
-    value = entry.value
-    if isinstance(value, str):
-        return _of_word(entry, value)
-    entry.mapping()
-    if "for" not in value:
-        entry.fail(f"the key for is missing; allowed: {', '.join(UNTILS)}")
-    if not isinstance(value["for"], str) or value["for"] not in UNTILS:
-        entry.at("for").wrong(", ".join(UNTILS), tuple(UNTILS))
-    until = entry.struct(UNTILS[value["for"]], "")
-    until.check(entry)
-    return until
-
-
-def _of_word(entry: Entry, word: str) -> Until:
-    if word not in UNTILS:
-        entry.wrong(", ".join(UNTILS), tuple(UNTILS))
-    kind = UNTILS[word]
-    needed = [field.encode_name for field in structs.fields(kind) if field.required]
-    if needed:
-        entry.fail(f"{word} also needs {', '.join(needed)}: {{for: {word}, {needed[0]}: …}}")
-    return kind()
-
-
 class Wait(Step, frozen=True):
     """Continue when a condition is true; a plain word stands for `{for: word}`."""
 
@@ -309,13 +302,6 @@ class Wait(Step, frozen=True):
     @property
     def needs(self) -> Needs:
         return self.until.needs
-
-    @classmethod
-    def read(cls, entry: Entry) -> Self:
-        return cls(until=read_until(entry))
-
-    def inside(self, *, in_brief: bool) -> Any:
-        return self.until.in_brief() if in_brief else plain(self.until)
 
     def aims(self) -> tuple[Struct, ...]:
         return (self.until,)

@@ -1,16 +1,16 @@
-"""`when`: faults that are done as soon as something comes true."""
+"""`when`: inject faults as soon as a condition comes true."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Self
+from typing import Any
 
 from lab.steps.entry import Entry
 from lab.steps.machine import Condition, Run
+from lab.steps.sleep import Sleep
 from lab.steps.step import Fault, Needs, Step
 from lab.steps.targets import NoSuchTarget
-from lab.steps.wait import Until, read_until
-from lab.steps.writing import plain
+from lab.steps.wait import Until
 
 
 class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
@@ -27,22 +27,17 @@ class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):
     until: Until
     steps: tuple[Step, ...]
 
-    @classmethod
-    def read(cls, entry: Entry) -> Self:
-        entry.mapping(("so", "do"), ("so", "do"))
-        until = read_until(entry.at("so"))
+    def check(self, entry: Entry) -> None:
         if "within" in entry.at("so").value:
-            entry.at("so", "within").fail_at_key("has no meaning here: a `when` waits until the steps are over")
-        allowed = [each for each in entry.setting.steps.values() if each.in_when]
-        return cls(until=until, steps=entry.at("do").inner_steps(allowed))
+            entry.at("so", "within").fail("has no meaning here: a `when` waits until the steps are over", at_key=True)
+        allowed = [each for each in entry.setting.steps.values() if issubclass(each, Fault | Sleep)]
+        entry.at("do").check_inner(self.steps, allowed)
 
     def inside(self, *, in_brief: bool) -> Any:
-        in_full = {key: value for key, value in plain(self.until).items() if key != "within"}
-        so = self.until.in_brief() if in_brief else in_full
-        return {"so": so, "do": [step.as_yaml(in_brief=in_brief) for step in self.steps]}
-
-    def shown(self) -> Any:
-        return {"so": self.until.in_brief(), "do": [{step.word: step.shown()} for step in self.steps]}
+        whole = super().inside(in_brief=in_brief)
+        if not in_brief:
+            del whole["so"]["within"]
+        return whole
 
     @property
     def needs(self) -> Needs:

@@ -1,4 +1,4 @@
-"""Steps and expectations -> YAML values, in full for scenario.yml and short for people."""
+"""Steps and expectations as YAML values: in full for scenario.yml, in brief for people and one-line texts."""
 
 from __future__ import annotations
 
@@ -12,47 +12,49 @@ from msgspec import NODEFAULT, Struct, structs
 from lab.words import encode_word
 
 
+@cache
+def fields_of(kind: type[Struct]) -> tuple[structs.FieldInfo, ...]:
+    """Return the fields of a struct, without a step's `name`. Cached, because msgspec reads the annotations anew."""
+    return tuple(each for each in structs.fields(kind) if each.name != "name")
+
+
+def field_of(kind: type[Struct], name: str) -> structs.FieldInfo:
+    """Return the field of this name."""
+    return next(each for each in fields_of(kind) if each.name == name)
+
+
 def plain(value: Struct) -> dict[str, Any]:
-    """A struct without steps or expectations in it as plain YAML values, every default written out; no `name`."""
-    values: dict[str, Any] = msgspec.to_builtins(value, enc_hook=encode_word)
-    values.pop("name", None)
-    return values
+    """Return a struct's fields with every default written out."""
+    return {each.encode_name: _written(getattr(value, each.name), False) for each in fields_of(type(value))}
 
 
-def brief(value: Struct, short: str = "", keep: str = "") -> Any:
-    """A struct as people would write it, defaults left out.
+def brief(value: Struct, short: str = "") -> Any:
+    """Return a struct's fields without those that have their default.
 
     Args:
-        short: name of a field whose value stands alone where nothing else is left; "": none.
-        keep: a key that stays in any case, and whose value stands alone where nothing else is left; "": none.
+        short: name of a field whose value stands alone if no other field is left; "": none.
     """
-    inside, fields = plain(value), _fields(type(value))
-    left = {keep: inside[keep]} if keep else {}
-    for field in fields:
-        if field.name == "name":
-            continue
-        default = field.default if field.default_factory is NODEFAULT else field.default_factory()
-        if field.required or getattr(value, field.name) != default:
-            left[field.encode_name] = inside[field.encode_name]
-    alone = next((each.encode_name for each in fields if each.name == short), keep)
-    if short and not left:
-        return inside[alone]
-    return left[alone] if list(left) == [alone] else left
+    left = {}
+    for each in fields_of(type(value)):
+        default = each.default if each.default_factory is NODEFAULT else each.default_factory()
+        if each.required or getattr(value, each.name) != default:
+            left[each.encode_name] = _written(getattr(value, each.name), True)
+    if short and left.keys() <= {field_of(type(value), short).encode_name}:
+        return _written(getattr(value, short), True)
+    return left
 
 
-def encoded(value: Struct, name: str) -> str:
-    """The key in YAML of a field."""
-    return next(each.encode_name for each in _fields(type(value)) if each.name == name)
-
-
-@cache
-def _fields(kind: type[Struct]) -> tuple[structs.FieldInfo, ...]:
-    """msgspec works them out from the annotations each time anew."""
-    return structs.fields(kind)
+def _written(value: Any, in_brief: bool) -> Any:
+    """Return the value of a field as plain YAML."""
+    if isinstance(value, tuple):
+        return [_written(each, in_brief) for each in value]
+    if hasattr(value, "as_yaml"):
+        return value.as_yaml(in_brief=in_brief)
+    return msgspec.to_builtins(value, enc_hook=encode_word)
 
 
 def flow(value: Any) -> str:
-    """YAML's flow form, for reading."""
+    """Return a value in YAML's flow form; for texts only, since it quotes nothing."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):

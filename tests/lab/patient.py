@@ -5,7 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from lab.plan.scenario import Bounds, Cluster, Scenario
-from lab.steps import Send, Step, UntilLeader, Wait
+from lab.steps import Send, Step, Wait
+from lab.steps.wait import UntilLeader
 from lab.words import Duration
 from tests import TOO_LONG_S
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from lab.check.invariants import check
 from lab.check.verdict import Verdict
-from lab.course.evidence import with_heals
 from lab.plan import scenario as plan
 from lab.rows import FaultRow
 from lab.rundir import RunDir
 from lab.sim import simulator
+from lab.steps.book import FaultBook, with_heals
 
 
 def row(fault: str, target: int, t: int, effect: bool = True) -> FaultRow:
@@ -39,8 +39,10 @@ def test_a_node_that_never_came_back_is_not_healed() -> None:
     assert healed(row("kill", 1, 1), row("start", 2, 2)) == [("kill", 1, 0), ("start", 2, 0)]
 
 
-def test_a_reset_is_over_when_it_is_done() -> None:
-    assert healed(row("reset", 1, 5)) == [("reset", 1, 6)]
+def test_an_instantaneous_fault_is_healed_when_it_is_done() -> None:
+    book = FaultBook(iter((5, 6)).__next__)
+    book.begin("reset", 0).write({}, True, over=True)
+    assert [(each.t, each.t_done, each.t_healed) for each in with_heals(book.rows)] == [(5, 6, 6)]
 
 
 def test_a_power_loss_with_nothing_to_lose_has_no_effect_and_is_healed_by_a_start_all_the_same() -> None:

@@ -516,6 +516,27 @@ def test_a_client_may_starve_where_a_disk_is_slow(run: RunDir) -> None:
     assert judged(run, "A9").result == "PASS"
 
 
+LASTING: dict[str, dict[str, Any]] = {
+    "link": {"fault": "link", "evidence": {"pairs": [[1, 2]]}, "step": 2},
+    "disk": {"fault": "disk", "target": 1, "evidence": {"state": "slow by 60s", "slowed": 3}, "step": 2},
+    "busy": {"fault": "busy", "evidence": {"processes": 4}, "step": 2},
+}
+
+
+@pytest.mark.parametrize("fault", LASTING.values(), ids=LASTING)
+@pytest.mark.parametrize(("over_s", "result"), [(1, "FAIL"), (19, "PASS")])
+def test_a_fault_excuses_no_wait_after_its_end_even_if_no_row_follows(
+    run: RunDir, fault: dict[str, Any], over_s: int, result: str
+) -> None:
+    starve(run, fault | {"t_healed": LATE + over_s * S})
+    assert judged(run, "A9").result == result
+
+
+def test_a_rule_outlasts_a_reset_of_its_link(run: RunDir) -> None:
+    starve(run, LASTING["link"], LASTING["link"] | {"fault": "reset", "step": 3, "t_healed": LATE - MS})
+    assert judged(run, "A9").result == "PASS"
+
+
 def test_a_wait_without_a_majority_is_no_breach(run: RunDir) -> None:
     late = T_START + 300 * MS
     add_row(

@@ -19,13 +19,12 @@ from lab.plan import workload
 from lab.plan.expectation import RUN_EXPECTATIONS, Order
 from lab.plan.scenario import Load, Scenario, encode, load
 from lab.steps import (
-    FAULT_STEPS,
-    UNTILS,
     Busy,
     Chaos,
     Clock,
     Cut,
     Disk,
+    Fault,
     Flap,
     Garbage,
     Heal,
@@ -42,8 +41,6 @@ from lab.steps import (
     Sleep,
     Start,
     Step,
-    UntilCaughtUp,
-    UntilNewLeader,
     Wait,
     When,
     steps_by_word,
@@ -52,6 +49,7 @@ from lab.steps.chaos import draw_stint
 from lab.steps.expect import MOMENT_EXPECTATIONS, CaughtUp, LastSeq, LeaderIs, MomentExpectation, RoleIs, judge
 from lab.steps.partition import partition_pairs
 from lab.steps.targets import ClusterView, NodeView, NoSuchTarget, choose
+from lab.steps.wait import UNTILS, UntilCaughtUp, UntilNewLeader
 from lab.words import EVENTS, TARGET_WORDS, Duration, Target
 from nodeproc.errors import ConfigError, FileProblem
 
@@ -136,7 +134,7 @@ FAULTS = {
     "link: {jitter: 5ms, distribution: exponential}": Link(jitter=Duration(0.005), distribution="exponential"),
     "link: {from: leader, refuse: true}": Link("leader", refuse=True),
     "reset: {from: 1, to: followers}": Reset(1, "followers"),
-    "flap: {from: 1, times: 3, down_for: 2s}": Flap(1, times=3, down=Duration(2)),
+    "flap: {from: 1, times: 3, down_for: 2s}": Flap(1, times=3, lasts=Duration(2)),
     "heal: disks": Heal("disks"),
     "heal: clocks": Heal("clocks"),
     "power_loss: leader": PowerLoss("leader"),
@@ -169,7 +167,7 @@ FAULTS = {
 def test_a_fault_is_read_shown_and_written_back(text: str, step: Step) -> None:
     scenario = read(f"cluster: {{nodes: 4}}\nsteps:\n  - {text}")
     assert scenario.steps == (step,)
-    assert isinstance(step, FAULT_STEPS)
+    assert isinstance(step, Fault)
     assert load("scenario.yml", text=encode(scenario)) == scenario
     assert read(f"cluster: {{nodes: 4}}\nsteps:\n  - {scenario.steps[0].show()}") == scenario
 
@@ -217,12 +215,12 @@ NO_SIMULATION = {
     "too much in flight": (START + "load: {in_flight: 2001}", "load.in_flight: 2001 are too many"),
     "frames in pieces": (
         "steps: [{repeat: {times: 1, steps: [{link: {chunk: 5}}]}}]",
-        "steps[0].repeat.steps[0].link.chunk: frames are not made of bytes",
+        "steps[0].repeat.steps[0].link.chunk: simulated frames are not made of bytes",
     ),
-    "strangers": ("steps: [{kill: 1}, {garbage: 5}]", "steps[1].garbage: there are no sockets"),
+    "strangers": ("steps: [{kill: 1}, {garbage: 5}]", "steps[1].garbage: a simulation has no sockets"),
     "a token": ("cluster: {client_token: x}\nsteps: [{kill: 1}]", "cluster.client_token: nobody can come"),
     "memory": ("steps: [{kill: 1}]\nexpectations: [{memory: 64}]", "expectations[0].memory: measures the machine"),
-    "busy processes": ("steps: [{kill: 1}, {busy: 2}]", "steps[1].busy: there is no processor"),
+    "busy processes": ("steps: [{kill: 1}, {busy: 2}]", "steps[1].busy: a simulation has no processor"),
     "a large send": ("steps: [{send: {client: 1, messages: 300000}}]", "steps: 300000 are too many messages"),
 }
 
@@ -266,6 +264,11 @@ REFUSED = {
     "a target of true": ("steps:\n  - kill: true", "4:11: steps[0].kill", "found true"),
     "an unknown step": ("steps:\n  - kil: leader", "4:5: steps[0].kil", "allowed: start, stop, kill"),
     "two steps in one": ("steps:\n  - {kill: 1, stop: 2}", "4:5: steps[0]", "found kill and stop"),
+    "a name inside the step's value": (
+        'steps:\n  - kill: {target: 1, name: "a\\nb"}',
+        "4:23: steps[0].kill.name: unknown key",
+        "allowed: target",
+    ),
     "a step without value": ("steps:\n  - kill", "4:5: steps[0]", "kill needs a value"),
     "a duration without unit": ("steps:\n  - sleep: 5", "4:12: steps[0].sleep", "500ms, 2s"),
     "an unknown thing to wait for": ("steps:\n  - wait: newleader", "4:11: steps[0].wait", "new_leader"),
@@ -319,12 +322,12 @@ REFUSED = {
     "a link that refuses and delays": (
         "steps:\n  - link: {refuse: true, delay: 5ms}",
         "4:20: steps[0].link.refuse: lets nothing through",
-        "nothing else",
+        "no other field",
     ),
     "a distribution of nothing": (
         "steps:\n  - link: {delay: 5ms, distribution: exponential}",
         "4:38: steps[0].link.distribution",
-        "no jitter",
+        "needs jitter",
     ),
     "an unknown distribution": (
         "steps:\n  - link: {jitter: 5ms, distribution: pareto}",
@@ -346,8 +349,8 @@ REFUSED = {
     "a log that is lost": ("steps:\n  - disk: {on: 1, lose: archive}", "4:25: steps[0].disk.lose", "checkpoint"),
     "a tear in the middle of a write": (
         "steps:\n  - power_loss: {target: 1, mid_write: true, tail: torn}",
-        "4:52: steps[0].power_loss.tail: what mid_write leaves is drawn",
-        "nothing else",
+        "4:52: steps[0].power_loss.tail: mid_write draws what it leaves",
+        "no other tail",
     ),
     "a disk that fails strangely": (
         "steps:\n  - disk: {on: 1, failing: read}",
@@ -448,7 +451,7 @@ REFUSED = {
     "nobody at the door": (
         "steps:\n  - garbage: {connections: 0, half_open: 0}",
         "4:14: steps[0].garbage",
-        "nobody comes",
+        "does nothing",
     ),
     "fewer than no strangers": ("steps:\n  - garbage: -1", "4:14: steps[0].garbage: found -1", "0..1000000"),
     "strangers in no time": ("steps:\n  - garbage: {for: 0s}", "4:20: steps[0].garbage.for", "above 0"),
@@ -456,7 +459,7 @@ REFUSED = {
     "a refusal that is not waited for": (
         "steps:\n  - send: {client: 1, messages: [a], refused: true, wait: false}",
         "4:59: steps[0].send.wait",
-        "is to be waited for",
+        "cannot stand beside refused: true",
     ),
     "a trigger with a time": (
         "steps:\n  - when: {so: {for: leader, within: 5s}, do: [{kill: 1}]}",

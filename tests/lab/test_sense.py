@@ -43,7 +43,7 @@ WRONG = {
     "a rebuild before the rot": (steps("rebuild: 1", "disk: {on: 1, rot: wal}"), "steps[1].disk"),
     "a start that has no reason to refuse": (
         steps("kill: 1", "start: {target: 1, refuses: true}"),
-        "steps[1].start: nothing has damaged a disk",
+        "steps[1].start: no step before damages a disk",
     ),
     "killed without a kill": (steps("start: killed"), "steps[0].start: killed means nobody here"),
     "killed after all are started": (steps("kill: 1", "start: 1", "start: killed"), "steps[2].start: killed means"),

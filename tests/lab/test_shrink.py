@@ -44,8 +44,8 @@ from lab.steps import (
     Wait,
     When,
 )
-from lab.steps import UntilCaughtUp as CaughtUp
 from lab.steps.reducing import nice
+from lab.steps.wait import UntilCaughtUp as CaughtUp
 from lab.words import Duration
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -248,12 +248,12 @@ def test_clients_of_a_minority_are_told_so_and_those_of_a_majority_are_not() -> 
   - send: {client: 2, messages: 1, refused: true, within: 2s}
 """
     outcome = simulator.simulate(story(steps), 1)
-    assert [found for _, found in outcome.missed] == ["not told within 2s: node 1 says: node 2 leads"]
+    assert [found for _, found in outcome.missed] == ["no refusal within 2s: node 1 says: node 2 leads"]
 
 
 def test_a_nemesis_that_finds_nobody_is_missed() -> None:
     outcome = simulator.simulate(story("  - nemesis: {for: 1s, every: 300ms, faults: [{kill: paused}]}"), 1)
-    assert [found for _, found in outcome.missed] == ["each of 4 faults was about a node that was not there"]
+    assert [found for _, found in outcome.missed] == ["the targets of all 4 faults meant no node"]
 
 
 CLIENT_LINKS = {

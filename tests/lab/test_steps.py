@@ -17,11 +17,12 @@ from msgspec import NODEFAULT, Struct, structs
 
 import lab.steps
 from lab.plan.expectation import RUN_EXPECTATIONS
-from lab.plan.scenario import load
+from lab.plan.scenario import Cluster, encode, load
 from lab.plan.schema import schema
 from lab.search.draw import draw
-from lab.steps import STEPS, UNTILS, Fault, Step
+from lab.steps import EFFECTS, OF_ITSELF, STEPS, Fault, Step
 from lab.steps.expect import MOMENT_EXPECTATIONS
+from lab.steps.wait import UNTILS
 from lab.words import Duration
 from nodeproc.errors import ConfigError
 from tests.lab.test_scenario import STORY
@@ -127,3 +128,24 @@ def test_the_reference_lists_every_kind_with_its_fields_and_meaning(head: str) -
         text = text.replace(before[0], table(head, TABLES[head]))
         REFERENCE.write_text(text)
     assert table(head, TABLES[head]) in text
+
+
+# ---- rows and reductions ------------------------------------------------------------------------
+
+
+def known_steps() -> list[Step]:
+    """All different steps of the project's scenarios; every kind is among them."""
+    scenarios = [load("story.yml", text=text) for text in SCENARIOS]
+    return list({step.words: step for scenario in scenarios for step in scenario.every_step()}.values())
+
+
+def test_the_words_of_all_rows_have_an_effect_and_no_other_word_has_one() -> None:
+    faults = [each for each in known_steps() if isinstance(each, Fault)]
+    assert {word for each in faults for word in (*each.leaves, *each.also)} | OF_ITSELF.keys() == EFFECTS.keys()
+
+
+def test_a_reduced_step_is_one_that_the_reader_accepts() -> None:
+    reduced = {each.words: each for step in known_steps() for each in step.reduce()}
+    story = load("story.yml", text=story_of(lab.steps.Kill))
+    story = structs.replace(story, steps=(*story.steps, *reduced.values()), cluster=Cluster(nodes=9, log_level="DEBUG"))
+    assert load("story.yml", text=encode(story)).steps == story.steps
