@@ -90,7 +90,7 @@ followers   all running followers
 all         every node of the cluster
 running     every node whose process runs, paused ones left out
 killed      every node that the lab took down (kill, stop, power_loss, …), until it is started again
-paused      what is paused now
+paused      every paused node
 down        every node whose process does not run"""
 
 TARGET_WORDS: tuple[str, ...] = get_args(TargetWord)

@@ -207,4 +207,6 @@ def _gaps(
     if meta.problem or meta.watched:  # The run ended before its last step.
         return "", meta_gap(scenario, meta)
     of_faults = fault_gap(scenario, meta, faults, len(story.steps))
-    return of_faults, meta_gap(scenario, meta) or step_gap(scenario, meta, story.steps) or story.unresolved()
+    return of_faults, meta_gap(scenario, meta) or step_gap(scenario, meta, story.steps) or story.stray_client(
+        scenario
+    ) or story.unresolved()

@@ -1,4 +1,4 @@
-"""Compare history.jsonl, faults.jsonl and meta.json of a run with its scenario and with each other.
+"""Compare history.jsonl, faults.jsonl, meta.json and the events of a run with its scenario and with each other.
 
 The judges believe these files. So a missing row or a contradiction must not look like a run without a violation: the
 checks that depend on it are UNKNOWN, and their text names the first place.
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from lab.check.history import EventLine, RunFileError
 from lab.check.judge import Case
 from lab.plan.scenario import Scenario
-from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Phase, Unknown
+from lab.plan.workload import FIRST_SUBSCRIBER
+from lab.rows import Acked, Failed, FaultRow, Gen, HistoryRow, Invoke, Meta, Phase, Shown, Unknown
 from lab.steps import END_ROWS, HEAL_ROWS, OF_ITSELF, Fault, Step, effect_of
 from lab.steps.rules import LINK_EFFECTS
 from lab.steps.step import Effect
@@ -23,9 +24,11 @@ from nodeproc.errors import EXIT_CLEAN
 from nodeproc.eventlog import part
 
 _TOLERANCE_NS = 1_000_000_000
-"""Allowed between the exit of a process and the row that explains it, and the like: the machine may be busy."""
+"""Allowed between the exit of a process and the row that explains it: the machine may be busy."""
+_LONGEST_PAUSE_NS = 30 * 1_000_000_000
+"""Maximum time for which the lab itself may be stopped between two lines of its code."""
 _EARLIEST_START_NS = 300 * 1_000_000_000
-"""Nodes are started so long before the run at most."""
+"""Maximum time from the start of a node to the start of the run."""
 
 # ---- the history -----------------------------------------------------------------------------------
 
@@ -57,6 +60,9 @@ class HistoryStory:
         """Texts of the steps that began."""
         self.ends: list[str] = []
         """`converged` or `diverged`; empty if the run ended before."""
+        self._subscribers: set[int] = set()
+        self._load: set[tuple[int, Gen]] = set()
+        """(client, how its payloads are made) of the load."""
 
     def on_row(self, place: int, row: HistoryRow) -> None:
         """Take one row; `place` is its line number.
@@ -78,14 +84,18 @@ class HistoryStory:
             case Phase(phase="step"):
                 self.steps.append(row.detail)
             case Phase(phase="healed") if self._meta is not None:
-                if not 0 <= row.t - self._meta.t_healed <= _TOLERANCE_NS:
+                if not 0 <= row.t - self._meta.t_healed <= _LONGEST_PAUSE_NS:
                     raise self._error(place, f"healed at t={row.t}; meta.json says t_healed={self._meta.t_healed}")
             case Phase(phase="converged" | "diverged"):
                 self.ends.append(row.phase)
+            case Shown():
+                self._subscribers.add(row.client)
             case _:
                 pass
 
     def _on_invoke(self, place: int, row: Invoke) -> None:
+        if row.gen is not None:
+            self._load.add((row.client, row.gen))
         session = self._sessions.get(row.session)
         if session is None:
             session = self._sessions[row.session] = _Session(row.client, row.gen is not None)
@@ -117,6 +127,20 @@ class HistoryStory:
         for name, session in self._sessions.items():
             if unresolved := session.skipped + session.invoked - session.settled:
                 return f"{self._name}: {unresolved} messages of session {name} have no outcome"
+        return ""
+
+    def stray_client(self, scenario: Scenario) -> str:
+        """Return which client of the history is not one of the scenario, or "" if there is none."""
+        load, clients = scenario.load, range(FIRST_SUBSCRIBER, FIRST_SUBSCRIBER + scenario.subscribers)
+        if stray := self._subscribers.difference(clients):
+            return f"{self._name} has subscriber {min(stray)}; scenario.yml has {scenario.subscribers} subscribers"
+        for client, gen in sorted(self._load, key=lambda each: each[0]):
+            if (
+                load is None
+                or not 0 <= client - load.first_client < load.clients
+                or gen != Gen(scenario.seed or 0, load.size)
+            ):
+                return f"{self._name} has messages of client {client} that scenario.yml does not have"
         return ""
 
     def lack(self, meta: Meta | None) -> str:

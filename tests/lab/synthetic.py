@@ -46,7 +46,7 @@ SCENARIO = """\
 name: synthetic
 description: made by hand
 seed: 7
-load: {clients: 3, rate: 1000}
+load: {clients: 3, first_client: 101, rate: 1000}
 steps:
   - expect: {leader: 3}
   - kill: leader
