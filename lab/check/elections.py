@@ -82,6 +82,10 @@ class Elections(Judge):
                 self._fell(node, line, event, shown, shown_line)
             self._shown[node] = (term, line)
 
+    def on_broken_promise(self, invariant: str, text: str) -> None:
+        if invariant in self.invariants:
+            self._findings.add("meta.json:1", text)
+
     def check(self) -> Check:
         case = self.case
         findings = self.found()

@@ -146,6 +146,9 @@ class Judge:
     def on_excess(self, node: NodeId, excess: str) -> None:
         """A node exceeds one of its limits (P1, S7). Only in simulations."""
 
+    def on_broken_promise(self, invariant: str, text: str) -> None:
+        """A promise was broken from which a violation of this invariant can follow. Only in simulations."""
+
     def checks(self) -> list[Check]:
         """Decide; called once, after all inputs."""
         return [self.check()]

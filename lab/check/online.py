@@ -119,6 +119,10 @@ class OnlineChecks:
         for judge in self._judges.values():
             judge.on_excess(node, excess)
 
+    def on_broken_promise(self, invariant: str, text: str) -> None:
+        for judge in self._judges.values():
+            judge.on_broken_promise(invariant, text)
+
     @property
     def sent(self) -> int:
         """Messages that clients handed to the client library so far."""

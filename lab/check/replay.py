@@ -297,6 +297,10 @@ class Replay(Judge):
         message = f"message {session}-{n} was acknowledged and is not in {self.log.name}"
         self.durability.add(f"{self.history_name}:{place}", message, *shown)
 
+    def on_broken_promise(self, invariant: str, text: str) -> None:
+        if invariant == self.durability.name:
+            self.durability.add("meta.json:1", text)
+
     def checks(self) -> list[Check]:
         self._finish()
         numbers = self._whole_contiguity(self.numbering)

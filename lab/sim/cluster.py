@@ -22,6 +22,7 @@ from lab.sim.loop import VirtualLoop
 from lab.sim.machine import SimMachine
 from lab.sim.network import Network
 from lab.sim.node import excess
+from lab.sim.promises import Promises
 from lab.steps import Garbage
 from lab.steps.book import FaultBook
 from lab.steps.machine import Addresses, RunFailed
@@ -125,12 +126,13 @@ class SimCluster:
         self.statuses: dict[NodeId, Status] = {}
         self.leaders = SeenLeaders()
         self.machines: dict[NodeId, SimMachine] = {}
+        promises = Promises(online.on_broken_promise)
         for node in plan.ids:
             ports = {peer: peer for peer in plan.ids if peer != node}
             settings = node_settings(plan, node, node, ports, f"node_{node}", "sim", "sim")
             config = msgspec.convert(settings, NodeConfig)
             self.machines[node] = SimMachine(
-                loop, self.network, config, seed, self._on_event, online.on_delivered, self._on_end
+                loop, self.network, config, seed, self._on_event, online.on_delivered, self._on_end, promises
             )
 
     @property

@@ -15,6 +15,7 @@ from lab.sim.hardware import SimClock, SimDisk
 from lab.sim.loop import VirtualLoop
 from lab.sim.network import Network
 from lab.sim.node import KILLED, SimNode
+from lab.sim.promises import Promises
 from lab.steps.damage import Loss
 from lab.steps.orders import Counts
 from nodeproc.config import NodeConfig
@@ -33,6 +34,7 @@ class SimMachine(MachineDisk):
         on_event: called with each event: (node, event).
         on_delivered: called with the records that the node delivers: (node, records).
         on_end: called when a process ends or refuses to start: (node, exit code, ended by a signal or power loss).
+        promises: is fed with the state and the frames of each process.
     """
 
     def __init__(
@@ -44,10 +46,11 @@ class SimMachine(MachineDisk):
         on_event: Callable[[NodeId, Event], None],
         on_delivered: Callable[[NodeId, Sequence[Record]], None],
         on_end: Callable[[NodeId, int, bool], None],
+        promises: Promises,
     ) -> None:
         super().__init__(config.node_id)
         self.loop, self.network, self.config = loop, network, config
-        self.on_event, self.on_delivered, self.on_end = on_event, on_delivered, on_end
+        self.on_event, self.on_delivered, self.on_end, self.promises = on_event, on_delivered, on_end, promises
         self.rng = random.Random(f"{seed} node {self.node}")
         self.disk = SimDisk(self.rng, f"{seed} disk {self.node}")
         self.clock = SimClock(loop)

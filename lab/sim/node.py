@@ -66,6 +66,8 @@ class SimNode:
         limits, now = self.config.limits, machine.clock.now()
         core_rng = random.Random(self._rng.getrandbits(64))
         self.core = Node.recover(self.config.core(), recovered, now, core_rng, Sealer(machine.clock.wall))
+        self._promises = machine.promises
+        self._promises.started(self.node, self.core.state)
         self.turn = _Turn(self.core, storage, limits, self)
         self._scrub = Scrub(storage, limits.scrub_bytes_per_s or 1, limits.scrub_rest_ms / 1000)
         if limits.scrub_bytes_per_s:
@@ -170,6 +172,8 @@ class SimNode:
             self._arm(self.turn.run(now), now)
         except ENDINGS as error:
             self.ended_by(error)
+        else:
+            self._promises.turned(self.node)
 
     def _arm(self, deadline: float, now: float) -> None:
         """Run a turn no later than the core's deadline."""
@@ -202,6 +206,7 @@ class SimNode:
     def send(self, messages: Sequence[tuple[NodeId, PeerMessage]]) -> None:
         for peer, message in messages:
             self._links[peer].send(message)
+            self._promises.sent(self.node, peer, message)
 
     def deliver(self, records: Sequence[Record]) -> None:
         self._machine.on_delivered(self.node, records)  # First: a write that is cut short may leave all of them.

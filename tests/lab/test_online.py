@@ -136,7 +136,13 @@ def exceed(checks: OnlineChecks) -> None:
     checks.on_excess(1, "more than P1 allows")
 
 
+def break_a_promise(invariant: str) -> Callable[[OnlineChecks], None]:
+    return lambda checks: checks.on_broken_promise(invariant, "a broken promise")
+
+
 WHILE_IT_RUNS: dict[str, tuple[str, Callable[[OnlineChecks], None]]] = {
+    "a record that is not on a majority": ("A4", break_a_promise("A4")),
+    "two votes in a term": ("A7", break_a_promise("A7")),
     "two orders": ("A1", deliver_otherwise),
     "back with less than was delivered": ("A1", lambda checks: checks.on_started(1, 1)),
     "back with more than was ordered": ("A1", lambda checks: checks.on_started(1, 9)),

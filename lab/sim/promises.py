@@ -1,0 +1,178 @@
+"""Checks that only a simulation can make, because it sees the logs and disks of all nodes and every frame at once.
+
+They notice a broken promise where it happens. Its consequence, a lost message or two leaders, may need several more
+events, such as the right nodes dying in the right order. Rules: C1, R2, E4, M4, M6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from nodeproc.core.messages import (
+    Appended,
+    HeartbeatAck,
+    NodeId,
+    PeerMessage,
+    Position,
+    SeqNo,
+    Term,
+    Vote,
+    VoteRequest,
+)
+from nodeproc.core.state import Leader, NodeState
+
+Report: TypeAlias = Callable[[Literal["A4", "A7"], str], None]
+"""Called with the invariant and the observation."""
+
+
+def holds(state: NodeState, term: Term, seq_no: SeqNo) -> bool:
+    """Return whether a node has, durably, the log of this term's leader up to seq_no, with the term's mark."""
+    log = state.log
+    return state.durable >= (term, seq_no) and log.has_mark(term) and log.end_of(term) >= seq_no
+
+
+@dataclass(slots=True)
+class Commit:
+    """What a leader has committed last, and its notion of the members.
+
+    identities: node -> the data directory by which the leader knew it.
+    """
+
+    term: Term
+    seq_no: SeqNo
+    identities: dict[NodeId, str]
+    majority: int
+
+
+class Promises:
+    """The promises of all nodes.
+
+    Args:
+        report: called with each broken promise.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._nodes: dict[NodeId, NodeState] = {}
+        """The state of each node's latest process; that of a dead node is what its disk has."""
+        self._disks: dict[NodeId, dict[str, list[NodeState]]] = {}
+        """Node -> identity -> states: more than one if data was lost or replaced under the same identity."""
+        self._undeclared: set[str] = set()
+        """Identities of lost disks' successors that were started without --rebuild."""
+        self._durable: dict[NodeId, Position] = {}
+        """Node -> up to where its log was durable after its latest turn."""
+        self._committed: dict[NodeId, SeqNo] = {}
+        """Node -> its commit_seq after its latest turn."""
+        self._latest: Commit | None = None
+        """The highest commit."""
+        self._joined: dict[NodeId, dict[NodeId, tuple[str, Position]]] = {}
+        """Node -> NodeState.rebuilds after its latest turn, if there were any."""
+        self._votes: dict[tuple[str, Term], NodeId] = {}
+        """(identity, term) -> who got its vote."""
+        self._acknowledged: dict[str, tuple[Term, Position]] = {}
+        """Identity -> the latest acknowledged position of a log that was a prefix of its leader's."""
+
+    # ---- what happens --------------------------------------------------------------------------------
+
+    def started(self, node: NodeId, state: NodeState) -> None:
+        """A process of the node has recovered this state."""
+        disks = self._disks.setdefault(node, {})
+        if disks and state.identity not in disks and not state.rebuilding:
+            self._undeclared.add(state.identity)
+        lives = disks.setdefault(state.identity, [])
+        if lives and state.durable >= lives[-1].durable:
+            lives.pop()
+        lives.append(state)
+        self._nodes[node] = state
+        self._durable[node], self._committed[node] = state.durable, state.commit_seq
+        self._joined.pop(node, None)
+
+    def turned(self, node: NodeId) -> None:
+        """The node has ended a turn."""
+        state = self._nodes[node]
+        if state.commit_seq > self._committed[node] and isinstance(state.role, Leader):
+            self._on_commit(node, state)
+        if state.rebuilds or node in self._joined:
+            self._on_learners(node, state)
+        if state.durable < self._durable[node]:
+            self._on_dropped(node)
+        self._durable[node], self._committed[node] = state.durable, state.commit_seq
+
+    def sent(self, node: NodeId, peer: NodeId, message: PeerMessage) -> None:
+        """The node has sent this frame."""
+        kind = type(message)
+        if kind not in _PROMISING:
+            return
+        identity = self._nodes[node].identity
+        if identity in self._undeclared:
+            self._report("A4", f"node {node} lost its disk and takes part without a rebuild (M4)")
+        if isinstance(message, Vote):
+            self._on_vote(node, identity, message.term, peer)
+        elif isinstance(message, VoteRequest):
+            self._on_vote(node, identity, message.term, node)
+        elif isinstance(message, Appended | HeartbeatAck):
+            self._on_acknowledgement(node, identity, message)
+
+    # ---- the promises --------------------------------------------------------------------------------
+
+    def _on_commit(self, node: NodeId, state: NodeState) -> None:
+        """A majority has the leader's log up to commit_seq, with the mark of the leader's term. Rule: C1."""
+        identities = {peer: known.identity for peer, known in state.identities.items()}
+        commit = Commit(state.term, state.commit_seq, {**identities, node: state.identity}, state.majority)
+        if (count := self._count(commit)) < commit.majority:
+            self._report(
+                "A4", f"node {node} has committed seq_no {commit.seq_no} in term {commit.term}, durable on {count} (C1)"
+            )
+        if self._latest is None or (commit.term, commit.seq_no) > (self._latest.term, self._latest.seq_no):
+            self._latest = commit
+
+    def _on_dropped(self, node: NodeId) -> None:
+        """No node drops what a majority needs to keep. Rule: R2."""
+        commit = self._latest
+        if commit is not None and (count := self._count(commit)) < commit.majority:
+            self._report("A4", f"node {node} has dropped records: seq_no {commit.seq_no} is durable on {count} (R2)")
+
+    def _count(self, commit: Commit) -> int:
+        """Return how many members hold what was committed, on the disks by which the leader knew them."""
+        disks = (self._disks.get(member, {}).get(identity, ()) for member, identity in commit.identities.items())
+        return sum(any(holds(state, commit.term, commit.seq_no) for state in states) for states in disks)
+
+    def _on_vote(self, node: NodeId, identity: str, term: Term, candidate: NodeId) -> None:
+        """A data directory votes for one candidate in a term. Rule: E4."""
+        other = self._votes.setdefault((identity, term), candidate)
+        if other != candidate:
+            self._report("A7", f"node {node} has voted for node {other} and for node {candidate} in term {term} (E4)")
+
+    def _on_acknowledgement(self, node: NodeId, identity: str, message: Appended | HeartbeatAck) -> None:
+        """In a term, a data directory never acknowledges less than before. Rule: M6."""
+        term, position = message.term, message.position
+        if position.term != term:
+            return
+        before = self._acknowledged.get(identity)
+        if before is not None and before[0] == term and position < before[1]:
+            self._report(
+                "A4",
+                f"node {node} acknowledges up to seq_no {position.seq_no} in term {term}, before it was "
+                f"{before[1].seq_no} (M6)",
+            )
+        self._acknowledged[identity] = (term, position)
+
+    def _on_learners(self, node: NodeId, state: NodeState) -> None:
+        """A readmitted node is not needed for a record that was ordered after it had joined. Rule: M4."""
+        joined = self._joined.pop(node, {})
+        if state.rebuilds:
+            self._joined[node] = dict(state.rebuilds)
+        for peer, (identity, end) in joined.items():
+            known = state.identities.get(peer)
+            if peer in state.rebuilds or peer in state.learners or known is None or known.identity != identity:
+                continue
+            members = [self._nodes[each] for each in state.config.members if each != peer]
+            count = sum(each.durable > end and holds(each, end.term, end.seq_no) for each in members)
+            if count < state.majority:
+                self._report("A4", f"node {node} has readmitted node {peer}, {count} others have a later record (M4)")
+
+
+_PROMISING: Final = frozenset({Vote, VoteRequest, Appended, HeartbeatAck})
+"""Frames that promise something."""
