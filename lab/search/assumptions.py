@@ -1,7 +1,8 @@
 """The protocol's assumptions, as conditions on the steps of a scenario. Outside of them a failure is not a bug.
 
 There are three. A majority of the disks survives: at most a minority is lost, or has old data damaged, until all nodes
-are healthy and have caught up again (M4, K6). Other damage, with which a node may start with less than it promised, is
+are healthy and have caught up again (M4, K6); a lost disk that is not declared with --rebuild at once is declared
+before anything else but restarts happens. Other damage, with which a node may start with less than it promised, is
 injected only while all nodes are healthy and have caught up (K2, M6). A step that waits for acknowledgements comes only
 while a majority is healthy; the other nodes may be in any state (A9).
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from lab.plan.scenario import Bounds
-from lab.steps import Disk, Heal, Rebuild, Send, Sleep, Start, Step, Wait
+from lab.steps import Disk, Heal, Rebuild, Restart, Send, Sleep, Start, Step, Wait
 from lab.steps.wait import UntilCaughtUp
 from lab.words import Duration, Target, named_ids, target_parts
 from nodeproc.core.messages import NodeId
@@ -48,6 +49,8 @@ def minority(nodes: int) -> int:
 def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
     """Return whether a majority of the disks survives, and damage comes in quiet moments and is repaired at once."""
     damaged: tuple[Target, ...] = ()
+    is_empty = False
+    """Nothing is left of the damaged data, so that its nodes have other identities."""
     lost: frozenset[NodeId] = frozenset()
     """Nodes that may still be rebuilding, or have unreadable old data."""
     caught_up_at = 0
@@ -57,9 +60,10 @@ def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
         if isinstance(step, Heal):
             caught_up_at = at + 1
         if isinstance(step, Disk) and step.needs_dead_node:
-            if damaged or not quiet:
+            emptied = (named_ids(step.on) or frozenset()) if step.lose == "all" else frozenset()
+            if damaged or not (quiet or (emptied and len(lost | emptied) <= minority(nodes))):
                 return False
-            damaged = target_parts(step.on)
+            damaged, is_empty = target_parts(step.on), bool(emptied)
         elif isinstance(step, Rebuild):
             again = named_ids(step.target) or frozenset()
             if damaged:
@@ -71,7 +75,7 @@ def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
             elif not again or len(lost | again) > minority(nodes):
                 return False
             damaged, lost = (), lost | again
-        elif damaged and not isinstance(step, Start | Sleep):
+        elif damaged and not isinstance(step, Start | Sleep) and not (is_empty and isinstance(step, Restart)):
             return False
         elif isinstance(step, Disk) and step.rot:
             lost |= named_ids(step.on) or frozenset()

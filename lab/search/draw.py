@@ -63,6 +63,8 @@ OLDER_COPY_SHARE: Final = 0.1
 """Share of the scenarios that restore an older copy of a data directory."""
 HUNG: Final = Duration(60)
 """Duration of an fdatasync on a disk that does not answer, seconds."""
+HEAVY_SHARE: Final = 0.05
+"""Share of the scenarios whose clients send more than a node may accept at once (S7)."""
 LONGEST: Final = 1200
 """Bytes of the longest message that nodes with a limit accept; messages of the load are shorter."""
 
@@ -93,6 +95,9 @@ class _Draw(Lot):
 
     def scenario(self) -> Scenario:
         cluster, faults = self._cluster(), self._faults()
+        is_heavy = random.Random(f"{self.seed} heavy").random() < HEAVY_SHARE
+        if is_heavy:
+            cluster = structs.replace(cluster, limits={"intake_window_bytes": 4096})
         if self.forgetful:
             cluster = structs.replace(cluster, limits={**cluster.limits, "max_sessions": 2})
         if any(isinstance(step, Disk) and step.rot in OLD for step in faults):
@@ -104,6 +109,9 @@ class _Draw(Lot):
         ending = self._ending()
         if any(isinstance(step, Disk) for step in ending):  # Otherwise a leader's hung disk delays nobody (P1).
             cluster = structs.replace(cluster, limits={**cluster.limits, "inflight_max_bytes": 1024})
+        load = self._load()
+        if is_heavy:
+            load = Load(clients=load.clients, in_flight=64, size=30_000, count=100, deadline=load.deadline)
         steps: Steps = [LoadSwitch(switch="start"), *faults, *ending]
         if "max_sessions" in cluster.limits:
             steps.pop()  # A node that is behind may begin sessions that a small session table takes for expired (S3).
@@ -112,7 +120,7 @@ class _Draw(Lot):
             description=f"Drawn from seed {self.seed}.",
             steps=tuple(steps),
             cluster=cluster,
-            load=self._load(),
+            load=load,
             subscribers=self.rng.choice((0, 1, 1, 2)),
             bounds=BOUNDS,
             seed=self.seed,
@@ -229,6 +237,7 @@ class _Draw(Lot):
             "power of all": lambda: [PowerLoss(target="all"), Sleep(time=self.short()), Start(target="all")],
             "slow disk": lambda: [Disk.draw(self)],
             "bad disk": self._bad_disk,
+            "bad stop": self._bad_stop,
             "clock jump": lambda: [Clock(on=self.one(), jump=self.time(0.5, 10.0, 3600.0))],
             "new client": self._new_client,
         }
@@ -251,6 +260,15 @@ class _Draw(Lot):
         if self.chance(0.5):
             again += [Sleep(time=self.short()), PowerLoss(target=node), Sleep(time=self.short()), Start(target="all")]
         return again
+
+    def _bad_stop(self) -> Steps:
+        """The last checkpoint of a stopped node fails at fdatasync, a later one succeeds; then the power fails."""
+        node = self.one()
+        steps: Steps = [Disk(on=node, failing="sync"), Stop(target=node), Heal(what="disks"), Start(target=node)]
+        steps += (
+            [Restart(target=node, how="stop", down=self.short())] if self.chance(0.7) else [Sleep(time=self.short())]
+        )
+        return [*steps, PowerLoss(target=node), Start(target="all")]
 
     def _quiet(self) -> Steps:
         """Heal all nodes and wait until they have the same records and no rebuild is under way."""

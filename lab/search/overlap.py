@@ -28,6 +28,7 @@ from lab.steps import (
     PowerLoss,
     Rebuild,
     Reorder,
+    Reset,
     Restart,
     Resume,
     Send,
@@ -36,6 +37,7 @@ from lab.steps import (
     Start,
     Step,
 )
+from lab.steps.cut import ELECTION_ANSWERS
 from lab.steps.lot import Lot
 from lab.steps.reducing import rounded
 from lab.words import Duration, LinkEnd, Target
@@ -147,6 +149,9 @@ class Overlap(Lot):
             "lost": lambda: [Cut(source=self.one(), to="all", frames=self._frames())],
             "overtaken": self._overtaken,
             "lost disk": self._lost_disk,
+            "undeclared loss": self._undeclared_loss,
+            "missed election": self._missed_election,
+            "late catch-up": self._late_catch_up,
             "slow disk then power": self._slow_then_power,
             "heal links": lambda: [Heal(what="links")],
             "heal": lambda: [Heal.draw(self)],
@@ -178,6 +183,33 @@ class Overlap(Lot):
         if self.chance(0.5):
             steps += [Sleep(time=self._times(0.2, 1.0, 3.0)), Kill(target=self.one()), Start(target="all")]
         return steps
+
+    def _undeclared_loss(self) -> Steps:
+        """A node that has lost its disk is started as if it had not; all others know its identity (M4)."""
+        node = self.rng.choice(self.losing)
+        self.lost = True
+        others = tuple(sorted(set(self.ids) - {node}))
+        steps: Steps = [Disk(on=node, lose="all")]
+        if self.chance(0.7):
+            steps.append(Restart(target=others, how="kill"))
+        return [*steps, Start(target=node), Sleep(time=self._times(1.0, 3.0)), Rebuild(target=node)]
+
+    def _missed_election(self) -> Steps:
+        """One node misses an election; then it meets its voters, which have restarted, without the leader."""
+        lone, *others = self.rng.sample(self.ids, self.nodes)
+        voters, leading = tuple(sorted(others[: self.nodes // 2])), tuple(sorted(others))
+        steps: Steps = [Cut(source="all", to=voters, frames=("APPEND",))] if self.chance(0.7) else []
+        steps += [Partition(kind="isolate", node=lone), Restart(target=leading, how="kill")]
+        steps += [Sleep(time=self._times(1.0, 2.0, 4.0)), Kill(target=leading), Heal(what="links")]
+        return [*steps, Start(target=voters), Sleep(time=self._times(1.0, 3.0))]
+
+    def _late_catch_up(self) -> Steps:
+        """A node asks for its records again before the first answer; meanwhile a minority gets no records."""
+        node, *others = self.rng.sample(self.ids, self.nodes)
+        late = Link(source=node, to="all", frames=("CATCH_UP",), delay=self._times(0.5, 1.0, 2.0))
+        lagging = tuple(sorted(others[: minority(self.nodes)]))
+        steps: Steps = [Cut(source="all", to=lagging, frames=("APPEND",)), late, Reset(source="all", to=node)]
+        return [*steps, Sleep(time=self._times(1.0, 3.0)), Heal(what="links")]
 
     def _bridge(self) -> Steps:
         """Two nodes do not hear each other; the others hear both."""
@@ -223,8 +255,8 @@ class Overlap(Lot):
         return steps
 
     def _one_way_cut(self, rest: tuple[NodeId, ...]) -> Steps:
-        """The nodes outside of the healed majority hear nobody, or nobody hears them."""
-        return [Cut(source=rest) if self.chance(0.5) else Cut(to=rest)]
+        """The nodes outside of the healed majority hear nobody, or nobody hears them, or they win no election."""
+        return [self.rng.choice((Cut(source=rest), Cut(to=rest), Cut(to=rest, frames=tuple(sorted(ELECTION_ANSWERS)))))]
 
     def _send(self, wait: bool, via: NodeId | None = None) -> Send:
         sender = Sender(client=NAMED_CLIENT, messages=2, via=via)

@@ -16,6 +16,8 @@ from lab.steps.rules import Pair, Rule
 from lab.words import named_ids
 from nodeproc.core.messages import NodeId
 
+ELECTION_ANSWERS = frozenset({"OK", "SUPPORT", "VOTE"})
+"""Frames that only help somebody to win an election: losing them hides nothing from a leader."""
 UNTIL_HEALED_S = 86_400.0
 """A delay longer than any run: bytes on a cut link of clients wait for the heal, because TCP loses nothing."""
 
@@ -51,7 +53,7 @@ class Cut(LinkFault, frozen=True):
 
     @property
     def hurts(self) -> frozenset[NodeId] | None:
-        if self.frames:
+        if not ELECTION_ANSWERS.issuperset(self.frames):
             return None  # The frames that still pass may hide the loss from a leader: the protocol promises nothing.
         return named_ids(self.source) or named_ids(self.to)
 
