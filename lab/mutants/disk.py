@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,9 +17,10 @@ from nodeproc.disk.checkpoint import Checkpoint
 from nodeproc.disk.files import File, Files
 from nodeproc.disk.reading import Reading
 from nodeproc.disk.recovery import Anew, Found, Lines, Survey
+from nodeproc.disk.segments import Wal
 from nodeproc.disk.storage import Storage
 from nodeproc.disk.wal import Claim, Promises, Scan
-from nodeproc.errors import CorruptionError
+from nodeproc.errors import CorruptionError, WriteFailed
 
 DISK: Final = Collection()
 
@@ -43,6 +45,19 @@ def tail_trusted_after_an_unclean_end(patch: Patch) -> None:
         return last.end
 
     patch.set(Survey, "_durable_end", wrong)
+
+
+@DISK.add("K5", "A node continues after a failed fdatasync, as if it had succeeded.")
+def failed_sync_ignored(patch: Patch) -> None:
+    right = Wal.sync
+
+    def wrong(self: Wal, upto: Mapping[int, int] | None = None) -> None:
+        try:
+            right(self, upto)
+        except WriteFailed:
+            self._failure.reason = ""
+
+    patch.set(Wal, "sync", wrong)
 
 
 @DISK.add("K3", "The message log's tail stays as it was read, and the next checkpoint declares it durable.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from lab.mutants.patch import Collection, Patch
 from nodeproc.core import catchup, election, failure, ordering
 from nodeproc.core.effects import Effects, Promise
@@ -16,6 +18,7 @@ from nodeproc.core.messages import (
     HeartbeatAck,
     NodeId,
     Position,
+    TermIs,
     VoteRequest,
 )
 from nodeproc.core.node import Node
@@ -190,6 +193,45 @@ def own_vote_counted_before_durable(patch: Patch) -> None:
 @ELECTIONS.add("F4", "A leader whose disk does not answer continues to lead.", "liveness")
 def leader_keeps_on_with_a_stalled_disk(patch: Patch) -> None:
     patch.everywhere(failure.others_are_ahead, lambda state, leader: False)
+
+
+@ELECTIONS.add(
+    "F4", "A leader that has its whole log on disk continues to lead although its disk does not answer.", "liveness"
+)
+def leader_keeps_on_with_its_whole_log_durable(patch: Patch) -> None:
+    right = failure.others_are_ahead
+
+    def wrong(state: NodeState, leader: Leader) -> bool:
+        return state.durable != state.log.position and right(state, leader)
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("F1", "A follower does not compare the end of its log with that of a heartbeat.", "liveness")
+def hole_at_the_end_never_noticed(patch: Patch) -> None:
+    right = failure.on_heartbeat
+
+    def wrong(state: NodeState, sender: NodeId, msg: Heartbeat, now: float, fx: Effects) -> None:
+        right(state, sender, replace(msg, sent=state.log.position), now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("E3", "A candidacy takes no longer after elections without a leader.", "liveness")
+def candidacy_time_never_doubled(patch: Patch) -> None:
+    patch.set(election, "MAX_DOUBLINGS", 0)
+
+
+@ELECTIONS.add("E6", "A frame of an older term is ignored without an answer.", "liveness")
+def older_term_not_answered(patch: Patch) -> None:
+    right = Node._take
+
+    def wrong(self: Node, envelope: Envelope, now: float, fx: Effects) -> None:
+        before = len(fx.send)
+        right(self, envelope, now, fx)
+        fx.send[before:] = [each for each in fx.send[before:] if not isinstance(each[1], TermIs)]
+
+    patch.set(Node, "_take", wrong)
 
 
 @ELECTIONS.add("F2", "A silent leader is never suspected.", "liveness")

@@ -11,7 +11,7 @@ from nodeproc.core.effects import Effects, Truncate
 from nodeproc.core.log import Log
 from nodeproc.core.messages import NOBODY, Append, Appended, Envelope, Mark, NodeId, Position, Record, Resume
 from nodeproc.core.node import Node
-from nodeproc.core.state import Follower, Leader, NodeState, Progress
+from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress
 
 LOGS: Final = Collection()
 
@@ -204,6 +204,11 @@ def fork_is_a_bare_seq_no(patch: Patch) -> None:
         return Position(max(terms, default=0), seq_no)
 
     patch.set(Log, "fork", wrong)
+
+
+@LOGS.add("R1", "A follower asks for the records that it lacks only once.", "liveness")
+def catch_up_asked_once(patch: Patch) -> None:
+    patch.everywhere(catchup.resume_timeout, lambda state, follower: FOREVER)
 
 
 @LOGS.add("R2", "A RESUME drops records of the current term too.")

@@ -11,7 +11,7 @@ from lab.mutants.patch import Collection, Patch
 from nodeproc import lines
 from nodeproc.core import election, membership, ordering
 from nodeproc.core.effects import Effects
-from nodeproc.core.messages import Batch, Known, NodeId, Position, Record, Submit
+from nodeproc.core.messages import Batch, Known, Members, NodeId, Position, Record, Submit
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig, Recovered
 from nodeproc.core.sessions import Sessions
@@ -119,6 +119,11 @@ def older_copy_accepted(patch: Patch) -> None:
     patch.everywhere(membership.stale_data, lambda state, promised, by: "")
 
 
+@SESSIONS.add("M6", "The leader keeps to itself what the members have promised.")
+def promises_not_passed_on(patch: Patch) -> None:
+    patch.everywhere(membership.on_promises, lambda state, msg: None)
+
+
 # ---- identities and rebuilds ----------------------------------------------------------------------------
 
 
@@ -164,6 +169,27 @@ def readmission_too_early(patch: Patch) -> None:
             if leader.progress[peer].matched >= state.rebuilds[peer][1]:
                 membership._readmit(state, leader, peer, now, fx)
         right(state, leader, now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@SESSIONS.add("M4", "A rebuilt node of an idle cluster waits for the next message to be readmitted.", "liveness")
+def idle_cluster_readmits_nobody(patch: Patch) -> None:
+    patch.set(membership, "become_candidate", lambda state, now, fx: None)
+
+
+@SESSIONS.add("M4", "MEMBERS is sent once after a readmission, and not repeated.", "liveness")
+def members_sent_once(patch: Patch) -> None:
+    right = membership.tick_learners
+
+    def wrong(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
+        before, known = len(fx.send), dict(state.identities)
+        right(state, leader, now, fx)
+        readmitted = [peer for peer in leader.progress if state.identities.get(peer) != known.get(peer)]
+        if not readmitted:
+            fx.send[before:] = [each for each in fx.send[before:] if not isinstance(each[1], Members)]
+        for peer in readmitted:
+            state.send_members(fx, peer)
 
     patch.everywhere(right, wrong)
 
