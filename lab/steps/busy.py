@@ -13,8 +13,8 @@ from lab.words import Duration
 
 
 class Busy(Fault, frozen=True, rename={"time": "for"}):
-    """This many other processes of the host burn CPU; ends after `for`, or, without `for`, as soon as they run: then
-    they run until `heal: busy` (live only).
+    """Start this many processes that burn CPU (live only). Ends after `for`; without `for` it ends at once, and they
+    run until `heal: busy`.
     """
 
     word = "busy"

@@ -23,8 +23,8 @@ UNTIL_HEALED_S = 86_400.0
 
 
 class Cut(LinkFault, frozen=True):
-    """Frames on these directed links are dropped silently from now on, connections stay open; `both`: in the other
-    direction too.
+    """Drop all frames on these directed links from now on; connections stay open. `frames`: only these types; `both`:
+    in the other direction too.
 
     frames: the frame types that are dropped; empty: all.
     Data on a cut link of clients is not dropped: it waits for the heal, because TCP loses nothing.

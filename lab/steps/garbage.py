@@ -14,10 +14,9 @@ from lab.words import Duration, Period, Target
 
 
 class Garbage(Fault, frozen=True, rename={"time": "for"}):
-    """Unauthenticated clients connect to these nodes: `connections`, spread over the time, send garbage (bytes, lines,
-    frames, handshakes with a wrong proof), and `half_open` stay connected for the whole time without completing a line
-    or frame; both are distributed over the nodes in turn. Ends when the time is over and the connections are closed
-    (live only).
+    """Unauthenticated clients connect to these nodes, in turn (live only). `connections`, spread over the time, send
+    garbage: bytes, lines, frames, handshakes with a wrong proof. `half_open` stay connected for the whole time without
+    completing a line or frame. Ends when the time is over and the connections are closed.
     """
 
     word = "garbage"

@@ -21,8 +21,9 @@ END_PATIENCE_S = 10.0
 
 
 class Heal(Fault, frozen=True):
-    """`links`: remove all rules on links; `disks`: no disk is slow, full or failing; `clocks`: no clock drifts; `busy`:
-    the busy processes end; `all`: all of these, and resume the paused nodes and start the stopped nodes among `on`.
+    """`links`: remove all rules on links; `disks`: clear slow, full and failing disks; `clocks`: end the drift of
+    clocks; `busy`: end the busy processes; `all`: all of these, and resume the paused nodes and start the stopped nodes
+    among `on`.
 
     A clock that was set forward stays so.
     """

@@ -35,7 +35,7 @@ class Reorder(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Link(LinkFault, frozen=True):
-    """The rule for frames on these directed links from now on; a later rule for a link replaces it.
+    """Apply a rule to frames on these directed links from now on; it replaces an earlier rule of the link.
 
     frames: the frame types ("APPEND") that the rule holds for; empty: all.
     delay: each such frame is delayed by this, in order, and more as `distribution` says: by up to `jitter` (uniform),

@@ -25,8 +25,8 @@ MID_WRITE_PATIENCE_S = 5.0
 
 
 class PowerLoss(Fault, frozen=True):
-    """The process dies, and unsynced data is lost, in part or whole; `mid_write`: in the middle of one of its next disk
-    operations; `tail: torn`: in the middle of an entry of the log.
+    """The process dies, and all or part of its unsynced data is lost. `mid_write: true`: it dies in the middle of one
+    of its next disk operations. `tail: torn`: the log ends in the middle of an entry.
 
     tail: drawn: any part of the unsynced data may remain. torn: the disk first stops answering until an entry of the
         log waits for its fdatasync; a part of that entry remains.

@@ -15,7 +15,7 @@ from lab.words import Duration, Target
 
 
 class Restart(Fault, frozen=True, rename={"down": "down_for"}):
-    """Down and up again, one node after the other; how: `stop` (SIGTERM) or `kill` (SIGKILL)."""
+    """Stop and start these nodes, one after the other; `how`: `stop` (SIGTERM) or `kill` (SIGKILL)."""
 
     word = "restart"
     short = "target"
@@ -41,7 +41,7 @@ class Restart(Fault, frozen=True, rename={"down": "down_for"}):
 
 
 class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
-    """All running nodes down at once, then all nodes up: `full_restart: stop`, `full_restart: kill`."""
+    """Stop or kill all running nodes at once, then start all nodes: `full_restart: stop`, `full_restart: kill`."""
 
     word = "full_restart"
     short = "how"

@@ -64,8 +64,8 @@ class Sender(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Send(Step, frozen=True):
-    """Exact messages of one named client. Ends when all are acknowledged, or, with `refused: true`, when its node has
-    answered why it accepts nothing: no leader, or no majority.
+    """Send exact messages from one named client. Ends when all are acknowledged, or, with `refused: true`, when the
+    node has refused them because there is no leader or no majority.
 
     A client sends its messages one after the other without waiting, several clients at the same time. With
     `wait: false` the step ends at once. In YAML the fields of a single client may replace `clients`.

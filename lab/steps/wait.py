@@ -92,7 +92,7 @@ class UntilLeader(Until, frozen=True, tag="leader"):
 
 
 class UntilNewLeader(Until, frozen=True, tag="new_leader"):
-    """As `leader`, with a term above the highest that any node showed before the latest fault step."""
+    """As `leader`, but of a term above the highest that any node showed before the latest fault step."""
 
     needs = Needs(majority=True)
 
@@ -114,8 +114,8 @@ class UntilTermChange(Until, frozen=True, tag="term_change"):
 
 
 class UntilCaughtUp(Until, frozen=True, tag="caught_up"):
-    """These nodes have delivered all that was committed when the wait began, and none of them is still being rebuilt;
-    `share: 0.5`: half of the messages that each lacked, counted from its last known state.
+    """These nodes have delivered all that was committed when the wait began, and none of them is still being rebuilt.
+    `share: 0.5`: each has delivered half of the messages that it lacked.
     """
 
     on: Target = "running"
@@ -247,7 +247,7 @@ class UntilEnded(Until, frozen=True, tag="ended"):
 
 
 class UntilEvent(Until, frozen=True, tag="event", rename={"event": "is"}):
-    """These nodes reported the event this many more times than when the latest fault step began.
+    """These nodes have reported the event this many times since the latest fault step began.
 
     where: as in the `event` expectation.
     """
