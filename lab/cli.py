@@ -143,7 +143,7 @@ def _parser() -> _Parser:
     run.add_argument("--sim", action="store_true", help="simulate in virtual time; the same seed gives the same files")
     run.add_argument("--frames", action="store_true", help=f"with --sim: record all frames, for `{PROGRAM} diagram`")
     add_mutant(run)
-    run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (results/)")
+    run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (%(default)s)")
     _add_json(run)
     run.set_defaults(do=_do_run)
     check = commands.add_parser("check", help="judge finished runs again, from their directories alone")
@@ -168,7 +168,7 @@ def _parser() -> _Parser:
         help="number of newest runs to keep of each scenario (%(default)s)",
     )
     clean.add_argument("-n", "--dry-run", action="store_true", help="only show what would be removed")
-    clean.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="the directory (results/)")
+    clean.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="the directory (%(default)s)")
     clean.set_defaults(do=_do_clean)
     for name, (_, description) in (ELSEWHERE | PROGRAMS).items():
         commands.add_parser(name, help=description, add_help=False)

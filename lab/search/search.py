@@ -338,7 +338,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink the scenarios of failing seeds")
     values.add_mutant(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for run directories (results/)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for run directories (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 

@@ -228,7 +228,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=SIMULATIONS,
         help="limit (%(default)s)",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for shrunk/ (results/)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for shrunk/ (%(default)s)")
 
 
 def main(options: argparse.Namespace) -> int:
