@@ -329,7 +329,7 @@ def test_what_ends_a_node_while_it_scrubs_ends_that_node_alone(
             raise Unreadable(START, "a file", 0, "damaged")
         return read(scrub)
 
-    def mend(reading: Reading, error: Unreadable) -> bool:
+    def repair(reading: Reading, error: Unreadable) -> bool:
         raise ends
 
     def note(node: SimNode, code: int, *, asked: bool) -> None:
@@ -337,7 +337,7 @@ def test_what_ends_a_node_while_it_scrubs_ends_that_node_alone(
         end(node, code, asked=asked)
 
     monkeypatch.setattr(Scrub, "read", damaged)
-    monkeypatch.setattr(Reading, "mend", mend)
+    monkeypatch.setattr(Reading, "repair", repair)
     monkeypatch.setattr(SimNode, "end", note)
     simulator.simulate(story("  - sleep: 3s"), 1)
     assert ended
