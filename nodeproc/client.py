@@ -18,7 +18,7 @@ import secrets
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, cast
 
 from msgspec import UNSET
@@ -27,7 +27,7 @@ from nodeproc.core.messages import NOBODY, SeqNo
 from nodeproc.errors import FrameError, Unreachable
 from nodeproc.lines import Reject, Status, StatusRequest, decode_node_line, encode_line
 from nodeproc.net.nodestream import NodeStream, Shown
-from nodeproc.net.sockets import send_at_once
+from nodeproc.net.sockets import reach, send_at_once
 from nodeproc.session import EXPIRED, NEVER, Outcome, Session, SessionSettings
 from nodeproc.tls import describe
 
@@ -331,12 +331,18 @@ class ChatClient:
 
     async def _use(self, address: Address) -> bool:
         """Connect, and wait until the connection is lost; return whether the node was useful."""
-        place = f"{address[0]}:{address[1]}"
+        host, port = address
+        place = f"{host}:{port}"
         loop = asyncio.get_running_loop()
+        name = host if self._tls is not None else None
+
+        def dial(found: str) -> Awaitable[tuple[asyncio.Transport, _Connection]]:
+            return loop.create_connection(lambda: _Connection(self), found, port, ssl=self._tls, server_hostname=name)
+
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(lambda: _Connection(self), *address, ssl=self._tls)
-        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; a host such as a..b is a UnicodeError.
+                _, connection = await reach(host, dial)
+        except OSError as error:  # TimeoutError is one.
             self.last_error = f"{place}: {why_not_connected(error)}"
             self._turn()
             return False
@@ -442,10 +448,8 @@ class Alarm:
         self._function()
 
 
-def why_not_connected(error: OSError | UnicodeError) -> str:
+def why_not_connected(error: OSError) -> str:
     """Return the system's reason; asyncio's own text only repeats the address."""
-    if isinstance(error, UnicodeError):
-        return "not a host name"
     if isinstance(error, ssl.SSLError):
         return describe(error)
     if isinstance(error, TimeoutError):
@@ -470,9 +474,13 @@ async def status(
     Raises:
         Unreachable: no answer in time, or not the answer of a node.
     """
+
+    def dial(found: str) -> Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        return asyncio.open_connection(found, port, ssl=tls, server_hostname=host if tls is not None else None)
+
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+            reader, writer = await reach(host, dial)
             try:
                 writer.write(encode_line(StatusRequest(client_token or UNSET)))
                 answer: Any = decode_node_line(await reader.readuntil(b"\n"))
@@ -480,7 +488,7 @@ async def status(
                 writer.close()
     except TimeoutError:
         raise Unreachable(f"{host}:{port}: no answer within {timeout_s:g} s") from None
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
         raise Unreachable(f"{host}:{port}: {why_not_connected(error)}") from None
     except (FrameError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         raise Unreachable(f"{host}:{port}: {error}") from None

@@ -13,7 +13,7 @@ import msgspec
 from lab.check.online import OnlineChecks
 from lab.course.environment import Environment
 from lab.course.load import Order, Tally, Worker, Workers
-from lab.course.manifest import node_settings
+from lab.course.manifest import HOST, node_settings
 from lab.course.observation import SeenLeaders, as_text, view_of
 from lab.course.recording import History
 from lab.plan.scenario import Load, Scenario
@@ -138,7 +138,7 @@ class SimCluster:
     @property
     def addresses(self) -> Addresses:
         """See World."""
-        return {node: ("sim", node) for node in self.machines}
+        return {node: (HOST, node) for node in self.machines}
 
     def now_ns(self) -> int:
         """Return the virtual time."""

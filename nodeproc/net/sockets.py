@@ -9,7 +9,8 @@ import socket
 import ssl
 import struct
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 KEEPALIVE_PROBES = 5
@@ -58,33 +59,89 @@ def _tcp_socket(transport: asyncio.BaseTransport) -> socket.socket | None:
     return sock if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) else None
 
 
+T = TypeVar("T")
+_resolving: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[list[str] | OSError]] = {}
+
+
+async def resolve(host: str) -> list[str]:
+    """Return the numeric addresses of a host.
+
+    Without an answer from a name server, the system's resolver waits for up to a minute. A daemon thread waits for it,
+    one for each name: a thread of the loop's executor would delay the end of the process, and the executor has too few
+    threads for several such names. An answer that comes too late for this caller serves the next one.
+
+    Raises:
+        OSError: there is no such host.
+    """
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+        return [host]
+    except UnicodeError:  # Not a host name, such as "a..b".
+        raise OSError("not a host name") from None
+    except socket.gaierror:
+        pass  # It is a name.
+    key = (asyncio.get_running_loop(), host)
+    if key not in _resolving:
+        _resolving[key] = _resolve_in_thread(*key)
+    waiting = _resolving[key]
+    answer = await asyncio.shield(waiting)
+    if _resolving.get(key) is waiting:
+        del _resolving[key]
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def _resolve_in_thread(loop: asyncio.AbstractEventLoop, host: str) -> asyncio.Future[list[str] | OSError]:
+    answer: asyncio.Future[list[str] | OSError] = loop.create_future()
+
+    def ask() -> None:
+        found: list[str] | OSError
+        try:
+            found = [str(each[4][0]) for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+        except OSError as error:
+            found = error
+        with contextlib.suppress(RuntimeError):  # The loop has been closed meanwhile.
+            loop.call_soon_threadsafe(answer.set_result, found)
+
+    threading.Thread(target=ask, name=f"resolve {host}", daemon=True).start()
+    return answer
+
+
+async def reach(host: str, attempt: Callable[[str], Awaitable[T]]) -> T:
+    """Make the attempt at one address of the host after the other; return the result of the first that succeeds.
+
+    Raises:
+        OSError: there is no such host, or the last attempt failed with this.
+    """
+    failure: OSError = OSError(f"no address for {host}")
+    for address in await resolve(host):
+        try:
+            return await attempt(address)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
 async def connect(host: str, port: int, patience_s: float) -> socket.socket:
     """Open a TCP connection.
 
     Raises:
         OSError: the other end's system refused, or did not answer in time.
     """
-    loop = asyncio.get_running_loop()
-    failure: OSError = OSError(f"no address for {host}")
-    async with asyncio.timeout(patience_s):
+
+    async def dial(address: str) -> socket.socket:
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock.setblocking(False)
         try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError:  # Not a host name, such as "a..b".
-            raise failure from None
-        for family, kind, protocol, _, address in found:
-            sock = socket.socket(family, kind, protocol)
-            sock.setblocking(False)
-            try:
-                await loop.sock_connect(sock, address)
-            except OSError as error:
-                failure = error
-                sock.close()
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-    raise failure
+            await asyncio.get_running_loop().sock_connect(sock, (address, port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async with asyncio.timeout(patience_s):
+        return await reach(host, dial)
 
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)

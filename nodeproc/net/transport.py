@@ -490,11 +490,8 @@ class Outgoing:
             self._links.take(self._peer, LinkDown())
 
     async def _verify(self, connection: Dialled) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._handshake_s):
-                probe, _ = await loop.create_connection(asyncio.Protocol, *self._address)
-            probe.abort()
+            (await connect(*self._address, self._handshake_s)).close()
         except OSError as error:
             connection.reset(error)  # _keep() dials once more, is refused as well, and reports it.
 
