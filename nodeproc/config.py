@@ -7,10 +7,12 @@ refused, so that a misspelt key is not ignored.
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from nodeproc.core.events import Level
 from nodeproc.core.messages import NodeId
@@ -30,6 +32,8 @@ RECORD_OVERHEAD_BYTES = 256
 """Maximum number of bytes that a message needs in a batch besides its payload."""
 LEAST_SECRET = 16
 """Minimum length in characters. A secret must withstand guessing offline (nodeproc.net.handshake)."""
+MAX_TOKEN = 256
+"""Characters of a client token, which must fit the first line of a connection."""
 MAX_MEMBERS = 9
 """Maximum number of members of a cluster, this node included."""
 
@@ -115,6 +119,8 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         forgotten acknowledgements and its vote, and needs --rebuild.
     secret: the same on all nodes; both ends of a link prove that they know it.
     client_token: required of clients; "": none is required.
+    secret_variable, client_token_variable: name of the environment variable that holds the secret or the token, where
+        the file itself does not. The variable must be set; an empty value means none.
     tls: the port accepts only TLS, from nodes and clients.
     allow_open: listen on addresses other than loopback without a secret and without a client_token.
     allow_any_client: listen on addresses other than loopback without a client_token.
@@ -134,7 +140,9 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     durability: Literal["fsync", "os"] = "fsync"
     cluster_id: Text = "chat"
     secret: str = ""
-    client_token: Annotated[str, Meta(max_length=256)] = ""
+    client_token: Annotated[str, Meta(max_length=MAX_TOKEN)] = ""
+    secret_variable: Text | None = None
+    client_token_variable: Text | None = None
     tls: TlsFiles | None = None
     allow_open: bool = False
     allow_any_client: bool = False
@@ -178,7 +186,7 @@ def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
         ConfigError: with file, line, column and key.
     """
     document = parse(path, text=text)
-    config = document.convert(NodeConfig)
+    config = _with_variables(document, document.convert(NodeConfig))
     _check_members(document, config)
     _check_times(document, config)
     check_limits(document, config.limits)
@@ -187,6 +195,23 @@ def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
     if not config.allow_open and not _is_loopback(config.host):
         _check_open(document, config)
     return config
+
+
+def _with_variables(document: Document, config: NodeConfig) -> NodeConfig:
+    """Replace secret and client_token by the values of the environment variables that the file names."""
+    found: dict[str, str] = {}
+    for key, name in (("secret", config.secret_variable), ("client_token", config.client_token_variable)):
+        if name is None:
+            continue
+        place = (f"{key}_variable",)
+        if getattr(config, key):
+            raise document.error(place, f"found beside {key}, allowed one of the two")
+        if name not in os.environ:
+            raise document.error(place, f"found {name}, which is not set in the environment")
+        found[key] = os.environ[name]
+        if key == "client_token" and len(found[key]) > MAX_TOKEN:
+            raise document.error(place, f"found {len(found[key])} characters in {name}, allowed 0..{MAX_TOKEN}")
+    return replace(config, **found)
 
 
 def _check_tls(document: Document, files: TlsFiles) -> None:

@@ -122,3 +122,41 @@ def test_a_node_that_others_can_reach_asks_for_secrets(text: str, complaint: str
     with pytest.raises(ConfigError) as caught:
         load("n.yml", text=text)
     assert complaint in str(caught.value)
+
+
+VARIABLES = "secret_variable: A_SECRET\nclient_token_variable: A_TOKEN\n"
+
+
+def test_secrets_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "0123456789abcdef")
+    monkeypatch.setenv("A_TOKEN", "fedcba9876543210")
+    config = load("n.yml", text=OPEN + VARIABLES)
+    assert (config.secret, config.client_token) == ("0123456789abcdef", "fedcba9876543210")
+
+
+def test_an_environment_that_no_file_names_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHAT_SECRET", "CHAT_CLIENT_TOKEN"):
+        monkeypatch.setenv(name, "0123456789abcdef")
+    config = load("n.yml", text=GOOD)
+    assert (config.secret, config.client_token) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "more", "complaint"),
+    [
+        ({}, "", "n.yml:8:18: secret_variable: found A_SECRET, which is not set in the environment"),
+        ({"A_SECRET": ""}, "", "client_token_variable: found A_TOKEN, which is not set in the environment"),
+        ({"A_SECRET": "", "A_TOKEN": ""}, "", "without a secret (set secret, or allow_open: true)"),
+        ({"A_SECRET": "short", "A_TOKEN": "t" * 16}, "", "secret: found 5 characters, allowed 16 or more"),
+        ({"A_SECRET": "s" * 16, "A_TOKEN": "t" * 257}, "", "found 257 characters in A_TOKEN, allowed 0..256"),
+        ({"A_SECRET": "s" * 16, "A_TOKEN": ""}, SECRET, "secret_variable: found beside secret, allowed one of the two"),
+    ],
+)
+def test_a_wrong_environment_is_refused(
+    environment: dict[str, str], more: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        load("n.yml", text=OPEN + VARIABLES + more)
+    assert complaint in str(caught.value)
