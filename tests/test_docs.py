@@ -11,7 +11,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
-FOLDERS = "lab|nodeproc|tests|scenarios|examples|configs|docs"
+FOLDERS = "lab|nodeproc|tests|scenarios|examples|configs|deploy|docs"
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 FILE = re.compile(rf"(?<![\w./$<-])(?:{FOLDERS})/[\w./*-]*[\w*/]")
 MODULE = re.compile(r"(?<![\w./-])(?:lab|nodeproc|tests)(?:\.[A-Za-z_]\w*)+")
@@ -19,6 +19,8 @@ NOT_MODULES = frozenset({"lab_scenarios", "lab.py"})
 PLACEHOLDER = re.compile(r"NAME|NNNN")
 MADE_BY_A_RUN = frozenset({"scenarios/my_story.yml", "scenarios/my_scenario.yml", "scenarios/x.yml", "lab/share"})
 """Files in examples of commands: they are written by the command, or stand for any file. A wheel contains lab/share."""
+ELSEWHERE = frozenset({"configs/node1_local.yml", "deploy/.env"})
+"""A file of the demo guide, and one that users may write."""
 
 
 def slugs(text: str) -> set[str]:
@@ -43,7 +45,9 @@ def broken_links(page: Path, text: str) -> list[str]:
 
 def missing_files(text: str) -> list[str]:
     """Paths below one of the project's folders that match no file."""
-    named = [path for path in FILE.findall(text) if path not in MADE_BY_A_RUN and not PLACEHOLDER.search(path)]
+    named = [
+        path for path in FILE.findall(text) if path not in MADE_BY_A_RUN | ELSEWHERE and not PLACEHOLDER.search(path)
+    ]
     return [path for path in named if not any(PROJECT.glob(path))]
 
 
