@@ -25,6 +25,8 @@ from nodeproc.core.messages import NodeId
 from nodeproc.session import SessionSettings
 
 NS_PER_S = 1_000_000_000
+AT_ONCE_SHARE: Final = 0.1
+"""A client that gives up a message and sends another one within this share of the bound still waits."""
 PATIENCE: Final = int(SessionSettings().patience * NS_PER_S)
 """After this time, ns, a client leaves a node that has no leader for it; doubled with each node that it leaves."""
 
@@ -171,8 +173,10 @@ class _Session:
     invoked: int = 0
     settled: int = 0
     since: int = 0
-    """When it began to wait, or when it last got an outcome."""
+    """When it began to wait, or when it last got an answer: an acknowledgement or a rejection."""
     waits: bool = False
+    gave_up: int = 0
+    """When its last message became unknown, while no other was waiting; 0 after an answer."""
 
 
 class Recovery(Judge):
@@ -193,6 +197,8 @@ class Recovery(Judge):
         self._waiting = 0
         self._since = 0
         """Since when a session waits and nothing was acknowledged; meaningless while no session waits."""
+        self._gave_up = 0
+        """When the last waiting session gave up its message; 0 after an answer."""
         self._latest_t, self._latest_place = 0, 0
         self._longest = 0
         self._judged_faults: set[int] = set()
@@ -209,34 +215,42 @@ class Recovery(Judge):
                 if self._waiting:
                     self._end_wait(row.t, place, by_ack=True)
                 self._settled(row.t, row.session, row.n)
-                self._since = row.t
+                self._since, self._gave_up = row.t, 0
             case Failed() | Unknown():
-                self._settled(row.t, row.session, row.n + row.count - 1)
+                self._settled(row.t, row.session, row.n + row.count - 1, is_answer=isinstance(row, Failed))
             case _:
                 pass
 
     def _invoked(self, t: int, name: str, last: int) -> None:
         session = self._sessions[name]
         session.invoked = max(session.invoked, last)
-        if not session.waits:
+        if session.waits or session.invoked <= session.settled:
+            return
+        if not self._goes_on(session.gave_up, t):
             session.since = t
-            if session.invoked > session.settled:
-                session.waits = True
-                if not self._waiting:
-                    self._since = t
-                self._waiting += 1
+        session.waits = True
+        if not self._waiting and not self._goes_on(self._gave_up, t):
+            self._since = t
+        self._waiting += 1
 
-    def _settled(self, t: int, name: str, last: int) -> None:
+    def _goes_on(self, gave_up: int, t: int) -> bool:
+        """Whether a new message continues the wait of a message that was given up without an answer shortly before."""
+        return gave_up > 0 and t - gave_up <= self._bound * AT_ONCE_SHARE
+
+    def _settled(self, t: int, name: str, last: int, *, is_answer: bool = True) -> None:
         session = self._sessions[name]
         if session.waits and last > session.settled and t - session.since > self._bound:
             self._judge_client(name, session, t)
-        session.since = t
+        if is_answer:
+            session.since, session.gave_up = t, 0
         session.settled = max(session.settled, last)
         if session.waits and session.invoked <= session.settled:
             session.waits = False
+            session.gave_up = 0 if is_answer else t
             self._waiting -= 1
             if not self._waiting:
                 self._end_wait(t, self._latest_place, by_ack=False)
+                self._gave_up = session.gave_up
 
     def _end_wait(self, t: int, place: int, by_ack: bool) -> None:
         """Judge the wait from _since to t: no session waits any more, or an acknowledgement came."""

@@ -504,6 +504,26 @@ def test_a_client_that_starves_while_others_are_served_is_found(run: RunDir) -> 
     assert finding.result == "FAIL" and "messages of session session101 waited 20.000 s" in str(finding)
 
 
+@pytest.mark.parametrize(("pause_s", "result"), [(0.001, "FAIL"), (1, "PASS")])
+@pytest.mark.parametrize("others_are_served", [False, True])
+def test_a_client_that_gives_up_and_sends_again_at_once_still_waits(
+    run: RunDir, pause_s: float, result: str, others_are_served: bool
+) -> None:
+    t, rows = T_START + 300 * MS, list[Invoke | Acked | Unknown]()
+    for n in range(71, 81):
+        rows += [Invoke(t, 101, "session101", n, 1, t, payloads=("more",)), Unknown(t + 2 * S, "session101", n, 1)]
+        if others_are_served:
+            other = n - 5
+            rows[-1:-1] = [
+                Invoke(t, 102, "session102", other, 1, t, payloads=("more",)),
+                Acked(t, "session102", other, 200),
+            ]
+        t += int((2 + pause_s) * S)
+    add_row(run, *rows)
+    doctor_meta(run, t_end=t)
+    assert judged(run, "A9").result == result
+
+
 @pytest.mark.parametrize(("down", "result"), [(1, "FAIL"), (3, "PASS")])
 def test_a_link_rule_counts_only_between_nodes_that_are_up(run: RunDir, down: int, result: str) -> None:
     link: dict[str, Any] = {"fault": "link", "evidence": {"pairs": [[1, 2]]}, "step": 2}
