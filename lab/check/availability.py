@@ -133,8 +133,12 @@ class Silence:
         self._windows = windows
         self._at = 0
 
-    def acked(self, before: int, t: int) -> None:
-        """Record that there was an acknowledgement at t, and none since `before`."""
+    def end(self, before: int, t: int, *, by_ack: bool) -> None:
+        """Take a time without acknowledgement, from `before` to t.
+
+        Args:
+            by_ack: an acknowledgement ended it; otherwise a client gave up its message.
+        """
         windows = self._windows
         while self._at < len(windows) and windows[self._at].end <= before:
             self._at += 1
@@ -143,7 +147,7 @@ class Silence:
             if window.start > t:
                 break
             window.silent = max(window.silent, min(t, window.end) - max(before, window.start))
-            if window.led and not window.acked and window.led <= t < window.end:
+            if by_ack and window.led and not window.acked and window.led <= t < window.end:
                 window.acked = t
 
 

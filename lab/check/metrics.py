@@ -62,7 +62,7 @@ class Load(Struct, frozen=True):
     payload_bytes: int
     """Bytes of acknowledged payloads, if the history has their size."""
     longest_gap_s: float
-    """Longest time in that duration without any acknowledgement."""
+    """Longest time without any acknowledgement, from the first send to the last outcome that was not a rejection."""
     longest_gap_at_s: float
     """When it began, seconds after the run's start."""
     latency: Latency | None
@@ -315,18 +315,26 @@ class _Walk:
         if session.is_load:
             self.load_acked += count
             self.payload_bytes += _settle(session, row, histogram)
-            self._on_load_ack(row.t)
+            self._end_silence(row.t, by_ack=True)
         else:
             _settle(session, row, histogram)
         session.acked = row.n
         self._after_hit(row.t)
 
-    def _on_load_ack(self, t: int) -> None:
+    def on_unknown(self, row: Unknown) -> None:
+        self.unknown += row.count
+        session = self._sessions.get(row.session)
+        if session is not None and session.is_load:
+            self._end_silence(row.t, by_ack=False)
+
+    def _end_silence(self, t: int, *, by_ack: bool) -> None:
+        """Take an acknowledgement of the load, or the end of a client's wait for one."""
         before = self.last_acked or self.first_sent
         if t - before > self.gap:
             self.gap, self.gap_at = t - before, before
-        self._silence.acked(before, t)
-        self.last_acked = t
+        self._silence.end(before, t, by_ack=by_ack)
+        if by_ack:
+            self.last_acked = t
 
     def go_to(self, t: int) -> None:
         """Begin the segments of all faults before t."""
@@ -467,7 +475,7 @@ def _follow(run: RunDir, walk: _Walk) -> None:
             case Failed():
                 walk.rejected += row.count
             case Unknown():
-                walk.unknown += row.count
+                walk.on_unknown(row)
             case _:
                 pass
     walk.go_to(t)

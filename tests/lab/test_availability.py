@@ -50,20 +50,20 @@ def test_what_had_no_effect_opens_no_window() -> None:
 def test_a_silence_over_two_windows_counts_in_each_as_far_as_it_lies_in_it() -> None:
     windows = [Window("a", 10, 20), Window("b", 20)]
     silence = Silence(windows)
-    silence.acked(5, 8)
+    silence.end(5, 8, by_ack=True)
     assert [each.silent for each in windows] == [-1, -1]
-    silence.acked(8, 27)
-    silence.acked(27, 29)
+    silence.end(8, 27, by_ack=True)
+    silence.end(27, 29, by_ack=True)
     assert [each.silent for each in windows] == [10, 7]
 
 
 def test_the_first_acknowledgement_counts_behind_the_new_leader_only() -> None:
     window = Window("a", 10, led=15)
     silence = Silence([window])
-    silence.acked(9, 12)
+    silence.end(9, 12, by_ack=True)
     assert window.acked == 0
-    silence.acked(12, 18)
-    silence.acked(18, 19)
+    silence.end(12, 18, by_ack=True)
+    silence.end(18, 19, by_ack=True)
     assert window.acked == 18
 
 

@@ -13,7 +13,7 @@ from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import ExpectationResult
 from lab.payloads import payload
-from lab.rows import Expectation, Phase, Unknown, encode_row
+from lab.rows import Expectation, Gen, HistoryRow, Invoke, Phase, Unknown, encode_row
 from lab.rundir import RunDir
 from tests.lab.synthetic import MS, NODES, SCENARIO, SEED, T_START, build_run, doctor_lines, doctor_meta
 
@@ -117,6 +117,19 @@ def test_a_message_that_was_never_acknowledged_is_slower_than_all_others(run: Ru
     doctor_lines(run.history, lambda lines: lines.__delitem__(118))
     result = judged(run, "latency: {p50: 1ms, p99: 1s}")
     assert (result.met, result.found) == (False, "p50 0.5 ms, p99 not acknowledged; 195 of 200 messages acknowledged")
+
+
+def test_a_load_that_is_given_up_at_its_end_was_unavailable_until_then(run: RunDir) -> None:
+    t, end = T_START + 300 * MS, T_START + 20_300 * MS
+    rows: list[HistoryRow] = [
+        Invoke(t, 101, "session101", 71, 1, t, gen=Gen(SEED, 100)),
+        Unknown(end, "session101", 71, 1),
+    ]
+    with run.history.open("ab") as file:
+        file.write(b"".join(map(encode_row, rows)))
+    doctor_meta(run, t_end=end)
+    assert judged(run, "unavailable: 10s").met is False
+    assert measure(run).availability[0].unavailable_s_max == pytest.approx(20.25, abs=0.1)
 
 
 def test_payloads_are_found_in_order(run: RunDir) -> None:
