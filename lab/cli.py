@@ -368,20 +368,16 @@ def _time_left(done: int, planned: int, began: float) -> str:
     return f", about {left_s:.0f} s left" if left_s < 90 else f", about {left_s / 60:.0f} min left"
 
 
-def _out_refusal(out: Path) -> str:
-    """Return why no run directory can be created in `out`, or "" if it can."""
+def _option_refusal(options: argparse.Namespace) -> str:
+    """Return why these options cannot be combined, or why no run directory can be created; "" if all is well."""
+    if options.frames and not options.sim:
+        return "--frames: only with --sim; frames of real nodes are not recorded"
+    out: Path = options.out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"--out: found {out}, allowed a directory that can be written: {error.strerror}"
     return "" if os.access(out, os.W_OK | os.X_OK) else f"--out: found {out}, which is not writable"
-
-
-def _option_refusal(options: argparse.Namespace) -> str:
-    """Return why these options cannot be combined, or "" if they can."""
-    if options.frames and not options.sim:
-        return "--frames: only with --sim; frames of real nodes are not recorded"
-    return _out_refusal(options.out)
 
 
 # ---- check --------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Load(Struct, frozen=True):
     rejected: int
     unknown: int
     duration_s: float
-    """From the first send to the last acknowledgement; if the scenario has a load, of the load alone."""
+    """From the first send to the last send or acknowledgement; if the scenario has a load, of the load alone."""
     throughput_per_s: float
     """Acknowledged messages of that time."""
     payload_bytes: int
@@ -288,7 +288,7 @@ class _Walk:
         self._sessions: dict[str, _Session] = {}
         self.sent = self.acked = self.rejected = self.unknown = 0
         self.load_acked = self.payload_bytes = 0
-        self.first_sent = self.last_acked = 0
+        self.first_sent = self.last_sent = self.last_acked = 0
         self.gap = self.gap_at = 0
         self.parts = [_Part("start", 0)]
 
@@ -299,8 +299,8 @@ class _Walk:
             session = self._sessions[row.session] = _Session(is_load=is_load)
         session.waiting.append(row)
         self.sent += row.count
-        if session.is_load and not self.first_sent:
-            self.first_sent = row.t
+        if session.is_load:
+            self.first_sent, self.last_sent = self.first_sent or row.t, row.t
         if not self.parts[0].start:
             self.parts[0].start = row.t
 
@@ -482,7 +482,7 @@ def _follow(run: RunDir, walk: _Walk) -> None:
 
 
 def _load(walk: _Walk, meta: Meta) -> Load:
-    duration = max(walk.last_acked - walk.first_sent, 0) / NS_PER_S
+    duration = (max(walk.last_sent, walk.last_acked) - walk.first_sent) / NS_PER_S if walk.last_acked else 0.0
     whole = Histogram()
     for part in walk.parts:
         whole.merge(part.histogram)

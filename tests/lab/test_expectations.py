@@ -132,6 +132,16 @@ def test_a_load_that_is_given_up_at_its_end_was_unavailable_until_then(run: RunD
     assert measure(run).availability[0].unavailable_s_max == pytest.approx(20.25, abs=0.1)
 
 
+def test_the_throughput_of_a_load_counts_until_its_last_message(run: RunDir) -> None:
+    assert judged(run, "throughput: {at_least: 500, soft: false}").met
+    t = T_START + 20_000 * MS
+    with run.history.open("ab") as file:
+        file.write(encode_row(Invoke(t, 101, "session101", 71, 1, t, gen=Gen(SEED, 100))))
+        file.write(encode_row(Unknown(t, "session101", 71, 1)))
+    doctor_meta(run, t_end=t)
+    assert judged(run, "throughput: {at_least: 500, soft: false}").met is False
+
+
 def test_payloads_are_found_in_order(run: RunDir) -> None:
     listed = f"[{first_of(101)!r}, {first_of(103)!r}, {first_of(102, 8)!r}]"
     assert judged(run, f"order: {listed}").found == "at seq_no 1, 11, 23"
