@@ -178,6 +178,21 @@ def idle_cluster_readmits_nobody(patch: Patch) -> None:
     patch.set(membership, "become_candidate", lambda state, now, fx: None)
 
 
+@SESSIONS.add("M4", "A rebuilt node trusts the identities that it has met more than those in MEMBERS.")
+def rebuilt_node_trusts_whom_it_met(patch: Patch) -> None:
+    right = membership.on_members
+
+    def wrong(state: NodeState, msg: Members, fx: Effects) -> None:
+        newer = {
+            member: known
+            for member, known in msg.identities.items()
+            if member == state.node_id or known.newer_than(state.identities.get(member))
+        }
+        right(state, Members(newer), fx)
+
+    patch.everywhere(right, wrong)
+
+
 @SESSIONS.add("M4", "MEMBERS is sent once after a readmission, and not repeated.", "liveness")
 def members_sent_once(patch: Patch) -> None:
     right = membership.tick_learners

@@ -247,18 +247,41 @@ def _readmit(state: NodeState, leader: Leader, peer: NodeId, now: float, fx: Eff
 
 
 def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
-    """Adopt newer identities of members; this node's own identity among them ends its rebuild. Rule: M4."""
+    """Adopt newer identities of members; this node's own identity among them ends its rebuild. Rule: M4.
+
+    What a node being rebuilt has met by itself counts less than MEMBERS: it has forgotten whom it knew.
+    """
     for member, known in sorted(msg.identities.items()):
         if member == state.node_id:
             if state.rebuilding and not state.readmission and known.identity == state.identity:
                 state.readmission = state.persist(fx, Readmitted(state.term))  # hit: M4 MEMBERS ends our own rebuild
             continue
-        if known.newer_than(state.identities.get(member)):
+        own = state.identities.get(member)
+        if known.newer_than(own) or (
+            state.rebuilding and own is not None and known != own and not own.newer_than(known)
+        ):
             remember(state, member, known, fx)
             state.promised.pop(member, None)
-        if state.presented.get(member) == state.identities[member].identity:
+        if member not in state.presented:
+            continue
+        if state.presented[member] == state.identities[member].identity:
             state.learners.discard(member)
             state.unknown_members.discard(member)
             if member in state.unused_links:
                 state.unused_links.discard(member)
                 state.links.add(member)  # hit: M4 a shut link is used again
+        elif member not in state.learners:
+            _refuse_replaced(state, member)
+
+
+def _refuse_replaced(state: NodeState, member: NodeId) -> None:
+    """Hear a member no more whose data directory was replaced, on open links too, and drop what it has promised."""
+    state.unknown_members.add(member)  # hit: M4 a replaced data directory is heard no more
+    if member in state.links:
+        state.links.discard(member)
+        state.unused_links.add(member)
+    if isinstance(state.role, Leader):
+        unsync(state.role.progress[member])
+        state.role.progress[member].matched = START
+    elif isinstance(state.role, Candidate):
+        state.role.votes.discard(member)

@@ -476,6 +476,49 @@ def test_a_node_that_was_away_during_a_rebuild_follows_the_rebuilt_leader() -> N
     assert cluster.node(1).route[0] == 5
 
 
+def test_a_replaced_data_directory_is_heard_no_more_on_a_link_that_is_open() -> None:
+    """It and its successor could both vote, for two candidates in a term. Rule: M4."""
+    single = Single()
+    poll = single.poll()
+    for peer in (1, 3):
+        single.give(peer, Support(poll))
+    assert single.node.role_name == "candidate"
+    single.give(1, Members({3: Known("new", 4, 1)}))
+    single.give(3, Vote(single.state.term))
+    assert single.node.role_name == "candidate"
+    single.link(3, "new")
+    single.give(3, Vote(single.state.term))
+    assert single.node.role_name == "leader"
+
+
+def test_what_a_replaced_data_directory_has_promised_counts_no_more() -> None:
+    """Rule: M4, C1, E5."""
+    leader = Single()
+    leader.lead()
+    leader.caught_up(3)
+    leader.give(1, Members({3: Known("new", 4, 1)}))
+    assert leader.node.progress()[3] == (False, START)
+    assert not peers_sent(leader.submit("s", 1, "a"), Append)
+    candidate = Single(members=(1, 2, 3, 4, 5))
+    poll = candidate.poll()
+    for peer in (1, 3, 4, 5):
+        candidate.give(peer, Support(poll))
+    candidate.give(3, Vote(candidate.state.term))
+    candidate.give(1, Members({3: Known("new", 4, 1)}))
+    candidate.give(4, Vote(candidate.state.term))
+    assert candidate.node.role_name == "candidate"
+
+
+def test_a_node_under_rebuild_believes_members_more_than_whom_it_has_met() -> None:
+    """It may have met a lost disk, which those that know the member refuse. Rule: M4."""
+    single = Single(rebuilding=True)
+    single.link(3, "a lost disk")
+    single.state.identities[3] = Known("a lost disk")
+    single.give(1, Members({2: Known("disk-2", 4, 1), 3: Known("disk-3")}))
+    assert single.state.identities[3] == Known("disk-3")
+    assert not single.give(3, Election(9, START, 3, 1)).send, "it is heard no more"
+
+
 def test_older_knowledge_of_a_members_data_directory_changes_nothing() -> None:
     """Rule: M4."""
     single = Single()
