@@ -34,7 +34,10 @@ UNSEEN: Final[dict[str, str]] = {
     "M3": "simulated links open authenticated; tests of the handshake send wrong proofs",
     "M5": "no fault changes a node's configured members; tests of recovery and of the handshake do",
 }
-"""Rule of docs/protocol.md without a mutant -> why a simulation could not notice one, and which tests would."""
+"""Rule of docs/protocol.md without a mutant -> why a simulation could not notice one, and which tests would.
+
+The same holds for a sentence of M4: a simulated member has one process, so no rebuild happens beside a living member.
+"""
 
 
 @contextmanager

@@ -77,6 +77,14 @@ def test_every_rule_has_a_mutant_or_a_reason_why_none_can_be_seen() -> None:
     assert all(UNSEEN.values())
 
 
+def test_the_guide_shows_every_mutant_with_its_rule() -> None:
+    """`run_lab.py selftest` prints the table; docs/teaching.md has its latest output."""
+    guide = (PROJECT / "docs" / "teaching.md").read_text("utf-8").partition("\n## All of them\n")[2]
+    rows = re.findall(r"^([a-z_]+) +([A-Z]\d+) +\S+ +(?:story|drawn) ", guide, re.MULTILINE)
+    assert rows == [(name, mutant.rule) for name, mutant in MUTANTS.items()]
+    assert f"\n{len(MUTANTS)} of {len(MUTANTS)} mutants caught; " in guide
+
+
 def test_an_unknown_mutant_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValueError, match=r"mutant 'nothing', allowed: vote_without.*unknown_reported"):
         apply_for_good("nothing")
