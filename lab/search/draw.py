@@ -23,6 +23,7 @@ from lab.steps import (
     Clock,
     Cut,
     Disk,
+    Flap,
     FullRestart,
     Heal,
     Kill,
@@ -195,6 +196,8 @@ class _Draw(Lot):
         short = rng.choice((0.02, 0.2, 1.0))
         rot = random.Random(f"{self.seed} old rot")
         share, rotting = rot.choice((0.0, 0.0, 0.0, 0.3)), rot.choice(self.ids)
+        flaps = Lot(random.Random(f"{self.seed} flap"), self.nodes)
+        flapping = flaps.rng.choice((0.0, 0.0, 0.0, 0.3))
         for _ in range(rng.randint(4, 16)):
             steps += makers[rng.choices(some, weights)[0]]()
             steps.append(Sleep(time=rounded(short * math.exp(rng.gauss(0.0, 1.2)))))
@@ -202,6 +205,8 @@ class _Draw(Lot):
             if rot.random() < share and spared:  # On one node only, so that another node has the records it loses.
                 steps.append(Disk(on=rotting, rot=rot.choice(OLD)))
                 self.lost.add(rotting)
+            if self.nodes >= 2 and flaps.chance(flapping):
+                steps.append(Flap.draw(flaps))
         return steps
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:

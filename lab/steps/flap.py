@@ -11,9 +11,11 @@ from msgspec import Meta, structs
 from lab.steps.cut import both_ways, cut
 from lab.steps.link import treat
 from lab.steps.link_fault import LinkFault
+from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.reducing import shorter
 from lab.words import Duration, Period
+from nodeproc.core.messages import NodeId
 
 
 class Flap(LinkFault, frozen=True, rename={"lasts": "down_for", "rests": "up_for"}):
@@ -35,6 +37,16 @@ class Flap(LinkFault, frozen=True, rename={"lasts": "down_for", "rests": "up_for
             yield structs.replace(self, times=self.times // 2)
         yield from shorter(self, "lasts")
         yield from shorter(self, "rests")
+
+    @classmethod
+    def draw(cls, lot: Lot) -> Self:
+        source, to = lot.ends()
+        lasts, rests = lot.time(0.02, 0.2, 1.0), lot.time(0.02, 0.2, 1.0)
+        return cls(source=source, to=to, times=lot.rng.randint(2, 6), lasts=lasts, rests=rests)
+
+    @property
+    def hurts(self) -> frozenset[NodeId]:
+        return frozenset()  # At its end the links work.
 
     async def do(self, run: Run, index: int) -> None:
         pairs = both_ways(run.pairs(self.source, self.to))

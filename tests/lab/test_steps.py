@@ -60,6 +60,11 @@ def test_a_step_that_is_missing_is_noticed(kind: type[Step], monkeypatch: pytest
         assert [draw(seed) for seed in range(4)] != drawn
 
 
+def test_every_step_that_a_search_can_draw_is_drawn_by_some_seed() -> None:
+    drawable = {kind for kind in STEPS if kind.draw.__func__ is not Step.draw.__func__}  # type: ignore[attr-defined]
+    assert drawable <= {type(step) for seed in range(100) for step in draw(seed).steps}
+
+
 @each_step
 def test_a_step_leaves_nothing_abstract(kind: type[Step]) -> None:
     assert [name for name in dir(kind) if getattr(getattr(kind, name), "__isabstractmethod__", False)] == []
