@@ -30,6 +30,7 @@ from lab.steps.rules import CLIENTS, Pair
 from lab.steps.step import Fault
 from lab.steps.targets import ClusterView, NodeView, NoSuchTarget, choose
 from lab.steps.wait import LOOK_EVERY_S
+from lab.steps.when import Triggers
 from lab.words import LinkEnd, Target
 from nodeproc.core.messages import NodeId
 
@@ -80,36 +81,6 @@ class Cluster(World, Protocol):
 
     def drop(self) -> None:
         """Kill everything that still runs, at once. Every run ends with this; may be called again."""
-
-
-class Triggers:
-    """The `when` steps that wait for their condition while the steps behind them are done."""
-
-    def __init__(self) -> None:
-        self.tasks: dict[int, asyncio.Task[None]] = {}
-        """Index of a `when` step -> the task that waits for its condition and then injects its faults."""
-        self._fired: set[int] = set()
-
-    def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
-        """Start to wait."""
-        self.tasks[index] = asyncio.create_task(waiting)
-
-    def fired(self, index: int) -> None:
-        """The condition holds now."""
-        self._fired.add(index)
-
-    async def end(self) -> list[int]:
-        """Finish the steps that have fired; return the indices of those that have not."""
-        missed = [index for index in self.tasks if index not in self._fired]
-        for index in missed:
-            self.tasks[index].cancel()
-        await asyncio.gather(*(self.tasks[index] for index in sorted(self._fired)))
-        return missed
-
-    def cancel(self) -> None:
-        """Cancel everything at once."""
-        for task in self.tasks.values():
-            task.cancel()
 
 
 class Runner:

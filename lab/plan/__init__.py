@@ -1,1 +1,1 @@
-"""What shall happen: scenarios, faults and load, as plain data. Pure."""
+"""Scenarios: their format, their checks, and the plan of a load. Pure."""

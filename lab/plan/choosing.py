@@ -20,7 +20,7 @@ ALL = "all"
 class Chosen(NamedTuple):
     """One scenario and its file.
 
-    by_name: the command line names this very scenario; False: it lies in a directory that was named, or has a tag.
+    by_name: the command line names this scenario itself; False: it names its directory or a tag.
     """
 
     path: Path
@@ -36,7 +36,7 @@ def choose(
     *,
     simulated: bool = False,
 ) -> tuple[list[Chosen], list[ConfigError]]:
-    """The scenarios that the words name and that have at least one of the tags, in order, and what is wrong.
+    """Return the scenarios that the words name and that have at least one of the tags, and the mistakes found.
 
     Args:
         words: files, directories (the scenario files in them), names of scenarios below `homes`, or ALL; none: ALL.
@@ -46,8 +46,7 @@ def choose(
         simulated: as in load_checked().
 
     Returns:
-        The scenarios without those that have none of the tags; and the mistakes: of a word that names nothing, and of
-        each file that is no scenario.
+        The scenarios in order; and an error for each word that names nothing and each file that is not a scenario.
     """
     chosen: list[Chosen] = []
     mistakes: list[ConfigError] = []
@@ -71,10 +70,10 @@ def choose(
 
 
 def _paths(word: str, homes: Sequence[Path], commands: Sequence[str]) -> tuple[list[Path], bool]:
-    """The files that a word stands for, and whether it names one alone.
+    """Return the files that a word stands for, and whether it names a single one.
 
     Raises:
-        ConfigError: it names nothing, or a directory without scenarios.
+        ConfigError: the word names nothing, or a directory without scenarios.
     """
     path = Path(word)
     if path.is_dir():

@@ -11,7 +11,7 @@ field named by `short`.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, get_args
 
 from msgspec import Meta
 
@@ -168,19 +168,5 @@ RunExpectation: TypeAlias = (
     | TermGrowth
 )
 
-RUN_EXPECTATIONS: dict[str, type[RunExpectation]] = {
-    each.word: each
-    for each in (
-        LastSeq,
-        Order,
-        NumberingContinues,
-        EventSeen,
-        EventInterval,
-        Acknowledged,
-        Throughput,
-        Unavailable,
-        LatencyIs,
-        Memory,
-        TermGrowth,
-    )
-}
+RUN_EXPECTATIONS: dict[str, type[RunExpectation]] = {each.word: each for each in get_args(RunExpectation)}
+"""Word in YAML -> expectation."""

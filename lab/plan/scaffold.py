@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Write the file and say what to do with it; returns the exit code."""
+    """Write the file and print how to run it; return the exit code."""
     name: str = options.name
     path = Path(name) if name.endswith((".yml", ".yaml")) else SCENARIOS[0] / f"{name}.yml"
     text = TEXT.format(name=path.stem, program=PROGRAM, path=near(path))

@@ -1,7 +1,7 @@
-"""A scenario: a cluster, a load, steps and expectations, read from YAML and written back resolved.
+"""A scenario: a cluster, a load, steps and expectations, read from YAML and written back.
 
-docs/scenarios.md is the reference of the format. load() reads a file, encode() writes what was run, seed included, in
-the same format.
+docs/scenarios.md is the reference of the format. load() reads a file; encode() writes a scenario in the same format,
+with its seed and every default.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_NODES = 9
 MAX_SEED = 2**31 - 1
 MAX_PRIORITY = 2**31 - 1
 CLUSTER_TIMES = (Duration(0.001), Duration(3600))
-"""Least and greatest: a node takes no other."""
+"""The least and the greatest time that a node accepts."""
 Name: TypeAlias = Annotated[str, Meta(max_length=100)]
 Description: TypeAlias = Annotated[str, Meta(max_length=4000)]
 Subscribers: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
@@ -43,17 +43,18 @@ MAX_SIM_IN_FLIGHT = 2_000
 
 
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
-    """The nodes. Times left out are the node's own defaults (None).
+    """The nodes. A time that is None has the node's own default.
 
-    nodes: how many; their ids are 1, 2, 3, …
-    start: nodes that are started before the first step; the run waits until they answer and, when they are a majority,
+    nodes: their number; their ids are 1, 2, 3, …
+    start: nodes that are started before the first step; the run waits until they answer and, if they are a majority,
         until they agree on a leader.
-    priorities: node id -> priority; a node's id where left out.
+    priorities: node id -> priority; the default is the node's id.
     log_level: DEBUG is needed for events of that level (heartbeats, buffering).
     limits: as in a node's configuration.
-    command: what is started in place of the lab's own node, see lab.plan.command; None: the lab's own.
-    directory: where the command runs; once read, absolute: what is written down is relative to the scenario's own.
-    client_token: what the nodes ask of every client; the lab's own show it.
+    command: the program that is started in place of the lab's own node, see lab.plan.command; None: the lab's own.
+    directory: the working directory of the command. In the file it is relative to the scenario file; load() makes it
+        absolute.
+    client_token: the token that the nodes require of every client; the lab's own clients send it.
     """
 
     nodes: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 3
@@ -73,7 +74,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_foreign(self) -> bool:
-        """Its nodes are a program of somebody else's, of which only the documented surface is known."""
+        """True if `command` starts the nodes: the lab knows only their documented interface."""
         return self.command is not None
 
     @property
@@ -89,12 +90,13 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Load(Struct, frozen=True, forbid_unknown_fields=True):
-    """Many clients that send by themselves from `load: start` on, until `load: stop`, count or duration.
+    """Many clients that send on their own from `load: start` until `load: stop`, count or duration.
 
-    clients: how many; ids are first_client, first_client + 1, …
-    via: the nodes that they use, in turn; each goes to another one of them while its own is down.
-    rate: messages a second, all clients added: open loop, sent at intended times whatever the answers do.
-    in_flight: messages of one client without outcome: closed loop. Exactly one of rate and in_flight is set.
+    clients: their number; their ids are first_client, first_client + 1, …
+    via: the nodes that the clients use, in turn; a client whose node is down goes to another one of them.
+    rate: messages a second of all clients together. Open loop: each message is sent at its intended time, whether or
+        not earlier ones have their outcome.
+    in_flight: messages without outcome that each client keeps. Closed loop. Exactly one of rate and in_flight is set.
     size: bytes of each payload.
     count: messages, all clients added; duration: from the start. Neither: until stopped.
     deadline: past it a message's outcome is unknown.
@@ -114,17 +116,18 @@ class Load(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def planned(self) -> int:
-        """Messages from a start on, as far as the file says; 0 where only a stop ends it."""
+        """The number of messages from one start on; 0 if only a stop ends the load."""
         if self.count is not None:
             return self.count
         return math.ceil(min((self.rate or 0.0) * (self.duration or 0.0), sys.maxsize))
 
 
 class Bounds(Struct, frozen=True, forbid_unknown_fields=True):
-    """What rule A9 promises of this scenario, stated before the run.
+    """The bounds by which A9 judges this scenario.
 
-    recovery: with all healed, messages are acknowledged again within this time.
-    convergence: with all healed and nothing more sent, all nodes have delivered the same within this time.
+    recovery: once everything is healed, messages are acknowledged again within this time.
+    convergence: once everything is healed and no message is sent, all nodes have delivered the same messages within
+        this time.
     """
 
     recovery: Period = Duration(5)
@@ -132,12 +135,12 @@ class Bounds(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
-    """One story.
+    """One scenario.
 
-    name: as the file is called, without .yml.
-    tags: words by which it can be chosen among others.
-    subscribers: clients that read everything from seq_no 1 on from start to end, on node 1, 2, … in turn (A8).
-    seed: all random choices of a run follow from it; None: drawn when the run starts.
+    name: the name of the file without .yml.
+    tags: words by which the command line selects scenarios.
+    subscribers: number of clients that read all messages during the whole run, on node 1, 2, … in turn (A8).
+    seed: determines all random choices of a run; None: it is drawn when the run starts.
     """
 
     name: Name
@@ -153,15 +156,15 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def step_count(self) -> int:
-        """How many unrolled() yields."""
+        """The number of steps that unrolled() yields."""
         return sum(step.unrolled_count for step in self.steps)
 
     def unrolled(self) -> Iterator[Step]:
-        """The steps as they are done, `repeat` written out; a step's index is its place here."""
+        """Yield the steps as a run executes them, `repeat` written out; a step's index is its place here."""
         return (each for step in self.steps for each in step.unrolled())
 
     def every_step(self) -> Iterator[Step]:
-        """Every step of the file, those inside others too, once each."""
+        """Yield every step of the file once, also those inside others."""
         return (step for _, step in _placed(self.steps, ("steps",)))
 
     @property
@@ -171,16 +174,16 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def proxies_clients(self) -> bool:
-        """So must what clients and nodes say to each other."""
+        """Bytes between clients and nodes must pass the proxy too."""
         return any(step.needs.client_proxy for step in self.every_step())
 
     @property
     def layered(self) -> bool:
-        """What real nodes write, and the clocks that they read, must pass the lab's layer."""
+        """The files and clocks of real nodes must pass the lab's layer."""
         return any(step.needs.layer for step in self.every_step())
 
     def sim_refusals(self) -> list[str]:
-        """What makes no sense in virtual time, each with its place; empty: the scenario can be simulated."""
+        """Return the reasons why the scenario cannot be simulated, each with its place; empty if it can."""
         refused = [
             f"expectations[{index}].{each.word}: measures the machine, which virtual time does not have"
             for index, each in enumerate(self.expectations)
@@ -207,7 +210,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def planned_messages(self) -> int:
-        """Of all clients together, as far as the file says."""
+        """The number of messages of all clients together, as far as the file determines it."""
         planned = self.load.planned if self.load is not None else 0
         return sum(step.sends(planned) for step in self.unrolled())
 
@@ -289,7 +292,7 @@ def _values(scenario: Scenario, in_brief: bool) -> dict[str, Any]:
 
 
 def _flow(value: Any) -> str:
-    """In one line of YAML."""
+    """Return a value as one line of YAML."""
     text = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
     )
@@ -297,14 +300,14 @@ def _flow(value: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """nodeproc.yamlfile reads `on` as a word, so it needs no quotes."""
+    """Writes `on` without quotes, because nodeproc.yamlfile reads it as a word."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own table, replaced)
         first: rules for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items() if first not in ("o", "O")
     }
 
 
-# ---- what the types can't say -------------------------------------------------------------------
+# ---- checks beyond the types -------------------------------------------------------------------
 
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 _TAG = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

@@ -2,9 +2,9 @@
 
     python run_lab.py schema > scenario.schema.json
 
-It knows every key, word, bound and short form, and describes each with the first paragraph of its type's docstring.
-What only a whole file can tell (a node beyond the cluster, steps that can't work together) is for `run_lab.py
-validate`.
+The schema knows every key, word, bound and short form, and describes each with the first paragraph of its type's
+docstring. `run_lab.py validate` finds the mistakes that only the whole file shows, such as a node that the cluster does
+not have.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _SPECIAL: Final[dict[Any, Schema]] = {
     tuple[MomentExpectation, ...]: {"anyOf": [_MOMENT, {"type": "array", "minItems": 1, "items": _MOMENT}]},
     tuple[RunExpectation, ...]: {"type": "array", "items": {"$ref": "#/definitions/expectation"}},
 }
-"""Annotation -> its schema, where msgspec can't describe it."""
+"""Annotation -> its schema, if msgspec cannot describe it."""
 
 
 def schema() -> Schema:
-    """The whole schema, draft 07."""
+    """Return the whole schema, draft 07."""
     top, known = _struct(Scenario), steps_by_word()
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -60,7 +60,7 @@ def schema() -> Schema:
 
 
 def _one_of_words(words: Mapping[str, Schema], beside: Mapping[str, Schema] | None = None) -> Schema:
-    """A mapping of exactly one of these keys."""
+    """Return the schema of a mapping with exactly one of these keys."""
     return {
         "type": "object",
         "properties": {**words, **(beside or {})},
@@ -83,7 +83,7 @@ def _step(kind: type[Step]) -> Schema:
 
 
 def _shortened(kind: type[Step] | type[Expectation]) -> Schema:
-    """A mapping of the fields, or the value of the one that may stand alone."""
+    """Return the schema of a mapping of the fields, or of the one value that may stand alone."""
     full = _struct(kind, without=("name",))
     fields = structs.fields(kind)
     if not kind.short or any(field.required and field.name not in (kind.short, "name") for field in fields):
@@ -93,7 +93,7 @@ def _shortened(kind: type[Step] | type[Expectation]) -> Schema:
 
 
 def _until() -> Schema:
-    """A word, or a mapping that names it."""
+    """Return the schema of a condition: a word, or a mapping that names it."""
     forms: list[Schema] = []
     alone = []
     for word, kind in UNTILS.items():
@@ -138,7 +138,7 @@ def _field(kind: type[Struct], field: structs.FieldInfo) -> Schema:
 
 
 def _of(kind: Any) -> Schema:
-    """The schema of an annotation."""
+    """Return the schema of an annotation."""
     return _of_type(inspect.type_info(kind))
 
 
@@ -180,7 +180,7 @@ def _bounded(kind: str, **bounds: float | None) -> Schema:
 
 
 def _summary(kind: type[Struct] | type[Until]) -> str:
-    """The first paragraph of a type's docstring."""
+    """Return the first paragraph of a type's docstring."""
     return " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
 
 
@@ -189,6 +189,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the schema; return the exit code."""
     print(json.dumps(schema(), indent=1))
     return 0

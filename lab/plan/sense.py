@@ -1,9 +1,8 @@
-"""Whether a scenario can show anything: mistakes that make a step, an expectation or the whole run fail for certain.
+"""Find mistakes of a scenario because of which a step, an expectation or the whole run certainly fails.
 
-The types, and each step's check(), look at single values; this module looks at the story. It goes through the steps,
-and each notes in an Outlook what may be so behind it. It is careful: it complains only where no run of the scenario can
-go otherwise. Where a fault may have any outcome (a nemesis, a trigger, a disk that fails), all states are possible from
-there on. Pure.
+The types, and each step's check(), look at single values; this module looks at the sequence of steps. Each step records
+in an Outlook which states may follow it. A mistake is reported only if every run of the scenario fails because of it.
+After a fault with unknown outcome (a nemesis, a trigger, a failing disk), all states are possible. Pure.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from nodeproc.yamlfile import Place, parse
 
 
 class Mistake(NamedTuple):
-    """Why the scenario can't work, and where."""
+    """The reason why the scenario cannot work, and its place."""
 
     place: Place
     text: str
 
 
 def load_checked(path: Path | str, *, text: str | None = None, simulated: bool = False) -> Scenario:
-    """Read and check a scenario file, and refuse one that can't work.
+    """Read and check a scenario file, and refuse a scenario that cannot work.
 
     Args:
-        text: the file's content where the caller has it already.
-        simulated: it is for virtual time, where elections alone are worth a run: a search finds some that break A7.
+        text: the file's content, if the caller has read it already.
+        simulated: the scenario is for virtual time; it may send no message, since elections alone can break A7.
 
     Raises:
         ConfigError: as scenario.load(), or the first mistake.
@@ -48,7 +47,7 @@ def load_checked(path: Path | str, *, text: str | None = None, simulated: bool =
 
 
 def mistakes(scenario: Scenario, *, simulated: bool = False) -> Iterator[Mistake]:
-    """What can't work, in the order of the file, of steps inside a `repeat` the first time alone."""
+    """Yield the mistakes in the order of the file; those inside a `repeat` once."""
     if not simulated and not any(step.sends(planned=1) for step in scenario.every_step()):
         yield Mistake(("steps",), "nothing is sent, so that there is little to judge; add a `send` step, or a load")
     yield from _of_the_whole(scenario)
@@ -83,7 +82,7 @@ def _of_the_whole(scenario: Scenario) -> Iterator[Mistake]:
 
 
 def _of_the_story(scenario: Scenario) -> Iterator[Mistake]:
-    """Go through the steps once, as they are done."""
+    """Go through the steps once, in the order in which a run executes them."""
     cluster, planned = scenario.cluster, scenario.load.planned if scenario.load is not None else 0
     outlook = Outlook(cluster.ids, cluster.started_ids, planned, _most_messages(scenario))
     told: set[Place] = set()
@@ -110,7 +109,10 @@ def _wrong_with(step: Step, outlook: Outlook) -> Iterator[str]:
 
 
 def _walked(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step]]:
-    """The steps as they are done, each with its word's place; two rounds of each show all that can go wrong."""
+    """Yield the steps as a run executes them, each with the place of its word.
+
+    Two rounds of each `repeat` are enough to find every mistake.
+    """
     for index, step in enumerate(steps):
         inside = (*place, index, step.word)
         if not step.rounds:
@@ -123,7 +125,7 @@ def _walked(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step
 
 
 def _most_messages(scenario: Scenario) -> int | None:
-    """How many messages the scenario sends at most; None: without a limit."""
+    """Return how many messages the scenario sends at most; None: no limit."""
     endless = scenario.load is not None and not scenario.load.planned
     if endless and any(step.starts_load for step in scenario.every_step()):
         return None
@@ -150,7 +152,7 @@ def _of_expectations(scenario: Scenario) -> Iterator[Mistake]:
 
 
 def _texts(scenario: Scenario) -> Iterator[str]:
-    """All messages of the steps themselves."""
+    """Yield the texts of all messages that the steps themselves send."""
     made: dict[int, int] = {}
     for step in scenario.unrolled():
         yield from step.texts(made)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.steps import LoadSwitch, Sleep, Step
+from lab.steps import Sleep, Step
 from lab.steps.reducing import COUNTS, rounded, shifted, target_without
 
 LONGEST_SLICE: Final = 8
@@ -24,9 +24,10 @@ Steps = tuple[Step, ...]
 
 
 def with_steps(scenario: Scenario, steps: Sequence[Step]) -> Scenario:
-    """Return the scenario with these steps, and without a load if none of them starts it."""
-    started = any(step.starts_load for step in steps)
-    return structs.replace(scenario, steps=tuple(steps), load=scenario.load if started else None)
+    """Return the scenario with these steps; if none of them starts the load, without the load and steps about it."""
+    if any(step.starts_load for step in steps):
+        return structs.replace(scenario, steps=tuple(steps))
+    return structs.replace(scenario, steps=tuple(step for step in steps if not step.needs.load), load=None)
 
 
 def without_chunks(steps: Steps, size: int) -> Iterator[Steps]:
@@ -68,7 +69,7 @@ def reduced_load(scenario: Scenario) -> Iterator[Scenario]:
     load = scenario.load
     if load is None:
         return
-    yield with_steps(scenario, [step for step in scenario.steps if not isinstance(step, LoadSwitch)])
+    yield with_steps(scenario, [step for step in scenario.steps if not step.starts_load])
     for changes in _load_changes(load):
         yield structs.replace(scenario, load=structs.replace(load, **changes))
 

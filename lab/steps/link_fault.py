@@ -39,8 +39,7 @@ class LinkFault(Fault, frozen=True, rename={"source": "from"}):
         for index, frame in enumerate(frames):
             if frame not in FRAME_TYPES:
                 entry.at("frames", index).wrong(", ".join(FRAME_TYPES), FRAME_TYPES)
-            if frame in frames[:index]:
-                entry.at("frames", index).fail(f"{frame} stands here twice")
+            entry.at("frames", index).check_once(frame, frames[:index])
         if frames and self.about_clients:
             entry.at("frames").fail("only links between nodes carry frames, those of clients carry lines")
         if frames and entry.setting.foreign:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lab.steps.garbage import Garbage
     from lab.steps.send import Sender
     from lab.steps.step import Fault, Step
+    from lab.steps.when import Triggers
 
 Addresses: TypeAlias = dict[NodeId, Address]
 Condition: TypeAlias = Callable[[], Awaitable[bool]]
@@ -223,16 +224,6 @@ class SendingClients(Protocol):
     async def send(self, sender: Sender, addresses: Addresses) -> SendingClient: ...
 
 
-class Triggers(Protocol):
-    """The triggers: `when` steps that wait beside the following steps."""
-
-    def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
-        """Begin to wait for the condition of the step with this index."""
-
-    def fired(self, index: int) -> None:
-        """Record that the condition has come true."""
-
-
 class Run(Protocol):
     """The run of which a step is a part; implemented by lab.course.runner."""
 
@@ -250,12 +241,10 @@ class Run(Protocol):
     view: ClusterView
     """The nodes when the latest fault began, from which its targets are chosen."""
     book: FaultBook
+    triggers: Triggers
 
     @property
     def world(self) -> World: ...
-
-    @property
-    def triggers(self) -> Triggers: ...
 
     @property
     def named(self) -> SendingClients: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from lab.steps.entry import Entry
@@ -11,6 +12,36 @@ from lab.steps.sleep import Sleep
 from lab.steps.step import Fault, Needs, Step
 from lab.steps.targets import NoSuchTarget
 from lab.steps.wait import Until
+
+
+class Triggers:
+    """The `when` steps that wait for their condition while the steps behind them are done."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        """Index of a `when` step -> the task that waits for its condition and then injects its faults."""
+        self._fired: set[int] = set()
+
+    def arm(self, index: int, waiting: Coroutine[Any, Any, None]) -> None:
+        """Start to wait."""
+        self.tasks[index] = asyncio.create_task(waiting)
+
+    def fired(self, index: int) -> None:
+        """The condition holds now."""
+        self._fired.add(index)
+
+    async def end(self) -> list[int]:
+        """Finish the steps that have fired; return the indices of those that have not."""
+        missed = [index for index in self.tasks if index not in self._fired]
+        for index in missed:
+            self.tasks[index].cancel()
+        await asyncio.gather(*(self.tasks[index] for index in sorted(self._fired)))
+        return missed
+
+    def cancel(self) -> None:
+        """Cancel everything at once."""
+        for task in self.tasks.values():
+            task.cancel()
 
 
 class When(Step, frozen=True, rename={"until": "so", "steps": "do"}):

@@ -46,6 +46,7 @@ from lab.steps import (
     When,
 )
 from lab.steps.reducing import nice
+from lab.steps.wait import UntilAcknowledged
 from lab.steps.wait import UntilCaughtUp as CaughtUp
 from lab.words import Duration
 
@@ -217,6 +218,14 @@ def test_a_node_less_is_taken_out_of_the_steps_inside_others() -> None:
     without = list(without_a_node(Scenario(name="a", description="b", steps=steps)))[1]
     less = (Kill(target=1), Kill(target=(2,)))
     assert without.steps == (When(until=CaughtUp(on=2), steps=less), Nemesis(time=Duration(5), faults=less))
+
+
+def test_a_load_is_left_out_with_the_steps_about_it() -> None:
+    steps = (LoadSwitch(switch="start"), Wait(until=UntilAcknowledged(count=5)), SEND, LoadSwitch(switch="stop"))
+    scenario = Scenario(name="a", description="b", steps=steps, load=Load(rate=1.0))
+    without = next(reduced_load(scenario))
+    assert (without.steps, without.load) == ((SEND,), None)
+    assert plan.load("again.yml", text=plan.encode(without)) == without
 
 
 def test_steps_that_go_together_are_left_out_together() -> None:
