@@ -62,7 +62,7 @@ with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
 
 PR_SET_PDEATHSIG: Final = 1
 SWITCH_INTERVAL_S: Final = 0.0005
-"""For so long the loop may keep the interpreter's lock from the fdatasync thread; the default is 5 ms."""
+"""The longest time for which the event loop keeps the interpreter's lock from other threads; the default is 5 ms."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -123,6 +123,7 @@ def verify_directory(arguments: Sequence[str]) -> int:
 def run_node(arguments: Sequence[str]) -> int:
     """Run a node until it ends; return the exit code."""
     parent = os.getppid()
+    open_standard_streams()
     options = parse_arguments(arguments)
     if options.die_with_parent:
         die_with_parent(parent)
@@ -130,6 +131,13 @@ def run_node(arguments: Sequence[str]) -> int:
     take_descriptors(config)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return run_in_loop(serve(config, options))
+
+
+def open_standard_streams() -> None:
+    """Open /dev/null for each closed standard stream; no other file may get its number, and so the console's lines."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def configured(options: argparse.Namespace) -> NodeConfig:

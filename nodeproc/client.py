@@ -12,7 +12,6 @@ node sends LEADER as soon as it knows a leader again.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
 import ssl
@@ -27,9 +26,8 @@ from nodeproc.core.messages import NOBODY, SeqNo
 from nodeproc.errors import FrameError, Unreachable
 from nodeproc.lines import Reject, Status, StatusRequest, decode_node_line, encode_line
 from nodeproc.net.nodestream import NodeStream, Shown
-from nodeproc.net.sockets import reach, send_at_once
+from nodeproc.net.sockets import reach, reason_of, send_at_once
 from nodeproc.session import EXPIRED, NEVER, Outcome, Session, SessionSettings
-from nodeproc.tls import describe
 
 Address: TypeAlias = tuple[str, int]
 """(host, port)"""
@@ -78,7 +76,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost.done():
-            self.lost.set_result(why_lost(exc) if exc else self._client.session.problem or "closed by the node")
+            self.lost.set_result(reason_of(exc) if exc else self._client.session.problem or "closed by the node")
         self.writable = False
         self._client._turn()
 
@@ -131,7 +129,7 @@ class ChatClient:
         assert addresses, "no address"
         self.addresses = list(addresses)
         self._tls = tls
-        self._clock, self._tokens = clock, tokens or new_token
+        self._clock, self._tokens = clock, tokens or (lambda: secrets.token_hex(16))
         self.session = self._session(client_id, session_token, settings)
         self.last_error = ""
         """Why the latest connection or attempt failed."""
@@ -168,10 +166,11 @@ class ChatClient:
             async with asyncio.timeout(timeout_s):
                 await self.until(lambda: self.session.welcomed or bool(self.session.ended))
             if self.session.ended:
-                await self.close()
-                raise Unreachable(f"not taken as a client: {self.session.ended}")
-        except TimeoutError:
+                raise Unreachable(f"not accepted as a client: {self.session.ended}")
+        except BaseException as error:  # Also if the caller is cancelled.
             await self.close()
+            if not isinstance(error, TimeoutError):
+                raise
             places = ", ".join(f"{host}:{port}" for host, port in self.addresses)
             raise Unreachable(f"no node answered at {places} within {timeout_s:g} s: {self.last_error}") from None
 
@@ -306,12 +305,16 @@ class ChatClient:
             changed(len(shown.lines))
 
         self.follow(start, on_shown)
-        while not self._closed:
-            await self.until(lambda: bool(unread) or self._closed)
-            while unread:
-                shown = unread.popleft()
-                changed(-len(shown.lines))
-                yield shown
+        try:
+            while not self._closed:
+                await self.until(lambda: bool(unread) or self._closed)
+                while unread:
+                    shown = unread.popleft()
+                    changed(-len(shown.lines))
+                    yield shown
+        finally:  # A subscriber that stops must not stop the client from reading acknowledgements.
+            self._on_shown = None
+            changed(-size)
 
     # ---- connections -----------------------------------------------------------------------------
 
@@ -343,7 +346,7 @@ class ChatClient:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await reach(host, dial)
         except OSError as error:  # TimeoutError is one.
-            self.last_error = f"{place}: {why_not_connected(error)}"
+            self.last_error = f"{place}: {reason_of(error)}"
             self._turn()
             return False
         session, since = self.session, loop.time()
@@ -448,24 +451,6 @@ class Alarm:
         self._function()
 
 
-def why_not_connected(error: OSError) -> str:
-    """Return the system's reason; asyncio's own text only repeats the address."""
-    if isinstance(error, ssl.SSLError):
-        return describe(error)
-    if isinstance(error, TimeoutError):
-        return "no answer"
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
-
-
-def why_lost(error: Exception) -> str:
-    return describe(error) if isinstance(error, ssl.SSLError) else str(error)
-
-
-def new_token() -> str:
-    """Return a new, unique session token."""
-    return secrets.token_hex(16)
-
-
 async def status(
     host: str, port: int, timeout_s: float = 1.0, client_token: str = "", tls: ssl.SSLContext | None = None
 ) -> Status:
@@ -489,7 +474,7 @@ async def status(
     except TimeoutError:
         raise Unreachable(f"{host}:{port}: no answer within {timeout_s:g} s") from None
     except OSError as error:
-        raise Unreachable(f"{host}:{port}: {why_not_connected(error)}") from None
+        raise Unreachable(f"{host}:{port}: {reason_of(error)}") from None
     except (FrameError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         raise Unreachable(f"{host}:{port}: {error}") from None
     if isinstance(answer, Reject):

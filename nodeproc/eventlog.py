@@ -169,7 +169,7 @@ class EventLog:
             if self._fd >= 0:
                 try:
                     self._write(rows)
-                except OSError as error:  # The node goes on: if the disk is full, its storage ends it.
+                except OSError as error:  # The node continues. If the disk is full, the storage ends it.
                     self._close_file()
                     text += f"{self._events} is no longer written: {error.strerror}\n"
         if self._console is not None:

@@ -126,7 +126,7 @@ class Session:
             with the same token would use the same numbers for different messages.
     """
 
-    # What the nodes told, for people and for choosing.
+    # What the nodes have reported.
     node: NodeId = NOBODY
     leader: NodeId = NOBODY
     term: Term = 0
@@ -195,7 +195,7 @@ class Session:
         """Next seq_no to show; 0: begin after the first WELCOME."""
         self._shown: list[Shown] = []
 
-    # ---- what the caller asks --------------------------------------------------------------------
+    # ---- for the caller --------------------------------------------------------------------------
 
     @property
     def welcomed(self) -> bool:

@@ -24,7 +24,7 @@ ASIDE = f"{FOLDER}/checkpoint.new"
 _MAGIC = b"LCCHKPT1"
 _PREFIX = struct.Struct("<8sII")
 TAIL_BYTES = 4096
-"""A checkpoint holds the CRC of the last so many bytes of the message log."""
+"""A checkpoint holds the CRC of the message log's last bytes: of this many."""
 
 
 class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):

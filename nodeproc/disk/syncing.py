@@ -18,7 +18,7 @@ from typing import Final
 QUICK_S: Final = 0.001
 """With a longer average the thread syncs: 1 % of the shortest time within which others must hear from a node."""
 LATELY: Final = 16
-"""The average is over about so many syncs; later ones count more."""
+"""The average is over about this many syncs; later ones count more."""
 NOT_BLOCKED: Final = -1.0
 
 

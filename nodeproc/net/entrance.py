@@ -12,8 +12,7 @@ from typing import Final, cast
 from nodeproc.config import Limits
 from nodeproc.errors import ConfigError
 from nodeproc.frames import PREAMBLE
-from nodeproc.net.sockets import descriptor_limit
-from nodeproc.tls import describe
+from nodeproc.net.sockets import descriptor_limit, reason_of
 
 BACKLOG: Final = 1024
 ACCEPT_AT_ONCE: Final = 64
@@ -39,8 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         sock = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:  # A host such as a..b is a UnicodeError.
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise ConfigError(f"can't listen on {host}:{port}: {reason or error}") from None
+        raise ConfigError(f"can't listen on {host}:{port}: {reason_of(error)}") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
@@ -48,12 +46,12 @@ def listen(host: str, port: int) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+        raise ConfigError(f"can't listen on {host}:{port}: {reason_of(error)}") from None
     return sock
 
 
 class Entrance:
-    """Gives each accepted connection the protocol that its first byte asks for.
+    """Gives each accepted connection the protocol of a node or of a client, by its first byte.
 
     Silent connections do not block new ones: if there are too many, of one address or in total, the oldest is closed.
 
@@ -197,7 +195,7 @@ class Undecided(asyncio.Protocol):
                 lambda: self, sock, ssl=tls, ssl_handshake_timeout=None if tls is None else patience_s
             )
         except ssl.SSLError as error:
-            self._entrance.complain(f"no TLS: {describe(error)}", self.address)
+            self._entrance.complain(f"no TLS: {reason_of(error)}", self.address)
         except OSError:
             pass  # The connection is closed.
         finally:

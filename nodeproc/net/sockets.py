@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import socket
 import ssl
@@ -13,6 +14,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from nodeproc.tls import describe
+
 KEEPALIVE_PROBES = 5
 """Number of unanswered probes that end an idle connection."""
 
@@ -21,6 +24,19 @@ def address_of(transport: asyncio.BaseTransport) -> str:
     """Return the host at the other end; "" if it is not known."""
     name = transport.get_extra_info("peername")
     return str(name[0]) if isinstance(name, tuple) else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason of a failed connection in the system's words; asyncio's own text only repeats the address."""
+    if isinstance(error, UnicodeError):
+        return "not a host name"
+    if isinstance(error, ssl.SSLError):
+        return describe(error)
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, OSError) and error.errno and error.errno > 0:  # Those of name look-ups are negative.
+        return os.strerror(error.errno)
+    return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
 
 
 def send_at_once(transport: asyncio.BaseTransport) -> None:

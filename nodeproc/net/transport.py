@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import secrets
 import socket
-import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -42,10 +41,17 @@ from nodeproc.frames import (
 )
 from nodeproc.net.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
 from nodeproc.net.silence import LOOKS, Silence
-from nodeproc.net.sockets import address_of, connect, hand_over, probe_when_silent, send_at_once, unacknowledged
+from nodeproc.net.sockets import (
+    address_of,
+    connect,
+    hand_over,
+    probe_when_silent,
+    reason_of,
+    send_at_once,
+    unacknowledged,
+)
 from nodeproc.records import MAX_HEADER
 from nodeproc.tls import NodeTls, channel_of, shown_certificate
-from nodeproc.tls import describe as describe_tls
 
 Address: TypeAlias = tuple[str, int]
 """(host, port)"""
@@ -264,7 +270,7 @@ class Dialled(asyncio.Protocol):
             self.met.set_exception(error)
             self.met.exception()  # Otherwise asyncio complains if there is no waiter any more.
         if not self.lost.done():  # It is cancelled together with its waiter if the node is stopping.
-            self.lost.set_result(describe(error))
+            self.lost.set_result(reason_of(error))
         self.transport.abort()
 
 
@@ -363,28 +369,18 @@ class Outgoing:
     async def _dial(self) -> Dialled | None:
         """Make one attempt; return None if it failed, which is reported then."""
         try:
-            sock = await self._reach()
+            sock = await connect(*self._address, self._reach_s)
             connection, who = await self._meet(sock, self._handshake_s, self._links.examine)
         except LinkRefused as error:
             if not isinstance(error, UnknownMember):
                 self._links.refused_by_peer(self._peer, str(error))
             self._set_down(str(error))
-        except TimeoutError:
-            self._set_down("no answer")
         except (OSError, FrameError) as error:
-            self._set_down(describe(error))
+            self._set_down(reason_of(error))
         else:
             self._set_up(connection, who)
             return connection
         return None
-
-    async def _reach(self) -> socket.socket:
-        """Open a TCP connection to the peer.
-
-        Raises:
-            OSError: the peer's system refused it or did not answer.
-        """
-        return await connect(*self._address, self._reach_s)
 
     async def _meet(
         self, sock: socket.socket, patience_s: float, examine: Callable[[Proven], None]
@@ -438,7 +434,7 @@ class Outgoing:
                 continue
             self._report_lost(f"nothing acknowledged for {quiet_s:.1f} s")
             try:
-                sock = await self._reach()
+                sock = await connect(*self._address, self._reach_s)
             except ConnectionRefusedError as error:
                 current.reset(error)  # _keep() dials once more, is refused as well, and reports it.
                 return
@@ -589,10 +585,3 @@ class Accepted(asyncio.Protocol):
             self._links.refused_peer(self._claimed, reason, address_of(self.transport))
         self.transport.writelines(encode_frame(PeerRefusal(reason)))
         self.transport.close()
-
-
-def describe(error: BaseException) -> str:
-    """Return the system's reason, without address and error number."""
-    if isinstance(error, ssl.SSLError):
-        return describe_tls(error)
-    return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__

@@ -350,6 +350,35 @@ def test_a_slow_reader_makes_the_client_stop_reading_and_loses_nothing() -> None
     run(story)
 
 
+def test_a_reader_that_stops_leaves_the_client_able_to_send() -> None:
+    async def story() -> None:
+        async with cluster_of(1) as cluster:
+            big = tuple("x" * 50_000 + str(i) for i in range(400))
+            cluster.order(7, "other", Chat(1, big))
+            async with client_of(cluster) as client:
+                connection = client._connection
+                assert connection is not None
+                async for _ in client.subscribe(1):
+                    await client.until(lambda: not connection.reading)
+                    break
+                assert (await client.send("hello")).kind == "ok"
+
+    run(story)
+
+
+def test_a_connect_that_is_cancelled_leaves_no_task() -> None:
+    async def story() -> None:
+        async with cluster_of(1) as cluster:
+            await cluster.stop()
+            client = ChatClient(addresses(cluster.nodes), 5)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await client.connect(TOO_LONG_S)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(story)
+
+
 def test_a_node_that_hangs_up_at_once_is_not_called_without_a_pause() -> None:
     async def story() -> None:
         async with cluster_of(1) as cluster:
@@ -432,7 +461,7 @@ def test_a_client_without_the_right_token_is_told_so_at_once(tmp_path: Path) -> 
         config = NodeConfig(node_id=1, port=0, data_dir="unused", client_token="right")
         async with running(tmp_path, config) as member:
             client = ChatClient([("127.0.0.1", member.port)], 5, settings=SessionSettings(client_token="wrong"))
-            with pytest.raises(Unreachable, match="not taken as a client: the client token is wrong or missing"):
+            with pytest.raises(Unreachable, match="not accepted as a client: the client token is wrong or missing"):
                 await client.connect(TOO_LONG_S)
             with pytest.raises(Unreachable, match="refused: client token"):
                 await status("127.0.0.1", member.port, TOO_LONG_S)

@@ -100,6 +100,15 @@ def test_the_end_of_the_lifeline_ends_the_node(tmp_path: Path) -> None:
     os.close(ours)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="shows a process's descriptors")
+def test_no_file_of_the_node_takes_the_place_of_a_closed_standard_stream(tmp_path: Path) -> None:
+    with Cluster(tmp_path, 1) as cluster:
+        config = str(cluster.config(1))
+        process = cluster.processes[1] = run_node("--config", config, preexec_fn=lambda: os.closerange(0, 3))
+        until(lambda: cluster.status(1) is not None)
+        assert [Path(f"/proc/{process.pid}/fd/{fd}").readlink() for fd in range(3)] == [Path(os.devnull)] * 3
+
+
 def test_a_killed_parent_takes_its_node_along(tmp_path: Path) -> None:
     parent = (
         "import subprocess, sys, time\n"
