@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nodeproc.client import ChatClient
 from tests import TOO_LONG_S
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+Seen = TypeVar("Seen")
 
 
 class Holder:
@@ -205,10 +207,11 @@ def run_node(*arguments: str, log: Path | None = None, **popen: Any) -> subproce
         )
 
 
-def until(seen: Callable[[], bool], timeout: float = TOO_LONG_S) -> None:
-    """Look again and again, with a pause that a timer of the kernel ends."""
+def until(seen: Callable[[], Seen | None], timeout: float = TOO_LONG_S) -> Seen:
+    """Look again and again, with a pause that a timer of the kernel ends; returns what is seen at last."""
     deadline = time.monotonic() + timeout
     with selectors.DefaultSelector() as nothing:
-        while not seen():
+        while not (found := seen()):
             assert time.monotonic() < deadline, f"not so within {timeout:g} s: {seen}"
             nothing.select(0.01)
+    return found
