@@ -15,7 +15,7 @@ import yaml
 from lab.bench.figures import Collected
 from lab.bench.prepared import fill
 from lab.bench.runs import Ran, Runs
-from lab.course.manifest import HOST, node_settings
+from lab.course.manifest import node_settings
 from lab.live.processes import HeldPort, Lifeline, NodeProcess
 from lab.plan.scenario import Cluster
 from lab.plan.scenario import Cluster as ClusterPlan
@@ -89,11 +89,11 @@ async def _start_alone(folder: Path) -> tuple[float, int]:
     Returns:
         (seconds from exec to its first answer to STATUS, its memory at that time in bytes)
     """
-    held, lifeline = HeldPort(HOST), Lifeline()
+    held, lifeline = HeldPort(), Lifeline()
     config = folder.with_suffix(".yml")
     settings = node_settings(ClusterPlan(nodes=1), 1, held.port, {}, str(folder.resolve()), "bench", "")
     config.write_text(yaml.safe_dump(settings), "utf-8")
-    node = NodeProcess(1, HOST, held.port, config, folder.with_suffix(".log"), lifeline.fd)
+    node = NodeProcess(1, held.port, config, folder.with_suffix(".log"), lifeline.fd)
     try:
         began = time.monotonic()
         node.start()

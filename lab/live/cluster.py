@@ -112,7 +112,7 @@ class Cluster:
     async def open(self, seed: int) -> None:
         """Reserve the ports, start the proxy if the scenario needs one, and write the nodes' configuration."""
         plan, run = self._scenario.cluster, self._run
-        self._ports = {node: HeldPort(HOST) for node in plan.ids}
+        self._ports = {node: HeldPort() for node in plan.ids}
         ports = {node: held.port for node, held in self._ports.items()}
         reached_at = await self._links.open(self._scenario, run, ports, seed)
         cluster_id, secret = self._cluster_id, secrets.token_hex(16)
@@ -127,7 +127,6 @@ class Cluster:
             self._status_lines[node] = StatusLine((HOST, port), plan.client_token)
             process = NodeProcess(
                 node,
-                HOST,
                 port,
                 run.node_config(node),
                 run.node_log(node),

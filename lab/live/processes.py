@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from lab.course.manifest import HOST
 from lab.live import launch as launcher
 from lab.live.children import child_environment, last_line
 from lab.rows import NodeExit, NodeUse, Sample
@@ -52,10 +53,10 @@ class HeldPort:
     there.
     """
 
-    def __init__(self, host: str) -> None:
-        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    def __init__(self) -> None:
+        self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((host, 0))
+        self._socket.bind((HOST, 0))
         self.port = int(self._socket.getsockname()[1])
 
     def release(self) -> None:
@@ -109,7 +110,6 @@ class NodeProcess:
     """
 
     node: NodeId
-    host: str
     port: int
     config: Path
     log: Path
@@ -181,7 +181,7 @@ class NodeProcess:
         began, heard = time.monotonic(), ""
         while self._life is not None and time.monotonic() - began < READY_PATIENCE_S:
             try:
-                answer = await status(self.host, self.port, client_token=self.client_token)
+                answer = await status(HOST, self.port, client_token=self.client_token)
             except Unreachable as error:
                 heard = str(error)
                 await asyncio.sleep(POLL_S)

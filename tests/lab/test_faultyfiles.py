@@ -23,7 +23,7 @@ from lab.live.inside.ledger import Ledger, NameChange
 from lab.live.powerloss import as_simulated, lose_power, tearable
 from lab.steps.orders import NEVER, Counts, Orders
 from nodeproc.core.events import TornTailDropped
-from nodeproc.disk.files import File, Files, RealFiles
+from nodeproc.disk.files import File, Files
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import WriteFailed
 from tests.nodeproc.disks import CHECKPOINT, FIRST, IDENTITY, LINES, Scribe, all_lines, everything
@@ -35,7 +35,7 @@ class Disk:
     def __init__(self, path: Path) -> None:
         self.data, self.path, self.alive = path / "data", path / "ledger", True
         self.ledger = Ledger(self.path)
-        self.files = FaultyFiles(RealFiles(self.data), self.ledger)
+        self.files = FaultyFiles(self.data, self.ledger)
 
     def order(self, **orders: Any) -> None:
         lab = Ledger(self.path)
@@ -53,7 +53,7 @@ class Disk:
         self.die()
         self.alive = True
         self.ledger = Ledger(self.path)
-        self.files = FaultyFiles(RealFiles(self.data), self.ledger)
+        self.files = FaultyFiles(self.data, self.ledger)
 
     def opened(self, segment_bytes: int = 1 << 20) -> Storage:
         return Storage.open(self.files, 1, segment_bytes=segment_bytes, new_identity=lambda: IDENTITY)[0]
@@ -150,10 +150,9 @@ import sys
 from pathlib import Path
 from lab.live.inside.faulty_files import FaultyFiles
 from lab.live.inside.ledger import Ledger
-from nodeproc.disk.files import RealFiles
 
 path = Path(sys.argv[1])
-files = FaultyFiles(RealFiles(path / "data"), Ledger(path / "ledger"))
+files = FaultyFiles(path / "data", Ledger(path / "ledger"))
 file = files.open("a", create=True)
 while True:
     file.append([b"1234567890"])

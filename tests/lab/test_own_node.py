@@ -170,12 +170,10 @@ class OwnNode:
 
     def __init__(self, directory: Path, said: object = STATUS, *, command: tuple[str, ...] = ()) -> None:
         (directory / "speaker.py").write_text(SPEAKER)
-        self.held, self.lifeline, self.log = HeldPort(HOST), Lifeline(), directory / "node.log"
+        self.held, self.lifeline, self.log = HeldPort(), Lifeline(), directory / "node.log"
         words = command or (sys.executable, "speaker.py", str(self.held.port), msgspec.json.encode(said).decode())
         program = Program(tuple(word.replace("PORT", str(self.held.port)) for word in words), str(directory))
-        self.node = NodeProcess(
-            1, HOST, self.held.port, directory / "none", self.log, self.lifeline.fd, program=program
-        )
+        self.node = NodeProcess(1, self.held.port, directory / "none", self.log, self.lifeline.fd, program=program)
 
     def __enter__(self) -> OwnNode:
         return self

@@ -23,11 +23,11 @@ class Stage:
     """One fake node as a process, with everything it needs; everything goes when the test leaves it."""
 
     def __init__(self, directory: Path, **settings: object) -> None:
-        self.held, self.lifeline = HeldPort(HOST), Lifeline()
+        self.held, self.lifeline = HeldPort(), Lifeline()
         config = directory / "node_1.yml"
         config.write_text(yaml.safe_dump({"node_id": 1, "host": HOST, "port": self.held.port, **settings}))
         self.node = NodeProcess(
-            1, HOST, self.held.port, config, directory / "node.log", self.lifeline.fd, module="tests.lab.fakenode"
+            1, self.held.port, config, directory / "node.log", self.lifeline.fd, module="tests.lab.fakenode"
         )
 
     def __enter__(self) -> Stage:
@@ -39,21 +39,21 @@ class Stage:
 
 
 def test_a_held_port_refuses_connections() -> None:
-    held = HeldPort(HOST)
+    held = HeldPort()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((HOST, held.port))
     held.release()
 
 
 def test_a_held_port_is_given_to_nobody_else_and_again_to_its_node() -> None:
-    held = HeldPort(HOST)
+    held = HeldPort()
     for _ in range(2):
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((HOST, held.port))
             listener.listen()
             socket.create_connection((HOST, held.port)).close()
-    others = [HeldPort(HOST) for _ in range(50)]
+    others = [HeldPort() for _ in range(50)]
     assert held.port not in {other.port for other in others}
     for each in (held, *others):
         each.release()

@@ -23,7 +23,6 @@ from lab.live.inside.faulty_files import FaultyFiles
 from lab.live.inside.ledger import Ledger
 from nodeproc import __main__ as product
 from nodeproc import runtime
-from nodeproc.disk.files import RealFiles
 from nodeproc.runtime import Runtime
 
 
@@ -79,7 +78,7 @@ def take_over(ledger: Ledger) -> None:
     clock = Clock(ledger, misread)
 
     def files(root: Path) -> FaultyFiles:
-        opened.append(FaultyFiles(RealFiles(root), ledger))
+        opened.append(FaultyFiles(root, ledger))
         return opened[-1]
 
     class DriftingRuntime(Runtime):
