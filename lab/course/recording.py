@@ -6,8 +6,6 @@ import heapq
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from lab.rows import Acked, Failed, HistoryRow, Unknown, encode_row
 from nodeproc.session import Outcome
@@ -74,14 +72,6 @@ class HistoryWriter(History):
     def close(self) -> None:
         self.flush()
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 _T_KEY = b'"t":'

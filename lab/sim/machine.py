@@ -165,9 +165,11 @@ class SimMachine(MachineDisk):
     # ---- its disk and its clock ------------------------------------------------------------------
 
     def order(self, **changes: Any) -> None:
-        self.disk.obey(self.disk.orders._replace(**changes))
-        if self.running and changes.get("slow_s") == 0.0:
-            self.live.syncing.quicken()
+        before, now = self.disk.orders, self.disk.orders._replace(**changes)
+        self.disk.obey(now)
+        healed = (before.slow_s and not now.slow_s) or (before.hang and not now.hang)
+        if healed and self.running:
+            self.live.syncing.quicken()  # As in lab.live.inside.faulty_files, a slow sync then returns at once.
 
     def set_clock(self, drift: float, forward_s: float = 0.0) -> None:
         self.clock.set(drift, forward_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import subprocess
 import sys
@@ -190,7 +191,7 @@ async def test_a_named_client_keeps_its_session_from_node_to_node_until_it_comes
     for node in nodes.values():
         await node.listen()
     addresses = {node: ("127.0.0.1", each.port) for node, each in nodes.items()}
-    with HistoryWriter(tmp_path / "part") as history:
+    with contextlib.closing(HistoryWriter(tmp_path / "part")) as history:
         clients = NamedClients(history)
         for sender in (
             Sender(client=9, messages=("a", "b"), via=1),
@@ -217,7 +218,7 @@ async def test_a_subscriber_notes_what_it_was_shown(tmp_path: Path) -> None:
     node = FakeNode()
     await node.listen()
     addresses = {1: ("127.0.0.1", node.port)}
-    with HistoryWriter(tmp_path / "part") as history:
+    with contextlib.closing(HistoryWriter(tmp_path / "part")) as history:
         clients = NamedClients(history)
         await (await clients.send(Sender(client=9, messages=("a", "b")), addresses)).chat.drained()
         subscribers = Subscribers(2, addresses, history)
@@ -247,7 +248,7 @@ def test_a_row_without_a_time_is_refused() -> None:
 
 
 def test_rows_are_on_disk_once_written_and_flushed(tmp_path: Path) -> None:
-    with HistoryWriter(tmp_path / "part") as history:
+    with contextlib.closing(HistoryWriter(tmp_path / "part")) as history:
         history.write(Phase(time.monotonic_ns(), "step"))
         history.flush()
         assert len(rows_of(tmp_path / "part")) == 1

@@ -20,6 +20,7 @@ from lab.rows import FaultRow
 from lab.rundir import RunDir
 from lab.runs import judge
 from lab.sim import simulator
+from lab.sim.hardware import Syncing
 from lab.sim.loop import Deadlock, VirtualLoop
 from lab.sim.node import SimNode
 from nodeproc.core.messages import START, Position
@@ -341,6 +342,22 @@ def test_what_ends_a_node_while_it_scrubs_ends_that_node_alone(
     monkeypatch.setattr(SimNode, "end", note)
     simulator.simulate(story("  - sleep: 3s"), 1)
     assert ended
+
+
+def test_a_heal_lets_a_sync_return_early_only_on_a_disk_that_was_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    early: list[int] = []
+    quicken = Syncing.quicken
+
+    def note(syncing: Syncing) -> None:
+        early.append(1)
+        quicken(syncing)
+
+    monkeypatch.setattr(Syncing, "quicken", note)
+    for fault, expected in (("full: true", 0), ("slow: 50ms", 1)):
+        early.clear()
+        steps = f"  - disk: {{on: 2, {fault}}}\n  - sleep: 100ms\n  - heal: disks\n  - sleep: 100ms"
+        outcome = simulator.simulate(story(steps), 1)
+        assert (outcome.text, len(early)) == ("", expected)
 
 
 def judged_story(path: Path, steps: str) -> tuple[dict[str, str], list[FaultRow]]:
