@@ -123,7 +123,6 @@ def verify_directory(arguments: Sequence[str]) -> int:
 def run_node(arguments: Sequence[str]) -> int:
     """Run a node until it ends; return the exit code."""
     parent = os.getppid()
-    open_standard_streams()
     options = parse_arguments(arguments)
     if options.die_with_parent:
         die_with_parent(parent)
@@ -131,13 +130,6 @@ def run_node(arguments: Sequence[str]) -> int:
     take_descriptors(config)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return run_in_loop(serve(config, options))
-
-
-def open_standard_streams() -> None:
-    """Open /dev/null for each closed standard stream; no other file may get its number, and so the console's lines."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
 
 
 def configured(options: argparse.Namespace) -> NodeConfig:

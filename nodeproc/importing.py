@@ -1,8 +1,9 @@
-"""Clear errors if a program's imports fail. Uses the standard library only and runs on Python 3.7 or newer."""
+"""The start of a program: standard streams and imports. Runs on Python 3.7 or newer, with the standard library only."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,15 +23,23 @@ def usage_name(module: str, command: str) -> str:
     return {"chatlab": f"chatlab {command}", f"chatlab-{command}": script}.get(script, f"python -m {module}")
 
 
+def open_standard_streams() -> None:
+    """Open /dev/null for each closed standard stream; no other file may get its number, and so the program's output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w" if number else "r"))  # noqa: SIM115
+
+
 @contextlib.contextmanager
 def importing(program: str, command: str, interrupted: int) -> Iterator[None]:
-    """End the process with one line if an import in the with block fails.
+    """Begin a program: open its standard streams, and end it with one line if an import in the with block fails.
 
     Args:
         program: the line begins with this name.
         command: a command that installs the packages first.
         interrupted: exit code after Ctrl+C.
     """
+    open_standard_streams()
     try:
         if sys.version_info < OLDEST_PYTHON:
             raise ImportError(f"Python {sys.version.split()[0]}, allowed 3.11 or newer")

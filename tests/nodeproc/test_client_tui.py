@@ -70,6 +70,17 @@ async def piped(
 # ---- in a pipe ----------------------------------------------------------------------------------
 
 
+def test_a_closed_stdin_is_an_empty_one() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *command(cluster), cwd=ROOT, stderr=asyncio.subprocess.PIPE, preexec_fn=lambda: os.close(0)
+        )
+        _, stderr = await process.communicate()
+        assert (process.returncode, b"Traceback" in stderr) == (0, False)
+
+    run(story)
+
+
 def test_each_line_of_a_pipe_is_sent_and_shown_as_delivered() -> None:
     async def story(cluster: FakeCluster) -> None:
         async with piped(cluster) as process:
