@@ -433,7 +433,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _drop_output() -> None:
-    """Discard all buffered and later output, as the reader of standard output has closed it (`| head`)."""
+    """Discard all buffered and later output, because the reader of standard output has closed it (`| head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -116,8 +116,8 @@ def largest_connected(nodes: Set[NodeId], cut: Set[Pair]) -> Set[NodeId]:
 def healthy_stretches(case: Case) -> list[Stretch]:
     """The healthy parts of a run, in order.
 
-    Where clients know only some of the nodes, nothing is required while a node is up but cut off, as it is not known to
-    which side a client is connected.
+    Where clients know only some of the nodes, nothing is required while a node is up but cut off, because it is not
+    known to which side a client is connected.
     """
     meta, faults = case.manifest
     any_node, late = True, set[NodeId]()

@@ -1,4 +1,4 @@
-"""One node's machine in a live run: its process, and a disk and a clock that obey orders without root.
+"""One node's machine in a live run: its process, disk and clock. Orders control disk and clock without root.
 
 Power losses and faults of disks and clocks need a node that runs under lab.live.inside.faulty_node. The lab writes
 orders into the node's ledger, and the node counts there how often they took effect. Changed bytes, lost files and a
@@ -81,7 +81,7 @@ class LiveMachine(MachineDisk):
 
     Args:
         role: returns the role in the node's latest STATUS; "" if it did not answer the latest question.
-        layered: the process obeys orders.
+        layered: the node's disk and clock are controlled by orders (lab.steps.orders).
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Violation(Exception):
 
 
 class Steady(Random):
-    """A generator that returns the middle of every range, as the exploration tries all orders of timers anyway."""
+    """A generator that returns the middle of every range, because the exploration tries all orders of timers."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ def round_times(state: NodeState) -> None:
 
 
 def forget_times(state: NodeState) -> None:
-    """Reset everything that only timers and polls read, as no timer ever fires."""
+    """Reset the times and measurements that only timers and polls read, because no timer ever fires."""
     for owner, name, _, neutral in _timed(state):
         setattr(owner, name, neutral)
     state.suspected, state.starved, state.failures = NOBODY, False, 0

@@ -271,11 +271,11 @@ class Overlap(Lot):
         return self.one()
 
     def how(self) -> Literal["stop", "kill"]:
-        """Always SIGKILL."""
+        """Return "kill": nodes are always killed."""
         return "kill"
 
     def short(self) -> Duration:
-        """In election timeouts, as all times here."""
+        """Draw a time, in election timeouts like all times of this class."""
         return self._times(0.0, 0.5)
 
     def _two(self) -> tuple[NodeId, ...]:

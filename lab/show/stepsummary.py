@@ -20,7 +20,7 @@ from lab.show.table import closing
 VARIABLE = "GITHUB_STEP_SUMMARY"
 PASSED = "PASS"
 DETAILS_BYTES = 500_000
-"""Limit of the texts of all runs that did not pass: half of GitHub's 1 MiB, as others may append to the same file."""
+"""Limit of the texts of all runs that did not pass: half of GitHub's 1 MiB, because others may append too."""
 _NONE = "-"
 HEADS = (
     "scenario",

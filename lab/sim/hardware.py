@@ -1,4 +1,4 @@
-"""The disk and the clock of a simulated machine. Both outlive its processes and obey orders (lab.steps.orders)."""
+"""The disk and the clock of a simulated machine. Both outlive its processes; orders control them (lab.steps.orders)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class SimDisk:
         """What a power loss took since the latest start; None: there was none."""
 
     def obey(self, orders: Orders) -> None:
-        """Do this from now on."""
+        """Apply these orders from now on."""
         self.orders, files = orders, self.files
         files.capacity = None if orders.room == NEVER else orders.room
         files.crash_at = None if orders.die_at == NEVER else orders.die_at

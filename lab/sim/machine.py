@@ -1,4 +1,4 @@
-"""One node's machine in a simulation: the node's processes, and a disk and a clock that obey orders."""
+"""One node's machine in a simulation: the node's processes, and a disk and a clock controlled by orders."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The network of a simulated host: directed links between nodes, which carry whole frames, and client connections.
 
-Rules are obeyed by the same lab.course.links as in the live proxy. Without a rule a frame takes a small random time and
-stays in order, as on TCP. The frames under way are lost when a link breaks. A corrupted frame breaks the link where it
-arrives: a node that finds a wrong CRC closes the connection.
+lab.course.links applies the rules, as in the live proxy. Without a rule a frame takes a small random time and stays in
+order, as on TCP. The frames under way are lost when a link breaks. A corrupted frame breaks the link where it arrives:
+a node that finds a wrong CRC closes the connection.
 
-A cut drops packets, which TCP sends again at growing intervals. The frames sent during the cut, and all frames behind
-them, arrive at the first repetition after the heal. They are lost if the sender opens a new connection before (L1).
+A cut drops packets, which TCP retransmits at growing intervals. Frames sent during the cut, and all frames after them,
+arrive at the first retransmission after the heal. If the sender opens a new connection before that (L1), they are lost.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def resume_timeout(state: NodeState, follower: Follower) -> float:
 
 
 def ask_again(state: NodeState, follower: Follower, now: float, fx: Effects) -> None:
-    """Send CATCH_UP again, as RESUME or the records that fill a hole did not come in time. Rule: R1."""
+    """Send CATCH_UP again, because RESUME or the records that fill a hole did not come in time. Rule: R1."""
     if follower.request:
         follower.unanswered = min(follower.unanswered + 1, MAX_DOUBLINGS)
     ask_catch_up(state, follower, now, fx)

@@ -232,7 +232,7 @@ class Support(Struct, frozen=True, gc=False, tag_field="type", tag="SUPPORT"):
 
 
 class Abstain(Struct, frozen=True, gc=False, tag_field="type", tag="ABSTAIN"):
-    """Answer to a poll: the sender has no vote, as it is being rebuilt or its disk is stalled. Rule: M4, F4."""
+    """Answer to a poll: the sender has no vote, because it is being rebuilt or its disk is stalled. Rule: M4, F4."""
 
     poll: int
 

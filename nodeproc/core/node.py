@@ -208,7 +208,7 @@ class Node:
             election.tick_leaderless(state, now, fx)
 
     def stood_still(self) -> None:
-        """Ignore the current pause between heartbeats, as this process did not run for a while. Rule: F2."""
+        """Ignore the current pause between heartbeats, because this process did not run for a while. Rule: F2."""
         if isinstance(self.state.role, Follower):
             self.state.role.beat_at = 0.0
 

@@ -291,7 +291,7 @@ def advance_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
 
 
 def send_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
-    """Send commit_seq in a message of its own, as no APPEND has carried it. Rule: C2."""
+    """Send commit_seq in a separate message, because no APPEND has carried it. Rule: C2."""
     leader.commit_unsent = False
     message = Commit(state.term, state.commit_seq)  # hit: C2 COMMIT goes out by itself
     fx.send += [(peer, message) for peer, progress in leader.progress.items() if progress.synced]

@@ -23,7 +23,7 @@ Durability: TypeAlias = Literal["fsync", "os"]
 
 
 class Failure:
-    """The first failure of a write or sync. After it the storage refuses all use, as the disk's state is unknown."""
+    """The first failure of a write or sync. After it the storage refuses all use: the disk's state is unknown."""
 
     def __init__(self, files: Files) -> None:
         self._files = files

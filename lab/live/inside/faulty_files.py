@@ -1,4 +1,4 @@
-"""A node's files on a disk that obeys orders, with a ledger of what is durable.
+"""A node's files on a disk that orders control (lab.steps.orders), with a ledger of what is durable.
 
 FaultyFiles replaces the product's RealFiles, as SimFiles does in a simulation. It obeys the Orders of its ledger
 and records what a power loss would leave. See lab.live.inside.ledger and lab.live.powerloss.

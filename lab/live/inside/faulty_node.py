@@ -1,4 +1,4 @@
-"""Run one node on a disk and with a clock that obey orders.
+"""Run one node with a disk and a clock that orders control (lab.steps.orders).
 
     python -m lab.live.inside.faulty_node --ledger DIR --config FILE …
 
