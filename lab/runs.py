@@ -252,7 +252,7 @@ def _keep(path: Path, content: bytes) -> None:
 
 
 class Progress:
-    """A progress line on standard error that is overwritten; one line each if that is no terminal.
+    """Progress on standard error: one line that is overwritten, or if that is no terminal, a new line each time.
 
     Args:
         brief: if standard error is no terminal, print only the name, once.

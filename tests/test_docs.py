@@ -115,6 +115,16 @@ def test_every_page_is_in_the_index() -> None:
     assert [name for name in pages if f"]({name})" not in index] == []
 
 
+def test_every_decision_has_a_number_of_its_own() -> None:
+    """The number in the name of the file is that of the heading."""
+    decisions = sorted((PROJECT / "docs" / "decisions").glob("*.md"))
+    numbers = [int(path.name[:4]) for path in decisions]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert [
+        path.name for path in decisions if not path.read_text("utf-8").startswith(f"# {int(path.name[:4])}. ")
+    ] == []
+
+
 # ---- each check rejects what it is there for --------------------------------------------------------
 
 

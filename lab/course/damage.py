@@ -42,7 +42,7 @@ def draw_rot(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random
         what: as in Disk.rot.
 
     Returns:
-        None if there is too little to damage, or damage already.
+        None if there is nothing to damage, or the data is damaged already.
     """
     try:
         name, start, end = _looked_at(contents, what, node, rng)

@@ -403,7 +403,7 @@ class Workers:
         raise NotImplementedError
 
     def on_answer(self, worker: int, answer: Answer) -> None:
-        """A worker has answered."""
+        """Handle the answer of a worker."""
         match answer:
             case Ready():
                 self._ready.add(worker)

@@ -52,7 +52,7 @@ class Worded(Struct, frozen=True, forbid_unknown_fields=True):
         return brief(self, self.short) if in_brief else plain(self)
 
     def as_yaml(self, *, in_brief: bool) -> dict[str, Any]:
-        """Return the whole as it stands in a list."""
+        """Return the mapping {word: value} that stands for it in a list."""
         return {self.word: self.inside(in_brief=in_brief)}
 
     def shown(self) -> Any:
@@ -61,11 +61,11 @@ class Worded(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def words(self) -> str:
-        """The whole in one line, as it could stand in a scenario."""
+        """One line of YAML, as in a scenario."""
         return f"{self.word}: {flow(self.shown())}"
 
     def show(self) -> str:
-        """Return one line for people."""
+        """Return a human-readable line."""
         return self.words
 
 

@@ -1,4 +1,4 @@
-"""The state of all nodes at one moment, and which of them a target means then. Pure.
+"""The state of all nodes at one moment, and the choice of the nodes that a target means. Pure.
 
 Both worlds make a ClusterView from the nodes' processes and their STATUS answers.
 """
