@@ -248,15 +248,21 @@ class Overlap(Lot):
             steps.append(Kill(target=majority))
         steps.append(Heal(what="all", on=majority))
         if self.chance(0.3):
-            steps.append(Disk(on=majority, slow=self._times(0.5, 1.0, 2.0)))
+            one_is_fast = self.chance(0.3)  # Its own vote takes no time, those of the others take long (E3).
+            slow = majority[:-1] if one_is_fast else majority
+            steps.append(Disk(on=slow, slow=self._times(5.0) if one_is_fast else self._times(0.5, 1.0, 2.0)))
         if rest and self.chance(0.5):
             steps += self._one_way_cut(rest)
         steps.append(self._send(wait=True, via=rng.choice(majority)))
         return steps
 
     def _one_way_cut(self, rest: tuple[NodeId, ...]) -> Steps:
-        """The nodes outside of the healed majority hear nobody, or nobody hears them, or they win no election."""
-        return [self.rng.choice((Cut(source=rest), Cut(to=rest), Cut(to=rest, frames=tuple(sorted(ELECTION_ANSWERS)))))]
+        """The nodes outside of the healed majority hear nobody, or nobody hears them.
+
+        Or they win no election, or get no records, in spite of links that are open.
+        """
+        frames = self.rng.choice((tuple(sorted(ELECTION_ANSWERS)), ("APPEND",)))
+        return [self.rng.choice((Cut(source=rest), Cut(to=rest), Cut(to=rest, frames=frames)))]
 
     def _send(self, wait: bool, via: NodeId | None = None) -> Send:
         sender = Sender(client=NAMED_CLIENT, messages=2, via=via)

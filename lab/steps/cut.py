@@ -53,7 +53,10 @@ class Cut(LinkFault, frozen=True):
 
     @property
     def hurts(self) -> frozenset[NodeId] | None:
-        if not ELECTION_ANSWERS.issuperset(self.frames):
+        harmless = ELECTION_ANSWERS
+        if self.source == "all" and not self.both:  # A node that gets no records keeps no other leader from committing.
+            harmless |= {"APPEND"}
+        if not harmless.issuperset(self.frames):
             return None  # The frames that still pass may hide the loss from a leader: the protocol promises nothing.
         return named_ids(self.source) or named_ids(self.to)
 
