@@ -47,8 +47,8 @@ with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
         EXIT_CLEAN,
         EXIT_CONFIG,
         EXIT_CORRUPTION,
+        EXIT_DISK_FAILED,
         EXIT_INTERNAL,
-        EXIT_WRITE_FAILED,
         ConfigError,
         CorruptionError,
         ReadFailed,
@@ -94,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(str(error), EXIT_CORRUPTION)
     except ReadFailed as error:
         advice = "nothing was changed; start it again once the disk can be read"
-        return complain(f"{error}: {advice}; {REBUILD_ADVICE}", EXIT_WRITE_FAILED)
+        return complain(f"{error}: {advice}; {REBUILD_ADVICE}", EXIT_DISK_FAILED)
     except WriteFailed as error:
-        return complain(str(error), EXIT_WRITE_FAILED)
+        return complain(str(error), EXIT_DISK_FAILED)
     except KeyboardInterrupt:
         return EXIT_CLEAN  # Between the start and the signal handlers.
     except Exception:

@@ -27,7 +27,7 @@ import msgspec
 EXIT_CLEAN: Final = 0
 EXIT_CONFIG: Final = 2
 EXIT_CORRUPTION: Final = 3
-EXIT_WRITE_FAILED: Final = 4
+EXIT_DISK_FAILED: Final = 4
 EXIT_INTERNAL: Final = 70
 
 MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

@@ -30,8 +30,8 @@ from nodeproc.disk.syncing import Syncing
 from nodeproc.errors import (
     EXIT_CLEAN,
     EXIT_CORRUPTION,
+    EXIT_DISK_FAILED,
     EXIT_INTERNAL,
-    EXIT_WRITE_FAILED,
     CorruptionError,
     WriteFailed,
 )
@@ -277,7 +277,7 @@ class Runtime:
     def _on_error(self, error: BaseException) -> None:
         """End the node: the core's state and the state of disk and links may differ."""
         if isinstance(error, WriteFailed):
-            self._fail(EXIT_WRITE_FAILED, str(error))
+            self._fail(EXIT_DISK_FAILED, str(error))
         elif isinstance(error, CorruptionError):
             self._fail(EXIT_CORRUPTION, str(error))
         else:

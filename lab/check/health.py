@@ -18,7 +18,7 @@ from lab.steps import effect_of
 from lab.steps.step import Effect
 from lab.words import EVENTS
 from nodeproc.core.messages import NodeId
-from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED
+from nodeproc.errors import EXIT_CORRUPTION, EXIT_DISK_FAILED
 
 _SIGNS = re.compile(
     rb"Traceback \(most recent call last\)|Fatal Python error|exception was never retrieved|Exception ignored in"
@@ -30,7 +30,7 @@ MEMORY_BOUND_BYTES = 256 << 20
 """Of one node process: more than twice the largest that any measurement in docs/performance.md saw."""
 _ASKED_ENDS = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Shells and virtual machines report a signal as 128 plus its number."""
-_DISK_ENDS = (EXIT_CORRUPTION, EXIT_WRITE_FAILED)
+_DISK_ENDS = (EXIT_CORRUPTION, EXIT_DISK_FAILED)
 
 
 class Health(Judge):

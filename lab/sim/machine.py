@@ -22,7 +22,7 @@ from nodeproc.config import NodeConfig
 from nodeproc.core.events import Event, Failed
 from nodeproc.core.messages import NodeId, Record
 from nodeproc.disk.storage import Storage
-from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED, ChatError, CorruptionError
+from nodeproc.errors import EXIT_CORRUPTION, EXIT_DISK_FAILED, ChatError, CorruptionError
 
 POLL_S = 0.001
 
@@ -112,7 +112,7 @@ class SimMachine(MachineDisk):
         except ChatError as error:
             self.disk.count_full(error)
             self.on_event(self.node, Failed(str(error)))
-            code = EXIT_CORRUPTION if isinstance(error, CorruptionError) else EXIT_WRITE_FAILED
+            code = EXIT_CORRUPTION if isinstance(error, CorruptionError) else EXIT_DISK_FAILED
             self.on_end(self.node, code, False)
             return False
         self.clock.go_on()

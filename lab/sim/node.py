@@ -25,7 +25,7 @@ from nodeproc.disk.storage import Storage
 from nodeproc.errors import (
     EXIT_CLEAN,
     EXIT_CORRUPTION,
-    EXIT_WRITE_FAILED,
+    EXIT_DISK_FAILED,
     CorruptionError,
     ReadFailed,
     Unreadable,
@@ -91,7 +91,7 @@ class SimNode:
         else:
             self._machine.disk.count_full(error)
             self.emit([Failed(str(error))])
-            self.end(EXIT_WRITE_FAILED if isinstance(error, WriteFailed) else EXIT_CORRUPTION, asked=False)
+            self.end(EXIT_DISK_FAILED if isinstance(error, WriteFailed) else EXIT_CORRUPTION, asked=False)
 
     def begin(self, events: Sequence[Event]) -> None:
         """Report how recovery went, and start the node."""

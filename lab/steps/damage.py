@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from lab.rows import NodeExit
 from nodeproc.core.messages import NodeId
-from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED
+from nodeproc.errors import EXIT_CORRUPTION, EXIT_DISK_FAILED
 
 
 class Rot(NamedTuple):
@@ -69,7 +69,7 @@ class Causes:
     def mended(self, node: NodeId, process: int) -> None:
         """A fault was cleared: this process, counted from 1, may still exit because of it, but no later one."""
         self._of[node] = [
-            each if each.lasts or each.exit_code != EXIT_WRITE_FAILED else each._replace(lasts=process)
+            each if each.lasts or each.exit_code != EXIT_DISK_FAILED else each._replace(lasts=process)
             for each in self._of.get(node, [])
         ]
 

@@ -15,7 +15,7 @@ from lab.steps.reducing import shorter
 from lab.steps.step import Effect, Fault, Needs
 from lab.words import Duration, Target
 from nodeproc.core.messages import NodeId
-from nodeproc.errors import EXIT_CORRUPTION, EXIT_WRITE_FAILED
+from nodeproc.errors import EXIT_CORRUPTION, EXIT_DISK_FAILED
 from nodeproc.yamlfile import Place
 
 MOST_ROOM_BYTES = 256
@@ -151,4 +151,4 @@ class Disk(Fault, frozen=True):
         if self.needs_dead_node:
             damage = f"rot of {self.rot}" if self.rot else f"loss of {self.lose}" if self.lose else OLDER_COPY
             return Cause(damage, EXIT_CORRUPTION, index, place)
-        return Cause("full" if self.full else f"failing {self.failing}", EXIT_WRITE_FAILED, index)
+        return Cause("full" if self.full else f"failing {self.failing}", EXIT_DISK_FAILED, index)

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from nodeproc.disk.files import RealFiles
+from nodeproc.disk.storage import Storage
 from tests import TOO_LONG_S
 from tests.nodeproc.nodes import PROJECT, Cluster, Line, run_node, until
 
@@ -87,6 +89,16 @@ def test_a_damaged_disk_is_exit_code_3_and_nothing_is_changed(tmp_path: Path) ->
         assert cluster.wait(1) == 3
         assert damaged.read_bytes() == content
         assert damaged.name in (tmp_path / "1.log").read_text().splitlines()[-1]
+
+
+def test_a_file_that_can_not_be_read_at_the_start_is_exit_code_4_and_no_failed_write(tmp_path: Path) -> None:
+    Storage.open(RealFiles(tmp_path / "d"), 1)[0].close()
+    (tmp_path / "d" / "wal" / "checkpoint").mkdir()  # The system refuses to open it as a file.
+    code, stderr = finished(tmp_path, json.dumps(GOOD))
+    assert code == 4
+    assert stderr.startswith(
+        "nodeproc: d/wal/checkpoint: can't be read: Is a directory: nothing was changed; start it again"
+    )
 
 
 def test_the_end_of_the_lifeline_ends_the_node(tmp_path: Path) -> None:
