@@ -21,6 +21,7 @@ from lab.plan.scenario import Cluster, Scenario
 from lab.steps import Step, steps_by_word
 from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation, MomentExpectation
 from lab.steps.wait import UNTILS, Until
+from lab.steps.writing import field_of, fields_of
 from lab.words import DURATION_ALLOWED, EVENTS, FRAME_TYPES, Duration, Title, encode_word
 from nodeproc.config import Limits
 
@@ -72,8 +73,7 @@ def _one_of_words(words: Mapping[str, Schema], beside: Mapping[str, Schema] | No
 def _step(kind: type[Step]) -> Schema:
     described = {"description": _summary(kind)}
     if kind.only:
-        field = next(field for field in structs.fields(kind) if field.name == kind.only)
-        return described | _field(kind, field)
+        return described | _field(kind, field_of(kind, kind.only))
     if kind.single is not None:
         several, one = _struct(kind, without=("name",)), _struct(kind.single)
         shared = {key: value for key, value in several["properties"].items() if key != kind.short}
@@ -85,11 +85,9 @@ def _step(kind: type[Step]) -> Schema:
 def _shortened(kind: type[Step] | type[Expectation]) -> Schema:
     """Return the schema of a mapping of the fields, or of the one value that may stand alone."""
     full = _struct(kind, without=("name",))
-    fields = structs.fields(kind)
-    if not kind.short or any(field.required and field.name not in (kind.short, "name") for field in fields):
+    if not kind.short or any(field.required and field.name != kind.short for field in fields_of(kind)):
         return full
-    short = next(field for field in fields if field.name == kind.short)
-    return {"description": full.pop("description"), "anyOf": [_field(kind, short), full]}
+    return {"description": full.pop("description"), "anyOf": [_field(kind, field_of(kind, kind.short)), full]}
 
 
 def _until() -> Schema:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import structs
 
 from lab.rows import FaultRow
-from lab.steps import effect_of
+from lab.steps import EFFECTS, effect_of
 from lab.steps.damage import Causes
 from lab.steps.machine import Machine
 from lab.steps.orders import Counts
@@ -113,6 +113,7 @@ class FaultBook:
             fault: the row's word.
             step: index of the step; -1 if the lab heals of its own accord.
         """
+        assert fault in EFFECTS, f"no fault says what a row of {fault} means; set `effect`"
         if machine is None:
             return Draft(self, fault, step, self.now_ns(), 0, "", {})
         return Draft(self, fault, step, self.now_ns(), machine.node, machine.role, machine.identity())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from lab.check.invariants import check
 from lab.check.verdict import Verdict
 from lab.plan import scenario as plan
@@ -48,6 +50,11 @@ def test_an_instantaneous_fault_is_healed_when_it_is_done() -> None:
 def test_a_power_loss_with_nothing_to_lose_has_no_effect_and_is_healed_by_a_start_all_the_same() -> None:
     lost = FaultRow("power_loss", 1, "", 10, 11, {"exit": -9, "lost_bytes": 0}, False, 0)
     assert healed(lost, row("start", 1, 30))[:1] == [("power_loss", 1, 31)]
+
+
+def test_a_row_whose_meaning_no_fault_has_set_is_an_error_of_the_lab() -> None:
+    with pytest.raises(AssertionError, match="no fault says what a row of eclipse means"):
+        FaultBook(lambda: 1).begin("eclipse", 0)
 
 
 # ---- the same evidence in virtual time -----------------------------------------------------------
