@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the image, start the cluster of compose.yml, try the guide's commands on it, and remove everything again.
 #
-# It needs docker and compose (`docker compose`, or docker-compose), and one of these:
+# It needs docker with the compose plugin, and one of these:
 #   - a running engine, which has the base image or can pull it (CHAT_BASE, python:3.11-slim if that is not set);
 #   - or root, dockerd, iptables, debootstrap, python3 with pip, and access to Debian's and Python's packages. It then
 #     starts an engine of its own in namespaces of its own, and makes the base image with debootstrap. All of that
@@ -45,7 +45,7 @@ logged() { docker logs "chat_node$1" 2>&1 | grep -F -e "$2" >/dev/null; } # -q w
 another_leads() { [[ "$(status 1 leader)" == [12] && "$(status 1 leader)" == "$(status 2 leader)" ]]; }
 shown() { grep -c '^\[seq=' "$work/chat.out" || true; }
 shows() { (($(shown) >= $1)); }
-chat() { "${compose[@]}" run --rm -T chat "$@"; }
+chat() { docker compose run --rm -T chat "$@"; }
 on_volume() { # NODE PROGRAM ARGUMENT...: run a program in a container with this node's volume
     local volume="deploy_node$1_data" program=$2
     shift 2
@@ -54,7 +54,7 @@ on_volume() { # NODE PROGRAM ARGUMENT...: run a program in a container with this
 
 up() { # In the background, as in a terminal of its own.
     say "$ docker compose up --build${1:+    # with $1}"
-    "${compose[@]}" up --build >>"$work/up.log" 2>&1 &
+    docker compose up --build >>"$work/up.log" 2>&1 &
     upping=$!
     within 600 "three healthy nodes" healthy 1 2 3
     say "three nodes are healthy, node $(status 1 leader) leads"
@@ -62,7 +62,7 @@ up() { # In the background, as in a terminal of its own.
 
 down() {
     say "$ docker compose down"
-    "${compose[@]}" down >>"$work/up.log" 2>&1
+    docker compose down >>"$work/up.log" 2>&1
     wait $upping || true
     ! grep 'exited with code [^0]' "$work/up.log" || fail "a node did not stop cleanly"
 }
@@ -114,7 +114,7 @@ try() {
     say "node 3 follows node $(status 3 leader) and has caught up: $last messages on all nodes"
 
     say "$ docker compose run --rm --entrypoint python chat -m examples.load_test --host nodes"
-    "${compose[@]}" run --rm -T --entrypoint python chat -m examples.load_test --host nodes 2>/dev/null
+    docker compose run --rm -T --entrypoint python chat -m examples.load_test --host nodes 2>/dev/null
     last=$((last + 100))
     within 60 "the same messages on all nodes" all_have "$last"
 
@@ -193,7 +193,7 @@ in_enclosure() {
         if ! kill -0 $dockerd 2>/dev/null || ((SECONDS > 120)); then skip "dockerd: $(tail -n 1 "$work/dockerd.log")"; fi
         sleep 0.5
     done
-    say "docker $(docker info --format '{{.ServerVersion}} on {{.Driver}}'), compose $("${compose[@]}" version --short)"
+    say "docker $(docker info --format '{{.ServerVersion}} on {{.Driver}}'), compose $(docker compose version --short)"
     tar --create --directory "$work/base" --exclude './var/cache/apt/*' --exclude './var/lib/apt/*' . |
         docker import - "$CHAT_BASE" >/dev/null
     try
@@ -210,7 +210,7 @@ cleanup() {
         pkill -KILL --parent "$enclosure"
         wait "$enclosure"
     elif ((${#added[@]})); then
-        (cd "$here" && "${compose[@]}" down --volumes --remove-orphans)
+        (cd "$here" && docker compose down --volumes --remove-orphans)
         docker image rm "${added[@]}"
     fi >/dev/null 2>&1
     if ((code == 1)) && [ -s "$work/up.log" ]; then tail -n 60 "$work/up.log" >&2; fi
@@ -220,8 +220,7 @@ cleanup() {
 }
 
 has docker || skip "there is no docker"
-if docker compose version >/dev/null 2>&1; then compose=(docker compose); else compose=(docker-compose); fi
-has "${compose[0]}" || skip "there is neither docker compose nor docker-compose"
+docker compose version >/dev/null 2>&1 || skip "there is no docker compose"
 trap 'exit 130' INT TERM
 if [ "${1:-}" = --in-enclosure ]; then # started by the last line
     readonly work=$2

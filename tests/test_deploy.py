@@ -128,6 +128,13 @@ def test_the_base_image_is_a_build_argument_with_one_default() -> None:
     assert "ARG BASE=python:3.11-slim\nFROM ${BASE}\n" in DOCKERFILE
 
 
+def test_one_service_builds_the_image_of_all_and_nothing_looks_for_it_in_a_registry() -> None:
+    services = COMPOSE["services"].values()
+    assert {each["image"] for each in services} == {"chatlab"}
+    assert [each["pull_policy"] for each in services if "build" in each] == ["build"]
+    assert {each["pull_policy"] for each in services if "build" not in each} == {"never"}
+
+
 def test_the_client_in_a_container_reaches_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = COMPOSE["services"]["chat"]
     *start, host = chat["entrypoint"]
@@ -256,7 +263,7 @@ COMPOSE_ONLY = 'case "$1" in compose) exit 0;; *) exit 1;; esac'
     ("programs", "reason"),
     [
         ({}, "there is no docker"),
-        ({"docker": "exit 1"}, "there is neither docker compose nor docker-compose"),
+        ({"docker": "exit 1"}, "there is no docker compose"),
         ({"docker": COMPOSE_ONLY, "id": "echo 1000"}, "no engine runs, and only root can start one"),
         ({"docker": COMPOSE_ONLY, "id": "echo 0"}, "no engine runs, and there is no dockerd to start one"),
         ({"docker": "exit 0"}, "the engine has a container, volume or image chat_node1"),
