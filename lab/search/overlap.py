@@ -88,6 +88,7 @@ class Overlap(Lot):
     def _cluster(self) -> Cluster:
         rng = self.rng
         ranks = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self.chance(0.5) else {}
+        often = random.Random(f"{self.seed} segments").random() < 0.4  # Checkpoints are written all the time.
         return Cluster(
             nodes=self.nodes,
             priorities=ranks,
@@ -95,12 +96,8 @@ class Overlap(Lot):
             election_timeout=rounded(self.timeout),
             answer_timeout=self._times(0.2, 0.5),
             coordinator_timeout=self._times(0.5, 1.0),
-            limits=({"batch_max_messages": 1} if self.chance(0.3) else {}) | self._segments(),
+            limits=({"batch_max_messages": 1} if self.chance(0.3) else {}) | ({"segment_bytes": 4096} if often else {}),
         )
-
-    def _segments(self) -> dict[str, int]:
-        """In some clusters WAL segments are so short that checkpoints are written all the time."""
-        return {"segment_bytes": 4096} if random.Random(f"{self.seed} segments").random() < 0.4 else {}
 
     def _load(self, faults: Steps) -> Load:
         """Send messages from the first fault to the last."""

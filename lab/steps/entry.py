@@ -8,10 +8,11 @@ node ids, targets, events and durations. The class of the step checks the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin
 
 from msgspec import Struct, structs
 
+from lab.steps.value import Value
 from lab.steps.writing import brief, field_of, fields_of, flow, plain
 from lab.words import (
     EVENT_LEVELS,
@@ -22,7 +23,6 @@ from lab.words import (
     LinkEnd,
     Target,
     Title,
-    decode_word,
     is_period,
 )
 from nodeproc.core import events
@@ -84,40 +84,12 @@ class Setting(NamedTuple):
     foreign: bool = False
 
 
-class Entry:
-    """One value of a scenario file, and its place there.
-
-    Every method that checks or reads raises ConfigError, with the place in the file, for anything that is not allowed.
-    """
+class Entry(Value):
+    """One value of a scenario file. Every method raises ConfigError, with its place, if something is not allowed."""
 
     def __init__(self, document: Document, setting: Setting, place: Place = ()) -> None:
-        self._document, self._place, self.setting = document, place, setting
-
-    def at(self, *parts: str | int) -> Entry:
-        """Return the entry further inside, which may not exist."""
-        return Entry(self._document, self.setting, (*self._place, *parts))
-
-    @property
-    def value(self) -> Any:
-        """The plain value."""
-        return self._document.value(self._place)
-
-    def of(self, field: str) -> Entry:
-        """Return the entry of a field: in this mapping, or this plain value, which stands for the field."""
-        return self.at(field) if isinstance(self.value, dict) else self
-
-    # ---- errors ----------------------------------------------------------------------------------
-
-    def fail(self, message: str, *, at_key: bool = False) -> NoReturn:
-        """Fail with this message. at_key: point at the key instead of its value."""
-        raise self._document.error(self._place, message, at_key=at_key)
-
-    def wrong(self, allowed: str, names: Sequence[str] = ()) -> NoReturn:
-        """Fail with the value that was found and what is allowed; names: words that may have been meant."""
-        raise self._document.wrong(self._place, allowed, names)
-
-    def unknown_key(self, allowed: Sequence[str], what: str = "unknown key") -> NoReturn:
-        raise self._document.unknown_key(self._place, allowed, what)
+        super().__init__(document, place)
+        self.setting = setting
 
     # ---- steps and other structs -----------------------------------------------------------------
 
@@ -181,50 +153,6 @@ class Entry:
         value = self.convert(kind)
         self._check_period(kind, value)
         return value
-
-    # ---- mappings, lists and single values -------------------------------------------------------
-
-    def word(self, known: Mapping[str, object], what: str, beside: tuple[str, ...] = ()) -> str:
-        """Return the one key of a mapping, which must be one of the known words."""
-        value = self.value
-        if isinstance(value, str) and value in known:
-            self.fail(f"{value} needs a value: `{value}: …`")
-        if not isinstance(value, dict):
-            self.wrong(f"a mapping with one of {', '.join(known)}", tuple(known))
-        words = [key for key in value if key not in beside]
-        for word in words:
-            if word not in known:
-                self.at(word).unknown_key(tuple(known), f"no such {what}")
-        if len(words) != 1:
-            found = " and ".join(words) or "none"
-            self.fail(f"found {found}, allowed exactly one of {', '.join(known)}")
-        return str(words[0])
-
-    def mapping(
-        self, needed: tuple[str, ...], allowed: tuple[str, ...], beside: tuple[str, ...] = ()
-    ) -> dict[str, Any]:
-        """Return a mapping that has the needed keys, and no others than the allowed ones and those of `beside`."""
-        value = self.value
-        if not isinstance(value, dict):
-            self.wrong("a mapping")
-        for key in value:
-            if key not in (*allowed, *beside):
-                self.at(key).unknown_key(allowed)
-        for key in needed:
-            if key not in value:
-                self.fail(f"the key {key} is missing")
-        return cast(dict[str, Any], value)
-
-    def list_of(self, what: str) -> list[Entry]:
-        """Return the entries of a list."""
-        value = self.value
-        if not isinstance(value, list):
-            self.wrong(f"a list of {what}")
-        return [self.at(index) for index in range(len(value))]
-
-    def convert(self, wanted: type[_T]) -> _T:
-        """Return the value as this type."""
-        return self._document.convert_at(self._place, wanted, dec_hook=decode_word)
 
     # ---- checks ----------------------------------------------------------------------------------
 
