@@ -206,6 +206,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _do_validate(options: argparse.Namespace) -> int:
+    from lab.words import counted
     from nodeproc.errors import ConfigError
 
     chosen, mistakes = _choice(options)
@@ -220,7 +221,7 @@ def _do_validate(options: argparse.Namespace) -> int:
         print(mistake, file=sys.stderr)
     for path, scenario, _ in chosen:
         if not (options.sim and scenario.sim_refusals()):
-            print(f"{path}: ok, {scenario.name}: {scenario.step_count} steps{_tags(scenario)}")
+            print(f"{path}: ok, {scenario.name}: {counted(scenario.step_count, 'step')}{_tags(scenario)}")
     return USAGE if mistakes or refused else PASS
 
 

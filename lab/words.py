@@ -105,6 +105,11 @@ LinkEnd: TypeAlias = Target | Literal["clients"]
 """One end of links: nodes, or all clients."""
 
 
+def counted(count: int, noun: str) -> str:
+    """Return the number with the noun in its singular or plural: 1 message, 2 messages."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def named_ids(target: LinkEnd) -> frozenset[NodeId] | None:
     """Return the nodes that a target names; None if it has a word, which may mean any node."""
     parts = target if isinstance(target, tuple) else (target,)

@@ -14,6 +14,7 @@ from typing import IO, ClassVar, NamedTuple
 from lab.check.history import CHUNK_BYTES, NOT_A_MESSAGE, NodeFile, decode_log_lines
 from lab.check.judge import Case, Judge
 from lab.check.verdict import Check, Findings, quote
+from lab.words import counted
 from nodeproc.core.messages import Batch, NodeId, Record, SeqNo
 
 
@@ -60,7 +61,7 @@ class Agreement(Judge):
         for file in self.case.files:
             if file.data != delivered:
                 self._found.add(file.name, f"the message log of node {file.node} differs from the delivered messages")
-        return self._found.passed(f"{len(self.case.files)} logs, equal")
+        return self._found.passed(f"{counted(len(self.case.files), 'log')}, equal")
 
 
 class Compared(NamedTuple):
@@ -103,7 +104,7 @@ def compare(findings: Findings, files: Sequence[NodeFile], missing: Sequence[Nod
     if sizes[0] < sizes[-1] and not first and _has_other_lines_after(findings, reference, sizes[0]):
         deviating, reference = (reference,), _most_agreed(files, [reference])
     equal = "equal" if len(sizes) == 1 else f"one a prefix of the other, {sizes[0]} to {sizes[-1]} bytes"
-    return Compared(findings.passed(f"{len(files)} logs, {equal}"), reference, deviating)
+    return Compared(findings.passed(f"{counted(len(files), 'log')}, {equal}"), reference, deviating)
 
 
 def _shared_file(files: Sequence[NodeFile]) -> str:

@@ -12,6 +12,7 @@ from lab.check.history import EventLine
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, Findings
 from lab.rows import FaultRow, Meta
+from lab.words import counted
 from nodeproc.core.messages import NodeId, SeqNo
 
 LEADS = {"became_leader"}
@@ -105,7 +106,7 @@ class Elections(Judge):
             if seen.term not in self._began:
                 return findings.unknown(f"node {seen.node} led term {seen.term} by its STATUS; no event says so")
         terms = len(self._leaders)
-        return findings.passed(f"{terms} term{'s' if terms > 1 else ''} with a leader, {self.event_count} events")
+        return findings.passed(f"{counted(terms, 'term')} with a leader, {counted(self.event_count, 'event')}")
 
     def _judge_statuses(self, findings: Findings, meta: Meta, starts: _Starts) -> None:
         """Judge what STATUS showed: the same leader of each term as events, and no higher term in the log."""

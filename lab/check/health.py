@@ -16,7 +16,7 @@ from lab.rows import FaultRow, Meta, NodeExit
 from lab.rundir import RunDir
 from lab.steps import effect_of
 from lab.steps.step import Effect
-from lab.words import EVENTS
+from lab.words import EVENTS, counted
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import EXIT_CORRUPTION, EXIT_DISK_FAILED
 
@@ -88,7 +88,9 @@ class Health(Judge):
         starts = sum(use.starts for use in meta.nodes.values())
         brought_about = sum(bool(end.because) for use in meta.nodes.values() for end in use.exits)
         ends = f", {brought_about} by a fault of their disk" if brought_about else ""
-        return findings.passed(f"{len(meta.nodes)} nodes, {starts} starts, every end asked for{ends}")
+        return findings.passed(
+            f"{counted(len(meta.nodes), 'node')}, {counted(starts, 'start')}, no unexpected end{ends}"
+        )
 
 
 def _is_excused(event: EventLine, exits: Sequence[NodeExit], faults: Sequence[FaultRow]) -> bool:
@@ -147,8 +149,8 @@ def check_faults(run: RunDir, faults: Sequence[FaultRow], gap: str) -> Check:
         sum(1 for row in faults if row.step >= 0 and not row.effect),
     )
     if missed:
-        return findings.passed(f"{asked} faults, all but {missed} of a nemesis with effect")
-    return findings.passed(f"{asked} faults, each with effect" if asked else "none asked for")
+        return findings.passed(f"{counted(asked, 'fault')}, all but {missed} of a nemesis with effect")
+    return findings.passed(f"{counted(asked, 'fault')}, each with effect" if asked else "the scenario has none")
 
 
 def check_watch(meta: Meta) -> Check:
@@ -168,4 +170,4 @@ def check_run(meta: Meta, gap: str) -> Check:
     findings = Findings("run", "run")
     if meta.problem or gap:
         return findings.unknown(meta.problem or gap)
-    return findings.passed("carried out to its end")
+    return findings.passed("completed")

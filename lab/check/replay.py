@@ -19,6 +19,7 @@ from lab.check.numbering import Numbering
 from lab.check.sessions import Early, Sent, Session, outcomes
 from lab.check.verdict import Check, Findings, Outcomes, quote
 from lab.rows import Acked, Failed, HistoryRow, Invoke, Phase, Shown, Unknown
+from lab.words import counted
 from nodeproc.core.messages import SeqNo
 
 END_OF_LOG: SeqNo = sys.maxsize
@@ -321,7 +322,7 @@ class Replay(Judge):
         numbering = Numbering(Findings("A2", self.invariants["A2"]), log)
         numbering.whole_log()
         numbers = self._whole_contiguity(numbering)
-        check = numbers.passed(f"{log.line_count} lines") if log.line_count else numbers.unknown(NO_LINES)
+        check = numbers.passed(counted(log.line_count, "line")) if log.line_count else numbers.unknown(NO_LINES)
         self.case.contiguous = check.result == "PASS"
         self.case.messages = Outcomes(in_log=log.line_count)
         return [check, *super().unknown(reason)[1:]]
@@ -361,10 +362,10 @@ class Replay(Judge):
             return [integrity, durability, order, real_time]
         sessions = sum(1 for session in self.sessions.values() if session.logged)
         return [
-            self.integrity.passed(f"{self.payloads_judged} messages as their clients sent them"),
+            self.integrity.passed(f"{counted(self.payloads_judged, 'message')} as their clients sent them"),
             durability,
-            self.sender_order.passed(f"{sessions} sessions"),
-            self.real_time.passed(f"{self.real_time_pairs} messages sent after an acknowledgement")
+            self.sender_order.passed(counted(sessions, "session")),
+            self.real_time.passed(f"{counted(self.real_time_pairs, 'message')} sent after an acknowledgement")
             if self.real_time_pairs
             else self.real_time.unknown("no message was sent after another's acknowledgement", decisive=False),
         ]

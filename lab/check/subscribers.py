@@ -19,6 +19,7 @@ from lab.check.verdict import Check, quote
 from lab.plan.scenario import Scenario
 from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Acked, HistoryRow, Shown, encode_row
+from lab.words import counted
 
 NS_PER_S = 1_000_000_000
 
@@ -171,7 +172,7 @@ class Subscribers(Judge):
         if not self._lines:
             decisive = case.scenario is None or len(self._last) > 0
             return findings.unknown("no subscriber was shown anything", decisive=decisive)
-        return findings.passed(f"{len(self._readers)} subscribers, {self._lines} lines")
+        return findings.passed(f"{counted(len(self._readers), 'subscriber')}, {counted(self._lines, 'line')}")
 
     @property
     def _must_be_shown(self) -> int:

@@ -18,7 +18,7 @@ from lab.plan.scenario import Scenario, load
 from lab.steps import Step
 from lab.steps.expect import LastSeq
 from lab.steps.outlook import Outlook
-from lab.words import LinkEnd, Target, target_parts
+from lab.words import LinkEnd, Target, counted, target_parts
 from nodeproc.config import Limits
 from nodeproc.yamlfile import Place, parse
 
@@ -144,7 +144,9 @@ def _of_expectations(scenario: Scenario) -> Iterator[Mistake]:
         if isinstance(each, LastSeq) and each.seq_no is not None:
             wanted = each.seq_no
         if most is not None and wanted is not None and wanted > most:
-            yield Mistake(place, f"never holds: {wanted} are expected, and the scenario sends {most} messages")
+            yield Mistake(
+                place, f"never holds: {wanted} are expected, and the scenario sends {counted(most, 'message')}"
+            )
         if isinstance(each, Order) and texts is not None:
             for text in each.payloads:
                 if text not in texts:

@@ -91,7 +91,7 @@ def _checks(checks: Sequence[Check], width: int) -> str:
 
 
 def _result(check: Check) -> str:
-    return check.result if check.decisive else f"{check.result} (not asked)"
+    return check.result if check.decisive else f"{check.result} (optional)"
 
 
 def _violations(checks: Sequence[Check]) -> str:

@@ -15,7 +15,7 @@ from lab.steps.outlook import Outlook
 from lab.steps.step import Needs, Step
 from lab.steps.targets import NoSuchTarget, choose
 from lab.steps.writing import brief, fields_of, plain
-from lab.words import Count, Duration, Period, Target
+from lab.words import Count, Duration, Period, Target, counted
 from nodeproc.core.messages import SeqNo, Term
 from nodeproc.yamlfile import Place
 
@@ -161,7 +161,7 @@ class UntilDelivered(Until, frozen=True, tag="delivered"):
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
         if outlook.most is not None and self.count > outlook.most:
-            yield f"never comes true: the scenario sends {outlook.most} messages"
+            yield f"never comes true: the scenario sends {counted(outlook.most, 'message')}"
 
     async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
         return lambda: _have_delivered(run, self.on, self.count)
@@ -182,7 +182,7 @@ class UntilAcknowledged(Until, frozen=True, tag="acknowledged"):
         elif outlook.load == "stopped":
             yield "never comes true: the load is stopped, and all its messages have their outcome"
         if outlook.planned and self.count > outlook.planned:
-            yield f"never comes true: the load sends {outlook.planned} messages"
+            yield f"never comes true: the load sends {counted(outlook.planned, 'message')}"
 
     async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
         load = run.load

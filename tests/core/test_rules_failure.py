@@ -420,7 +420,7 @@ def test_a_leader_whose_disk_hangs_over_no_record_gives_way_to_a_majority_that_h
     single = leading()
     single.caught_up(1)
     single.auto_sync = False
-    single.give(1, Members({3: Known("another-disk", 1, 1)}))
+    single.give(1, Members({3: Known(single.state.presented[3], 1, 1)}))
     single.wait(0.3)
     end = single.state.log.position
     for peer in (1, 3):

@@ -64,7 +64,7 @@ def build_run(path: Path, *, batches: int = 40, batch: int = 5, clients: int = 3
         path: an empty directory.
         batches: all clients added; half of them come in term 1, the others, 100 ms later, in term 2.
     """
-    run = RunDir(path)
+    run, scenario = RunDir(path), scenario.replace("clients: 3,", f"clients: {clients},")
     for node in NODES:
         run.message_log(node).parent.mkdir(parents=True)
     logs = [run.message_log(node).open("wb") for node in NODES]

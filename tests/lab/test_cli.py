@@ -549,8 +549,8 @@ def test_list_and_validate_show_tags(lab: FakeLab, capsys: pytest.CaptureFixture
     Path("tagged.yml").write_text(GOOD + "tags: [network, slow]\n")
     assert run("validate", "quiet.yml", "tagged.yml") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "quiet.yml: ok, quiet: 1 steps",
-        "tagged.yml: ok, quiet: 1 steps  [network, slow]",
+        "quiet.yml: ok, quiet: 1 step",
+        "tagged.yml: ok, quiet: 1 step  [network, slow]",
     ]
     assert run("list", "tagged.yml") == 0
     assert capsys.readouterr().out.splitlines()[0] == "tagged.yml  [network, slow]"

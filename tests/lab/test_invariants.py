@@ -874,7 +874,7 @@ def test_a_node_whose_disk_was_full_ends_as_it_should(run: RunDir) -> None:
     answer = judged(run, "A10")
     assert (answer.result, answer.detail) == (
         "PASS",
-        "1 nodes, 2 starts, every end asked for, 1 by a fault of their disk",
+        "1 node, 2 starts, no unexpected end, 1 by a fault of their disk",
     )
 
 

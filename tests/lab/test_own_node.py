@@ -114,7 +114,7 @@ def test_a_command_is_split_and_filled() -> None:
         ("command: 'node \"x {port}'", "cluster.command: No closing quotation"),
         ("command: [node, '{prot}']", "cluster.command: found {prot}, allowed {config}, {id}, {host}, {port}"),
         ("command: node {id}", "names neither {config} nor {port}"),
-        ("directory: x", "cluster.directory: is where command runs"),
+        ("directory: x", "cluster.directory: is the directory of command, and there is no command"),
     ],
 )
 def test_a_command_that_makes_no_sense_is_refused(cluster: str, words: str) -> None:

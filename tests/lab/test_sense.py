@@ -79,7 +79,7 @@ WRONG = {
     ),
     "delivering more than is sent": (
         steps("wait: {for: delivered, count: 2}"),
-        "steps[0].wait: never comes true: the scenario sends 1 messages",
+        "steps[0].wait: never comes true: the scenario sends 1 message",
     ),
     "acknowledging more than is sent": (
         steps("sleep: 1s") + "expectations: [{acknowledged: 2}]",
