@@ -69,6 +69,18 @@ def choose(
     return chosen, mistakes
 
 
+def find(word: str, homes: Sequence[Path]) -> Path:
+    """Return the one file that a word names, as in choose().
+
+    Raises:
+        ConfigError: it names nothing, or a directory, or all.
+    """
+    paths, single = _paths(word, homes, ())
+    if not single:
+        raise ConfigError(f"{word}: stands for {len(paths)} scenarios, allowed is one")
+    return paths[0]
+
+
 def _paths(word: str, homes: Sequence[Path], commands: Sequence[str]) -> tuple[list[Path], bool]:
     """Return the files that a word stands for, and whether it names a single one.
 

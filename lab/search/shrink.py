@@ -18,8 +18,9 @@ from typing import Final
 from msgspec import structs
 
 from lab import runs, values
-from lab.places import RESULTS
+from lab.places import RESULTS, SCENARIOS
 from lab.plan import scenario as plan
+from lab.plan.choosing import find
 from lab.plan.scenario import Scenario
 from lab.search.assumptions import within_assumptions
 from lab.search.draw import SIZES, draw
@@ -217,8 +218,8 @@ def report(shrunk: Shrunk, path: Path) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py shrink`."""
-    parser.add_argument("what", metavar="SEED|FILE", help="a seed whose random scenario fails, or a scenario file")
-    parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the run of FILE (the file's own seed)")
+    parser.add_argument("what", metavar="SEED|SCENARIO", help="a seed whose random scenario fails, or a scenario")
+    parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the run of SCENARIO (its own seed)")
     parser.add_argument("--nodes", metavar="N,…", type=values.sizes, default=SIZES, help="cluster sizes for SEED (3,5)")
     values.add_mutant(parser)
     parser.add_argument(
@@ -257,7 +258,7 @@ def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
         seed = int(options.what)
         return draw(seed, options.nodes), seed
     try:
-        scenario = plan.load(Path(options.what))
+        scenario = plan.load(find(options.what, SCENARIOS))
     except ConfigError as error:
         raise ValueError(str(error)) from None
     given: int | None = scenario.seed if options.seed is None else options.seed

@@ -291,6 +291,9 @@ def test_the_command_writes_the_small_scenario_and_says_how_to_see_it(
     ("arguments", "complaint"),
     [
         (["missing.yml"], "missing.yml"),
+        (["leader_failur"], "did you mean leader_failure?"),
+        (["leader_failure"], "so --seed is required"),
+        (["all"], "scenarios, allowed is one"),
         (["3", "--mutant", "nothing"], "mutant 'nothing', allowed: "),
         (["3", "--nodes", "3,0"], "found '0', allowed 1..9, joined by commas"),
         (["3", "--seed", "x"], "found 'x', allowed 0.."),
