@@ -17,8 +17,8 @@ from lab.steps.outlook import DOWN, UP, State
 from lab.steps.step import Effect, Fault, Needs
 from lab.words import Target
 
-TORN_PATIENCE_S, TORN_LOOK_S = 5.0, 0.01
-"""How long, and how often, a torn power loss looks for a log entry that is not synced."""
+TORN_PATIENCE_S, TORN_TRY_S, TORN_LOOK_S = 5.0, 0.25, 0.01
+"""How long, how long at a time, and how often a torn power loss looks for a log entry that is not synced."""
 MID_WRITE_OPERATIONS = 12
 """A power loss in the middle of a write comes within this many disk operations."""
 MID_WRITE_PATIENCE_S = 5.0
@@ -83,11 +83,21 @@ class PowerLoss(Fault, frozen=True):
 
 
 async def _wait_for_tears(run: Run, machines: Sequence[Machine]) -> None:
-    """Stop all fdatasyncs, and wait until an entry of each WAL waits for its fdatasync, at most TORN_PATIENCE_S."""
-    for machine in machines:
-        machine.order(hang=True)
+    """Stop all fdatasyncs until an entry of each WAL waits for its fdatasync, at most TORN_PATIENCE_S.
+
+    A leader that hangs sends nothing more. If a follower has synced all that it got until then, another try is needed.
+    """
     until = run.now() + TORN_PATIENCE_S
-    while not all(each.tearable() for each in machines) and run.now() < until:
+    while True:
+        for machine in machines:
+            machine.order(hang=True)
+        again = run.now() + TORN_TRY_S
+        while not (tears := all(each.tearable() for each in machines)) and run.now() < again:
+            await asyncio.sleep(TORN_LOOK_S)
+        if tears or run.now() >= until:
+            return
+        for machine in machines:
+            machine.order(hang=False)
         await asyncio.sleep(TORN_LOOK_S)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from lab.course.damage import draw_rot, draw_tear, file_name, lost_place
 from lab.course.simfiles import SimFiles
-from lab.steps import Disk
+from lab.steps import Disk, power_loss
 from lab.steps.damage import Causes
+from lab.steps.machine import Machine, Run
 from lab.words import Duration
 from nodeproc.core.events import MessageLogRepaired, TornTailDropped
 from nodeproc.disk import wal
@@ -209,3 +214,24 @@ def test_damage_stays_when_writes_work_again_and_goes_with_a_start_or_the_disk()
     found = causes(rot="wal")
     found.forget(1)
     assert found.why(1, CORRUPTION, 2) is None
+
+
+class Hanging:
+    """A machine whose log has an entry without its fdatasync only from the second time on that fdatasyncs stop."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+
+    def order(self, *, hang: bool) -> None:
+        self.stops += hang
+
+    def tearable(self) -> bool:
+        return self.stops > 1
+
+
+def test_a_torn_power_loss_tries_again_if_a_log_has_nothing_to_tear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader that hangs sends nothing more, so a follower that has synced everything would wait in vain."""
+    monkeypatch.setattr(power_loss, "TORN_TRY_S", 0.0)
+    machine, run = Hanging(), SimpleNamespace(now=time.monotonic)
+    asyncio.run(power_loss._wait_for_tears(cast(Run, run), [cast(Machine, machine)]))
+    assert machine.stops == 2
