@@ -23,7 +23,7 @@ from lab.live.inside.ledger import Ledger, NameChange
 from lab.live.powerloss import as_simulated, lose_power, tearable
 from lab.steps.orders import NEVER, Counts, Orders
 from nodeproc.core.events import TornTailDropped
-from nodeproc.disk.files import File, Files
+from nodeproc.disk.files import File, Files, RealFile
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import WriteFailed
 from tests.nodeproc.disks import CHECKPOINT, FIRST, IDENTITY, LINES, Scribe, all_lines, everything
@@ -143,6 +143,25 @@ def test_a_disk_that_hangs_makes_nothing_durable_until_it_answers(disk: Disk) ->
     disk.order(hang=False)
     syncing.join()
     assert disk.ledger.synced(disk.ledger.names["a"]) == 2
+
+
+def test_a_sync_that_was_under_way_when_the_disk_began_to_hang_does_not_return(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an entry could become durable between the moment it is found waiting and the power loss."""
+    file = disk.files.open("a", create=True)
+    file.append([b"1"])
+    number = disk.ledger.names["a"]
+    seen: list[int] = []
+
+    def look(_: float) -> None:
+        seen.append(disk.ledger.synced(number))
+        disk.order(hang=False)
+
+    monkeypatch.setattr(RealFile, "sync", lambda self: disk.order(hang=True))
+    monkeypatch.setattr("lab.live.inside.faulty_files.time.sleep", look)
+    file.sync()
+    assert (seen, disk.ledger.synced(number)) == ([0], 1)
 
 
 DIES = """

@@ -60,11 +60,15 @@ class FaultyFile(RealFile):
             until = time.monotonic() + orders.slow_s
             while (left := until - time.monotonic()) > 0 and files.orders().slow_s:  # Healed, it answers at once.
                 time.sleep(min(left, HANG_POLL_S))
-        while files.orders().hang:
-            time.sleep(HANG_POLL_S)
+        self._hang()
         size = self.size()  # What comes behind it while the system writes may or may not be durable.
         super().sync()
+        self._hang()  # An fdatasync that was under way when the order came does not return either.
         files.became_durable(self.number, size)
+
+    def _hang(self) -> None:
+        while self._files.orders().hang:
+            time.sleep(HANG_POLL_S)
 
     def truncate(self, size: int) -> None:
         if self._files.dies(self._files.begin()):
