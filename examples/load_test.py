@@ -65,10 +65,10 @@ async def send(address: Address, texts: list[str], per_second: float) -> Sent:
 
 async def delivered(address: Address, first_seq: int, last_seq: int) -> list[Line]:
     """Return the messages first_seq..last_seq as this node has delivered them, other clients' among them."""
-    lines: list[Line] = []
+    lines, decode = list[Line](), msgspec.json.Decoder(Line).decode
     async with asyncio.timeout(PATIENCE_S), ChatClient([address], client_id=9999, settings=SETTINGS) as client:
         async for shown in client.subscribe(first_seq):
-            lines += map(msgspec.json.Decoder(Line).decode, shown.lines.splitlines())
+            lines += map(decode, shown.lines.splitlines())
             if lines[-1].seq_no >= last_seq:
                 break
     return lines

@@ -9,7 +9,7 @@ from lab.bench import floor
 from lab.bench.figures import Collected
 from lab.bench.runs import LEADER_OF_THREE, Ran, Runs
 from lab.plan.scenario import Cluster, Load
-from lab.words import Duration, Target
+from lab.words import Duration, Target, counted
 
 WINDOW = 20_000
 """Messages in flight of one client, for a pipelined load."""
@@ -35,7 +35,7 @@ class Pipelined:
     @property
     def name(self) -> str:
         size = f"{self.size} B" if self.size < 1024 else f"{self.size >> 10} KiB"
-        people = "1 client" if self.clients == 1 else f"{self.clients} clients"
+        people = counted(self.clients, "client")
         nodes = "" if self.nodes == 3 else f", {self.nodes} nodes"
         durability = "" if self.durability == "fsync" else ", durability os"
         return f"{size}, {people} {self.where}{nodes}{durability}"
@@ -101,7 +101,7 @@ def _amplification(ran: Ran) -> float:
 def closed(into: Collected, runs: Runs, quick: bool) -> None:
     """Measure clients with one message in flight each: one on the leader, or many on all nodes."""
     for clients in (1, 64) if quick else (1, 16, 64, 1000):
-        name = "1 client" if clients == 1 else f"{clients} clients"
+        name = counted(clients, "client")
         via: Target = LEADER_OF_THREE if clients == 1 else "all"
         duration = Duration(2 if quick else 4)
         ran = runs.load("bench_closed", Load(clients=clients, in_flight=1, duration=duration, via=via))

@@ -166,10 +166,13 @@ class HistoryStory:
 
 def _total(load: dict[str, object], *names: str) -> int:
     """The sum of these totals of meta.json; -1 if one is not a number."""
-    totals = [load.get(name, 0) for name in names]
-    return (
-        sum(each for each in totals if isinstance(each, int)) if all(isinstance(each, int) for each in totals) else -1
-    )
+    total = 0
+    for name in names:
+        value = load.get(name, 0)
+        if not isinstance(value, int):
+            return -1
+        total += value
+    return total
 
 
 # ---- the events --------------------------------------------------------------------------------------

@@ -168,6 +168,20 @@ async def until(seen: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
+def fails_behind_a_stop(member: Member, chosen: Callable[[str, str], bool]) -> tuple[threading.Event, threading.Event]:
+    """Let the chosen disk operations, in a thread, begin (the first event), wait for the second event, and fail."""
+    began, stopped = threading.Event(), threading.Event()
+
+    def fail(what: str, name: str) -> None:
+        if chosen(what, name):
+            began.set()
+            stopped.wait(TOO_LONG_S)
+            raise OSError(errno.EIO, "Input/output error")
+
+    member.files.on_operation = fail
+    return began, stopped
+
+
 @pytest.mark.parametrize("durability", ["fsync", "os"])
 def test_a_message_is_ordered_delivered_and_acknowledged(tmp_path: Path, durability: str) -> None:
     async def story() -> None:
@@ -365,15 +379,7 @@ def test_a_checkpoint_that_fails_behind_the_stop_is_no_clean_end(tmp_path: Path)
         async with running(tmp_path) as member:
             client = await Chatter.open(member.port)
             await client.chat(1, "kept")
-            began, stopped = threading.Event(), threading.Event()
-
-            def fail(what: str, name: str) -> None:
-                if name == checkpoint.ASIDE:
-                    began.set()
-                    stopped.wait(TOO_LONG_S)
-                    raise OSError(errno.EIO, "Input/output error")
-
-            member.files.on_operation = fail
+            began, stopped = fails_behind_a_stop(member, lambda what, name: name == checkpoint.ASIDE)
             member.runtime.checkpoint_soon()
             await until(began.is_set)
             member.runtime.stop("test")
@@ -407,15 +413,7 @@ def test_a_sync_that_fails_behind_the_stop_is_no_clean_end(tmp_path: Path) -> No
         async with running(tmp_path) as member:
             client = await Chatter.open(member.port)
             await client.chat(1, "kept")
-            began, stopped = threading.Event(), threading.Event()
-
-            def fail(what: str, name: str) -> None:
-                if what == "sync":
-                    began.set()
-                    stopped.wait(TOO_LONG_S)
-                    raise OSError(errno.EIO, "Input/output error")
-
-            member.files.on_operation = fail
+            began, stopped = fails_behind_a_stop(member, lambda what, name: what == "sync")
             client.say({"type": "CHAT", "first": 2, "payloads": ["lost"]})
             await until(began.is_set)
             member.runtime.stop("test")
