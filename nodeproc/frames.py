@@ -54,6 +54,8 @@ class PeerHello(Struct, frozen=True, tag_field="type", tag="PEER_HELLO"):
     """The ids of all members in the node's configuration, ascending."""
     least: int = 0
     """The oldest version that this node supports; 0: only `version`."""
+    change: tuple[Term, int] = (0, 0)
+    """The version of the identity: the term in which it was readmitted, the number within the term. Rule: M4."""
 
 
 class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE"):
@@ -66,6 +68,8 @@ class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE")
     proof: str
     version: int = 0
     """The newest version that this node supports."""
+    change: tuple[Term, int] = (0, 0)
+    """The version of the identity, as in PEER_HELLO."""
 
 
 class PeerProof(Struct, frozen=True, tag_field="type", tag="PEER_PROOF"):

@@ -87,7 +87,7 @@ class Runtime:
             rng,
             config.limits,
             tls,
-            lambda who: node.identity_refusal(who.peer, who.identity, who.rebuilding),
+            lambda who: node.identity_refusal(who.peer, who.shown, who.rebuilding),
             TIMEOUTS * config.election_timeout_ms / 1000,
         )
         self._entrance = Entrance(
@@ -323,7 +323,7 @@ class Runtime:
             config.members,
             config.cluster_id,
             config.secret,
-            state.identity,
+            state.shown,
             state.rebuilding,
             state.promises(),
         )

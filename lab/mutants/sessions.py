@@ -102,12 +102,12 @@ def wiped_disk_votes(patch: Patch) -> None:
     def recover(cls: type[Node], config: CoreConfig, recovered: Recovered, now: float, rng: Random, seal: Seal) -> Node:
         return right(config, replace(recovered, rebuilding=False), now, rng, seal)
 
-    def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: Effects) -> bool:
+    def admit(state: NodeState, peer: NodeId, shown: Known, rebuilding: bool, fx: Effects) -> bool:
         state.unknown_members.discard(peer)
         state.learners.discard(peer)
         known = state.identities.get(peer)
-        if known is None or known.identity != identity:
-            membership.remember(state, peer, Known(identity), fx)
+        if known is None or known.identity != shown.identity:
+            membership.remember(state, peer, shown, fx)
         return True
 
     patch.set(Node, "recover", classmethod(recover))
@@ -209,8 +209,13 @@ def members_sent_once(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
-@SESSIONS.add("M4", "MEMBERS replaces known identities, even by older ones.", "liveness")
-def older_members_taken(patch: Patch) -> None:
+@SESSIONS.add("M4", "A readmitted node does not show in a handshake that it was readmitted.", "liveness")
+def readmission_not_shown(patch: Patch) -> None:
+    patch.set(NodeState, "shown", property(lambda state: Known(state.identity)))
+
+
+@SESSIONS.add("M4", "The identity shown last replaces the known one, even if it is older.")
+def older_identity_believed(patch: Patch) -> None:
     patch.set(Known, "newer_than", lambda self, other: self != other)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
 
 from lab.search.explore_node import Locals, Numbers, Outcome, View, Violation, identity
-from nodeproc.core.messages import Batch, LinkDown, LinkUp, NodeId, Position, Record, Term, TermIs, VoteRequest
+from nodeproc.core.messages import Batch, Known, LinkDown, LinkUp, NodeId, Position, Record, Term, TermIs, VoteRequest
 from nodeproc.core.state import FOREVER
 
 World: TypeAlias = tuple[int, ...]
@@ -86,8 +86,8 @@ class Clusters:
         assert self._queues.of((), ()) == EMPTY
         self._pushed: dict[tuple[int, int], int] = {}
         self._alike: dict[tuple[int, int], bool] = {}
-        self._up = {a: self.locals.message(LinkUp(identity(a), False, True)) for a in self.ids}
-        self._in = {a: self.locals.message(LinkUp(identity(a), False, False)) for a in self.ids}
+        self._up = {a: self.locals.message(LinkUp(Known(identity(a)), False, True)) for a in self.ids}
+        self._in = {a: self.locals.message(LinkUp(Known(identity(a)), False, False)) for a in self.ids}
         self._down = self.locals.message(LinkDown())
 
     # ---- the initial state ----------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class SimNode:
 
     def refuses(self, peer: SimNode) -> bool:
         """Return whether this node's handshake refuses the peer's data directory; report a refusal once. Rule: M4."""
-        refused = self.core.identity_refusal(peer.node, peer.identity, peer.core.state.rebuilding)
+        refused = self.core.identity_refusal(peer.node, peer.core.state.shown, peer.core.state.rebuilding)
         if refused is not None and self._refused.get(peer.node) != refused:
             self._refused[peer.node] = refused
             self.emit([refused])
@@ -144,7 +144,7 @@ class SimNode:
     def link_up(self, peer: NodeId, *, dialled: bool) -> LinkUp:
         """Return what the peer learns from this node's handshake. dialled: the peer opened the link. Rule: M6."""
         promised = self.core.state.promises().get(peer, NOTHING)
-        return LinkUp(self.identity, self.core.state.rebuilding, dialled, promised)
+        return LinkUp(self.core.state.shown, self.core.state.rebuilding, dialled, promised)
 
     def connect(self, protocol: asyncio.BaseProtocol) -> tuple[SimTransport, asyncio.BaseProtocol]:
         """Accept a client's connection; return the client's end."""

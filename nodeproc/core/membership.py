@@ -28,8 +28,8 @@ from nodeproc.core.state import Candidate, Follower, Leader, NodeState, Progress
 
 def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effects) -> None:
     """Check the identity of the peer on a new link and send it the messages that were due. Rule: M1, M4, R1."""
-    state.presented[peer] = msg.identity
-    admitted = admit(state, peer, msg.identity, msg.rebuilding, fx)
+    state.presented[peer] = msg.shown.identity
+    admitted = admit(state, peer, msg.shown, msg.rebuilding, fx)
     role = state.role
     if isinstance(role, Leader):
         unsync(role.progress[peer])
@@ -138,7 +138,7 @@ def await_members(state: NodeState, until: float, now: float, fx: Effects) -> No
 # ---- identities -------------------------------------------------------------------------------------
 
 
-def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: Effects) -> bool:
+def admit(state: NodeState, peer: NodeId, shown: Known, rebuilding: bool, fx: Effects) -> bool:
     """Decide whether a peer is a full member, a learner, or refused; return False if it is refused. Rule: M4.
 
     A peer that is started with --rebuild and has the identity on record was readmitted already, without knowing it: it
@@ -146,30 +146,30 @@ def admit(state: NodeState, peer: NodeId, identity: str, rebuilding: bool, fx: E
     """
     known = state.identities.get(peer)
     state.unknown_members.discard(peer)
-    refused = identity_refusal(state, peer, identity, rebuilding)
+    refused = identity_refusal(state, peer, shown, rebuilding)
     if refused is not None:
         state.unknown_members.add(peer)  # hit: M4 an unknown member is refused
         fx.emit.append(refused)
         return False
-    if rebuilding and (known is None or known.identity != identity):
+    if rebuilding and (known is None or known.identity != shown.identity):
         state.learners.add(peer)  # hit: M4 a declared rebuild is admitted without vote
         return True
-    if known is None:
-        remember(state, peer, Known(identity), fx)
+    if shown.newer_than(known):
+        remember(state, peer, shown, fx)  # hit: M4 a readmission is learnt from the readmitted node itself
     state.learners.discard(peer)
     return True
 
 
-def identity_refusal(state: NodeState, peer: NodeId, identity: str, rebuilding: bool) -> UnknownMemberRefused | None:
-    """Return why a peer with this data directory is refused, or None if it is not. Rule: M4.
+def identity_refusal(state: NodeState, peer: NodeId, shown: Known, rebuilding: bool) -> UnknownMemberRefused | None:
+    """Return why a peer that shows this data directory is refused, or None if it is not. Rule: M4.
 
     The transport calls this at the end of each handshake, so that an unknown member cannot replace the link of the
     known one.
     """
     known = state.identities.get(peer)
-    if rebuilding or known is None or known.identity == identity:
+    if rebuilding or known is None or known.identity == shown.identity or shown.newer_than(known):
         return None
-    return UnknownMemberRefused(peer, known.identity, identity)
+    return UnknownMemberRefused(peer, known.identity, shown.identity)
 
 
 def stale_data(state: NodeState, promised: Promised, by: NodeId) -> str:
@@ -202,7 +202,10 @@ def on_promises(state: NodeState, msg: Promises) -> None:
 
 
 def remember(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:
-    """Record the data directory of a member durably. Rule: M4."""
+    """Record the data directory of a member durably, and drop what another one has promised. Rule: M4."""
+    before = state.identities.get(member)
+    if before is not None and before.identity != known.identity:
+        state.promised.pop(member, None)
     state.identities[member] = known
     state.persist(fx, Met(member, known))
 
@@ -236,7 +239,6 @@ def _readmit(state: NodeState, leader: Leader, peer: NodeId, now: float, fx: Eff
     before = state.identities.get(peer)
     change = before.change + 1 if before is not None and before.term == state.term else 1
     remember(state, peer, Known(state.presented[peer], state.term, change), fx)
-    state.promised.pop(peer, None)
     state.learners.discard(peer)
     fx.emit.append(NodeReadmitted(peer, state.term))
     for other, progress in leader.progress.items():
@@ -254,6 +256,7 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
     for member, known in sorted(msg.identities.items()):
         if member == state.node_id:
             if state.rebuilding and not state.readmission and known.identity == state.identity:
+                remember(state, member, known, fx)
                 state.readmission = state.persist(fx, Readmitted(state.term))  # hit: M4 MEMBERS ends our own rebuild
             continue
         own = state.identities.get(member)
@@ -261,7 +264,6 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
             state.rebuilding and own is not None and known != own and not own.newer_than(known)
         ):
             remember(state, member, known, fx)
-            state.promised.pop(member, None)
         if member not in state.presented:
             continue
         if state.presented[member] == state.identities[member].identity:

@@ -379,7 +379,8 @@ class Refuse(Struct, frozen=True, tag_field="type", tag="REFUSE"):
 class LinkUp(Struct, frozen=True):
     """A link to or from this peer was opened, and both ends have authenticated. Rule: M3, R1."""
 
-    identity: str
+    shown: Known
+    """The identity of the peer's data directory, as the peer showed it in the handshake."""
     rebuilding: bool
     outgoing: bool
     """True: frames can be sent to the peer from now on. False: its frames arrive over a new link from now on."""

@@ -32,6 +32,7 @@ from nodeproc.core.messages import (
     HeartbeatAck,
     Join,
     JoinAck,
+    Known,
     LinkDown,
     LinkUp,
     Members,
@@ -265,9 +266,9 @@ class Node:
             return {}
         return {peer: (progress.live, progress.matched) for peer, progress in role.progress.items()}
 
-    def identity_refusal(self, peer: NodeId, identity: str, rebuilding: bool) -> UnknownMemberRefused | None:
+    def identity_refusal(self, peer: NodeId, shown: Known, rebuilding: bool) -> UnknownMemberRefused | None:
         """Return why a link to or from a peer with this data directory is refused; None if it is not. Rule: M4."""
-        return membership.identity_refusal(self.state, peer, identity, rebuilding)
+        return membership.identity_refusal(self.state, peer, shown, rebuilding)
 
     def snapshot(self) -> Snapshot:
         """Return the state for a checkpoint: as of delivered_seq, with every promise that was written. Rule: K4."""

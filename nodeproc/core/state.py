@@ -325,6 +325,11 @@ class NodeState:
         if peer in self.links:
             fx.send.append((peer, message))
 
+    @property
+    def shown(self) -> Known:
+        """The identity that this node shows in a handshake, with its version if it was ever readmitted. Rule: M4."""
+        return self.identities.get(self.node_id, Known(self.identity))
+
     def send_members(self, fx: Effects, peer: NodeId) -> None:
         """Send MEMBERS to a peer if the data directory of any member has ever changed. Rule: M4."""
         if any(known.term for known in self.identities.values()):

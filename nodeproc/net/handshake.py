@@ -28,15 +28,14 @@ from typing import Final, Literal
 
 import msgspec
 
-from nodeproc.core.messages import NOTHING, NodeId, Promised
+from nodeproc.core.messages import NOTHING, Known, NodeId, Promised
 from nodeproc.errors import LinkRefused
 from nodeproc.frames import PeerChallenge, PeerHello, PeerProof, PeerWelcome
 
-VERSION: Final = 3
-"""Version of the frames between nodes."""
-OLDEST: Final = 3
-"""The oldest accepted version: VERSION - 1 from version 4 on. Version 2 did not send the versions that a node supports.
-"""
+VERSION: Final = 4
+"""Version of the frames between nodes. Version 4 added `change` to PEER_HELLO and PEER_CHALLENGE."""
+OLDEST: Final = VERSION - 1
+"""The oldest accepted version."""
 
 NONCE_BYTES: Final = 16
 
@@ -49,7 +48,7 @@ class Credentials:
     members: tuple[NodeId, ...]
     cluster: str
     secret: str
-    identity: str
+    shown: Known
     rebuilding: bool
     promised: Mapping[NodeId, Promised] = field(default_factory=dict)
     """The known promises of each member (M6)."""
@@ -63,7 +62,7 @@ class Proven:
     """
 
     peer: NodeId
-    identity: str
+    shown: Known
     rebuilding: bool
     promised: Promised = NOTHING
 
@@ -77,7 +76,10 @@ class Dialling:
 
     def __init__(self, own: Credentials, peer: NodeId, nonce: str) -> None:
         self._own, self._peer = own, peer
-        self.hello = PeerHello(VERSION, own.cluster, own.node, own.identity, own.rebuilding, nonce, own.members, OLDEST)
+        identity, change = own.shown.identity, own.shown[1:]
+        self.hello = PeerHello(
+            VERSION, own.cluster, own.node, identity, own.rebuilding, nonce, own.members, OLDEST, change
+        )
 
     def on_challenge(self, challenge: PeerChallenge, channel: str = "") -> tuple[PeerProof, Proven]:
         """Return the proof to be sent, and the proven node at the other end.
@@ -97,7 +99,7 @@ class Dialling:
             raise LinkRefused("it does not know this cluster's secret")
         known = self._own.promised.get(self._peer, NOTHING)
         proof = PeerProof(_proof("dial", self._own.secret, channel, self.hello, challenge).decode(), known)
-        return proof, Proven(challenge.node, challenge.identity, challenge.rebuilding)
+        return proof, Proven(challenge.node, Known(challenge.identity, *challenge.change), challenge.rebuilding)
 
 
 class Accepting:
@@ -137,7 +139,8 @@ class Accepting:
             )
         if len(hello.nonce) != 2 * NONCE_BYTES:
             raise LinkRefused(f"a nonce of {len(hello.nonce)} digits, allowed {2 * NONCE_BYTES}")
-        unproven = PeerChallenge(own.node, own.identity, own.rebuilding, self._nonce, "", VERSION)
+        identity, change = own.shown.identity, own.shown[1:]
+        unproven = PeerChallenge(own.node, identity, own.rebuilding, self._nonce, "", VERSION, change)
         proof = _proof("accept", own.secret, self._channel, hello, unproven).decode()
         self._hello = hello
         self._challenge = msgspec.structs.replace(unproven, proof=proof)
@@ -155,7 +158,7 @@ class Accepting:
         wanted = _proof("dial", self._own.secret, self._channel, hello, self._challenge)
         if not hmac.compare_digest(wanted, proof.proof.encode()):
             raise LinkRefused("it does not know this cluster's secret")
-        return Proven(hello.node, hello.identity, hello.rebuilding, proof.promised)
+        return Proven(hello.node, Known(hello.identity, *hello.change), hello.rebuilding, proof.promised)
 
     def welcome(self, who: Proven) -> PeerWelcome:
         """Return the answer to a peer that is accepted."""
@@ -170,5 +173,8 @@ def _proof(
     role: Literal["dial", "accept"], secret: str, channel: str, hello: PeerHello, challenge: PeerChallenge
 ) -> bytes:
     """Return the proof, 64 hex digits. It covers everything that was sent except the proof itself, as JSON."""
-    said = (role, channel, hello, msgspec.structs.replace(challenge, proof=""))
-    return hmac.digest(secret.encode(), msgspec.json.encode(said), "sha256").hex().encode()
+    said = [msgspec.to_builtins(frame) for frame in (hello, msgspec.structs.replace(challenge, proof=""))]
+    if min(hello.version, challenge.version) < 4:
+        for fields in said:
+            del fields["change"]
+    return hmac.digest(secret.encode(), msgspec.json.encode((role, channel, *said)), "sha256").hex().encode()

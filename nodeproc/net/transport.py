@@ -168,7 +168,7 @@ class Links:
         """
         self.examine(who)
         known = self._dialled[who.peer].known_identity
-        if who.rebuilding and known not in ("", who.identity):
+        if who.rebuilding and known not in ("", who.shown.identity):
             raise LinkRefused(
                 f"node_{who.peer} is alive with data directory {known}: end that process before a --rebuild"
             )
@@ -182,7 +182,7 @@ class Links:
             older.drop()
         self._refusals.pop(who.peer, None)
         self._dialled[who.peer].hurry()
-        self.take(who.peer, LinkUp(who.identity, who.rebuilding, False, who.promised))
+        self.take(who.peer, LinkUp(who.shown, who.rebuilding, False, who.promised))
 
     def gone(self, accepted: Accepted, peer: NodeId | None) -> None:
         self._unproven.pop(accepted, None)
@@ -465,10 +465,10 @@ class Outgoing:
         self._links.examine(who)
 
     def _set_up(self, connection: Dialled, who: Proven) -> None:
-        self._connection, self._identity = connection, who.identity
+        self._connection, self._identity = connection, who.shown.identity
         self._up = True
         self._report_connected()
-        self._links.take(self._peer, LinkUp(who.identity, who.rebuilding, True, who.promised))
+        self._links.take(self._peer, LinkUp(who.shown, who.rebuilding, True, who.promised))
 
     def _report_connected(self) -> None:
         self._complained = False

@@ -18,6 +18,7 @@ from nodeproc.core.messages import (
     START,
     Batch,
     Envelope,
+    Known,
     Line,
     LinkDown,
     LinkUp,
@@ -198,8 +199,9 @@ class Cluster:
     def _open(self, near: NodeId, far: NodeId, outgoing: bool) -> None:
         """Return the LinkUp that a node's transport reports for a peer whose link was opened."""
         node = self.members[far].node
+        shown = node.state.shown if node else Known(self.members[far].disk.identity)
         promised = node.state.promises().get(near, NOTHING) if node else NOTHING
-        self.step(near, far, LinkUp(self.members[far].disk.identity, self._rebuilding(far), outgoing, promised))
+        self.step(near, far, LinkUp(shown, self._rebuilding(far), outgoing, promised))
 
     def put_back(self, node_id: NodeId, copy: Disk) -> None:
         """Give a killed node an older copy of its data directory: the disk's `ops` and `delivered` of that time."""

@@ -16,6 +16,7 @@ from nodeproc.core.messages import (
     Envelope,
     Heartbeat,
     Input,
+    Known,
     LinkDown,
     LinkUp,
     Mark,
@@ -120,8 +121,8 @@ class Single:
     def link(self, peer: NodeId, identity: str = "", *, rebuilding: bool = False) -> Effects:
         """Open both directions."""
         name = identity or f"disk-{peer}"
-        fx = self.give(peer, LinkUp(name, rebuilding, True))
-        fx.merge(self.give(peer, LinkUp(name, rebuilding, False)))
+        fx = self.give(peer, LinkUp(Known(name), rebuilding, True))
+        fx.merge(self.give(peer, LinkUp(Known(name), rebuilding, False)))
         return fx
 
     def unlink(self, peer: NodeId) -> Effects:

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from nodeproc.core.messages import START, Election, LinkUp, Ok
+from nodeproc.core.messages import START, Election, Known, LinkUp, Ok
 from tests.core.cluster import Cluster
 from tests.core.single import Single, peers_sent, sent
 
@@ -32,16 +32,16 @@ def test_a_peer_whose_way_to_us_opens_during_our_poll_is_asked_again() -> None:
     """Rule: E1. Its answer to the first question was lost on the way."""
     single = Single(2, (1, 2, 3), links=False)
     for peer, outgoing in ((1, True), (1, False), (3, True)):
-        single.give(peer, LinkUp(f"disk-{peer}", False, outgoing))
+        single.give(peer, LinkUp(Known(f"disk-{peer}"), False, outgoing))
     poll = single.poll()
-    again = single.give(3, LinkUp("disk-3", False, False))
+    again = single.give(3, LinkUp(Known("disk-3"), False, False))
     assert [(to, question.poll) for to, question in again.send if isinstance(question, Election)] == [(3, poll)]
 
 
 def test_a_peer_that_has_answered_our_poll_is_not_asked_again() -> None:
     single = Single(2, (1, 2, 3))
     single.give(3, Ok(single.poll(), True))
-    assert sent(single.give(3, LinkUp("disk-3", False, False)), Election) == []
+    assert sent(single.give(3, LinkUp(Known("disk-3"), False, False)), Election) == []
 
 
 def test_a_node_that_just_started_asks_the_highest_node_too_before_it_polls() -> None:

@@ -293,7 +293,7 @@ def test_heartbeat_ack_and_appended_keep_a_leader(kind: type[HeartbeatAck] | typ
         Support(1),
         Vote(1),
         Submit("s", 101, 0, 1, ("a",)),
-        LinkUp("disk-1", False, True),
+        LinkUp(Known("disk-1"), False, True),
     ],
     ids=lambda frame: type(frame).__name__,
 )

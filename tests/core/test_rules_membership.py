@@ -41,9 +41,11 @@ from tests.core.single import Single, events, peers_sent, sent, stretch, written
 def test_a_starting_node_announces_itself_with_its_position_to_each_peer_whose_link_opens() -> None:
     """Rule: M1."""
     single = Single(log=stretch(4, 0, 3), links=False)
-    assert sent(single.give(1, LinkUp("disk-1", False, True)), Join, to=1) == [Join(Position(4, 3))]
-    assert sent(single.give(3, LinkUp("disk-3", False, True)), Join, to=3) == [Join(Position(4, 3))]
-    assert not sent(single.give(3, LinkUp("disk-3", False, False)), Join), "over an incoming link nothing can be sent"
+    assert sent(single.give(1, LinkUp(Known("disk-1"), False, True)), Join, to=1) == [Join(Position(4, 3))]
+    assert sent(single.give(3, LinkUp(Known("disk-3"), False, True)), Join, to=3) == [Join(Position(4, 3))]
+    assert not sent(single.give(3, LinkUp(Known("disk-3"), False, False)), Join), (
+        "over an incoming link nothing can be sent"
+    )
 
 
 def test_a_node_that_has_heard_a_leader_announces_itself_no_more() -> None:
@@ -177,7 +179,7 @@ def test_a_restarted_node_with_a_longer_log_of_its_own_follows_the_leader_that_l
 def test_nothing_is_sent_to_a_peer_before_both_ends_have_proven_themselves() -> None:
     """The handshake is the transport's; LinkUp tells that it succeeded. Rule: M3."""
     single = Single(links=False)
-    single.give(1, LinkUp("disk-1", False, True))
+    single.give(1, LinkUp(Known("disk-1"), False, True))
     single.wait(5.0)
     single.give(3, Election(9, START, 3, 1))
     assert {peer for peer, _ in single.all.send} == {1}
@@ -189,8 +191,8 @@ def test_nothing_is_sent_to_a_peer_before_both_ends_have_proven_themselves() -> 
 def test_the_identity_first_met_for_a_member_is_remembered_on_disk() -> None:
     """Rule: M4."""
     single = Single(links=False)
-    assert written(single.give(1, LinkUp("blue", False, True)), Met) == [Met(1, Known("blue"))]
-    assert not written(single.give(1, LinkUp("blue", False, True)), Met), "once is enough"
+    assert written(single.give(1, LinkUp(Known("blue"), False, True)), Met) == [Met(1, Known("blue"))]
+    assert not written(single.give(1, LinkUp(Known("blue"), False, True)), Met), "once is enough"
 
 
 def test_another_identity_under_a_known_id_is_refused_and_nothing_of_it_is_taken() -> None:
@@ -244,7 +246,7 @@ def test_a_leader_sends_nothing_to_a_peer_that_returns_as_an_unknown_member() ->
     single.lead()
     single.caught_up(1)
     single.caught_up(3)
-    single.give(3, LinkUp("another", False, False))
+    single.give(3, LinkUp(Known("another"), False, False))
     assert peers_sent(single.submit("s", 1, "a"), Append) == [1]
     assert single.node.progress()[3] == (False, START)
 
@@ -404,9 +406,9 @@ def test_a_node_that_has_not_heard_of_its_readmission_is_a_member_to_those_that_
     single = Single()
     single.lead()
     single.give(1, Members({1: Known("new", 1, 1)}))
-    assert not events(single.give(1, LinkUp("new", True, True)), UnknownMemberRefused)
+    assert not events(single.give(1, LinkUp(Known("new"), True, True)), UnknownMemberRefused)
     assert not single.state.learners
-    single.give(1, LinkUp("newer", True, True))
+    single.give(1, LinkUp(Known("newer"), True, True))
     assert single.state.learners == {1}, "another disk is another matter"
 
 
@@ -440,6 +442,59 @@ def test_a_rebuilt_node_votes_only_when_its_readmission_is_durable() -> None:
     assert single.state.rebuilding
     single.sync()
     assert not single.state.rebuilding
+
+
+def test_a_readmitted_node_notes_and_shows_the_version_of_its_identity() -> None:
+    """Rule: M4."""
+    single = Single(rebuilding=True)
+    assert single.state.shown == Known("disk-2")
+    fx = single.give(1, Members({2: Known("disk-2", 3, 1)}))
+    assert written(fx, Met) == [Met(2, Known("disk-2", 3, 1))]
+    assert single.state.shown == Known("disk-2", 3, 1)
+
+
+def test_a_member_whose_readmission_nobody_else_knows_any_more_is_believed() -> None:
+    """Rule: M4. The leader that readmitted it may have lost its own note of it, or its disk."""
+    single = Single()
+    fx = single.give(3, LinkUp(Known("new", 4, 1), False, True))
+    assert written(fx, Met) == [Met(3, Known("new", 4, 1))]
+    assert not events(fx, UnknownMemberRefused)
+    assert not single.state.learners
+    for older in (Known("disk-3"), Known("another", 4, 1), Known("another", 3, 9)):
+        fx = single.give(3, LinkUp(older, False, True))
+        assert [each.found for each in events(fx, UnknownMemberRefused)] == [older.identity]
+    assert single.state.identities[3] == Known("new", 4, 1)
+
+
+def test_what_a_lost_disk_has_promised_is_forgotten_when_its_successor_shows_itself() -> None:
+    """Rule: M4, M6."""
+    single = Single()
+    single.give(1, Promises({3: Promised("disk-3", 9, Position(9, 9))}))
+    single.give(3, LinkUp(Known("new", 4, 1), False, True))
+    assert 3 not in single.node.snapshot().promised
+
+
+def test_a_readmitted_node_is_a_member_to_a_node_that_no_members_has_reached() -> None:
+    """Rule: M4. The leader dies before it has notified any other."""
+    cluster = Cluster(3)
+    cluster.run(3)
+    assert cluster.leader() == 3
+
+    def lose_members(node_id: NodeId, fx: Effects) -> None:
+        fx.send = [(to, message) for to, message in fx.send if to != 2 or not isinstance(message, Members)]
+
+    cluster.on_perform = lose_members
+    cluster.kill(1)
+    cluster.wipe(1, rebuild=True)
+    cluster.start(1)
+    cluster.run(5)
+    assert not cluster.node(1).state.rebuilding
+    assert cluster.node(2).state.identities[1].identity != cluster.members[1].disk.identity
+    cluster.kill(3)
+    cluster.kill(1)
+    cluster.start(1)
+    cluster.run(5)
+    assert cluster.leader() in (1, 2)
 
 
 def test_a_node_under_rebuild_that_the_leader_names_by_its_old_identity_goes_on_rebuilding() -> None:
@@ -539,7 +594,7 @@ def test_a_node_that_hears_a_leader_starts_no_poll() -> None:
 
 
 def up(promised: Promised, identity: str = "disk-1") -> LinkUp:
-    return LinkUp(identity, False, True, promised)
+    return LinkUp(Known(identity), False, True, promised)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from nodeproc.core.messages import (
     Commit,
     Heartbeat,
     HeartbeatAck,
+    Known,
     LinkDown,
     LinkUp,
     OlderMarks,
@@ -101,8 +102,8 @@ def test_a_follower_whose_last_mark_is_of_this_term_asks_too() -> None:
 def test_a_follower_asks_again_over_a_new_link_in_either_direction(outgoing: bool) -> None:
     """Rule: R1."""
     single = follower()
-    assert sent(single.give(1, LinkUp("disk-1", False, outgoing)), CatchUp, to=1)
-    assert not sent(single.give(3, LinkUp("disk-3", False, outgoing)), CatchUp)
+    assert sent(single.give(1, LinkUp(Known("disk-1"), False, outgoing)), CatchUp, to=1)
+    assert not sent(single.give(3, LinkUp(Known("disk-3"), False, outgoing)), CatchUp)
 
 
 def test_a_catch_up_that_comes_before_the_way_back_is_open_is_answered_as_it_opens() -> None:
@@ -110,14 +111,14 @@ def test_a_catch_up_that_comes_before_the_way_back_is_open_is_answered_as_it_ope
     single = leader()
     term = single.state.term
     single.give(3, LinkDown())
-    single.give(3, LinkUp("disk-3", False, False))
+    single.give(3, LinkUp(Known("disk-3"), False, False))
     assert not sent(single.give(3, CatchUp(term, (), 0, 7)), Resume)
-    assert sent(single.give(3, LinkUp("disk-3", False, True)), Resume, to=3) == [Resume(term, START, 7)]
-    assert not sent(single.give(3, LinkUp("disk-3", False, True)), Resume), "once"
+    assert sent(single.give(3, LinkUp(Known("disk-3"), False, True)), Resume, to=3) == [Resume(term, START, 7)]
+    assert not sent(single.give(3, LinkUp(Known("disk-3"), False, True)), Resume), "once"
     single.give(3, LinkDown())
     single.give(3, CatchUp(term, (), 0, 8))
-    single.give(3, LinkUp("disk-3", False, False))
-    assert not sent(single.give(3, LinkUp("disk-3", False, True)), Resume), "over a link that is gone"
+    single.give(3, LinkUp(Known("disk-3"), False, False))
+    assert not sent(single.give(3, LinkUp(Known("disk-3"), False, True)), Resume), "over a link that is gone"
 
 
 def test_a_follower_asks_again_when_no_answer_comes() -> None:
@@ -137,7 +138,7 @@ def test_a_follower_waits_twice_as_long_for_each_further_answer_until_one_comes(
         (asked,) = sent(single.wait(0.01 + 1e-6), CatchUp, to=1)
     single.give(1, Resume(1, START, asked.request))
     assert not sent(single.wait(50.0), CatchUp)
-    single.give(1, LinkUp("disk-1", False, True))
+    single.give(1, LinkUp(Known("disk-1"), False, True))
     assert sent(single.wait(0.21), CatchUp, to=1), "as at first again"
 
 
@@ -169,7 +170,7 @@ def test_a_follower_that_believes_to_be_served_while_the_leader_waits_for_its_qu
     """The leader saw a new link and the follower did not. Rule: R1, F1."""
     cluster = Cluster(3)
     cluster.run(3)
-    cluster.step(3, 1, LinkUp("disk-1", False, True))
+    cluster.step(3, 1, LinkUp(Known("disk-1"), False, True))
     cluster.submit(3, "s", 1, "a")
     cluster.run(0.5)
     assert cluster.payloads(1) == ["a"]
@@ -218,7 +219,7 @@ def test_a_peer_that_has_not_asked_is_sent_no_records() -> None:
     """Rule: R1, R3."""
     single = leader((1,))
     assert peers_sent(single.submit("s", 1, "a"), Append) == [1]
-    single.give(1, LinkUp("disk-1", False, True))
+    single.give(1, LinkUp(Known("disk-1"), False, True))
     assert peers_sent(single.submit("s", 2, "b"), Append) == []
     assert not sent(single.give(1, HeartbeatAck(1, Position(1, 1))), Append), "an answer is no question"
 
@@ -231,7 +232,7 @@ def test_only_the_resume_that_answers_the_latest_catch_up_is_obeyed() -> None:
     single = Single(log=AT_TWO)
     single.give(1, Heartbeat(5, 0, START))
     old = single.request()
-    single.give(1, LinkUp("disk-1", False, True))
+    single.give(1, LinkUp(Known("disk-1"), False, True))
     latest = single.request()
     assert old != latest
     assert not single.give(1, Resume(5, START, old)).persist
@@ -745,7 +746,7 @@ def test_the_answer_to_a_fetch_that_is_no_longer_wanted_is_dropped() -> None:
     single = Single(log=AT_TWO, delivered=2)
     single.lead()
     (fetch,) = single.give(1, CatchUp(2, (), 0, 5)).fetch
-    single.give(1, LinkUp("disk-1", False, True))
+    single.give(1, LinkUp(Known("disk-1"), False, True))
     assert not single.node.fetched(1, fetch.token, AT_TWO, single.now).send
 
 

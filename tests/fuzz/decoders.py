@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from nodeproc.core.messages import Known
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.frames import FrameDecoder, PeerHello, PeerProof
 from nodeproc.lines import LineDecoder, decode_client_line
@@ -23,7 +24,7 @@ from nodeproc.net.nodestream import NodeStream
 from nodeproc.records import decode_entry, decode_records
 from nodeproc.session import Session
 
-CREDENTIALS: Final = Credentials(1, (1, 2), "c", "a secret that nobody says", "one", False)
+CREDENTIALS: Final = Credentials(1, (1, 2), "c", "a secret that nobody says", Known("one"), False)
 
 
 def frames(data: bytes) -> None:

@@ -22,6 +22,7 @@ from lab.live.garbage import (
     wrong_proof,
 )
 from nodeproc.config import Limits
+from nodeproc.core.messages import Known
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.frames import PREAMBLE, FrameDecoder, PeerHello, PeerProof
 from nodeproc.lines import LineDecoder, decode_client_line
@@ -35,7 +36,7 @@ def is_refused(said: bytes) -> bool:
     """Whether a node's own decoders find something wrong with it, or wait for more."""
     try:
         if said.startswith(PREAMBLE[:1]):
-            accepting = Accepting(Credentials(1, (1, 2), "chat", "secret", "x", False), "0" * 32)
+            accepting = Accepting(Credentials(1, (1, 2), "chat", "secret", Known("x"), False), "0" * 32)
             for message in FrameDecoder(4096, 0).feed(said[len(PREAMBLE) :]):
                 if isinstance(message, PeerHello):
                     accepting.on_hello(message)

@@ -67,7 +67,7 @@ def test_there_are_enough_and_no_two_have_one_name() -> None:
         "vote_though_a_leader_is_heard",
         "starting_node_waits_for_nobody",
         "returning_node_takes_the_lead",
-        "older_members_taken",
+        "readmission_not_shown",
     }
 
 

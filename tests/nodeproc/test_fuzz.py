@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nodeproc.config import Limits
+from nodeproc.core.messages import Known
 from nodeproc.errors import FrameError, LinkRefused
 from nodeproc.frames import PREAMBLE, FrameDecoder, PeerChallenge, PeerHello, PeerProof, encode_frame
 from nodeproc.lines import (
@@ -178,7 +179,7 @@ hellos = st.builds(
     st.sampled_from([0, VERSION, -1, LARGE]),
 )
 challenges = st.builds(PeerChallenge, st.sampled_from([1, 2]), words, st.booleans(), st.just("1" * 32) | words, words)
-NEVER_SAID = Credentials(1, (1, 2), "chat", "a secret that nobody says", "one", False)
+NEVER_SAID = Credentials(1, (1, 2), "chat", "a secret that nobody says", Known("one"), False)
 
 
 @FEW

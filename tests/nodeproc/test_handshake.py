@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import replace
 from typing import Any
 from zlib import crc32
@@ -9,14 +10,14 @@ from zlib import crc32
 import msgspec
 import pytest
 
-from nodeproc.core.messages import JoinAck, Position, Promised
+from nodeproc.core.messages import JoinAck, Known, Position, Promised
 from nodeproc.errors import LinkRefused
-from nodeproc.frames import FrameDecoder, PeerProof
+from nodeproc.frames import FrameDecoder, PeerChallenge, PeerProof
 from nodeproc.net.handshake import OLDEST, VERSION, Accepting, Credentials, Dialling, Proven
 from nodeproc.records import PREFIX
 
-ONE = Credentials(1, (1, 2, 3), "chat", "secret", "id-one", False)
-TWO = Credentials(2, (1, 2, 3), "chat", "secret", "id-two", True)
+ONE = Credentials(1, (1, 2, 3), "chat", "secret", Known("id-one"), False)
+TWO = Credentials(2, (1, 2, 3), "chat", "secret", Known("id-two"), True)
 NONCE_1, NONCE_2, NONCE_3 = "1" * 32, "2" * 32, "3" * 32
 
 
@@ -28,7 +29,7 @@ def shake(dialler: Credentials, acceptor: Credentials, wanted: int = 2) -> tuple
 
 
 def test_both_ends_learn_who_the_other_is() -> None:
-    assert shake(ONE, TWO) == (Proven(2, "id-two", True), Proven(1, "id-one", False))
+    assert shake(ONE, TWO) == (Proven(2, Known("id-two"), True), Proven(1, Known("id-one"), False))
 
 
 def test_without_a_secret_the_handshake_works_too() -> None:
@@ -65,6 +66,35 @@ def test_a_version_that_neither_end_can_bring_itself_to_is_refused(version: int,
 def test_a_node_of_the_next_version_is_taken_and_told_of_ours() -> None:
     hello = msgspec.structs.replace(Dialling(ONE, 2, NONCE_1).hello, version=VERSION + 1, least=VERSION)
     assert Accepting(TWO, NONCE_2).on_hello(hello).version == VERSION
+
+
+def test_the_version_of_a_readmitted_identity_is_shown_by_both_ends() -> None:
+    one, two = replace(ONE, shown=Known("id-one", 7, 2)), replace(TWO, shown=Known("id-two", 3, 1))
+    assert shake(one, two) == (Proven(2, two.shown, True), Proven(1, one.shown, False))
+
+
+def test_the_proofs_of_a_link_to_a_node_of_the_previous_version_do_not_cover_what_it_does_not_know() -> None:
+    """The proofs of version 3, as that version computes them, of frames without the later fields."""
+    hello = Dialling(replace(ONE, shown=Known("id-one", 7, 2)), 2, NONCE_1).hello
+    here = {"type": "PEER_HELLO", "version": 3, "cluster": "chat", "node": 1, "identity": "id-one", "rebuilding": False}
+    here |= {"nonce": NONCE_1, "members": [1, 2, 3], "least": 3}
+    there = {"type": "PEER_CHALLENGE", "node": 2, "identity": "id-two", "rebuilding": True, "nonce": NONCE_2}
+    there |= {"proof": "", "version": 3}
+
+    def proof(role: str, hello: object, challenge: object) -> str:
+        return hmac.digest(b"secret", msgspec.json.encode([role, "", hello, challenge]), "sha256").hex()
+
+    dialling = Dialling(replace(ONE, shown=Known("id-one", 7, 2)), 2, NONCE_1)
+    answer = PeerChallenge(2, "id-two", True, NONCE_2, proof("accept", here | {"version": VERSION}, there), 3)
+    given, who = dialling.on_challenge(answer)
+    assert who.shown == Known("id-two")
+    assert given.proof == proof("dial", here | {"version": VERSION}, there)
+
+    accepting = Accepting(TWO, NONCE_2)
+    challenge = accepting.on_hello(msgspec.structs.replace(hello, version=3, change=(0, 0)))
+    there |= {"version": VERSION}
+    assert challenge.proof == proof("accept", here, there)
+    assert accepting.on_proof(PeerProof(proof("dial", here, there))).shown == Known("id-one")
 
 
 def test_what_the_next_version_adds_to_a_frame_is_passed_over() -> None:

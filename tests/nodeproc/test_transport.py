@@ -16,7 +16,7 @@ import uvloop
 
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, UnknownMemberRefused
-from nodeproc.core.messages import START, Input, Join, LinkDown, LinkUp, NodeId
+from nodeproc.core.messages import START, Input, Join, Known, LinkDown, LinkUp, NodeId
 from nodeproc.errors import ConfigError
 from nodeproc.frames import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
 from nodeproc.net import transport
@@ -46,7 +46,7 @@ class End:
         **said: Any,
     ) -> None:
         self.node, self.port = number, port
-        self.credentials = replace(Credentials(number, (1, 2), "chat", "s", f"identity-{number}", False), **said)
+        self.credentials = replace(Credentials(number, (1, 2), "chat", "s", Known(f"identity-{number}"), False), **said)
         self.inputs: list[tuple[NodeId, Input]] = []
         self.events: list[Event] = []
         self._news = asyncio.Event()
@@ -83,8 +83,8 @@ class End:
             await self.links.close()
 
     def _unknown_member(self, who: Proven) -> UnknownMemberRefused | None:
-        refused = self.known and who.identity != self.known
-        return UnknownMemberRefused(who.peer, self.known, who.identity) if refused else None
+        refused = self.known and who.shown.identity != self.known
+        return UnknownMemberRefused(who.peer, self.known, who.shown.identity) if refused else None
 
     def _take(self, peer: NodeId, message: Input) -> None:
         self.inputs.append((peer, message))
@@ -108,8 +108,8 @@ class End:
         await self.until(lambda: event in self.events)
 
 
-UP_1, UP_2 = LinkUp("identity-1", False, True), LinkUp("identity-2", False, True)
-IN_1, IN_2 = LinkUp("identity-1", False, False), LinkUp("identity-2", False, False)
+UP_1, UP_2 = LinkUp(Known("identity-1"), False, True), LinkUp(Known("identity-2"), False, True)
+IN_1, IN_2 = LinkUp(Known("identity-1"), False, False), LinkUp(Known("identity-2"), False, False)
 
 
 @contextlib.asynccontextmanager
@@ -249,7 +249,7 @@ def test_a_stranger_under_a_members_id_costs_the_member_no_link(run: Run) -> Non
             await two.told(UP_1)
             one.known = "identity-2"
             refused = UnknownMemberRefused(2, "identity-2", "foreign")
-            stranger = End(2, free_ports(1)[0], identity="foreign")
+            stranger = End(2, free_ports(1)[0], shown=Known("foreign"))
             await stranger.open(one.port)
             await stranger.reported(PeerRefused(1, f"it says: {refused.line()}"))
             await one.reported(refused)
@@ -271,7 +271,7 @@ def test_a_rebuild_under_the_id_of_a_member_that_is_alive_costs_the_member_no_li
             await one.told(IN_2)
             await one.told(UP_2)
             await two.told(UP_1)
-            rebuild = End(2, two.port, identity="fresh", rebuilding=True)
+            rebuild = End(2, two.port, shown=Known("fresh"), rebuilding=True)
             rebuild.port = free_ports(1)[0]
             await rebuild.open(one.port)
             await rebuild.until(lambda: any(isinstance(event, PeerRefused) for event in rebuild.events))
@@ -280,7 +280,7 @@ def test_a_rebuild_under_the_id_of_a_member_that_is_alive_costs_the_member_no_li
             await one.told(Join(START))
             assert not rebuild.inputs and (1, LinkDown()) not in two.inputs and one.inputs.count((2, IN_2)) == 1
             await two.close()
-            await one.told(LinkUp("fresh", True, False))
+            await one.told(LinkUp(Known("fresh"), True, False))
             await rebuild.close()
 
     run(story())
@@ -291,7 +291,7 @@ def test_a_stranger_at_a_members_address_is_no_link(run: Run) -> None:
 
     async def story() -> None:
         ports = free_ports(2)
-        one, two = End(1, ports[0]), End(2, ports[1], identity="foreign")
+        one, two = End(1, ports[0]), End(2, ports[1], shown=Known("foreign"))
         one.known = "identity-2"
         await two.open(ports[0])
         await one.open(ports[1])
