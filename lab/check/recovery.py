@@ -49,13 +49,15 @@ class Stretch(NamedTuple):
 class _Cluster:
     """What is known about nodes, links and disks at one moment of the run.
 
-    up: node -> whether its process runs. lasting: the rows of link, disk and clock faults that are in force,
-    the oldest first. lost: nodes that lost their disk, and may still be rebuilding.
+    up: node -> whether its process runs. lasting: the rows of link, disk and clock faults that are not healed, the
+    oldest first. rules: the newest rule of each link; it ends with its own row, whatever rule it replaced. lost: nodes
+    that lost their disk, and may still be rebuilding.
     """
 
     def __init__(self, up: dict[NodeId, bool]) -> None:
         self.up = up
         self.lasting: list[FaultRow] = []
+        self.rules: dict[Pair, FaultRow] = {}
         self.lost: set[NodeId] = set()
 
     @staticmethod
@@ -71,15 +73,20 @@ class _Cluster:
             self.up[row.target] = effect is Effect.UP
         elif self.lasts(row):
             self.lasting.append(row)
+            if effect is Effect.LINKS:
+                self.rules |= dict.fromkeys(Evidence.of(row).pairs, row)
+
+    def heal(self, row: FaultRow) -> None:
+        self.lasting.remove(row)
+        self.rules = {pair: rule for pair, rule in self.rules.items() if rule != row}
 
     def links(self) -> dict[Pair, Rule]:
-        """The links with a rule between nodes that are up, or towards clients; the newest rule of each."""
-        found: dict[Pair, Rule] = {}
-        for row in self.lasting:
-            if effect_of(row.fault) is Effect.LINKS:
-                evidence = Evidence.of(row)
-                found |= {pair: evidence.rule for pair in evidence.pairs if all(self.up.get(end, True) for end in pair)}
-        return found
+        """The links with a rule between nodes that are up, or towards clients."""
+        return {
+            pair: Evidence.of(row).rule
+            for pair, row in self.rules.items()
+            if all(self.up.get(end, True) for end in pair)
+        }
 
     def stretch(self, start: int, end: int, fault: FaultRow | None, *, any_node: bool) -> Stretch | None:
         """The time from start to end as a healthy stretch, or None if it is not healthy.
@@ -154,7 +161,7 @@ def stretches_between(
         if row is None:
             break
         if row in cluster.lasting:
-            cluster.lasting.remove(row)
+            cluster.heal(row)
             since, fault = max(since, t), row
         else:
             cluster.inject(row)

@@ -419,6 +419,13 @@ def test_a_subscriber_may_wait_while_a_fault_is_in_force() -> None:
     assert quiet_spans([link]) == quiet_spans([disk]) == [(0, 4 * S), (6 * S, 20 * S)]
 
 
+def test_a_rule_that_was_replaced_does_not_return_when_the_newer_one_ends() -> None:
+    older = FaultRow("link", 1, "leader", 2 * S, 2 * S, {"pairs": [[1, 2]]}, True, 0, t_healed=12 * S)
+    newer = FaultRow("link", 1, "leader", 4 * S, 4 * S, {"pairs": [[1, 2]]}, True, 1, t_healed=6 * S)
+    stretches = stretches_between([older, newer], NODES, set(), 0, 20 * S)
+    assert [(each.start, each.end) for each in stretches] == [(0, 2 * S), (6 * S, 12 * S), (12 * S, 20 * S)]
+
+
 def quiet_spans(faults: list[FaultRow], *late: int) -> list[tuple[int, int]]:
     """The quiet parts of 20 s."""
     return [(each.start, each.end) for each in stretches_between(faults, NODES, {*late}, 0, 20 * S) if each.quiet]
