@@ -1,4 +1,6 @@
-"""The rows of history.jsonl, faults.jsonl and frames.jsonl, and the content of meta.json: the input of the judges.
+"""The rows of history.jsonl, faults.jsonl, frames.jsonl and live.jsonl, and the content of meta.json.
+
+The judges read all of these but live.jsonl, which is for watching a run.
 
 Each file of rows holds one JSON object a line; history.jsonl is ordered by t. All times are CLOCK_MONOTONIC nanoseconds
 (time.monotonic_ns). A run has one host, so the times of different processes can be compared.
@@ -161,6 +163,111 @@ class FrameRow(Struct, frozen=True, gc=False):
     """Arrival times; empty if it was lost or still under way at the end, several if it was duplicated."""
 
 
+# ---- live.jsonl ----------------------------------------------------------------------------------
+
+
+class Members(Struct, frozen=True, tag_field="op", tag="cluster"):
+    """The cluster of the run, before its nodes start."""
+
+    t: int
+    scenario: str
+    kind: Literal["live", "sim"]
+    seed: int
+    nodes: dict[int, str]
+    """Node id -> host:port at which clients reach it."""
+
+
+class ProcessChange(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="process"):
+    """A node's process started, stopped, continued or ended."""
+
+    t: int
+    """When the lab noticed it; of an end, when the process was gone."""
+    node: int
+    state: Literal["up", "paused", "down"]
+    pid: int = 0
+    code: int = 0
+    """Exit code of a process that is down, as in NodeExit."""
+    because: str = ""
+    """The injected disk fault after which the process had to exit."""
+
+
+class NodeStatus(Struct, frozen=True, gc=False, tag_field="op", tag="status"):
+    """A node's answer to STATUS, if it differs from the answer before."""
+
+    t: int
+    node: int
+    role: str
+    term: int
+    leader: int
+    last_seq: int
+    commit_seq: int
+    delivered_seq: int
+
+
+class FaultChange(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="fault"):
+    """A fault began, or its row is complete. A fault without duration has one row, any other fault has two.
+
+    The rule of a link ends when another fault covers the link, or when its fault is over, whichever is first.
+    """
+
+    number: int
+    """Of the fault in this run, from 0."""
+    begins: bool
+    """The fault is in force from now on; its evidence is not complete."""
+    row: FaultRow
+
+
+class StepStart(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="step"):
+    """The next step of the scenario begins."""
+
+    t: int
+    index: int
+    """From 0, repeats written out."""
+    of: int
+    """Number of all steps."""
+    text: str
+    name: str = ""
+    say: str = ""
+
+
+class Found(Struct, frozen=True, tag_field="op", tag="found"):
+    """The result of an `expect`, `wait` or `send` step, as in Expectation."""
+
+    t: int
+    step: int
+    text: str
+    met: bool
+    found: str
+
+
+class NodeSample(Struct, frozen=True, gc=False, tag_field="op", tag="sample"):
+    """See Sample."""
+
+    t: int
+    node: int
+    cpu_s: float
+    rss_bytes: int
+
+
+class End(Struct, frozen=True, tag_field="op", tag="end"):
+    """Nothing runs any more."""
+
+    t: int
+    problem: str
+    """As in Meta."""
+
+
+class Judged(Struct, frozen=True, tag_field="op", tag="verdict"):
+    """The run was judged for the first time."""
+
+    outcome: str
+    """pass | broken | missed | undecided."""
+
+
+LiveRow: TypeAlias = (
+    Members | ProcessChange | NodeStatus | FaultChange | StepStart | Phase | Found | NodeSample | End | Judged
+)
+
 # ---- meta.json -----------------------------------------------------------------------------------
 
 
@@ -280,11 +387,12 @@ class Meta(Struct, frozen=True):
 _encode = msgspec.json.Encoder().encode
 decode_history_row = msgspec.json.Decoder(HistoryRow).decode
 decode_fault_row = msgspec.json.Decoder(FaultRow).decode
+decode_live_row = msgspec.json.Decoder(LiveRow).decode
 decode_frame_row = msgspec.json.Decoder(FrameRow).decode
 decode_meta = msgspec.json.Decoder(Meta).decode
 
 
-def encode_row(row: HistoryRow | FaultRow | FrameRow) -> bytes:
+def encode_row(row: HistoryRow | FaultRow | FrameRow | LiveRow) -> bytes:
     """Return one line with its newline."""
     return _encode(row) + b"\n"
 

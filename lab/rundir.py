@@ -103,6 +103,8 @@ class RunDir:
     faults = _File("faults.jsonl")
     frames = _File("frames.jsonl")
     """The frames between nodes; only in simulated runs with --frames."""
+    live = _File("live.jsonl")
+    """Written as things happen, for watching the run; the judges do not read it."""
     proxy_log = _File("proxy.log")
     busy_log = _File("busy.log")
 

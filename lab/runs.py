@@ -168,7 +168,13 @@ def run_once(
         _carry_out(scenario, run, seed, progress, how)
     except Exception as error:
         return _lab_failed(scenario.name, seed, directory, error)
-    return judge(run, scenario.name, seed)
+    result = judge(run, scenario.name, seed)
+    if result.verdict is not None:
+        from lab.rows import Judged, encode_row
+
+        with contextlib.suppress(OSError), run.live.open("ab") as live:
+            live.write(encode_row(Judged(result.verdict.outcome)))
+    return result
 
 
 def without_passed(result: Result) -> Result:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -17,11 +17,12 @@ from msgspec import structs
 
 from lab.course.clients import NamedClients, Subscribers
 from lab.course.environment import Environment
+from lab.course.livelog import LiveLog
 from lab.course.load import Workers
 from lab.course.observation import SeenLeaders
 from lab.course.recording import History
 from lab.plan.scenario import Scenario
-from lab.rows import Convergence, Expectation, Meta, NodeUse, Phase
+from lab.rows import Convergence, Expectation, FaultRow, Meta, NodeUse, Phase
 from lab.steps import Heal, Step
 from lab.steps.book import FaultBook
 from lab.steps.expect import Expectation as Expected
@@ -33,10 +34,13 @@ from lab.steps.wait import LOOK_EVERY_S
 from lab.steps.when import Triggers
 from lab.words import LinkEnd, Target
 from nodeproc.core.messages import NodeId
+from nodeproc.lines import Status
 
 Progress: TypeAlias = Callable[[str], None]
 
 SAMPLE_EVERY_S = 0.5
+WATCH_EVERY_S = 0.2
+"""From one look at the nodes for live.jsonl to the next. It costs each node about 0.05 % of a core."""
 REPORT_EVERY_S = 2.0
 FIRST_LEADER_PATIENCE_S = 20.0
 SETTLE_SLACK_S = 5.0
@@ -59,6 +63,7 @@ class Facts:
 class Cluster(World, Protocol):
     """The machines of a run, from their start to their end."""
 
+    kind: Literal["live", "sim"]
     leaders: SeenLeaders
 
     async def open(self, seed: int) -> None:
@@ -66,6 +71,9 @@ class Cluster(World, Protocol):
 
     async def view(self) -> ClusterView:
         """Ask all nodes that run and are not paused for their STATUS; return the state of all nodes."""
+
+    async def peek(self) -> dict[NodeId, Status]:
+        """Ask the nodes for their STATUS, without an effect on the run; those that do not answer soon are missing."""
 
     def sample(self) -> None:
         """Take a sample of the CPU and memory of the nodes."""
@@ -88,6 +96,8 @@ class Runner:
 
     Args:
         draws: the random numbers for everything that faults leave open, by the run's seed.
+        live: is written as things happen.
+        go_on: waits until the presenter lets the run continue; None: there is none.
         progress: called with a line of text at each step, and every few seconds in between.
     """
 
@@ -102,8 +112,11 @@ class Runner:
         load: Workers | None,
         book: FaultBook,
         draws: random.Random,
+        live: LiveLog,
+        go_on: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._scenario, self.seed, self._progress = scenario, seed, progress
+        self._live, self._go_on = live, go_on
         self._environment, self._history, self._cluster = environment, history, cluster
         self.world, self.load, self.book, self.draws = cluster, load, book, draws
         self.is_foreign = scenario.cluster.is_foreign
@@ -119,12 +132,14 @@ class Runner:
         self._step_text = ""
         self._one_fault = asyncio.Lock()
         """Held while a fault is injected: several triggers may fire at the same time."""
+        book.on_change = self._on_fault_change
         self._sampler: asyncio.Task[None] | None = None
         self.triggers = Triggers()
 
     async def carry_out(self) -> None:
         """The whole run. See the module's docstring."""
         self._sampler = sampler = asyncio.create_task(self._sample_regularly())
+        watcher = asyncio.create_task(self._watch()) if self._live.wanted else None
         try:
             await self._open()
             await self._do_steps()
@@ -137,9 +152,13 @@ class Runner:
             raise
         finally:
             sampler.cancel()
+            if watcher is not None:
+                watcher.cancel()
             self.triggers.cancel()
             self._cluster.drop()
+            self._live.observe(self.world.machines, {})
             self.facts.t_end = self.now_ns()
+            self._live.end(self.facts.problem)
 
     # ---- the beginning ---------------------------------------------------------------------------
 
@@ -147,6 +166,7 @@ class Runner:
         """Start the nodes and the load's workers, wait for the first leader, and connect the subscribers."""
         self.tell("starting the nodes")
         await self._cluster.open(self.seed)
+        self._live.cluster(self._scenario.name, self._cluster.kind, self.seed, self.world.addresses)
         started = self._scenario.cluster.started_ids
         warming = [self._cluster.launch(started)] + ([self.load.spawn()] if self.load is not None else [])
         await _all(warming)
@@ -156,6 +176,7 @@ class Runner:
             self._scenario.subscribers, self.world.addresses, self._history, self._environment
         )
         self._mark_fault(await self._cluster.view())
+        self._live.observe(self.world.machines, self.world.statuses)
         self.facts.t_start = self.now_ns()
 
     async def _first_leader(self) -> None:
@@ -172,6 +193,16 @@ class Runner:
             self._history.flush()
             await asyncio.sleep(SAMPLE_EVERY_S)
 
+    async def _watch(self) -> None:
+        """Write the state of the nodes to live.jsonl, whatever the steps do meanwhile."""
+        while True:
+            self._live.observe(self.world.machines, await self._cluster.peek())
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    def _on_fault_change(self, number: int, row: FaultRow, begins: bool) -> None:
+        self._live.fault(number, row, begins)
+        self._live.observe(self.world.machines, {})
+
     # ---- the steps -------------------------------------------------------------------------------
 
     async def _do_steps(self) -> None:
@@ -179,7 +210,8 @@ class Runner:
         steps = list(self._scenario.unrolled())
         for index, step in enumerate(steps):
             self._step_text = f"step {index + 1} of {len(steps)}, {step.show()}"
-            self.tell(self._step_text)
+            self.tell(self._step_text + (f": {step.say}" if step.say else ""))
+            self._live.step(index, len(steps), step)
             self._phase("step", step.show())
             try:
                 if isinstance(step, Fault):
@@ -254,6 +286,20 @@ class Runner:
         except TimeoutError:
             raise RunFailed(f"the load has {load.total.pending} messages without an outcome") from None
         self._phase("load_stopped")
+
+    async def hold(self, most_s: float) -> None:
+        """See machine.Run."""
+        if self._go_on is None:
+            return
+        self.tell(f"{self._step_text}: press Enter to continue")
+        waiting = asyncio.ensure_future(self._go_on())
+        began = self.now()
+        try:
+            while not waiting.done() and (left := most_s - (self.now() - began)) > 0:
+                await asyncio.wait([waiting], timeout=min(left, SAMPLE_EVERY_S))
+                self.check()
+        finally:
+            waiting.cancel()
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -344,9 +390,13 @@ class Runner:
         """See machine.Run."""
         text = what.show()
         self.facts.expectations.append(Expectation(index, text, met, found, self.now_ns()))
+        self._live.found(self.facts.expectations[-1])
 
     def _phase(self, phase: str, detail: str = "") -> None:
-        self._history.write(Phase(self.now_ns(), phase, detail))
+        row = Phase(self.now_ns(), phase, detail)
+        self._history.write(row)
+        if phase != "step":
+            self._live.phase(row)
 
     def tell(self, text: str) -> None:
         """See machine.Run."""

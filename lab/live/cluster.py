@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import yaml
@@ -37,6 +37,8 @@ from lab.steps.targets import ClusterView
 from nodeproc.client import Address
 from nodeproc.core.messages import NodeId
 from nodeproc.lines import Status
+
+PEEK_PATIENCE_S = 0.2
 
 
 def program_of(plan: ClusterPlan, run: RunDir, settings: dict[str, Any]) -> Program | None:
@@ -75,6 +77,8 @@ class Cluster:
         mutant: the mutant that the nodes run as (lab.mutants); "": none.
     """
 
+    kind: Literal["live", "sim"] = "live"
+
     def __init__(
         self,
         scenario: Scenario,
@@ -88,6 +92,8 @@ class Cluster:
         self._on_sample, self._mutant = on_sample, mutant
         self._ports: dict[NodeId, HeldPort] = {}
         self._status_lines: dict[NodeId, StatusLine] = {}
+        self._peeking: dict[NodeId, StatusLine] = {}
+        """Of peek(), which must not make a view() wait for a node that does not answer."""
         self._lifeline = Lifeline()
         self._cluster_id = f"{scenario.name} {run.path.name}"
         self._links = LiveLinks(children)
@@ -124,7 +130,8 @@ class Cluster:
             program = program_of(plan, run, settings)
             if program is None:
                 run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
-            self._status_lines[node] = StatusLine((HOST, port), plan.client_token)
+            for lines in (self._status_lines, self._peeking):
+                lines[node] = StatusLine((HOST, port), plan.client_token)
             process = NodeProcess(
                 node,
                 port,
@@ -151,7 +158,7 @@ class Cluster:
         for machine in self.machines.values():
             machine.process.kill_now()
         self._children.kill()
-        for line in self._status_lines.values():
+        for line in (*self._status_lines.values(), *self._peeking.values()):
             line.hang_up()
         for held in self._ports.values():
             held.release()
@@ -169,6 +176,19 @@ class Cluster:
         self.statuses = {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
         self.leaders.take(time.monotonic_ns(), self.statuses)
         return view_of(self.machines, self.statuses)
+
+    async def peek(self) -> dict[NodeId, Status]:
+        """See lab.course.runner.Cluster."""
+        asked = [node for node, machine in self.machines.items() if machine.running and not machine.paused]
+        answers = await asyncio.gather(*(self._peek_at(node) for node in asked))
+        return {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
+
+    async def _peek_at(self, node: NodeId) -> Status | None:
+        try:
+            async with asyncio.timeout(PEEK_PATIENCE_S):
+                return await self._peeking[node].ask()
+        except TimeoutError:
+            return None
 
     def _reported_role(self, node: NodeId) -> str:
         """Return the role in the node's latest STATUS; "" if it did not answer the latest question."""

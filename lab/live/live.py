@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from msgspec import structs
 
 from lab.course.environment import Environment
+from lab.course.livelog import LiveLog
 from lab.course.manifest import surroundings
 from lab.course.recording import HistoryWriter, merge
 from lab.course.runner import Progress, Runner
 from lab.live.children import Children
 from lab.live.cluster import Cluster
 from lab.live.load_workers import LoadWorkers, worker_count
+from lab.live.presenter import at_terminal
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, Meta, Sample, encode_row
@@ -65,15 +67,32 @@ class LiveRun:
         self._samples: list[Sample] = []
         self._history = HistoryWriter(run.history_part(0))
         self._faults = run.faults.open("ab", buffering=0)
+        self._live = run.live.open("ab", buffering=0)
+        log = LiveLog(self._live.write, time.monotonic_ns)
         self._book = FaultBook(time.monotonic_ns, self._keep_fault)
         self._children = Children()
-        self._cluster = Cluster(scenario, run, self._book, self._children, self._samples.append, mutant)
+
+        def keep_sample(sample: Sample) -> None:
+            self._samples.append(sample)
+            log.sample(sample)
+
+        self._cluster = Cluster(scenario, run, self._book, self._children, keep_sample, mutant)
         token, load = scenario.cluster.client_token, scenario.load
         self._workers = 0 if load is None else worker_count(load)
         workers = None if load is None else LoadWorkers(load, run, seed, self._workers, self._children, token)
         environment, draws = Environment(token), random.Random(f"{seed} faults")
         self._runner = Runner(
-            scenario, seed, progress, environment, self._history, self._cluster, workers, self._book, draws
+            scenario,
+            seed,
+            progress,
+            environment,
+            self._history,
+            self._cluster,
+            workers,
+            self._book,
+            draws,
+            log,
+            at_terminal(),
         )
 
     def _keep_fault(self, row: FaultRow) -> None:
@@ -94,6 +113,7 @@ class LiveRun:
         self._history.close()
         merge(sorted(run.path.glob("history-*.part")), run.history)
         self._faults.close()
+        self._live.close()
         run.write_faults(with_heals(self._book.rows))
         run.write_meta(self._meta())
 

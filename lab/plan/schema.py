@@ -21,7 +21,7 @@ from lab.plan.scenario import Cluster, Scenario
 from lab.steps import Step, steps_by_word
 from lab.steps.expect import MOMENT_EXPECTATIONS, Expectation, MomentExpectation
 from lab.steps.wait import UNTILS, Until
-from lab.steps.writing import field_of, fields_of
+from lab.steps.writing import BESIDE, field_of, fields_of
 from lab.words import DURATION_ALLOWED, EVENTS, FRAME_TYPES, Duration, Title, encode_word
 from nodeproc.config import Limits
 
@@ -52,7 +52,9 @@ def schema() -> Schema:
         "definitions": {
             "duration": DURATION,
             "limits": _struct(Limits),
-            "step": _one_of_words({word: _step(kind) for word, kind in known.items()}, beside={"name": _of(Title)}),
+            "step": _one_of_words(
+                {word: _step(kind) for word, kind in known.items()}, beside={key: _of(Title) for key in BESIDE}
+            ),
             "until": _until(),
             "moment": _one_of_words({word: _shortened(kind) for word, kind in MOMENT_EXPECTATIONS.items()}),
             "expectation": _one_of_words({word: _shortened(kind) for word, kind in RUN_EXPECTATIONS.items()}),
@@ -75,7 +77,7 @@ def _step(kind: type[Step]) -> Schema:
     if kind.only:
         return described | _field(kind, field_of(kind, kind.only))
     if kind.single is not None:
-        several, one = _struct(kind, without=("name",)), _struct(kind.single)
+        several, one = _struct(kind, without=BESIDE), _struct(kind.single)
         shared = {key: value for key, value in several["properties"].items() if key != kind.short}
         single = one | {"properties": one["properties"] | shared}
         return described | {"anyOf": [several["properties"][kind.short], several, single]}
@@ -84,7 +86,7 @@ def _step(kind: type[Step]) -> Schema:
 
 def _shortened(kind: type[Step] | type[Expectation]) -> Schema:
     """Return the schema of a mapping of the fields, or of the one value that may stand alone."""
-    full = _struct(kind, without=("name",))
+    full = _struct(kind, without=BESIDE)
     if not kind.short or any(field.required and field.name != kind.short for field in fields_of(kind)):
         return full
     return {"description": full.pop("description"), "anyOf": [_field(kind, field_of(kind, kind.short)), full]}

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -103,6 +103,8 @@ class SimCluster:
     Args:
         draws: draws how long the start of a process takes.
     """
+
+    kind: Literal["live", "sim"] = "sim"
 
     def __init__(
         self,
@@ -213,6 +215,11 @@ class SimCluster:
         self.statuses = {machine.node: machine.live.turn.status() for machine in up}
         self.leaders.take(self.now_ns(), self.statuses)
         return view_of(self.machines, self.statuses)
+
+    async def peek(self) -> dict[NodeId, Status]:
+        """See lab.course.runner.Cluster."""
+        up = (machine for machine in self.machines.values() if machine.running and not machine.paused)
+        return {machine.node: machine.live.turn.status() for machine in up}
 
     # ---- what steps do to the nodes --------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from msgspec import structs
 
 from lab.check.online import Broken, OnlineChecks, StopAtFirst
 from lab.check.verdict import Check, Findings
+from lab.course.livelog import LiveLog
 from lab.course.manifest import surroundings
 from lab.course.runner import Runner
 from lab.plan import scenario as plan
@@ -62,7 +63,11 @@ class Outcome:
 
 
 class Simulation:
-    """One run in virtual time."""
+    """One run in virtual time.
+
+    Args:
+        live: receives the rows of live.jsonl; None: there is none.
+    """
 
     def __init__(
         self,
@@ -71,8 +76,9 @@ class Simulation:
         *,
         mutant: str = "",
         findings: type[Findings] = StopAtFirst,
+        live: list[bytes] | None = None,
     ) -> None:
-        self.scenario, self.seed, self.mutant = scenario, seed, mutant
+        self.scenario, self.seed, self.mutant, self.live = scenario, seed, mutant, live
         self.loop = VirtualLoop()  # type: ignore[abstract]  # Methods that nothing here calls are left out.
         self.loop.fatal = (Broken, AssertionError)
         self.environment = SimEnvironment(self.loop, seed)
@@ -85,7 +91,16 @@ class Simulation:
         self.cluster = SimCluster(scenario, seed, self.loop, self.online, self.book, draws)
         self.load = None if scenario.load is None else SimLoad(scenario.load, seed, self.environment, self.history)
         self.runner = Runner(
-            scenario, seed, lambda text: None, self.environment, self.history, self.cluster, self.load, self.book, draws
+            scenario,
+            seed,
+            lambda text: None,
+            self.environment,
+            self.history,
+            self.cluster,
+            self.load,
+            self.book,
+            draws,
+            LiveLog(None if live is None else live.append, self.environment.now_ns),
         )
 
     def carry_out(self) -> Outcome:
@@ -126,6 +141,7 @@ class Simulation:
     def write(self, run: RunDir, outcome: Outcome) -> None:
         """Write the files of a run directory, as a live run leaves them, from memory."""
         run.scenario.write_text(plan.encode(structs.replace(self.scenario, seed=self.seed)), "utf-8")
+        run.live.write_bytes(b"".join(self.live or ()))
         run.history.write_bytes(b"".join(map(encode_row, self.online.rows)))
         run.write_faults(with_heals(self.book.rows))
         events: dict[int, list[bytes]] = {node: [] for node in self.cluster.machines}
@@ -156,7 +172,7 @@ def run(scenario: Scenario, run: RunDir, *, seed: int, mutant: str = "", frames:
     """
     if frames:  # A diagram of frames also shows the nodes' events of level DEBUG.
         scenario = structs.replace(scenario, cluster=structs.replace(scenario.cluster, log_level="DEBUG"))
-    simulation = Simulation(scenario, seed, mutant=mutant)
+    simulation = Simulation(scenario, seed, mutant=mutant, live=[])
     if frames:
         simulation.cluster.network.record = Frames()
     outcome = simulation.carry_out()

@@ -17,6 +17,7 @@ from lab.steps.expect import Expect as Expect
 from lab.steps.flap import Flap as Flap
 from lab.steps.garbage import Garbage as Garbage
 from lab.steps.heal import Heal as Heal
+from lab.steps.hold import Hold as Hold
 from lab.steps.kill import Kill as Kill
 from lab.steps.link import Link as Link
 from lab.steps.link import Reorder as Reorder
@@ -67,6 +68,7 @@ STEPS: tuple[type[Step], ...] = (
     LoadSwitch,
     Wait,
     Sleep,
+    Hold,
     Expect,
     When,
     Nemesis,

@@ -75,8 +75,7 @@ class Draft:
 
     def _open(self, evidence: dict[str, Any]) -> int:
         """Add a row whose effect is not known before its end; return its index."""
-        self.book.rows.append(self._row(evidence, effect=False))
-        return len(self.book.rows) - 1
+        return self.book.open(self._row(evidence, effect=False))
 
     def _row(self, evidence: dict[str, Any], effect: bool, t_done: int = 0, over: bool = False) -> FaultRow:
         asked, number = self.book.asked if self.step >= 0 else ("", 0)
@@ -95,6 +94,9 @@ class FaultBook:
 
     def __init__(self, now_ns: Callable[[], int], on_row: Callable[[FaultRow], None] = lambda row: None) -> None:
         self.now_ns, self._on_row = now_ns, on_row
+        self.on_change: Callable[[int, FaultRow, bool], None] = lambda number, row, begins: None
+        """Called when a fault begins whose effect lasts, and when a row is complete: (index of the row, row, begins).
+        """
         self.rows: list[FaultRow] = []
         self.causes = Causes()
         """The injected disk faults after which a node may still exit."""
@@ -122,6 +124,13 @@ class FaultBook:
         """Add a complete row."""
         self.rows.append(row)
         self._on_row(row)
+        self.on_change(len(self.rows) - 1, row, False)
+
+    def open(self, row: FaultRow) -> int:
+        """Add the row of a fault that lasts; return its index. The row is completed at the fault's end."""
+        self.rows.append(row)
+        self.on_change(len(self.rows) - 1, row, True)
+        return len(self.rows) - 1
 
     def _complete(self, number: int, evidence: dict[str, Any], effect: bool) -> None:
         """Complete the row of a fault that has just ended."""
@@ -129,6 +138,7 @@ class FaultBook:
         evidence = row.evidence | evidence
         self.rows[number] = structs.replace(row, evidence=evidence, effect=effect, t_healed=self.now_ns())
         self._on_row(self.rows[number])
+        self.on_change(number, self.rows[number], False)
 
     # ---- disks and clocks ------------------------------------------------------------------------
 

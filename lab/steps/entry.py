@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args, 
 from msgspec import Struct, structs
 
 from lab.steps.value import Value
-from lab.steps.writing import brief, field_of, fields_of, flow, plain
+from lab.steps.writing import BESIDE, brief, field_of, fields_of, flow, plain
 from lab.words import (
     EVENT_LEVELS,
     EVENTS,
@@ -98,12 +98,13 @@ class Entry(Value):
         return tuple(each._step() for each in self.list_of("steps"))
 
     def _step(self) -> Step:
-        word = self.word(self.setting.steps, "step", beside=("name",))
+        word = self.word(self.setting.steps, "step", beside=BESIDE)
         step = self.setting.steps[word].read(self.at(word))
-        if "name" in self.value:
-            name = self.at("name").convert(Title)
-            self.at("name").check_title(name)
-            step = structs.replace(step, name=name)
+        for key in BESIDE:
+            if key in self.value:
+                text = self.at(key).convert(Title)
+                self.at(key).check_title(text)
+                step = structs.replace(step, **{key: text})
         return step
 
     def struct(self, kind: type[_S], short: str = "") -> _S:

@@ -294,6 +294,9 @@ class Run(Protocol):
     async def stop_load(self) -> None:
         """Stop sending, and wait for the messages under way."""
 
+    async def hold(self, most_s: float) -> None:
+        """Wait until the presenter lets the run continue, at most this long; return at once if there is none."""
+
     async def do_fault(self, fault: Fault, index: int, number: int = 0, *, of: Fault | None = None) -> None:
         """Inject a fault when no other is being injected.
 

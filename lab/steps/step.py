@@ -14,7 +14,7 @@ from lab.steps.lot import Lot
 from lab.steps.machine import Run
 from lab.steps.outlook import Outlook, State
 from lab.steps.reducing import one_of, shorter, without_node
-from lab.steps.writing import field_of
+from lab.steps.writing import BESIDE, field_of
 from lab.words import Duration, Target, Title, target_parts
 from nodeproc.core.messages import NodeId
 from nodeproc.yamlfile import Place
@@ -73,6 +73,8 @@ class Step(Worded, frozen=True, kw_only=True):
     """The field that holds the steps inside; "": none."""
     name: Title = ""
     """Shown in progress lines and results; "": the step itself is shown."""
+    say: Title = ""
+    """A caption for an audience: shown in progress lines and kept in live.jsonl."""
 
     @property
     def needs(self) -> Needs:
@@ -107,7 +109,7 @@ class Step(Worded, frozen=True, kw_only=True):
 
     def as_yaml(self, *, in_brief: bool) -> dict[str, Any]:
         yaml = super().as_yaml(in_brief=in_brief)
-        return {**yaml, "name": self.name} if self.name else yaml
+        return yaml | {key: text for key in BESIDE if (text := getattr(self, key))}
 
     def show(self) -> str:
         """Return the step's name, or else its words: one line for people."""

@@ -11,11 +11,14 @@ from msgspec import NODEFAULT, Struct, structs
 
 from lab.words import encode_word
 
+BESIDE = ("name", "say")
+"""The fields of a step that stand beside its word; the others stand inside its value."""
+
 
 @cache
 def fields_of(kind: type[Struct]) -> tuple[structs.FieldInfo, ...]:
-    """Return the fields of a struct, without a step's `name`. Cached, because msgspec reads the annotations anew."""
-    return tuple(each for each in structs.fields(kind) if each.name != "name")
+    """Return the fields of a struct, without those of BESIDE. Cached, because msgspec reads the annotations anew."""
+    return tuple(each for each in structs.fields(kind) if each.name not in BESIDE)
 
 
 def field_of(kind: type[Struct], name: str) -> structs.FieldInfo:

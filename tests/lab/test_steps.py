@@ -23,6 +23,7 @@ from lab.search.draw import draw
 from lab.steps import EFFECTS, OF_ITSELF, STEPS, Fault, Step
 from lab.steps.expect import MOMENT_EXPECTATIONS
 from lab.steps.wait import UNTILS
+from lab.steps.writing import BESIDE
 from lab.words import Duration
 from nodeproc.errors import ConfigError
 from tests.lab.test_scenario import STORY
@@ -105,7 +106,7 @@ def fields(kind: type[Struct]) -> Iterable[str]:
     single = getattr(kind, "single", None)
     if getattr(kind, "only", ""):
         return ["see below"]
-    of_kind = [each for each in structs.fields(kind) if each.name not in ("name", "within" if kind in _WAITS else "")]
+    of_kind = [each for each in structs.fields(kind) if each.name not in (*BESIDE, "within" if kind in _WAITS else "")]
     if single is not None:
         of_kind = [*structs.fields(single), *(each for each in of_kind if each.name != getattr(kind, "short", ""))]
     return [shown(each, bold=each.name == getattr(kind, "short", "")) for each in of_kind]
