@@ -78,8 +78,12 @@ class Result:
     again: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """Return the entry of a run in the --json document."""
+        """Return the entry of a run in the --json document; figures over time are left to metrics.json."""
         import msgspec
+
+        metrics = msgspec.to_builtins(self.metrics)
+        if metrics is not None:
+            del metrics["series"], metrics["histogram"]
 
         return {
             "scenario": self.scenario,
@@ -89,7 +93,7 @@ class Result:
             "problem": self.problem,
             "again": self.again,
             "verdict": msgspec.to_builtins(self.verdict),
-            "metrics": msgspec.to_builtins(self.metrics),
+            "metrics": metrics,
         }
 
     @property

@@ -6,6 +6,7 @@ buckets whose width is below 0.1 % of their value, the largest is kept exactly.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ CPU_MESSAGES_MIN = 10_000
 """Below it the nodes' heartbeats and status answers would outweigh the messages."""
 _BUCKET_BITS = 11
 """Significant bits of a bucketed latency: 2**-10 is the largest relative width of a bucket."""
+_COARSE_BITS = 7
+"""The same in metrics.json: 64 entries for each doubling."""
+SERIES_MOST = 600
+"""Maximum length of a series; a plot has no more pixels."""
+_SERIES_LEAST_NS = 20_000_000
 
 
 class Latency(Struct, frozen=True):
@@ -109,6 +115,18 @@ class NodeCost(Struct, frozen=True):
     rss_peak_bytes: int
 
 
+class Series(Struct, frozen=True):
+    """Figures over time: entry i is of acknowledgements from i to i + 1 times bucket_ms after the run's start."""
+
+    bucket_ms: float
+    acked: tuple[int, ...]
+    """Acknowledged messages of load and `send` steps."""
+    p50: tuple[float | None, ...]
+    """Of their latencies, ms; None: nothing was acknowledged."""
+    p99: tuple[float | None, ...]
+    max: tuple[float | None, ...]
+
+
 class Metrics(Struct, frozen=True):
     """metrics.json."""
 
@@ -133,11 +151,22 @@ class Metrics(Struct, frozen=True):
     terms: Terms = Terms(0, 0, 0)
     disks: str = "direct"
     """direct | layered: file access of the nodes passed through the lab's layer."""
+    series: Series = Series(0.0, (), (), (), ())
+    histogram: tuple[tuple[float, int], ...] = ()
+    """(ms, number of messages with at most this latency, and more than the entry before), ascending; the latencies are
+    rounded up by at most 1.6 %."""
+
+
+_NUMBERS = re.compile(rb"\[[\s\d.,null\[\]eE+-]*\]")
 
 
 def encode_metrics(metrics: Metrics) -> bytes:
-    """metrics.json, indented."""
-    return msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n"
+    """metrics.json, indented; a list of numbers stands on one line."""
+    indented = msgspec.json.format(msgspec.json.encode(metrics), indent=1)
+    return _NUMBERS.sub(lambda found: b"".join(found[0].split()), indented) + b"\n"
+
+
+decode_metrics = msgspec.json.Decoder(Metrics).decode
 
 
 class Histogram:
@@ -159,6 +188,15 @@ class Histogram:
         self.count += weight
         if value_ns > self.largest:
             self.largest = value_ns
+
+    def coarse(self) -> tuple[tuple[float, int], ...]:
+        """Return Metrics.histogram."""
+        counts: dict[int, int] = {}
+        for value, weight in self._counts.items():
+            shift = max(value.bit_length() - _COARSE_BITS, 0)
+            upper = (value >> shift) + 1 << shift
+            counts[upper] = counts.get(upper, 0) + weight
+        return tuple((value / 1e6, weight) for value, weight in sorted(counts.items()))
 
     def merge(self, other: Histogram) -> None:
         for bucket, weight in other._counts.items():
@@ -259,6 +297,54 @@ def _add_elections(events: list[EventLine], hits: list[_Hit]) -> None:
             hit.suspected = hit.suspected if hit.suspected <= hit.led else 0
 
 
+# ---- figures over time ------------------------------------------------------------------------------
+
+
+class _Curves:
+    """Fills a Series while time goes on: only the latencies of the present bucket are kept.
+
+    Args:
+        start, end: of the run, ns.
+    """
+
+    def __init__(self, start: int, end: int) -> None:
+        self._end = end
+        self._width = max(-(-(end - start) // SERIES_MOST), _SERIES_LEAST_NS)
+        self.ends = start + self._width
+        """End of the present bucket, ns."""
+        self._present = Histogram()
+        self._points: list[tuple[int, float | None, float | None, float | None]] = []
+
+    def take(self, histogram: Histogram) -> None:
+        """Add latencies of the present bucket; the histogram may be kept."""
+        if self._present.count:
+            self._present.merge(histogram)
+        else:
+            self._present = histogram
+
+    def go_to(self, t: int) -> None:
+        """Complete all buckets that end at t or before."""
+        while self.ends <= t and len(self._points) < SERIES_MOST - 1:
+            self._add()
+
+    def _add(self) -> None:
+        present = self._present
+        p50 = p99 = top = None
+        if present.count:
+            p50, p99 = (value / 1e6 for value in present.percentiles((0.5, 0.99)))
+            top = present.largest / 1e6
+            self._present = Histogram()
+        self._points.append((present.count, p50, p99, top))
+        self.ends += self._width
+
+    def series(self) -> Series:
+        """Complete all buckets of the run; return them."""
+        self.go_to(self._end - 1)
+        self._add()
+        acked, p50, p99, top = zip(*self._points, strict=True)
+        return Series(self._width / 1e6, acked, p50, p99, top)
+
+
 # ---- the walk over the history --------------------------------------------------------------------
 
 
@@ -282,8 +368,10 @@ class _Part:
 class _Walk:
     """Computes the figures in one pass over the history."""
 
-    def __init__(self, hits: list[_Hit], has_load: bool, silence: Silence) -> None:
-        self.hits, self._has_load, self._silence = hits, has_load, silence
+    def __init__(self, hits: list[_Hit], has_load: bool, silence: Silence, curves: _Curves) -> None:
+        self.hits, self._has_load, self._silence, self.curves = hits, has_load, silence, curves
+        self._fresh = Histogram()
+        """Latencies since the present segment and the present bucket of the curves began."""
         self._next_hit = 0
         self._sessions: dict[str, _Session] = {}
         self.sent = self.acked = self.rejected = self.unknown = 0
@@ -309,9 +397,12 @@ class _Walk:
         if session is None or row.n <= session.acked:
             return
         self.go_to(row.t)
+        if row.t >= self.curves.ends:
+            self._settle_fresh()
+            self.curves.go_to(row.t)
         count = row.n - session.acked
         self.acked += count
-        histogram = self.parts[-1].histogram
+        histogram = self._fresh
         if session.is_load:
             self.load_acked += count
             self.payload_bytes += _settle(session, row, histogram)
@@ -356,7 +447,18 @@ class _Walk:
             if not hit.round:
                 self._begin(f"after {hit.name}", t)
 
+    def _settle_fresh(self) -> None:
+        self.parts[-1].histogram.merge(self._fresh)
+        self.curves.take(self._fresh)
+        self._fresh = Histogram()
+
+    def end(self, t: int) -> None:
+        """Complete everything; t: of the last row."""
+        self.go_to(t)
+        self._settle_fresh()
+
     def _begin(self, name: str, t: int) -> None:
+        self._settle_fresh()
         self.parts[-1].end = t
         self.parts.append(_Part(name, t))
 
@@ -437,9 +539,13 @@ def measure(run: RunDir) -> Metrics:
     events = _election_events(run, terms)
     _add_elections(events, hits)
     add_elections(windows, events)
-    walk = _Walk(hits, run.history.is_file() and _has_load(run), Silence(windows))
+    curves = _Curves(meta.t_start, meta.t_end)
+    walk = _Walk(hits, run.history.is_file() and _has_load(run), Silence(windows), curves)
     if run.history.is_file():
         _follow(run, walk)
+    whole = Histogram()
+    for part in walk.parts:
+        whole.merge(part.histogram)
     return Metrics(
         scenario=meta.scenario,
         links=meta.links,
@@ -447,7 +553,7 @@ def measure(run: RunDir) -> Metrics:
         durability=str(meta.cluster.get("durability", "unknown")),
         node_count=len(meta.nodes),
         duration_s=(meta.t_end - meta.t_start) / NS_PER_S,
-        load=_load(walk, meta),
+        load=_load(walk, meta, whole.latency()),
         failovers=tuple(_failover(hit, meta) for hit in hits if hit.leader_fault is not None),
         segments=_segments(walk, meta) if hits else (),
         nodes=_costs(meta),
@@ -455,6 +561,8 @@ def measure(run: RunDir) -> Metrics:
         converged_s=meta.convergence.took_s if meta.convergence is not None and meta.convergence.reached else None,
         availability=fault_kinds(windows),
         terms=terms.terms(),
+        series=curves.series(),
+        histogram=whole.coarse(),
     )
 
 
@@ -478,14 +586,11 @@ def _follow(run: RunDir, walk: _Walk) -> None:
                 walk.on_unknown(row)
             case _:
                 pass
-    walk.go_to(t)
+    walk.end(t)
 
 
-def _load(walk: _Walk, meta: Meta) -> Load:
+def _load(walk: _Walk, meta: Meta, latency: Latency | None) -> Load:
     duration = (max(walk.last_sent, walk.last_acked) - walk.first_sent) / NS_PER_S if walk.last_acked else 0.0
-    whole = Histogram()
-    for part in walk.parts:
-        whole.merge(part.histogram)
     return Load(
         sent=walk.sent,
         acknowledged=walk.acked,
@@ -496,7 +601,7 @@ def _load(walk: _Walk, meta: Meta) -> Load:
         payload_bytes=walk.payload_bytes,
         longest_gap_s=walk.gap / NS_PER_S,
         longest_gap_at_s=max(walk.gap_at - meta.t_start, 0) / NS_PER_S,
-        latency=whole.latency(),
+        latency=latency,
     )
 
 

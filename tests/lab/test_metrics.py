@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.check.metrics import Histogram, encode_metrics, measure
+from lab.check.metrics import SERIES_MOST, Histogram, decode_metrics, encode_metrics, measure
 from lab.rows import Acked, FaultRow, Gen, Invoke, Sample, Unknown, encode_row
 from lab.rundir import RunDir
 from tests.lab.synthetic import MS, T_START, build_run, doctor_lines, doctor_meta
@@ -188,3 +189,64 @@ def test_no_convergence_has_no_time(run: RunDir) -> None:
     assert measure(run).converged_s == 0.01
     doctor_meta(run, convergence=None)
     assert measure(run).converged_s is None
+
+
+# ---- figures over time ---------------------------------------------------------------------------
+
+
+def test_a_series_has_the_figures_of_each_bucket(run: RunDir) -> None:
+    metrics = measure(run)
+    series = metrics.series
+    assert series.bucket_ms == 20
+    # One batch of 5 each millisecond, acknowledged half a millisecond later; 100 ms of silence after batch 20.
+    assert series.acked[:8] == (100, 0, 0, 0, 0, 0, 100, 0)
+    assert series.max[:7] == (0.5, None, None, None, None, None, 0.5)
+    assert series.p50[0] == series.p99[6] == pytest.approx(0.5, rel=1e-3)
+    assert len({len(series.acked), len(series.p50), len(series.p99), len(series.max)}) == 1
+    assert len(series.acked) == -(-metrics.duration_s * 1e3 // 20)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3_000), st.integers(0, 500)), min_size=1, max_size=60), st.integers(1, 20_000))
+def test_series_and_histogram_count_each_message_once(sends: list[tuple[int, int]], lasts_ms: int) -> None:
+    """sends: (due, latency), ms."""
+    with TemporaryDirectory() as directory:
+        run = build_run(Path(directory))
+        rows: list[Invoke | Acked] = []
+        for number, (due, latency) in enumerate(sends):
+            at = T_START + due * MS
+            rows.append(Invoke(at, 101, f"s{number}", 1, 2, at, payloads=("a", "b")))
+            rows.append(Acked(at + latency * MS, f"s{number}", 2, 2 * number + 2))
+        run.history.write_bytes(b"".join(map(encode_row, sorted(rows, key=lambda row: row.t))))
+        doctor_meta(run, t_end=max(T_START + lasts_ms * MS, *(row.t for row in rows)))
+        metrics = measure(run)
+    series = metrics.series
+    width = series.bucket_ms * MS
+    buckets: dict[int, list[int]] = {}
+    for due, latency in sends:
+        bucket = min(int((due + latency) * MS // width), len(series.acked) - 1)
+        buckets.setdefault(bucket, []).append(latency)
+    assert len(series.acked) <= SERIES_MOST
+    assert {at: count for at, count in enumerate(series.acked) if count} == {
+        at: 2 * len(found) for at, found in buckets.items()
+    }
+    for at, found in buckets.items():
+        assert series.max[at] == max(found)
+        assert series.p50[at] == pytest.approx(exact(found, 0.5), rel=1e-3)
+    assert sum(count for _, count in metrics.histogram) == 2 * len(sends)
+    edges = [edge for edge, _ in metrics.histogram]
+    assert edges == sorted(set(edges))
+    assert max(edges) == pytest.approx(max(latency for _, latency in sends), rel=0.016, abs=1e-5)
+
+
+def test_a_series_stops_growing_with_the_run(run: RunDir) -> None:
+    doctor_meta(run, t_end=T_START + 24 * 3600 * 1000 * MS)
+    series = measure(run).series
+    assert len(series.acked) == SERIES_MOST
+    assert series.acked[0] == sum(series.acked) == 200
+
+
+def test_metrics_json_has_a_line_for_each_list_of_numbers_and_reads_back(run: RunDir) -> None:
+    metrics = measure(run)
+    written = encode_metrics(metrics)
+    assert len(written.splitlines()) < 150
+    assert decode_metrics(written) == metrics
