@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -166,7 +166,6 @@ NodeLine: TypeAlias = Welcome | Ack | Reject | LeaderLine | Problem | Status
 _decode_client_line: Callable[[bytes], ClientLine] = msgspec.json.Decoder(ClientLine).decode
 _decode_node_line: Callable[[bytes], NodeLine] = msgspec.json.Decoder(NodeLine).decode
 _decode_message_line: Callable[[bytes], Line] = msgspec.json.Decoder(Line).decode
-_LineT = TypeVar("_LineT")
 
 MESSAGE_START = b'{"seq_no":'
 """The beginning of a line of the message log; no other line of a node begins so."""
@@ -177,11 +176,8 @@ def encode_line(line: ClientLine | NodeLine) -> bytes:
     return _encode(line) + b"\n"
 
 
-def _decode_line(decode: Callable[[bytes], _LineT], line: bytes) -> _LineT:
-    try:
-        return decode(line)
-    except MALFORMED as error:
-        raise FrameError(f"not a line of the client protocol: {brief(error)}") from None
+def _malformed(error: Exception) -> FrameError:
+    return FrameError(f"not a line of the client protocol: {brief(error)}")
 
 
 def decode_client_line(line: bytes) -> ClientLine:
@@ -190,7 +186,10 @@ def decode_client_line(line: bytes) -> ClientLine:
     Raises:
         FrameError: not JSON, an unknown type or key, or a field of the wrong type.
     """
-    return _decode_line(_decode_client_line, line)
+    try:
+        return _decode_client_line(line)
+    except MALFORMED as error:
+        raise _malformed(error) from None
 
 
 def decode_node_line(line: bytes) -> NodeLine | Line:
@@ -199,9 +198,10 @@ def decode_node_line(line: bytes) -> NodeLine | Line:
     Raises:
         FrameError: as decode_client_line.
     """
-    if line.startswith(MESSAGE_START):
-        return _decode_line(_decode_message_line, line)
-    return _decode_line(_decode_node_line, line)
+    try:
+        return _decode_message_line(line) if line.startswith(MESSAGE_START) else _decode_node_line(line)
+    except MALFORMED as error:
+        raise _malformed(error) from None
 
 
 class LineDecoder:

@@ -329,17 +329,25 @@ class ClientConnection(asyncio.Protocol):
         self._spoke = True
         decoder = self._decoder
         try:
-            for line in decoder.feed(data):
+            self._take(decoder.feed(data))
+            if decoder.unfinished != self.unfinished:
+                self._count_unfinished(decoder.unfinished)
+        except FrameError as error:
+            self._fail(str(error))
+
+    def _take(self, lines: Sequence[bytes]) -> None:
+        """Handle the lines of one read."""
+        try:
+            for line in lines:
                 if self._closing:
                     return
                 said = decode_client_line(line)
                 if not self._met and not self._meet(said):
                     return
                 self._on_line(said, len(line))
-            if decoder.unfinished != self.unfinished:
-                self._count_unfinished(decoder.unfinished)
-        except FrameError as error:
-            self._fail(str(error))
+        finally:
+            if self.session is not None:
+                self.session.submit()
 
     def _meet(self, first: ClientLine) -> bool:
         """Accept the first line; False if the client token is needed and missing or wrong."""
@@ -414,11 +422,15 @@ class ClientConnection(asyncio.Protocol):
     # ---- lines from the client ----------------------------------------------------------------------
 
     def _on_line(self, line: ClientLine, size: int) -> None:
+        session = self.session
+        if type(line) is Chat:
+            if session is None:
+                raise FrameError("CHAT before HELLO")
+            session.on_chat(line, size)
+            return
+        if session is not None:
+            session.submit()
         match line:
-            case Chat():
-                if self.session is None:
-                    raise FrameError("CHAT before HELLO")
-                self.session.on_chat(line, size)
             case Hello():
                 self._on_hello(line)
             case Subscribe():
@@ -525,6 +537,9 @@ class ServedSession:
         """Whether the session is in the table, or was counted as one that may enter it."""
         self.intake: deque[tuple[int, int]] = deque()
         """(last n, bytes) of submitted messages that are not acknowledged."""
+        self._first = self._last = self._bytes = 0
+        """First and last n of the messages that wait for submit(), and the bytes of their lines; 0: none wait."""
+        self._payloads: tuple[str, ...] | list[str] = ()
 
     def welcome(self) -> Welcome:
         """Return the answer to HELLO."""
@@ -534,25 +549,52 @@ class ServedSession:
         return Welcome(self._clients.node_id, self.id, self._born, acked_n, last_seq, leader, term, acked_seq)
 
     def on_chat(self, chat: Chat, size: int) -> None:
-        """Forward the messages, unless all of them are delivered already. Rule: S1, S2, S4."""
-        last_n = chat.first + len(chat.payloads) - 1
-        if chat.first < 1 or not chat.payloads or last_n > LARGEST:
-            raise FrameError(
-                f"CHAT of {len(chat.payloads)} messages from n={chat.first}, allowed one or more from 1 on"
-            )
-        if reason := self._why_refused(chat, size):
-            self.connection.say(Reject(self.id, chat.first, reason, False))
-        elif last_n <= self._acked[0]:
+        """Take the messages of a line for submit(), together with those of earlier lines that they continue.
+
+        So many lines with one message each cost the cluster no more than one line with all of them. A line that may be
+        refused for its size stays alone.
+        """
+        first, payloads = chat.first, chat.payloads
+        last = first + len(payloads) - 1
+        if first < 1 or not payloads or last > LARGEST:
+            raise FrameError(f"CHAT of {len(payloads)} messages from n={first}, allowed one or more from 1 on")
+        limits, whole = self._clients.limits, self._bytes + size
+        if (
+            self._bytes
+            and first == self._last + 1
+            and last - self._first < limits.max_line_messages
+            and size <= limits.max_payload_bytes
+            and whole <= limits.max_line_bytes
+        ):
+            if isinstance(self._payloads, tuple):
+                self._payloads = list(self._payloads)
+            self._payloads += payloads
+            self._last, self._bytes = last, whole
+        else:
+            self.submit()
+            self._first, self._last, self._payloads, self._bytes = first, last, payloads, size
+            if size > limits.max_payload_bytes:
+                self.submit()
+
+    def submit(self) -> None:
+        """Forward the messages that on_chat() has taken, unless all of them are delivered already. Rule: S1, S2, S4."""
+        size, self._bytes = self._bytes, 0
+        if not size:
+            return
+        if reason := self._why_refused(size):
+            self.connection.say(Reject(self.id, self._first, reason, False))
+        elif self._last <= self._acked[0]:
             # hit: S4 delivered messages sent again are acknowledged at once
             self.connection.say(Ack(self.id, *self._acked))
         else:
-            self.intake.append((last_n, size))
+            self.intake.append((self._last, size))
             self._clients.take_in(self.connection, size)
-            self._backend.submit(Submit(self.id, self.client_id, self._born, chat.first, chat.payloads))
+            payloads = tuple(self._payloads)
+            self._backend.submit(Submit(self.id, self.client_id, self._born, self._first, payloads))
 
-    def _why_refused(self, chat: Chat, size: int) -> str:
-        """Return why these messages are never ordered; "" if they may be."""
-        limits = self._clients.limits
+    def _why_refused(self, size: int) -> str:
+        """Return why the messages of lines with this size are never ordered; "" if they may be."""
+        limits, payloads = self._clients.limits, self._payloads
         if not self._begun:
             address = self.connection.address
             self._begun = self._clients.begin_session(self.id, address)
@@ -562,12 +604,12 @@ class ServedSession:
             if self._is_new:
                 self._born = self._backend.delivered_seq()  # hit: S3 a session is born when it sends its first message
         allowed = limits.max_line_messages
-        if len(chat.payloads) > allowed:
-            return f"CHAT of {len(chat.payloads)} messages, allowed {allowed}"
+        if len(payloads) > allowed:
+            return f"CHAT of {len(payloads)} messages, allowed {allowed}"
         allowed = limits.max_payload_bytes
         # A character has at most four bytes, and a line is longer than its messages.
-        if size > allowed and max(map(len, chat.payloads)) * 4 > allowed:
-            for payload in chat.payloads:
+        if size > allowed and max(map(len, payloads)) * 4 > allowed:
+            for payload in payloads:
                 if len(payload) * 4 > allowed and (found := len(payload.encode())) > allowed:
                     return f"message of {found} bytes, allowed {allowed}"
         return ""

@@ -282,6 +282,59 @@ async def test_messages_go_to_the_core_and_are_acknowledged_when_delivered() -> 
 
 
 @in_loop
+async def test_lines_of_one_read_that_continue_each_other_are_one_submission() -> None:
+    hall = Hall()
+    wire = hall.connect()
+    assert wire.says(chat(1, "a") + chat(2, "b", "c") + chat(4, "d")) == []
+    assert hall.node.submitted == [submit("s1", 1, "a", "b", "c", "d")]
+    hall.deliver(*hall.node.submitted)
+    assert wire.lines() == [{"type": "ACK", "session": named("s1"), "n": 4, "seq_no": 4}]
+    assert hall.clients.intake_bytes == 0
+    assert wire.says(chat(3, "c") + chat(4, "d") + chat(5, "e")) == []  # Only some of them are known.
+    assert hall.node.submitted[-1] == submit("s1", 3, "c", "d", "e")
+    assert wire.says(chat(2, "b", "c") + chat(4, "d")) == [{"type": "ACK", "session": named("s1"), "n": 4, "seq_no": 4}]
+    assert len(hall.node.submitted) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "firsts"),
+    [
+        ([chat(1, "a"), chat(3, "c"), chat(4, "d")], [1, 3]),  # A gap.
+        ([chat(1, "a"), chat(1, "a"), chat(2, "b")], [1, 1]),  # Sent again.
+        ([chat(1, *"abcde"), chat(6, *"fgh"), chat(9, "i")], [1, 9]),  # As many as one line may have.
+        (
+            [chat(1, "a"), chat(2, "b" * 90, "c" * 90), chat(4, "d")],
+            [1, 2, 4],
+        ),  # A line that may be refused for its size.
+        ([chat(n, "x" * 80) for n in range(1, 10)], [1, 9]),  # As many bytes as one line may have.
+        ([chat(1, "a"), b'{"type":"SUBSCRIBE","from":9}\n', chat(2, "b")], [1, 2]),  # Another line between them.
+    ],
+)
+def test_other_lines_of_one_read_are_submitted_in_their_order(lines: list[bytes], firsts: list[int]) -> None:
+    async def story() -> None:
+        hall = Hall(max_payload_bytes=160, max_line_messages=8, max_line_bytes=1024)
+        wire = hall.connect()
+        assert wire.says(b"".join(lines)) == []
+        assert [each.first for each in hall.node.submitted] == firsts
+        assert all(len(each.payloads) <= 8 for each in hall.node.submitted)
+
+    asyncio.run(story())
+
+
+@in_loop
+async def test_lines_before_a_malformed_one_are_submitted_and_a_refused_line_takes_none_with_it() -> None:
+    hall = Hall(max_payload_bytes=100)
+    wire = hall.connect()
+    [answer] = wire.says(chat(1, "a") + chat(2, "x" * 101) + chat(3, "c"))
+    assert (answer["type"], answer["first"]) == ("REJECT", 2)
+    assert [each.payloads for each in hall.node.submitted] == [("a",), ("c",)]  # The leader will refuse the second.
+    [answer] = wire.says(chat(4, "d") + b"{}\n" + chat(5, "never taken"))
+    assert answer["type"] == "ERROR" and wire.closed
+    assert hall.node.submitted[-1] == submit("s1", 4, "d") and len(hall.node.submitted) == 3
+    assert hall.clients.intake_bytes == 0
+
+
+@in_loop
 async def test_what_one_turn_delivers_is_one_acknowledgement() -> None:
     hall = Hall()
     wire = hall.connect()
