@@ -184,7 +184,10 @@ class FrameDecoder:
                 end = body_at + body_len
                 if len(buffer) < end:
                     break
-                head, body = _cut(buffer, at + PREFIX.size, body_at), _cut(buffer, body_at, end)
+                if buffer is data:
+                    head, body = data[at + PREFIX.size : body_at], data[body_at:end]
+                else:
+                    head, body = _cut(kept, at + PREFIX.size, body_at), _cut(kept, body_at, end)
                 if crc32(head) != crc:
                     raise FrameError("frame header CRC mismatch")
                 at = end
@@ -196,9 +199,7 @@ class FrameDecoder:
                 kept += data[at:]
 
 
-def _cut(buffer: bytes | bytearray, start: int, end: int) -> bytes:
+def _cut(buffer: bytearray, start: int, end: int) -> bytes:
     """Return a slice of the buffer as bytes, copied once."""
-    if isinstance(buffer, bytes):
-        return buffer[start:end]
     with memoryview(buffer) as view:
         return bytes(view[start:end])

@@ -159,10 +159,11 @@ def decode_records(body: bytes) -> tuple[Record, ...]:
         entry = decode_entry(body, at)
         if entry is None:
             raise Broken(f"entry at {at} is longer than the frame's body of {end} bytes")
-        if not isinstance(entry.header, Mark | Batch):
-            raise Broken(f"entry at {at} is a {type(entry.header).__name__}, not a mark or a batch")
+        header = entry.header
+        if not isinstance(header, (Batch, Mark)):
+            raise Broken(f"entry at {at} is a {type(header).__name__}, not a mark or a batch")
         raw = body if entry.end - at == end else body[at : entry.end]
-        records.append(Record(entry.header, raw, entry.body_at - at))
+        records.append(Record(header, raw, entry.body_at - at))
         at = entry.end
     return tuple(records)
 

@@ -72,6 +72,7 @@ class Runtime:
         self._longest_turn_s = self._stood_still_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._longest_timer_s = config.heartbeat_interval_ms / 1000
         self._stepped_at = -math.inf
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._code = EXIT_CLEAN
@@ -188,7 +189,9 @@ class Runtime:
         except Exception as error:
             self._on_error(error)
         self._log.flush()
-        self._longest_turn_s = max(self._longest_turn_s, self._now() - began)
+        took = self._now() - began
+        if took > self._longest_turn_s:
+            self._longest_turn_s = took
 
     def _now(self) -> float:
         """Return the core's time: time.monotonic() minus all standstills."""
@@ -200,7 +203,9 @@ class Runtime:
         A timer that fires early enough is not replaced.
         """
         now = self._now()
-        when = min(deadline, now + self._config.heartbeat_interval_ms / 1000)
+        when = now + self._longest_timer_s
+        if deadline < when:
+            when = deadline
         if self._timer is not None:
             if when >= self._timer_at:
                 return

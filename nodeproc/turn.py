@@ -112,17 +112,20 @@ class Turn:
         inbox, self._inbox = self._inbox, []
         for envelope in inbox if len(inbox) < 2 else self._first_of(inbox):
             node.step(envelope, now, fx)
-        if node.next_deadline() <= now:
+        deadline = node.next_deadline()
+        if deadline <= now:
             node.tick(now, fx)
+            deadline = node.next_deadline()
         fetches, self._fetches = self._fetches, []
         self._perform(fx)
-        for fetch in fetches:
-            self._serve(fetch, now)
+        if fetches:
+            for fetch in fetches:
+                self._serve(fetch, now)
+            deadline = node.next_deadline()
         route = node.route
         if route != self._route:
             self._route = route
             self.clients.route_changed(route[0], route[1])
-        deadline = node.next_deadline()
         if deadline <= now:
             self.ask()
         return deadline

@@ -62,8 +62,9 @@ def allowed_silence(state: NodeState) -> float:
     most = state.config.election_timeout
     if state.beats < MIN_PAUSES:
         return most
-    regular = INTERVALS_OF_SILENCE * state.config.heartbeat_interval
-    return min(most, max(MIN_SILENCE * most, regular + DELAYS_OF_SILENCE * state.longest_delay))
+    silence = INTERVALS_OF_SILENCE * state.config.heartbeat_interval + DELAYS_OF_SILENCE * state.longest_delay
+    least = MIN_SILENCE * most
+    return most if silence > most else silence if silence > least else least
 
 
 def measure_delay(state: NodeState, pause: float) -> None:
@@ -91,7 +92,7 @@ def expect_disk(state: NodeState, now: float) -> None:
 
 def disk_deadline(state: NodeState) -> float:
     """Return when the disk counts as stalled: election_timeout, plus twice the time that it took last. Rule: F4."""
-    if state.stalled:
+    if state.stalled or state.unsynced_since == FOREVER:
         return FOREVER
     return state.unsynced_since + state.config.election_timeout + 2 * state.sync_took
 
@@ -127,7 +128,8 @@ def hear(
         follow(state, sender, now, fx)
     follower = state.role
     assert isinstance(follower, Follower)
-    if not isinstance(msg, Commit):
+    kind = type(msg)
+    if kind is not Commit:
         follower.heard, follower.heard_at = True, now
         state.joined = True
         state.failures, state.vote_until = 0, 0.0
@@ -137,7 +139,7 @@ def hear(
         state.suspected, state.silent_since = NOBODY, FOREVER
         if state.spent:
             state.spent.clear()  # hit: E2 a leader is heard and spent OKs are good again
-    if not isinstance(msg, Resume | OlderMarks) and msg.commit_seq > follower.leader_commit:
+    if not isinstance(msg, (Resume, OlderMarks)) and msg.commit_seq > follower.leader_commit:
         follower.leader_commit = msg.commit_seq
     return follower
 

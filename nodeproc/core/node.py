@@ -219,20 +219,18 @@ class Node:
         disk = failure.disk_deadline(state)
         if state.pledge is not None:
             return disk
-        due = self._role_deadline()
+        role = state.role
+        if isinstance(role, Leader):
+            due = 0.0 if role.commit_unsent or ordering.is_order_due(state, role) else role.heartbeat_at
+        elif isinstance(role, Candidate):
+            due = role.until
+        elif state.leader_id != NOBODY:
+            due = failure.follower_deadline(state, role)
+        else:
+            due = election.leaderless_deadline(state)
         if disk < due:
             due = disk
         return min(due, repair.copying_deadline(state)) if state.copying else due
-
-    def _role_deadline(self) -> float:
-        state, role = self.state, self.state.role
-        if isinstance(role, Leader):
-            return 0.0 if role.commit_unsent or ordering.is_order_due(state, role) else role.heartbeat_at
-        if isinstance(role, Candidate):
-            return role.until
-        if state.leader_id != NOBODY:
-            return failure.follower_deadline(state, role)
-        return election.leaderless_deadline(state)
 
     # ---- read-only access -----------------------------------------------------------------------------
 
@@ -297,7 +295,7 @@ class Node:
         if state.pledge is not None:
             self._wait_behind_pledge(envelope, fx)
             return
-        if sender in state.unknown_members and not isinstance(message, LinkUp | LinkDown):
+        if state.unknown_members and sender in state.unknown_members and not isinstance(message, LinkUp | LinkDown):
             return  # hit: M4 a frame of an unknown member is dropped
         if type(message) in _TERMED:  # A tenth of the cost of isinstance with a union of thirteen.
             message = cast(Termed, message)
@@ -369,22 +367,31 @@ class Node:
         self._take(pledge.then, now, fx)
 
     def _dispatch(self, sender: NodeId, message: object, now: float, fx: Effects) -> None:
-        """Call the handler of an input. Messages under the term rule have the current term."""
+        """Call the handler of an input. Messages under the term rule have the current term.
+
+        The inputs of a running cluster come first, and are told apart by their type, which costs a fifth of a match.
+        """
+        state = self.state
+        if type(message) is Submit:
+            ordering.on_submit(state, sender, message, fx)
+        elif type(message) is Append:
+            follower = failure.hear(state, sender, message, now, fx)
+            ordering.on_append(state, follower, sender, message, now, fx)
+            ordering.follow_commit(state, follower, fx)
+        elif type(message) is Appended or type(message) is HeartbeatAck:
+            failure.on_heartbeat_ack(state, sender, message, now, fx)
+        elif type(message) is Commit:
+            ordering.follow_commit(state, failure.hear(state, sender, message, now, fx), fx)
+        elif type(message) is Heartbeat:
+            failure.on_heartbeat(state, sender, message, now, fx)
+        else:
+            self._dispatch_rare(sender, message, now, fx)
+
+    def _dispatch_rare(self, sender: NodeId, message: object, now: float, fx: Effects) -> None:
+        """Call the handler of any other input."""
         state = self.state
         role = state.role
         match message:
-            case Submit():
-                ordering.on_submit(state, sender, message, fx)
-            case Append():
-                follower = failure.hear(state, sender, message, now, fx)
-                ordering.on_append(state, follower, sender, message, now, fx)
-                ordering.follow_commit(state, follower, fx)
-            case Appended() | HeartbeatAck():
-                failure.on_heartbeat_ack(state, sender, message, now, fx)
-            case Commit():
-                ordering.follow_commit(state, failure.hear(state, sender, message, now, fx), fx)
-            case Heartbeat():
-                failure.on_heartbeat(state, sender, message, now, fx)
             case Refuse():
                 fx.reply.append(message)
             case CatchUp():

@@ -254,7 +254,8 @@ def count_answer(state: NodeState, leader: Leader, progress: Progress, position:
         progress.inflight_bytes -= inflight.popleft()[1]
     if position.term != state.term:
         return  # hit: C1 an answer of an older log is not counted
-    progress.matched = max(progress.matched, position)
+    if position > progress.matched:
+        progress.matched = position
     # Also for a known position: it may be from the time of the follower's rebuild, and count only now (M4).
     advance_commit(state, leader, fx)
 
@@ -264,17 +265,17 @@ def majority_position(state: NodeState, leader: Leader) -> Position | None:
 
     None if these logs are no majority. Rule: C1, M4.
     """
-    counted = [
-        progress.matched
-        for peer, progress in leader.progress.items()
-        if progress.matched.term == state.term and peer not in state.learners
-    ]
-    if state.durable.term == state.term:
+    term, learners, majority = state.term, state.learners, state.majority
+    counted = []
+    for peer, progress in leader.progress.items():
+        if progress.matched.term == term and peer not in learners:
+            counted.append(progress.matched)
+    if state.durable.term == term:
         counted.append(state.durable)
-    if len(counted) < state.majority:
+    if len(counted) < majority:
         return None
     counted.sort(reverse=True)
-    return counted[state.majority - 1]
+    return counted[majority - 1]
 
 
 def advance_commit(state: NodeState, leader: Leader, fx: Effects) -> None:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast, get_args
 
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, PeerConnected, PeerLost, PeerRefused, UnknownMemberRefused
@@ -56,6 +56,7 @@ from nodeproc.tls import NodeTls, channel_of, shown_certificate
 Address: TypeAlias = tuple[str, int]
 """(host, port)"""
 
+_HANDSHAKE: Final = frozenset(get_args(Handshake))
 UNPROVEN_HEADER_BYTES: Final = 4096
 """The longest header before the proof; such frames have no body."""
 PAUSE_FIRST_S: Final = 0.02
@@ -557,7 +558,7 @@ class Accepted(asyncio.Protocol):
     def _take_frames(self, messages: Iterable[Any]) -> None:
         links, peer = self._links, self._peer
         for message in messages:
-            if peer is not None and not isinstance(message, Handshake):
+            if peer is not None and type(message) not in _HANDSHAKE:
                 links.frames_in += 1
                 links.take(peer, cast(PeerMessage, message))
             elif peer is None and isinstance(message, PeerHello):

@@ -476,7 +476,7 @@ def test_a_flood_is_taken_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(turn, "TURN_MESSAGES", 5)
 
     async def story() -> None:
-        async with running(tmp_path) as member:
+        async with running(tmp_path, single(limits=Limits(max_line_messages=1))) as member:
             client = await Chatter.open(member.port)
             turns = (await client.status())["counters"]["turns"]
             client.say(*({"type": "CHAT", "first": n, "payloads": ["x"]} for n in range(1, 100)))
