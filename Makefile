@@ -32,6 +32,9 @@ lock:
 	$$python -m pip install --quiet pip-tools; \
 	$$python $(COMPILE) --output-file requirements.txt pyproject.toml; \
 	$$python $(COMPILE) --extra dev --output-file requirements-dev.txt pyproject.toml; \
+	$$python $(COMPILE) --extra engines --output-file requirements-engines.txt pyproject.toml; \
+	sed -i '1i # Exact versions of all packages that runs on other engines need; see `make lock`.' \
+		requirements-engines.txt; \
 	sed -i '1i # Exact versions of all packages that a run needs; see `make lock`.' requirements.txt; \
 	sed -i '1i # Exact versions of all packages that tests and checks need, those of a run among them; see `make lock`.' \
 		requirements-dev.txt

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lab import __version__
+from lab.engines.catalogue import refusal
 from lab.places import DOCS, PROGRAM, RESULTS, SCENARIOS, near
 from lab.runs import (
     HARNESS,
@@ -45,7 +46,7 @@ from lab.runs import (
     worst,
 )
 from lab.show import colour
-from lab.values import add_mutant, count, positive, seed
+from lab.values import add_mutant, count, engine, option, positive, seed
 
 if TYPE_CHECKING:
     from lab.plan.choosing import Chosen
@@ -61,6 +62,7 @@ ELSEWHERE = {
     "new": ("lab.plan.scaffold", "write a small scenario that passes, as a starting point for your own"),
     "schema": ("lab.plan.schema", "print a JSON Schema of the scenario format, for editors"),
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
+    "engines": ("lab.engines.install", "install other replicated stores, to run scenarios on them"),
 }
 """Command -> (the module with its add_arguments() and main(), its description)."""
 PROGRAMS = {
@@ -143,6 +145,12 @@ def _parser() -> _Parser:
     run.add_argument("--sim", action="store_true", help="simulate in virtual time; the same seed gives the same files")
     run.add_argument("--frames", action="store_true", help=f"with --sim: record all frames, for `{PROGRAM} diagram`")
     add_mutant(run)
+    run.add_argument(
+        "--engine", metavar="NAME@VERSION", type=engine, help="run on this replicated store, such as nats@2.12.1"
+    )
+    run.add_argument(
+        "--engine-option", metavar="NAME=VALUE", type=option, action="append", default=[], help="a setting of --engine"
+    )
     run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (%(default)s)")
     _add_json(run)
     run.set_defaults(do=_do_run)
@@ -281,8 +289,12 @@ def _tags(scenario: Scenario) -> str:
 def _choice(options: argparse.Namespace) -> tuple[list[Chosen], list[ConfigError]]:
     """Return the selected scenarios, and the mistakes in those that are not valid."""
     from lab.plan.choosing import choose
+    from lab.plan.scenario import Instead
 
-    return choose(options.scenarios, options.tag, SCENARIOS, COMMANDS, simulated=getattr(options, "sim", False))
+    engine = getattr(options, "engine", None)
+    instead = Instead(str(engine), dict(options.engine_option)) if engine is not None else None
+    simulated = getattr(options, "sim", False)
+    return choose(options.scenarios, options.tag, SCENARIOS, COMMANDS, simulated=simulated, engine=instead)
 
 
 def _chosen(options: argparse.Namespace) -> tuple[list[Chosen], int]:
@@ -313,7 +325,10 @@ def _do_run(options: argparse.Namespace) -> int:
     if code != PASS:
         return code
     rounds = [(each, number) for each in chosen for number in range(options.repeat)]
-    how = How(options.sim, options.mutant, options.frames)
+    words = [] if options.engine is None else ["--engine", str(options.engine)]
+    for name, value in options.engine_option:
+        words += ["--engine-option", f"{name}={value}"]
+    how = How(options.sim, options.mutant, options.frames, tuple(words))
     results: list[Result] = []
     try:
         code = _run_all(rounds, options, how, results)
@@ -373,6 +388,12 @@ def _option_refusal(options: argparse.Namespace) -> str:
     """Return why these options cannot be combined, or why no run directory can be created; "" if all is well."""
     if options.frames and not options.sim:
         return "--frames: only with --sim; frames of real nodes are not recorded"
+    if options.engine is None and options.engine_option:
+        return "--engine-option: only with --engine"
+    if options.engine is not None and options.mutant:
+        return "--mutant: breaks the lab's own nodes, and --engine replaces them"
+    if options.engine is not None and (why := refusal(options.engine, dict(options.engine_option))):
+        return f"--engine-option: {why}"
     out: Path = options.out
     try:
         out.mkdir(parents=True, exist_ok=True)

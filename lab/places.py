@@ -7,8 +7,8 @@
     results         results/ of the checkout         ./results
     children        find `lab` by PYTHONPATH         find `lab` as every installed package
 
-CHATLAB_RESULTS names another directory for results. An editable install is a checkout with the command chatlab.
-This module uses the standard library only.
+CHATLAB_RESULTS names another directory for results, CHATLAB_ENGINES one for engines. An editable install is a checkout
+with the command chatlab. This module uses the standard library only.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PACKAGED = SHARE / "scenarios"
 SCENARIOS = (Path("scenarios"), PACKAGED) if INSTALLED else (PACKAGED,)
 """The directories in which scenarios are found by name, the user's own first. The first one may not exist."""
 GIVEN_RESULTS = os.environ.get("CHATLAB_RESULTS", "")
+ENGINES = Path(os.environ.get("CHATLAB_ENGINES") or Path.home() / ".cache" / "chatlab" / "engines").absolute()
+"""The directory of the installed versions of other engines (lab.engines.install)."""
 RESULTS = Path(GIVEN_RESULTS or ("results" if INSTALLED else ROOT / "results")).absolute()
 
 

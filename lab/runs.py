@@ -41,17 +41,20 @@ class How:
     sim: simulate the scenario in virtual time, instead of starting processes.
     mutant: the mutant that the nodes run as (lab.mutants); "" for none.
     frames: record the frames between nodes; only with `sim`.
+    engine: the words of the command line that put an engine in place of the nodes; none: the scenario's own nodes.
     """
 
     sim: bool = False
     mutant: str = ""
     frames: bool = False
+    engine: tuple[str, ...] = ()
 
     def command(self, path: Path, seed: int) -> str:
         """Return the command that runs the scenario file again in the same way."""
         from lab.plan.choosing import word_for
 
         parts = [COMMAND, shlex.quote(word_for(path)), "--sim" if self.sim else "", f"--seed {seed}"]
+        parts += [shlex.quote(word) for word in self.engine]
         parts += ["--frames" if self.frames else "", f"--mutant {self.mutant}" if self.mutant else ""]
         return " ".join(part for part in parts if part)
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from lab.engines.catalogue import Spec
 
 SEED_MAX: Final = 2**31 - 1
 
@@ -56,6 +59,24 @@ def mutant(text: str) -> str:
         return catalogue.mutant(text).name if text else ""
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def engine(text: str) -> Spec:
+    """Parse NAME@VERSION."""
+    from lab.engines import catalogue
+
+    try:
+        return catalogue.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def option(text: str) -> tuple[str, str]:
+    """Parse NAME=VALUE."""
+    name, found, value = text.partition("=")
+    if not name or not found:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed NAME=VALUE")
+    return name, value
 
 
 def add_mutant(parser: argparse.ArgumentParser) -> None:

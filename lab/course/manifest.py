@@ -59,7 +59,7 @@ def node_settings(
     if plan.client_token:
         settings["client_token"] = plan.client_token
     # The judges read one file of events, so that it must not be rotated during a run.
-    limits = ({"events_max_bytes": 1 << 50} if plan.command is None else {}) | dict(plan.limits)
+    limits = ({"events_max_bytes": 1 << 50} if not plan.is_foreign else {}) | dict(plan.limits)
     if limits:
         settings["limits"] = limits
     return settings
@@ -68,9 +68,11 @@ def node_settings(
 def _resolved(plan: ClusterPlan) -> dict[str, Any]:
     """Return the settings of the cluster for meta.json."""
     settings = node_settings(plan, 0, 0, {}, "", "", "")
-    settings["command"] = plan.command
+    settings |= {"command": plan.command, "engine": plan.engine or None, "engine_options": plan.engine_options or None}
     shown = (
         "command",
+        "engine",
+        "engine_options",
         "durability",
         "log_level",
         "limits",

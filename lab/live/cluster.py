@@ -18,6 +18,7 @@ import yaml
 
 from lab.course.manifest import HOST, node_settings
 from lab.course.observation import SeenLeaders, view_of
+from lab.engines import catalogue, install
 from lab.live.busy import BusyProcesses
 from lab.live.children import Children
 from lab.live.garbage import GarbageClients, Target, share_of
@@ -32,6 +33,7 @@ from lab.rows import NodeUse, Sample
 from lab.rundir import RunDir
 from lab.steps import Garbage
 from lab.steps.book import FaultBook
+from lab.steps.machine import RunFailed
 from lab.steps.rules import LinkCounts, Pair, Rule
 from lab.steps.targets import ClusterView
 from nodeproc.client import Address
@@ -39,22 +41,42 @@ from nodeproc.core.messages import NodeId
 from nodeproc.lines import Status
 
 PEEK_PATIENCE_S = 0.2
+ADAPTER_MODULE = "lab.engines.adapter"
+
+
+def engine_settings(plan: ClusterPlan) -> dict[str, Any]:
+    """Return the part of the adapter's configuration that is about the engine. Raises: RunFailed."""
+    try:
+        program = install.program(catalogue.parse(plan.engine))
+    except install.NotInstalled as error:
+        raise RunFailed(str(error)) from None
+    return {"engine": plan.engine, "engine_options": plan.engine_options, "engine_program": str(program)}
 
 
 def program_of(plan: ClusterPlan, run: RunDir, settings: dict[str, Any]) -> Program | None:
-    """Return the program of one node if the scenario has a command, and write its JSON configuration; else None.
+    """Return the program of one node if the scenario has a command or an engine, and write its JSON configuration.
 
     Args:
         settings: the node's, from node_settings().
+
+    Returns:
+        None for the lab's own nodes.
+
+    Raises:
+        RunFailed: the engine is not installed.
     """
-    if plan.command is None:
+    if not plan.is_foreign:
         return None
-    assert isinstance(plan.command, tuple), plan.command  # load() has split it
     node = settings["node_id"]
     run.message_log(node).parent.mkdir(parents=True)
     files = {"message_log": str(run.message_log(node).resolve()), "events": str(run.events(node).resolve())}
     config = run.program_config(node).resolve()
-    config.write_bytes(msgspec.json.format(msgspec.json.encode(settings | files), indent=1) + b"\n")
+    engine = engine_settings(plan) if plan.engine else {}
+    config.write_bytes(msgspec.json.format(msgspec.json.encode(settings | files | engine), indent=1) + b"\n")
+    if engine:
+        command = (sys.executable, "-m", ADAPTER_MODULE, str(config))
+        return Program(command, str(run.path.resolve()), is_adapter=True)
+    assert isinstance(plan.command, tuple), plan.command  # load() has split it
     values = {
         "config": str(config),
         "id": str(node),

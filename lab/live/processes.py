@@ -89,10 +89,14 @@ class _Life:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program that is started instead of the lab's own node: its arguments, and the directory in which it runs."""
+    """A program that is started instead of the lab's own node: its arguments, and the directory in which it runs.
+
+    is_adapter: it is the lab's adapter of an engine, and imports the lab.
+    """
 
     command: tuple[str, ...]
     directory: str
+    is_adapter: bool = False
 
 
 @dataclass(slots=True)
@@ -144,14 +148,14 @@ class NodeProcess:
     def start(self, *more: str) -> None:
         """Start the process, with additional arguments; ready() waits until it answers."""
         assert self._life is None, f"node {self.node} runs already"
-        own = self.program is None
+        own, imports_lab = self.program is None, self.program is None or self.program.is_adapter
         with self.log.open("ab") as errors:
             popen = subprocess.Popen(
                 self._command(more),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if own else errors,
                 stderr=errors,
-                env=child_environment() if own else None,
+                env=child_environment() if imports_lab else None,
                 pass_fds=(self.lifeline_fd,),
                 process_group=0,  # Ctrl+C is the harness's to handle
             )
@@ -204,7 +208,10 @@ class NodeProcess:
         assert life is not None, f"node {self.node} does not run"
         life.asked_to_end = True
         self.sample()
-        os.killpg(life.popen.pid, how)
+        if how is signal.SIGTERM and self.program is not None and self.program.is_adapter:
+            os.kill(life.popen.pid, how)  # The adapter first reads the engine's store, and then ends the engine.
+        else:
+            os.killpg(life.popen.pid, how)
         if self.paused and how is not signal.SIGKILL:
             os.killpg(life.popen.pid, signal.SIGCONT)
         try:

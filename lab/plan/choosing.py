@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.places import INSTALLED, PACKAGED, SCENARIOS, near
-from lab.plan.scenario import Scenario
+from lab.plan.scenario import Instead, Scenario
 from lab.plan.sense import load_checked
 from nodeproc.errors import ConfigError
 
@@ -35,6 +35,7 @@ def choose(
     commands: Sequence[str] = (),
     *,
     simulated: bool = False,
+    engine: Instead | None = None,
 ) -> tuple[list[Chosen], list[ConfigError]]:
     """Return the scenarios that the words name and that have at least one of the tags, and the mistakes found.
 
@@ -43,7 +44,7 @@ def choose(
         tags: none: any scenario is chosen.
         homes: directories of scenarios. If several contain a file of the same name, the first directory counts.
         commands: also suggested for a word that names nothing.
-        simulated: as in load_checked().
+        simulated, engine: as in load_checked().
 
     Returns:
         The scenarios in order; and an error for each word that names nothing and each file that is not a scenario.
@@ -58,7 +59,7 @@ def choose(
             continue
         for path in paths:
             try:
-                scenario = load_checked(path, simulated=simulated)
+                scenario = load_checked(path, simulated=simulated, engine=engine)
             except ConfigError as error:
                 mistakes.append(error)
                 continue

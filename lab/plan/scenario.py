@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import yaml
 from msgspec import Meta, Struct, structs
 
+from lab.engines import catalogue
 from lab.plan.command import split_command
 from lab.plan.expectation import RUN_EXPECTATIONS, LatencyIs, Memory, RunExpectation, Throughput, Unavailable
 from lab.steps import Step, steps_by_word
@@ -54,6 +55,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     command: the program that is started in place of the lab's own node, see lab.plan.command; None: the lab's own.
     directory: the working directory of the command. In the file it is relative to the scenario file; load() makes it
         absolute.
+    engine: the replicated store, NAME@VERSION, that keeps the messages in place of the lab's own nodes; see
+        lab.engines. engine_options: its settings.
     client_token: the token that the nodes require of every client; the lab's own clients send it.
     """
 
@@ -70,12 +73,14 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     limits: dict[str, int] = {}
     command: str | tuple[str, ...] | None = None
     directory: str = ""
+    engine: str = ""
+    engine_options: dict[str, str] = {}
     client_token: Annotated[str, Meta(max_length=256)] = ""
 
     @property
     def is_foreign(self) -> bool:
-        """True if `command` starts the nodes: the lab knows only their documented interface."""
-        return self.command is not None
+        """True if `command` or `engine` starts the nodes: the lab knows only their documented interface."""
+        return self.command is not None or self.engine != ""
 
     @property
     def ids(self) -> tuple[NodeId, ...]:
@@ -194,7 +199,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
                 field = step.needs.real_time_field
                 refused.append(f"{show_place((*place, step.word, *((field,) if field else ())))}: {why}")
         if self.cluster.is_foreign:
-            refused.append("cluster.command: a program has no virtual time to run in")
+            word = "engine" if self.cluster.engine else "command"
+            refused.append(f"cluster.{word}: a program has no virtual time to run in")
         if self.cluster.client_token:
             refused.append("cluster.client_token: nobody can come to a simulated node but its own clients")
         total = self.planned_messages
@@ -222,23 +228,27 @@ class _Outline(Scenario, frozen=True, kw_only=True):
     expectations: tuple[Any, ...] = ()
 
 
-def load(path: Path | str, *, text: str | None = None) -> Scenario:
+def load(path: Path | str, *, text: str | None = None, engine: Instead | None = None) -> Scenario:
     """Read and check a scenario file.
 
     Args:
         text: the file's content where the caller has it already.
+        engine: runs in place of the nodes of the file.
 
     Raises:
         ConfigError: unreadable, not YAML, or not a scenario; names file, line, column, found and allowed.
     """
     document = parse(path, text=text)
     outline = document.convert(_Outline, dec_hook=decode_word)
+    if engine is not None:
+        outline = engine.put_into(outline)
     plan = outline.cluster
     root = Entry(document, Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign))
     _check_outline(root, outline)
     if plan.limits:
         check_limits(document, root.at("cluster", "limits").convert(Limits), ("cluster", "limits"))
     _check_cluster(root.at("cluster"), plan)
+    _check_engine(root.at("cluster"), plan)
     cluster = _with_command(root.at("cluster"), plan, Path(path).parent)
     if outline.load is not None:
         _check_load(root.at("load"), outline.load)
@@ -254,6 +264,22 @@ def load(path: Path | str, *, text: str | None = None) -> Scenario:
     _check_load_use(root, scenario)
     _check_named_steps(root.at("expectations"), scenario)
     return scenario
+
+
+class Instead(NamedTuple):
+    """An engine that runs in place of the nodes that a scenario file describes."""
+
+    engine: str
+    options: Mapping[str, str]
+
+    def put_into(self, outline: _Outline) -> _Outline:
+        """Return the scenario with this engine, and with bounds that allow for the engine's own timeouts."""
+        cluster = structs.replace(
+            outline.cluster, command=None, directory="", engine=self.engine, engine_options=dict(self.options)
+        )
+        least = Duration(catalogue.parse(self.engine).kind.recovery_s)
+        bounds = structs.replace(outline.bounds, recovery=max(outline.bounds.recovery, least))
+        return structs.replace(outline, cluster=cluster, bounds=bounds)
 
 
 def encode(scenario: Scenario) -> str:
@@ -350,6 +376,21 @@ def _check_cluster(entry: Entry, cluster: Cluster) -> None:
         entry.at("election_timeout").fail(f"found {cluster.election_timeout}, allowed {allowed}")
 
 
+def _check_engine(entry: Entry, cluster: Cluster) -> None:
+    if not cluster.engine:
+        if cluster.engine_options:
+            entry.at("engine_options").fail("are options of engine, and there is no engine")
+        return
+    try:
+        spec = catalogue.parse(cluster.engine)
+    except ValueError as error:
+        entry.at("engine").fail(str(error))
+    if why := catalogue.refusal(spec, cluster.engine_options):
+        entry.at("engine_options").fail(why)
+    if cluster.client_token:
+        entry.at("client_token").fail("is not supported by the adapter of an engine")
+
+
 def _with_command(entry: Entry, cluster: Cluster, home: Path) -> Cluster:
     """Return the cluster with its command split into arguments, and an absolute directory.
 
@@ -360,6 +401,8 @@ def _with_command(entry: Entry, cluster: Cluster, home: Path) -> Cluster:
         if cluster.directory:
             entry.at("directory").fail("is the directory of command, and there is no command")
         return cluster
+    if cluster.engine:
+        entry.at("engine").fail("stands beside command; allowed is one of the two")
     try:
         command = split_command(cluster.command)
     except ValueError as error:

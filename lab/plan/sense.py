@@ -14,7 +14,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from lab.plan.expectation import Acknowledged, Order
-from lab.plan.scenario import Scenario, load
+from lab.plan.scenario import Instead, Scenario, load
 from lab.steps import Step
 from lab.steps.expect import LastSeq
 from lab.steps.outlook import Outlook
@@ -30,17 +30,20 @@ class Mistake(NamedTuple):
     text: str
 
 
-def load_checked(path: Path | str, *, text: str | None = None, simulated: bool = False) -> Scenario:
+def load_checked(
+    path: Path | str, *, text: str | None = None, simulated: bool = False, engine: Instead | None = None
+) -> Scenario:
     """Read and check a scenario file, and refuse a scenario that cannot work.
 
     Args:
         text: the file's content, if the caller has read it already.
         simulated: the scenario is for virtual time; it may send no message, since elections alone can break A7.
+        engine: as in scenario.load().
 
     Raises:
         ConfigError: as scenario.load(), or the first mistake.
     """
-    scenario = load(path, text=text)
+    scenario = load(path, text=text, engine=engine)
     for mistake in mistakes(scenario, simulated=simulated):
         raise parse(path, text=text).error(mistake.place, mistake.text)
     return scenario

@@ -1,0 +1,291 @@
+"""A node whose messages are kept by another program's replicated store: `python -m lab.engines.adapter CONFIG`.
+
+The adapter starts one node's engine, speaks the client protocol in front of it, and writes the message log from the
+records that this engine's own store holds. It writes the log anew at each start, and reads the store once more at its
+end, so that the judges see what the store has forgotten. CONFIG is the JSON file of docs/bring_your_own_node.md with
+`engine`, `engine_options` and `engine_program`.
+
+An acknowledgement needs both: the engine has acknowledged the record, and the store of the client's own node has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from lab.engines import catalogue
+from lab.engines.engine import Engine, Entry, Place
+from lab.engines.messagelog import ForeignRecord, MessageLog
+from lab.engines.port import Known, Port
+from nodeproc.core.messages import NodeId
+
+POLL_S = 0.05
+"""From one look at the engine's leader to the next."""
+SILENT_S = 1.5
+"""An engine that has not answered for this long is reported as one without a leader."""
+LEAD_PATIENCE_S = 10.0
+"""The first leader is the node with the highest id, if the engine can do that within this time."""
+READ_PATIENCE_S = 5.0
+STOP_PATIENCE_S = 6.0
+"""From SIGTERM to the engine's exit, before SIGKILL."""
+EXIT_ENGINE_ENDED = 1
+
+
+class Peer(Struct, frozen=True):
+    """Another node's adapter, as this node reaches it."""
+
+    id: NodeId
+    host: str
+    port: int
+
+
+class Config(Struct, frozen=True):
+    """The part of the configuration that the adapter uses."""
+
+    node_id: NodeId
+    host: str
+    port: int
+    peers: tuple[Peer, ...]
+    data_dir: str
+    message_log: str
+    events: str
+    cluster_id: str
+    heartbeat_interval_ms: float
+    election_timeout_ms: float
+    engine: str = ""
+    engine_program: str = ""
+    engine_options: dict[str, str] = {}
+
+
+def network_of(cluster_id: str) -> str:
+    """Return the first three bytes of the cluster's own addresses on loopback, such as 127.77.3.
+
+    Engines keep their usual ports, so that clusters that run at the same time need addresses of their own.
+    """
+    one, other = hashlib.blake2b(cluster_id.encode(), digest_size=2).digest()
+    return f"127.{64 + one % 64}.{other}"
+
+
+def place_of(config: Config) -> Place:
+    """Return the surroundings of this node's engine."""
+    ids = tuple(sorted([config.node_id, *(peer.id for peer in config.peers)]))
+    network, data_dir = network_of(config.cluster_id), Path(config.data_dir)
+    return Place(
+        config.node_id,
+        ids,
+        {node: f"{network}.{node}" for node in ids},
+        data_dir / "engine",
+        data_dir / "conf",
+        round(config.heartbeat_interval_ms),
+        round(config.election_timeout_ms),
+    )
+
+
+def engine_of(config: Config) -> Engine:
+    """Return the driver of the configured engine."""
+    spec = catalogue.parse(config.engine)
+    module, _, name = spec.kind.driver.partition(":")
+    driver: type[Engine] = getattr(importlib.import_module(module), name)
+    return driver(place_of(config), config.engine_program, config.engine_options)
+
+
+class Events:
+    """The events of this node: what its engine reports about leader and term."""
+
+    def __init__(self, path: Path, node: NodeId) -> None:
+        self._path, self._node = path, node
+
+    def write(self, event: str, **fields: object) -> None:
+        row = {"t_ns": time.monotonic_ns(), "node": self._node, "event": event, **fields}
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(row) + b"\n")
+
+
+class Adapter:
+    """One node's adapter, from its start to SIGTERM."""
+
+    def __init__(self, config: Config, engine: Engine) -> None:
+        self._config, self._engine, self._place = config, engine, engine.place
+        self._events = Events(Path(config.events), config.node_id)
+        self._log = MessageLog(Path(config.message_log))
+        self._port = Port(engine, self._log, lambda: self._ready)
+        self._ready = False
+        self._has_read = False
+
+    async def run(self) -> int:
+        """Run the engine until SIGTERM; return the exit code."""
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        is_first = not self._place.data_dir.exists()
+        process = await self._start_engine()
+        await self._port.listen(self._config.host, self._config.port)
+        ends = [asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())]
+        work = [asyncio.create_task(part) for part in (self._prepare(is_first), self._watch(), self._follow())]
+        await asyncio.wait([*ends, *work], return_when=asyncio.FIRST_COMPLETED)
+        for task in work:
+            task.cancel()
+        for task in work:
+            with suppress(asyncio.CancelledError):
+                await task
+        if not stop.is_set():
+            print(f"the engine ended with exit code {process.returncode}: {last_line(self._output)}", file=sys.stderr)
+            return EXIT_ENGINE_ENDED
+        await self._end(process)
+        return 0
+
+    # ---- the engine's process --------------------------------------------------------------------
+
+    @property
+    def _output(self) -> Path:
+        return Path(self._config.data_dir) / "engine.log"
+
+    async def _start_engine(self) -> asyncio.subprocess.Process:
+        place, engine = self._place, self._engine
+        place.data_dir.mkdir(exist_ok=True)
+        place.conf_dir.mkdir(exist_ok=True)
+        for name, content in engine.files().items():
+            if not (place.conf_dir / name).exists():  # Some servers keep state in their configuration.
+                (place.conf_dir / name).write_text(content)
+        with self._output.open("ab") as output:
+            return await asyncio.create_subprocess_exec(
+                *engine.command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self._config.data_dir,
+                env={**os.environ, **engine.environment()},
+            )
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        """Read the store once more, and stop the engine."""
+        if not self._engine.read_when_stopped:
+            await self._read_again()
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(STOP_PATIENCE_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        if self._engine.read_when_stopped:
+            await self._read_again()
+
+    async def _read_again(self) -> None:
+        """Write the log as the store is now. If the store cannot be read, the log stays as it is."""
+        try:
+            async with asyncio.timeout(READ_PATIENCE_S), aclosing(self._engine.tail()) as tail:
+                await self._log.begin(await anext(tail))
+        except Exception as error:
+            print(f"the store could not be read at the end: {error!r}", file=sys.stderr)
+
+    # ---- what the engine says --------------------------------------------------------------------
+
+    async def _prepare(self, is_first: bool) -> None:
+        """Wait until the engine answers, and create what records need."""
+        engine, node = self._engine, self._place.node
+        await _until(engine.ready)
+        if is_first and node == max(self._place.ids):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LEAD_PATIENCE_S):
+                    await _until(self._leads_at_first)
+        self._ready = True
+        await _until(self._set_up)
+        await asyncio.Event().wait()
+
+    async def _set_up(self) -> bool:
+        await self._engine.setup()
+        return True
+
+    async def _leads_at_first(self) -> bool:
+        """Ask the engine to make this node the leader; return whether it is."""
+        await self._engine.setup()
+        await self._engine.lead()
+        return (await self._engine.status()).leader == self._place.node
+
+    async def _watch(self) -> None:
+        """Follow the engine's leader."""
+        heard = time.monotonic()
+        while True:
+            try:
+                status = await self._engine.status()
+                heard = time.monotonic()
+                self._show(Known(status.leader, status.term if status.leader else self._port.known.term))
+            except Exception:  # Each library has its own errors for a server that does not answer.
+                if time.monotonic() - heard > SILENT_S:
+                    self._show(Known(0, self._port.known.term))
+            await asyncio.sleep(POLL_S)
+
+    def _show(self, known: Known) -> None:
+        """Report the leader in events and to the clients, if it has changed."""
+        before, node, write = self._port.known, self._place.node, self._events.write
+        if known == before:
+            return
+        if before.leader == node and known.leader == 0:
+            write("quorum_lost", term=before.term)
+        elif before.leader not in (0, node, known.leader):
+            write("leader_timeout", leader=before.leader, reason="the engine follows it no longer")
+        if known.leader == node:
+            write("became_leader", term=known.term)
+        elif known.leader:
+            write("new_coordinator", term=known.term, leader=known.leader)
+        self._port.show(known)
+
+    async def _follow(self) -> None:
+        """Keep the message log equal to the store, which this reads anew whenever it has lost records."""
+        while True:
+            try:
+                async with aclosing(self._engine.tail()) as tail:
+                    await self._begin(await anext(tail))
+                    async for entries in tail:
+                        await self._log.add(entries)
+            except ForeignRecord:
+                raise
+            except Exception:  # as in _watch
+                pass
+            await asyncio.sleep(POLL_S)
+
+    async def _begin(self, entries: Sequence[Entry]) -> None:
+        """Write the log anew."""
+        self._port.acknowledged.clear()
+        await self._log.begin(entries)
+        if not self._has_read:
+            self._has_read, last = True, len(self._log.lines)
+            self._events.write("loaded", messages=last)
+            self._events.write("sequence_set", last_seq=last, next_expected=last + 1)
+
+
+async def _until(attempt: Callable[[], Awaitable[bool]]) -> None:
+    """Call this again and again until it returns true; an error counts as false."""
+    while True:
+        with suppress(Exception):
+            if await attempt():
+                return
+        await asyncio.sleep(POLL_S)
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of the engine's own output."""
+    lines = log.read_text("utf-8", "replace").splitlines()
+    return lines[-1][:500] if lines else "(it said nothing)"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the adapter with the configuration file that the only argument names."""
+    config = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Config)
+    return asyncio.run(Adapter(config, engine_of(config)).run())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

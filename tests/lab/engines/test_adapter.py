@@ -1,0 +1,323 @@
+"""The adapter over an engine in one file: the lab's checks pass, and fail when that engine forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+import pytest
+
+from lab.check.invariants import check
+from lab.check.metrics import measure
+from lab.check.verdict import Verdict
+from lab.engines.adapter import network_of
+from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.messagelog import ForeignRecord, MessageLog, Record
+from lab.engines.port import Known, Port
+from lab.engines.tunnels import Tunnel, Tunnels
+from lab.live import live
+from lab.places import ROOT
+from lab.plan import scenario as plan
+from lab.rundir import RunDir
+from nodeproc.lines import session_of
+from tests.lab.inloop import in_loop
+from tests.lab.patient import patient
+
+HOST = "127.0.0.1"
+TOKEN = "0123456789abcdef"
+SESSION = session_of(TOKEN)
+
+STORY = """
+name: {name}
+description: A node is killed under load and started again.
+cluster: {{command: "{{python}} -m tests.lab.engines.shelf {{config}} {words}", directory: "{root}"}}
+load: {{clients: 3, in_flight: 4, via: all}}
+steps:
+  - load: start
+  - wait: {{for: acknowledged, count: 100}}
+  - kill: {node}
+  - wait: {{for: acknowledged, count: 100}}
+  - load: stop
+  - wait: idle
+  - start: {node}
+  - wait: leader
+"""
+
+
+def judged(directory: Path, name: str, node: int, words: str = "") -> tuple[RunDir, Verdict]:
+    path = directory / f"{name}.yml"
+    path.write_text(STORY.format(name=name, node=node, words=words, root=ROOT))
+    run = RunDir.create(directory, name, "stamp")
+    live.run(patient(plan.load(path)), run, seed=7, progress=lambda _: None)
+    return run, check(run, measure(run))
+
+
+def test_an_engine_that_keeps_its_promise_passes_all_checks(tmp_path: Path) -> None:
+    run, verdict = judged(tmp_path, "kept", 2)
+    assert verdict.exit_code == 0, verdict
+    assert {each.result for each in verdict.checks} == {"PASS"}
+    events = [json.loads(line) for line in run.events(2).read_bytes().splitlines()]
+    assert [event["event"] for event in events].count("loaded") == 2
+    assert events[-1]["event"] in ("sequence_set", "new_coordinator")
+
+
+def test_an_engine_that_forgets_is_convicted(tmp_path: Path) -> None:
+    _, verdict = judged(tmp_path, "forgotten", 2, "forgets")
+    assert verdict.exit_code == 1
+    failed = {each.name: each for each in verdict.checks if each.result == "FAIL"}
+    assert "A4" in failed and "acknowledged" in failed["A4"].detail
+
+
+# ---- the message log ------------------------------------------------------------------------------
+
+
+def entry(session: str, last: int, *payloads: str, term: int = 1) -> Entry:
+    return Entry(session, last, Record(101, term, 1.5, payloads).text())
+
+
+@in_loop
+async def test_the_log_holds_the_records_in_the_order_of_the_store(tmp_path: Path) -> None:
+    log = MessageLog(tmp_path / "log")
+    await log.begin([entry("s", 2, "a", "b", term=3)])
+    await log.add([entry("t", 1, "c", term=2)])
+    rows = [json.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    assert [(row["seq_no"], row["term"], row["msg_id"], row["payload"]) for row in rows] == [
+        (1, 3, "s-1", "a"),
+        (2, 3, "s-2", "b"),
+        (3, 3, "t-1", "c"),  # a term in the log never falls
+    ]
+    assert list(rows[0]) == ["seq_no", "term", "sender_id", "msg_id", "timestamp", "payload"]
+    assert b"".join(log.lines) == (tmp_path / "log").read_bytes()
+
+
+@in_loop
+async def test_a_store_that_was_cut_back_cuts_the_log_back(tmp_path: Path) -> None:
+    log = MessageLog(tmp_path / "log")
+    await log.begin([entry("s", 1, "a"), entry("s", 2, "b")])
+    await log.begin([entry("s", 1, "a")])
+    assert len((tmp_path / "log").read_bytes().splitlines()) == len(log.lines) == 1
+    assert log.seq_nos == {"s-1": 1}
+
+
+@in_loop
+async def test_an_equal_log_is_not_written_again(tmp_path: Path) -> None:
+    log = MessageLog(tmp_path / "log")
+    await log.begin([entry("s", 1, "a")])
+    before = (tmp_path / "log").stat().st_mtime_ns
+    await log.begin([entry("s", 1, "a")])
+    assert (tmp_path / "log").stat().st_mtime_ns == before
+
+
+@in_loop
+async def test_a_record_that_no_adapter_wrote_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ForeignRecord, match="the store holds 'x'"):
+        await MessageLog(tmp_path / "log").begin([Entry("s", 1, "x")])
+
+
+# ---- the port -------------------------------------------------------------------------------------
+
+
+class Scripted(Engine):
+    """An engine whose answers to append() are given; what it takes appears in the log at once."""
+
+    def __init__(self, place: Place, log: MessageLog, answers: Sequence[int | Exception]) -> None:
+        super().__init__(place, "", {})
+        self.log, self.answers, self.asked = log, list(answers), list[tuple[int, int]]()
+
+    def command(self) -> Sequence[str]:
+        return ["true"]
+
+    async def ready(self) -> bool:
+        return True
+
+    async def status(self) -> EngineStatus:
+        return EngineStatus(1, 1)
+
+    async def append(self, session: str, first: int, last: int, value: str) -> int:
+        self.asked.append((first, last))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer >= last:
+            await self.log.add([Entry(session, last, value)])
+        return answer
+
+    async def tail(self) -> AsyncGenerator[Sequence[Entry], None]:
+        yield ()
+
+
+class Once(Scripted):
+    """Such an engine without conditions for its records."""
+
+    resends = False
+
+
+class Client:
+    """One connection to a port in this process."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, **line: object) -> None:
+        self.writer.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    async def read(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(await self.reader.readline())
+        return found
+
+    async def hello(self, born: int | None = None) -> dict[str, object]:
+        self.send(type="HELLO", client_id=101, session_token=TOKEN, born=born)
+        return await self.read()
+
+
+async def opened(directory: Path, kind: type[Scripted], answers: Sequence[int | Exception]) -> tuple[Port, Scripted]:
+    """A port that listens in this process, and its engine."""
+    place = Place(1, (1, 2, 3), {1: HOST}, directory, directory, 100, 500)
+    log = MessageLog(directory / "log")
+    engine = kind(place, log, answers)
+    port = Port(engine, log, lambda: True)
+    port.show(Known(1, 1))
+    return port, engine
+
+
+async def client_of(port: Port) -> Client:
+    server = await port.listen(HOST, 0)
+    return Client(*await asyncio.open_connection(*server.sockets[0].getsockname()))
+
+
+@in_loop
+async def test_a_message_is_acknowledged_once_the_store_has_it(tmp_path: Path) -> None:
+    port, _ = await opened(tmp_path, Scripted, [2])
+    client = await client_of(port)
+    assert (await client.hello())["acknowledged"] == 0
+    client.send(type="CHAT", first=1, payloads=["a", "b"])
+    assert await client.read() == {"type": "ACK", "session": SESSION, "n": 2, "seq_no": 2}
+    again = await client_of(port)
+    assert (await again.hello(0))["acknowledged"] == 2
+
+
+@in_loop
+async def test_a_refusal_asks_the_client_to_send_again(tmp_path: Path) -> None:
+    port, engine = await opened(tmp_path, Scripted, [Refused(), 1])
+    client = await client_of(port)
+    await client.hello()
+    client.send(type="CHAT", first=1, payloads=["a"])
+    answer = await client.read()
+    assert (answer["type"], answer["reason"], answer["retry"]) == ("REJECT", "no_leader", True)
+    client.send(type="CHAT", first=1, payloads=["a"])
+    assert (await client.read())["type"] == "ACK"
+    assert engine.asked == [(1, 1), (1, 1)]
+
+
+@in_loop
+async def test_an_unknown_outcome_is_asked_for_again(tmp_path: Path) -> None:
+    port, engine = await opened(tmp_path, Scripted, [Unknown(), 1])
+    client = await client_of(port)
+    await client.hello()
+    client.send(type="CHAT", first=1, payloads=["a"])
+    assert (await client.read())["type"] == "ACK"
+    assert engine.asked == [(1, 1), (1, 1)]
+
+
+@in_loop
+async def test_messages_that_the_engine_has_already_are_not_stored_again(tmp_path: Path) -> None:
+    port, engine = await opened(tmp_path, Scripted, [1, 3])
+    await engine.log.add([entry(SESSION, 1, "a")])
+    client = await client_of(port)
+    await client.hello(0)
+    client.send(type="CHAT", first=1, payloads=["a", "b", "c"])
+    assert (await client.read())["n"] == 3
+    assert engine.asked == [(1, 3), (2, 3)]
+
+
+@in_loop
+async def test_a_gap_names_the_expected_message(tmp_path: Path) -> None:
+    port, _ = await opened(tmp_path, Scripted, [4])
+    client = await client_of(port)
+    await client.hello(0)
+    client.send(type="CHAT", first=7, payloads=["g"])
+    answer = await client.read()
+    assert (answer["reason"], answer["retry"], answer["expected"]) == ("gap", True, 5)
+
+
+@in_loop
+async def test_without_conditions_an_unknown_outcome_ends_the_session(tmp_path: Path) -> None:
+    port, engine = await opened(tmp_path, Once, [1, Unknown()])
+    client = await client_of(port)
+    await client.hello()
+    client.send(type="CHAT", first=1, payloads=["a"])
+    assert (await client.read())["n"] == 1
+    client.send(type="CHAT", first=2, payloads=["b"])
+    answer = await client.read()
+    assert (answer["reason"], answer["retry"], answer["first"]) == ("expired", False, 3)  # 2 may be stored
+    client.send(type="CHAT", first=2, payloads=["b"])
+    assert (await client.read())["reason"] == "expired"
+    assert engine.asked == [(1, 1), (2, 2)]
+
+
+@in_loop
+async def test_without_conditions_a_session_cannot_come_from_another_node(tmp_path: Path) -> None:
+    port, engine = await opened(tmp_path, Once, [])
+    client = await client_of(port)
+    await client.hello(born=0)
+    client.send(type="CHAT", first=1, payloads=["a"])
+    answer = await client.read()
+    assert (answer["reason"], answer["retry"]) == ("expired", False)
+    assert engine.asked == []
+
+
+@in_loop
+async def test_a_subscriber_gets_the_lines_of_the_log(tmp_path: Path) -> None:
+    port, engine = await opened(tmp_path, Scripted, [])
+    await engine.log.begin([entry("s", 2, "a", "b")])
+    client = await client_of(port)
+    client.send(type="SUBSCRIBE", **{"from": 2})
+    assert await client.reader.readline() == engine.log.lines[1]
+    await engine.log.add([entry("s", 3, "c")])
+    assert await client.reader.readline() == engine.log.lines[2]
+
+
+@in_loop
+async def test_a_line_that_is_not_of_the_protocol_is_named(tmp_path: Path) -> None:
+    port, _ = await opened(tmp_path, Scripted, [])
+    client = await client_of(port)
+    client.send(type="CHAT", first=1, payloads=["a"])
+    assert await client.read() == {"type": "ERROR", "reason": "a Chat line is not allowed here"}
+    assert await client.reader.read() == b""
+
+
+# ---- links ----------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_engines_reach_each_other_through_their_adapters(tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())  # up to the end of input
+        writer.close()
+
+    engine = await asyncio.start_server(echo, HOST, 0)
+    port, _ = await opened(tmp_path, Scripted, [])
+    far = (await port.listen(HOST, 0)).sockets[0].getsockname()
+    tunnels = Tunnels({2: far})
+    way = await tunnels.open(2, engine.sockets[0].getsockname()[1])
+    data = random.Random(7).randbytes(300_000)
+    reader, writer = await asyncio.open_connection(HOST, way)
+    writer.write(data)
+    writer.write_eof()
+    assert await reader.read() == data
+    assert await tunnels.open(2, engine.sockets[0].getsockname()[1]) == way
+
+
+@pytest.mark.parametrize("line", [b'{"type":"HELLO","client_id":1}\n', b"\x00\x01", b""])
+def test_other_lines_are_no_tunnels(line: bytes) -> None:
+    assert Tunnel.of(line) is None
+    assert Tunnel.of(Tunnel(2380).line()) == Tunnel(2380)
+
+
+def test_clusters_have_networks_of_their_own() -> None:
+    networks = {network_of(f"scenario {number}") for number in range(100)}
+    assert len(networks) > 90
+    assert all(network.startswith("127.") and int(network.split(".")[1]) >= 64 for network in networks)
