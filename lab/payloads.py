@@ -60,7 +60,8 @@ def payloads(seed: int, client: int, first: int, count: int, size: int) -> list[
     for n in range(first, first + count):
         head = f"{client}:{n} "
         start = (n * 7919 + offset) % _FILLER_SPREAD
-        texts.append((head + filler[start : start + size - len(head)])[:size])
+        rest = size - len(head)
+        texts.append(head + filler[start : start + rest] if rest > 0 else head[:size])
     return texts
 
 

@@ -387,15 +387,10 @@ class ChatClient:
                 self._on_shown(shown)
         for outcome in session.take_outcomes():
             self._tell(outcome)
-        known: tuple[object, ...]
-        known = (session.node, session.leader, session.term, session.welcomed, self.last_error)
-        if session.leader == NOBODY:
-            known += (session.members, session.unsettled > 0)
-        if known != self._known:
-            self._known = known
-            if self._on_change is not None:
-                self._on_change()
-        self._wake()
+        if self._on_change is not None:
+            self._report_change(self._on_change)
+        if self._waiters:
+            self._wake()
         self._turn_due = False
         if connection is not None:
             while connection.writable and (line := session.next_line(now)) is not None:
@@ -403,6 +398,16 @@ class ChatClient:
             if session.gave_up(now):
                 connection.give_up("no progress")
         self._alarm.set(session.next_deadline(), now)
+
+    def _report_change(self, on_change: Callable[[], None]) -> None:
+        session = self.session
+        known: tuple[object, ...]
+        known = (session.node, session.leader, session.term, session.welcomed, self.last_error)
+        if session.leader == NOBODY:
+            known += (session.members, session.unsettled > 0)
+        if known != self._known:
+            self._known = known
+            on_change()
 
     def _tell(self, outcome: Outcome) -> None:
         if self._on_outcome is not None:
@@ -414,8 +419,6 @@ class ChatClient:
                     future.set_result(outcome)
 
     def _wake(self) -> None:
-        if not self._waiters:
-            return
         waiters, self._waiters = self._waiters, []
         for condition, future in waiters:
             if future.done():

@@ -248,19 +248,21 @@ class Session:
         """
         limit = self.settings.payload_bytes
         for payload in payloads:
-            if reason := why_unsendable(payload, limit):
+            # Most payloads are short and ASCII.
+            if (len(payload) > limit or not payload.isascii()) and (reason := why_unsendable(payload, limit)):
                 raise ValueError(reason)
         first, self._numbered = self._numbered + 1, self._numbered + len(payloads)
         if self.ended:
             self._outcomes.append(Outcome("rejected", first, self._numbered, reason=self.ended))
             return first
-        if not self.unsettled:
+        if self._last == self._settled:
             self._waiting_since = now
         self._payloads += payloads
         self._last = self._numbered
         # Deadlines are rounded up by up to 1/64 of their length, so that a million messages make few entries.
-        grain = self.settings.deadline / 64
-        due = math.ceil((now + self.settings.deadline) / grain) * grain
+        deadline = self.settings.deadline
+        grain = deadline / 64
+        due = math.ceil((now + deadline) / grain) * grain
         if self._due and self._due[-1][0] == due:
             self._due.pop()
         self._due.append((due, self._last))
@@ -294,12 +296,13 @@ class Session:
         """
         self._heard_at = now
         self._asked_at = NEVER
+        if type(line) is Ack:  # Most lines are; a match would compare the other classes first.
+            self._check_session(line.session)
+            self._on_acknowledged(line.n, line.seq_no, now)
+            return
         match line:
             case Shown():
                 self._on_shown(line)
-            case Ack():
-                self._check_session(line.session)
-                self._on_acknowledged(line.n, line.seq_no, now)
             case Reject():
                 self._check_session(line.session)
                 self._on_reject(line, now)
@@ -327,7 +330,7 @@ class Session:
             return
         if self._rewind_at <= now:
             self._rewind(self._rewind_to, now)
-        elif self._retry_due() <= now:
+        elif self._retry_from + self.settings.retry_interval <= now and self._retry_due() <= now:
             self._rewind(self._base, now)  # hit: S5 want of progress has all sent again
         if self._status_due() <= now:
             self._to_say.append(StatusRequest())
@@ -336,10 +339,15 @@ class Session:
     def next_deadline(self) -> float:
         """Return when tick or gave_up is due next; NEVER if only input can change that."""
         when = self._due[0][0] if self._due else NEVER
-        if self._connected:
-            when = min(when, self._give_up_at())
+        if self._connected and (due := self._give_up_at()) < when:
+            when = due
         if self._welcomed:
-            when = min(when, self._rewind_at, self._retry_due(), self._status_due())
+            if self._rewind_at < when:
+                when = self._rewind_at
+            if (due := self._retry_due()) < when:
+                when = due
+            if (due := self._status_due()) < when:
+                when = due
         return when
 
     def gave_up(self, now: float) -> bool:
@@ -372,20 +380,23 @@ class Session:
         Nothing is sent while no leader is known or a repetition is pending, because it would be refused. Nothing is
         sent if all messages have an outcome, because their deadline is over (S5).
         """
-        settings, first = self.settings, self._cursor
-        room = min(self._last + 1, self._base + settings.window_messages) - first
-        if room <= 0 or self._lines_bytes >= settings.window_bytes or not self.unsettled:
+        first, last = self._cursor, self._last
+        if first > last or last == self._settled or not self._welcomed or self.leader == NOBODY:
             return None
-        if not self._welcomed or self.leader == NOBODY or self._rewind_at != NEVER:
+        settings = self.settings
+        room = min(last + 1, self._base + settings.window_messages) - first
+        if room <= 0 or self._lines_bytes >= settings.window_bytes or self._rewind_at != NEVER:
             return None
         if first == self._base:
             self._retry_from = now
         line, count = self._encode_chat(first, room)
         self._cursor = first + count
+        last = self._cursor - 1
         if first <= self._sent:
-            self._repeated = max(self._repeated, min(self._sent, self._cursor - 1))
-        self._sent = max(self._sent, self._cursor - 1)
-        self._lines.append((self._cursor - 1, len(line)))
+            self._repeated = max(self._repeated, min(self._sent, last))
+        if last > self._sent:
+            self._sent = last
+        self._lines.append((last, len(line)))
         self._lines_bytes += len(line)
         return line
 
@@ -393,13 +404,13 @@ class Session:
         """Return a CHAT line with as many messages as line_messages and line_bytes allow, and their number."""
         at, limit = first - self._payloads_from, self.settings.line_bytes
         while True:
-            count = min(self._line_messages, room)
+            count = self._line_messages if self._line_messages < room else room
             line = encode_line(Chat(first, tuple(self._payloads[at : at + count])))
             if len(line) <= limit or count == 1:
                 break
             # The count is kept, so that large messages are not encoded again and again at counts that don't fit.
             self._line_messages = count // 2
-        if len(line) * 2 <= limit:
+        if len(line) * 2 <= limit and self._line_messages < self.settings.line_messages:
             self._line_messages = min(self._line_messages * 2, self.settings.line_messages)
         return line, count
 
@@ -458,7 +469,8 @@ class Session:
         if n < self._base or (n > self._sent and self._is_foreign(n)):
             return
         self._base = n + 1
-        self._cursor = max(self._cursor, self._base)
+        if self._cursor <= n:
+            self._cursor = n + 1
         while self._lines and self._lines[0][0] <= n:
             self._lines_bytes -= self._lines.popleft()[1]
         self._drop_payloads()
@@ -466,8 +478,10 @@ class Session:
         self._waiting_since = self._retry_from = now
         if self._rewind_to <= n:
             self._rewind_at = NEVER
-        last = min(n, self._last)
-        self._settle("ok", last, seq_no=seq_no if last == n else 0)
+        if n <= self._last:
+            self._settle("ok", n, seq_no)
+        else:
+            self._settle("ok", self._last)
         while self._due and self._due[0][1] <= self._settled:
             self._due.popleft()
 
@@ -561,7 +575,7 @@ class Session:
     # ---- deadlines -------------------------------------------------------------------------------
 
     def _retry_due(self) -> float:
-        in_flight = self._cursor > self._base and self.unsettled and self.leader != NOBODY
+        in_flight = self._cursor > self._base and self._last > self._settled and self.leader != NOBODY
         return self._retry_from + self.settings.retry_interval if in_flight else NEVER
 
     def _status_due(self) -> float:

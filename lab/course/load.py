@@ -158,8 +158,9 @@ class LoadClient:
         assert self._zero is not None
         if not self.finished:
             self.send(self.plan.in_flight - self.client.session.unsettled, self._zero)
-        if self.finished:
-            self.all_sent.set()
+            if not self.finished:
+                return
+        self.all_sent.set()
 
     def send(self, count: int, zero: float) -> None:
         """Hand the next messages of the plan to the client library.
@@ -169,7 +170,7 @@ class LoadClient:
         """
         if self.plan.count is not None:
             count = min(count, self.plan.count - self.sent)
-        if count <= 0 or not self._usable():
+        if count <= 0 or (self.client.session.ended and not self._usable()):
             return
         n, plan = self._n + 1, self.plan
         texts = payloads(plan.seed, plan.client, n, count, plan.size)
@@ -187,23 +188,22 @@ class LoadClient:
         assert first == n, (first, n)
 
     def _usable(self) -> bool:
-        """Return whether the session accepts messages; replace one that has ended and has reported all its outcomes."""
-        session = self.client.session
-        if session.ended and not session.unsettled:
-            self.client.renew()
-            self._n = 0
-        return not self.client.session.ended
+        """Replace a session that has ended, if it has reported all its outcomes; return whether it did so."""
+        if self.client.session.unsettled:
+            return False
+        self.client.renew()
+        self._n = 0
+        return True
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self._history.outcome(self.client.session.id, outcome)
         count = outcome.last - outcome.first + 1
-        match outcome.kind:
-            case "ok":
-                self._tally.acknowledged += count
-            case "rejected":
-                self._tally.rejected += count
-            case "unknown":
-                self._tally.unknown += count
+        if outcome.kind == "ok":
+            self._tally.acknowledged += count
+        elif outcome.kind == "rejected":
+            self._tally.rejected += count
+        else:
+            self._tally.unknown += count
         if self._zero is None:
             return
         if self.client.session.ended:

@@ -29,14 +29,14 @@ class History:
 
     def outcome(self, session: str, outcome: Outcome) -> None:
         """Write the outcome of some of a session's messages, as of now."""
-        now, count = self._now_ns(), outcome.last - outcome.first + 1
-        match outcome.kind:
-            case "ok":
-                self.write(Acked(now, session, outcome.last, outcome.seq_no))
-            case "rejected":
-                self.write(Failed(now, session, outcome.first, count, outcome.reason))
-            case "unknown":
-                self.write(Unknown(now, session, outcome.first, count))
+        if outcome.kind == "ok":
+            self.write(Acked(self._now_ns(), session, outcome.last, outcome.seq_no))
+            return
+        count = outcome.last - outcome.first + 1
+        if outcome.kind == "rejected":
+            self.write(Failed(self._now_ns(), session, outcome.first, count, outcome.reason))
+        else:
+            self.write(Unknown(self._now_ns(), session, outcome.first, count))
 
     def flush(self) -> None:
         """Let no row that was written be lost with this process."""

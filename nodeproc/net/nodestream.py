@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from msgspec import Struct
 
@@ -30,7 +31,8 @@ class NodeStream:
         max_line: limit in bytes, which bounds the client's memory.
     """
 
-    _ANSWER = b'\n{"type":'
+    _ANSWER_START = b'{"type":'
+    _ANSWER = b"\n" + _ANSWER_START
 
     def __init__(self, max_line: int = 8 << 20) -> None:
         self._max_line = max_line
@@ -42,6 +44,9 @@ class NodeStream:
         Raises:
             FrameError: bytes that no node sends.
         """
+        if not self._rest and data.find(b"\n") == len(data) - 1 and data.startswith(self._ANSWER_START):
+            yield cast(NodeLine, decode_node_line(data))  # One answer: what most reads of a client are.
+            return
         data = self._rest + data if self._rest else data
         end = data.rfind(b"\n") + 1
         self._rest = data[end:]
