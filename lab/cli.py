@@ -63,6 +63,7 @@ ELSEWHERE = {
     "schema": ("lab.plan.schema", "print a JSON Schema of the scenario format, for editors"),
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
     "engines": ("lab.engines.install", "install other replicated stores, to run scenarios on them"),
+    "debug": ("lab.debug.shell", "step through a simulated run, backwards too, and change it"),
 }
 """Command -> (the module with its add_arguments() and main(), its description)."""
 PROGRAMS = {

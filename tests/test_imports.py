@@ -110,6 +110,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *BELOW_THE_COURSE,
     ),
     "lab.bench": ("lab", "nodeproc"),
+    "lab.debug": (
+        "lab.debug",
+        "lab.sim",
+        "lab.mutants",
+        "lab.check",
+        "lab.runs",
+        "lab.places",
+        "lab.values",
+        *BELOW_THE_COURSE,
+    ),
     "lab.runs": (
         "lab.show",
         "lab.check",

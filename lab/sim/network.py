@@ -159,6 +159,10 @@ class NodeLink:
             self._loop.post(self._loop.now + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S), self.dial)
         return True
 
+    def carries(self, epoch: int) -> bool:
+        """Return whether the connection of this number is the present one."""
+        return epoch == self._epoch
+
     # ---- frames ------------------------------------------------------------------------------------
 
     def send(self, message: PeerMessage) -> None:

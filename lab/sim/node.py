@@ -183,8 +183,12 @@ class SimNode:
             self._timer_at = when
             self._loop.post(when, self._on_timer, when)
 
+    def awaits(self, when: float) -> bool:
+        """Return whether the timer that was set to this time is still the one that counts."""
+        return self.running and when == self._timer_at
+
     def _on_timer(self, when: float) -> None:
-        if not self.running or when != self._timer_at:
+        if not self.awaits(when):
             return
         self._timer_at = NEVER
         now, deadline = self._machine.clock.now(), self.core.next_deadline()

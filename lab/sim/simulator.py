@@ -77,9 +77,10 @@ class Simulation:
         mutant: str = "",
         findings: type[Findings] = StopAtFirst,
         live: list[bytes] | None = None,
+        loop: VirtualLoop | None = None,
     ) -> None:
         self.scenario, self.seed, self.mutant, self.live = scenario, seed, mutant, live
-        self.loop = VirtualLoop()  # type: ignore[abstract]  # Methods that nothing here calls are left out.
+        self.loop = loop or VirtualLoop()  # type: ignore[abstract]  # Methods that nothing here calls are left out.
         self.loop.fatal = (Broken, AssertionError)
         self.environment = SimEnvironment(self.loop, seed)
         self.online = OnlineChecks(scenario, self.environment.now_ns, self.environment.tokens, findings)

@@ -1,0 +1,387 @@
+"""The process in which a run is simulated and recorded: `python -m lab.debug.recorder FD`.
+
+It reads orders from a socket and answers each with one line of JSON. After the run it serves its branch:
+
+    rows    what changed from one event to another
+    go      the state at an event
+    change  a branch: the state at an event, a change, and the run from there; the socket of the new process is returned
+
+Every so many events the process forks: the copy, a checkpoint, waits there for an order. It carries out an order in a
+copy of its own, so that it stays where it is. Every process ends when the socket to the one before it closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+from asyncio import events as running
+from typing import Any, Final, NoReturn, TypeAlias
+
+import msgspec
+from msgspec import Struct, structs
+
+from lab.debug.stepping import Action, SteppingLoop
+from lab.debug.views import NONE, Due, Value, View, due, views, what
+from lab.mutants.catalogue import mutated
+from lab.plan import scenario as plan
+from lab.plan.scenario import Scenario
+from lab.rows import Phase
+from lab.sim.loop import START_S
+from lab.sim.simulator import Outcome, Simulation
+from lab.steps.machine import StepMissed
+from lab.steps.step import Fault, Step
+from lab.steps.targets import NoSuchTarget
+from nodeproc.core.messages import NodeId
+from nodeproc.errors import ConfigError
+
+MOST_CHECKPOINTS: Final = 16
+FIRST_SPACING: Final = 1000
+"""Events between two checkpoints; doubled whenever there are too many."""
+
+
+class Begin(Struct, frozen=True, tag="begin"):
+    """Simulate this scenario, given as YAML, up to its end."""
+
+    scenario: str
+    seed: int
+    mutant: str = ""
+
+
+class Rows(Struct, frozen=True, tag="rows"):
+    """Rows number `first` to `last`, from 0."""
+
+    first: int
+    last: int
+
+
+class Go(Struct, frozen=True, tag="go"):
+    """The state after event `event`; 0: before the first one."""
+
+    event: int
+
+
+class Change(Struct, frozen=True, tag="change"):
+    """After event `event`, do a step, or do something to a frame on its way; see lab.debug.views.Due for its number.
+
+    step: one step as in a scenario file. drop: the frame is lost. now: it arrives at once. late_s: it arrives so much
+    later.
+    """
+
+    event: int
+    step: str = ""
+    frame: int = 0
+    drop: bool = False
+    now: bool = False
+    late_s: float = 0.0
+
+
+class Row(Struct, frozen=True):
+    """One event that changed a node or that a node reported.
+
+    t_s: virtual seconds since the start. changes: node -> field -> (before, after). said: the events that nodes logged.
+    """
+
+    event: int
+    t_s: float
+    what: str
+    changes: dict[NodeId, dict[str, tuple[Value, Value]]]
+    said: tuple[str, ...] = ()
+
+
+class Recorded(Struct, frozen=True):
+    """The answer to Begin and Change: the whole branch.
+
+    events: number of its events, those before the change included. rows: number of rows. broken: the invariant that
+    did not hold, and how; "" if all held. missed: expectations that were not met. problem: why the change could not be
+    made.
+    """
+
+    events: int = 0
+    rows: int = 0
+    broken: str = ""
+    missed: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class State(Struct, frozen=True):
+    """The answer to Go.
+
+    step: the index of the step under way among the unrolled steps; -1: none has begun. into_step_s: virtual seconds
+    since it began. ending: the steps are over.
+    """
+
+    event: int
+    t_s: float
+    nodes: dict[NodeId, View]
+    due: tuple[Due, ...]
+    step: int
+    into_step_s: float
+    ending: bool
+
+
+Order: TypeAlias = Begin | Rows | Go | Change
+encode: Final = msgspec.json.Encoder().encode
+_decode_order: Final = msgspec.json.Decoder(Order).decode
+LENGTH: Final = 8
+"""Bytes of the length before each message."""
+
+
+class Line:
+    """One end of a socket on which whole messages are exchanged."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+
+    def send(self, message: object, files: tuple[int, ...] = ()) -> None:
+        """Send a message; `files` are descriptors for the other end."""
+        data = encode(message)
+        data = len(data).to_bytes(LENGTH, "big") + data
+        if files:
+            sent = socket.send_fds(self.end, [data], files)
+            data = data[sent:]
+        self.end.sendall(data)
+
+    def receive(self) -> tuple[bytes, list[int]]:
+        """Return a message and the descriptors that came with it.
+
+        Raises:
+            EOFError: the other end is closed.
+        """
+        head, files, _, _ = socket.recv_fds(self.end, LENGTH, 1)
+        length = int.from_bytes(self._all(head, LENGTH), "big")
+        return self._all(b"", length), files
+
+    def _all(self, data: bytes, length: int) -> bytes:
+        while len(data) < length:
+            more = self.end.recv(min(length - len(data), 1 << 20))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+    def ask(self, order: Order) -> bytes:
+        """Send an order and return the answer."""
+        self.send(order)
+        return self.receive()[0]
+
+    def close(self) -> None:
+        self.end.close()
+
+
+class Recorder:
+    """The simulation in this process, and the checkpoints before its present event."""
+
+    def __init__(self, begin: Begin, line: Line) -> None:
+        self._line = line
+        self._loop = SteppingLoop(self._on_event)  # type: ignore[abstract]
+        scenario = plan.load("scenario.yml", text=begin.scenario)
+        self._simulation = Simulation(scenario, begin.seed, mutant=begin.mutant, loop=self._loop)
+        self._scenario = scenario
+        self._rows: list[Row] = []
+        self._views = views(self._simulation.cluster)
+        self._told = 0
+        self._checkpoints: dict[int, Line] = {}
+        self._spacing = FIRST_SPACING
+        self._goal: Go | Change | None = None
+        """In a copy: the order that it carries out."""
+        self._missed: list[str] = []
+
+    def record(self) -> NoReturn:
+        """Simulate the run to its end, then serve orders until the line is closed."""
+        self._add_checkpoint()
+        outcome = self._simulation.carry_out()
+        with contextlib.suppress(EOFError, ConnectionError):
+            self._line.send(self._recorded(outcome))
+            while True:
+                self._serve(_decode_order(self._line.receive()[0]))
+        _end()
+
+    def _recorded(self, outcome: Outcome) -> Recorded:
+        broken = f"{outcome.invariant}: {outcome.text}" if outcome.invariant else ""
+        missed = [f"{step}: {found}" for step, found in outcome.missed]
+        return Recorded(self._loop.count, len(self._rows), broken, (*missed, *self._missed))
+
+    def _serve(self, order: Order) -> None:
+        if isinstance(order, Rows):
+            self._line.send(self._rows[order.first : order.last + 1])
+            return
+        assert isinstance(order, Go | Change), order
+        order = structs.replace(order, event=min(order.event, self._loop.count))
+        checkpoint = self._checkpoints[max(each for each in self._checkpoints if each <= order.event)]
+        if isinstance(order, Go):
+            self._line.send(msgspec.Raw(checkpoint.ask(order)))
+            return
+        near, far = socket.socketpair()
+        checkpoint.send(order, (far.fileno(),))
+        far.close()
+        self._line.send(None, (near.fileno(),))
+        near.close()
+
+    # ---- during the run ------------------------------------------------------------------------------
+
+    def _on_event(self, action: Action, args: tuple[Any, ...]) -> None:
+        count = self._loop.count
+        self._note(count, action, args)
+        if self._goal is not None and self._goal.event == count:
+            self._reach(self._goal)
+        if self._goal is None and count % self._spacing == 0:
+            self._add_checkpoint()
+
+    def _note(self, count: int, action: Action, args: tuple[Any, ...]) -> None:
+        cluster = self._simulation.cluster
+        now, before = views(cluster), self._views
+        if now == before and len(cluster.events) == self._told:
+            return
+        changes = {node: _differences(before[node], now[node]) for node in now if before[node] != now[node]}
+        said = tuple(f"node {node}: {event.line()}" for _, node, event in cluster.events[self._told :])
+        self._views, self._told = now, len(cluster.events)
+        self._rows.append(Row(count, self._seconds(), what(action, args)[0], changes, said))
+
+    def _seconds(self) -> float:
+        return self._loop.now - START_S
+
+    # ---- checkpoints ---------------------------------------------------------------------------------
+
+    def _add_checkpoint(self) -> None:
+        """Fork. The copy comes back from here once for each order, in a copy of its own."""
+        near, far = socket.socketpair()
+        if os.fork():
+            far.close()
+            self._checkpoints[self._loop.count] = Line(near)
+            if len(self._checkpoints) > MOST_CHECKPOINTS:
+                self._spacing *= 2
+                for number in [each for each in self._checkpoints if each % self._spacing]:
+                    self._checkpoints.pop(number).close()
+            return
+        near.close()
+        self._adopt(Line(far))
+        gc.freeze()
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                data, files = self._line.receive()
+                order = _decode_order(data)
+                if os.fork() == 0:
+                    assert isinstance(order, Go | Change), order
+                    self._take_over(order, files)
+                    return
+                for each in files:
+                    os.close(each)
+        _end()
+
+    def _adopt(self, line: Line) -> None:
+        """In a copy: speak to the one before over this line only."""
+        running._set_running_loop(self._loop)  # It is bound to the process.
+        self._line.close()
+        for checkpoint in self._checkpoints.values():
+            checkpoint.close()
+        self._checkpoints.clear()
+        self._line = line
+
+    def _take_over(self, order: Go | Change, files: list[int]) -> None:
+        running._set_running_loop(self._loop)
+        if files:
+            self._line.close()
+            self._line = Line(socket.socket(fileno=files[0]))
+        self._goal = order
+        if order.event == self._loop.count:
+            self._reach(order)
+
+    def _reach(self, order: Go | Change) -> None:
+        """The event of the order has come: answer and end, or change the run and record what follows."""
+        if isinstance(order, Go):
+            self._line.send(self._state())
+            _end()
+        self._goal = None
+        try:
+            self._change(order)
+        except (LookupError, ConfigError, ValueError) as error:
+            self._line.send(Recorded(problem=str(error)))
+            _end()
+        self._add_checkpoint()
+
+    def _state(self) -> State:
+        phases = [row for row in self._simulation.online.rows if isinstance(row, Phase)]
+        steps = [row for row in phases if row.phase == "step"]
+        began = steps[-1].t if steps else 0
+        now = round(self._loop.now * 1e9)
+        return State(
+            self._loop.count,
+            self._seconds(),
+            self._views,
+            tuple(due(self._loop)),
+            len(steps) - 1,
+            (now - began) / 1e9 if steps else 0.0,
+            any(row.phase == "healed" for row in phases),
+        )
+
+    # ---- changes -------------------------------------------------------------------------------------
+
+    def _change(self, order: Change) -> None:
+        if order.step:
+            step = read_step(order.step, self._scenario)
+            self._loop.create_task(self._do(step))
+            return
+        when, _, action, args = self._loop.take_out(order.frame)
+        described, is_frame = what(action, args)
+        if not is_frame:
+            raise ValueError(f"{order.frame}: {described}; allowed: a frame on its way")
+        if not order.drop:
+            self._loop.post(self._loop.now if order.now else when + order.late_s, action, *args)
+
+    async def _do(self, step: Step) -> None:
+        runner, index = self._simulation.runner, len(list(self._scenario.unrolled()))
+        try:
+            if isinstance(step, Fault):
+                await runner.do_fault(step, index)
+            else:
+                await step.do(runner, index)
+        except (NoSuchTarget, StepMissed) as missed:
+            self._missed.append(f"{step.show()}: {missed}")
+
+
+def read_step(words: str, scenario: Scenario) -> Step:
+    """Read one step as in a scenario file: `kill: leader`.
+
+    Raises:
+        ConfigError: it is none, or this scenario cannot have it; names found and allowed.
+    """
+    about_load = words.lstrip().startswith("load")  # A scenario with a load must start it.
+    bare = structs.replace(scenario, name="step", steps=(), expectations=(), load=scenario.load if about_load else None)
+    lines = [line for line in plan.encode(bare).splitlines() if not line.startswith(("steps:", "expectations:"))]
+    before = ["  - load: start"] if about_load else []
+    read = plan.load("step", text="\n".join([*lines, "steps:", *before, f"  - {words}", ""]))
+    refusals = read.sim_refusals()
+    if read.proxies_clients and not scenario.proxies_clients:
+        refusals.append("the scenario has no step about the links of clients, so its clients connect directly")
+    if refusals or len(read.steps) != len(before) + 1:
+        raise ValueError(f"{words}: {refusals[0] if refusals else 'allowed: one step'}")
+    return read.steps[-1]
+
+
+def _differences(before: View, after: View) -> dict[str, tuple[Value, Value]]:
+    fields = [*after, *(field for field in before if field not in after)]
+    both = {each: (before.get(each, NONE), after.get(each, NONE)) for each in fields}
+    return {each: change for each, change in both.items() if change[0] != change[1]}
+
+
+def _end() -> NoReturn:
+    os._exit(0)
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Take the order Begin from the inherited socket, and record."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Copies that have ended leave nothing behind.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program at the other end.
+    line = Line(socket.socket(fileno=int(arguments[0])))
+    begin = msgspec.json.decode(line.receive()[0], type=Begin)
+    gc.disable()
+    with mutated(begin.mutant) if begin.mutant else contextlib.nullcontext():
+        Recorder(begin, line).record()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

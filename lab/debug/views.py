@@ -1,0 +1,128 @@
+"""What the debugger shows, as plain values: the state of every node, frames on their way, and timers that are due.
+
+Everything here only reads the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Final, TypeAlias
+
+from msgspec import Struct
+
+from lab.debug.stepping import SteppingLoop
+from lab.sim.cluster import SimCluster
+from lab.sim.frames import text
+from lab.sim.loop import Call
+from lab.sim.network import NodeLink
+from lab.sim.node import SimNode
+from nodeproc.core.messages import NodeId, Position
+from nodeproc.core.state import Candidate, Leader
+
+Value: TypeAlias = str | int | bool
+View: TypeAlias = dict[str, Value]
+"""Field of a node -> its value. A position is written term:seq_no."""
+NONE: Final = "none"
+"""The value of an empty field, and of one that a node in its role does not have."""
+
+
+class Due(Struct, frozen=True):
+    """Something that will happen.
+
+    number: by which a change names it. wait_s: virtual seconds from now. frame: a frame between two nodes on its way;
+    only a frame can be dropped, delayed or delivered at once.
+    """
+
+    number: int
+    wait_s: float
+    what: str
+    frame: bool = False
+
+
+def view(node: SimNode | None) -> View:
+    """Return the state of a node's process; None: no process runs."""
+    if node is None or not node.running:
+        return {"role": "down"}
+    state, role = node.core.state, node.core.state.role
+    shown: View = {
+        "role": node.core.role_name
+        + (", paused" if node.paused else "")
+        + (", rebuilding" if state.rebuilding else ""),
+        "term": state.term,
+        "voted_for": state.voted_for,
+        "leader": state.leader_id,
+        "log": _position(state.log.position),
+        "durable": _position(state.durable),
+        "commit": state.commit_seq,
+        "delivered": state.delivered_seq,
+        "links": _ids(state.links),
+    }
+    if isinstance(role, Candidate):
+        shown["votes"] = _ids(role.votes)
+    if isinstance(role, Leader):
+        shown["peers"] = " ".join(f"{peer}={_position(each.matched)}" for peer, each in role.progress.items())
+    return shown
+
+
+def views(cluster: SimCluster) -> dict[NodeId, View]:
+    """Return the state of every node."""
+    return {node: view(machine.process) for node, machine in cluster.machines.items()}
+
+
+def what(action: Callable[..., object], args: tuple[Any, ...]) -> tuple[str, bool]:
+    """Return what an action of the loop does, and whether it is the arrival of a frame."""
+    owner, name = getattr(action, "__self__", None), getattr(action, "__name__", str(action))
+    if isinstance(owner, NodeLink):
+        way = f"{owner.source} -> {owner.to}"
+        if name == "_arrive":
+            message = args[1]
+            return f"{way}: {message.__struct_config__.tag} {text(message)}".rstrip(), True
+        return f"{way}: {_OF_LINKS.get(name, name.strip('_'))}", False
+    if isinstance(owner, SimNode):
+        if name == "run":
+            name = getattr(args[0], "__name__", name)
+        return f"node {owner.node}: {_OF_NODES.get(name, name.strip('_'))}", False
+    if isinstance(owner, SimCluster):
+        return f"node {args[0]}: its process starts", False
+    return "the lab and its clients", False
+
+
+_OF_LINKS: Final = {
+    "dial": "connects",
+    "_repeat": "TCP sends again",
+    "_poll": "looks whether the receiver is silent",
+    "_leave": "frames that a rule held leave",
+}
+_OF_NODES: Final = {
+    "_run_turn": "takes its inputs",
+    "_on_timer": "timer",
+    "_scrub_piece": "reads old data",
+    "_return": "a sync ends",
+}
+
+
+def due(loop: SteppingLoop) -> list[Due]:
+    """Return everything that will happen as things stand now, the next first."""
+    return [
+        Due(number, max(0.0, when - loop.now), *what(action, args))
+        for when, number, action, args in loop.waiting()
+        if not _is_void(action, args)
+    ]
+
+
+def _is_void(action: Callable[..., object], args: tuple[Any, ...]) -> bool:
+    """Return whether an action will do nothing: its timer was set anew, or its connection is gone."""
+    owner, name = getattr(action, "__self__", None), getattr(action, "__name__", "")
+    if isinstance(owner, NodeLink) and name in ("_arrive", "_repeat", "_poll"):
+        return not owner.carries(args[0])
+    if isinstance(owner, SimNode) and name == "_on_timer":
+        return not owner.awaits(args[0])
+    return bool(args) and isinstance(args[0], Call) and args[0].cancelled()
+
+
+def _ids(nodes: Collection[NodeId]) -> str:
+    return " ".join(map(str, sorted(nodes))) or NONE
+
+
+def _position(position: Position) -> str:
+    return f"{position.term}:{position.seq_no}"
