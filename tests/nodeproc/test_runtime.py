@@ -509,11 +509,12 @@ def test_a_follower_far_behind_is_served_from_the_leaders_disk(tmp_path: Path) -
 OLD_ROT = Limits(segment_bytes=4096, scrub_bytes_per_s=0)
 
 
-async def grown_old(member: Member, client: Chatter) -> None:
-    """200 messages are there, the first ones in no WAL file any more."""
+async def grown_old(member: Member, client: Chatter, *others: Member) -> None:
+    """200 messages are there, on the other members too, the first ones in no WAL file of this member any more."""
     for n in range(0, 200, 10):
         await client.chat(n + 1, *["x" * 100] * 10)
     await until(lambda: member.storage._archive.end.records > 0)
+    await until(lambda: all(other.storage.delivered_seq == 200 for other in others))
 
 
 def rot(member: Member, name: str, at: int) -> None:
@@ -527,7 +528,7 @@ def test_a_subscriber_is_shown_the_right_lines_where_the_disk_has_rotted(tmp_pat
     async def story() -> None:
         async with cluster(tmp_path, limits=OLD_ROT) as members:
             client = await Chatter.open(members[0].port)
-            await grown_old(members[0], client)
+            await grown_old(members[0], client, *members[1:])
             whole = members[0].files.contents()[name]
             rot(members[0], name, 60)
             watcher = await Chatter.open(members[0].port, "w")
@@ -575,7 +576,7 @@ def test_the_slow_pass_of_a_node_finds_and_repairs_what_nobody_reads(
     async def story() -> None:
         async with cluster(tmp_path, limits=Limits(segment_bytes=4096, scrub_rest_ms=100)) as members:
             client = await Chatter.open(members[0].port)
-            await grown_old(members[0], client)
+            await grown_old(members[0], client, *members[1:])
             rot(members[0], "logs/node_1_messages.jsonl", 60)
             await until(lambda: "damage_repaired" in members[0].events())
             assert members[0].log_lines() == members[1].log_lines()
