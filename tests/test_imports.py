@@ -19,7 +19,7 @@ LONGEST_FUNCTION = 60
 
 PURE_STDLIB = frozenset(
     {"__future__", "abc", "binascii", "bisect", "collections", "dataclasses", "enum", "functools", "heapq", "itertools"}
-    | {"hashlib", "math", "operator", "random", "re", "struct", "typing", "zlib"}
+    | {"hashlib", "math", "operator", "random", "re", "statistics", "struct", "typing", "zlib"}
 )
 """Parts of the standard library that touch no file, socket, clock or thread; of random only the class."""
 
@@ -99,17 +99,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.values",
         *BELOW_THE_COURSE,
     ),
-    "lab.campaign": (
-        "lab.campaign",
-        "lab.search",
-        "lab.show",
-        "lab.live.children",
-        "lab.mutants",
-        "lab.runs",
-        "lab.places",
-        "lab.values",
-        *BELOW_THE_COURSE,
-    ),
     "lab.mutants": ("lab.mutants", "nodeproc"),
     "lab.selftest": (
         "lab.selftest",
@@ -120,6 +109,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.values",
         *BELOW_THE_COURSE,
     ),
+    "lab.paired": (),
     "lab.bench": ("lab", "nodeproc"),
     "lab.debug": (
         "lab.debug",
@@ -127,6 +117,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.mutants",
         "lab.check",
         "lab.runs",
+        "lab.places",
+        "lab.values",
+        *BELOW_THE_COURSE,
+    ),
+    "lab.compare": (
+        "lab.compare",
+        "lab.bench",
+        "lab.paired",
+        "lab.runs",
+        "lab.show",
+        "lab.check",
+        "lab.live",
         "lab.places",
         "lab.values",
         *BELOW_THE_COURSE,
@@ -164,6 +166,7 @@ PURE = (
     "nodeproc.session",
     "nodeproc.turn",
     "lab.course.links",
+    "lab.paired",
 )
 
 

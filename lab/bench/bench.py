@@ -22,6 +22,7 @@ from lab.course.manifest import host, versions
 from lab.places import RESULTS
 from lab.runs import HARNESS, USAGE
 from lab.steps.machine import RunFailed
+from lab.values import positive
 
 SAVED: Final = RESULTS / "bench"
 
@@ -66,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds and small sizes: at most two minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     parser.add_argument("--save", metavar="NAME", help="save the figures as results/bench/NAME.json, or at a path")
-    parser.add_argument("--compare", metavar="NAME", help="show saved figures next to the new ones")
+    parser.add_argument("--compare", metavar="NAME", help="compare the new figures with saved ones")
+    parser.add_argument("--rounds", metavar="N", type=positive, help="measure every section N times")
     parser.add_argument("--only", metavar="SECTION", nargs="+", choices=NAMES, help=f"only some of {', '.join(NAMES)}")
 
 
@@ -80,7 +82,7 @@ def main(options: argparse.Namespace) -> int:
     SAVED.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="runs-", dir=SAVED))
     try:
-        bench = measure(Runs(folder, _tell), chosen(options.only, options.quick), options.quick)
+        bench = measure(Runs(folder, _tell), chosen(options.only, options.quick), options.quick, options.rounds)
     except RunFailed as error:
         print(error, file=sys.stderr)
         return HARNESS
@@ -101,10 +103,14 @@ def chosen(only: list[str] | None, quick: bool) -> tuple[Section, ...]:
     return tuple(section for section in SECTIONS if not (quick and section.name in NOT_IN_QUICK))
 
 
-def measure(runs: Runs, sections: tuple[Section, ...], quick: bool) -> Bench:
-    """Measure the first round of every section, then the second rounds, and so on."""
+def measure(runs: Runs, sections: tuple[Section, ...], quick: bool, every: int | None = None) -> Bench:
+    """Measure the first round of every section, then the second rounds, and so on.
+
+    Args:
+        every: number of rounds of each section; None: as the section says.
+    """
     into, started = Collected(), datetime.now(UTC).isoformat(timespec="seconds")
-    rounds = {section.name: section.quick_rounds if quick else section.rounds for section in sections}
+    rounds = {section.name: every or (section.quick_rounds if quick else section.rounds) for section in sections}
     for number in range(max(rounds.values())):
         for section in sections:
             if number < rounds[section.name]:

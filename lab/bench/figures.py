@@ -1,4 +1,5 @@
-"""Figures of a measurement: repeated values, their medians, and comparisons with the floor and with targets. Pure.
+"""Figures of a measurement: repeated values, their medians, and comparisons with the floor, with targets and with
+another measurement. Pure.
 
 A measurement is saved as one JSON document; later ones can be compared with it, figure by figure.
 """
@@ -7,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import median
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-Better: TypeAlias = Literal["more", "less"]
+from lab import paired
+from lab.paired import Better
 
 
 class Figure(Struct, frozen=True):
@@ -146,6 +148,31 @@ def _value(bench: Bench, figure: Figure, target: Target) -> float | None:
     if target.worst:
         return max(figure.values) if figure.better == "less" else min(figure.values)
     return figure.median
+
+
+class Change(NamedTuple):
+    """A figure of another measurement, next to one of this.
+
+    ratio: of the medians, this one divided by the other; None if one of them is not positive.
+    compared: by rounds; None if that is impossible, or if there are fewer than paired.PAIRS_MIN.
+    """
+
+    before: float
+    ratio: float | None
+    compared: paired.Compared | None
+
+
+def change(figure: Figure, before: Bench) -> Change | None:
+    """Compare a figure with the same one of another measurement, round by round; None if that has no such figure."""
+    other = before.find(*figure.key)
+    if other is None:
+        return None
+    rounds = min(len(other.values), len(figure.values), paired.PAIRS_MAX)
+    series = paired.Series(other.values[:rounds], figure.values[:rounds], figure.better)
+    if min(*other.values, *figure.values) <= 0:
+        return Change(other.median, figure.median / other.median if other.median > 0 else None, None)
+    compared = paired.judge({"": series})[""] if rounds >= paired.PAIRS_MIN else None
+    return Change(other.median, figure.median / other.median, compared)
 
 
 def encode(bench: Bench) -> bytes:

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from lab.bench.figures import Bench, Figure, Target, judge
+from lab.bench.figures import Bench, Change, Target, change, judge
+from lab.paired import PAIRS_MIN
 
-CHANGED = 0.05
-"""Relative change of a median from which it counts as better or worse, if it is also outside the other's spread."""
+UNJUDGED = (
+    f"Figures of fewer than {PAIRS_MIN} rounds are not judged: measure both with --rounds {PAIRS_MIN} or more, "
+    "or compare two versions with `ab`."
+)
 
 
 def render(bench: Bench, before: Bench | None = None) -> str:
     """Return all tables, without a newline at the end."""
-    parts = [_head(bench), _figures(bench, before), _targets(bench)]
+    parts = [_head(bench), figures(bench, before), _targets(bench)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -24,8 +27,9 @@ def _head(bench: Bench) -> str:
     return f"{bench.started_utc}, {how}\n{host}"
 
 
-def _figures(bench: Bench, before: Bench | None) -> str:
-    rows, section = [], ""
+def figures(bench: Bench, before: Bench | None = None) -> str:
+    """Return the table of figures, next to those of another measurement if there is one."""
+    rows, section, unjudged = [], "", False
     for figure in bench.figures:
         low, high = min(figure.values), max(figure.values)
         ratio = bench.ratio(figure)
@@ -39,24 +43,29 @@ def _figures(bench: Bench, before: Bench | None) -> str:
             "" if ratio is None else f"{ratio:.2f}",
         ]
         if before is not None:
-            row.append(compared(figure, before))
+            changed = change(figure, before)
+            unjudged = unjudged or (changed is not None and changed.compared is None)
+            row += compared(changed)
         section = figure.section
         rows.append(row)
-    headers = ["section", "what", "median", "spread", "n", "unit", "x floor"] + ["before"] * (before is not None)
-    align = ["left", "left", "right", "right", "right", "left", "right"] + ["left"] * (before is not None)
-    return _tabulate(rows, headers, align)
+    headers = ["section", "what", "median", "spread", "n", "unit", "x floor"]
+    align = ["left", "left", "right", "right", "right", "left", "right"]
+    if before is not None:
+        headers += ["before", "ratio", "95 % interval", "answer"]
+        align += ["right", "right", "right", "left"]
+    return _tabulate(rows, headers, align) + (f"\n\n{UNJUDGED}" if unjudged else "")
 
 
-def compared(figure: Figure, before: Bench) -> str:
-    """Return the other median, with `, better` or `, worse` if the median has changed beyond the other's spread."""
-    other = before.find(*figure.key)
-    if other is None:
-        return "-"
-    now, then = figure.median, other.median
-    word = ""
-    if abs(now - then) > CHANGED * abs(then) and not min(other.values) <= now <= max(other.values):
-        word = ", better" if (now > then) == (figure.better == "more") else ", worse"
-    return f"{number(then)}{word}"
+def compared(changed: Change | None) -> list[str]:
+    """Return the columns of another measurement: its median, the ratio to it, the ratio's interval, the answer."""
+    if changed is None:
+        return ["-", "", "", ""]
+    ratio = "" if changed.ratio is None else f"{changed.ratio:.2f}"
+    if changed.compared is None:
+        return [number(changed.before), ratio, "", ""]
+    of_rounds = changed.compared
+    interval = f"{of_rounds.low:.2f} .. {of_rounds.high:.2f}"
+    return [number(changed.before), f"{of_rounds.ratio:.2f}", interval, of_rounds.answer]
 
 
 def _targets(bench: Bench) -> str:

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from lab.bench import bench, floor, prepared, table
-from lab.bench.figures import TARGETS, Bench, Collected, Figure, decode, encode, judge
+from lab.bench.figures import TARGETS, Bench, Collected, Figure, change, decode, encode, judge
 from lab.bench.loads import CASES
 from lab.bench.pipeline import Send
 from lab.bench.runs import Ran, Runs, check_run
@@ -97,21 +97,36 @@ def test_the_table_shows_median_spread_ratio_and_targets() -> None:
     assert "x floor" in text
 
 
+def said(now: Figure, then: Figure) -> list[str]:
+    """The columns of the table about the other measurement."""
+    return table.compared(change(now, made(then)))
+
+
 @pytest.mark.parametrize(
-    ("now", "then", "said"),
-    [
-        (rate(200), rate(100, 110, 90), "100, better"),
-        (rate(50), rate(100, 110, 90), "100, worse"),
-        (rate(108), rate(100, 110, 90), "100"),
-        (rate(102), rate(100), "100"),
-    ],
+    ("now", "answer"),
+    [((200,) * 6, "better"), ((50,) * 6, "worse"), ((102,) * 6, "not worse"), ((50, 180) * 3, "undecided")],
 )
-def test_a_figure_is_better_only_beyond_the_noise(now: Figure, then: Figure, said: str) -> None:
-    assert table.compared(now, made(then)) == said
+def test_figures_of_two_measurements_are_compared_by_rounds(now: tuple[float, ...], answer: str) -> None:
+    then = rate(100, 110, 90, 100, 105, 95)
+    median, _, interval, found = said(rate(*now), then)
+    assert (median, found) == ("100", answer)
+    assert " .. " in interval
+
+
+def test_few_rounds_are_shown_and_not_judged() -> None:
+    assert said(rate(200), rate(100, 110, 90)) == ["100", "2.00", "", ""]
+    text = table.render(made(rate(200)), made(rate(100)))
+    assert table.UNJUDGED in text
+    assert table.UNJUDGED not in table.render(made(rate(*[200] * 6)), made(rate(*[100] * 6)))
+
+
+def test_a_figure_of_zero_has_no_ratio() -> None:
+    assert said(rate(*[0] * 6), rate(*[100] * 6)) == ["100", "0.00", "", ""]
+    assert said(rate(*[100] * 6), rate(*[0] * 6)) == ["0.000", "", "", ""]
 
 
 def test_a_figure_that_was_not_there_before_is_compared_with_nothing() -> None:
-    assert table.compared(rate(1), made(FLOOR)) == "-"
+    assert said(rate(1), FLOOR) == ["-", "", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +153,12 @@ def test_rounds_alternate_between_the_sections(tmp_path: Path) -> None:
     result = bench.measure(Runs(tmp_path, order.append), sections, quick=False)
     assert [each for each in order if each in bench.NAMES] == ["closed", "throughput"] * 2 + ["throughput"]
     assert [(figure.section, len(figure.values)) for figure in result.figures] == [("throughput", 3), ("closed", 2)]
+
+
+def test_every_section_can_have_the_same_number_of_rounds(tmp_path: Path) -> None:
+    sections = (fake_section("closed", 2, []), fake_section("throughput", 3, []))
+    result = bench.measure(Runs(tmp_path, lambda text: None), sections, quick=True, every=6)
+    assert [len(figure.values) for figure in result.figures] == [6, 6]
 
 
 def test_the_floor_is_always_measured() -> None:
