@@ -55,10 +55,11 @@ if TYPE_CHECKING:
 
 ELSEWHERE = {
     "sim": ("lab.search.search", "simulate random scenarios, one for each seed, and report broken invariants"),
-    "campaign": ("lab.campaign.command", "play many seeds on many workers; resumable, with findings sorted and shrunk"),
     "shrink": ("lab.search.shrink", "reduce the scenario of a failing seed to the steps that the failure needs"),
     "explore": ("lab.search.explore", "try every order of events within small bounds"),
     "bench": ("lab.bench.bench", "measure the performance of the chat and of this machine"),
+    "compare": ("lab.compare.compare", "show the differences between two runs, or between two measurements"),
+    "ab": ("lab.compare.ab", "run a scenario with two versions in alternation: is this one worse?"),
     "selftest": ("lab.selftest.selftest", "break one protocol rule at a time and show whether the checks notice"),
     "new": ("lab.plan.scaffold", "write a small scenario that passes, as a starting point for your own"),
     "schema": ("lab.plan.schema", "print a JSON Schema of the scenario format, for editors"),

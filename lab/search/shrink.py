@@ -188,23 +188,15 @@ def _is_scenario(candidate: Scenario) -> bool:
 # ---- output -----------------------------------------------------------------------------------------------
 
 
-def document(shrunk: Shrunk, name: str = "") -> str:
-    """Return the reduced scenario as the text of a file that can be run. name: "" for that of write()."""
-    who = f" as the mutant {shrunk.mutant}" if shrunk.mutant else ""
-    description = f"Shrunk from {shrunk.scenario.name}. Breaks {shrunk.failure.invariant}{who}: {shrunk.failure.text}"
-    return plan.encode_brief(structs.replace(shrunk.scenario, name=name or file_stem(shrunk), description=description))
-
-
-def file_stem(shrunk: Shrunk) -> str:
-    return shrunk.mutant or f"{shrunk.scenario.name}_seed_{shrunk.seed}"
-
-
 def write(shrunk: Shrunk, results: Path) -> Path:
     """Write the reduced scenario to a file that can be run; return its path."""
     directory = results / SHRUNK
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{file_stem(shrunk)}.yml"
-    path.write_text(document(shrunk), "utf-8")
+    name = shrunk.mutant or f"{shrunk.scenario.name}_seed_{shrunk.seed}"
+    path = directory / f"{name}.yml"
+    who = f" as the mutant {shrunk.mutant}" if shrunk.mutant else ""
+    description = f"Shrunk from {shrunk.scenario.name}. Breaks {shrunk.failure.invariant}{who}: {shrunk.failure.text}"
+    path.write_text(plan.encode_brief(structs.replace(shrunk.scenario, name=name, description=description)), "utf-8")
     return path
 
 

@@ -1,0 +1,1 @@
+"""Comparisons of two runs, two measurements, or two versions of the project."""
