@@ -1,9 +1,9 @@
 """The chat client at a terminal or in a pipe: python3 run_lab.py chat --host 127.0.0.1 --port 5001 --client-id 101
 
 At a terminal it shows a prompt, delivered messages above it while you type, and a state line below. Ctrl+D leaves when
-all messages are acknowledged, Ctrl+C at once. If stdin or stdout is no terminal, each line of stdin is sent as a
-message, delivered messages go to stdout, and problems to stderr. At the end of stdin the client waits for every
-acknowledgement. Blank lines are not sent.
+all messages are acknowledged, Ctrl+C at once. A line that begins with a slash is a command, such as /help. If stdin or
+stdout is no terminal, each line of stdin is sent as a message, delivered messages go to stdout, and problems to stderr.
+At the end of stdin the client waits for every acknowledgement. Blank lines are not sent.
 
 Exit codes: 0 left from a terminal, or every message acknowledged; 1 a message was rejected, an outcome is unknown, or
 standard output cannot be written; 2 wrong flags; 130 a client in a pipe was interrupted.
@@ -21,6 +21,8 @@ import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -33,8 +35,8 @@ with importing("chat", "python3 run_lab.py chat", interrupted=130):
     from prompt_toolkit.patch_stdout import patch_stdout
 
     from nodeproc.client import Address, ChatClient
-    from nodeproc.core.messages import NOBODY
-    from nodeproc.eventlog import printable, show_messages
+    from nodeproc.core.messages import NOBODY, Line
+    from nodeproc.eventlog import printable, read_messages, show_message, show_messages
     from nodeproc.net.nodestream import Shown
     from nodeproc.session import EXPIRED, Outcome, SessionSettings
     from nodeproc.tls import TlsProblem, client_tls
@@ -51,6 +53,21 @@ TOKEN_VARIABLE: Final = "CHAT_CLIENT_TOKEN"
 """Environment variable with the client token. A flag would be visible in the list of processes."""
 
 NOT_CONNECTED: Final = "-- not connected"
+
+HISTORY: Final = 20
+"""Number of messages that /history shows."""
+HISTORY_S: Final = 10.0
+"""Maximum time for them to come."""
+HELP: Final = f"""-- /help            show this
+-- /history [N]     show the last N messages ({HISTORY})
+-- /times           show the times of messages, or no longer
+-- /quit            leave when all messages are acknowledged, as Ctrl+D
+-- //text           send a message that begins with a slash
+-- Ctrl+C           leave at once"""
+BOLD: Final = "\x1b[1m"
+COLOURS: Final = ("\x1b[36m", "\x1b[33m", "\x1b[35m", "\x1b[32m", "\x1b[34m")
+"""Of the messages of other senders, by id."""
+ERROR_COLOUR, PLAIN = "\x1b[31m", "\x1b[0m"
 
 
 def encodable(text: str, stream: TextIO) -> str:
@@ -71,6 +88,8 @@ class Chat:
     Args:
         start: seq_no from which messages are shown; None: from now on.
         quiet: show messages only, not connections and leaders.
+        times: show when each message was ordered, in local time.
+        colours: own messages are bold, those of others coloured, errors red.
     """
 
     def __init__(
@@ -83,11 +102,13 @@ class Chat:
         quiet: bool,
         client_token: str = "",
         tls: ssl.SSLContext | None = None,
+        times: bool = False,
+        colours: bool = False,
     ) -> None:
+        self.times, self._colours = times, colours
         settings = SessionSettings(deadline=deadline_s, client_token=client_token)
-        self.client = ChatClient(
-            addresses, client_id, settings=settings, on_outcome=self._on_outcome, on_change=self._on_change, tls=tls
-        )
+        self._reader = partial(ChatClient, addresses, client_id, settings=settings, tls=tls)
+        self.client = self._reader(on_outcome=self._on_outcome, on_change=self._on_change)
         self.start = start
         self.failed = 0
         self.output_failed = False
@@ -123,7 +144,7 @@ class Chat:
         if self._closing:
             return
         try:
-            print(encodable(show_messages(shown.lines), sys.stdout), end="", flush=True)
+            print(encodable(self._show(shown.lines), sys.stdout), end="", flush=True)
         except OSError as error:
             if not isinstance(error, BrokenPipeError):  # A reader that has closed the pipe is no failure.
                 self.output_failed = True
@@ -132,8 +153,63 @@ class Chat:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.stop()
 
+    def _show(self, lines: bytes) -> str:
+        """Return messages as text."""
+        if not self.times and not self._colours:
+            return show_messages(lines)
+        return "".join([f"{self._line(line)}\n" for line in read_messages(lines)])
+
+    def _line(self, line: Line) -> str:
+        text = show_message(line)
+        if self.times:
+            text = f"{datetime.fromtimestamp(line.timestamp):%H:%M:%S} {text}"
+        own = line.sender_id == self.client.session.client_id
+        return self._in(BOLD if own else COLOURS[line.sender_id % len(COLOURS)], text)
+
+    def _in(self, colour: str, text: str) -> str:
+        return f"{colour}{text}{PLAIN}" if self._colours else text
+
     def warn(self, text: str) -> None:
-        print(encodable(printable(text), sys.stderr), file=sys.stderr, flush=True)
+        shown = encodable(printable(text), sys.stderr)
+        print(self._in(ERROR_COLOUR, shown) if text.startswith("!") else shown, file=sys.stderr, flush=True)
+
+    async def history(self, count: int) -> None:
+        """Show the last messages, over a connection of its own."""
+        last = self.client.session.last_seq
+        first = max(1, last - count + 1)
+        reader, lines = self._reader(), list[str]()
+        try:
+            async with asyncio.timeout(HISTORY_S):
+                if last:
+                    reader.start()
+                    async for shown in reader.subscribe(first):
+                        lines += [self._line(line) for line in read_messages(shown.lines) if line.seq_no <= last]
+                        if shown.last >= last:
+                            break
+        except TimeoutError:
+            self.warn(f"! /history: {reader.last_error or 'no answer'} within {HISTORY_S:g} s")
+            return
+        finally:
+            await reader.close()
+        print(encodable("\n".join([*lines, f"-- {len(lines)} of {last} messages"]), sys.stdout), flush=True)
+
+    async def obey(self, command: str) -> bool:
+        """Carry out a command of the terminal, without its slash; return False if it is /quit."""
+        word, _, given = command.strip().partition(" ")
+        number = int(given) if given.isdecimal() else HISTORY if not given else 0
+        if word == "quit" and not given:
+            return False
+        if word == "times" and not given:
+            self.times = not self.times
+            self.warn(f"-- times are {'shown' if self.times else 'not shown'}")
+        elif word == "history" and number:
+            await self.history(number)
+        elif word == "help" and not given:
+            for line in HELP.splitlines():
+                self.warn(line)
+        else:
+            self.warn(f"! found /{command.strip()}, allowed /help, /history [N], /times, /quit; //text sends /text")
+        return True
 
     def state(self) -> str:
         """Return the state line: node, leader, term, last seq_no, messages without an outcome."""
@@ -272,12 +348,12 @@ def keyboard() -> Input:
 
 
 async def chat_at_terminal(chat: Chat) -> None:
-    """Prompt for messages until Ctrl+D or Ctrl+C."""
+    """Prompt for messages until Ctrl+D, /quit or Ctrl+C."""
     keys = keyboard()
     prompt: PromptSession[str] = PromptSession(
         "> ", bottom_toolbar=lambda: HTML("<b>{}</b>").format(chat.state()), refresh_interval=0.5, input=keys
     )
-    with patch_stdout():
+    with patch_stdout(raw=True):  # Messages contain no escape sequences: printable() has replaced them.
         with keys.raw_mode():  # also between two prompts
             while True:
                 try:
@@ -286,6 +362,11 @@ async def chat_at_terminal(chat: Chat) -> None:
                     return
                 except EOFError:
                     break
+                if text.startswith("/") and not text.startswith("//"):
+                    if not await chat.obey(text[1:]):
+                        break
+                    continue
+                text = text.removeprefix("/") if text.startswith("//") else text
                 chat.submit(split_messages(text.encode(errors="replace")))
         if chat.client.session.unsettled:
             chat.warn(f"-- waiting for {chat.client.session.unsettled} acknowledgements, Ctrl+C leaves")
@@ -364,6 +445,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="maximum wait for one message in seconds (%(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="do not show connections and leaders")
+    parser.add_argument("--times", action="store_true", help="show when each message was ordered")
     parser.add_argument(
         "--client-token-file", metavar="FILE",
         help=f"file with the client token, if the nodes require one (default: {TOKEN_VARIABLE})",
@@ -402,6 +484,8 @@ async def main(arguments: Sequence[str] | None = None) -> int:
         quiet=options.quiet,
         client_token=options.client_token,
         tls=options.tls,
+        times=options.times,
+        colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
     )
     return await run(chat)
 

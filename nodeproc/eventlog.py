@@ -34,10 +34,19 @@ _decode_lines = msgspec.json.Decoder(Line).decode_lines
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
+def read_messages(body: bytes | memoryview) -> list[Line]:
+    """Return the messages of whole lines of the message log."""
+    return _decode_lines(body)
+
+
+def show_message(line: Line) -> str:
+    """Return a message as the console shows it: `[seq=1] node_9999: Hello from node 1!`."""
+    return f"[seq={line.seq_no}] node_{line.sender_id}: {printable(line.payload)}"
+
+
 def show_messages(body: bytes | memoryview) -> str:
-    """Return lines of the message log as the console shows them: `[seq=1] node_9999: Hello from node 1!`."""
-    lines = _decode_lines(body)
-    return "".join([f"[seq={line.seq_no}] node_{line.sender_id}: {printable(line.payload)}\n" for line in lines])
+    """Return lines of the message log as the console shows them."""
+    return "".join([f"{show_message(line)}\n" for line in _decode_lines(body)])
 
 
 def printable(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import signal
 import sys
 import threading
@@ -382,6 +383,86 @@ def test_a_terminal_shows_prompt_messages_and_state_line() -> None:
             terminal.type("\x03")
             assert await terminal.process.wait() == 0
             assert "Traceback" not in terminal.text
+
+    run(story)
+
+
+def test_a_terminal_takes_commands() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        for number in range(1, 31):
+            cluster.order(7, "other", Chat(number, (f"old {number}",)))
+        async with at_terminal(cluster) as terminal:
+            await terminal.shows("last seq_no 30")
+            terminal.type("/history 2\r")
+            await terminal.shows("-- 2 of 30 messages")
+            assert "[seq=29] node_7: old 29" in terminal.text and "old 28" not in terminal.text
+            terminal.type("/history\r")
+            await terminal.shows("-- 20 of 30 messages")
+            assert "[seq=11] node_7: old 11" in terminal.text and "old 10" not in terminal.text
+            terminal.type("/help\r")
+            await terminal.shows("-- /quit")
+            for wrong in ("/fly", "/history 0", "/history all", "/quit now"):
+                terminal.type(f"{wrong}\r")
+                await terminal.shows(f"! found {wrong}, allowed /help")
+            terminal.type("//slash\r")
+            await terminal.shows("[seq=31] node_9999: /slash")
+            terminal.type("/quit\r")
+            assert await terminal.process.wait() == 0
+            assert cluster.payloads()[30:] == ["/slash"]
+
+    run(story)
+
+
+def test_an_empty_cluster_has_no_history() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with at_terminal(cluster) as terminal:
+            await terminal.shows("last seq_no 0")
+            terminal.type("/history\r")
+            await terminal.shows("-- 0 of 0 messages")
+
+    run(story)
+
+
+def test_times_are_shown_on_request() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with at_terminal(cluster) as terminal:
+            await terminal.shows("last seq_no 0")
+            terminal.type("/times\r")
+            await terminal.shows("-- times are shown")
+            terminal.type("hello\r")
+            await terminal.shows("] node_9999: hello")
+            assert re.search(r"\d\d:\d\d:\d\d \[seq=1\] node_9999: hello", terminal.text)
+            terminal.type("/times\r")
+            await terminal.shows("-- times are not shown")
+        async with piped(cluster, "--from", "1", "--times") as process:
+            out, _ = await process.communicate(b"")
+        assert re.fullmatch(r"\d\d:\d\d:\d\d \[seq=1\] node_9999: hello\n", out.decode())
+
+    run(story)
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_own_messages_stand_out_unless_colours_are_off(no_color: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+
+    async def story(cluster: FakeCluster) -> None:
+        async with at_terminal(cluster) as terminal:
+            await terminal.shows("last seq_no 0")
+            terminal.type("mine\r")
+            await terminal.shows("[seq=1] node_9999: mine")
+            cluster.order(7, "other", Chat(1, ("theirs",)))
+            await terminal.shows("[seq=2] node_7: theirs")
+            assert ("\x1b[1m[seq=1]" in terminal.text) == (not no_color)
+            assert ("\x1b[35m[seq=2]" in terminal.text) == (not no_color)
+
+    run(story)
+
+
+def test_in_a_pipe_a_slash_begins_a_message() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        async with piped(cluster) as process:
+            await process.communicate(b"/quit\n//x\n")
+        assert cluster.payloads() == ["/quit", "//x"]
 
     run(story)
 
