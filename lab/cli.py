@@ -40,7 +40,6 @@ from lab.runs import (
     judge,
     run_once,
     seed_of,
-    size_text,
     summary_row,
     without_passed,
     worst,
@@ -166,8 +165,10 @@ def _parser() -> _Parser:
     validate.add_argument("--sim", action="store_true", help="also report steps that cannot be simulated")
     _add_json(validate)
     validate.set_defaults(do=_do_validate)
-    listing = commands.add_parser("list", help="show name and description of scenarios")
+    listing = commands.add_parser("list", help="show name and description of scenarios; or, with --runs, their runs")
     _add_scenarios(listing)
+    listing.add_argument("--runs", action="store_true", help="show the runs in the results directory, newest first")
+    listing.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="with --runs: it (%(default)s)")
     _add_json(listing)
     listing.set_defaults(do=_do_list)
     clean = commands.add_parser("clean", help="remove old runs from the results directory")
@@ -273,6 +274,8 @@ def _do_list(options: argparse.Namespace) -> int:
 
     from lab.plan.choosing import word_for
 
+    if options.runs:
+        return _list_runs(options)
     chosen, mistakes = _choice(options)
     if options.json:
         return _print_scenarios(chosen, mistakes)
@@ -283,6 +286,34 @@ def _do_list(options: argparse.Namespace) -> int:
         description = textwrap.fill(" ".join(scenario.description.split()), width - 4)
         print(f"{word_for(path)}{_tags(scenario)}\n{textwrap.indent(description, '    ')}")
     return USAGE if mistakes else PASS
+
+
+def _list_runs(options: argparse.Namespace) -> int:
+    """List the runs in the results directory: of all scenarios, or of those that are named."""
+    import msgspec
+
+    from lab.show import index, table
+
+    entries = index.index(options.out)
+    names = {entry.scenario for entry in entries}
+    wanted = {Path(word).stem for word in options.scenarios} or names
+    if options.tag or not wanted <= names:
+        unknown = ", ".join(sorted(wanted - names))
+        known = ", ".join(sorted(names)) or "none"
+        print(
+            "--tag: not with --runs"
+            if options.tag
+            else f"{unknown}: no run in {near(options.out)}; there are: {known}",
+            file=sys.stderr,
+        )
+        return USAGE
+    chosen = [entry for entry in entries if entry.scenario in wanted]
+    if options.json:
+        print(json.dumps({"exit_code": PASS, "runs": msgspec.to_builtins(chosen)}, indent=1))
+        return PASS
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else table.WIDTH
+    print(index.render(chosen, width) if chosen else f"no runs in {near(options.out)}")
+    return PASS
 
 
 def _tags(scenario: Scenario) -> str:
@@ -431,6 +462,7 @@ def _do_check(options: argparse.Namespace) -> int:
 
 def _do_clean(options: argparse.Namespace) -> int:
     from lab.rundir import clean
+    from lab.words import size_text
 
     cleaned = clean(options.out, options.keep, dry_run=options.dry_run)
     would = "would remove" if options.dry_run else "removed"

@@ -189,20 +189,35 @@ class Cleaned(NamedTuple):
     kept_bytes: int
 
 
+class Home(NamedTuple):
+    """The directory of a scenario's runs. runs: their directories, the oldest first."""
+
+    path: Path
+    runs: list[Path]
+
+
+def runs_of(results_root: Path) -> Iterator[Home]:
+    """Yield the directories below a results directory, with everything in them that is named like a run."""
+    for home in sorted(results_root.iterdir()) if results_root.is_dir() else []:
+        if not home.is_symlink() and home.is_dir():
+            runs = [each for each in home.iterdir() if _STAMP.fullmatch(each.name) and not each.is_symlink()]
+            yield Home(home, sorted(runs, key=_age))
+
+
+def bytes_of(run: Path) -> int:
+    """Return the sum of the sizes of all files of a run."""
+    return sum(file.lstat().st_size for file in run.rglob("*") if not file.is_dir())
+
+
 def clean(results_root: Path, keep: int, *, dry_run: bool = False) -> Cleaned:
     """Remove all but the newest `keep` runs of each scenario; directories not named like a run stay untouched.
 
     A run without meta.json may still be under way: it stays if its directory has changed within the last hour.
     """
     counts = [0, 0, 0, 0]
-    for home in sorted(results_root.iterdir()) if results_root.is_dir() else []:
-        if home.is_symlink() or not home.is_dir():
-            continue
-        runs = sorted(
-            (each for each in home.iterdir() if _STAMP.fullmatch(each.name) and not each.is_symlink()), key=_age
-        )
+    for home, runs in runs_of(results_root):
         for place, run in enumerate(reversed(runs)):
-            size = sum(file.lstat().st_size for file in run.rglob("*") if not file.is_dir())
+            size = bytes_of(run)
             stays = place < keep or (not (run / "meta.json").exists() and time.time() - run.stat().st_mtime < 3600)
             counts[2 if stays else 0] += 1
             counts[3 if stays else 1] += size

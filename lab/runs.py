@@ -290,13 +290,3 @@ class Progress:
         if self._open:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
             self._open = False
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes in human-readable form: 12 KiB, 3.4 GiB."""
-    amount, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024 or unit == "GiB":
-            break
-        amount /= 1024
-    return f"{amount:.0f} {unit}" if amount >= 10 or unit == "B" else f"{amount:.1f} {unit}"

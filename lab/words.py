@@ -134,3 +134,13 @@ EVENT_LEVELS: tuple[str, ...] = get_args(events.Level)
 """Levels of events, from the least to the most important."""
 FRAME_TYPES: tuple[str, ...] = tuple(str(each.__struct_config__.tag) for each in get_args(messages.PeerMessage))
 """The types of frames between nodes."""
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in human-readable form: 12 KiB, 3.4 GiB."""
+    amount, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024 or unit == "GiB":
+            break
+        amount /= 1024
+    return f"{amount:.0f} {unit}" if amount >= 10 or unit == "B" else f"{amount:.1f} {unit}"

@@ -86,7 +86,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.live": ("lab.live", "lab.engines", "lab.course", "lab.places", *BELOW_THE_COURSE),
     "lab.sim": ("lab.sim", "lab.course", "lab.check", *BELOW_THE_COURSE),
     "lab.check": ("lab.check", *BELOW_THE_COURSE),
-    "lab.show": ("lab.show", "lab.check", "lab.values", "lab.rundir", "lab.rows"),
+    "lab.show": ("lab.show", "lab.check", "lab.values", "lab.words", "lab.rundir", "lab.rows"),
     "lab.search": (
         "lab.search",
         "lab.sim",
