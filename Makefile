@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 
-.PHONY: test check format lock clean
+.PHONY: test check format native lock clean
 
 test:
 	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \
@@ -18,13 +18,17 @@ check: ## everything of `test` but the tests
 	$$python -m ruff check .; \
 	$$python -m mypy --strict
 
+native: ## compile the hot modules (docs/native.md)
+	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \
+	$$python run_lab.py native
+
 format:
 	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \
 	$$python -m ruff check --fix --quiet . || true; \
 	$$python -m ruff format .
 
 # New exact versions of all packages, from pyproject.toml. Wants pip-tools, which is no requirement of the project.
-COMPILE = -m piptools compile --quiet --upgrade --strip-extras --annotation-style=line --no-header \
+COMPILE = -m piptools compile --quiet --upgrade --strip-extras --allow-unsafe --annotation-style=line --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
 
 lock:
@@ -40,5 +44,5 @@ lock:
 		requirements-dev.txt
 
 clean:
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf .native .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find lab nodeproc tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -46,6 +46,8 @@ from lab.runs import (
 )
 from lab.show import colour
 from lab.values import add_mutant, count, engine, option, positive, seed
+from lab.values import add_mutant, count, positive, seed
+from nodeproc import native
 
 if TYPE_CHECKING:
     from lab.plan.choosing import Chosen
@@ -62,6 +64,7 @@ ELSEWHERE = {
     "selftest": ("lab.selftest.selftest", "break one protocol rule at a time and show whether the checks notice"),
     "new": ("lab.plan.scaffold", "write a small scenario that passes, as a starting point for your own"),
     "schema": ("lab.plan.schema", "print a JSON Schema of the scenario format, for editors"),
+    "native": ("lab.native", "compile the hot modules, so that nodes and simulations are faster"),
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
     "engines": ("lab.engines.install", "install other replicated stores, to run scenarios on them"),
     "debug": ("lab.debug.shell", "step through a simulated run, backwards too, and change it"),
@@ -349,6 +352,8 @@ def _do_run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return USAGE
+    if options.sim and not options.mutant:
+        native.activate()
     chosen, code = _chosen(options)
     if refusal := _option_refusal(options):
         print(refusal, file=sys.stderr)

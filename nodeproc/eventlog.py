@@ -67,8 +67,8 @@ class Console:
         self._waiting = 0
         self._left_out = 0
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
-        self._thread.start()
+        self._writer = threading.Thread(target=self._run, name="console", daemon=True)
+        self._writer.start()
 
     def show(self, text: str, bodies: Sequence[bytes | memoryview] = ()) -> None:
         """Queue log lines for stderr, then delivered lines for stdout. Never waits."""
@@ -86,7 +86,7 @@ class Console:
     def close(self, timeout: float = 0.3) -> None:
         """Write everything that waits, for at most `timeout` seconds."""
         self._queue.put(None)
-        self._thread.join(timeout)
+        self._writer.join(timeout)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

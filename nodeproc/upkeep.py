@@ -38,7 +38,7 @@ class Upkeep:
         self._storage, self._limits, self._snapshot = storage, limits, snapshot
         self._report, self._repair, self._failed = report, repair, failed
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, "upkeep")
+        self._executor = ThreadPoolExecutor(1, "upkeep")
         self._work: set[asyncio.Future[Any]] = set()
         self._checkpointing = self._closed = False
         self.scrub = Scrub(storage, limits.scrub_bytes_per_s or 1, limits.scrub_rest_ms / 1000)
@@ -56,7 +56,7 @@ class Upkeep:
             self._timer.cancel()
         if self._work:
             await asyncio.wait(self._work)
-        self._thread.shutdown()
+        self._executor.shutdown()
 
     def checkpoint_soon(self) -> None:
         """Write a checkpoint, unless one is under way."""
@@ -65,7 +65,7 @@ class Upkeep:
             self._run(self._storage.checkpoint, self._on_checkpoint, self._snapshot())
 
     def _run(self, work: Callable[..., Any], done: Callable[[asyncio.Future[Any]], None], *args: Any) -> None:
-        future = self._loop.run_in_executor(self._thread, work, *args)
+        future = self._loop.run_in_executor(self._executor, work, *args)
         self._work.add(future)
         future.add_done_callback(self._work.discard)
         future.add_done_callback(done)

@@ -145,6 +145,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *BELOW_THE_COURSE,
     ),
     "lab.byhand": ("lab.places", "nodeproc"),
+    "lab.native": ("lab.places", "lab.runs", "lab.search.coverage", "nodeproc.native"),
     "lab.cli": ("lab", "nodeproc"),
     "lab.pytest_plugin": ("lab.runs", "lab.places", "lab.values", "lab.show", *BELOW_THE_COURSE),
     "run_lab": ("lab",),

@@ -18,11 +18,14 @@ JOIN_TIMEOUT_MS = 10_000.0
 starts one of them late, thus elects the same first leader as an idle machine."""
 
 
-def surroundings(plan: ClusterPlan) -> dict[str, Any]:
-    """Return the fields of Meta that say with what and where a run was carried out."""
+def surroundings(plan: ClusterPlan, *, is_native: bool) -> dict[str, Any]:
+    """Return the fields of Meta that say with what and where a run was carried out.
+
+    is_native: the nodes' code was compiled (nodeproc.native).
+    """
     return {
         "versions": versions(),
-        "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
+        "interpreter": interpreter(is_native=is_native),
         "host": host(),
         "cluster": _resolved(plan),
     }
@@ -81,6 +84,12 @@ def _resolved(plan: ClusterPlan) -> dict[str, Any]:
         "election_timeout_ms",
     )
     return {"nodes": plan.nodes} | {name: settings[name] for name in shown if settings.get(name) is not None}
+
+
+def interpreter(*, is_native: bool) -> str:
+    """Return what ran the nodes' code, such as `CPython 3.11.7` or, compiled for it, `CPython 3.11.7, native`."""
+    name = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{name}, native" if is_native else name
 
 
 def versions() -> dict[str, str]:

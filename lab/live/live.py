@@ -29,6 +29,7 @@ from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, Meta, Sample, encode_row
 from lab.rundir import RunDir
 from lab.steps.book import FaultBook, with_heals
+from nodeproc import native
 
 
 def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "") -> None:
@@ -117,6 +118,11 @@ class LiveRun:
         run.write_faults(with_heals(self._book.rows))
         run.write_meta(self._meta())
 
+    def _is_native(self) -> bool:
+        """Return whether the nodes used a build, as each of them chose it."""
+        replaced = self._mutant or self._scenario.layered or self._scenario.cluster.is_foreign
+        return not replaced and native.choose().directory is not None
+
     def _meta(self) -> Meta:
         return structs.replace(
             self._runner.meta("live", self._started_utc, self._workers, self._mutant),
@@ -124,5 +130,5 @@ class LiveRun:
             samples=tuple(self._samples),
             proxy=self._cluster.proxy,
             disks="layered" if self._scenario.layered else "direct",
-            **surroundings(self._scenario.cluster),
+            **surroundings(self._scenario.cluster, is_native=self._is_native()),
         )

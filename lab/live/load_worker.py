@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from lab.course.load import Order, Worker
-from lab.live.children import orders, run_child, say
+from nodeproc import native
 
 
 async def main() -> None:
     """Obey standard input until it ends."""
+    from lab.course.load import Order, Worker
+    from lab.live.children import orders, say
+
     worker = Worker(lambda answer: say(msgspec.json.encode(answer)))
     decode = msgspec.json.Decoder(Order).decode
     async for line in orders():
@@ -17,4 +19,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    native.activate()  # Before the other imports.
+    from lab.live.children import run_child
+
     run_child(main())

@@ -20,6 +20,7 @@ from lab.live import launch as launcher
 from lab.live.children import child_environment, last_line
 from lab.rows import NodeExit, NodeUse, Sample
 from lab.steps.machine import RunFailed
+from nodeproc import native
 from nodeproc.client import status
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import Unreachable
@@ -148,14 +149,14 @@ class NodeProcess:
     def start(self, *more: str) -> None:
         """Start the process, with additional arguments; ready() waits until it answers."""
         assert self._life is None, f"node {self.node} runs already"
-        own, imports_lab = self.program is None, self.program is None or self.program.is_adapter
+        own = self.program is None
         with self.log.open("ab") as errors:
             popen = subprocess.Popen(
                 self._command(more),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if own else errors,
                 stderr=errors,
-                env=child_environment() if imports_lab else None,
+                env=self._environment(),
                 pass_fds=(self.lifeline_fd,),
                 process_group=0,  # Ctrl+C is the harness's to handle
             )
@@ -172,6 +173,12 @@ class NodeProcess:
             run = [FAULTY_MODULE, "--ledger", str(self.ledger), "--run", *run]
         command = [sys.executable, "-m", *run, "--config", str(self.config), "--quiet"]
         return [*command, "--die-with-parent", "--lifeline", str(self.lifeline_fd), *more]
+
+    def _environment(self) -> dict[str, str] | None:
+        if self.program is not None and not self.program.is_adapter:
+            return None
+        plain = self.mutant or self.ledger is not None  # These replace parts of the product.
+        return child_environment() | ({native.SWITCH: "0"} if plain else {})
 
     async def ready(self) -> float:
         """Wait for the first answer to STATUS.

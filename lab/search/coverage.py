@@ -5,8 +5,9 @@ A mark is on the line of a statement, or alone on the line before it:
     return  # hit: E4 refuses a log that is behind
 
 It names the rule of docs/protocol.md and the situation. A mark is hit when its statement is about to be executed.
-Without install() a mark is only a comment. After install() the modules with marks are compiled from a syntax tree with
-an additional statement before each marked one, which records the hit. All other statements keep their line numbers.
+Without install() a mark is only a comment. After install() the modules with marks are compiled from a text with an
+additional statement before each marked one, which records the hit. All other statements keep their line numbers. In
+native modules (nodeproc.native) these statements are compiled in.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from types import CodeType, ModuleType
 from typing import NamedTuple
 
 from lab.places import DOCS, ROOT
+from nodeproc import native
 
 NOTES = "__hits__"
 """Name of the dictionary of hits in an instrumented module."""
@@ -108,57 +110,50 @@ def marks() -> dict[str, tuple[str, int]]:
 
 # ---- counting -------------------------------------------------------------------------------------
 
-_hits: dict[str, bool] = {}
 
+def countable(source: str, where: str) -> str:
+    """Return the source text with a recording statement for each mark; it keeps the numbers of all lines.
 
-class _Insert(ast.NodeTransformer):
-    """Inserts a recording statement before each marked one.
-
-    wanted: line of a statement -> mark; the marks that remain in it afterwards have no statement.
-    """
-
-    def __init__(self, wanted: dict[int, str]) -> None:
-        self.wanted = wanted
-
-    def visit(self, node: ast.AST) -> ast.AST | list[ast.AST]:
-        text = self.wanted.pop(node.lineno, None) if isinstance(node, ast.stmt) else None
-        self.generic_visit(node)
-        if text is None:
-            return node
-        note = ast.parse(f"{NOTES}[{text!r}] = True").body[0]
-        for part in ast.walk(note):
-            if "lineno" in part._attributes:
-                ast.copy_location(part, node)
-        return [note, node]
-
-
-def instrumented(source: str, where: str) -> ast.Module:
-    """Return the syntax tree of a source text with a recording statement for each mark.
+    The statement replaces a comment that is alone on its line, and stands before a marked statement on its line.
 
     Raises:
-        ValueError: no statement starts at the line of a mark, or a statement has two marks.
+        ValueError: no statement starts at the line of a mark, a compound statement has a mark beside it, or a statement
+            has two marks.
     """
     found = marks_of(source)
-    wanted = {mark.line + mark.alone: mark.text for mark in found}
+    wanted = {mark.line + mark.alone: mark for mark in found}
     if len(wanted) < len(found):
-        raise ValueError(f"{where}: two marks at one statement: {sorted({m.text for m in found} - {*wanted.values()})}")
-    insert = _Insert(wanted)
-    tree = ast.parse(source, where)
-    insert.visit(tree)
-    if insert.wanted:
-        raise ValueError(f"{where}: no statement begins at the lines of these marks: {insert.wanted}")
-    return tree
+        doubles = sorted({mark.text for mark in found} - {mark.text for mark in wanted.values()})
+        raise ValueError(f"{where}: two marks at one statement: {doubles}")
+    rows = source.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(source, where)):
+        if not isinstance(node, ast.stmt) or (mark := wanted.get(node.lineno)) is None:
+            continue
+        compound = hasattr(node, "body") or isinstance(node, ast.Match)
+        if compound and not mark.alone:
+            continue
+        del wanted[node.lineno]
+        note = f"{NOTES}[{mark.text!r}] = True"
+        row = rows[node.lineno - 1]
+        if mark.alone:
+            rows[mark.line - 1] = f"{row[: node.col_offset]}{note}\n"
+        else:
+            rows[mark.line - 1] = f"{row[: node.col_offset]}{note}; {row[node.col_offset :]}"
+    if wanted:
+        lost = {line: mark.text for line, mark in wanted.items()}
+        raise ValueError(f"{where}: no statement begins at the lines of these marks: {lost}")
+    return "".join(rows)
 
 
 class _Loader(SourceFileLoader):
     """Compiles with notes, and neither reads nor writes a cache."""
 
     def get_code(self, fullname: str) -> CodeType:
-        tree = instrumented(self.get_data(self.path).decode("utf-8"), self.path)
-        return compile(tree, self.path, "exec", dont_inherit=True)
+        source = countable(self.get_data(self.path).decode("utf-8"), self.path)
+        return compile(source, self.path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__dict__[NOTES] = _hits
+        module.__dict__[NOTES] = native.hits
         super().exec_module(module)
 
 
@@ -183,7 +178,7 @@ def install() -> None:
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
-    files = marked_files()
+    files = {name: path for name, path in marked_files().items() if name not in native.compiled()}
     early = sorted(files.keys() & sys.modules.keys())
     if early:
         raise RuntimeError(f"imported before coverage.install() and so without marks: {', '.join(early)}")
@@ -192,12 +187,12 @@ def install() -> None:
 
 def hits() -> list[str]:
     """Return the marks hit in this process since reset(), in the order of their first hit."""
-    return list(_hits)
+    return list(native.hits)
 
 
 def reset() -> None:
     """Forget all hits."""
-    _hits.clear()
+    native.hits.clear()
 
 
 # ---- the report -----------------------------------------------------------------------------------

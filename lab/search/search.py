@@ -11,14 +11,16 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from lab import runs, values
 from lab.live.children import Child
@@ -30,6 +32,7 @@ from lab.search.shrink import shrink, write
 from lab.search.worker import Begin, Played, Seed, decode_played, encode
 from lab.steps.machine import RunFailed
 
+WORKER: Final = "lab.search.worker"
 SEEDS: Final = 1000
 TELL_TERMINAL_S: Final = 0.5
 TELL_PLAIN_S: Final = 10.0
@@ -81,6 +84,8 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     marks: Counter[str] = field(default_factory=Counter)
+    modes: set[str] = field(default_factory=set)
+    """What the workers run: "native" or "plain" (nodeproc.native)."""
     _early: dict[int, Played] = field(default_factory=dict)
     """Results that wait for those of earlier seeds."""
 
@@ -106,6 +111,7 @@ class Tally:
         self.faults.update(played.faults)
         self.events.update(played.events)
         self.marks.update(played.marks)
+        self.modes.add(played.mode)
         if played.trouble:
             self.troubles.append(played)
         elif played.invariant:
@@ -116,6 +122,10 @@ class Tally:
 
 
 # ---- playing the seeds --------------------------------------------------------------------------------
+
+
+Spawn: TypeAlias = Callable[[bool], Awaitable[Child]]
+"""Starts a worker process; True: one that stays plain."""
 
 
 async def play_all(tally: Tally, tell: Callable[[str], None], found: Callable[[Played], None]) -> None:
@@ -133,15 +143,16 @@ async def play_all(tally: Tally, tell: Callable[[str], None], found: Callable[[P
     until = float("inf") if search.time_limit is None else begun + search.time_limit
     seeds = _seeds(search, until)
     children: list[Child] = []
+    workers: list[tuple[Child, Spawn]] = []
     with tempfile.TemporaryDirectory(prefix="search_") as logs:
         teller = asyncio.create_task(_tell_regularly(tally, begun, tell))
         try:
             for number in range(1, search.jobs + 1):
-                name = f"search worker {number}"
-                children.append(await Child.spawn(name, "lab.search.worker", Path(logs, f"{number}.log")))
+                spawn: Spawn = partial(_spawn, search, number, Path(logs), children)
+                workers.append((await spawn(False), spawn))
             async with asyncio.TaskGroup() as group:
-                for child in children:
-                    group.create_task(_feed(child, seeds, tally, found))
+                for child, spawn in workers:
+                    group.create_task(_feed(child, spawn, seeds, tally, found))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -160,11 +171,31 @@ def _seeds(search: Search, until: float) -> Iterator[int]:
         yield seed
 
 
-async def _feed(child: Child, seeds: Iterator[int], tally: Tally, found: Callable[[Played], None]) -> None:
-    """Send a worker one seed after the other and count its results."""
-    child.order(encode(Begin(tally.search.sizes, tally.search.mutant)))
+async def _spawn(search: Search, number: int, logs: Path, children: list[Child], plain: bool) -> Child:
+    """Start a worker process. children: receives it."""
+    child = await Child.spawn(f"search worker {number}", WORKER, logs / f"{number}.log")
+    children.append(child)
+    child.order(encode(Begin(search.sizes, search.mutant, plain)))
+    return child
+
+
+async def _feed(
+    child: Child, spawn: Spawn, seeds: Iterator[int], tally: Tally, found: Callable[[Played], None]
+) -> None:
+    """Send a worker one seed after the other and count its results.
+
+    A plain worker replaces a native one that was killed in an endless loop of compiled code, and ends the seed in time.
+    """
     for seed in seeds:
-        for news in tally.take(decode_played(await child.ask(encode(Seed(seed))))):
+        order = encode(Seed(seed))
+        try:
+            answer = await child.ask(order)
+        except RunFailed:
+            if child.process.returncode != -signal.SIGXCPU:
+                raise
+            child = await spawn(True)
+            answer = await child.ask(order)
+        for news in tally.take(decode_played(answer)):
             found(news)
         if tally.over:
             return
@@ -179,9 +210,10 @@ async def _tell_regularly(tally: Tally, begun: float, tell: Callable[[str], None
 def progress_line(tally: Tally, seconds: float) -> str:
     """Return the progress line, the most important figures first, as a terminal may cut off its end."""
     planned = f" of {tally.search.count}" if tally.search.count else ""
+    mode = "".join(f"{mode}, " for mode in sorted(tally.modes))
     faults = ", ".join(f"{kind} {count}" for kind, count in tally.faults.most_common())
     return (
-        f"{tally.done}{planned} seeds, {tally.done / max(seconds, 0.001):.1f}/s, findings {len(tally.findings)}, "
+        f"{tally.done}{planned} seeds, {tally.done / max(seconds, 0.001):.1f}/s, {mode}findings {len(tally.findings)}, "
         f"elections {tally.elections}, messages {tally.messages}, faults {tally.faults.total()}: {faults}"
     )
 

@@ -1,13 +1,16 @@
 """A worker process of a search: reads seeds from standard input, simulates their scenarios, writes the results.
 
-It counts coverage marks from its start on, so it imports the modules with marks only after coverage.install().
+It counts coverage marks, and is native unless it plays a mutant (nodeproc.native). Both begin with the imports of the
+modules concerned, so it imports these only after its first order.
 """
 
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 import sys
+import time
 import traceback
 from types import FrameType
 from typing import TypeAlias
@@ -16,19 +19,26 @@ import msgspec
 from msgspec import Struct
 
 from lab.search import coverage
+from nodeproc import native
 
 SEED_CPU_S = 60.0
 """CPU time after which a seed counts as hung; most seeds need a hundredth of a second."""
+KILLED_AFTER_S = 30
+"""CPU time after that until the kernel ends a native worker with SIGXCPU: an endless loop of compiled code handles no
+signal.
+"""
 
 
 class Begin(Struct, frozen=True, tag="begin"):
     """The first order: settings of the search.
 
     mutant: name of the mutant to apply (lab.mutants); "" for none.
+    plain: do not use compiled modules.
     """
 
     sizes: tuple[int, ...]
     mutant: str = ""
+    plain: bool = False
 
 
 class Seed(Struct, frozen=True, gc=False, tag="seed"):
@@ -47,6 +57,7 @@ class Played(Struct, frozen=True):
     endless: the simulation hung; it would hang again.
     trouble: the traceback of an error of the lab itself; "" if there was none.
     marks: the coverage marks that were hit.
+    mode: "native" or "plain".
     """
 
     seed: int
@@ -61,6 +72,7 @@ class Played(Struct, frozen=True):
     faults: dict[str, int] = {}
     events: dict[str, int] = {}
     marks: tuple[str, ...] = ()
+    mode: str = "plain"
 
 
 decode_order = msgspec.json.Decoder(Order).decode
@@ -128,25 +140,35 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
         faults=outcome.faults,
         events=outcome.events,
         marks=tuple(coverage.hits()),
+        mode=native.mode(),
     )
 
 
 def main() -> None:
     """Play seeds until standard input ends."""
-    coverage.install()
-    from lab.live.children import say
-
     sizes: tuple[int, ...] = ()
     for line in sys.stdin.buffer:
         order = decode_order(line)
         if isinstance(order, Begin):
             sizes = order.sizes
-            if order.mutant:
-                from lab.mutants.catalogue import apply_for_good
-
-                apply_for_good(order.mutant)
+            _prepare(order)
         else:
+            from lab.live.children import say
+
+            if native.compiled():
+                last_s = int(time.process_time() + SEED_CPU_S) + KILLED_AFTER_S
+                resource.setrlimit(resource.RLIMIT_CPU, (last_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
             say(encode(play(order.seed, sizes)))
+
+
+def _prepare(order: Begin) -> None:
+    if not (order.mutant or order.plain):
+        native.activate()
+    coverage.install()
+    if order.mutant:
+        from lab.mutants.catalogue import apply_for_good
+
+        apply_for_good(order.mutant)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,11 @@ def _value(value: Any) -> str:
     if isinstance(value, Promised):
         return f"term {value.term}, {_position(value.position)}"
     if isinstance(value, tuple):
-        return "[" + ", ".join(f"{term}:{after}" for term, after in value) + "]"
+        return (
+            "["
+            + ", ".join(_record(each) if isinstance(each, Record) else f"{each[0]}:{each[1]}" for each in value)
+            + "]"
+        )
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -428,7 +428,9 @@ class SimTransport(asyncio.Transport):
             due = max(self._free_at, self._loop.now) + self._rng.uniform(LEAST_DELAY_S, MOST_DELAY_S)
             self._loop.post(due, self.far._hear_end)
 
-    abort = close  # As in asyncio, the system still sends the bytes that were written.
+    def abort(self) -> None:
+        """The same: in asyncio, too, the system still sends the bytes that were written."""
+        self.close()
 
     def _hear_end(self) -> None:
         self._ended = True

@@ -32,6 +32,7 @@ from lab.sim.hardware import EPOCH
 from lab.sim.loop import START_S, Deadlock, VirtualLoop
 from lab.steps.book import FaultBook, with_heals
 from lab.steps.machine import RunFailed
+from nodeproc import native
 from nodeproc.disk.recovery import lines_name
 
 STARTED_UTC = datetime.fromtimestamp(EPOCH + START_S, UTC).isoformat(timespec="milliseconds")
@@ -158,7 +159,8 @@ class Simulation:
         if (record := self.cluster.network.record) is not None:
             run.frames.write_bytes(b"".join(map(encode_row, record.rows())))
         watched = f"{outcome.invariant}: {outcome.text}" if outcome.invariant else ""
-        run.write_meta(structs.replace(self._meta(), watched=watched, **surroundings(self.scenario.cluster)))
+        where = surroundings(self.scenario.cluster, is_native=bool(native.compiled()))
+        run.write_meta(structs.replace(self._meta(), watched=watched, **where))
 
     def _meta(self) -> Meta:
         return self.runner.meta("sim", STARTED_UTC, 0, self.mutant)
@@ -214,9 +216,10 @@ def _is_products(error: BaseException) -> bool:
 
 
 def _where(error: BaseException) -> str:
-    """Return the function that failed, and the error's text."""
+    """Return the function that failed, and the error's text; without its class, which a native frame does not know."""
     said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-    return f"{_innermost(error).f_code.co_qualname}: {said}"
+    frame = _innermost(error)
+    return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}: {said}"
 
 
 def _hits(rows: Sequence[FaultRow]) -> dict[str, int]:

@@ -59,8 +59,8 @@ class Syncing:
         self.count = self.in_loop = 0
         """Syncs that have ended, and how many of them ran in the loop."""
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="fdatasync", daemon=True)
-        self._thread.start()
+        self._syncer = threading.Thread(target=self._run, name="fdatasync", daemon=True)
+        self._syncer.start()
 
     def wrote(self, ticket: int) -> None:
         """Everything up to this ticket is written. The thread begins at once, the loop with end_turn()."""
@@ -87,7 +87,7 @@ class Syncing:
         """Wait for the sync under way; no callback comes after it. Return the exception of `sync`, if there was one."""
         self._busy = True
         self._tickets.put(None)
-        self._thread.join()
+        self._syncer.join()
         return self._failure
 
     def _begin(self) -> None:

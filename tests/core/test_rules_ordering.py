@@ -70,6 +70,7 @@ def test_a_follower_says_no_mark_below_that_of_its_last_delivered_message() -> N
     assert asked.marks == ((497, 496), (498, 497), (499, 498)) and not asked.older
 
 
+@pytest.mark.patches
 def test_a_leader_asks_for_older_marks_until_one_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule: R1."""
     monkeypatch.setattr(catchup, "MARKS_AT_ONCE", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,6 +183,7 @@ class NoHorizon(Sessions):
         return super().expected(session, 10**9)
 
 
+@pytest.mark.patches
 def test_without_a_horizon_an_old_first_message_is_ordered_twice() -> None:
     """The property above would find it. Rule: S3."""
     moves = [("new", 0, 0), ("new", 0, 0), ("send", 0, 0), ("send", 1, 0), ("deliver", 9, 0), ("resend", 0, 0)]

@@ -51,6 +51,7 @@ def test_a_walk_that_once_found_a_bug(seed: int) -> None:
     Walk(seed).run()
 
 
+@pytest.mark.patches
 @pytest.mark.parametrize("name", NOTICED)
 def test_the_walks_notice(name: str) -> None:
     with mutated(name):

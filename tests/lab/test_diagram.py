@@ -15,8 +15,10 @@ from lab.rundir import RunDir
 from lab.runs import How, run_once
 from lab.show.diagram import LANE, render_svg, render_text
 from lab.show.story import CLIENTS, Arrow, Note, Skipped, Story, _without_traffic, around, read
+from lab.sim import frames
 from lab.steps import Kill, Sleep
 from lab.words import Duration
+from nodeproc.core.messages import Batch, Copy, Record
 from tests.lab.synthetic import build_run, doctor_meta
 
 MS = 1_000_000
@@ -107,6 +109,11 @@ def test_everything_is_shown_where_it_is_asked_for(run: RunDir) -> None:
 def test_of_a_long_story_the_end_is_shown(run: RunDir) -> None:
     text = render_text(read(run), most=3)
     assert "8 earlier lines left out" in text and "client 9 sends" not in text and "the lab: healed" in text
+
+
+def test_a_frame_with_copies_of_records_is_shown() -> None:
+    record = Record(Batch(2, 4, 6, ()), b"", 0)
+    assert frames.text(Copy(1, (record,))) == "number 1, records [4..6 of term 2]"
 
 
 def test_without_frames_it_is_said_how_to_get_them(run: RunDir) -> None:

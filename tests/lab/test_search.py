@@ -153,6 +153,15 @@ def test_a_worker_that_ends_fails_the_lab(
     assert "\nthe lab failed: search worker 1 ended with exit code 1: msgspec.DecodeError" in out
 
 
+def test_a_worker_that_the_kernel_stops_is_replaced_by_a_plain_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "WORKER", "tests.lab.hungworker")
+    assert sim("--seeds", "3", "--jobs", "1", "--no-shrink", out=tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "3 played" in out and "findings: 1\nseed 1: A9: no end within 0 s" in out
+
+
 # ---- one seed -----------------------------------------------------------------------------------------
 
 
@@ -213,7 +222,7 @@ def test_a_progress_line_has_the_figures() -> None:
     counted = tally()
     counted.take(Played(5, elections=3, messages=40, faults={"kill": 2, "reset": 5}))
     line = search.progress_line(counted, 0.5)
-    assert line == "1 of 10 seeds, 2.0/s, findings 0, elections 3, messages 40, faults 7: reset 5, kill 2"
+    assert line == "1 of 10 seeds, 2.0/s, plain, findings 0, elections 3, messages 40, faults 7: reset 5, kill 2"
 
 
 def test_an_error_of_the_lab_is_reported_with_its_exit_code(

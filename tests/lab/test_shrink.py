@@ -109,9 +109,9 @@ def test_a_wait_without_success_breaks_a9_and_is_like_itself_only() -> None:
 
 
 def test_an_assertion_is_like_another_of_the_same_function_only() -> None:
-    first = Failure("assert", "Log.append: position 3")
-    assert first.like(Failure("assert", "Log.append: position 4"))
-    assert not first.like(Failure("assert", "Storage.deliver: position 3"))
+    first = Failure("assert", "nodeproc.core.log.append: position 3")
+    assert first.like(Failure("assert", "nodeproc.core.log.append: position 4"))
+    assert not first.like(Failure("assert", "nodeproc.disk.storage.deliver: position 3"))
 
 
 # ---- what is sound ------------------------------------------------------------------------------------------

@@ -518,6 +518,7 @@ async def test_clients_are_read_again_when_nothing_is_delivered_any_more() -> No
         module.STUCK_S = before  # type: ignore[misc]
 
 
+@pytest.mark.patches
 @in_loop
 async def test_clients_are_not_read_again_while_the_log_holds_more_than_the_disks_let_through() -> None:
     """A majority whose disks hang and whose heartbeats go on must not make this node take in more and more."""

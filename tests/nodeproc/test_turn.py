@@ -87,6 +87,7 @@ def test_a_message_is_written_then_delivered_in_the_turn_that_hears_of_the_sync(
     assert "deliver" in host.asked and turn.status().delivered_seq == 1
 
 
+@pytest.mark.patches
 def test_duties_are_done_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     turn, host = leading()
     monkeypatch.setattr(turn.storage, "write", lambda ops: host.asked.append("write"))
@@ -102,6 +103,7 @@ def test_duties_are_done_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None
     assert [each for each in host.asked if each != "turn"] == order
 
 
+@pytest.mark.patches
 def test_a_halt_leaves_all_other_duties_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     turn, host = leading()
     anything: list[Any] = [object()]
@@ -111,6 +113,7 @@ def test_a_halt_leaves_all_other_duties_undone(monkeypatch: pytest.MonkeyPatch) 
     assert host.asked == ["emit"]
 
 
+@pytest.mark.patches
 def test_a_turn_takes_a_flood_in_pieces_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TURN_MESSAGES", 5)
     turn, host = leading()
@@ -127,6 +130,7 @@ def test_a_turn_takes_a_flood_in_pieces_and_loses_nothing(monkeypatch: pytest.Mo
     assert host.asked.count("turn") == 3
 
 
+@pytest.mark.patches
 def test_each_turn_reads_once_for_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     turn, _ = leading()
     first, second, third = (Fetch(2, START, 1000, token) for token in (1, 2, 3))
