@@ -46,8 +46,6 @@ from lab.runs import (
 )
 from lab.show import colour
 from lab.values import add_mutant, count, engine, option, positive, seed
-from lab.values import add_mutant, count, positive, seed
-from nodeproc import native
 
 if TYPE_CHECKING:
     from lab.plan.choosing import Chosen
@@ -353,6 +351,8 @@ def _do_run(options: argparse.Namespace) -> int:
         )
         return USAGE
     if options.sim and not options.mutant:
+        from nodeproc import native
+
         native.activate()
     chosen, code = _chosen(options)
     if refusal := _option_refusal(options):

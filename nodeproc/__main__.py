@@ -33,11 +33,11 @@ from typing import Any, Final
 from nodeproc.importing import importing, usage_name
 
 with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
+    import msgspec
+
     from nodeproc import native
 
     native.activate()
-
-    import msgspec
 
     from nodeproc import recover
     from nodeproc.config import NodeConfig, load
