@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from lab.bench import faults, floor, growth, judging, loads, starting, table
+from lab.bench import bare, faults, floor, growth, judging, loads, starting, table
 from lab.bench.figures import Bench, Collected, decode, encode
 from lab.bench.runs import Runs
 from lab.course.manifest import host, versions
@@ -48,6 +48,7 @@ SECTIONS: Final = (
     Section("floor", _floor, 5, 2),
     Section("throughput", loads.throughput, 3),
     Section("closed", loads.closed, 3),
+    Section("bare", bare.bare, 3),
     Section("open", loads.open_loop, 2),
     Section("failover", faults.failover, 1),
     Section("start", starting.start, 5),

@@ -62,7 +62,7 @@ TARGETS: tuple[Target, ...] = (
     Target("throughput", "100 B, 1 client on the leader", "messages/s", 150_000, 300_000),
     Target("throughput", "100 B, 1 client on the leader", "CPU µs/message", 8, 5),
     Target("closed", "64 clients", "messages/s", 20_000, 40_000),
-    Target("closed", "1 client", "p50 ms", 4, 2.5, of_floor=True),
+    Target("closed", "1 client", "p50 ms", 1.7, 1.3, of_floor=True),
     Target("failover", "leader killed, to the next acknowledgement", "ms", 150, 50),
     Target("failover", "leader killed, to the next acknowledgement", "ms", 800, 300, worst=True),
     Target("restart", "one node, more with 10,000,000 messages than with none", "s", 1, 0.2),

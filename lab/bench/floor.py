@@ -26,6 +26,7 @@ from nodeproc.disk.files import sync_file
 FDATASYNC = "write + fdatasync of 512 B"
 PIPELINED = "bare pipeline, 100 B, 1 client"
 PIPELINED_COST = "bare pipeline, 100 B, 1 client, CPU"
+SINGLE = "bare pipeline, 100 B, 1 client, one message a frame"
 ONE = "bare pipeline, 1 client in closed loop"
 SIXTY_FOUR = "bare pipeline, 64 clients in closed loop"
 
@@ -74,6 +75,8 @@ async def _with_processes(into: Collected, folder: Path, quick: bool) -> None:
         sent = await send(load, Send(port, 1, 20_000, count, 100))
         into.add("floor", PIPELINED, "messages/s", count / sent.seconds, "more")
         into.add("floor", PIPELINED_COST, "µs/message", (await _cpu_s(leader) - before) * 1e6 / count)
+        sent = await send(load, Send(port, 1, 20_000, count // 4, 100, line_messages=1))
+        into.add("floor", SINGLE, "messages/s", count // 4 / sent.seconds, "more")
         sent = await send(load, Send(port, 1, 1, 300 if quick else 1000, 100))
         into.add("floor", ONE, "p50 ms", sent.p50_ms)
         count = 5_000 if quick else 20_000

@@ -108,7 +108,7 @@ def closed(into: Collected, runs: Runs, quick: bool) -> None:
         against = {64: floor.SIXTY_FOUR}.get(clients, "")
         into.add("closed", name, "messages/s", ran.metrics.load.throughput_per_s, "more", against)
         _add_costs(into, "closed", name, ran)
-        _add_latency(into, "closed", name, ran, floor.FDATASYNC if clients == 1 else "")
+        _add_latency(into, "closed", name, ran, floor.ONE if clients == 1 else "")
 
 
 def _add_latency(into: Collected, section: str, name: str, ran: Ran, floor_name: str = "") -> None:

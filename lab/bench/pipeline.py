@@ -51,13 +51,17 @@ class Serve(Struct, frozen=True, tag_field="do", tag="serve"):
 
 
 class Send(Struct, frozen=True, tag_field="do", tag="send"):
-    """Send messages to the leader, `in_flight` of each client at a time, until `count` are acknowledged."""
+    """Send messages to the leader, `in_flight` of each client at a time, until `count` are acknowledged.
+
+    line_messages: the most texts in one frame.
+    """
 
     port: int
     clients: int
     in_flight: int
     count: int
     size: int
+    line_messages: int = LINE_MESSAGES
 
 
 class Echo(Struct, frozen=True, tag_field="do", tag="echo"):
@@ -300,7 +304,7 @@ class Sender:
 
     def take(self, wanted: int) -> int:
         """Reserve up to `wanted` of the remaining messages; return their number."""
-        count = min(wanted, self._left, LINE_MESSAGES)
+        count = min(wanted, self._left, self.order.line_messages)
         self._left -= count
         return count
 

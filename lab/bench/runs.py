@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.check.invariants import check
 from lab.check.metrics import Metrics, measure
 from lab.live import live
 from lab.plan.scenario import Cluster, Load, Scenario
@@ -52,11 +53,11 @@ class Runs:
     """Runs scenarios in one directory.
 
     Args:
-        tell: called with the name of each scenario.
+        tell: called with the name of each scenario, and with why figures are missing.
     """
 
     def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
-        self.folder, self._tell = folder, tell
+        self.folder, self.tell = folder, tell
 
     def scenario(
         self,
@@ -90,7 +91,7 @@ class Runs:
         Raises:
             RunFailed: a message was not acknowledged, an expectation was missed, or the nodes did not converge.
         """
-        self._tell(scenario.name)
+        self.tell(scenario.name)
         run = RunDir.create(self.folder, scenario.name, utc_stamp())
         try:
             if prepare is not None:
@@ -103,9 +104,25 @@ class Runs:
             shutil.rmtree(run.path)
 
     def load(self, name: str, load: Load, cluster: Cluster | None = None) -> Ran:
-        """Run a load without any other steps; the run directory is already removed when this returns."""
+        """Run a load without any other steps, and judge the run: every message is verified in the logs of all nodes.
+
+        The run directory is already removed when this returns.
+
+        Raises:
+            RunFailed: see carry_out(), or the run does not pass.
+        """
         kept: list[Ran] = []
-        self.carry_out(self.scenario(name, load, cluster=cluster), kept.append)
+
+        def use(ran: Ran) -> None:
+            judged = check(ran.run, ran.metrics)
+            if judged.outcome != "pass":
+                failed = [
+                    f"{each.name}: {each.detail}" for each in judged.checks if each.decisive and each.result != "PASS"
+                ]
+                raise RunFailed(f"{name}: the run does not pass: {'; '.join(failed)[:400]}")
+            kept.append(ran)
+
+        self.carry_out(self.scenario(name, load, cluster=cluster), use)
         return kept[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from lab.bench import bench, floor, prepared, table
+from lab.bench import bare, bench, floor, prepared, table
 from lab.bench.figures import TARGETS, Bench, Collected, Figure, change, decode, encode, judge
 from lab.bench.loads import CASES
 from lab.bench.pipeline import Send
@@ -22,6 +23,7 @@ from lab.steps.machine import RunFailed
 from nodeproc.core.messages import Batch
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.storage import Storage
+from tests import TOO_LONG_S
 
 HOST = {"cpus": 2}
 
@@ -250,6 +252,111 @@ def test_the_floor_s_pipeline_numbers_writes_and_acknowledges_everything(tmp_pat
     assert logs[0] == logs[1] == logs[2]
     assert lines[2] == logs[2] == lines[0]
     assert b'{"seq_no":2000,"term":1,' in logs[0]
+
+
+def test_a_sender_may_put_one_text_into_each_frame(tmp_path: Path) -> None:
+    _, logs, _ = in_pipeline(tmp_path, lambda port: Send(port, 1, 200, 500, 20, line_messages=1))
+    assert [data.count(b"\n") for data in logs] == [500] * 3
+
+
+# ---- the client in C ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    try:
+        return str(bare.compiled(tmp_path_factory.mktemp("client")))
+    except bare.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize(("clients", "in_flight", "line_messages"), [(3, 1, 1), (1, 300, 1), (2, 300, 64)])
+def test_the_c_client_s_messages_are_in_all_logs(
+    program: str, tmp_path: Path, clients: int, in_flight: int, line_messages: int
+) -> None:
+    step = bare.Drive(program, clients, in_flight, line_messages, 1500, bare.NODES[:clients], 30)
+    driven = bare.drive(Runs(tmp_path, lambda text: None), step)
+    assert driven.seconds > 0 and driven.nodes_cpu_s > 0
+    assert 0 < driven.p50_ms <= driven.p99_ms <= driven.p999_ms <= driven.seconds * 1e3
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (
+            b'{"type":"WELCOME","node":1,"session":"s","born":0,"acknowledged":0,"last_seq":0,"leader":0,"term":1}\n',
+            "WELC",
+        ),
+        (b'{"type":"ERROR","reason":"no"}\n', '"reason":"no"'),
+        (b"", "the node closed the connection"),
+    ],
+)
+def test_the_c_client_ends_with_an_answer_that_it_does_not_expect(program: str, answer: bytes, complaint: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answer)
+        writer.close()
+
+    async def run() -> tuple[int | None, bytes]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            words = ("1", "1", "1", "1", "10", "9001", str(port))
+            child = await asyncio.create_subprocess_exec(program, *words, stderr=asyncio.subprocess.PIPE)
+            _, said = await asyncio.wait_for(child.communicate(), TOO_LONG_S)
+            return child.returncode, said
+
+    code, said = asyncio.run(run())
+    assert code == 1 and complaint in said.decode()
+
+
+def lines_of(*messages: tuple[int, int, int, str]) -> bytes:
+    """A message log with (seq_no, sender, n, payload)."""
+    return b"".join(
+        b'{"seq_no":%d,"term":1,"sender_id":%d,"msg_id":"s-%d","timestamp":1.0,"payload":"%s"}\n'
+        % (seq_no, sender, n, payload.encode())
+        for seq_no, sender, n, payload in messages
+    )
+
+
+WHOLE = ((1, 9001, 1, "9001:1 xxx"), (2, 9002, 1, "9002:1 xxx"), (3, 9001, 2, "9001:2 xxx"))
+
+
+@pytest.mark.parametrize(
+    ("logs", "reason"),
+    [
+        ([lines_of(*WHOLE), lines_of(*WHOLE[:2])], "logs differ"),
+        ([lines_of(*WHOLE[:2])] * 2, "2 messages are in the message logs, 3 were acknowledged"),
+        ([lines_of(WHOLE[0], WHOLE[1], (3, 9001, 1, "9001:1 xxx"))] * 2, "expected message 2 of client 9001"),
+        ([lines_of(WHOLE[0], WHOLE[1], (3, 9001, 2, "9001:2 xxy"))] * 2, "expected message 2 of client 9001"),
+        ([lines_of(WHOLE[0], WHOLE[1], (4, 9001, 2, "9001:2 xxx"))] * 2, "line 3 of the message logs"),
+    ],
+)
+def test_logs_that_are_not_what_the_c_client_sent_are_refused(logs: list[bytes], reason: str) -> None:
+    step = bare.Drive("client", 2, 1, 1, 3, bare.NODES, 10)
+    bare.verify(step, [lines_of(*WHOLE)] * 3)
+    with pytest.raises(RunFailed, match=reason):
+        bare.verify(step, logs)
+
+
+def test_without_a_compiler_the_section_says_so_and_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    into, said = Collected(), list[str]()
+    bare.bare(into, Runs(tmp_path, said.append), quick=True)
+    assert not into.figures()
+    assert said == ["section bare is left out: no gcc and no cc in PATH"]
+
+
+def test_a_client_that_cannot_be_compiled_names_the_compiler_s_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    useless = shutil.which("false")
+    monkeypatch.setattr("shutil.which", lambda name: useless)
+    monkeypatch.setattr("sys.platform", "linux")
+    with pytest.raises(bare.Unavailable, match="false -O2"):
+        bare.compiled(tmp_path)
 
 
 def test_a_run_that_does_not_complete_gives_no_figure(tmp_path: Path) -> None:
