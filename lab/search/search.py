@@ -77,6 +77,7 @@ class Tally:
     """Why the lab could not continue; "" if it could."""
     findings: list[Played] = field(default_factory=list)
     troubles: list[Played] = field(default_factory=list)
+    cpu_s: float = 0.0
     virtual_s: float = 0.0
     frames: int = 0
     elections: int = 0
@@ -104,6 +105,7 @@ class Tally:
 
     def _count(self, played: Played) -> list[Played]:
         self.done += 1
+        self.cpu_s += played.cpu_s
         self.virtual_s += played.virtual_s
         self.frames += played.frames
         self.elections += played.elections
@@ -212,8 +214,9 @@ def progress_line(tally: Tally, seconds: float) -> str:
     planned = f" of {tally.search.count}" if tally.search.count else ""
     mode = "".join(f"{mode}, " for mode in sorted(tally.modes))
     faults = ", ".join(f"{kind} {count}" for kind, count in tally.faults.most_common())
+    rate, core = tally.done / max(seconds, 0.001), tally.done / max(tally.cpu_s, 0.001)
     return (
-        f"{tally.done}{planned} seeds, {tally.done / max(seconds, 0.001):.1f}/s, {mode}findings {len(tally.findings)}, "
+        f"{tally.done}{planned} seeds, {rate:.1f}/s, {core:.1f}/s a core, {mode}findings {len(tally.findings)}, "
         f"elections {tally.elections}, messages {tally.messages}, faults {tally.faults.total()}: {faults}"
     )
 

@@ -58,6 +58,7 @@ class Played(Struct, frozen=True):
     trouble: the traceback of an error of the lab itself; "" if there was none.
     marks: the coverage marks that were hit.
     mode: "native" or "plain".
+    cpu_s: CPU seconds that the seed took.
     """
 
     seed: int
@@ -73,6 +74,7 @@ class Played(Struct, frozen=True):
     events: dict[str, int] = {}
     marks: tuple[str, ...] = ()
     mode: str = "plain"
+    cpu_s: float = 0.0
 
 
 decode_order = msgspec.json.Decoder(Order).decode
@@ -116,6 +118,7 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
     from lab.sim import simulator
 
     coverage.reset()
+    begun = time.process_time()
     outcome, limit, trouble = simulator.Outcome(), _Limit(limit_s), ""
     try:
         with limit:
@@ -141,6 +144,7 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
         events=outcome.events,
         marks=tuple(coverage.hits()),
         mode=native.mode(),
+        cpu_s=round(time.process_time() - begun, 6),
     )
 
 

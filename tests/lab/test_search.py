@@ -220,9 +220,12 @@ def test_behind_the_first_finding_nothing_counts_where_it_is_to_stop() -> None:
 
 def test_a_progress_line_has_the_figures() -> None:
     counted = tally()
-    counted.take(Played(5, elections=3, messages=40, faults={"kill": 2, "reset": 5}))
+    counted.take(Played(5, elections=3, messages=40, faults={"kill": 2, "reset": 5}, cpu_s=0.2))
     line = search.progress_line(counted, 0.5)
-    assert line == "1 of 10 seeds, 2.0/s, plain, findings 0, elections 3, messages 40, faults 7: reset 5, kill 2"
+    assert (
+        line
+        == "1 of 10 seeds, 2.0/s, 5.0/s a core, plain, findings 0, elections 3, messages 40, faults 7: reset 5, kill 2"
+    )
 
 
 def test_an_error_of_the_lab_is_reported_with_its_exit_code(
