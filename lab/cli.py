@@ -14,6 +14,7 @@ fast.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -65,6 +66,7 @@ ELSEWHERE = {
     "native": ("lab.native", "compile the hot modules, so that nodes and simulations are faster"),
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
     "engines": ("lab.engines.install", "install other replicated stores, to run scenarios on them"),
+    "serve": ("lab.watch.serve", "show runs in the browser, as they happen or afterwards"),
     "debug": ("lab.debug.shell", "step through a simulated run, backwards too, and change it"),
 }
 """Command -> (the module with its add_arguments() and main(), its description)."""
@@ -142,6 +144,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = commands.add_parser("run", help="run scenarios on real processes and judge them (the default)")
     _add_scenarios(run)
+    run.add_argument("--watch", action="store_true", help="show the run in the browser as it happens")
     run.add_argument("--repeat", metavar="N", type=positive, default=1, help="run each scenario N times")
     run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
     run.add_argument("--seed", metavar="S", type=seed, help="seed of the first run; each repetition adds 1")
@@ -370,12 +373,22 @@ def _do_run(options: argparse.Namespace) -> int:
     how = How(options.sim, options.mutant, options.frames, tuple(words))
     results: list[Result] = []
     try:
-        code = _run_all(rounds, options, how, results)
+        with _watched(options):
+            code = _run_all(rounds, options, how, results)
     except KeyboardInterrupt:
         _print_error("interrupted; no node is left running")
         code = INTERRUPTED
     _finish(results, options.json, code, len(rounds))
     return code
+
+
+def _watched(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Show the runs in the browser meanwhile, if that was asked for."""
+    if not options.watch:
+        return contextlib.nullcontext()
+    from lab.watch.serve import beside
+
+    return beside(options.out)
 
 
 def _simulated(chosen: list[Chosen]) -> tuple[list[Chosen], bool]:

@@ -111,6 +111,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "lab.paired": (),
     "lab.bench": ("lab", "nodeproc"),
+    "lab.watch": ("lab.watch", "lab.show", "lab.places", "lab.values", *BELOW_THE_COURSE),
     "lab.debug": (
         "lab.debug",
         "lab.sim",

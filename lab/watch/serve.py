@@ -1,0 +1,87 @@
+"""`run_lab.py serve`: show runs in the browser, as they happen or afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.places import RESULTS
+from lab.values import between
+
+PASS, USAGE, HARNESS = 0, 64, 70
+HOST = "127.0.0.1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run_lab.py serve`."""
+    parser.add_argument("--port", metavar="P", type=between(0, 65535), default=0, help="port (0: a free one)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help=f"results directory ({RESULTS})")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)  # End when stdin is closed.
+
+
+def main(options: argparse.Namespace) -> int:
+    """Serve until the user interrupts; return 0, 64 if the port is taken, or 70 without the extra."""
+    try:
+        import aiohttp  # noqa: F401
+    except ModuleNotFoundError:
+        print("serve needs aiohttp: pip install 'chatlab[ui]', or pip install aiohttp", file=sys.stderr)
+        return HARNESS
+    try:
+        asyncio.run(_serve(options.out, options.port, open_page=options.open, attached=options.attached))
+    except OSError as error:
+        print(f"--port {options.port}: {error.strerror or error}; allowed: a free port, or 0", file=sys.stderr)
+        return USAGE
+    return PASS
+
+
+@contextlib.contextmanager
+def beside(results: Path) -> Iterator[None]:
+    """Serve in a process of its own, which prints its address to stderr and ends with this one."""
+    command = [sys.executable, "-m", "lab", "serve", "--attached", "--out", str(results)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr, env=environment)
+    try:
+        yield
+    finally:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait()
+
+
+async def _serve(results: Path, port: int, *, open_page: bool, attached: bool) -> None:
+    from aiohttp import web
+
+    from lab.watch.server import Server
+
+    server = Server(results)
+    runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, stop.set)
+    if attached:
+        loop.add_reader(sys.stdin.fileno(), stop.set)
+    try:
+        site = web.TCPSite(runner, HOST, port)
+        await site.start()
+        bound = int(runner.addresses[0][1])
+        server.hosts |= {f"{name}:{bound}" for name in (HOST, "localhost", "[::1]")}
+        address = server.address(HOST, bound, "latest" if attached else "")
+        print(address if attached else f"{address}\nthe runs below {results}; Ctrl+C ends", flush=True)
+        if open_page:
+            import webbrowser
+
+            webbrowser.open(address)
+        await stop.wait()
+    finally:
+        await runner.cleanup()
