@@ -82,8 +82,10 @@ def compare(findings: Findings, files: Sequence[NodeFile], missing: Sequence[Nod
         missing: nodes of the cluster that have none.
     """
     reference = max(files, key=lambda file: file.size, default=None)
-    if reference is None or reference.size == 0:
-        return Compared(findings.unknown("no message in any node's log"), reference, ())
+    if reference is None:
+        return Compared(findings.unknown("no message log of any node"), reference, ())
+    if reference.size == 0:
+        return Compared(findings.unknown("every node's log is empty, so nothing is compared (see A4)"), reference, ())
     if shared := _shared_file(files):
         return Compared(findings.unknown(shared), reference, ())
     lines = {file: differing_line(file, reference) for file in files if file is not reference}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -75,6 +77,17 @@ class Lifeline:
         os.close(self._held)
 
 
+class _Use(NamedTuple):
+    """CPU seconds, resident bytes, and bytes written to files."""
+
+    cpu_s: float
+    rss: int
+    written: int
+
+
+NOTHING_USED = _Use(0.0, 0, 0)
+
+
 @dataclass(slots=True)
 class _Life:
     """One process of a node, from start to exit.
@@ -84,6 +97,8 @@ class _Life:
 
     popen: subprocess.Popen[bytes]
     gone: asyncio.Future[NodeExit]
+    used: _Use = NOTHING_USED
+    """By its process group, in the latest sample."""
     pidfd: int = -1
     asked_to_end: bool = False
 
@@ -320,8 +335,9 @@ class NodeProcess:
         if life.pidfd >= 0:
             asyncio.get_running_loop().remove_reader(life.pidfd)
             os.close(life.pidfd)
-        self._ended_cpu_s += usage.ru_utime + usage.ru_stime
-        self._ended_written += usage.ru_oublock * OUBLOCK_BYTES
+        # The usage leaves out other processes of the group that were killed: for them, the last sample is known.
+        self._ended_cpu_s += max(usage.ru_utime + usage.ru_stime, life.used.cpu_s)
+        self._ended_written += max(usage.ru_oublock * OUBLOCK_BYTES, life.used.written)
         because = "" if code in _NO_ERRORS else self.on_end(self.node, code)
         self._life, self.paused = None, False
         exited = NodeExit(now, code, life.asked_to_end or bool(because), because)
@@ -331,21 +347,42 @@ class NodeProcess:
     # ---- what it costs ---------------------------------------------------------------------------
 
     def sample(self) -> None:
-        """Take a sample of CPU and memory, if the process is running."""
+        """Take a sample of CPU and memory, if the process is running; of a program, those of its whole group."""
         if self._life is None:
             return
-        try:
-            process = psutil.Process(self.pid)
-            with process.oneshot():
-                times, rss = process.cpu_times(), process.memory_info().rss
-        except psutil.Error:
+        used = _use_of([self.pid] if self.program is None else _group(self.pid))
+        if used is None:
             return
-        self._rss_peak = max(self._rss_peak, rss, _peak_rss(self.pid))
-        self.on_sample(Sample(time.monotonic_ns(), self.node, times.user + times.system, rss))
+        self._life.used = used
+        self._rss_peak = max(self._rss_peak, used.rss, _peak_rss(self.pid))
+        self.on_sample(Sample(time.monotonic_ns(), self.node, used.cpu_s, used.rss))
 
     def use(self) -> NodeUse:
         """Return the resources of all processes of this node; complete once the last one is gone."""
         return NodeUse(self.starts, round(self._ended_cpu_s, 3), self._rss_peak, tuple(self.exits), self._ended_written)
+
+
+def _group(leader: int) -> list[int]:
+    """Return the processes of a process group."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if os.getpgid(pid) == leader:
+                found.append(pid)
+    return found
+
+
+def _use_of(pids: Sequence[int]) -> _Use | None:
+    """Return what these processes have used, added up; None if none of them is there any more."""
+    uses = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            with process.oneshot():
+                times = process.cpu_times()
+                written = process.io_counters().write_bytes if hasattr(process, "io_counters") else 0
+                uses.append(_Use(times.user + times.system, process.memory_info().rss, written))
+    return _Use(*map(sum, zip(*uses, strict=True))) if uses else None
 
 
 def _peak_rss(pid: int) -> int:

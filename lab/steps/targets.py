@@ -6,6 +6,7 @@ Both worlds make a ClusterView from the nodes' processes and their STATUS answer
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import assert_never
 
 from msgspec import Struct
@@ -73,6 +74,15 @@ class ClusterView(Struct, frozen=True):
             return None
         leader, term = named.pop()
         return (leader, term) if leader != NOBODY and leader == self.leader else None
+
+    def majority_leader(self) -> tuple[NodeId, Term] | None:
+        """Return the leader and term that a majority of all nodes reports, the leader included; None if none does."""
+        named = Counter((self.nodes[node].leader, self.nodes[node].term) for node in self.up)
+        for (leader, term), votes in named.items():
+            if 2 * votes > len(self.nodes) and leader in self.up:
+                claim = self.nodes[leader]
+                return (leader, term) if (claim.role, claim.term) == ("leader", term) else None
+        return None
 
     def caught_up(self, nodes: tuple[NodeId, ...]) -> bool:
         """Return whether these nodes have delivered all messages that are known to be committed."""

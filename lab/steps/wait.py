@@ -92,13 +92,15 @@ class UntilLeader(Until, frozen=True, tag="leader"):
 
 
 class UntilNewLeader(Until, frozen=True, tag="new_leader"):
-    """As `leader`, but of a term above the highest that any node showed before the latest fault step."""
+    """As `leader`, but of a term above the highest that any node showed before the latest fault step. Of another
+    program's nodes a majority is enough, because a node that is cut off may go on naming the old leader.
+    """
 
     needs = Needs(majority=True)
 
     async def condition(self, run: Run, *, from_now: bool = False) -> Condition:
         before = run.term_before
-        return lambda: _agreed(run, above=before)
+        return lambda: _agreed(run, above=before, by_majority=run.is_foreign)
 
 
 class UntilTermChange(Until, frozen=True, tag="term_change"):
@@ -325,8 +327,9 @@ class Wait(Step, frozen=True):
         run.note(index, self, met=True, found=f"after {run.now() - began:.2f} s")
 
 
-async def _agreed(run: Run, above: Term) -> bool:
-    agreed = (await run.view_now()).agreed_leader()
+async def _agreed(run: Run, above: Term, *, by_majority: bool = False) -> bool:
+    view = await run.view_now()
+    agreed = view.majority_leader() if by_majority else view.agreed_leader()
     return agreed is not None and agreed[1] > above
 
 

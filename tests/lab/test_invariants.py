@@ -684,6 +684,13 @@ def test_a_run_without_a_message_after_its_fault_leaves_recovery_unknown(run: Ru
 # ---- nothing to judge ----------------------------------------------------------------------------
 
 
+def test_where_all_messages_are_gone_durability_is_broken_and_agreement_says_why_it_is_not_judged(run: RunDir) -> None:
+    for node in run.node_ids():
+        run.message_log(node).write_bytes(b"")
+    assert (judged(run, "A1").result, judged(run, "A4").result) == ("UNKNOWN", "FAIL")
+    assert judged(run, "A1").detail == "every node's log is empty, so nothing is compared (see A4)"
+
+
 def test_no_acknowledgement_at_all_leaves_durability_unknown(run: RunDir) -> None:
     doctor_lines(run.history, lambda lines: lines.__setitem__(slice(None), [x for x in lines if b'"ok"' not in x]))
     verdict = check(run, None)

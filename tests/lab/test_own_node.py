@@ -23,6 +23,7 @@ from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, 
 from lab.places import ROOT
 from lab.plan import scenario as plan
 from lab.plan.command import PLACEHOLDERS, filled, split_command
+from lab.rows import Sample
 from lab.rundir import RunDir
 from lab.steps.machine import RunFailed
 from lab.steps.rules import Rule
@@ -214,6 +215,26 @@ async def test_signals_reach_what_a_wrapper_has_started(tmp_path: Path) -> None:
         await own.node.end(signal.SIGKILL)
         _, left = psutil.wait_procs([below], timeout=TOO_LONG_S)
         assert left == []
+
+
+@in_loop
+async def test_the_figures_of_a_program_are_those_of_its_whole_group(tmp_path: Path) -> None:
+    said = msgspec.json.encode(STATUS).decode()
+    busy = "t = __import__('time').process_time\nwhile t() < 0.2: pass\n__import__('signal').pause()"
+    wrapper = ("sh", "-c", f"{sys.executable} -c \"{busy}\" & exec {sys.executable} speaker.py PORT '{said}'")
+    with OwnNode(tmp_path, command=wrapper) as own:
+        samples: list[Sample] = []
+        own.node.on_sample = samples.append
+        own.node.start()
+        await own.node.ready()
+        own.node.sample()
+        while samples[-1].cpu_s < 0.2:
+            await asyncio.sleep(0)
+            own.node.sample()
+        (below,) = psutil.Process(own.node.pid).children()
+        assert samples[-1].rss_bytes > below.memory_info().rss  # the speaker's besides
+        await own.node.end(signal.SIGKILL)  # nobody waits for the child, which the kernel's figures leave out
+        assert own.node.use().cpu_s >= 0.2
 
 
 @in_loop

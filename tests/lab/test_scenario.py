@@ -979,6 +979,18 @@ def test_a_leader_is_agreed_only_when_all_running_nodes_name_it() -> None:
     assert ClusterView({1: node("follower"), 2: node("follower"), 3: DOWN}).agreed_leader() is None
 
 
+def test_a_majority_s_leader_needs_neither_the_others_nor_more_votes() -> None:
+    cut_off = {1: node("follower", leader=2, term=3), 2: node("leader", leader=2, term=3), 3: node("leader")}
+    view = ClusterView(cut_off)
+    assert (view.agreed_leader(), view.majority_leader()) == (None, (2, 3))
+    assert HEALTHY.majority_leader() == (3, 2)
+    silent = {1: node("follower"), 2: node("follower"), 3: DOWN}
+    assert ClusterView(silent).majority_leader() is None
+    assert ClusterView(silent | {3: node("follower", leader=0)}).majority_leader() is None
+    assert ClusterView(silent | {3: node("leader", term=3)}).majority_leader() is None
+    assert ClusterView({1: node("follower", leader=0), 2: node("follower", leader=0)}).majority_leader() is None
+
+
 @pytest.mark.parametrize(
     ("expectation", "met"),
     [
