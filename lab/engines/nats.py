@@ -149,6 +149,10 @@ class Nats(Engine):
                     )
         return self._connection.jetstream(timeout=ANSWER_TIMEOUT_S)
 
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
     async def tail(self) -> AsyncGenerator[Sequence[Entry], None]:
         folder = self.place.data_dir / "jetstream" / ACCOUNT / "streams" / STREAM / "msgs"
         blocks = Blocks(folder)

@@ -31,8 +31,10 @@ from nodeproc.lines import (
 )
 
 LINE_BYTES = 4 << 20
-WAITING_CHATS = 64
+WAITING_CHATS = 1000
 """CHAT lines of one client that wait; beyond, the adapter stops reading."""
+RECORD_MESSAGES = 200
+"""Waiting CHAT lines are joined up to this many messages."""
 PUSHED_LINES = 1000
 HALF_CLOSED_S = 10.0
 """A client that has closed its sending half gets answers for this long."""
@@ -109,6 +111,8 @@ class _Client:
         self._port, self._reader, self._writer = port, reader, writer
         self._hello: Hello | None = None
         self._chats: asyncio.Queue[Chat] = asyncio.Queue(WAITING_CHATS)
+        self._held: Chat | None = None
+        """Taken from the queue, and next in turn."""
         self._worker: asyncio.Task[None] | None = None
         self._pushing: list[asyncio.Task[None]] = []
 
@@ -163,12 +167,26 @@ class _Client:
     async def _work(self, session: str, client_id: int) -> None:
         """Put the client's messages into the engine, one CHAT after the other."""
         while True:
-            chat = await self._chats.get()
+            chat, lines = await self._next_chat()
             if (refusal := await self._store(session, client_id, chat)) is None:
                 await self._acknowledge(session, chat.first + len(chat.payloads) - 1)
             else:
                 self.say(refusal)
-            self._chats.task_done()
+            for _ in range(lines):
+                self._chats.task_done()
+
+    async def _next_chat(self) -> tuple[Chat, int]:
+        """Return the next CHAT, joined with waiting ones that continue it; and the number of lines that were joined."""
+        chat = await self._chats.get() if self._held is None else self._held
+        self._held, payloads, lines = None, list(chat.payloads), 1
+        while len(payloads) < RECORD_MESSAGES and not self._chats.empty():
+            more = self._chats.get_nowait()
+            if more.first != chat.first + len(payloads):
+                self._held = more
+                break
+            payloads += more.payloads
+            lines += 1
+        return Chat(chat.first, tuple(payloads)), lines
 
     async def _store(self, session: str, client_id: int, chat: Chat) -> Reject | None:
         """Put the messages of a CHAT into the engine; return None if it has all of them now, else why not."""

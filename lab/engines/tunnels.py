@@ -2,8 +2,9 @@
 
     engine of node 1 -> adapter of node 1 -> the lab's link from 1 to 2 -> adapter of node 2 -> engine of node 2
 
-The adapter of node 1 has a port of its own for each port of the other engine. Whoever connects there is joined with
-that engine. The first line on the link is a Tunnel, which says where the rest of the bytes belong.
+The adapter of node 1 has a port of its own for each port of the other engine, and joins what connects there with that
+engine. A supervisor sends the engine's connections there (lab.live.supervise). The first line on the link is a Tunnel,
+which says where the rest of the bytes belong.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Self
 
 import msgspec
@@ -44,25 +46,32 @@ class Tunnels:
     """This node's ends of the tunnels to other nodes.
 
     Args:
+        hosts: node -> the address of its engine.
         peers: node -> the address at which this node reaches that node's adapter.
+        ways: (node, port of its engine) -> the port on loopback that leads there; none if engines connect directly.
     """
 
-    def __init__(self, peers: Mapping[NodeId, Address]) -> None:
-        self._peers = peers
-        self._ports: dict[tuple[NodeId, int], int] = {}
+    def __init__(
+        self, hosts: Mapping[NodeId, str], peers: Mapping[NodeId, Address], ways: Mapping[tuple[NodeId, int], int]
+    ) -> None:
+        self._hosts, self._peers, self._ways = hosts, peers, ways
 
-    async def open(self, node: NodeId, port: int) -> int:
-        """Return the port on loopback that leads to a port of another node's engine."""
-        if (node, port) not in self._ports:
+    def reach(self, node: NodeId, port: int) -> Address:
+        """Return the address that leads to a port of a node's engine."""
+        way = self._ways.get((node, port))
+        return (self._hosts[node], port) if way is None else (LOOPBACK, way)
 
-            async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                with suppress(OSError, asyncio.CancelledError):  # Cancelled at the end of the process.
-                    await join(reader, writer, self._peers[node], Tunnel(port).line())
-                writer.close()
+    async def listen(self) -> None:
+        """Open this node's ends."""
+        for (node, port), way in self._ways.items():
+            await asyncio.start_server(partial(self._accept, node, port), LOOPBACK, way)
 
-            server = await asyncio.start_server(accept, LOOPBACK, 0)
-            self._ports[node, port] = int(server.sockets[0].getsockname()[1])
-        return self._ports[node, port]
+    async def _accept(
+        self, node: NodeId, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with suppress(OSError, asyncio.CancelledError):  # Cancelled at the end of the process.
+            await join(reader, writer, self._peers[node], Tunnel(port).line())
+        writer.close()
 
 
 async def join(

@@ -68,8 +68,9 @@ class Shelf(Engine):
 
 def main() -> int:
     config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Config)
-    engine = Shelf(place_of(config), "", dict.fromkeys(sys.argv[2:], ""))
-    return asyncio.run(Adapter(config, engine).run())
+    place, tunnels = place_of(config)
+    engine = Shelf(place, "", dict.fromkeys(sys.argv[2:], ""))
+    return asyncio.run(Adapter(config, engine, tunnels).run())
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import pytest
 from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Verdict
-from lab.engines.adapter import network_of
+from lab.engines.catalogue import hosts_of
 from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Unknown
 from lab.engines.messagelog import ForeignRecord, MessageLog, Record
 from lab.engines.port import Known, Port
 from lab.engines.tunnels import Tunnel, Tunnels
 from lab.live import live
+from lab.live.processes import HeldPort
 from lab.places import ROOT
 from lab.plan import scenario as plan
 from lab.rundir import RunDir
@@ -173,9 +174,13 @@ class Client:
         return await self.read()
 
 
+def reach(node: int, port: int) -> tuple[str, int]:
+    return HOST, port
+
+
 async def opened(directory: Path, kind: type[Scripted], answers: Sequence[int | Exception]) -> tuple[Port, Scripted]:
     """A port that listens in this process, and its engine."""
-    place = Place(1, (1, 2, 3), {1: HOST}, directory, directory, 100, 500)
+    place = Place(1, (1, 2, 3), {1: HOST}, directory, directory, 100, 500, reach)
     log = MessageLog(directory / "log")
     engine = kind(place, log, answers)
     port = Port(engine, log, lambda: True)
@@ -197,6 +202,23 @@ async def test_a_message_is_acknowledged_once_the_store_has_it(tmp_path: Path) -
     assert await client.read() == {"type": "ACK", "session": SESSION, "n": 2, "seq_no": 2}
     again = await client_of(port)
     assert (await again.hello(0))["acknowledged"] == 2
+
+
+@in_loop
+async def test_lines_that_wait_are_stored_as_one_record(tmp_path: Path) -> None:
+    port, engine = await opened(tmp_path, Scripted, [1, 3, 4])
+    client = await client_of(port)
+    await client.hello()
+    async with engine.log.grown:  # the first record cannot end before the others have arrived
+        client.send(type="CHAT", first=1, payloads=["x"])
+        while not engine.asked:
+            await asyncio.sleep(0)
+        for n in (2, 3, 3, 4):
+            client.send(type="CHAT", first=n, payloads=["x"])
+        client.send(type="STATUS")
+        assert (await client.read())["type"] == "STATUS_IS"
+    assert [(await client.read())["n"] for _ in range(3)] == [1, 3, 4]
+    assert engine.asked == [(1, 1), (2, 3), (4, 4)]
 
 
 @in_loop
@@ -301,14 +323,18 @@ async def test_engines_reach_each_other_through_their_adapters(tmp_path: Path) -
     engine = await asyncio.start_server(echo, HOST, 0)
     port, _ = await opened(tmp_path, Scripted, [])
     far = (await port.listen(HOST, 0)).sockets[0].getsockname()
-    tunnels = Tunnels({2: far})
-    way = await tunnels.open(2, engine.sockets[0].getsockname()[1])
+    near, held = engine.sockets[0].getsockname()[1], HeldPort()
+    tunnels = Tunnels({1: "127.64.0.1", 2: "127.64.0.2"}, {2: far}, {(2, near): held.port})
+    await tunnels.listen()
+    way = tunnels.reach(2, near)
     data = random.Random(7).randbytes(300_000)
-    reader, writer = await asyncio.open_connection(HOST, way)
+    reader, writer = await asyncio.open_connection(*way)
     writer.write(data)
     writer.write_eof()
     assert await reader.read() == data
-    assert await tunnels.open(2, engine.sockets[0].getsockname()[1]) == way
+    assert way == (HOST, held.port)
+    assert tunnels.reach(1, near) == ("127.64.0.1", near)
+    held.release()
 
 
 @pytest.mark.parametrize("line", [b'{"type":"HELLO","client_id":1}\n', b"\x00\x01", b""])
@@ -318,6 +344,8 @@ def test_other_lines_are_no_tunnels(line: bytes) -> None:
 
 
 def test_clusters_have_networks_of_their_own() -> None:
-    networks = {network_of(f"scenario {number}") for number in range(100)}
-    assert len(networks) > 90
-    assert all(network.startswith("127.") and int(network.split(".")[1]) >= 64 for network in networks)
+    hosts = [hosts_of(f"scenario {number}", (1, 2)) for number in range(100)]
+    assert len({each[1] for each in hosts}) > 90
+    for each in hosts:
+        first, second, _, node = each[1].split(".")
+        assert (first, node) == ("127", "1") and 64 <= int(second) < 128

@@ -46,8 +46,12 @@ async def driver(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes]) -> 
         yield etcd.Etcd(place(), "etcd", {}), server
 
 
+def reach(node: int, port: int) -> tuple[str, int]:
+    return HOST, port
+
+
 def place() -> Place:
-    return Place(1, (1, 2, 3), dict.fromkeys((1, 2, 3), HOST), Path("/data"), Path("/conf"), 100, 200)
+    return Place(1, (1, 2, 3), dict.fromkeys((1, 2, 3), HOST), Path("/data"), Path("/conf"), 100, 200, reach)
 
 
 def b64(text: str) -> str:

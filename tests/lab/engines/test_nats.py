@@ -18,7 +18,14 @@ from nats.js import errors as js
 
 from lab.engines import nats
 
-PLACE = Place(1, (1, 2, 3), {node: f"127.64.0.{node}" for node in (1, 2, 3)}, Path("/data"), Path("/conf"), 100, 500)
+
+def reach(node: int, port: int) -> tuple[str, int]:
+    return PLACE.hosts[node], port
+
+
+PLACE = Place(
+    1, (1, 2, 3), {node: f"127.64.0.{node}" for node in (1, 2, 3)}, Path("/data"), Path("/conf"), 100, 500, reach
+)
 
 
 class Stream:
