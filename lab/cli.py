@@ -34,11 +34,13 @@ from lab.runs import (
     HARNESS,
     INTERRUPTED,
     PASS,
+    UNDECIDED,
     USAGE,
     How,
     Progress,
     Result,
     judge,
+    refusals,
     run_once,
     seed_of,
     summary_row,
@@ -142,24 +144,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"chatlab {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    run = commands.add_parser("run", help="run scenarios on real processes and judge them (the default)")
-    _add_scenarios(run)
-    run.add_argument("--watch", action="store_true", help="show the run in the browser as it happens")
-    run.add_argument("--repeat", metavar="N", type=positive, default=1, help="run each scenario N times")
-    run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
-    run.add_argument("--seed", metavar="S", type=seed, help="seed of the first run; each repetition adds 1")
-    run.add_argument("--sim", action="store_true", help="simulate in virtual time; the same seed gives the same files")
-    run.add_argument("--frames", action="store_true", help=f"with --sim: record all frames, for `{PROGRAM} diagram`")
-    add_mutant(run)
-    run.add_argument(
-        "--engine", metavar="NAME@VERSION", type=engine, help="run on this replicated store, such as nats@2.12.1"
-    )
-    run.add_argument(
-        "--engine-option", metavar="NAME=VALUE", type=option, action="append", default=[], help="a setting of --engine"
-    )
-    run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (%(default)s)")
-    _add_json(run)
-    run.set_defaults(do=_do_run)
+    _add_run_options(commands.add_parser("run", help="run scenarios on real processes and judge them (the default)"))
     check = commands.add_parser("check", help="judge finished runs again, from their directories alone")
     check.add_argument("runs", metavar="RUN_DIR", nargs="+", type=Path, help="such as results/latest")
     _add_json(check)
@@ -190,6 +175,32 @@ def _parser() -> _Parser:
         commands.add_parser(name, help=description, add_help=False)
     assert set(commands.choices) == set(COMMANDS)
     return parser
+
+
+def _add_run_options(run: argparse.ArgumentParser) -> None:
+    _add_scenarios(run)
+    run.add_argument("--watch", action="store_true", help="show the run in the browser as it happens")
+    run.add_argument("--repeat", metavar="N", type=positive, default=1, help="run each scenario N times")
+    run.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first run that does not pass")
+    run.add_argument("--seed", metavar="S", type=seed, help="seed of the first run; each repetition adds 1")
+    run.add_argument("--sim", action="store_true", help="simulate in virtual time; the same seed gives the same files")
+    run.add_argument(
+        "--network",
+        choices=("kernel",),
+        default="",
+        help="run in network namespaces, where faults of links drop packets",
+    )
+    run.add_argument("--frames", action="store_true", help=f"with --sim: record all frames, for `{PROGRAM} diagram`")
+    add_mutant(run)
+    run.add_argument(
+        "--engine", metavar="NAME@VERSION", type=engine, help="run on this replicated store, such as nats@2.12.1"
+    )
+    run.add_argument(
+        "--engine-option", metavar="NAME=VALUE", type=option, action="append", default=[], help="a setting of --engine"
+    )
+    run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (%(default)s)")
+    _add_json(run)
+    run.set_defaults(do=_do_run)
 
 
 def _parse_elsewhere(given: Sequence[str]) -> argparse.Namespace:
@@ -361,16 +372,17 @@ def _do_run(options: argparse.Namespace) -> int:
     if refusal := _option_refusal(options):
         print(refusal, file=sys.stderr)
         code = USAGE
-    if options.sim:
-        chosen, refused = _simulated(chosen)
-        code = USAGE if refused else code
-    if code != PASS:
-        return code
-    rounds = [(each, number) for each in chosen for number in range(options.repeat)]
     words = [] if options.engine is None else ["--engine", str(options.engine)]
     for name, value in options.engine_option:
         words += ["--engine-option", f"{name}={value}"]
-    how = How(options.sim, options.mutant, options.frames, tuple(words))
+    how = How(options.sim, options.mutant, options.frames, tuple(words), options.network)
+    chosen, refused = _possible(chosen, how)
+    code = USAGE if refused else code
+    if code != PASS:
+        return code
+    if not chosen:
+        print("nothing was run: every scenario was skipped", file=sys.stderr)
+    rounds = [(each, number) for each in chosen for number in range(options.repeat)]
     results: list[Result] = []
     try:
         with _watched(options):
@@ -391,14 +403,14 @@ def _watched(options: argparse.Namespace) -> contextlib.AbstractContextManager[N
     return beside(options.out)
 
 
-def _simulated(chosen: list[Chosen]) -> tuple[list[Chosen], bool]:
-    """Return the scenarios that can be simulated, and whether one of the others was given by name and is refused.
+def _possible(chosen: list[Chosen], how: How) -> tuple[list[Chosen], bool]:
+    """Return the scenarios that can be run in this way here, and whether one of the others was given by name.
 
-    Scenarios of a directory that cannot be simulated are skipped.
+    The others are refused, those of a directory are skipped.
     """
     kept, refused = [], False
     for each in chosen:
-        reasons = each.scenario.sim_refusals()
+        reasons = refusals(each.scenario, how)
         for reason in reasons:
             print(f"{each.scenario.name}: {'' if each.by_name else 'skipped: '}{reason}", file=sys.stderr)
         refused = refused or (bool(reasons) and each.by_name)
@@ -425,7 +437,7 @@ def _run_all(rounds: list[tuple[Chosen, int]], options: argparse.Namespace, how:
         _show(result, options.json, brief=len(rounds) > 1)
         if options.exitfirst and result.exit_code != PASS:
             break
-    return worst(result.exit_code for result in results)
+    return worst(result.exit_code for result in results) if results else UNDECIDED
 
 
 def _time_left(done: int, planned: int, began: float) -> str:
@@ -438,6 +450,8 @@ def _time_left(done: int, planned: int, began: float) -> str:
 
 def _option_refusal(options: argparse.Namespace) -> str:
     """Return why these options cannot be combined, or why no run directory can be created; "" if all is well."""
+    if options.network and options.sim:
+        return "--network: not with --sim, which has no network of a kernel"
     if options.frames and not options.sim:
         return "--frames: only with --sim; frames of real nodes are not recorded"
     if options.engine is None and options.engine_option:

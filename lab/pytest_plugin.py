@@ -98,9 +98,9 @@ class ScenarioItem(pytest.Item):
         self._scenario, self._number = scenario, number
 
     def setup(self) -> None:
-        """Skip the scenario if --lab-sim is given and it cannot be simulated."""
-        if self.config.getoption("lab_sim") and (refusals := self._scenario.sim_refusals()):
-            pytest.skip("; ".join(refusals))
+        """Skip the scenario if it cannot be simulated (--lab-sim), or not be run on this machine."""
+        if refused := runs.refusals(self._scenario, runs.How(sim=self.config.getoption("lab_sim"))):
+            pytest.skip("; ".join(refused))
 
     def runtest(self) -> None:
         from msgspec import structs

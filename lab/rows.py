@@ -347,8 +347,9 @@ class Meta(Struct, frozen=True):
 
     scenario: str
     kind: Literal["live", "sim"]
-    links: Literal["direct", "proxied"]
-    """proxied: traffic between nodes passes through the lab's proxy."""
+    links: Literal["direct", "proxied", "kernel"]
+    """proxied: traffic between nodes passes through the lab's proxy. kernel: it passes the packet filter of network
+    namespaces that the run has made."""
     seed: int
     started_utc: str
     versions: dict[str, str]
@@ -370,7 +371,7 @@ class Meta(Struct, frozen=True):
     load: dict[str, Any]
     """Totals: sent, acknowledged, rejected, unknown, workers, CPU seconds of the workers."""
     proxy: dict[str, Any]
-    """Evidence counters of the proxy; empty for direct links."""
+    """Evidence counters of the proxy, or of the packet filter; empty for direct links."""
     disks: Literal["direct", "layered"] = "direct"
     """layered: file access of the nodes passes through the lab's layer, which injects disk faults and records what is
     durable."""

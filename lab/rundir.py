@@ -107,6 +107,7 @@ class RunDir:
     """Written as things happen, for watching the run; the judges do not read it."""
     proxy_log = _File("proxy.log")
     busy_log = _File("busy.log")
+    network_log = _File("network.log")
 
     def history_part(self, worker: int) -> Path:
         """The history of one load worker; merged into history.jsonl by time at the end, then removed."""

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lab.places import COMMAND, near
 from lab.values import SEED_MAX
@@ -42,12 +42,22 @@ class How:
     mutant: the mutant that the nodes run as (lab.mutants); "" for none.
     frames: record the frames between nodes; only with `sim`.
     engine: the words of the command line that put an engine in place of the nodes; none: the scenario's own nodes.
+    network: replaces `cluster.network` of the scenario; "": the scenario's own.
     """
 
     sim: bool = False
     mutant: str = ""
     frames: bool = False
     engine: tuple[str, ...] = ()
+    network: Literal["", "kernel"] = ""
+
+    def of(self, scenario: Scenario) -> Scenario:
+        """Return the scenario with the network that was asked for."""
+        from msgspec import structs
+
+        if not self.network:
+            return scenario
+        return structs.replace(scenario, cluster=structs.replace(scenario.cluster, network=self.network))
 
     def command(self, path: Path, seed: int) -> str:
         """Return the command that runs the scenario file again in the same way."""
@@ -55,7 +65,8 @@ class How:
 
         parts = [COMMAND, shlex.quote(word_for(path)), "--sim" if self.sim else "", f"--seed {seed}"]
         parts += [shlex.quote(word) for word in self.engine]
-        parts += ["--frames" if self.frames else "", f"--mutant {self.mutant}" if self.mutant else ""]
+        parts += [f"--network {self.network}" if self.network else "", "--frames" if self.frames else ""]
+        parts += [f"--mutant {self.mutant}" if self.mutant else ""]
         return " ".join(part for part in parts if part)
 
 
@@ -158,6 +169,18 @@ def seed_of(scenario: Scenario, first: int | None, number: int) -> int:
     return random.SystemRandom().randrange(SEED_MAX) if scenario.seed is None else scenario.seed
 
 
+def refusals(scenario: Scenario, how: How) -> list[str]:
+    """Return the reasons why a scenario cannot be run in this way, or not on this machine; empty if it can."""
+    if how.sim:
+        return scenario.sim_refusals()
+    if how.of(scenario).cluster.network == "proxy":
+        return []
+    from lab.live.enclosed import missing
+
+    reasons = scenario.kernel_refusals()
+    return reasons if reasons or not (problem := missing()) else [problem]
+
+
 def run_once(
     scenario: Scenario, seed: int, out: Path, how: How = LIVE, *, progress: Callable[[str], None] = lambda text: None
 ) -> Result:
@@ -169,6 +192,7 @@ def run_once(
     from lab.rundir import RunDir, utc_stamp
 
     directory: Path | None = None
+    scenario = how.of(scenario)
     try:
         run = RunDir.create(out, scenario.name, utc_stamp())
         directory = run.path

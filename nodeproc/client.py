@@ -455,16 +455,30 @@ class Alarm:
 
 
 async def status(
-    host: str, port: int, timeout_s: float = 1.0, client_token: str = "", tls: ssl.SSLContext | None = None
+    host: str,
+    port: int,
+    timeout_s: float = 1.0,
+    client_token: str = "",
+    tls: ssl.SSLContext | None = None,
+    source: str = "",
 ) -> Status:
     """Ask the node at this address for its STATUS, over a new connection.
+
+    Args:
+        source: the own address to connect from; "": any.
 
     Raises:
         Unreachable: no answer in time, or not the answer of a node.
     """
 
     def dial(found: str) -> Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        return asyncio.open_connection(found, port, ssl=tls, server_hostname=host if tls is not None else None)
+        return asyncio.open_connection(
+            found,
+            port,
+            ssl=tls,
+            server_hostname=host if tls is not None else None,
+            local_addr=(source, 0) if source else None,
+        )
 
     try:
         async with asyncio.timeout(timeout_s):

@@ -145,6 +145,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.values",
         *BELOW_THE_COURSE,
     ),
+    "lab.enclosed": ("lab.live", "lab.mutants", *BELOW_THE_COURSE),
     "lab.byhand": ("lab.places", "nodeproc"),
     "lab.native": ("lab.places", "lab.runs", "lab.search.coverage", "nodeproc.native"),
     "lab.cli": ("lab", "nodeproc"),

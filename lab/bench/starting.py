@@ -91,7 +91,7 @@ async def _start_alone(folder: Path) -> tuple[float, int]:
     """
     held, lifeline = HeldPort(), Lifeline()
     config = folder.with_suffix(".yml")
-    settings = node_settings(ClusterPlan(nodes=1), 1, held.port, {}, str(folder.resolve()), "bench", "")
+    settings = node_settings(ClusterPlan(nodes=1), 1, held.address, {}, str(folder.resolve()), "bench", "")
     config.write_text(yaml.safe_dump(settings), "utf-8")
     node = NodeProcess(1, held.port, config, folder.with_suffix(".log"), lifeline.fd)
     try:

@@ -132,7 +132,7 @@ class Metrics(Struct, frozen=True):
 
     scenario: str
     links: str
-    """direct | proxied."""
+    """direct | proxied | kernel."""
     durability: str
     node_count: int
     duration_s: float

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import psutil
 
 from lab.plan.scenario import Cluster as ClusterPlan
+from nodeproc.client import Address
 from nodeproc.core.messages import NodeId
 
 HOST = "127.0.0.1"
@@ -32,18 +34,25 @@ def surroundings(plan: ClusterPlan, *, is_native: bool) -> dict[str, Any]:
 
 
 def node_settings(
-    plan: ClusterPlan, node: NodeId, port: int, peers: dict[NodeId, int], data_dir: str, cluster_id: str, secret: str
+    plan: ClusterPlan,
+    node: NodeId,
+    address: Address,
+    peers: Mapping[NodeId, Address],
+    data_dir: str,
+    cluster_id: str,
+    secret: str,
 ) -> dict[str, Any]:
     """Return the content of one node's configuration file.
 
     Args:
-        peers: id of each other node -> port at which this node reaches it.
+        address: where the node listens.
+        peers: id of each other node -> address at which this node reaches it.
     """
     settings: dict[str, Any] = {
         "node_id": node,
-        "host": HOST,
-        "port": port,
-        "peers": [{"id": peer, "host": HOST, "port": peers[peer]} for peer in sorted(peers)],
+        "host": address[0],
+        "port": address[1],
+        "peers": [{"id": peer, "host": host, "port": port} for peer, (host, port) in sorted(peers.items())],
         "data_dir": data_dir,
         "cluster_id": cluster_id,
         "secret": secret,
@@ -70,12 +79,14 @@ def node_settings(
 
 def _resolved(plan: ClusterPlan) -> dict[str, Any]:
     """Return the settings of the cluster for meta.json."""
-    settings = node_settings(plan, 0, 0, {}, "", "", "")
+    settings = node_settings(plan, 0, (HOST, 0), {}, "", "", "")
     settings |= {"command": plan.command, "engine": plan.engine or None, "engine_options": plan.engine_options or None}
+    settings["network"] = None if plan.network == "proxy" else plan.network
     shown = (
         "command",
         "engine",
         "engine_options",
+        "network",
         "durability",
         "log_level",
         "limits",

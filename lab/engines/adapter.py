@@ -81,7 +81,9 @@ def place_of(config: Config) -> tuple[Place, Tunnels]:
     """Return the surroundings of this node's engine, and its ways to the other ones."""
     peers = {peer.id: (peer.host, peer.port) for peer in config.peers}
     ids, data_dir = tuple(sorted([config.node_id, *peers])), Path(config.data_dir)
-    hosts = catalogue.hosts_of(config.cluster_id, ids)
+    hosts = {config.node_id: config.host} | {node: host for node, (host, _) in peers.items()}
+    if len(set(hosts.values())) < len(hosts):  # Not so in the kernel's network, where each node has its own address.
+        hosts = catalogue.hosts_of(config.cluster_id, ids)
     tunnels = Tunnels(hosts, peers, {(way.node, way.engine_port): way.port for way in config.ways})
     place = Place(
         config.node_id,

@@ -95,6 +95,11 @@ class Child:
             self.kill()
             await self.process.wait()
 
+    def terminate(self) -> None:
+        """SIGTERM, if it still runs."""
+        if self.process.returncode is None:
+            self.process.terminate()
+
     def kill(self) -> None:
         """SIGKILL, if it still runs."""
         if self.process.returncode is None:

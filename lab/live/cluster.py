@@ -16,13 +16,14 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
-from lab.course.manifest import HOST, node_settings
+from lab.course.manifest import node_settings
 from lab.course.observation import SeenLeaders, view_of
 from lab.engines import catalogue, install
 from lab.live.busy import BusyProcesses
 from lab.live.children import Children
 from lab.live.garbage import GarbageClients, Target, share_of
-from lab.live.links import LiveLinks
+from lab.live.kernel.links import KernelLinks
+from lab.live.links import Links, LiveLinks
 from lab.live.machine import LiveMachine
 from lab.live.observation import EventCount, StatusLine, file_sizes
 from lab.live.processes import HeldPort, Lifeline, NodeProcess, Program
@@ -118,7 +119,7 @@ class Cluster:
         """Of peek(), which must not make a view() wait for a node that does not answer."""
         self._lifeline = Lifeline()
         self._cluster_id = f"{scenario.name} {run.path.name}"
-        self._links = LiveLinks(children)
+        self.links: Links = KernelLinks() if scenario.cluster.network == "kernel" else LiveLinks(children)
         self.machines: dict[NodeId, LiveMachine] = {}
         self.statuses: dict[NodeId, Status] = {}
         self.leaders = SeenLeaders()
@@ -132,31 +133,35 @@ class Cluster:
     @property
     def addresses(self) -> dict[NodeId, Address]:
         """See World."""
-        ports = self._links.client_ports
-        return {node: (HOST, ports.get(node, held.port)) for node, held in self._ports.items()}
+        return {node: self.links.clients.get(node, held.address) for node, held in self._ports.items()}
+
+    @property
+    def drops_packets(self) -> bool:
+        """See World."""
+        return self.links.drops_packets
 
     # ---- for the runner --------------------------------------------------------------------------
 
     async def open(self, seed: int) -> None:
-        """Reserve the ports, start the proxy if the scenario needs one, and write the nodes' configuration."""
-        plan, run = self._scenario.cluster, self._run
-        self._ports = {node: HeldPort() for node in plan.ids}
-        ports = {node: held.port for node, held in self._ports.items()}
-        reached_at = await self._links.open(self._scenario, run, ports, seed)
+        """Reserve the ports, open the links, and write the nodes' configuration."""
+        plan, run, links = self._scenario.cluster, self._run, self.links
+        self._ports = {node: links.hold(node) for node in plan.ids}
+        addresses = {node: held.address for node, held in self._ports.items()}
+        reached_at = await links.open(self._scenario, run, addresses, seed)
         cluster_id, secret = self._cluster_id, secrets.token_hex(16)
-        for node, port in ports.items():
+        for node, address in addresses.items():
             run.node_dir(node).mkdir(parents=True, exist_ok=True)  # A test may have put files there.
             peers = {peer: reached_at[node, peer] for peer in plan.ids if peer != node}
             data_dir = str(run.node_dir(node).resolve())
-            settings = node_settings(plan, node, port, peers, data_dir, cluster_id, secret)
+            settings = node_settings(plan, node, address, peers, data_dir, cluster_id, secret)
             program = program_of(plan, run, settings)
             if program is None:
                 run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
             for lines in (self._status_lines, self._peeking):
-                lines[node] = StatusLine((HOST, port), plan.client_token)
+                lines[node] = StatusLine(address, plan.client_token, links.own_host)
             process = NodeProcess(
                 node,
-                port,
+                address[1],
                 run.node_config(node),
                 run.node_log(node),
                 self._lifeline.fd,
@@ -164,6 +169,9 @@ class Cluster:
                 program=program,
                 mutant=self._mutant,
                 client_token=plan.client_token,
+                host=address[0],
+                namespace=links.namespace(node),
+                polled_from=links.own_host,
             )
             role = partial(self._reported_role, node)
             self.machines[node] = LiveMachine(process, run, self._book, role, seed, layered=self._scenario.layered)
@@ -172,7 +180,7 @@ class Cluster:
         """See lab.course.runner.Cluster."""
         await asyncio.gather(*(each.end(signal.SIGTERM) for each in self.machines.values() if each.running))
         await self.end_busy()
-        self.proxy = await self._links.close()
+        self.proxy = await self.links.close()
         self.drop()
 
     def drop(self) -> None:
@@ -253,11 +261,11 @@ class Cluster:
 
     async def set_rule(self, pairs: Sequence[Pair], rule: Rule | None) -> dict[Pair, LinkCounts]:
         """See World."""
-        return await self._links.set_rule(pairs, rule)
+        return await self.links.set_rule(pairs, rule)
 
     async def reset(self, pairs: Sequence[Pair]) -> int:
         """See World."""
-        return await self._links.reset(pairs)
+        return await self.links.reset(pairs)
 
     async def start_busy(self, processes: int) -> None:
         """See World."""
@@ -275,7 +283,7 @@ class Cluster:
         clients: dict[NodeId, GarbageClients] = {}
         for node in nodes:
             peer = next((each for each in ids if each != node), node)
-            clients[node] = GarbageClients(Target((HOST, self._ports[node].port), self._cluster_id, peer, ids))
+            clients[node] = GarbageClients(Target(self._ports[node].address, self._cluster_id, peer, ids))
         before = {node: self.machines[node].process.memory_bytes()[0] for node in nodes}
         await asyncio.gather(
             *(

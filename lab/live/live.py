@@ -2,7 +2,8 @@
 
     live.run(scenario, run, seed=7, progress=print)
 
-No process is left after a run, however it ends.
+No process is left after a run, however it ends. A run in the kernel's network is carried out by another process, which
+has network namespaces of its own (lab.live.enclosed).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from lab.course.livelog import LiveLog
 from lab.course.manifest import surroundings
 from lab.course.recording import HistoryWriter, merge
 from lab.course.runner import Progress, Runner
+from lab.live import enclosed
 from lab.live.children import Children
 from lab.live.cluster import Cluster
+from lab.live.kernel.namespaces import has_entered
 from lab.live.load_workers import LoadWorkers, worker_count
 from lab.live.presenter import at_terminal
 from lab.plan import scenario as plan
@@ -43,10 +46,13 @@ def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutan
         RunFailed: the lab could not carry the scenario out; meta.json contains the reason, if it could be written.
         KeyboardInterrupt: Ctrl+C or SIGTERM.
     """
-    live = LiveRun(scenario, run, seed, progress, mutant)
+    if scenario.cluster.network == "kernel" and not has_entered():
+        work = enclosed.carry_out(scenario, run, seed, progress, mutant)
+    else:
+        work = LiveRun(scenario, run, seed, progress, mutant).carry_out()
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
-        task: asyncio.Task[None] = loop.create_task(live.carry_out())
+        task: asyncio.Task[None] = loop.create_task(work)
         # SIGTERM ends a run as Ctrl+C does; asyncio.Runner handles only SIGINT.
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
         try:
@@ -126,7 +132,7 @@ class LiveRun:
     def _meta(self) -> Meta:
         return structs.replace(
             self._runner.meta("live", self._started_utc, self._workers, self._mutant),
-            links="proxied" if self._scenario.proxied else "direct",
+            links=self._cluster.links.kind,
             samples=tuple(self._samples),
             proxy=self._cluster.proxy,
             disks="layered" if self._scenario.layered else "direct",

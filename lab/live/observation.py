@@ -18,10 +18,14 @@ STATUS_PATIENCE_S = 1.0
 
 
 class StatusLine:
-    """A connection on which one node is polled for its STATUS."""
+    """A connection on which one node is polled for its STATUS.
 
-    def __init__(self, address: Address, client_token: str = "") -> None:
-        self._address = address
+    Args:
+        source: the address to connect from; "": any.
+    """
+
+    def __init__(self, address: Address, client_token: str = "", source: str = "") -> None:
+        self._address, self._from = address, (source, 0) if source else None
         self._request = encode_line(StatusRequest(client_token or UNSET))
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -39,7 +43,7 @@ class StatusLine:
         try:
             async with asyncio.timeout(STATUS_PATIENCE_S):
                 if self._reader is None or self._writer is None:
-                    self._reader, self._writer = await asyncio.open_connection(*self._address)
+                    self._reader, self._writer = await asyncio.open_connection(*self._address, local_addr=self._from)
                 self._writer.write(self._request)
                 while True:
                     answer = decode_node_line(await self._reader.readuntil(b"\n"))

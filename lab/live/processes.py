@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from lab.live.children import child_environment, last_line
 from lab.rows import NodeExit, NodeUse, Sample
 from lab.steps.machine import RunFailed
 from nodeproc import native
-from nodeproc.client import status
+from nodeproc.client import Address, status
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import Unreachable
 
@@ -56,11 +57,12 @@ class HeldPort:
     there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = HOST) -> None:
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((HOST, 0))
-        self.port = int(self._socket.getsockname()[1])
+        self._socket.bind((host, 0))
+        self.address: Address = self._socket.getsockname()
+        self.port = self.address[1]
 
     def release(self) -> None:
         self._socket.close()
@@ -125,6 +127,8 @@ class NodeProcess:
     program: run instead of the module; None: the module.
     client_token: sent with STATUS; "": none.
     ledger: its orders control the node's disk and clock; None: real disk and clock.
+    host: where the node listens. polled_from: the address from which STATUS is asked; "": any.
+    namespace: the context in which the process is started.
     on_end: called with node and exit code when the process has exited with an error; returns the injected fault that
         caused it, or "".
     """
@@ -140,6 +144,9 @@ class NodeProcess:
     program: Program | None = None
     client_token: str = ""
     ledger: Path | None = None
+    host: str = HOST
+    namespace: AbstractContextManager[None] = field(default_factory=nullcontext)
+    polled_from: str = ""
     on_end: Callable[[NodeId, int], str] = lambda node, code: ""
     paused: bool = False
     starts: int = 0
@@ -165,7 +172,7 @@ class NodeProcess:
         """Start the process, with additional arguments; ready() waits until it answers."""
         assert self._life is None, f"node {self.node} runs already"
         own = self.program is None
-        with self.log.open("ab") as errors:
+        with self.log.open("ab") as errors, self.namespace:
             popen = subprocess.Popen(
                 self._command(more),
                 stdin=subprocess.DEVNULL,
@@ -207,7 +214,7 @@ class NodeProcess:
         began, heard = time.monotonic(), ""
         while self._life is not None and time.monotonic() - began < READY_PATIENCE_S:
             try:
-                answer = await status(HOST, self.port, client_token=self.client_token)
+                answer = await status(self.host, self.port, client_token=self.client_token, source=self.polled_from)
             except Unreachable as error:
                 heard = str(error)
                 await asyncio.sleep(POLL_S)

@@ -58,6 +58,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     engine: the replicated store, NAME@VERSION, that keeps the messages in place of the lab's own nodes; see
         lab.engines. engine_options: its settings.
     client_token: the token that the nodes require of every client; the lab's own clients send it.
+    network: what obeys rules of links in a live run: the lab's proxy, or the packet filter of namespaces of the run.
     """
 
     nodes: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 3
@@ -76,6 +77,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     engine: str = ""
     engine_options: dict[str, str] = {}
     client_token: Annotated[str, Meta(max_length=256)] = ""
+    network: Literal["proxy", "kernel"] = "proxy"
 
     @property
     def is_foreign(self) -> bool:
@@ -175,7 +177,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def proxied(self) -> bool:
         """Frames between nodes must pass the lab's proxy."""
-        return any(step.needs.proxy for step in self.every_step())
+        return self.cluster.network == "proxy" and any(step.needs.proxy for step in self.every_step())
 
     @property
     def proxies_clients(self) -> bool:
@@ -214,6 +216,10 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             )
         return refused
 
+    def kernel_refusals(self) -> list[str]:
+        """Return the reasons why the kernel's network cannot carry the scenario out, each with its place."""
+        return [f"{show_place(place)}: {why}" for place, why in _not_in_the_kernel(self.steps)]
+
     @property
     def planned_messages(self) -> int:
         """The number of messages of all clients together, as far as the file determines it."""
@@ -243,7 +249,7 @@ def load(path: Path | str, *, text: str | None = None, engine: Instead | None = 
     if engine is not None:
         outline = engine.put_into(outline)
     plan = outline.cluster
-    root = Entry(document, Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign))
+    root = Entry(document, Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign, plan.network))
     _check_outline(root, outline)
     if plan.limits:
         check_limits(document, root.at("cluster", "limits").convert(Limits), ("cluster", "limits"))
@@ -261,6 +267,8 @@ def load(path: Path | str, *, text: str | None = None, engine: Instead | None = 
     scenario = Scenario(**(structs.asdict(outline) | read))
     if not 1 <= scenario.step_count <= MAX_STEPS:
         root.at("steps").fail(f"{scenario.step_count} steps with repeats written out, allowed 1..{MAX_STEPS}")
+    for place, why in _not_in_the_kernel(scenario.steps) if plan.network == "kernel" else ():
+        root.at(*place).fail(why)
     _check_load_use(root, scenario)
     _check_named_steps(root.at("expectations"), scenario)
     return scenario
@@ -443,6 +451,14 @@ def _check_named_steps(entry: Entry, scenario: Scenario) -> None:
             if name not in names:
                 allowed = ", ".join(names) or "none, for no step has a `name`"
                 entry.at(index, "latency", "between", end).wrong(f"the name of a step: {allowed}", names)
+
+
+def _not_in_the_kernel(steps: tuple[Step, ...]) -> Iterator[tuple[Place, str]]:
+    """Yield the places of the steps and fields that only the lab's proxy can obey, each with the reason."""
+    for place, step in _placed(steps, ("steps",)):
+        for field in step.needs.proxy_fields:
+            why = "network: kernel drops packets and does nothing else; allowed: cut, partition, flap, link with loss"
+            yield (*place, step.word, *((field,) if field else ())), why
 
 
 def _placed(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step]]:

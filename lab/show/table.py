@@ -116,11 +116,12 @@ def expectation_word(expected: ExpectationResult) -> str:
 
 def _load(metrics: Metrics, verdict: Verdict, width: int) -> str:
     load, messages = metrics.load, verdict.messages
+    network = "network" if metrics.links == "kernel" else "links"
     unknown = messages.unknown_in_log + messages.unknown_not_in_log
     rows = [
         (
             "nodes",
-            f"{metrics.node_count}, links {metrics.links}, disks {metrics.disks}, durability {metrics.durability}",
+            f"{metrics.node_count}, {network} {metrics.links}, disks {metrics.disks}, durability {metrics.durability}",
         ),
         ("sent", f"{load.sent:,} messages"),
         ("acknowledged", f"{load.acknowledged:,} messages"),

@@ -105,6 +105,7 @@ class SimCluster:
     """
 
     kind: Literal["live", "sim"] = "sim"
+    drops_packets = False
 
     def __init__(
         self,
@@ -130,8 +131,8 @@ class SimCluster:
         self.machines: dict[NodeId, SimMachine] = {}
         promises = Promises(online.on_broken_promise)
         for node in plan.ids:
-            ports = {peer: peer for peer in plan.ids if peer != node}
-            settings = node_settings(plan, node, node, ports, f"node_{node}", "sim", "sim")
+            peers = {peer: (HOST, peer) for peer in plan.ids if peer != node}
+            settings = node_settings(plan, node, (HOST, node), peers, f"node_{node}", "sim", "sim")
             config = msgspec.convert(settings, NodeConfig)
             self.machines[node] = SimMachine(
                 loop, self.network, config, seed, self._on_event, online.on_delivered, self._on_end, promises

@@ -8,7 +8,7 @@ node ids, targets, events and durations. The class of the step checks the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from msgspec import Struct, structs
 
@@ -76,12 +76,14 @@ class Setting(NamedTuple):
     ids: the cluster's nodes.
     log_level: of the cluster; events below it are not reported.
     foreign: `cluster.command` starts the nodes; the lab does not know the frames and disks of such a program.
+    network: what obeys rules of links: the lab's proxy, or the kernel's packet filter.
     """
 
     steps: Mapping[str, type[Step]]
     ids: tuple[NodeId, ...]
     log_level: events.Level
     foreign: bool = False
+    network: Literal["proxy", "kernel"] = "proxy"
 
 
 class Entry(Value):

@@ -72,6 +72,8 @@ class Link(LinkFault, frozen=True):
         if self.distribution != "uniform" and not self.jitter:
             entry.at("distribution").fail("needs jitter: it says how jitter is drawn")
         for name in FRAME_RULES if self.about_clients or entry.setting.foreign else ():
+            if name == "loss" and entry.setting.network == "kernel":
+                continue  # Of packets.
             if getattr(self, name):
                 allowed = ", ".join(each for each in RULES if each not in FRAME_RULES)
                 whose = "clients" if self.about_clients else "nodes that cluster.command starts"
@@ -83,7 +85,10 @@ class Link(LinkFault, frozen=True):
 
     @property
     def needs(self) -> Needs:
-        needs = super().needs
+        others = ("frames",) if self.frames else ()
+        needs = super().needs._replace(proxy_fields=(*others, *(name for name in self._rules() if name != "loss")))
+        if self.about_clients and self.loss:
+            return needs._replace(real_time="the simulator's clients lose no bytes", real_time_field="loss")
         if not self.chunk or self.about_clients:
             return needs
         why = "simulated frames are not made of bytes"

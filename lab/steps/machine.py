@@ -140,6 +140,12 @@ class World(Protocol):
     """The machines of a run and the links between them."""
 
     @property
+    def drops_packets(self) -> bool:
+        """True if rules of links drop packets, which TCP sends again, so that they can be lost on links whose frames
+        are not known.
+        """
+
+    @property
     def machines(self) -> Mapping[NodeId, Machine]: ...
 
     @property

@@ -9,7 +9,7 @@ from lab.steps.link import receiver
 from lab.steps.link_fault import LinkFault
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
-from lab.steps.step import Effect
+from lab.steps.step import Effect, Needs
 
 
 class Reset(LinkFault, frozen=True):
@@ -20,6 +20,10 @@ class Reset(LinkFault, frozen=True):
     word = "reset"
     effect = Effect.LINKS
     drawn_from = 2
+
+    @property
+    def needs(self) -> Needs:
+        return super().needs._replace(proxy_fields=("",))
 
     @classmethod
     def draw(cls, lot: Lot) -> Self:

@@ -17,6 +17,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     every: 0: no frame is held back. While a frame is held back, no other is.
     duplicate, corrupt: a frame that arrives twice, or with one byte changed, is not held back.
     bandwidth: such frames pass one behind the other.
+    larger_than: only in the kernel's network, whose rules apply to packets: those with more bytes than this; 0: all.
     """
 
     frames: tuple[str, ...] = ()
@@ -32,11 +33,12 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     bandwidth: float = 0.0
     chunk: int = 0
     refuse: bool = False
+    larger_than: int = 0
 
     @property
     def silent(self) -> bool:
         """All frames are dropped, so that no connection can be opened either."""
-        return self.loss >= 1.0 and not self.frames
+        return self.loss >= 1.0 and not self.frames and not self.larger_than
 
     def names(self, frame: str) -> bool:
         """Return whether the rule applies to frames of this type."""

@@ -30,6 +30,7 @@ class Needs(NamedTuple):
     load: the scenario has a load. load_end: that load has a count or a duration.
     real_time: why the step cannot be simulated; "" if it can.
     real_time_field: the field that cannot be simulated; "" if the whole step cannot.
+    proxy_fields: the fields that only the proxy can obey, not the kernel's packet filter; `("",)`: the whole step.
     """
 
     proxy: bool = False
@@ -41,6 +42,7 @@ class Needs(NamedTuple):
     load_end: bool = False
     real_time: str = ""
     real_time_field: str = ""
+    proxy_fields: tuple[str, ...] = ()
 
 
 class Effect(Enum):

@@ -58,6 +58,7 @@ class FakeLab:
     seeds: list[int] = field(default_factory=list)
     mutants: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
+    networks: list[str] = field(default_factory=list)
 
     def run(
         self, scenario: Scenario, run: RunDir, *, seed: int, progress: Callable[[str], None], mutant: str = ""
@@ -65,6 +66,7 @@ class FakeLab:
         self.seeds.append(seed)
         self.mutants.append(mutant)
         self.runs.append(scenario.name)
+        self.networks.append(scenario.cluster.network)
         progress("half way")
         run.scenario.write_text(GOOD)
         run.meta.write_text("{}")
@@ -484,6 +486,41 @@ def test_a_scenario_that_cannot_be_simulated_is_skipped_in_a_directory_and_refus
     assert captured.err.startswith("calm: skipped: expectations[0].throughput: measures the machine")
     assert captured.out.endswith("\nwild: PASS\n")
     assert run("calm", "--sim", "--out", "out") == 64
+
+
+KERNEL = "name: calm\ndescription: d\ncluster: {network: kernel}\nsteps: [{send: {client: 1, messages: 1}}]\n"
+
+
+def test_where_there_is_no_kernel_network_its_scenarios_are_skipped_in_a_directory_and_refused_by_name(
+    lab: FakeLab, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.live.enclosed.missing", lambda: "cluster.network: kernel needs Linux")
+    (home / "calm.yml").write_text(KERNEL)
+    assert run("home", "--out", "out") == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("calm: skipped: cluster.network: kernel needs Linux\n")
+    assert lab.runs == ["wild"]
+    assert run("calm", "--out", "out") == 64
+    assert capsys.readouterr().err == "calm: cluster.network: kernel needs Linux\n"
+    assert run("home", "--network", "kernel", "--out", "out") == 2
+    assert capsys.readouterr().err.endswith("\nnothing was run: every scenario was skipped\n")
+    assert run("home", "--sim", "--seed", "1", "--out", "out") == 0
+
+
+def test_any_scenario_that_drops_packets_can_be_run_in_the_kernels_network(
+    lab: FakeLab, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.live.enclosed.missing", lambda: "")
+    (home / "wild.yml").write_text(KERNEL.replace("calm", "wild").replace("network: kernel", ""))
+    (home / "calm.yml").write_text(KERNEL.replace("network: kernel", "").replace("steps: [", "steps: [reset: {}, "))
+    lab.outcomes = ["missed"]
+    assert run("home", "--network", "kernel", "--seed", "5", "--out", "out") == 3
+    captured = capsys.readouterr()
+    assert captured.err.startswith("calm: skipped: steps[0].reset: network: kernel drops packets")
+    assert lab.networks == ["kernel"]
+    assert "wild.yml --seed 5 --network kernel\n" in captured.out
+    assert run("wild", "--network", "kernel", "--sim", "--out", "out") == 64
+    assert "--network: not with --sim" in capsys.readouterr().err
 
 
 # ---- clean --------------------------------------------------------------------------------------

@@ -219,7 +219,9 @@ def test_the_settings_that_the_lab_writes_are_those_that_a_node_reads(tmp_path: 
 cluster: {nodes: 3, priorities: {2: 9}, heartbeat_interval: 50ms, durability: os, limits: {max_clients: 5}}
 steps: [sleep: 1s]
 """).cluster
-    settings = node_settings(cluster, 2, 5002, {1: 5001, 3: 5003}, "data", "cluster", "secret")
+    settings = node_settings(
+        cluster, 2, ("127.0.0.1", 5002), {1: ("127.0.0.1", 5001), 3: ("127.0.0.1", 5003)}, "data", "cluster", "secret"
+    )
     read = nodeconfig.load("node_2.yml", text=yaml.safe_dump(settings))
     assert (read.node_id, read.port, read.priority, read.heartbeat_interval_ms) == (2, 5002, 9, 50)
     assert [(peer.id, peer.port) for peer in read.peers] == [(1, 5001), (3, 5003)]

@@ -263,10 +263,10 @@ async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 @in_loop
 async def test_an_answer_that_is_no_status_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ask(host: str, port: int, *, client_token: str) -> Status:
+    async def ask(host: str, port: int, **more: str) -> Status:
         """As `status`, but the first answer that is none ends the wait."""
         try:
-            return await status(host, port, client_token=client_token)
+            return await status(host, port, client_token=more["client_token"])
         except Unreachable as error:
             if "missing" in str(error):
                 monkeypatch.setattr("lab.live.processes.READY_PATIENCE_S", 0.0)

@@ -10,7 +10,7 @@ import pytest
 
 from lab import pytest_plugin
 from lab.check import invariants, metrics
-from lab.live import live
+from lab.live import enclosed, live
 from lab.live.children import child_environment
 from lab.places import ROOT
 from tests.lab.test_cli import GOOD, FakeLab
@@ -179,6 +179,17 @@ def test_a_scenario_without_a_simulation_is_skipped_with_the_reason(lab: FakeLab
     done = ran(pytester, "scenarios/quiet.yml", "-rs", "--lab-sim")
     done.assert_outcomes(skipped=1)
     assert "expectations[0].throughput: measures the machine" in done.stdout.str()
+    assert lab.runs == []
+
+
+def test_a_scenario_for_which_the_machine_has_no_network_is_skipped_with_the_reason(
+    lab: FakeLab, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enclosed, "missing", lambda: "cluster.network: kernel needs Linux")
+    Path("scenarios/quiet.yml").write_text(GOOD + "cluster: {network: kernel}\n")
+    done = ran(pytester, "scenarios/quiet.yml", "-rs")
+    done.assert_outcomes(skipped=1)
+    assert "cluster.network: kernel needs Linux" in done.stdout.str()
     assert lab.runs == []
 
 

@@ -203,6 +203,7 @@ def test_what_is_done_to_dead_nodes_needs_no_layer() -> None:
 
 
 START = "steps: [{load: start}]\n"
+KERNEL = "cluster: {network: kernel}\n"
 NO_SIMULATION = {
     "a throughput": (
         START + "load: {rate: 5}\nexpectations: [{acknowledged: 1}, {throughput: 5}]",
@@ -216,6 +217,14 @@ NO_SIMULATION = {
     "frames in pieces": (
         "steps: [{repeat: {times: 1, steps: [{link: {chunk: 5}}]}}]",
         "steps[0].repeat.steps[0].link.chunk: simulated frames are not made of bytes",
+    ),
+    "packets": (
+        KERNEL + "steps: [{cut: {larger_than: 1000}}]",
+        "steps[0].cut.larger_than: simulated frames are not made of packets",
+    ),
+    "clients' packets": (
+        KERNEL + "steps: [{link: {from: clients, loss: 0.5}}]",
+        "steps[0].link.loss: the simulator's clients lose no bytes",
     ),
     "garbage": ("steps: [{kill: 1}, {garbage: 5}]", "steps[1].garbage: a simulation has no sockets"),
     "a token": ("cluster: {client_token: x}\nsteps: [{kill: 1}]", "cluster.client_token: nobody can come"),
@@ -242,6 +251,46 @@ def test_only_steps_on_links_need_the_proxy() -> None:
     assert read("steps: [{reset: {}}]").proxied
     assert not read("steps: [{kill: leader}]").proxied
     assert read("steps: [{repeat: {times: 1, steps: [{link: {from: 1, to: 2, delay: 5ms}}]}}]").proxied
+
+
+ONLY_BY_THE_PROXY = {
+    "cut: {frames: [APPEND]}": "cut.frames",
+    "link: {loss: 0.5, frames: [APPEND]}": "link.frames",
+    "link: {delay: 5ms}": "link.delay",
+    "link: {loss: 0.5, jitter: 5ms}": "link.jitter",
+    "link: {from: clients, bandwidth: 5}": "link.bandwidth",
+    "link: {reorder: {}}": "link.reorder",
+    "link: {duplicate: 0.5}": "link.duplicate",
+    "link: {corrupt: 0.5}": "link.corrupt",
+    "link: {chunk: 5}": "link.chunk",
+    "link: {refuse: true}": "link.refuse",
+    "reset: {}": "reset",
+}
+
+
+@pytest.mark.parametrize(("step", "place"), ONLY_BY_THE_PROXY.items(), ids=ONLY_BY_THE_PROXY.keys())
+def test_the_kernel_drops_packets_and_does_nothing_else(step: str, place: str) -> None:
+    text = f"steps: [{{repeat: {{times: 1, steps: [{{{step}}}]}}}}]"
+    (reason,) = read(text).kernel_refusals()
+    assert reason.startswith(f"steps[0].repeat.steps[0].{place}: network: kernel drops packets")
+    assert f"repeat.steps[0].{place}: network: kernel drops packets" in complaint(KERNEL + text)
+
+
+def test_what_drops_packets_needs_no_proxy_and_knows_no_frames() -> None:
+    steps = "steps: [cut: {from: 1, larger_than: 1000}, partition: halves, flap: {from: 1}, link: {loss: 0.5}]"
+    scenario = read(KERNEL + steps)
+    assert not scenario.proxied and scenario.kernel_refusals() == []
+    assert load("scenario.yml", text=encode(scenario)) == scenario
+    assert not read(KERNEL + "steps: [link: {from: clients, loss: 0.5}]").proxied
+    own = "cluster: {network: kernel, command: 'node {port}'}\n"
+    assert not read(own + "steps: [link: {loss: 0.5}]").proxied
+
+
+def test_a_size_of_packets_is_for_the_kernel_only() -> None:
+    assert "cut.larger_than: is about packets; it needs cluster: {network: kernel}" in complaint(
+        "steps: [cut: {larger_than: 1000}]"
+    )
+    assert "larger_than: found 65535" in complaint(KERNEL + "steps: [cut: {larger_than: 65535}]")
 
 
 def test_expectations_stand_for_moments_in_steps_and_for_the_run_at_the_end() -> None:
