@@ -121,10 +121,10 @@ _decode_frame_header: Callable[[bytes | memoryview], _AppendHeader | _CopyHeader
 
 def encode_frame(message: FrameMessage) -> list[bytes]:
     """Return the buffers of one frame, for writelines; the records' bytes are not copied."""
-    if isinstance(message, Append):
+    if type(message) is Append:
         head = _encode(_AppendHeader(message.term, message.previous, message.commit_seq))
         return _with_records(head, message.records)
-    if isinstance(message, Copy):
+    if type(message) is Copy:
         return _with_records(_encode(_CopyHeader(message.number)), message.records)
     head = _encode(message)
     return [PREFIX.pack(len(head), 0, crc32(head)) + head]

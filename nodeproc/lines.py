@@ -226,7 +226,10 @@ class LineDecoder:
         Raises:
             FrameError: a line is longer than allowed.
         """
-        if b"\n" not in data:
+        end = data.find(b"\n")
+        if end == len(data) - 1 and 0 < end <= self.max_line and not self._buffer and not data.isspace():
+            return [data[:end]]  # One line: what most reads of a node are.
+        if end < 0:
             self._buffer += data
             if len(self._buffer) > self.max_line:
                 raise FrameError(f"a line of over {self.max_line} bytes, the longest allowed")

@@ -188,7 +188,9 @@ class Turn:
     # ---- nodeproc.net.clients.Backend ---------------------------------------------------------------
 
     def submit(self, message: Submit) -> None:
-        self.take(self._node_id, message)
+        self._inbox.append(Envelope(self._node_id, message))
+        if not self.due:
+            self.ask()
 
     def delivered_session(self, session: str) -> tuple[int, SeqNo] | None:
         return self.node.delivered_session(session)

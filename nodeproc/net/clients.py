@@ -308,7 +308,9 @@ class ClientConnection(asyncio.Protocol):
         """Whether the client has sent something since the last sweep."""
         self._timer: asyncio.TimerHandle | None = None
         """Limits the time for the first line, and for closing."""
-        self._closing = self._half_closed = False
+        self._closing = False
+        self.half_closed = False
+        """Whether the client has closed its sending half."""
         self._choked = self._held = self._paused = False
 
     # ---- asyncio ------------------------------------------------------------------------------------
@@ -371,8 +373,8 @@ class ClientConnection(asyncio.Protocol):
         """Keep the connection while answers are due: `nc` closes its sending half at the end of its input."""
         if self._decoder.unfinished:
             self._fail("the input ends in the middle of a line: a newline is missing")
-        self._half_closed = self._expects_data and not self._closing
-        return self._half_closed
+        self.half_closed = self._expects_data and not self._closing
+        return self.half_closed
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
@@ -402,7 +404,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def only_listens(self) -> bool:
         """Whether the client has closed its sending half and waits for no answer."""
-        return self._half_closed and not (self.session is not None and self.session.intake)
+        return self.half_closed and not (self.session is not None and self.session.intake)
 
     def is_overdue(self, now: float) -> bool:
         """Whether the client is connected for a while and has not completed a line."""
@@ -474,7 +476,7 @@ class ClientConnection(asyncio.Protocol):
 
     def answered(self) -> None:
         """Close the connection if the client has closed its sending half and expects no more data."""
-        if self._half_closed and not self._expects_data:
+        if self.half_closed and not self._expects_data:
             self.transport.close()
 
     def supersede(self) -> None:
@@ -620,8 +622,10 @@ class ServedSession:
         intake = self.intake
         while intake and intake[0][0] <= last_n:
             self._clients.intake_bytes -= intake.popleft()[1]
-        self.connection.say(Ack(self.id, last_n, seq_no))
-        self.connection.answered()
+        connection = self.connection
+        connection.say(Ack(self.id, last_n, seq_no))
+        if connection.half_closed:
+            connection.answered()
 
     def refused(self, refusal: Refuse) -> None:
         """Tell the client. It sends again from the n that the node expects, so nothing counts as submitted."""

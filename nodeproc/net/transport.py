@@ -26,7 +26,7 @@ from typing import Any, Final, TypeAlias, cast, get_args
 
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, PeerConnected, PeerLost, PeerRefused, UnknownMemberRefused
-from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId, PeerMessage
+from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId
 from nodeproc.errors import FrameError, LinkRefused, brief
 from nodeproc.frames import (
     PREAMBLE,
@@ -560,7 +560,7 @@ class Accepted(asyncio.Protocol):
         for message in messages:
             if peer is not None and type(message) not in _HANDSHAKE:
                 links.frames_in += 1
-                links.take(peer, cast(PeerMessage, message))
+                links.take(peer, message)
             elif peer is None and isinstance(message, PeerHello):
                 self._claimed = message.node
                 if not self._has_certificate:
