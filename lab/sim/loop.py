@@ -64,6 +64,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """The latest post: it is often the next action to run, and then never enters the heap."""
         self._ready: deque[Call] = deque()
         self._order = count()
+        self._not_begun: dict[Coroutine[Any, Any, Any], None] = {}
+        """Of tasks that have not begun to run."""
 
     # ---- for the simulation itself -------------------------------------------------------------------
 
@@ -97,6 +99,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             task.cancel()
         while self._ready:
             self._do(self._ready.popleft())
+        for coro in self._not_begun:
+            coro.close()  # Or Python would warn that nobody awaits it.
         self.failure = failure
 
     def _run_until(self, task: asyncio.Task[Any]) -> None:
@@ -167,9 +171,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_task(
         self, coro: Any, *, name: str | None = None, context: Context | None = None, **_: Any
     ) -> asyncio.Task[Any]:
+        self._not_begun[coro] = None
         return asyncio.Task(self._watched(coro), loop=self, name=name or "simulated", context=context)
 
     async def _watched(self, coro: Coroutine[Any, Any, T]) -> T:
+        del self._not_begun[coro]
         try:
             return await coro
         except self.fatal as error:

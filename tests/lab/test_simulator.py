@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -405,6 +406,20 @@ def test_a_fault_of_a_disk_without_effect_leaves_the_run_undecided(tmp_path: Pat
 def test_a_start_that_should_be_refused_and_is_not_is_missed() -> None:
     outcome = simulator.simulate(story("  - kill: 1\n  - start: {target: 1, refuses: true}"), 1)
     assert outcome.missed == [("start: {target: 1, refuses: true}", "node 1 did not refuse its disk")]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_task_that_has_not_begun_when_the_run_ends_leaves_no_warning() -> None:
+    loop = VirtualLoop()  # type: ignore[abstract]
+
+    async def never() -> None:
+        raise AssertionError("it began")
+
+    async def main() -> None:
+        loop.create_task(never())
+
+    loop.run(main())
+    gc.collect()
 
 
 def test_a_loop_in_virtual_time_does_not_wait_and_knows_when_nothing_can_come() -> None:
