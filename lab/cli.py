@@ -190,6 +190,12 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         default="",
         help="run in network namespaces, where faults of links drop packets",
     )
+    run.add_argument(
+        "--disks",
+        choices=("supervised",),
+        default="",
+        help="run under supervisors, which inject faults of disks into system calls",
+    )
     run.add_argument("--frames", action="store_true", help=f"with --sim: record all frames, for `{PROGRAM} diagram`")
     add_mutant(run)
     run.add_argument(
@@ -341,7 +347,7 @@ def _choice(options: argparse.Namespace) -> tuple[list[Chosen], list[ConfigError
     from lab.plan.scenario import Instead
 
     engine = getattr(options, "engine", None)
-    instead = Instead(str(engine), dict(options.engine_option)) if engine is not None else None
+    instead = Instead(str(engine), dict(options.engine_option), options.disks) if engine is not None else None
     simulated = getattr(options, "sim", False)
     return choose(options.scenarios, options.tag, SCENARIOS, COMMANDS, simulated=simulated, engine=instead)
 
@@ -375,7 +381,7 @@ def _do_run(options: argparse.Namespace) -> int:
     words = [] if options.engine is None else ["--engine", str(options.engine)]
     for name, value in options.engine_option:
         words += ["--engine-option", f"{name}={value}"]
-    how = How(options.sim, options.mutant, options.frames, tuple(words), options.network)
+    how = How(options.sim, options.mutant, options.frames, tuple(words), options.network, options.disks)
     chosen, refused = _possible(chosen, how)
     code = USAGE if refused else code
     if code != PASS:
@@ -452,6 +458,8 @@ def _option_refusal(options: argparse.Namespace) -> str:
     """Return why these options cannot be combined, or why no run directory can be created; "" if all is well."""
     if options.network and options.sim:
         return "--network: not with --sim, which has no network of a kernel"
+    if options.disks and options.sim:
+        return "--disks: not with --sim, which makes no system calls"
     if options.frames and not options.sim:
         return "--frames: only with --sim; frames of real nodes are not recorded"
     if options.engine is None and options.engine_option:

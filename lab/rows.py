@@ -342,6 +342,27 @@ class Convergence(Struct, frozen=True):
     """The highest term that any node reported then; 0 if not known."""
 
 
+class Supervision(Struct, frozen=True):
+    """The cost of supervisors (lab.live.supervise), added over the nodes.
+
+    stops: name of a system call -> how often it stopped for a supervisor. busy_s: time from a supervisor's notice of a
+    stop to its answer. cpu_s: CPU time of the supervisors. redirected: connections. problems: what they could not
+    follow.
+    """
+
+    stops: dict[str, int]
+    busy_s: float
+    cpu_s: float
+    redirected: int
+    problems: tuple[str, ...] = ()
+
+    def text(self, messages: int) -> str:
+        """Return the cost in words, of a run that acknowledged this many messages."""
+        stops = sum(self.stops.values())
+        each = f"{stops / messages:.1f} stops a message, " if messages else ""
+        return f"{each}{self.busy_s / stops * 1e6:.0f} us a stop" if stops else "no stops"
+
+
 class Meta(Struct, frozen=True):
     """The run's manifest (meta.json): where and how the run was carried out. It contains facts, no verdict."""
 
@@ -372,9 +393,11 @@ class Meta(Struct, frozen=True):
     """Totals: sent, acknowledged, rejected, unknown, workers, CPU seconds of the workers."""
     proxy: dict[str, Any]
     """Evidence counters of the proxy, or of the packet filter; empty for direct links."""
-    disks: Literal["direct", "layered"] = "direct"
+    disks: Literal["direct", "layered", "supervised"] = "direct"
     """layered: file access of the nodes passes through the lab's layer, which injects disk faults and records what is
-    durable."""
+    durable. supervised: the nodes' system calls pass through supervisors, which do the same."""
+    supervision: Supervision | None = None
+    """The cost of the supervisors; None if there are none, or the run did not come to its end."""
     problem: str = ""
     """Why the run could not be carried out to its end; "" if it was."""
     watched: str = ""

@@ -132,6 +132,10 @@ class RunDir:
         """The record of what a power loss would leave of a node's files (lab.live.inside.ledger)."""
         return self.nodes / f"node_{node}.ledger"
 
+    def supervisor_log(self, node: int) -> Path:
+        """The errors of a node's supervisor (lab.live.supervise)."""
+        return self.nodes / f"node_{node}.supervisor.log"
+
     def message_log(self, node: int) -> Path:
         return self.node_dir(node) / "logs" / f"node_{node}_messages.jsonl"
 

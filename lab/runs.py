@@ -42,7 +42,7 @@ class How:
     mutant: the mutant that the nodes run as (lab.mutants); "" for none.
     frames: record the frames between nodes; only with `sim`.
     engine: the words of the command line that put an engine in place of the nodes; none: the scenario's own nodes.
-    network: replaces `cluster.network` of the scenario; "": the scenario's own.
+    network, disks: replace these settings of the scenario's cluster; "": the scenario's own.
     """
 
     sim: bool = False
@@ -50,14 +50,15 @@ class How:
     frames: bool = False
     engine: tuple[str, ...] = ()
     network: Literal["", "kernel"] = ""
+    disks: Literal["", "supervised"] = ""
 
     def of(self, scenario: Scenario) -> Scenario:
-        """Return the scenario with the network that was asked for."""
+        """Return the scenario with the network and the disks that were asked for."""
         from msgspec import structs
 
-        if not self.network:
-            return scenario
-        return structs.replace(scenario, cluster=structs.replace(scenario.cluster, network=self.network))
+        asked = {"network": self.network, "disks": self.disks}
+        changes = {key: value for key, value in asked.items() if value}
+        return structs.replace(scenario, cluster=structs.replace(scenario.cluster, **changes))
 
     def command(self, path: Path, seed: int) -> str:
         """Return the command that runs the scenario file again in the same way."""
@@ -65,7 +66,8 @@ class How:
 
         parts = [COMMAND, shlex.quote(word_for(path)), "--sim" if self.sim else "", f"--seed {seed}"]
         parts += [shlex.quote(word) for word in self.engine]
-        parts += [f"--network {self.network}" if self.network else "", "--frames" if self.frames else ""]
+        parts += [f"--network {self.network}" if self.network else "", f"--disks {self.disks}" if self.disks else ""]
+        parts += ["--frames" if self.frames else ""]
         parts += [f"--mutant {self.mutant}" if self.mutant else ""]
         return " ".join(part for part in parts if part)
 
@@ -173,12 +175,16 @@ def refusals(scenario: Scenario, how: How) -> list[str]:
     """Return the reasons why a scenario cannot be run in this way, or not on this machine; empty if it can."""
     if how.sim:
         return scenario.sim_refusals()
-    if how.of(scenario).cluster.network == "proxy":
-        return []
-    from lab.live.enclosed import missing
+    cluster, reasons = how.of(scenario).cluster, []
+    if cluster.network == "kernel":
+        from lab.live import enclosed
 
-    reasons = scenario.kernel_refusals()
-    return reasons if reasons or not (problem := missing()) else [problem]
+        reasons += scenario.kernel_refusals() or list(filter(None, [enclosed.missing()]))
+    if cluster.disks == "supervised":
+        from lab.live import supervise
+
+        reasons += scenario.supervisor_refusals() or list(filter(None, [supervise.missing()]))
+    return reasons
 
 
 def run_once(

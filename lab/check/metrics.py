@@ -25,7 +25,7 @@ from lab.check.availability import (
     windows_of,
 )
 from lab.check.history import EventLine, read_events, read_fault_rows, read_history, read_meta, read_pieces
-from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Sample, Unknown
+from lab.rows import Acked, Failed, FaultRow, Invoke, Meta, Sample, Supervision, Unknown
 from lab.rundir import RunDir
 from lab.steps import effect_of
 from lab.steps.step import Effect
@@ -150,7 +150,9 @@ class Metrics(Struct, frozen=True):
     """Of each kind of fault; empty if the scenario has no faults."""
     terms: Terms = Terms(0, 0, 0)
     disks: str = "direct"
-    """direct | layered: file access of the nodes passed through the lab's layer."""
+    """direct | layered: file access of the nodes passed through the lab's layer | supervised: through supervisors."""
+    supervision: Supervision | None = None
+    """The cost of the supervisors."""
     series: Series = Series(0.0, (), (), (), ())
     histogram: tuple[tuple[float, int], ...] = ()
     """(ms, number of messages with at most this latency, and more than the entry before), ascending; the latencies are
@@ -550,6 +552,7 @@ def measure(run: RunDir) -> Metrics:
         scenario=meta.scenario,
         links=meta.links,
         disks=meta.disks,
+        supervision=meta.supervision,
         durability=str(meta.cluster.get("durability", "unknown")),
         node_count=len(meta.nodes),
         duration_s=(meta.t_end - meta.t_start) / NS_PER_S,

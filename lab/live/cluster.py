@@ -23,14 +23,17 @@ from lab.live.busy import BusyProcesses
 from lab.live.children import Children
 from lab.live.garbage import GarbageClients, Target, share_of
 from lab.live.kernel.links import KernelLinks
+from lab.live.layers import DiskLayer, LedgerLayer, SupervisedLayer
 from lab.live.links import Links, LiveLinks
 from lab.live.machine import LiveMachine
 from lab.live.observation import EventCount, StatusLine, file_sizes
 from lab.live.processes import HeldPort, Lifeline, NodeProcess, Program
+from lab.live.supervise import Refused, Supervisor
+from lab.live.supervise.orders import total
 from lab.plan.command import filled
 from lab.plan.scenario import Cluster as ClusterPlan
 from lab.plan.scenario import Scenario
-from lab.rows import NodeUse, Sample
+from lab.rows import NodeUse, Sample, Supervision
 from lab.rundir import RunDir
 from lab.steps import Garbage
 from lab.steps.book import FaultBook
@@ -52,6 +55,12 @@ def engine_settings(plan: ClusterPlan) -> dict[str, Any]:
     except install.NotInstalled as error:
         raise RunFailed(str(error)) from None
     return {"engine": plan.engine, "engine_options": plan.engine_options, "engine_program": str(program)}
+
+
+EVIDENCE = ("events", "node.log")
+"""Beginnings of names in a node's directory that a supervisor leaves alone: the lab judges by them."""
+ADAPTER_FILES = ("logs/", "conf/", "engine.log")
+"""As EVIDENCE, of an engine's adapter: what it writes anew at each start."""
 
 
 def program_of(plan: ClusterPlan, run: RunDir, settings: dict[str, Any]) -> Program | None:
@@ -125,6 +134,8 @@ class Cluster:
         self.leaders = SeenLeaders()
         self.proxy: dict[str, Any] = {}
         """The counts of every link after the run; empty for direct links."""
+        self.supervision: Supervision | None = None
+        """The cost of the supervisors; None if there are none, or the run did not end by itself."""
         self._events_before: dict[Path, int] = {}
         """Size of each event file at the latest mark_events()."""
         self._busy: list[BusyProcesses] = []
@@ -153,6 +164,11 @@ class Cluster:
             run.node_dir(node).mkdir(parents=True, exist_ok=True)  # A test may have put files there.
             peers = {peer: reached_at[node, peer] for peer in plan.ids if peer != node}
             data_dir = str(run.node_dir(node).resolve())
+            layer = self._layer(node)
+            if isinstance(layer, SupervisedLayer) and not plan.engine:
+                # The nodes know true addresses only. (An adapter redirects the connections of its engine.)
+                layer.supervisor.redirect({addresses[peer]: reached for peer, reached in peers.items()})
+                peers = {peer: addresses[peer] for peer in peers}
             settings = node_settings(plan, node, address, peers, data_dir, cluster_id, secret)
             program = program_of(plan, run, settings)
             if program is None:
@@ -172,15 +188,36 @@ class Cluster:
                 host=address[0],
                 namespace=links.namespace(node),
                 polled_from=links.own_host,
+                ledger=run.ledger(node) if isinstance(layer, LedgerLayer) else None,
+                supervisor=layer.supervisor if isinstance(layer, SupervisedLayer) else None,
             )
             role = partial(self._reported_role, node)
-            self.machines[node] = LiveMachine(process, run, self._book, role, seed, layered=self._scenario.layered)
+            self.machines[node] = LiveMachine(process, run, self._book, role, seed, layer)
+
+    def _layer(self, node: NodeId) -> DiskLayer | None:
+        """Return what stands between a node and its disk."""
+        run, plan, data_dir = self._run, self._scenario.cluster, self._run.node_dir(node)
+        if plan.disks == "supervised":
+            exempt = (*EVIDENCE, *ADAPTER_FILES) if plan.engine else EVIDENCE
+            log, lifeline = run.supervisor_log(node), self._lifeline.fd
+            try:
+                with self.links.namespace(node):
+                    supervisor = Supervisor.open(data_dir, log, exempt=exempt, inherited_fds=[lifeline])
+            except Refused as refused:
+                raise RunFailed(f"cluster.disks: supervised: {refused}") from refused
+            return SupervisedLayer(data_dir, supervisor)
+        return LedgerLayer(data_dir, run.ledger(node)) if self._scenario.layered else None
 
     async def close(self) -> None:
         """See lab.course.runner.Cluster."""
         await asyncio.gather(*(each.end(signal.SIGTERM) for each in self.machines.values() if each.running))
         await self.end_busy()
         self.proxy = await self.links.close()
+        self.supervision = total(
+            layer.supervisor.figures()
+            for layer in (machine.layer for machine in self.machines.values())
+            if isinstance(layer, SupervisedLayer)
+        )
         self.drop()
 
     def drop(self) -> None:

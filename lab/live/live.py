@@ -135,6 +135,7 @@ class LiveRun:
             links=self._cluster.links.kind,
             samples=tuple(self._samples),
             proxy=self._cluster.proxy,
-            disks="layered" if self._scenario.layered else "direct",
+            disks=self._scenario.disks,
+            supervision=self._cluster.supervision,
             **surroundings(self._scenario.cluster, is_native=self._is_native()),
         )

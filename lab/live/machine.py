@@ -1,8 +1,7 @@
 """One node's machine in a live run: its process, disk and clock. Orders control disk and clock without root.
 
-Power losses and faults of disks and clocks need a node that runs under lab.live.inside.faulty_node. The lab writes
-orders into the node's ledger, and the node counts there how often they took effect. Changed bytes, lost files and a
-rebuild need only a dead node.
+Power losses and faults of disks and clocks need a layer between the node and its disk (lab.live.layers). Changed bytes,
+lost files and a rebuild need only a dead node.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from typing import Any
 
 from lab.course.machine import MachineDisk
 from lab.live.children import last_line
-from lab.live.inside.ledger import Ledger, NameChange
-from lab.live.powerloss import lose_power, tearable
+from lab.live.layers import DiskLayer
 from lab.live.processes import NodeProcess
 from lab.rows import NodeExit
 from lab.rundir import RunDir
@@ -36,11 +34,11 @@ class LiveFiles:
     """See lab.course.machine.NodeFiles.
 
     Args:
-        ledger: the record of what a power loss would leave; None: there is none.
+        layer: knows what a power loss would leave; None: there is none.
     """
 
-    def __init__(self, root: Path, ledger: Ledger | None) -> None:
-        self._root, self._ledger = root, ledger
+    def __init__(self, root: Path, layer: DiskLayer | None) -> None:
+        self._root, self._layer = root, layer
 
     def all_names(self) -> list[str]:
         paths = (path for folder in DISK_FOLDERS for path in sorted((self._root / folder).glob("*")))
@@ -56,8 +54,8 @@ class LiveFiles:
 
     def remove(self, name: str) -> None:
         (self._root / name).unlink()
-        if self._ledger is not None:
-            self._ledger.note(NameChange("lost", name))
+        if self._layer is not None:
+            self._layer.lost(name)
 
     def replace(self, contents: dict[str, bytes]) -> None:
         self.wipe()
@@ -71,8 +69,8 @@ class LiveFiles:
         size = sum(path.stat().st_size for folder in DISK_FOLDERS for path in (self._root / folder).glob("*"))
         for folder in DISK_FOLDERS:
             shutil.rmtree(self._root / folder, ignore_errors=True)
-        if self._ledger is not None:
-            self._ledger.begin_anew()
+        if self._layer is not None:
+            self._layer.begin_anew()
         return size
 
 
@@ -81,11 +79,17 @@ class LiveMachine(MachineDisk):
 
     Args:
         role: returns the role in the node's latest STATUS; "" if it did not answer the latest question.
-        layered: the node's disk and clock are controlled by orders (lab.steps.orders).
+        layer: obeys orders for the node's disk and clock (lab.steps.orders); None: there are none.
     """
 
     def __init__(
-        self, process: NodeProcess, run: RunDir, book: FaultBook, role: Callable[[], str], seed: int, *, layered: bool
+        self,
+        process: NodeProcess,
+        run: RunDir,
+        book: FaultBook,
+        role: Callable[[], str],
+        seed: int,
+        layer: DiskLayer | None,
     ) -> None:
         super().__init__(process.node)
         self.process = process
@@ -93,22 +97,20 @@ class LiveMachine(MachineDisk):
         self.freeze, self.wake, self.ready, self.state = process.pause, process.wake, process.ready, process.state
         self._run, self._book, self._reported_role = run, book, role
         self._rng = random.Random(f"{seed} disk {self.node}")
-        self._ledger = Ledger(run.ledger(self.node)) if layered else None
-        self._files = LiveFiles(run.node_dir(self.node), self._ledger)
+        self.layer = layer
+        self._files = LiveFiles(run.node_dir(self.node), layer)
         self._answered = 0
         """Number of the latest process that has answered, from 1."""
         process.on_end = self._on_end
-        if layered:
-            process.ledger = run.ledger(self.node)
 
     @property
     def files(self) -> LiveFiles:
         return self._files
 
     def close(self) -> None:
-        """Release the ledger; its files stay."""
-        if self._ledger is not None:
-            self._ledger.close()
+        """Release the layer."""
+        if self.layer is not None:
+            self.layer.close()
 
     # ---- its process -----------------------------------------------------------------------------
 
@@ -161,26 +163,28 @@ class LiveMachine(MachineDisk):
     # ---- its disk and its clock ------------------------------------------------------------------
 
     def order(self, **changes: Any) -> None:
-        if self._ledger is None:
+        if self.layer is None:
             assert Orders(**changes) == Orders(), f"node {self.node} obeys no orders, found {changes}"
         else:
-            self._ledger.order(self._ledger.orders()._replace(**changes))
+            self.layer.order(self.layer.orders()._replace(**changes))
 
     def set_clock(self, drift: float, forward_s: float = 0.0) -> None:
-        if self._ledger is not None:
-            before, now = self._ledger.orders(), time.monotonic()
+        if self.layer is not None:
+            before, now = self.layer.orders(), time.monotonic()
             if drift != before.drift or forward_s:
                 wall_s = before.wall_s + forward_s
                 self.order(drift=drift, since=now, base=before.monotonic(now), wall_s=wall_s)
 
     def counts(self) -> Counts:
-        return Counts() if self._ledger is None else self._ledger.counts()
+        return Counts() if self.layer is None else self.layer.counts()
 
     def tearable(self) -> bool:
-        return tearable(self._run.node_dir(self.node), self._run.ledger(self.node), random.Random(0))
+        assert self.layer is not None
+        return self.layer.tearable()
 
     def cut_power(self, torn: bool) -> Loss:
-        return lose_power(self._run.node_dir(self.node), self._run.ledger(self.node), self._rng, torn=torn)
+        assert self.layer is not None
+        return self.layer.lose_power(self._rng, torn=torn)
 
     def wipe(self) -> int:
         return self._files.wipe()

@@ -21,6 +21,7 @@ import psutil
 from lab.course.manifest import HOST
 from lab.live import launch as launcher
 from lab.live.children import child_environment, last_line
+from lab.live.supervise import Ended, Supervisor
 from lab.rows import NodeExit, NodeUse, Sample
 from lab.steps.machine import RunFailed
 from nodeproc import native
@@ -94,10 +95,12 @@ NOTHING_USED = _Use(0.0, 0, 0)
 class _Life:
     """One process of a node, from start to exit.
 
-    Signals are sent by pid, which stays valid until _reap: Popen's own methods would reap the process.
+    Signals are sent by pid, which stays valid until _reap.
     """
 
-    popen: subprocess.Popen[bytes]
+    pid: int
+    reap: Callable[[], Ended]
+    """Wait for the exit, and kill what is left of the process group."""
     gone: asyncio.Future[NodeExit]
     used: _Use = NOTHING_USED
     """By its process group, in the latest sample."""
@@ -129,6 +132,7 @@ class NodeProcess:
     ledger: its orders control the node's disk and clock; None: real disk and clock.
     host: where the node listens. polled_from: the address from which STATUS is asked; "": any.
     namespace: the context in which the process is started.
+    supervisor: starts the processes; None: the harness does.
     on_end: called with node and exit code when the process has exited with an error; returns the injected fault that
         caused it, or "".
     """
@@ -147,6 +151,7 @@ class NodeProcess:
     host: str = HOST
     namespace: AbstractContextManager[None] = field(default_factory=nullcontext)
     polled_from: str = ""
+    supervisor: Supervisor | None = None
     on_end: Callable[[NodeId, int], str] = lambda node, code: ""
     paused: bool = False
     starts: int = 0
@@ -164,27 +169,54 @@ class NodeProcess:
     @property
     def pid(self) -> int:
         """The process id; 0 if the node is not running."""
-        return self._life.popen.pid if self._life is not None else 0
+        return self._life.pid if self._life is not None else 0
 
     # ---- life ------------------------------------------------------------------------------------
 
     def start(self, *more: str) -> None:
         """Start the process, with additional arguments; ready() waits until it answers."""
         assert self._life is None, f"node {self.node} runs already"
-        own = self.program is None
+        pid, reap = (self._supervised if self.supervisor is not None else self._spawned)(self._command(more))
+        self.starts += 1
+        self._life = _Life(pid, reap, asyncio.get_running_loop().create_future())
+        self._watch(self._life)
+
+    def _spawned(self, command: Sequence[str]) -> tuple[int, Callable[[], Ended]]:
+        """Start a process of the harness's own; return its id and what reaps it."""
         with self.log.open("ab") as errors, self.namespace:
             popen = subprocess.Popen(
-                self._command(more),
+                command,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL if own else errors,
+                stdout=subprocess.DEVNULL if self.program is None else errors,
                 stderr=errors,
                 env=self._environment(),
                 pass_fds=(self.lifeline_fd,),
                 process_group=0,  # Ctrl+C is the harness's to handle
             )
-        self.starts += 1
-        self._life = _Life(popen, asyncio.get_running_loop().create_future())
-        self._watch(self._life)
+
+        def reap() -> Ended:
+            os.killpg(popen.pid, signal.SIGKILL)  # what it has left behind; the group lasts until the wait below
+            # wait4 and not Popen.wait: it also tells what the process cost. Popen's own methods would reap it earlier.
+            _, wait_status, usage = os.wait4(popen.pid, 0)
+            popen.returncode = os.waitstatus_to_exitcode(wait_status)
+            return Ended(popen.returncode, usage.ru_utime + usage.ru_stime, usage.ru_oublock)
+
+        return popen.pid, reap
+
+    def _supervised(self, command: Sequence[str]) -> tuple[int, Callable[[], Ended]]:
+        """As _spawned, under the node's supervisor. An adapter gets a socket to it (Supervisor.from_environment)."""
+        supervisor, channel = self.supervisor, self.program is not None and self.program.is_adapter
+        assert supervisor is not None
+        environment = self._environment()
+        pid = supervisor.start(command, directory=Path(), output=self.log, environment=environment, channel=channel)
+
+        def reap() -> Ended:
+            try:
+                return supervisor.wait(pid)
+            except RunFailed:  # The supervisor has died, and its programs with it; the end of the run says so.
+                return Ended(-signal.SIGKILL, 0.0, 0)
+
+        return pid, reap
 
     def _command(self, more: Sequence[str]) -> list[str]:
         if self.program is not None:
@@ -238,11 +270,11 @@ class NodeProcess:
         life.asked_to_end = True
         self.sample()
         if how is signal.SIGTERM and self.program is not None and self.program.is_adapter:
-            os.kill(life.popen.pid, how)  # The adapter first reads the engine's store, and then ends the engine.
+            os.kill(life.pid, how)  # The adapter first reads the engine's store, and then ends the engine.
         else:
-            os.killpg(life.popen.pid, how)
+            os.killpg(life.pid, how)
         if self.paused and how is not signal.SIGKILL:
-            os.killpg(life.popen.pid, signal.SIGCONT)
+            os.killpg(life.pid, signal.SIGCONT)
         try:
             async with asyncio.timeout(KILL_PATIENCE_S if how is signal.SIGKILL else STOP_PATIENCE_S):
                 return await asyncio.shield(life.gone)
@@ -250,7 +282,7 @@ class NodeProcess:
             life.asked_to_end = False  # not with this: the judges shall see it
             if how is signal.SIGKILL:
                 return None
-            os.killpg(life.popen.pid, signal.SIGKILL)
+            os.killpg(life.pid, signal.SIGKILL)
             return await life.gone
 
     async def doomed(self, patience_s: float) -> bool:
@@ -320,13 +352,13 @@ class NodeProcess:
         """Call _reap as soon as the process is gone, by means of a pidfd, or by polling on systems without pidfds."""
         loop = asyncio.get_running_loop()
         if hasattr(os, "pidfd_open"):
-            life.pidfd = os.pidfd_open(life.popen.pid)
+            life.pidfd = os.pidfd_open(life.pid)
             loop.add_reader(life.pidfd, self._reap, life)
         else:
             loop.call_later(POLL_S, self._poll, life)
 
     def _poll(self, life: _Life) -> None:
-        if os.waitid(os.P_PID, life.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if os.waitid(os.P_PID, life.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             self._reap(life)
         elif not life.gone.done():
             asyncio.get_running_loop().call_later(POLL_S, self._poll, life)
@@ -335,19 +367,16 @@ class NodeProcess:
         if life.gone.done():
             return
         now = time.monotonic_ns()
-        os.killpg(life.popen.pid, signal.SIGKILL)  # what it has left behind; the group lasts until the wait below
-        # wait4 and not Popen.wait: it also tells what the process cost.
-        _, wait_status, usage = os.wait4(life.popen.pid, 0)
-        code = life.popen.returncode = os.waitstatus_to_exitcode(wait_status)
+        ended = life.reap()
         if life.pidfd >= 0:
             asyncio.get_running_loop().remove_reader(life.pidfd)
             os.close(life.pidfd)
         # The usage leaves out other processes of the group that were killed: for them, the last sample is known.
-        self._ended_cpu_s += max(usage.ru_utime + usage.ru_stime, life.used.cpu_s)
-        self._ended_written += max(usage.ru_oublock * OUBLOCK_BYTES, life.used.written)
-        because = "" if code in _NO_ERRORS else self.on_end(self.node, code)
+        self._ended_cpu_s += max(ended.cpu_s, life.used.cpu_s)
+        self._ended_written += max(ended.written_blocks * OUBLOCK_BYTES, life.used.written)
+        because = "" if ended.code in _NO_ERRORS else self.on_end(self.node, ended.code)
         self._life, self.paused = None, False
-        exited = NodeExit(now, code, life.asked_to_end or bool(because), because)
+        exited = NodeExit(now, ended.code, life.asked_to_end or bool(because), because)
         self.exits.append(exited)
         life.gone.set_result(exited)
 

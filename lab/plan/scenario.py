@@ -59,6 +59,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
         lab.engines. engine_options: its settings.
     client_token: the token that the nodes require of every client; the lab's own clients send it.
     network: what obeys rules of links in a live run: the lab's proxy, or the packet filter of namespaces of the run.
+    disks: what injects disk faults and power losses in a live run: the lab's layer inside the nodes' processes, where a
+        step needs it; or supervisors, which stand between the nodes' system calls and the kernel (lab.live.supervise).
     """
 
     nodes: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 3
@@ -78,6 +80,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     engine_options: dict[str, str] = {}
     client_token: Annotated[str, Meta(max_length=256)] = ""
     network: Literal["proxy", "kernel"] = "proxy"
+    disks: Literal["layered", "supervised"] = "layered"
 
     @property
     def is_foreign(self) -> bool:
@@ -187,7 +190,14 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def layered(self) -> bool:
         """The files and clocks of real nodes must pass the lab's layer."""
-        return any(step.needs.layer for step in self.every_step())
+        return self.cluster.disks == "layered" and any(step.needs.layer for step in self.every_step())
+
+    @property
+    def disks(self) -> Literal["direct", "layered", "supervised"]:
+        """What stands between real nodes and their disks."""
+        if self.cluster.disks == "supervised":
+            return "supervised"
+        return "layered" if self.layered else "direct"
 
     def sim_refusals(self) -> list[str]:
         """Return the reasons why the scenario cannot be simulated, each with its place; empty if it can."""
@@ -205,6 +215,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             refused.append(f"cluster.{word}: a program has no virtual time to run in")
         if self.cluster.client_token:
             refused.append("cluster.client_token: nobody can come to a simulated node but its own clients")
+        if self.cluster.disks == "supervised":
+            refused.append("cluster.disks: supervised: a simulated node makes no system calls")
         total = self.planned_messages
         if total > MAX_SIM_MESSAGES:
             at = "load" if self.load is not None else "steps"
@@ -219,6 +231,10 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     def kernel_refusals(self) -> list[str]:
         """Return the reasons why the kernel's network cannot carry the scenario out, each with its place."""
         return [f"{show_place(place)}: {why}" for place, why in _not_in_the_kernel(self.steps)]
+
+    def supervisor_refusals(self) -> list[str]:
+        """Return the reasons why the scenario cannot be run under supervisors, each with its place."""
+        return [f"{show_place(place)}: {why}" for place, why in _not_supervised(self.steps)]
 
     @property
     def planned_messages(self) -> int:
@@ -249,7 +265,9 @@ def load(path: Path | str, *, text: str | None = None, engine: Instead | None = 
     if engine is not None:
         outline = engine.put_into(outline)
     plan = outline.cluster
-    root = Entry(document, Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign, plan.network))
+    supervised = plan.disks == "supervised"
+    setting = Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign, plan.network, supervised)
+    root = Entry(document, setting)
     _check_outline(root, outline)
     if plan.limits:
         check_limits(document, root.at("cluster", "limits").convert(Limits), ("cluster", "limits"))
@@ -269,21 +287,29 @@ def load(path: Path | str, *, text: str | None = None, engine: Instead | None = 
         root.at("steps").fail(f"{scenario.step_count} steps with repeats written out, allowed 1..{MAX_STEPS}")
     for place, why in _not_in_the_kernel(scenario.steps) if plan.network == "kernel" else ():
         root.at(*place).fail(why)
+    for place, why in _not_supervised(scenario.steps) if supervised else ():
+        root.at(*place).fail(why)
     _check_load_use(root, scenario)
     _check_named_steps(root.at("expectations"), scenario)
     return scenario
 
 
 class Instead(NamedTuple):
-    """An engine that runs in place of the nodes that a scenario file describes."""
+    """An engine that runs in place of the nodes that a scenario file describes.
+
+    disks: replaces `cluster.disks`; "": the scenario's own.
+    """
 
     engine: str
     options: Mapping[str, str]
+    disks: Literal["", "supervised"] = ""
 
     def put_into(self, outline: _Outline) -> _Outline:
         """Return the scenario with this engine, and with bounds that allow for the engine's own timeouts."""
+        plan, options = outline.cluster, dict(self.options)
+        disks = self.disks or plan.disks
         cluster = structs.replace(
-            outline.cluster, command=None, directory="", engine=self.engine, engine_options=dict(self.options)
+            plan, command=None, directory="", engine=self.engine, engine_options=options, disks=disks
         )
         least = Duration(catalogue.parse(self.engine).kind.recovery_s)
         bounds = structs.replace(outline.bounds, recovery=max(outline.bounds.recovery, least))
@@ -459,6 +485,13 @@ def _not_in_the_kernel(steps: tuple[Step, ...]) -> Iterator[tuple[Place, str]]:
         for field in step.needs.proxy_fields:
             why = "network: kernel drops packets and does nothing else; allowed: cut, partition, flap, link with loss"
             yield (*place, step.word, *((field,) if field else ())), why
+
+
+def _not_supervised(steps: tuple[Step, ...]) -> Iterator[tuple[Place, str]]:
+    """Yield the places of the steps that only the layer inside the nodes' processes can do, each with the reason."""
+    for place, step in _placed(steps, ("steps",)):
+        if step.needs.clock:
+            yield (*place, step.word), "disks: supervised does not change clocks"
 
 
 def _placed(steps: tuple[Step, ...], place: Place) -> Iterator[tuple[Place, Step]]:

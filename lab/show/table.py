@@ -114,6 +114,11 @@ def expectation_word(expected: ExpectationResult) -> str:
     return f"{word} (soft)" if expected.soft and not expected.met else word
 
 
+def _disks(metrics: Metrics) -> str:
+    cost = metrics.supervision
+    return metrics.disks if cost is None else f"{metrics.disks} ({cost.text(metrics.load.acknowledged)})"
+
+
 def _load(metrics: Metrics, verdict: Verdict, width: int) -> str:
     load, messages = metrics.load, verdict.messages
     network = "network" if metrics.links == "kernel" else "links"
@@ -121,7 +126,8 @@ def _load(metrics: Metrics, verdict: Verdict, width: int) -> str:
     rows = [
         (
             "nodes",
-            f"{metrics.node_count}, {network} {metrics.links}, disks {metrics.disks}, durability {metrics.durability}",
+            f"{metrics.node_count}, {network} {metrics.links}, disks {_disks(metrics)}, "
+            f"durability {metrics.durability}",
         ),
         ("sent", f"{load.sent:,} messages"),
         ("acknowledged", f"{load.acknowledged:,} messages"),

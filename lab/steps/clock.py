@@ -24,7 +24,7 @@ class Clock(Fault, frozen=True):
 
     word = "clock"
     drawn_from = 1
-    needs = Needs(layer=True, own_node=True)
+    needs = Needs(layer=True, clock=True, own_node=True)
     effect = Effect.SLOW
     on: Target
     drift: Annotated[float, Meta(ge=-MOST_DRIFT, le=MOST_DRIFT)] = 0.0

@@ -46,6 +46,8 @@ class Cause(NamedTuple):
     """Number of the last process of the node that may still exit because of this; 0: any later process may."""
 
 
+ANY_EXIT: Final = -1000
+"""An exit code that stands for all: nobody knows with which one another program ends because of its disk."""
 OLDER_COPY: Final = "an older copy"
 """A running node detects this fault as soon as a link opens to a member that knows what the node has forgotten."""
 
@@ -69,7 +71,7 @@ class Causes:
     def mended(self, node: NodeId, process: int) -> None:
         """A fault was cleared: this process, counted from 1, may still exit because of it, but no later one."""
         self._of[node] = [
-            each if each.lasts or each.exit_code != EXIT_DISK_FAILED else each._replace(lasts=process)
+            each if each.lasts or each.exit_code not in (EXIT_DISK_FAILED, ANY_EXIT) else each._replace(lasts=process)
             for each in self._of.get(node, [])
         ]
 
@@ -87,7 +89,9 @@ class Causes:
         explains it.
         """
         found = (
-            each for each in self._of.get(node, []) if each.exit_code == code and process <= (each.lasts or process)
+            each
+            for each in self._of.get(node, [])
+            if each.exit_code in (code, ANY_EXIT) and process <= (each.lasts or process)
         )
         return next(found, None)
 

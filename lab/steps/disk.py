@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, Self
 
-from lab.steps.damage import OLDER_COPY, Cause
+from lab.steps.damage import ANY_EXIT, OLDER_COPY, Cause
 from lab.steps.entry import Entry
 from lab.steps.kill import end
 from lab.steps.lot import Lot
@@ -67,7 +67,7 @@ class Disk(Fault, frozen=True):
 
     @property
     def needs(self) -> Needs:
-        return Needs(layer=not self.changes_files, own_node=True)
+        return Needs(layer=not self.changes_files, own_node=True, or_supervised=not self.changes_files)
 
     @property
     def unhealable(self) -> str:
@@ -131,7 +131,7 @@ class Disk(Fault, frozen=True):
         """Make the disk slow, full or failing from now on."""
         row, before = run.book.begin(self.word, index, machine), machine.counts()
         if cause := self.cause(index):
-            run.book.causes.add(machine.node, cause)
+            run.book.causes.add(machine.node, cause._replace(exit_code=ANY_EXIT) if run.is_foreign else cause)
         if self.slow:
             run.book.healed(self.word, machine, "slowed")  # A disk is slow in one way at a time.
             state, proof = f"slow by {self.slow}", "slowed"

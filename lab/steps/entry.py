@@ -77,6 +77,7 @@ class Setting(NamedTuple):
     log_level: of the cluster; events below it are not reported.
     foreign: `cluster.command` starts the nodes; the lab does not know the frames and disks of such a program.
     network: what obeys rules of links: the lab's proxy, or the kernel's packet filter.
+    supervised: the nodes run under supervisors.
     """
 
     steps: Mapping[str, type[Step]]
@@ -84,6 +85,7 @@ class Setting(NamedTuple):
     log_level: events.Level
     foreign: bool = False
     network: Literal["proxy", "kernel"] = "proxy"
+    supervised: bool = False
 
 
 class Entry(Value):

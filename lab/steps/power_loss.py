@@ -36,7 +36,6 @@ class PowerLoss(Fault, frozen=True):
     effect = Effect.DOWN
     short = "target"
     ends_process = True
-    needs = Needs(layer=True, own_node=True)
     target: Target
     mid_write: bool = False
     tail: Literal["drawn", "torn"] = "drawn"
@@ -44,6 +43,10 @@ class PowerLoss(Fault, frozen=True):
     def check(self, entry: Entry) -> None:
         if self.mid_write and self.tail != "drawn":
             entry.at("tail").fail("mid_write draws what it leaves; no other tail may stand beside it")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(layer=True, own_node=True, or_supervised=self.tail == "drawn")
 
     @property
     def leaves_nodes(self) -> frozenset[State]:

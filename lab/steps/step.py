@@ -24,8 +24,10 @@ class Needs(NamedTuple):
     """What a run must offer so that a step can be done.
 
     proxy: frames between nodes pass the lab's proxy. client_proxy: bytes between clients and nodes pass it too.
-    layer: the nodes' files and clocks pass the lab's layer, lab.live.inside.faulty_node.
-    own_node: the nodes are the lab's own, not a program that `cluster.command` starts.
+    layer: the nodes' files and clocks pass the lab's layer, lab.live.inside.faulty_node, or a supervisor for files.
+    clock: the step is about clocks.
+    own_node: the nodes are the lab's own, not a program that `cluster.command` starts. or_supervised: or any program
+        under a supervisor.
     majority: a majority of the nodes runs.
     load: the scenario has a load. load_end: that load has a count or a duration.
     real_time: why the step cannot be simulated; "" if it can.
@@ -36,7 +38,9 @@ class Needs(NamedTuple):
     proxy: bool = False
     client_proxy: bool = False
     layer: bool = False
+    clock: bool = False
     own_node: bool = False
+    or_supervised: bool = False
     majority: bool = False
     load: bool = False
     load_end: bool = False
@@ -94,7 +98,10 @@ class Step(Worded, frozen=True, kw_only=True):
     def read(cls, entry: Entry) -> Self:
         """Read and check the step from the value of its key. Raises ConfigError."""
         step = cls._of(entry)
-        if entry.setting.foreign and step.needs.own_node:
+        needs, setting = step.needs, entry.setting
+        if setting.foreign and needs.own_node and not (needs.or_supervised and setting.supervised):
+            if needs.or_supervised:
+                entry.fail("needs `cluster: {disks: supervised}`, if the nodes are not the lab's own")
             entry.fail("is for the lab's own nodes; the lab does not know the inside of a program of cluster.command")
         step.check(entry)
         return step

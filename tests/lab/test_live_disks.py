@@ -18,6 +18,7 @@ from lab.plan import scenario as plan
 from lab.rows import FaultRow
 from lab.rundir import RunDir
 from tests.lab.patient import patient
+from tests.lab.supervisable import needs_supervisor
 
 SEED = 7
 CLUSTER = "cluster: {limits: {segment_bytes: 8192}}\nload: {clients: 2, rate: 300, size: 200}\n"
@@ -64,8 +65,11 @@ expectations:
 """
 
 
-def test_power_that_is_lost_and_disks_that_are_slow_and_full_leave_their_evidence(tmp_path: Path) -> None:
-    run, verdict = run_in(tmp_path, CLUSTER + POWER_AND_DISKS)
+@pytest.mark.parametrize("disks", ["layered", "supervised"])
+def test_power_that_is_lost_and_disks_that_are_slow_and_full_leave_their_evidence(tmp_path: Path, disks: str) -> None:
+    if disks == "supervised":
+        needs_supervisor()
+    run, verdict = run_in(tmp_path, CLUSTER.replace("{limits", f"{{disks: {disks}, limits") + POWER_AND_DISKS)
     rows = run.read_faults()
     (slow,), (torn,), (in_a_write,) = of(rows, "disk", 2), of(rows, "power_loss", 1), of(rows, "power_loss", 2)
     assert slow.effect and slow.evidence["slowed"] > 0 and slow.t_healed > slow.t
@@ -76,7 +80,7 @@ def test_power_that_is_lost_and_disks_that_are_slow_and_full_leave_their_evidenc
     assert (end.role, end.evidence["exit"], end.evidence["because"]) == ("leader", 4, "full")
     assert [row.effect for row in rows] == [True] * len(rows)
     meta = run.read_meta()
-    assert meta.disks == "layered"
+    assert meta.disks == disks
     assert [(each.code, each.because) for each in meta.nodes[3].exits] == [(4, "full"), (0, "")]
     assert verdict.outcome == "pass", [each for each in verdict.checks if each.result != "PASS"]
 

@@ -129,8 +129,8 @@ def test_a_command_that_makes_no_sense_is_refused(cluster: str, words: str) -> N
     [
         ("{link: {frames: [APPEND], delay: 5ms}}", "steps[0].link.frames: the frames of nodes that cluster.command"),
         ("{link: {loss: 0.5}}", "steps[0].link.loss: is for links that carry frames"),
-        ("{power_loss: leader}", "steps[0].power_loss: is for the lab's own nodes"),
-        ("{disk: {on: 1, full: true}}", "steps[0].disk: is for the lab's own nodes"),
+        ("{power_loss: leader}", "steps[0].power_loss: needs `cluster: {disks: supervised}`"),
+        ("{disk: {on: 1, full: true}}", "steps[0].disk: needs `cluster: {disks: supervised}`"),
         ("{cut: {frames: [APPEND]}}", "steps[0].cut.frames: the frames of nodes"),
     ],
 )

@@ -202,6 +202,26 @@ def test_what_is_done_to_dead_nodes_needs_no_layer() -> None:
     assert not read("steps: [{kill: leader}, {start: {target: 1, refuses: true}}, {heal: disks}]").layered
 
 
+def test_supervisors_stand_in_place_of_the_layer_but_not_for_clocks() -> None:
+    supervised = "cluster: {disks: supervised}\n"
+    scenario = read(supervised + "steps: [{power_loss: 1}]")
+    assert (scenario.disks, scenario.layered) == ("supervised", False)
+    assert scenario.sim_refusals() == ["cluster.disks: supervised: a simulated node makes no system calls"]
+    assert read("steps: [{power_loss: 1}]").disks == "layered"
+    assert read("steps: [{kill: 1}]").disks == "direct"
+    with pytest.raises(ConfigError, match=r"steps\[0\]\.repeat\.steps\[0\].*disks: supervised does not change clocks"):
+        read(supervised + "steps: [{repeat: {times: 2, steps: [{clock: {on: 1, drift: 0.1}}]}}]")
+
+
+def test_a_supervisor_takes_the_power_from_any_program() -> None:
+    program = "cluster: {command: [my_node, '{config}'], disks: supervised}\n"
+    assert read(program + "steps: [{power_loss: 1}, {disk: {on: 1, failing: sync}}]").disks == "supervised"
+    with pytest.raises(ConfigError, match=r"needs `cluster: \{disks: supervised\}`"):
+        read(program.replace(", disks: supervised", "") + "steps: [{power_loss: 1}]")
+    with pytest.raises(ConfigError, match="is for the lab's own nodes"):
+        read(program + "steps: [{power_loss: {target: 1, tail: torn}}]")
+
+
 START = "steps: [{load: start}]\n"
 KERNEL = "cluster: {network: kernel}\n"
 NO_SIMULATION = {

@@ -203,6 +203,15 @@ def test_files_outside_of_the_data_directory_are_left_alone(node: Node, tmp_path
     assert (tmp_path / "outside").read_bytes() == b"x"
 
 
+def test_exempt_files_are_left_alone(node: Node, tmp_path: Path) -> None:
+    node.supervisor.close()
+    node.supervisor = Supervisor.open(node.data, tmp_path / "log", exempt=["events", "logs/"])
+    program = 'os.mkdir("logs"); create("logs/a", b"x"); create("events.jsonl", b"x"); os.rename("logs/a", "logs/b")'
+    node.run(f'{program}; create("a", b"x")')
+    node.lose_power()
+    assert node.contents() == {"logs/b": b"x", "events.jsonl": b"x"}
+
+
 def test_a_static_binary(node: Node, tmp_path: Path) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("no gcc")

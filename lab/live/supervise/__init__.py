@@ -25,7 +25,7 @@ What is modelled: contents.py, names.py and docs/supervisor.md.
 
 from __future__ import annotations
 
-from lab.live.supervise.client import Refused, Supervisor
-from lab.live.supervise.orders import Ended, Figures
+from lab.live.supervise.client import Refused, Supervisor, missing
+from lab.live.supervise.orders import Ended
 
-__all__ = ["Ended", "Figures", "Refused", "Supervisor"]
+__all__ = ["Ended", "Refused", "Supervisor", "missing"]

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from lab.live.supervise.contents import Tail
 from lab.live.supervise.disk import Lost
 from lab.live.supervise.links import Address
 from lab.live.supervise.programs import CHANNEL
+from lab.rows import Supervision
 from lab.steps.machine import RunFailed
 from lab.steps.orders import Counts, Orders
 
@@ -43,13 +45,21 @@ class Supervisor:
 
     @classmethod
     def open(
-        cls, data_dir: Path, log: Path, *, writeback_s: float = 0.0, inherited_fds: Sequence[int] = ()
+        cls,
+        data_dir: Path,
+        log: Path,
+        *,
+        exempt: Sequence[str] = (),
+        writeback_s: float = 0.0,
+        inherited_fds: Sequence[int] = (),
     ) -> Supervisor:
         """Start a supervisor.
 
         Args:
             data_dir: must exist. Only files below it are supervised. Removed files are kept for a while beside it, in
                 DATA_DIR.kept.
+            exempt: beginnings of names below data_dir that are left alone, such as `events.jsonl` or `logs/`: a power
+                loss takes nothing of them.
             log: receives the supervisor's own errors.
             writeback_s: what was not synced for this long is durable, as if the kernel had written it; 0: never.
             inherited_fds: file descriptors that the supervisor and its programs inherit.
@@ -57,6 +67,8 @@ class Supervisor:
         Raises:
             Refused: this system does not allow a supervisor.
         """
+        if sys.platform != "linux":
+            raise Refused(f"a supervisor needs Linux, found {sys.platform}")
         ours, theirs = socket.socketpair()
         with log.open("ab") as errors, theirs:
             process = subprocess.Popen(
@@ -72,7 +84,7 @@ class Supervisor:
         data_dir = data_dir.resolve()
         try:
             kept = data_dir.with_name(data_dir.name + ".kept")
-            supervisor._ask(orders.Open(str(data_dir), str(kept), writeback_s), orders.Done)
+            supervisor._ask(orders.Open(str(data_dir), str(kept), tuple(exempt), writeback_s), orders.Done)
         except BaseException:
             supervisor.close()
             raise
@@ -157,7 +169,8 @@ class Supervisor:
         Args:
             tail: see lab.live.supervise.contents.
             seed: of the random choices.
-            keep: file name below the data directory -> number of its first bytes that survive, whatever the tail.
+            keep: file name below the data directory -> number of its first bytes that survive, whatever the tail. If
+                there is one, all names survive.
         """
         return self._ask(orders.CutPower(tail, seed, dict(keep or {})), orders.Loss).lost
 
@@ -165,9 +178,9 @@ class Supervisor:
         """Everything that is on the disk now is durable: the lab has replaced it while no program ran."""
         self._ask(orders.BeginAnew(), orders.Done)
 
-    def figures(self) -> orders.Figures:
+    def figures(self) -> Supervision:
         """Return the cost so far."""
-        return self._ask(orders.Measure(), orders.Figures)
+        return self._ask(orders.Measure(), orders.Figures).supervision
 
     def _ask(self, order: orders.Order, expected: type[_Answer]) -> _Answer:
         try:
@@ -184,3 +197,15 @@ class Supervisor:
             raise Refused(answer.why)
         assert isinstance(answer, expected), (order, answer)
         return answer
+
+
+def missing() -> str:
+    """Return why this machine has no supervisors; "" if it has."""
+    with tempfile.TemporaryDirectory() as directory:
+        data_dir = Path(directory, "data")
+        data_dir.mkdir()
+        try:
+            Supervisor.open(data_dir, Path(directory, "log")).close()
+        except RunFailed as error:
+            return f"cluster.disks: supervised: {error}"
+    return ""

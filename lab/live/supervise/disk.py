@@ -57,7 +57,7 @@ class Disk:
     """See the module.
 
     Args:
-        root: the data directory. Everything outside of it is left alone.
+        paths: which files are data files. All others are left alone.
         kept: see Names.
         numbers: see OpenFiles.
         writeback_s: see Syncing.
@@ -65,9 +65,8 @@ class Disk:
     """
 
     def __init__(
-        self, root: Path, kept: Path, numbers: tuple[int, int], writeback_s: float, die: Callable[[], None]
+        self, paths: Paths, kept: Path, numbers: tuple[int, int], writeback_s: float, die: Callable[[], None]
     ) -> None:
-        paths = Paths(root)
         files = OpenFiles(paths, numbers)
         self._state = State(paths, files, Names(kept, files.freed), die)
         self._syncing = Syncing(self._state, writeback_s)
@@ -163,8 +162,11 @@ class Disk:
 
         Args:
             keep: file name below the data directory -> the number of its first bytes that survive, whatever the tail.
+                If there is one, all names survive.
         """
         rng = Random(seed)
+        if keep:
+            self._state.names.commit()
         unsynced_names = self._state.names.pending
         names = self._state.names.lose(tail, rng)
         unsynced = lost = 0
@@ -181,5 +183,5 @@ class Disk:
             if loss.lost_bytes or before != loss.size:
                 files.append(FileLoss(name, before, loss.size, loss.lost_bytes))
         self.begin_anew()
-        shown = tuple(names[-MOST_SHOWN:])
+        shown = tuple(name.replace(self._state.paths.root + "/", "") for name in names[-MOST_SHOWN:])
         return Lost(unsynced, lost, unsynced_names, len(names), tuple(files[:MOST_SHOWN]), shown)

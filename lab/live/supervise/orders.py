@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -9,6 +11,7 @@ from msgspec import Struct
 
 from lab.live.supervise.contents import Tail
 from lab.live.supervise.disk import Lost
+from lab.rows import Supervision
 from lab.steps.orders import Counts, Orders
 
 
@@ -17,6 +20,7 @@ class Open(Struct, frozen=True, tag_field="do", tag="open"):
 
     data_dir: str
     kept_dir: str
+    exempt: tuple[str, ...] = ()
     writeback_s: float = 0.0
 
 
@@ -104,21 +108,9 @@ class Ended(Struct, frozen=True, tag_field="is", tag="ended"):
 
 
 class Figures(Struct, frozen=True, tag_field="is", tag="figures"):
-    """The cost of the supervisor so far.
+    """The cost of the supervisor so far."""
 
-    stops: name of a system call -> how often it stopped. busy_s: time from a stop's notice to its answer, all added.
-    cpu_s: of the supervisor. redirected: connections. problems: what it could not follow.
-    """
-
-    stops: dict[str, int]
-    busy_s: float
-    cpu_s: float
-    redirected: int
-    problems: tuple[str, ...]
-
-    @property
-    def all_stops(self) -> int:
-        return sum(self.stops.values())
+    supervision: Supervision
 
 
 class Counted(Struct, frozen=True, tag_field="is", tag="counted"):
@@ -144,3 +136,20 @@ Answer: TypeAlias = Done | Refused | Started | Ended | Counted | Prefixes | Loss
 encode = msgspec.json.Encoder().encode
 decode_order = msgspec.json.Decoder(Order).decode
 decode_answer = msgspec.json.Decoder(Answer).decode
+
+
+def total(parts: Iterable[Supervision]) -> Supervision | None:
+    """Return the cost of several supervisors together; None if there are none."""
+    figures = list(parts)
+    if not figures:
+        return None
+    stops = Counter[str]()
+    for each in figures:
+        stops.update(each.stops)
+    return Supervision(
+        dict(sorted(stops.items())),
+        sum(each.busy_s for each in figures),
+        sum(each.cpu_s for each in figures),
+        sum(each.redirected for each in figures),
+        tuple(dict.fromkeys(problem for each in figures for problem in each.problems)),
+    )

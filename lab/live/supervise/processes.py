@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab.live.supervise.kernel import read_path
@@ -44,11 +44,21 @@ def umask_of(thread: int) -> Iterator[None]:
 
 
 class Paths:
-    """Finds out which paths of a process lie below the data directory."""
+    """Finds out which paths of a process name data files.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the data directory.
+        exempt: beginnings of names below it that are no data files, such as `events.jsonl` or `logs/`.
+    """
+
+    def __init__(self, root: Path, exempt: Sequence[str] = ()) -> None:
         self.root = os.path.realpath(root)
         self._prefix = self.root + "/"
+        self._exempt = tuple(self._prefix + name for name in exempt)
+
+    def is_data(self, path: str) -> bool:
+        """Return whether an absolute path without symbolic links names a data file."""
+        return path.startswith(self._prefix) and not f"{path}/".startswith(self._exempt)
 
     def argument(self, thread: int, folder_fd: int, address: int) -> str:
         """Return the absolute path that a system call names, with links and dots as they are."""
@@ -62,17 +72,19 @@ class Paths:
         return f"{os.readlink(folder)}/{path}" if path else os.readlink(folder)
 
     def has_content(self, path: str) -> bool:
-        """Return whether a path, with symbolic links followed, lies below the data directory."""
-        if path.startswith(self._prefix) and "/." not in path:
-            return True
-        return os.path.realpath(path).startswith(self._prefix)
+        """Return whether a path, with symbolic links followed, names a data file."""
+        return self.is_data(path if self._is_plain(path) else os.path.realpath(path))
 
     def has_folder(self, path: str) -> bool:
-        """Return whether a folder is the data directory or below it."""
-        return (os.path.realpath(path) + "/").startswith(self._prefix)
+        """Return whether a folder is the data directory, or holds data files below it."""
+        real = os.path.realpath(path)
+        return real == self.root or self.is_data(real)
 
     def has_name(self, path: str) -> bool:
-        """Return whether the name itself, a symbolic link or not, lies below the data directory."""
-        if path.startswith(self._prefix) and "/." not in path:
-            return True
-        return self.has_folder(os.path.dirname(path.rstrip("/")))
+        """Return whether the name itself, a symbolic link or not, is one of a data file."""
+        folder, _, name = path.rstrip("/").rpartition("/")
+        return self.is_data(path if self._is_plain(path) else f"{os.path.realpath(folder)}/{name}")
+
+    def _is_plain(self, path: str) -> bool:
+        """Return whether a path stands below the data directory as it is written."""
+        return path.startswith(self._prefix) and "/." not in path

@@ -74,6 +74,8 @@ class State:
             folders.sort()
             for name in sorted(names):
                 path = f"{folder}/{name}"
+                if not self.paths.is_data(path):
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     found = os.lstat(path)
                     content = self.files.known(found) if stat.S_ISREG(found.st_mode) else None

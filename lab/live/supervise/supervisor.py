@@ -26,6 +26,8 @@ from lab.live.supervise import kernel, orders, probe, programs, syscalls
 from lab.live.supervise.disk import Disk
 from lab.live.supervise.links import Links
 from lab.live.supervise.orders import Answer
+from lab.live.supervise.processes import Paths
+from lab.rows import Supervision
 
 LINE_LIMIT = 16 << 20
 
@@ -177,7 +179,7 @@ class Supervisor:
         if why := probe.why_not(self._kept):
             return orders.Refused(why)
         assert syscalls.HERE is not None
-        self._disk = Disk(data, self._kept, self._numbers, order.writeback_s, self._die)
+        self._disk = Disk(Paths(data, order.exempt), self._kept, self._numbers, order.writeback_s, self._die)
         handlers = self._disk.handlers | {"connect": self._links.connect}
         self._handlers = {
             syscalls.HERE.numbers[name]: handler for name, handler in handlers.items() if name in syscalls.HERE.numbers
@@ -230,7 +232,8 @@ class Supervisor:
         names = syscalls.names()
         stops = {names[number]: times for number, times in sorted(self._stops.items())}
         problems = tuple(dict.fromkeys(disk.problems))
-        return orders.Figures(stops, self._busy_s, time.process_time(), self._links.redirected, problems)
+        cpu_s = time.process_time()
+        return orders.Figures(Supervision(stops, self._busy_s, cpu_s, self._links.redirected, problems))
 
 
 def main() -> None:
