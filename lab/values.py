@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,22 @@ def duration(text: str) -> float:
         return float(Duration.parse(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def running_time(text: str) -> float:
+    """Parse the running time of something long, such as 90s, 10m or 4h; return seconds, more than 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed a time such as 90s, 10m or 4h")
+    return seconds
+
+
+def name(text: str) -> str:
+    """Parse the name of a directory of results."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed up to 100 letters, digits, '_', '-' and '.'")
+    return text
 
 
 def mutant(text: str) -> str:

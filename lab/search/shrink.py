@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,24 +22,16 @@ from lab.places import RESULTS, SCENARIOS
 from lab.plan import scenario as plan
 from lab.plan.choosing import find
 from lab.plan.scenario import Scenario
-from lab.search.assumptions import within_assumptions
 from lab.search.draw import SIZES, draw
 from lab.search.failure import Failure, play
-from lab.search.reductions import (
-    Steps,
-    joined_sleeps,
-    reduced_cluster,
-    reduced_load,
-    reduced_steps,
-    with_steps,
-    without_a_node,
-    without_chunks,
-    without_slices,
-)
+from lab.search.passes import Passes, size_of
+from lab.search.rates import Rate
+from lab.steps.machine import RunFailed
 from nodeproc.errors import ConfigError
 
 SIMULATIONS: Final = 1500
 """Default limit of simulations; most failures need a few hundred."""
+BUDGET_S: Final = 3600.0
 SHRUNK: Final = "shrunk"
 """Directory of the shrunk scenarios, in the results directory."""
 
@@ -91,8 +83,8 @@ class _Spent(Exception):
     """The limit of simulations is reached."""
 
 
-class _Shrinking:
-    """The reduction of one scenario."""
+class _Shrinking(Passes):
+    """The reduction of one scenario in the simulator."""
 
     def __init__(
         self,
@@ -103,66 +95,26 @@ class _Shrinking:
         simulations: int,
         tell: Callable[[str], None],
     ) -> None:
-        self.best, self.failure = structs.replace(scenario, seed=seed, steps=tuple(scenario.unrolled())), failure
+        super().__init__(scenario, seed)
+        self.failure = failure
         self._seed, self._mutant, self._simulations, self._tell = seed, mutant, simulations, tell
         self._spent = 0
-        self._tried: set[str] = set()
-        self._keep_assumptions = within_assumptions(scenario.steps, scenario.cluster.nodes)
-        """Whether candidates must stay within the protocol's assumptions; False if the scenario itself does not."""
 
     def carry_out(self) -> Shrunk:
         """Repeat all passes until none of them reduces the scenario."""
-        minimal = False
         try:
-            while not minimal:
-                before = self.best
-                self._fewer_steps()
-                self._repeatedly(lambda: without_a_node(self.best))
-                self._repeatedly(lambda: reduced_load(self.best))
-                self._repeatedly(lambda: reduced_cluster(self.best))
-                self._repeatedly(lambda: self._in_steps(reduced_steps(self.best.steps)))
-                minimal = self.best == before
+            self.reduce()
         except _Spent:
-            pass
+            minimal = False
+        else:
+            minimal = True
         return Shrunk(self.best, self.failure, self._mutant, self._spent, minimal)
 
-    def _fewer_steps(self) -> None:
-        """Remove half of the steps, a quarter, …, single steps; then steps that only work if removed together."""
-        size = len(self.best.steps) // 2
-        while size >= 1:
-            for number in range(len(self.best.steps) // size + 1):
-                some = list(without_chunks(self.best.steps, size))
-                self._take_first(self._in_steps(some[number : number + 1]))
-            size //= 2
-        self._repeatedly(lambda: self._in_steps(without_slices(self.best.steps)))
-        self._repeatedly(lambda: self._in_steps(joined_sleeps(self.best.steps)))
+    def accepted(self) -> None:
+        self._tell(f"{size_of(self.best)} after {self._spent} simulations")
 
-    def _in_steps(self, candidates: Iterable[Steps]) -> Iterator[Scenario]:
-        return (with_steps(self.best, steps) for steps in candidates if steps)
-
-    def _repeatedly(self, candidates: Callable[[], Iterator[Scenario]]) -> None:
-        while self._take_first(candidates()):
-            pass
-
-    def _take_first(self, candidates: Iterable[Scenario]) -> bool:
-        """Accept the first candidate that fails in the same way; return False if none does."""
-        for candidate in candidates:
-            if self._fails(candidate):
-                self.best = candidate
-                load = "no load" if candidate.load is None else f"{candidate.load.count or 'endless'} messages"
-                size = f"{candidate.step_count} steps, {candidate.cluster.nodes} nodes, {load}"
-                self._tell(f"{size} after {self._spent} simulations")
-                return True
-        return False
-
-    def _fails(self, candidate: Scenario) -> bool:
-        key = repr(candidate)
-        if key in self._tried or (
-            self._keep_assumptions and not within_assumptions(candidate.steps, candidate.cluster.nodes)
-        ):
-            return False
-        self._tried.add(key)
-        if not _is_scenario(candidate) or not self.failure.like(found := self._play(candidate, self._mutant)):
+    def fails(self, candidate: Scenario) -> bool:
+        if not self.failure.like(found := self._play(candidate, self._mutant)):
             return False
         if self._mutant and self._play(candidate, "") is not None:
             return False  # A scenario that the unchanged product fails shows nothing about the mutant.
@@ -177,26 +129,26 @@ class _Shrinking:
         return play(candidate, self._seed, mutant)
 
 
-def _is_scenario(candidate: Scenario) -> bool:
-    """Return whether the candidate survives being written to a file and read again."""
-    try:
-        return plan.load("candidate", text=plan.encode_brief(candidate)) == candidate
-    except ConfigError:
-        return False
-
-
 # ---- output -----------------------------------------------------------------------------------------------
+
+
+def document(shrunk: Shrunk, name: str = "") -> str:
+    """Return the reduced scenario as the text of a file that can be run. name: "" for that of write()."""
+    who = f" as the mutant {shrunk.mutant}" if shrunk.mutant else ""
+    description = f"Shrunk from {shrunk.scenario.name}. Breaks {shrunk.failure.invariant}{who}: {shrunk.failure.text}"
+    return plan.encode_brief(structs.replace(shrunk.scenario, name=name or file_stem(shrunk), description=description))
+
+
+def file_stem(shrunk: Shrunk) -> str:
+    return shrunk.mutant or f"{shrunk.scenario.name}_seed_{shrunk.seed}"
 
 
 def write(shrunk: Shrunk, results: Path) -> Path:
     """Write the reduced scenario to a file that can be run; return its path."""
     directory = results / SHRUNK
     directory.mkdir(parents=True, exist_ok=True)
-    name = shrunk.mutant or f"{shrunk.scenario.name}_seed_{shrunk.seed}"
-    path = directory / f"{name}.yml"
-    who = f" as the mutant {shrunk.mutant}" if shrunk.mutant else ""
-    description = f"Shrunk from {shrunk.scenario.name}. Breaks {shrunk.failure.invariant}{who}: {shrunk.failure.text}"
-    path.write_text(plan.encode_brief(structs.replace(shrunk.scenario, name=name, description=description)), "utf-8")
+    path = directory / f"{file_stem(shrunk)}.yml"
+    path.write_text(document(shrunk), "utf-8")
     return path
 
 
@@ -229,22 +181,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=SIMULATIONS,
         help="limit (%(default)s)",
     )
+    parser.add_argument("--live", action="store_true", help="run real processes; not every run has to fail")
+    parser.add_argument(
+        "--budget", metavar="T", type=values.running_time, default=BUDGET_S, help="with --live: running time (1h)"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for shrunk/ (%(default)s)")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Shrink a scenario and write it; return 1, or 0 if it does not fail, or 64 if it cannot be simulated."""
+    """Shrink a scenario and write it; return 1, or 0 if it does not fail, or 64 if it cannot be run that way."""
     try:
         scenario, seed = _asked(options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return runs.USAGE
     tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    if options.live:
+        return _main_live(scenario, seed, options, tell)
     shrunk = shrink(scenario, seed, options.mutant, simulations=options.simulations, tell=tell)
     if shrunk is None:
         print(f"{scenario.name}, seed {seed}: nothing fails")
         return runs.PASS
     print(report(shrunk, write(shrunk, options.out)))
+    return runs.BROKEN
+
+
+def _main_live(scenario: Scenario, seed: int, options: argparse.Namespace, tell: Callable[[str], None]) -> int:
+    from lab.search import shrink_live as live
+
+    observe = live.LiveRuns(options.out, seed)
+    try:
+        shrunk = live.shrink_live(scenario, seed, options.mutant, live.Runs(observe, options.budget), tell)
+    except RunFailed as error:
+        print(f"the lab failed: {error}", file=sys.stderr)
+        return runs.HARNESS
+    if isinstance(shrunk, Rate):
+        print(f"{scenario.name}, seed {seed}: nothing fails in {shrunk.runs} runs")
+        return runs.PASS
+    print(live.report(shrunk, live.write(shrunk, options.out), observe.failed))
     return runs.BROKEN
 
 
@@ -262,8 +236,10 @@ def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
     except ConfigError as error:
         raise ValueError(str(error)) from None
     given: int | None = scenario.seed if options.seed is None else options.seed
+    if given is None and options.live:
+        given = 1
     if given is None:
         raise ValueError(f"{options.what}: the file has no seed, so --seed is required")
-    if refusals := scenario.sim_refusals():
+    if not options.live and (refusals := scenario.sim_refusals()):
         raise ValueError("\n".join(f"{options.what}: {reason}" for reason in refusals))
     return scenario, given

@@ -148,6 +148,13 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
     )
 
 
+def limit_native_code() -> None:
+    """Before a seed: have the kernel end this process if the seed hangs in compiled code; see KILLED_AFTER_S."""
+    if native.compiled():
+        last_s = int(time.process_time() + SEED_CPU_S) + KILLED_AFTER_S
+        resource.setrlimit(resource.RLIMIT_CPU, (last_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
 def main() -> None:
     """Play seeds until standard input ends."""
     sizes: tuple[int, ...] = ()
@@ -159,9 +166,7 @@ def main() -> None:
         else:
             from lab.live.children import say
 
-            if native.compiled():
-                last_s = int(time.process_time() + SEED_CPU_S) + KILLED_AFTER_S
-                resource.setrlimit(resource.RLIMIT_CPU, (last_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+            limit_native_code()
             say(encode(play(order.seed, sizes)))
 
 
