@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 ELSEWHERE = {
     "sim": ("lab.search.search", "simulate random scenarios, one for each seed, and report broken invariants"),
+    "campaign": ("lab.campaign.command", "play many seeds on many workers; resumable, with findings sorted and shrunk"),
+    "soak": ("lab.campaign.soak", "run random scenarios on real processes for hours; resumable"),
     "shrink": ("lab.search.shrink", "reduce the scenario of a failing seed to the steps that the failure needs"),
     "explore": ("lab.search.explore", "try every order of events within small bounds"),
     "bench": ("lab.bench.bench", "measure the performance of the chat and of this machine"),

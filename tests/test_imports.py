@@ -99,6 +99,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.values",
         *BELOW_THE_COURSE,
     ),
+    "lab.campaign": (
+        "lab.campaign",
+        "lab.search",
+        "lab.check",
+        "lab.show",
+        "lab.live.children",
+        "lab.mutants",
+        "lab.runs",
+        "lab.places",
+        "lab.values",
+        *BELOW_THE_COURSE,
+    ),
     "lab.mutants": ("lab.mutants", "nodeproc"),
     "lab.selftest": (
         "lab.selftest",

@@ -38,9 +38,9 @@ def render(scenario: str, verdict: Verdict, metrics: Metrics | None) -> str:
 
 
 def _case(suite: ElementTree.Element, scenario: str, name: str, kind: str, message: str, text: str) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname=scenario, name=_clean(name), time="0")
+    case = ElementTree.SubElement(suite, "testcase", classname=scenario, name=clean(name), time="0")
     if kind:
-        ElementTree.SubElement(case, kind, message=_clean(message)).text = _clean(text)
+        ElementTree.SubElement(case, kind, message=clean(message)).text = clean(text)
 
 
 def _add_check(suite: ElementTree.Element, scenario: str, check: Check) -> None:
@@ -59,5 +59,6 @@ def _add_expectation(suite: ElementTree.Element, scenario: str, expected: Expect
     _case(suite, scenario, expected.text, kind, f"{expectation_word(expected)}: {expected.found}", expected.found)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Replace the characters that XML cannot contain."""
     return _FORBIDDEN.sub("\ufffd", text)

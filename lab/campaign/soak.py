@@ -1,0 +1,264 @@
+"""`run_lab.py soak`: random scenarios on real processes, one after the other, for hours.
+
+Each seed draws a scenario as in `sim`, which runs live and is judged. The directory of a run is kept only if the run
+did not pass. results/soaks/NAME/runs.jsonl has a line for each finished run, so a soak that was interrupted or killed
+goes on with the next seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from tabulate import tabulate
+
+from lab import runs, values
+from lab.campaign.code import code_version
+from lab.check.verdict import EXIT_CODES, decide
+from lab.places import COMMAND, RESULTS, near
+from lab.plan.scenario import Scenario
+from lab.rundir import RunDir
+from lab.runs import Result
+from lab.search.draw import SIZES, draw
+
+SOAKS: Final = "soaks"
+"""Directory of all soaks, in the results directory."""
+ROWS: Final = "runs.jsonl"
+OUTCOMES: Final = {
+    runs.PASS: "passed",
+    runs.BROKEN: "broken",
+    runs.MISSED: "missed",
+    runs.UNDECIDED: "undecided",
+    runs.HARNESS: "lab failed",
+}
+
+
+class Row(Struct, frozen=True):
+    """One finished run.
+
+    seconds: real time, including the judges.
+    closing: the result on one line.
+    directory: of the run; "" if it was not kept.
+    faults: kind -> how many had an effect. without_effect: number of the others.
+    unavailable_s: kind of fault -> the longest time without an acknowledgement after one, seconds.
+    longest_gap_s: the longest time of the run without an acknowledgement.
+    """
+
+    seed: int
+    nodes: int
+    exit_code: int
+    closing: str
+    seconds: float
+    code: str
+    directory: str = ""
+    again: str = ""
+    acknowledged: int = 0
+    faults: dict[str, int] = {}
+    without_effect: int = 0
+    unavailable_s: dict[str, float] = {}
+    longest_gap_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Soak:
+    """A soak with its rows.
+
+    Args:
+        play: runs and judges a scenario below a directory.
+        clock: returns seconds.
+    """
+
+    directory: Path
+    sizes: tuple[int, ...]
+    play: Callable[[Scenario, int, Path], Result] = runs.run_once
+    clock: Callable[[], float] = time.monotonic
+
+    def rows(self) -> list[Row]:
+        """Return the finished runs. A line that was cut off when the soak was killed is left out."""
+        try:
+            content = (self.directory / ROWS).read_bytes()
+        except FileNotFoundError:
+            return []
+        return [msgspec.json.decode(line, type=Row) for line in content.splitlines(keepends=True) if line[-1:] == b"\n"]
+
+    def carry_out(self, first: int, limit_s: float, tell: Callable[[Row], None]) -> None:
+        """Run scenarios until the runs of this soak, earlier ones included, have taken `limit_s` seconds.
+
+        Args:
+            first: the seed of the first run of a new soak.
+            tell: called with each new row.
+        """
+        rows = self.rows()
+        seed = (rows[-1].seed + 1 if rows else first) % (values.SEED_MAX + 1)
+        spent, code = sum(row.seconds for row in rows), code_version()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / ROWS).open("r+b" if rows else "wb") as file:
+            file.truncate(file.seek(_whole_bytes(self.directory / ROWS)))
+            while spent < limit_s:
+                began = self.clock()
+                scenario = draw(seed, self.sizes)
+                result = without_missed_faults(self.play(scenario, seed, self.directory))
+                row = row_of(result, scenario.cluster.nodes, self.clock() - began, code)
+                file.write(msgspec.json.encode(row) + b"\n")
+                file.flush()
+                runs.without_passed(result)
+                tell(row)
+                spent, seed = spent + row.seconds, (seed + 1) % (values.SEED_MAX + 1)
+
+
+def _whole_bytes(file: Path) -> int:
+    """Return the size of a file up to its last complete line."""
+    return file.read_bytes().rfind(b"\n") + 1
+
+
+def without_missed_faults(result: Result) -> Result:
+    """Return the result with an exit code that allows faults without effect.
+
+    A written scenario is undecided if a fault of it had no effect. A drawn one starts nodes that run already,
+    or slows links without frames; its other faults are worth a verdict.
+    """
+    if result.verdict is None:
+        return result
+    left = tuple(
+        check
+        for check in result.verdict.checks
+        if not (check.name == "faults" and check.result == "UNKNOWN" and " had no effect: " in check.detail)
+    )
+    return replace(result, exit_code=EXIT_CODES[decide(left, result.verdict.expectations)])
+
+
+def row_of(result: Result, nodes: int, seconds: float, code: str) -> Row:
+    """Return the row of a finished run. nodes: size of the cluster. seconds: real time of the run."""
+    kept = result.directory if result.exit_code != runs.PASS else None
+    row = Row(
+        seed=0 if result.seed is None else result.seed,
+        nodes=nodes,
+        exit_code=result.exit_code,
+        closing="PASS" if result.exit_code == runs.PASS else result.closing,
+        seconds=round(seconds, 3),
+        code=code,
+        directory="" if kept is None else str(kept),
+        again=f"{COMMAND} {shlex.quote(str(near(kept / 'scenario.yml')))} --seed {result.seed}" if kept else "",
+    )
+    if result.directory is not None:
+        rows = [each for each in RunDir(result.directory).read_faults() if each.fault != "heal"]
+        faults = Counter(each.fault for each in rows if each.effect)
+        row = msgspec.structs.replace(
+            row, faults=dict(sorted(faults.items())), without_effect=len(rows) - faults.total()
+        )
+    if result.metrics is None:
+        return row
+    unavailable: dict[str, float] = {}
+    for each in result.metrics.availability:
+        word = each.asked.partition(":")[0].strip("{ ")
+        unavailable[word] = max(unavailable.get(word, 0.0), each.unavailable_s_max or 0.0)
+    load = result.metrics.load
+    return msgspec.structs.replace(
+        row, acknowledged=load.acknowledged, unavailable_s=unavailable, longest_gap_s=load.longest_gap_s
+    )
+
+
+# ---- the table -------------------------------------------------------------------------------------------
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Return the table of a soak: outcomes, faults, unavailability, and the runs that did not pass."""
+    outcomes = Counter(OUTCOMES.get(row.exit_code, str(row.exit_code)) for row in rows)
+    seconds = sum(row.seconds for row in rows)
+    lines = [
+        f"{len(rows)} runs in {seconds / 3600:.2f} h: "
+        + ", ".join(f"{n} {each}" for each, n in outcomes.most_common()),
+        f"{sum(row.acknowledged for row in rows)} messages acknowledged, "
+        f"{sum(sum(row.faults.values()) for row in rows)} faults with an effect, "
+        f"{sum(row.without_effect for row in rows)} without",
+        "",
+        tabulate(_fault_rows(rows), ("fault", "runs", "faults", "median s", "90 % s", "max s"), floatfmt=".2f"),
+        "median, 90 %, max: over the runs, the longest time without an acknowledgement after such a fault",
+    ]
+    for row in rows:
+        if row.exit_code != runs.PASS:
+            lines += [
+                "",
+                f"seed {row.seed}, {row.nodes} nodes: {row.closing}",
+                f"  again: {row.again or 'no directory'}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _fault_rows(rows: Sequence[Row]) -> list[tuple[str, int, int, float | None, float | None, float | None]]:
+    faults: Counter[str] = Counter()
+    of_runs: Counter[str] = Counter()
+    unavailable: defaultdict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        faults.update(row.faults)
+        of_runs.update(row.faults.keys())
+        for kind, longest in row.unavailable_s.items():
+            unavailable[kind].append(longest)
+        unavailable["any time"].append(row.longest_gap_s)
+    table = [(kind, of_runs[kind], faults[kind], *_spread(unavailable[kind])) for kind in sorted(faults)]
+    return [*table, ("any time", len(rows), faults.total(), *_spread(unavailable["any time"]))]
+
+
+def _spread(seconds: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Return median, 90th percentile and maximum; None for no value."""
+    if not seconds:
+        return None, None, None
+    tenths = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 9
+    return tenths[4], tenths[8], max(seconds)
+
+
+# ---- the command -----------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run_lab.py soak`."""
+    parser.epilog = (
+        "An interrupted soak goes on when it is started again. Exit codes: those of runs, the worst one counts; "
+        "64 wrong usage, 130 interrupted."
+    )
+    parser.add_argument(
+        "--time", metavar="T", type=values.running_time, required=True, help="running time, such as 4h; of all starts"
+    )
+    parser.add_argument("--name", metavar="NAME", type=values.name, default="soak", help="of the soak (%(default)s)")
+    parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the first run of a new soak (random)")
+    parser.add_argument("--nodes", metavar="N,N", type=values.sizes, default=SIZES, help="cluster sizes (3,5)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for soaks/ (%(default)s)")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Carry out a soak and print its table; return the exit code."""
+    soak = Soak(options.out.absolute() / SOAKS / options.name, options.nodes)
+    rows = soak.rows()
+    spent = sum(row.seconds for row in rows)
+    if rows and spent >= options.time:
+        allowed = "allowed is a longer --time, or another --name"
+        print(f"soak {options.name!r} has run for {spent:.0f} s: {allowed}", file=sys.stderr)
+        return runs.USAGE
+    if rows:
+        print(f"soak: {options.name} goes on after {len(rows)} runs and {spent:.0f} s", file=sys.stderr)
+    first = random.SystemRandom().randrange(values.SEED_MAX) if options.seed is None else options.seed
+    interrupted = False
+    try:
+        soak.carry_out(first, options.time, _tell)
+    except KeyboardInterrupt:
+        interrupted = True
+    table = report(soak.rows())
+    (soak.directory / "table.txt").write_text(table, "utf-8")
+    print(table, end="")
+    return runs.INTERRUPTED if interrupted else runs.worst([runs.PASS, *(row.exit_code for row in soak.rows())])
+
+
+def _tell(row: Row) -> None:
+    faults = ", ".join(f"{kind} {count}" for kind, count in row.faults.items()) or "no faults"
+    print(f"soak: seed {row.seed}: {row.closing} ({row.seconds:.0f} s; {faults})", file=sys.stderr, flush=True)

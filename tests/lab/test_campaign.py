@@ -1,0 +1,510 @@
+"""Campaigns: no finished seed is lost or repeated, failures are shrunk once, only the campaign's code plays."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from lab import cli, runs
+from lab.campaign import command, report, work
+from lab.campaign.code import PACKAGES, code_version
+from lab.campaign.orders import Lost, Order, Play, Reduced, Result, Shrink, decode_answer, encode
+from lab.campaign.queue import FINDINGS_MAX, Queue
+from lab.campaign.spread import Cluster, NoWorkers, play_all
+from lab.campaign.store import FILE, Settings, Store, StoreError
+from lab.live.children import child_environment
+from lab.places import ROOT
+from lab.plan import scenario as plan
+from lab.search import failure
+from lab.search.worker import Played
+
+needs_dask = pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None, reason="Dask is not installed (the extra `campaign`)"
+)
+MUTANT = "term_not_durable"
+
+
+def settings(count: int = 4, mutants: tuple[str, ...] = ("",), limit_s: float | None = None) -> Settings:
+    return Settings("some", 1, count, limit_s, (3,), mutants, code_version())
+
+
+def made(tmp_path: Path, wanted: Settings) -> Store:
+    directory = tmp_path / "campaigns" / wanted.name
+    directory.mkdir(parents=True)
+    return Store.create(directory, wanted)
+
+
+def again(store: Store) -> Store:
+    """The campaign as another process would open it."""
+    store.close()
+    return Store.open(store.directory)
+
+
+def passed(seed: int) -> Result:
+    return Result(Played(seed, marks=("R1 a", "R2 b"), faults={"kill": 2}, messages=10), 0.5)
+
+
+def failed(seed: int, *marks: str, invariant: str = "A4") -> Result:
+    return Result(Played(seed, invariant, f"text <{seed}>", marks=marks), 0.5)
+
+
+def reduced(*marks: str) -> Reduced:
+    return Reduced("A4", "small text", "name: some\n", 3, 50, True, marks)
+
+
+class Told(list[str]):
+    def __call__(self, text: str) -> None:
+        self.append(text)
+
+
+# ---- the queue and the store ----------------------------------------------------------------------------
+
+
+def test_seeds_are_given_out_in_order_and_finished_ones_never_again(tmp_path: Path) -> None:
+    store = made(tmp_path, settings())
+    queue = Queue(store, Told())
+    orders = queue.next(3)
+    assert orders == [Play(1, (3,)), Play(2, (3,)), Play(3, (3,))]
+    queue.take(orders[1], passed(2), "w")
+    with again(store) as store:
+        queue = Queue(store, Told())
+        assert [order.seed for order in queue.next(9)] == [1, 3, 4], "1 and 3 had no answer"
+        assert queue.next(9) == []
+
+
+def test_a_seed_that_is_recorded_stays_as_it_is(tmp_path: Path) -> None:
+    with made(tmp_path, settings()) as store:
+        store.add("", passed(1), "first")
+        store.add("", failed(1, "R1 a"), "second")
+        assert store.count() == 1 and not store.sums("").failed
+
+
+def test_orders_without_answer_are_given_out_again(tmp_path: Path) -> None:
+    with made(tmp_path, settings()) as store:
+        queue = Queue(store, Told())
+        first, second = queue.next(2)
+        queue.put_back([first])
+        assert queue.next(2) == [first, Play(3, (3,))]
+        queue.put_back([first, second], alone=True)
+        assert [queue.next(2), queue.next(2), queue.next(2)] == [[first], [second], [Play(4, (3,))]]
+
+
+def test_mutants_play_every_seed(tmp_path: Path) -> None:
+    with made(tmp_path, settings(2, ("one", "two"))) as store:
+        orders = Queue(store, Told()).next(9)
+        assert orders == [Play(seed, (3,), mutant) for seed in (1, 2) for mutant in ("one", "two")]
+        assert store.settings.planned == 4
+
+
+def test_the_time_of_all_starts_together_is_limited(tmp_path: Path) -> None:
+    now = [100.0]
+    store = made(tmp_path, settings(0, limit_s=10.0))
+    queue = Queue(store, Told(), lambda: now[0])
+    assert len(queue.next(2)) == 2
+    now[0] += 6.0
+    store.spend(queue.spent_s)
+    assert not report.is_finished(store)
+    with again(store) as store:
+        now[0] = 5.0
+        queue = Queue(store, Told(), lambda: now[0])
+        now[0] += 3.9
+        assert len(queue.next(1)) == 1
+        now[0] += 0.1
+        assert queue.next(1) == [] and queue.spent_s == pytest.approx(10.0)
+        store.spend(queue.spent_s)
+        assert report.is_finished(store)
+
+
+# ---- findings -------------------------------------------------------------------------------------------
+
+
+def test_a_failing_seed_that_hits_all_marks_of_a_finding_is_not_shrunk(tmp_path: Path) -> None:
+    with made(tmp_path, settings()) as store:
+        queue, orders = Queue(store, told := Told()), [Play(seed, (3,)) for seed in range(1, 5)]
+        queue.take(orders[0], failed(1, "R1 a", "R2 b", "R3 c"), "w")
+        (shrink,) = queue.next(9)
+        assert isinstance(shrink, Shrink) and shrink.seed == 1
+        queue.take(orders[1], failed(2, "R2 b", "R1 a"), "w")
+        assert not any(isinstance(order, Shrink) for order in queue.next(1)), "one at a time, they may be the same"
+        queue.take(shrink, reduced("R1 a", "R2 b"), "w")
+        queue.take(orders[2], failed(3, "R1 a", "R2 b", "R4 d"), "w")
+        (finding,) = store.findings()
+        assert (finding.seed, finding.seeds, finding.text) == (1, 3, "small text")
+        assert len(told) == 1 and "--seed 1 " in told[0], "each finding is reported once"
+        queue.take(orders[3], failed(4, "R1 a"), "w")
+        (other,) = [order for order in queue.next(9) if isinstance(order, Shrink)]
+        assert other.seed == 4, "it did not go the same way"
+
+
+def test_seeds_that_shrink_to_the_same_marks_are_one_finding(tmp_path: Path) -> None:
+    with made(tmp_path, settings()) as store:
+        queue = Queue(store, told := Told())
+        for seed, mark in ((1, "R1 a"), (2, "R2 b")):
+            queue.take(Play(seed, (3,)), failed(seed, mark), "w")
+            (shrink,) = queue.next(1)
+            queue.take(shrink, reduced("R3 c"), "w")
+        (finding,) = store.findings()
+        assert (finding.seed, finding.seeds) == (1, 2) and len(told) == 1
+
+
+def test_another_invariant_and_another_mutant_are_other_findings(tmp_path: Path) -> None:
+    with made(tmp_path, settings(mutants=("", "one"))) as store:
+        queue = Queue(store, Told())
+        for mutant, invariant in (("", "A4"), ("", "A1"), ("one", "A4")):
+            queue.take(
+                Play(1 if invariant == "A4" else 2, (3,), mutant),
+                failed(1 if invariant == "A4" else 2, "R1 a", invariant=invariant),
+                "w",
+            )
+            (shrink,) = queue.next(1)
+            queue.take(shrink, reduced("R1 a"), "w")
+        assert [(each.mutant, each.kind) for each in store.findings()] == [("", "A4"), ("", "A1"), ("one", "A4")]
+
+
+def test_a_shrinking_that_was_interrupted_is_begun_again_and_a_finished_one_is_not(tmp_path: Path) -> None:
+    store = made(tmp_path, settings(2))
+    queue = Queue(store, Told())
+    queue.take(Play(1, (3,)), failed(1, "R1 a"), "w")
+    (shrink,) = queue.next(1)
+    with again(store) as store:
+        queue = Queue(store, Told())
+        assert queue.next(1) == [shrink]
+        queue.put_back([shrink])
+        assert queue.next(1) == [shrink]
+        queue.take(shrink, reduced("R1 a"), "w")
+        queue.take(Play(2, (3,)), failed(2, "R1 a"), "w")
+        assert queue.next(1) == [] and store.findings()[0].seeds == 2
+    with Store.open(store.directory) as store:
+        assert Queue(store, Told()).next(1) == []
+
+
+def test_only_some_findings_of_a_kind_are_shrunk(tmp_path: Path) -> None:
+    with made(tmp_path, settings(FINDINGS_MAX + 1)) as store:
+        queue = Queue(store, Told())
+        for seed in range(1, FINDINGS_MAX + 2):
+            queue.take(Play(seed, (3,)), failed(seed, f"R1 {seed}"), "w")
+            for order in queue.next(1):
+                if isinstance(order, Shrink):
+                    queue.take(order, reduced(f"R1 {seed}"), "w")
+        assert len(store.findings()) == FINDINGS_MAX
+        assert list(report.unexplained(store)) == [("", 1, FINDINGS_MAX + 1)]
+        assert "1 more failing seeds, not shrunk" in report.text(store)
+
+
+def test_seeds_that_hang_are_one_finding_and_are_not_shrunk(tmp_path: Path) -> None:
+    with made(tmp_path, settings()) as store:
+        queue = Queue(store, Told())
+        for seed in (1, 2):
+            hung = Played(seed, "A9", "no end within 60 s of CPU time", endless=True, marks=(f"R1 {seed}",))
+            queue.take(Play(seed, (3,)), Result(hung, 60.0), "w")
+        assert [(each.kind, each.seeds) for each in store.findings()] == [("A9, hung", 2)]
+        assert all(isinstance(order, Play) for order in queue.next(9))
+
+
+def test_a_seed_that_ends_its_process_is_an_error_of_the_lab(tmp_path: Path) -> None:
+    with made(tmp_path, settings(1)) as store:
+        Queue(store, told := Told()).take(Play(1, (3,)), Lost("the playing process ended with exit code -9"), "w")
+        assert list(store.troubles()) == [(1, "", "the playing process ended with exit code -9")]
+        assert report.exit_code(store) == runs.HARNESS and "seed 1: the lab failed" in told[0]
+
+
+# ---- the report -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Iterator[Store]:
+    """A campaign of two seeds, one of which failed."""
+    with made(tmp_path, settings(2)) as store:
+        queue = Queue(store, Told())
+        queue.take(Play(1, (3,)), passed(1), "w")
+        queue.take(Play(2, (3,)), failed(2, "R1 a"), "w")
+        (shrink,) = queue.next(1)
+        queue.take(shrink, reduced("R1 a"), "w")
+        yield store
+
+
+def test_the_report_names_the_finding_and_how_to_repeat_it(finished: Store) -> None:
+    shown = report.text(finished)
+    assert "some: 2 of 2 seeds, 1 failed, 1 findings, 0 errors of the lab, finished\n" in shown
+    assert " sim --seed 2 --seeds 1 --nodes 3\n" in shown and "--sim --seed 2 --frames\n" in shown
+    assert "faults: kill 2\n" in shown and "rarest marks: R2 b (1), R1 a (2)\n" in shown
+    (file,) = finished.export()
+    assert file.read_text() == "name: some\n" and file.name == "seed_2.yml"
+    assert report.exit_code(finished) == runs.BROKEN
+
+
+def test_junit_has_the_findings_as_a_failure(finished: Store) -> None:
+    (suite,) = ElementTree.fromstring(report.junit(finished))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "1", "0")
+    found = suite.find("testcase/failure")
+    assert found is not None and found.get("message") == "1 of 2 seeds failed, 1 findings"
+    assert "small text" in (found.text or "")
+
+
+def test_junit_of_an_unfinished_campaign_is_no_pass(tmp_path: Path) -> None:
+    with made(tmp_path, settings(2)) as store:
+        store.add("", passed(1), "w")
+        (suite,) = ElementTree.fromstring(report.junit(store))
+        assert suite.get("errors") == "1" and report.exit_code(store) == runs.UNDECIDED
+        store.add("", passed(2), "w")
+        (suite,) = ElementTree.fromstring(report.junit(store))
+        assert suite.get("errors") == "0" and report.exit_code(store) == runs.PASS
+
+
+def test_the_page_is_one_file_and_escapes_what_it_shows(tmp_path: Path) -> None:
+    with made(tmp_path, settings(1)) as store:
+        queue = Queue(store, Told())
+        queue.take(Play(1, (3,)), failed(1, "R1 a"), "w")
+        (shrink,) = queue.next(1)
+        queue.take(shrink, Reduced(), "w")
+        page = report.html(store)
+        assert "text &lt;1&gt;" in page and "<script" not in page and "http" not in page
+
+
+# ---- the code -------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_that_of_the_sources_alone(tmp_path: Path) -> None:
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+    (tmp_path / "lab" / "a.py").write_text("x = 1\n")
+    first = code_version(tmp_path)
+    (tmp_path / "lab" / "bootstrap.py").write_text("only in a checkout\n")
+    (tmp_path / "lab" / "notes.txt").write_text("no code\n")
+    assert code_version(tmp_path) == first
+    (tmp_path / "lab" / "a.py").rename(tmp_path / "lab" / "b.py")
+    assert code_version(tmp_path) != first
+
+
+def test_a_campaign_of_other_code_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path, Settings("some", 1, 4, None, (3,), ("",), "0123456789ab")).close()
+    if importlib.util.find_spec("distributed") is None:
+        pytest.skip("Dask is not installed (the extra `campaign`)")
+    assert cli.main(["campaign", "resume", "some", "--out", str(tmp_path)]) == runs.USAGE
+    assert f"found code {code_version()}, allowed 0123456789ab" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_campaign_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("not a database, but long enough to be taken for one" * 20)
+    with pytest.raises(StoreError, match="file is not a database"):
+        Store.open(tmp_path)
+
+
+def test_one_process_at_a_time_plays_a_campaign(tmp_path: Path) -> None:
+    with made(tmp_path, settings()) as store, Store.open(store.directory) as other:
+        store.claim()
+        with pytest.raises(StoreError, match="played by another process"):
+            other.claim()
+        store.close()
+        other.claim()
+
+
+# ---- the playing processes ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def children() -> Iterator[None]:
+    work.open_children()
+    yield
+    work.close_children()
+    work._children.drop()
+
+
+def answers(*orders: Order, native: bool = False) -> list[object]:
+    code = code_version()
+    return [decode_answer(work._answer(ROOT, code, native, encode(order))) for order in orders]
+
+
+@pytest.mark.usefixtures("children")
+def test_a_killed_process_is_replaced_and_its_seed_played() -> None:
+    order = Play(3, (3,))
+    (before,) = answers(order)
+    os.kill(work._children.of_this_thread(ROOT, code_version(), False).process.pid, signal.SIGKILL)
+    (after,) = answers(order)
+    (compiled,) = answers(order, native=True)
+    assert isinstance(compiled, Result)
+    assert isinstance(before, Result) and isinstance(after, Result)
+    found = [(each.played.text, each.played.frames, set(each.played.marks)) for each in (before, after, compiled)]
+    assert found[0] == found[1] == found[2] and before.played.marks
+
+
+@pytest.mark.usefixtures("children")
+def test_the_same_process_plays_product_and_mutants_and_shrinks() -> None:
+    seed = next(seed for seed in range(1, 60) if failure_of_mutant(seed))
+    play, broken, shrink = Play(seed, (3,)), Play(seed, (3,), MUTANT), Shrink(seed, (3,), MUTANT, 120)
+    first, second, small, last = answers(play, broken, shrink, play)
+    assert isinstance(first, Result) and isinstance(second, Result) and isinstance(last, Result)
+    assert (first.played.invariant, second.played.invariant) == ("", "A7")
+    assert (last.played.text, last.played.frames) == (first.played.text, first.played.frames), (
+        "nothing of the mutant stays behind"
+    )
+    assert isinstance(small, Reduced) and small.invariant == "A7" and small.marks
+    scenario = plan.load("small", text=small.scenario)
+    assert scenario.name == f"{MUTANT}_seed_{seed}" and scenario.step_count == small.steps
+    found = failure.play(scenario, seed, MUTANT)
+    assert found is not None and found.text == small.text
+
+
+def failure_of_mutant(seed: int) -> bool:
+    from lab.search.draw import draw
+
+    found = failure.play(draw(seed, (3,)), seed, MUTANT)
+    return found is not None and found.invariant == "A7"
+
+
+@pytest.mark.usefixtures("children")
+def test_a_process_of_other_code_plays_nothing() -> None:
+    with pytest.raises(work.WrongCode, match=f"found code {code_version()} in .*, allowed 0123456789ab"):
+        work._answer(ROOT, "0123456789ab", False, encode(Play(1, (3,))))
+
+
+# ---- on Dask --------------------------------------------------------------------------------------------
+
+
+@needs_dask
+def test_a_small_campaign_of_the_product(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["campaign", "new", "small", "--seeds", "5", "--nodes", "3", "--jobs", "2", "--out", str(tmp_path)]
+    assert cli.main(options) == runs.PASS
+    assert "small: 5 of 5 seeds, 0 failed, 0 findings" in capsys.readouterr().out
+    directory = tmp_path / "campaigns" / "small"
+    assert {path.name for path in directory.iterdir()} >= {FILE, "report.html", "junit.xml"}
+    with Store.open(directory) as store:
+        assert store.done() == {(seed, "") for seed in range(1, 6)}
+        assert store.sums("").messages > 0 and store.marks()
+    assert cli.main(options) == runs.USAGE
+    assert "campaign 'small' exists; to go on: " in capsys.readouterr().err
+    assert cli.main(["campaign", "status", "--out", str(tmp_path)]) == runs.PASS
+    assert capsys.readouterr().out.startswith("small: 5 of 5 seeds, 0 failed, ")
+
+
+@needs_dask
+def test_after_kill_9_a_campaign_goes_on_and_repeats_no_finished_seed(tmp_path: Path) -> None:
+    count, killed_at = 24, 4
+    options = ["--jobs", "1", "--out", str(tmp_path)]
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "lab", "campaign", "new", "killed", "--seeds", str(count), "--nodes", "3", *options],
+        env=child_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    file = tmp_path / "campaigns" / "killed" / FILE
+    try:
+        while len(before := rows(file)) < killed_at:
+            assert begun.poll() is None, "it ended by itself"
+    finally:
+        begun.kill()
+        begun.wait()
+    before = rows(file)
+    assert killed_at <= len(before) < count
+    assert cli.main(["campaign", "resume", "killed", *options]) == runs.PASS
+    after = rows(file)
+    assert len(after) == count and before.items() <= after.items(), "finished seeds stay as they were"
+
+
+def rows(file: Path) -> dict[int, tuple[object, ...]]:
+    """The rows of the seeds; none before the campaign has its file."""
+    if not file.exists():
+        return {}
+    db = sqlite3.connect(file, timeout=60)
+    try:
+        found = db.execute("SELECT seed, outcome, seconds, marks, worker FROM seeds").fetchall()
+    finally:
+        db.close()
+    assert len({row[0] for row in found}) == len(found)
+    return {row[0]: row[1:] for row in found}
+
+
+@needs_dask
+def test_a_worker_of_other_code_is_refused_by_name(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    async def carry_out(store: Store) -> str:
+        async with LocalCluster(n_workers=1, processes=False, dashboard_address=None, asynchronous=True) as local:
+            with pytest.raises(NoWorkers, match=r"found code .*, allowed 0123456789ab") as stopped:
+                await play_all(Queue(store, Told()), Cluster(local.scheduler_address, 1, 0.001), told)
+            (address,) = local.scheduler.workers
+            assert f"worker {address} on " in str(stopped.value)
+            return str(address)
+
+    told = Told()
+    with made(tmp_path, Settings("some", 1, 4, None, (3,), ("",), "0123456789ab")) as store:
+        address = asyncio.run(carry_out(store))
+        assert told == [told[0]] and told[0].startswith(f"refused: worker {address} on ")
+        assert store.count() == 0
+
+
+@needs_dask
+def test_without_a_scheduler_a_campaign_stops_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--seeds", "2", "--out", str(tmp_path), "--scheduler", "tcp://127.0.0.1:1", "--patience", "0.001s"]
+    assert cli.main(["campaign", "new", "alone", *options]) == runs.HARNESS
+    shown = capsys.readouterr().err
+    assert "no connection to tcp://127.0.0.1:1 for 0.001 s" in shown
+    assert f"campaign resume alone --out {tmp_path}\n" in shown
+
+
+# ---- the command line -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["new", "../up", "--seeds", "1"], "found '../up', allowed up to 100 letters, digits, '_', '-' and '.'"),
+        (["new", "x", "--time", "5"], "found '5', allowed a time such as 90s, 10m or 4h"),
+        (["new", "x", "--time", "0s"], "found '0s', allowed a time such as 90s, 10m or 4h"),
+        (["new", "x", "--seeds", "1", "--mutants", "nothing"], "mutant 'nothing', allowed: "),
+        (["new", "x", "--seeds", "0"], "found '0', allowed 1 or more"),
+    ],
+)
+def test_a_wrong_option_is_reported(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["campaign", *options])
+    assert ended.value.code == runs.USAGE and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["new", "x"], "campaign new: --seeds N or --time T is required, or both"),
+        (["status", "x"], "campaign 'x': there is none in "),
+        (
+            ["new", "x", "--seeds", "1", "--commit", "nothing-of-this-name"],
+            "found nothing-of-this-name, allowed a commit",
+        ),
+    ],
+)
+def test_wrong_usage_is_reported_and_leaves_nothing(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "_require_dask", lambda: None)
+    assert cli.main(["campaign", *options, "--out", str(tmp_path)]) == runs.USAGE
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_without_dask_the_message_says_how_to_install_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["campaign", "new", "x", "--seeds", "1", "--out", str(tmp_path)]) == runs.USAGE
+    assert "campaigns need Dask, the extra `campaign`: " in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_hours_are_times_too() -> None:
+    from lab.values import running_time
+
+    assert [running_time(text) for text in ("90s", "1.5m", "4h", "72h")] == [90, 90, 14400, 259200]

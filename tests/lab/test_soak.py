@@ -1,0 +1,111 @@
+"""Soaks: runs are judged and counted, only those that do not pass are kept, and an interrupted soak goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab import cli, runs
+from lab.campaign import soak as soaking
+from lab.campaign.soak import ROWS, Row, Soak, report, without_missed_faults
+from lab.check.verdict import Check, Outcomes, Verdict
+from lab.plan.scenario import Scenario
+from lab.runs import How, Result
+
+RUN_S = 10.0
+
+
+class World:
+    """Simulates the runs; time passes only by them, RUN_S for each."""
+
+    def __init__(self, change: Callable[[Result], Result] = lambda result: result) -> None:
+        self.now, self.seeds, self._change = 0.0, list[int](), change
+
+    def play(self, scenario: Scenario, seed: int, out: Path) -> Result:
+        self.seeds.append(seed)
+        self.now += RUN_S
+        return self._change(runs.run_once(scenario, seed, out, How(sim=True)))
+
+    def soak(self, directory: Path) -> Soak:
+        return Soak(directory, (3,), self.play, lambda: self.now)
+
+
+def broken(result: Result) -> Result:
+    assert result.verdict is not None and result.seed is not None
+    if result.seed % 2:
+        return result
+    check = Check("A4", "no acknowledged message is lost", "FAIL", "1 is lost")
+    verdict = Verdict("broken", (check,), (), Outcomes())
+    return Result(result.scenario, result.seed, result.directory, runs.BROKEN, verdict, result.metrics)
+
+
+def test_runs_that_pass_leave_a_row_and_the_others_their_directory_too(tmp_path: Path) -> None:
+    told: list[Row] = []
+    soak = World(broken).soak(tmp_path)
+    soak.carry_out(3, 2 * RUN_S, told.append)
+    rows = soak.rows()
+    assert rows == told
+    assert [(row.seed, row.exit_code, row.seconds) for row in rows] == [(3, runs.PASS, RUN_S), (4, runs.BROKEN, RUN_S)]
+    assert rows[0].faults and rows[0].acknowledged and not rows[0].directory
+    kept = Path(rows[1].directory)
+    assert (kept / "scenario.yml").is_file() and rows[1].again.endswith("scenario.yml --seed 4")
+    assert len(list(tmp_path.glob("drawn_*/*Z"))) == 1
+    shown = report(rows)
+    assert shown.startswith("2 runs in 0.01 h: 1 passed, 1 broken\n")
+    assert "seed 4, 3 nodes: FAIL: A4 no acknowledged message is lost: 1 is lost\n  again: " in shown
+
+
+def test_a_soak_goes_on_with_the_next_seed_also_after_a_kill_within_a_line(tmp_path: Path) -> None:
+    first = World()
+    first.soak(tmp_path).carry_out(3, 2 * RUN_S, lambda row: None)
+    with (tmp_path / ROWS).open("ab") as file:
+        file.write(b'{"seed":5,"exit_co')
+    second = World()
+    soak = second.soak(tmp_path)
+    assert [row.seed for row in soak.rows()] == [3, 4]
+    soak.carry_out(99, 3 * RUN_S, lambda row: None)
+    assert second.seeds == [5], "the time of all starts together is limited"
+    assert [row.seed for row in soak.rows()] == [3, 4, 5]
+
+
+def verdict(*checks: Check) -> Result:
+    return Result("x", 1, None, runs.UNDECIDED, Verdict("undecided", checks, (), Outcomes()))
+
+
+def test_a_drawn_fault_without_effect_leaves_nothing_undecided() -> None:
+    fine = Check("A1", "one order", "PASS", "")
+    missed = Check("faults", "faults", "UNKNOWN", "faults.jsonl:3: start of node 1 had no effect: {}")
+    gap = Check("faults", "faults", "UNKNOWN", "no row for step 3")
+    other = Check("A8", "subscribers", "UNKNOWN", "nothing was judged")
+    assert without_missed_faults(verdict(fine, missed)).exit_code == runs.PASS
+    assert without_missed_faults(verdict(fine, gap)).exit_code == runs.UNDECIDED
+    assert without_missed_faults(verdict(other, missed)).exit_code == runs.UNDECIDED
+    assert without_missed_faults(Result("x", 1, None, runs.HARNESS, problem="why")).exit_code == runs.HARNESS
+
+
+def test_the_table_shows_faults_and_unavailable_time() -> None:
+    rows = [
+        Row(1, 3, 0, "PASS", 10.0, "c", faults={"kill": 2, "start": 2}, unavailable_s={"kill": 0.5}, longest_gap_s=0.6),
+        Row(2, 5, 0, "PASS", 20.0, "c", faults={"kill": 1}, unavailable_s={"kill": 1.5}, longest_gap_s=2.0),
+    ]
+    lines = [line.split() for line in report(rows).splitlines()]
+    assert ["kill", "2", "3", "1.00", "1.40", "1.50"] in lines
+    assert ["start", "1", "2"] in lines
+    assert ["any", "time", "2", "5", "1.30", "1.86", "2.00"] in lines
+
+
+def test_the_command_repeats_no_finished_soak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    monkeypatch.setattr(soaking, "Soak", lambda directory, sizes: Soak(directory, sizes, world.play, lambda: world.now))
+    options = ["soak", "--time", "15s", "--seed", "3", "--nodes", "3", "--out", str(tmp_path)]
+    assert cli.main(options) == runs.PASS
+    told = capsys.readouterr()
+    assert told.out.startswith("2 runs in 0.01 h: 2 passed\n") and "soak: seed 3: PASS (10 s; " in told.err
+    assert (tmp_path / "soaks" / "soak" / "table.txt").read_text() == told.out
+    assert cli.main(options) == runs.USAGE
+    assert "soak 'soak' has run for 20 s: allowed is a longer --time" in capsys.readouterr().err
+    assert world.seeds == [3, 4]
