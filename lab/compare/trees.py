@@ -32,6 +32,7 @@ from lab.live import launch
 from lab.places import ROOT, near
 from lab.runs import BROKEN, HARNESS, INTERRUPTED, PASS, USAGE
 from lab.show.table import closing
+from nodeproc import native
 from nodeproc.errors import ConfigError
 
 ENTRY: Final = "run_lab.py"
@@ -205,12 +206,13 @@ class Runner:
 def _environment(tree: Tree) -> dict[str, str]:
     """Return this process's environment, in which only that version's packages are found.
 
-    The run adds nothing to the summary page of a build server.
+    Both versions run in plain Python, because at most one of them has a native build. The run adds nothing to the
+    summary page of a build server.
     """
     left_out = ("PYTHONSAFEPATH", "GITHUB_STEP_SUMMARY")
     path = [str(tree.path), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path), native.SWITCH: "0"}
 
 
 def _children_cpu_s() -> float:

@@ -140,7 +140,8 @@ def test_an_interrupted_gate_reports_its_pairs() -> None:
 # ---- runs of fake versions ----------------------------------------------------------------------
 
 FAKE = """
-import json, pathlib, sys
+import json, os, pathlib, sys
+assert os.environ["CHATLAB_NATIVE"] == "0" and os.environ["PYTHONPATH"].startswith(str(pathlib.Path(__file__).parent))
 here, words = pathlib.Path(__file__).parent, sys.argv[1:]
 out, seed = pathlib.Path(words[words.index("--out") + 1]), int(words[words.index("--seed") + 1])
 with open(here.parent / "order", "a") as order:
