@@ -49,7 +49,11 @@ def enter() -> None:
         _call("unshare", NEWNET)
     except PermissionError:
         user, group = os.geteuid(), os.getegid()
-        _call("unshare", NEWUSER | NEWNET)
+        try:
+            _call("unshare", NEWUSER | NEWNET)
+        except OSError as error:
+            reason = f"{error.strerror} (see sysctl user.max_user_namespaces)"
+            raise OSError(error.errno, reason, "unshare of user and network") from None
         for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             write(f"/proc/self/{name}", line)
     _let_tools_inherit()
