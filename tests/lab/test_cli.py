@@ -523,6 +523,26 @@ def test_any_scenario_that_drops_packets_can_be_run_in_the_kernels_network(
     assert "--network: not with --sim" in capsys.readouterr().err
 
 
+def test_any_scenario_without_faults_of_clocks_can_be_run_under_supervisors(
+    lab: FakeLab, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.live.supervise.missing", lambda: "")
+    plain = KERNEL.replace("network: kernel", "")
+    (home / "wild.yml").write_text(plain.replace("calm", "wild"))
+    (home / "calm.yml").write_text(plain.replace("steps: [", "steps: [clock: {on: 1, jump: 1s}, "))
+    lab.outcomes = ["missed"]
+    assert run("home", "--disks", "supervised", "--seed", "5", "--out", "out") == 3
+    captured = capsys.readouterr()
+    assert captured.err.startswith("calm: skipped: steps[0].clock: disks: supervised does not change clocks")
+    assert lab.runs == ["wild"]
+    assert "wild.yml --seed 5 --disks supervised\n" in captured.out
+    assert run("wild", "--disks", "supervised", "--sim", "--out", "out") == 64
+    assert "--disks: not with --sim" in capsys.readouterr().err
+    monkeypatch.setattr("lab.live.supervise.missing", lambda: "cluster.disks: supervised: pidfd_getfd")
+    assert run("wild", "--disks", "supervised", "--out", "out") == 64
+    assert capsys.readouterr().err == "wild: cluster.disks: supervised: pidfd_getfd\n"
+
+
 # ---- clean --------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ class Node:
 
     def __init__(self, directory: Path) -> None:
         self.data = directory / "data"
-        self.data.mkdir()
+        self.data.mkdir(parents=True)
         self.output = directory / "output"
         try:
             self.supervisor = Supervisor.open(self.data, directory / "log")
@@ -479,6 +479,34 @@ def test_the_end_of_a_supervisor_is_an_error_of_the_run(tmp_path: Path) -> None:
         node.supervisor.counts()
     program.wait(PATIENCE_S)
     node.supervisor.close()
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv, which gives up capabilities")
+def test_no_capabilities_are_needed(tmp_path: Path) -> None:
+    """A process that stands for the lab has no capability, and no program can give it one."""
+    lab = f"""
+import os, sys
+from pathlib import Path
+from lab.live.supervise import Refused, Supervisor
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")))
+data = Path("{tmp_path}/data")
+data.mkdir()
+try:
+    supervisor = Supervisor.open(data, Path("{tmp_path}/log"))
+except Refused as refused:
+    sys.exit(str(refused))
+write = "import os; fd = os.open('a', os.O_CREAT | os.O_RDWR); os.write(fd, b'x'); os.fsync(fd); os.write(fd, b'y')"
+rename = "; os.rename('a', 'b')"
+pid = supervisor.start([sys.executable, "-c", write + rename], directory=data, output=Path("{tmp_path}/output"))
+print(supervisor.wait(pid).code, os.listdir(data), supervisor.cut_power().lost_bytes, os.listdir(data))
+supervisor.close()
+"""
+    Node(tmp_path / "with").supervisor.close()
+    give_up = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*give_up, sys.executable, "-c", lab], env=child_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["0000000000000000", "0 ['b'] 1 ['a']"], done.stderr
 
 
 def test_calls_that_cannot_be_followed_are_refused(node: Node) -> None:
