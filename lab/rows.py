@@ -150,7 +150,7 @@ class FaultRow(Struct, frozen=True, omit_defaults=True):
 
 
 class FrameRow(Struct, frozen=True, gc=False):
-    """One frame that a node sent to another in a simulation; docs/protocol.md lists the kinds."""
+    """One frame that a node sent to another; docs/protocol.md lists the kinds."""
 
     t: int
     """When it was sent."""
@@ -406,6 +406,8 @@ class Meta(Struct, frozen=True):
     """The leaders that the run observed, one entry for each term and node."""
     mutant: str = ""
     """The mutant that the nodes ran as (lab.mutants); "" if none."""
+    frames: Literal["none", "chosen", "all"] = "none"
+    """The frames in frames.jsonl; chosen: all but plain traffic."""
 
 
 _encode = msgspec.json.Encoder().encode

@@ -102,7 +102,7 @@ class RunDir:
     history = _File("history.jsonl")
     faults = _File("faults.jsonl")
     frames = _File("frames.jsonl")
-    """The frames between nodes; only in simulated runs with --frames."""
+    """The frames between nodes that were recorded; see Meta.frames."""
     live = _File("live.jsonl")
     """Written as things happen, for watching the run; the judges do not read it."""
     proxy_log = _File("proxy.log")

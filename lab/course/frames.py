@@ -1,13 +1,15 @@
-"""Frames between nodes as bytes: cutting a stream into frames, their types, and how to corrupt a frame or cut it up."""
+"""Frames between nodes: cut a stream of bytes into frames, corrupt a frame or cut it in pieces, and record frames."""
 
 from __future__ import annotations
 
 import random
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from lab.course.links import Handling
+from nodeproc.core.messages import Append, Batch, Known, NodeId, PeerMessage, Position, Promised, Record, Submit
 from nodeproc.frames import PREAMBLE
 from nodeproc.records import MAX_BODY, MAX_HEADER, PREFIX
 
@@ -88,3 +90,71 @@ def pieces(frame: bytes, size: int) -> list[bytes]:
 
 
 BYTES: Handling[bytes] = Handling(len, spoil, pieces)
+
+
+# ---- frames.jsonl ---------------------------------------------------------------------------------
+
+TRAFFIC: Final = frozenset({"SUBMIT", "APPEND", "APPENDED", "COMMIT", "HEARTBEAT", "HEARTBEAT_ACK", "PROMISES"})
+"""Kinds of frames that are sent all the time; the others are sent when something happens."""
+TRAFFIC_AFTER: Final = 10
+"""Number of frames of traffic that are recorded on a link after each frame of another kind."""
+
+
+class Chosen:
+    """Chooses the frames that tell what happened, whatever the load: all but traffic, and some traffic after each."""
+
+    def __init__(self) -> None:
+        self._left: dict[tuple[NodeId, NodeId], int] = {}
+        """Link -> number of frames of traffic that are still taken."""
+
+    def takes(self, source: NodeId, to: NodeId, kind: str) -> bool:
+        """Return whether the next frame on this link is recorded."""
+        if kind not in TRAFFIC:
+            self._left[source, to] = TRAFFIC_AFTER
+            return True
+        left = self._left.get((source, to), 0)
+        if left:
+            self._left[source, to] = left - 1
+        return left > 0
+
+
+def frame_text(message: PeerMessage) -> str:
+    """Return a frame's content in human-readable form: `term 2, position 1:5`. Numbers of requests are left out."""
+    if isinstance(message, Append):
+        records = ", ".join(map(_record, message.records))
+        return f"term {message.term}, {records} behind {_position(message.previous)}, commit {message.commit_seq}"
+    if isinstance(message, Submit):
+        last = message.first + len(message.payloads) - 1
+        return f"n {message.first}..{last} of client {message.client_id}"
+    names = [name for name in message.__struct_fields__ if name not in ("poll", "request")]
+    return ", ".join(f"{name.replace('_', ' ')} {_value(getattr(message, name))}" for name in names)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Position):
+        return _position(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_value(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, Known):
+        return f"{value.identity[:4]}… of term {value.term}"
+    if isinstance(value, Promised):
+        return f"term {value.term}, {_position(value.position)}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_entry, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _entry(value: Any) -> str:
+    """Return an entry of a list: a record, or a mark as (term, seq_no)."""
+    return _record(value) if isinstance(value, Record) else f"{value[0]}:{value[1]}"
+
+
+def _position(position: Position) -> str:
+    return f"{position.term}:{position.seq_no}"
+
+
+def _record(record: Record) -> str:
+    header = record.header
+    if not isinstance(header, Batch):
+        return f"mark {_position(header.position)}"
+    return f"{header.first}..{header.last} of term {header.term}"

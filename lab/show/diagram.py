@@ -48,8 +48,9 @@ def render_text(story: Story, most: int = LINES_MAX) -> str:
     lines += [_line(story, lanes, item) for item in items]
     lines.append("")
     lines.append(f"=> {story.ending}" if story.ending else "=> nothing broke")
-    if not story.has_frames:
-        lines.append("(no frames.jsonl: frames are kept by simulated runs with --frames)")
+    if story.frames != "all":
+        kept = "no frames were recorded" if story.frames == "none" else "plain traffic was not recorded"
+        lines.append(f"({kept}; --sim --frames records all frames)")
     return "\n".join(lines) + "\n"
 
 

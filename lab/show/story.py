@@ -1,6 +1,7 @@
 """The story of a run: frames, events of nodes, faults and operations of clients in the order of time.
 
-It is read from the run directory alone. Frames are part of it only if the run recorded them (`--sim --frames`).
+It is read from the run directory alone. Frames are part of it as far as the run recorded them; only simulated runs with
+--frames record plain traffic too.
 """
 
 from __future__ import annotations
@@ -14,8 +15,19 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from lab.check.verdict import decode_verdict
-from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Phase, Unknown
+from lab.rows import (
+    Acked,
+    Failed,
+    FaultRow,
+    HistoryRow,
+    Invoke,
+    Phase,
+    Unknown,
+    decode_frame_row,
+    decode_history_row,
+)
 from lab.rundir import RunDir
+from lab.show.window import lines_between
 
 CLIENTS: Final = 0
 """The lane of all clients; nodes' lanes have their ids."""
@@ -81,26 +93,36 @@ class Story:
     start: int
     items: list[Item] = field(default_factory=list)
     ending: str = ""
-    has_frames: bool = False
+    frames: str = "none"
+    """The frames that the run recorded, as in Meta."""
 
     def seconds(self, t: int) -> float:
         """Return the seconds from the first step to `t`."""
         return (t - self.start) / NS_PER_S
 
 
-def read(run: RunDir, *, everything: bool = False) -> Story:
-    """Return the story of a finished run.
+WHOLE: Final = (0, 1 << 63)
+"""The window of a whole run."""
+_FLIGHT_NS: Final = 10 * NS_PER_S
+"""A frame that is sent this long before a window may still arrive in it."""
+
+
+def read(run: RunDir, *, everything: bool = False, window: tuple[int, int] = WHOLE, clients: bool = True) -> Story:
+    """Return the story of a finished run, or of a part of it.
 
     Args:
         everything: include repetitions, plain traffic, and everything before the first step.
+        window: the first and the last time of the part, ns; the other rows of the files are not read.
+        clients: include what clients sent and the answers that they received.
     """
     meta = run.read_meta()
     who = f", mutant {meta.mutant}" if meta.mutant else ""
     story = Story(f"{meta.scenario}, seed {meta.seed}{who}", run.node_ids(), meta.t_start)
-    arrows = list(_arrows(run))
-    story.has_frames = bool(arrows)
-    items: list[Arrow | Note] = [*arrows, *_events(run, everything), *_faults(run.read_faults())]
-    items += _clients(run.read_history())
+    story.frames = meta.frames
+    items: list[Arrow | Note] = [*_arrows(run, window), *_events(run, everything, window)]
+    items += (note for note in _faults(run.read_faults()) if window[0] <= note.t <= window[1])
+    if clients:
+        items += _clients(map(decode_history_row, lines_between(run.history, *window)))
     items.sort(key=lambda item: item.t)
     if everything:
         story.items = [*items]
@@ -110,17 +132,17 @@ def read(run: RunDir, *, everything: bool = False) -> Story:
     return story
 
 
-def _arrows(run: RunDir) -> Iterator[Arrow]:
-    for row in run.read_frames():
+def _arrows(run: RunDir, window: tuple[int, int]) -> Iterator[Arrow]:
+    since, until = window
+    for row in map(decode_frame_row, lines_between(run.frames, since - _FLIGHT_NS, until)):
         for t in row.arrived or (row.t,):
-            yield Arrow(t, row.t, row.source, row.to, row.kind, row.text, lost=not row.arrived)
+            if since <= t <= until:
+                yield Arrow(t, row.t, row.source, row.to, row.kind, row.text, lost=not row.arrived)
 
 
-def _events(run: RunDir, everything: bool) -> Iterator[Note]:
+def _events(run: RunDir, everything: bool, window: tuple[int, int]) -> Iterator[Note]:
     for node in run.node_ids():
-        if not run.events(node).is_file():
-            continue
-        for line in run.events(node).read_bytes().splitlines():
+        for line in lines_between(run.events(node), *window, key=b'"t_ns":'):
             try:
                 event: dict[str, Any] = json.loads(line)
             except ValueError:

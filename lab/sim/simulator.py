@@ -19,6 +19,7 @@ from msgspec import structs
 
 from lab.check.online import Broken, OnlineChecks, StopAtFirst
 from lab.check.verdict import Check, Findings
+from lab.course.frames import Chosen
 from lab.course.livelog import LiveLog
 from lab.course.manifest import surroundings
 from lab.course.runner import Runner
@@ -163,7 +164,9 @@ class Simulation:
         run.write_meta(structs.replace(self._meta(), watched=watched, **where))
 
     def _meta(self) -> Meta:
-        return self.runner.meta("sim", STARTED_UTC, 0, self.mutant)
+        record = self.cluster.network.record
+        frames = "none" if record is None else "all" if record.takes_all else "chosen"
+        return structs.replace(self.runner.meta("sim", STARTED_UTC, 0, self.mutant), frames=frames)
 
 
 def run(scenario: Scenario, run: RunDir, *, seed: int, mutant: str = "", frames: bool = False) -> Outcome:
@@ -171,13 +174,12 @@ def run(scenario: Scenario, run: RunDir, *, seed: int, mutant: str = "", frames:
 
     Args:
         mutant: the mutant that the caller has made of the product (lab.mutants); "": none.
-        frames: write frames.jsonl too.
+        frames: record all frames in frames.jsonl, plain traffic too.
     """
     if frames:  # A diagram of frames also shows the nodes' events of level DEBUG.
         scenario = structs.replace(scenario, cluster=structs.replace(scenario.cluster, log_level="DEBUG"))
     simulation = Simulation(scenario, seed, mutant=mutant, live=[])
-    if frames:
-        simulation.cluster.network.record = Frames()
+    simulation.cluster.network.record = Frames(None if frames else Chosen())
     outcome = simulation.carry_out()
     simulation.write(run, outcome)
     return outcome

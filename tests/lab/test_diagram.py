@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lab import cli
 from lab.plan import scenario as plan
 from lab.rows import Acked, FaultRow, FrameRow, HistoryRow, Invoke, Phase, Unknown, encode_row
 from lab.rundir import RunDir
 from lab.runs import How, run_once
+from lab.show import window
 from lab.show.diagram import LANE, render_svg, render_text
 from lab.show.story import CLIENTS, Arrow, Note, Skipped, Story, _without_traffic, around, read
 from lab.sim import frames
@@ -55,6 +59,7 @@ def run(tmp_path: Path) -> RunDir:
         seed=7,
         t_start=START,
         mutant="two_votes_in_one_term",
+        frames="all",
         watched="A7: term 2 has two leaders",
     )
     for node in run.node_ids():
@@ -117,9 +122,32 @@ def test_a_frame_with_copies_of_records_is_shown() -> None:
 
 
 def test_without_frames_it_is_said_how_to_get_them(run: RunDir) -> None:
+    doctor_meta(run, frames="chosen")
+    assert render_text(read(run)).endswith("(plain traffic was not recorded; --sim --frames records all frames)\n")
+    doctor_meta(run, frames="none")
     run.frames.unlink()
     text = render_text(read(run))
-    assert "(no frames.jsonl: frames are kept by simulated runs with --frames)" in text and "became leader" in text
+    assert "(no frames were recorded; --sim --frames records all frames)" in text and "became leader" in text
+
+
+def test_the_story_of_a_window_is_that_part_of_the_whole_story(run: RunDir) -> None:
+    whole = read(run, everything=True)
+    since, until = START + 4 * MS, START + 9 * MS
+    part = read(run, everything=True, window=(since, until))
+    assert part.items == [item for item in whole.items if since <= item.t <= until] != []
+    assert all(item.mark != "o" for item in read(run, clients=False).items if isinstance(item, Note))
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=400).map(sorted), st.integers(0, 401), st.integers(0, 401))
+def test_a_window_of_a_file_is_found_whatever_its_times(times: list[int], since: int, lasts: int) -> None:
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window, "_CLOSE_BYTES", 64)
+        path = Path(directory) / "rows"
+        path.write_text("".join(f'{{"n":{n},"t_ns": {t}}}\n' + '{"torn' * (n % 7 == 3) for n, t in enumerate(times)))
+        lines = list(window.lines_between(path, since, since + lasts, key=b'"t_ns":'))
+    assert [json.loads(line[line.index(b'{"n"') :])["n"] for line in lines] == [
+        n for n, t in enumerate(times) if since <= t <= since + lasts
+    ]
 
 
 def test_the_picture_has_the_same_words_and_an_arrow_for_each_frame(run: RunDir) -> None:
