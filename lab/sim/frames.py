@@ -27,6 +27,8 @@ class Frames:
     def sent(self, now: float, source: NodeId, to: NodeId, message: PeerMessage) -> None:
         kind = str(message.__struct_config__.tag)
         if self._chosen is not None and not self._chosen.takes(source, to, kind):
+            # A node may send the same object again, as its heartbeat: this arrival is not that of the frame before.
+            self._latest.pop((source, to, id(message)), None)
             return
         arrivals = self._latest[source, to, id(message)] = []
         self._sent.append((_ns(now), source, to, message, arrivals))

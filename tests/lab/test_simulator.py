@@ -13,6 +13,7 @@ from types import FunctionType
 
 import pytest
 
+from lab.course.frames import TRAFFIC
 from lab.course.simfiles import PowerLost
 from lab.mutants.catalogue import mutated
 from lab.plan import scenario as plan
@@ -144,9 +145,10 @@ def test_two_processes_leave_the_same_bytes_whatever_their_hashes_are(tmp_path: 
     assert set(found[0]) == set(found[1])
 
 
-def test_what_nodes_say_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_what_nodes_say_is_kept_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = story("  - send: {client: 1, messages: 1}\n  - cut: {from: 3, to: 1}\n  - sleep: 200ms")
-    assert not list(simulate_into(tmp_path / "a", scenario, 1).read_frames())
+    monkeypatch.setattr("lab.course.frames.TRAFFIC_AFTER", 1)
+    chosen = list(simulate_into(tmp_path / "a", scenario, 1).read_frames())
     run = RunDir.create(tmp_path, scenario.name, "run")
     simulator.run(scenario, run, seed=1, frames=True)
     rows = list(run.read_frames())
@@ -154,6 +156,10 @@ def test_what_nodes_say_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
     append = next(row for row in rows if row.kind == "APPEND" and "1..1 of term 1 behind 1:0" in row.text)
     assert append.source == 3 and len(append.arrived) == 1 and append.arrived[0] > append.t
     assert any(row.kind == "HEARTBEAT" and not row.arrived and (row.source, row.to) == (3, 1) for row in rows)
+    assert run.read_meta().frames == "all"
+    news = [row for row in rows if row.kind not in TRAFFIC]
+    assert [row for row in chosen if row.kind not in TRAFFIC] == news != []
+    assert set(chosen) < set(rows) and len(chosen) <= 2 * len(news)
     assert all("poll" not in row.text and "request" not in row.text for row in rows)
 
 
