@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 
-.PHONY: test check format native lock clean
+.PHONY: test check format native lock vendor clean
 
 test:
 	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \
@@ -42,6 +42,9 @@ lock:
 	sed -i '1i # Exact versions of all packages that a run needs; see `make lock`.' requirements.txt; \
 	sed -i '1i # Exact versions of all packages that tests and checks need, those of a run among them; see `make lock`.' \
 		requirements-dev.txt
+
+vendor: ## the JavaScript of others again, as vendor.toml lists it; needs npm
+	$(PYTHON) lab/show/static/vendor/fetch.py
 
 clean:
 	rm -rf .native .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

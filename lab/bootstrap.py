@@ -42,7 +42,7 @@ class Wanted(NamedTuple):
 
 
 # uvloop is not among them: nodes run on plain asyncio if it is missing.
-RUN = Wanted("requirements.txt", ("msgspec", "prompt_toolkit", "psutil", "yaml", "tabulate"))
+RUN = Wanted("requirements.txt", ("jinja2", "msgspec", "prompt_toolkit", "psutil", "yaml", "tabulate"))
 # hatchling is not among them: without it only the tests of the built package are skipped.
 DEV = Wanted(
     "requirements-dev.txt",

@@ -39,6 +39,7 @@ from lab.runs import (
     How,
     Progress,
     Result,
+    add_report,
     judge,
     refusals,
     run_once,
@@ -72,6 +73,7 @@ ELSEWHERE = {
     "engines": ("lab.engines.install", "install other replicated stores, to run scenarios on them"),
     "serve": ("lab.watch.serve", "show runs in the browser, as they happen or afterwards"),
     "debug": ("lab.debug.shell", "step through a simulated run, backwards too, and change it"),
+    "report": ("lab.show.report", "make report.html of finished runs again"),
 }
 """Command -> (the module with its add_arguments() and main(), its description)."""
 PROGRAMS = {
@@ -149,7 +151,7 @@ def _parser() -> _Parser:
     _add_run_options(commands.add_parser("run", help="run scenarios on real processes and judge them (the default)"))
     check = commands.add_parser("check", help="judge finished runs again, from their directories alone")
     check.add_argument("runs", metavar="RUN_DIR", nargs="+", type=Path, help="such as results/latest")
-    _add_json(check)
+    _add_outputs(check)
     check.set_defaults(do=_do_check)
     validate = commands.add_parser("validate", help="check scenario files for mistakes without running them")
     _add_scenarios(validate)
@@ -163,13 +165,8 @@ def _parser() -> _Parser:
     _add_json(listing)
     listing.set_defaults(do=_do_list)
     clean = commands.add_parser("clean", help="remove old runs from the results directory")
-    clean.add_argument(
-        "--keep",
-        metavar="N",
-        type=count,
-        default=3,
-        help="number of newest runs to keep of each scenario (%(default)s)",
-    )
+    kept = "number of newest runs to keep of each scenario (%(default)s)"
+    clean.add_argument("--keep", metavar="N", type=count, default=3, help=kept)
     clean.add_argument("-n", "--dry-run", action="store_true", help="only show what would be removed")
     clean.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="the directory (%(default)s)")
     clean.set_defaults(do=_do_clean)
@@ -207,7 +204,7 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         "--engine-option", metavar="NAME=VALUE", type=option, action="append", default=[], help="a setting of --engine"
     )
     run.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the runs (%(default)s)")
-    _add_json(run)
+    _add_outputs(run)
     run.set_defaults(do=_do_run)
 
 
@@ -231,6 +228,11 @@ def _add_scenarios(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tag", metavar="TAG", action="append", default=[], help="only scenarios with this tag, or any of several"
     )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-report", action="store_true", help="write no report.html into the run directory")
+    _add_json(parser)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -440,6 +442,8 @@ def _run_all(rounds: list[tuple[Chosen, int]], options: argparse.Namespace, how:
             progress.close()
         if how.sim and number + 1 < options.repeat:
             result = without_passed(result)
+        if not options.no_report:
+            add_report(result)
         result = replace(result, again=how.command(path, seed))
         results.append(result)
         _show(result, options.json, brief=len(rounds) > 1)
@@ -492,6 +496,8 @@ def _do_check(options: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             return USAGE
         result = judge(run, run.path.parent.name, None)
+        if not options.no_report:
+            add_report(result)
         results.append(result)
         _show(result, options.json, brief=len(options.runs) > 1)
     code = worst(result.exit_code for result in results)

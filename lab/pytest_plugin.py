@@ -115,6 +115,7 @@ class ScenarioItem(pytest.Item):
         result = replace(result, again=again)
         if option("lab_keep") == "failed":
             result = runs.without_passed(result)
+        runs.add_report(result)
         row = structs.asdict(runs.summary_row(result))
         self.user_properties += [(name, value) for name, value in row.items() if value is not None]
         if result.exit_code != runs.PASS:

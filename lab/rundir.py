@@ -158,6 +158,7 @@ class RunDir:
     summary = _File("summary.txt")
     junit = _File("junit.xml")
     diagram = _File("diagram.svg")
+    report = _File("report.html")
 
     # ---- reading rows ----------------------------------------------------------------------------
 

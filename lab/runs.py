@@ -214,6 +214,22 @@ def run_once(
     return result
 
 
+def add_report(result: Result) -> None:
+    """Write report.html into the run directory. If that fails, the result stays as it is; standard error says why."""
+    from lab.rundir import RunDir
+
+    if result.directory is None or result.verdict is None:
+        return
+    try:
+        from lab.show.report import write
+    except ImportError as error:
+        problem = f"no report.html: {error}"
+    else:
+        problem = write(RunDir(result.directory))
+    if problem:
+        print(problem, file=sys.stderr)
+
+
 def without_passed(result: Result) -> Result:
     """Remove the directory of a run that passed; that of any other run stays."""
     from lab.rundir import remove

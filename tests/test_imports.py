@@ -86,7 +86,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.live": ("lab.live", "lab.engines", "lab.course", "lab.places", *BELOW_THE_COURSE),
     "lab.sim": ("lab.sim", "lab.course", "lab.check", *BELOW_THE_COURSE),
     "lab.check": ("lab.check", *BELOW_THE_COURSE),
-    "lab.show": ("lab.show", "lab.check", "lab.values", "lab.words", "lab.rundir", "lab.rows"),
+    "lab.show": ("lab.show", "lab.check", "lab.values", "lab.words", "lab.rundir", "lab.rows", "lab.places"),
     "lab.search": (
         "lab.search",
         "lab.sim",
@@ -126,6 +126,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.watch": ("lab.watch", "lab.show", "lab.places", "lab.values", *BELOW_THE_COURSE),
     "lab.debug": (
         "lab.debug",
+        "lab.course",
         "lab.sim",
         "lab.mutants",
         "lab.check",

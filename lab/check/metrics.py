@@ -625,6 +625,7 @@ def _failover(hit: _Hit, meta: Meta) -> Failover:
 
 
 def _segments(walk: _Walk, meta: Meta) -> tuple[Segment, ...]:
+    walk.parts[0].start = walk.parts[0].start or meta.t_start  # Nothing may have been sent.
     walk.parts[-1].end = max(walk.last_acked, walk.parts[-1].start)
     walk.parts[0].name = f"before {walk.hits[0].name if not walk.hits[0].round else 'the nemesis'}"
     return tuple(_segment(part, meta) for part in walk.parts)

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
+from lab.course.frames import frame_text
 from lab.debug.stepping import SteppingLoop
 from lab.sim.cluster import SimCluster
-from lab.sim.frames import text
 from lab.sim.loop import Call
 from lab.sim.network import NodeLink
 from lab.sim.node import SimNode
@@ -76,7 +76,7 @@ def what(action: Callable[..., object], args: tuple[Any, ...]) -> tuple[str, boo
         way = f"{owner.source} -> {owner.to}"
         if name == "_arrive":
             message = args[1]
-            return f"{way}: {message.__struct_config__.tag} {text(message)}".rstrip(), True
+            return f"{way}: {message.__struct_config__.tag} {frame_text(message)}".rstrip(), True
         return f"{way}: {_OF_LINKS.get(name, name.strip('_'))}", False
     if isinstance(owner, SimNode):
         if name == "run":

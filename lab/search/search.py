@@ -276,6 +276,7 @@ def record_finding(search: Search, played: Played, out: Path) -> Finding:
     result = runs.run_once(scenario, played.seed, out, runs.How(sim=True, mutant=search.mutant))
     if result.verdict is None:
         return replace(finding, run=result.directory, verdict=f"no verdict: {result.problem}")
+    runs.add_report(result)
     broken = ", ".join(check.name for check in result.verdict.checks if check.result == "FAIL")
     verdict = f"verdict {result.verdict.outcome}" + (f": {broken}" if broken else "")
     return replace(finding, run=out / scenario.name / LATEST, verdict=verdict)

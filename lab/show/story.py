@@ -161,11 +161,11 @@ def _faults(rows: Iterable[FaultRow]) -> Iterator[Note]:
             yield Note(row.t, row.target, "#", row.fault if row.target else f"{row.fault}, all nodes")
             continue
         links = " ".join(f"{source}>{to}" for source, to in pairs)
-        shown = _rule(dict(row.evidence.get("rule", {})))
+        shown = rule_text(dict(row.evidence.get("rule", {})))
         yield Note(row.t, row.target, "#", f"{row.fault} {links}{': ' if shown else ''}{shown}")
 
 
-def _rule(rule: dict[str, Any]) -> str:
+def rule_text(rule: dict[str, Any]) -> str:
     """Return the effective settings of a link rule."""
     given = {key: value for key, value in rule.items() if value}
     idle = {"distribution"} | (set() if given.get("every") else {"behind", "at_most"})

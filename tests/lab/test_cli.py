@@ -91,6 +91,7 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeLab]:
     monkeypatch.setattr("lab.check.metrics.measure", fake.measure)
     monkeypatch.setattr("lab.show.table.render", lambda *_: "the table")
     monkeypatch.setattr("lab.show.junit.render", lambda *_: "<testsuites/>")
+    monkeypatch.setattr("lab.show.report.write", lambda _: "")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quiet.yml").write_text(GOOD)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import cli
+from lab.course.frames import frame_text
 from lab.plan import scenario as plan
 from lab.rows import Acked, FaultRow, FrameRow, HistoryRow, Invoke, Phase, Unknown, encode_row
 from lab.rundir import RunDir
@@ -19,7 +20,6 @@ from lab.runs import How, run_once
 from lab.show import window
 from lab.show.diagram import LANE, render_svg, render_text
 from lab.show.story import CLIENTS, Arrow, Note, Skipped, Story, _without_traffic, around, read
-from lab.sim import frames
 from lab.steps import Kill, Sleep
 from lab.words import Duration
 from nodeproc.core.messages import Batch, Copy, Record
@@ -118,7 +118,7 @@ def test_of_a_long_story_the_end_is_shown(run: RunDir) -> None:
 
 def test_a_frame_with_copies_of_records_is_shown() -> None:
     record = Record(Batch(2, 4, 6, ()), b"", 0)
-    assert frames.text(Copy(1, (record,))) == "number 1, records [4..6 of term 2]"
+    assert frame_text(Copy(1, (record,))) == "number 1, records [4..6 of term 2]"
 
 
 def test_without_frames_it_is_said_how_to_get_them(run: RunDir) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.check.metrics import SERIES_MOST, Histogram, decode_metrics, encode_metrics, measure
-from lab.rows import Acked, FaultRow, Gen, Invoke, Sample, Unknown, encode_row
+from lab.rows import Acked, FaultRow, Gen, Invoke, Phase, Sample, Unknown, encode_row
 from lab.rundir import RunDir
 from tests.lab.synthetic import MS, T_START, build_run, doctor_lines, doctor_meta
 
@@ -171,8 +171,9 @@ def test_cpu_per_message_counts_the_samples_around_the_load(tmp_path: Path) -> N
 
 
 def test_a_run_in_which_nothing_was_sent_has_figures_too(run: RunDir) -> None:
-    run.history.write_bytes(b"")
+    run.history.write_bytes(encode_row(Phase(T_START + 900 * MS, "healed")))
     metrics = measure(run)
+    assert metrics.segments[0].duration_s == pytest.approx(0.02)
     assert metrics.load.latency is None
     assert metrics.load.throughput_per_s == 0
     assert metrics.cpu_us_per_message is None
