@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from lab.course.links import NEVER, Link
@@ -130,6 +130,7 @@ class End(asyncio.Protocol):
         pieces = self.link.leave(now)
         if pieces:
             self.held_bytes -= sum(map(len, pieces))
+            self.left(pieces, now)
             far.writelines(pieces)
         due = self.link.next_due()
         if self._timer is not None:
@@ -143,6 +144,9 @@ class End(asyncio.Protocol):
     def finish(self, far: asyncio.Transport) -> None:
         """Everything that arrived before the end has left."""
         far.close()
+
+    def left(self, pieces: Sequence[bytes], now: float) -> None:
+        """These bytes are written to the other end now."""
 
     def read(self, on: bool) -> None:
         """Read from the connection, or stop reading."""

@@ -86,7 +86,7 @@ class LiveLinks:
         self._proxy = await self._children.spawn("proxy", "lab.live.proxy", run.proxy_log)
         ports = {node: port for node, (_, port) in addresses.items()}
         frames = not scenario.cluster.is_foreign
-        answer = await self._ask(Open(HOST, ports, seed, scenario.proxies_clients, frames))
+        answer = await self._ask(Open(HOST, ports, seed, scenario.proxies_clients, frames, str(run.frames.resolve())))
         opened = msgspec.json.decode(answer, type=Opened)
         self.clients = {to: (HOST, port) for source, to, port in opened.ports if source == CLIENTS}
         return {(source, to): (HOST, port) for source, to, port in opened.ports}

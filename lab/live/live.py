@@ -122,6 +122,8 @@ class LiveRun:
         self._faults.close()
         self._live.close()
         run.write_faults(with_heals(self._book.rows))
+        if run.frames.exists():  # Each row was written when its frame had arrived; the file is in the order of sending.
+            run.frames.write_bytes(b"".join(map(encode_row, sorted(run.read_frames(), key=lambda row: row.t))))
         run.write_meta(self._meta())
 
     def _is_native(self) -> bool:
@@ -133,6 +135,7 @@ class LiveRun:
         return structs.replace(
             self._runner.meta("live", self._started_utc, self._workers, self._mutant),
             links=self._cluster.links.kind,
+            frames="chosen" if self._run.frames.exists() else "none",
             samples=tuple(self._samples),
             proxy=self._cluster.proxy,
             disks=self._scenario.disks,

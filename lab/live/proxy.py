@@ -17,20 +17,25 @@ import dataclasses
 import itertools
 import random
 import time
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from lab.course.client_links import BytesPair, ClientLink, ClientPort
 from lab.course.forwarding import Connection, End
-from lab.course.frames import BYTES, FrameCutter
+from lab.course.frames import BYTES, Chosen, FrameCutter, frame_text
 from lab.course.links import Link
 from lab.live.children import orders, run_child, say
+from lab.rows import FrameRow, encode_row
 from lab.steps.rules import CLIENTS, LinkCounts, Pair, Rule
+from lab.words import FRAME_TYPES
 from nodeproc.client import Address
-from nodeproc.core.messages import NodeId
+from nodeproc.core.messages import NodeId, PeerMessage
+from nodeproc.errors import FrameError
+from nodeproc.frames import FrameDecoder
 
 # ---- control -------------------------------------------------------------------------------------
 
@@ -40,6 +45,7 @@ class Open(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag=
 
     clients: listen for clients too.
     frames: the nodes send this project's frames to each other; False: only the bytes are known.
+    record: path of frames.jsonl, in which the frames chosen by lab.course.frames.Chosen are recorded; "": none.
     """
 
     host: str
@@ -47,6 +53,7 @@ class Open(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag=
     seed: int
     clients: bool = False
     frames: bool = True
+    record: str = ""
 
 
 class SetRule(Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="set_rule"):
@@ -95,6 +102,57 @@ class Broken(Struct, frozen=True):
     connections: int
 
 
+# ---- the record of frames --------------------------------------------------------------------------
+
+
+_RECORDED = frozenset(FRAME_TYPES)
+
+
+class Record:
+    """Writes rows of frames.jsonl, each as soon as it is known what became of its frame.
+
+    Args:
+        path: the file; it may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._chosen = Chosen()
+        self._under_way: dict[int, tuple[bytes, FrameRow]] = {}
+        """id() of a frame, which stays alive here -> the frame and its row, as if it were lost."""
+
+    def entered(self, source: NodeId, to: NodeId, kind: str, frame: bytes, now: float) -> None:
+        """A frame was put on a link. Handshakes are left out: they are about secrets."""
+        if kind in _RECORDED and self._chosen.takes(source, to, kind):
+            try:
+                message = next(iter(FrameDecoder().feed(frame)))
+            except FrameError:
+                return
+            row = FrameRow(int(now * 1e9), source, to, kind, frame_text(cast(PeerMessage, message)), ())
+            self._under_way[id(frame)] = frame, row
+
+    def left(self, pieces: Sequence[bytes], now: float) -> None:
+        """These bytes left a link. A frame that was corrupted or cut in pieces is among them as other bytes."""
+        arrivals = [id(piece) for piece in pieces if id(piece) in self._under_way] if self._under_way else []
+        for number in dict.fromkeys(arrivals):
+            _, row = self._under_way.pop(number)
+            self._write(structs.replace(row, arrived=(int(now * 1e9),) * arrivals.count(number)))
+
+    def lost(self, source: NodeId, to: NodeId) -> None:
+        """Nothing that is on this link will arrive."""
+        gone = [at for at, (_, row) in self._under_way.items() if (row.source, row.to) == (source, to)]
+        for number in gone:
+            self._write(self._under_way.pop(number)[1])
+
+    def close(self) -> None:
+        for _, row in self._under_way.values():
+            self._write(row)
+        self._file.close()
+
+    def _write(self, row: FrameRow) -> None:
+        self._file.write(encode_row(row))
+
+
 # ---- links of frames -----------------------------------------------------------------------------
 
 
@@ -108,8 +166,8 @@ class FrameLink:
     back: FrameLink
     """The pair in the other direction."""
 
-    def __init__(self, address: Address, rng: random.Random) -> None:
-        self.address = address
+    def __init__(self, address: Address, rng: random.Random, pair: Pair = (0, 0), record: Record | None = None) -> None:
+        self.address, self.pair, self.record = address, pair, record
         self.link: Link[bytes] = Link(rng, BYTES)
         self._connection: Connection | None = None
         """The connection in use: bytes were sent on it. A mere look at whether the port listens sends none."""
@@ -137,6 +195,8 @@ class FrameLink:
         if self._connection is connection:
             self._connection = None
             self.link.clear()
+            if self.record is not None:
+                self.record.lost(*self.pair)
 
     def uses(self, connection: Connection) -> None:
         """The sender uses a new connection: break off the older one."""
@@ -183,9 +243,16 @@ class _SenderEnd(End):
                 return
             self._pair.uses(self.connection)
         now = self.clock()
+        record = self._pair.record
         for kind, frame in self._cutter.feed(data):
+            if record is not None:
+                record.entered(*self._pair.pair, kind, frame, now)
             self.held_bytes += len(frame) * self.link.enter(kind, frame, now)
         self.pump()
+
+    def left(self, pieces: Sequence[bytes], now: float) -> None:
+        if self._pair.record is not None:
+            self._pair.record.left(pieces, now)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True  # The frames under way still arrive.
@@ -228,6 +295,7 @@ class Proxy:
 
     def __init__(self) -> None:
         self.links: dict[Pair, FrameLink | BytesPair | ClientLink] = {}
+        self.record: Record | None = None
 
     async def obey(self, order: Order) -> Opened | Evidence | Broken:
         """Carry out an order; return the answer to it."""
@@ -253,7 +321,8 @@ class Proxy:
         }
         gates: dict[Pair, FrameLink | ClientPort] = {}
         if order.frames:
-            frames = {pair: FrameLink(addresses[pair[1]], rng) for pair, rng in rngs.items()}
+            self.record = Record(Path(order.record)) if order.record else None
+            frames = {pair: FrameLink(addresses[pair[1]], rng, pair, self.record) for pair, rng in rngs.items()}
             for (sender, receiver), link in frames.items():
                 link.back = frames[receiver, sender]
             gates |= frames
@@ -284,6 +353,8 @@ async def main() -> None:
     decode = msgspec.json.Decoder(Order).decode
     async for line in orders():
         say(msgspec.json.encode(await proxy.obey(decode(line))))
+    if proxy.record is not None:
+        proxy.record.close()
 
 
 if __name__ == "__main__":

@@ -83,6 +83,10 @@ def test_a_reader_of_a_live_run_sees_a_cut_while_it_lasts(tmp_path: Path) -> Non
     assert isinstance(rows[-1], End) and rows[-1].problem == ""
     assert {"load_started", "healed", "converged"} <= {row.phase for row in rows if isinstance(row, Phase)}
     assert any(isinstance(row, NodeSample) for row in rows)
+    frames = list(run.read_frames())
+    assert run.read_meta().frames == "chosen" and [row.t for row in frames] == sorted(row.t for row in frames)
+    voted = next(row for row in frames if row.kind == "VOTE")
+    assert (voted.to, voted.text) == (3, "term 1") and voted.t <= voted.arrived[0] < voted.t + 1_000_000_000
     finished = [row.row for row in rows if isinstance(row, FaultChange) and not row.begins]
     assert [row.fault for row in sorted(finished, key=lambda row: row.t)] == [row.fault for row in run.read_faults()]
 

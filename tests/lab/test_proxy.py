@@ -20,11 +20,13 @@ from lab.live.proxy import (
     Open,
     Opened,
     Proxy,
+    Record,
     SetRule,
 )
+from lab.rows import decode_frame_row
 from lab.steps.machine import RunFailed
 from lab.steps.rules import LinkCounts, Rule
-from nodeproc.core.messages import Append, Commit, Heartbeat, Mark, Position
+from nodeproc.core.messages import Append, Commit, Heartbeat, Mark, Position, Vote, VoteRequest
 from nodeproc.errors import FrameError
 from nodeproc.frames import PREAMBLE, FrameDecoder, encode_frame
 from nodeproc.records import Sealer
@@ -303,3 +305,32 @@ async def test_a_child_that_dies_is_told_with_its_last_words(tmp_path: Path) -> 
     with pytest.raises(RunFailed, match=r"proxy ended with exit code 1: .*ValidationError"):
         await child.ask(b'{"do":"nonsense"}')
     await child.close()
+
+
+# ---- the record of frames ------------------------------------------------------------------------
+
+
+def test_a_record_has_what_became_of_each_chosen_frame(tmp_path: Path) -> None:
+    path = tmp_path / "frames.jsonl"
+    record = Record(path)
+    messages = VoteRequest(2, Position(1, 5)), Vote(2), Heartbeat(2, 3, Position(1, 5))
+    frames = [b"".join(encode_frame(message)) for message in messages]
+    kinds = ("VOTE_REQUEST", "VOTE", "HEARTBEAT")
+    record.entered(2, 1, "PEER_HELLO", b"a secret", 1.0)
+    record.entered(2, 1, "", b"no frame", 1.0)
+    for at, (kind, frame) in enumerate(zip(kinds, frames, strict=True)):
+        record.entered(2, 1, kind, frame, 1.0 + at)
+    record.left([frames[0], b"other bytes", frames[0]], 5.0)
+    record.lost(1, 2)
+    record.left([frames[1]], 6.0)
+    record.lost(2, 1)
+    record.entered(1, 2, "VOTE", frames[1], 7.0)
+    record.close()
+    rows = [decode_frame_row(line) for line in path.read_bytes().splitlines()]
+    assert [(row.kind, row.t, row.arrived) for row in rows] == [
+        ("VOTE_REQUEST", 1_000_000_000, (5_000_000_000,) * 2),
+        ("VOTE", 2_000_000_000, (6_000_000_000,)),
+        ("HEARTBEAT", 3_000_000_000, ()),
+        ("VOTE", 7_000_000_000, ()),
+    ]
+    assert rows[0].text == "term 2, position 1:5"
