@@ -15,21 +15,23 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+LAB = Path(__file__).parents[3]
+DIRECTORIES = [LAB / package / "static" / "vendor" for package in ("show", "watch")]
 
 
 def main() -> int:
     """Write all files whose tarball and content have the expected checksums; return 1 if any differs."""
     wrong = []
-    for package in tomllib.loads((HERE / "vendor.toml").read_text("utf-8"))["package"]:
-        with tempfile.TemporaryDirectory() as directory:
-            wrong += _fetch(package, Path(directory))
+    for here in DIRECTORIES:
+        for package in tomllib.loads((here / "vendor.toml").read_text("utf-8"))["package"]:
+            with tempfile.TemporaryDirectory() as directory:
+                wrong += _fetch(here, package, Path(directory))
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0
 
 
-def _fetch(package: dict[str, Any], directory: Path) -> list[str]:
+def _fetch(here: Path, package: dict[str, Any], directory: Path) -> list[str]:
     """Write the files of one package; return what differs."""
     name = f"{package['name']}@{package['version']}"
     subprocess.run(["npm", "pack", "--silent", "--pack-destination", str(directory), name], check=True)
@@ -45,7 +47,7 @@ def _fetch(package: dict[str, Any], directory: Path) -> list[str]:
             data = content.read()
             found = hashlib.sha256(data).hexdigest()
             if found == expected:
-                (HERE / file).write_bytes(data)
+                (here / file).write_bytes(data)
             else:
                 wrong.append(f"{name}: {path}: SHA-256 is {found}, expected {expected}")
     return wrong
