@@ -40,8 +40,13 @@
     grid: { stroke: () => colour("--line"), width: 1 },
   };
   const powers = (chart, values) => values.map((v) => (Number.isInteger(+Math.log10(v).toFixed(9)) ? v : null));
+  // A value without neighbours is a point: there is no line that would show it.
+  const alone = (chart, at) => {
+    const values = chart.data[at], missing = (v) => v === null || v === undefined;
+    return values.flatMap((v, i) => (!missing(v) && missing(values[i - 1]) && missing(values[i + 1]) ? [i] : []));
+  };
   const line = (label, name, dash) => ({
-    label, dash, stroke: () => colour(name), width: 1.7, points: { show: false }, spanGaps: false,
+    label, dash, stroke: () => colour(name), width: 1.7, points: { show: true, size: 4, filter: alone }, spanGaps: false,
     value: (chart, v) => (v === null || v === undefined ? "–" : v.toLocaleString("en")),
   });
 
