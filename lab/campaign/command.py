@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-import logging
 import shutil
 import sys
 import time
@@ -159,7 +158,6 @@ def _require_dask() -> None:
 
 def _play(store: Store, options: argparse.Namespace) -> int:
     store.claim()
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # The campaign reports what concerns the user itself.
     progress = runs.Progress("campaign")
 
     def tell(text: str) -> None:

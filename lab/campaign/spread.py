@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ TASK_SEEDS: Final = 8
 """Maximum number of seeds in one Dask task; Dask costs a task about 3 ms of CPU time."""
 AHEAD: Final = 2
 """Tasks for each thread of the workers, so that none waits for the campaign."""
+ANY_PORT: Final = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+"""Of the HTTP server that a Dask scheduler always starts."""
 POLL_S: Final = 1.0
 PATIENCE_S: Final = 120.0
 """Time without any worker after which the campaign stops; `resume` continues it."""
@@ -84,6 +87,8 @@ async def _connected(cluster: Cluster) -> AsyncIterator[Any]:
     """Connect to the scheduler, or start one with its workers in this process."""
     from distributed import Client, LocalCluster
 
+    for name in ("distributed", "distributed.client"):  # The campaign itself reports what concerns the user.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if cluster.scheduler:
         async with Client(cluster.scheduler, asynchronous=True, timeout="5s", name="chatlab campaign") as client:
             yield client
@@ -94,8 +99,9 @@ async def _connected(cluster: Cluster) -> AsyncIterator[Any]:
             n_workers=cluster.jobs,
             threads_per_worker=1,
             processes=False,  # The seeds run in processes of their own, see lab.campaign.work.
-            dashboard_address=None,
+            scheduler_kwargs=ANY_PORT,
             memory_limit=None,
+            silence_logs=logging.CRITICAL,
             asynchronous=True,
         ) as local,
         Client(local, asynchronous=True) as client,

@@ -23,6 +23,10 @@ class WrongCode(Exception):
     """The code of this worker changed after the campaign had accepted the worker."""
 
 
+class Closed(Exception):
+    """The campaign ends, and its own workers with it."""
+
+
 class _Child:
     """A child process of one thread. Its pipes close with this process, so it cannot outlive it for long."""
 
@@ -91,6 +95,8 @@ class _Children:
         """Return this thread's child, started now if there is none with this code and mode."""
         me = threading.get_ident()
         with self._lock:
+            if self._closed:
+                raise Closed
             found = self._of_thread.get(me)
         if found is not None and (found.root, found.native) == (root, native):
             return found
@@ -99,7 +105,7 @@ class _Children:
         with self._lock:
             if self._closed:
                 made.close()
-                raise EOFError("the campaign ends")
+                raise Closed
             self._of_thread[me] = made
         return made
 

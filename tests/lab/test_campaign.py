@@ -20,7 +20,7 @@ from lab.campaign import command, report, work
 from lab.campaign.code import PACKAGES, code_version
 from lab.campaign.orders import Lost, Order, Play, Reduced, Result, Shrink, decode_answer, encode
 from lab.campaign.queue import FINDINGS_MAX, Queue
-from lab.campaign.spread import Cluster, NoWorkers, play_all
+from lab.campaign.spread import ANY_PORT, Cluster, NoWorkers, play_all
 from lab.campaign.store import FILE, Settings, Store, StoreError
 from lab.live.children import child_environment
 from lab.places import ROOT
@@ -363,6 +363,16 @@ def failure_of_mutant(seed: int) -> bool:
 
 
 @pytest.mark.usefixtures("children")
+def test_at_the_end_of_a_campaign_its_orders_are_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = work._children.of_this_thread(ROOT, code_version(), False)
+    work.close_children()
+    assert child.process.wait() == -signal.SIGKILL
+    monkeypatch.setattr(work, "_Child", None)  # No other process is started.
+    with pytest.raises(work.Closed):
+        answers(Play(1, (3,)))
+
+
+@pytest.mark.usefixtures("children")
 def test_a_process_of_other_code_plays_nothing() -> None:
     with pytest.raises(work.WrongCode, match=f"found code {code_version()} in .*, allowed 0123456789ab"):
         work._answer(ROOT, "0123456789ab", False, encode(Play(1, (3,))))
@@ -429,7 +439,7 @@ def test_a_worker_of_other_code_is_refused_by_name(tmp_path: Path) -> None:
     from distributed import LocalCluster
 
     async def carry_out(store: Store) -> str:
-        async with LocalCluster(n_workers=1, processes=False, dashboard_address=None, asynchronous=True) as local:
+        async with LocalCluster(n_workers=1, processes=False, scheduler_kwargs=ANY_PORT, asynchronous=True) as local:
             with pytest.raises(NoWorkers, match=r"found code .*, allowed 0123456789ab") as stopped:
                 await play_all(Queue(store, Told()), Cluster(local.scheduler_address, 1, 0.001), told)
             (address,) = local.scheduler.workers
