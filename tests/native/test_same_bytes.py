@@ -76,8 +76,8 @@ def test_a_search_is_native_and_a_mutants_is_not(build: Path, tmp_path: Path) ->
         return done.stdout, done.stderr
 
     report, progress = search()
-    assert "/s, native, findings 0" in progress
-    assert "/s, plain, findings" in search("--mutant", "acknowledge_before_durable", "--no-shrink")[1]
+    assert "/s a core, native, findings 0" in progress
+    assert "/s a core, plain, findings" in search("--mutant", "acknowledge_before_durable", "--no-shrink")[1]
     assert report == python("0", "lab", "sim", "--seeds", "2", "--jobs", "1")
 
 
