@@ -167,11 +167,13 @@ def test_tail_prefix_keeps_a_part_of_the_end(node: Node) -> None:
 def test_tail_pages_keeps_some_pages(node: Node) -> None:
     old, new = b"o" * PAGE, b"n" * PAGE
     node.run('fd = sync(create("a", b"o" * 4096 * 20)); os.pwrite(fd, b"n" * 4096 * 40, 0)')
-    node.lose_power("pages", seed=1)
+    lost = node.lose_power("pages", seed=1)
     left = node.contents()["a"]
     pages = [left[at : at + PAGE] for at in range(0, len(left), PAGE)]
     assert set(pages[:20]) == {old, new}
     assert set(pages[20:]) == {bytes(PAGE), new}
+    assert lost.unsynced_bytes == 40 * PAGE
+    assert lost.lost_bytes == (40 - pages.count(new)) * PAGE
 
 
 def test_exactly_the_bytes_to_keep_survive(node: Node) -> None:

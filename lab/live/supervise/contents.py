@@ -130,7 +130,8 @@ class Content:
             if size > durable and tail == "prefix":
                 left = rng.randint(durable, size)
             elif size > durable and tail == "pages":
-                left = _keep_some_pages(fd, durable, size, rng)
+                left, zeroed = _keep_some_pages(fd, durable, size, rng)
+                lost += zeroed
             lost += max(0, size - left)
         os.ftruncate(fd, left)
         self.durable, self.is_mapped, self.dirty_since = left, False, 0.0
@@ -151,16 +152,20 @@ class Content:
         return unsynced, lost
 
 
-def _keep_some_pages(fd: int, durable: int, size: int, rng: Random) -> int:
-    """Fill some of the pages behind the durable size with zeros; return the size that remains."""
-    end = durable
+def _keep_some_pages(fd: int, durable: int, size: int, rng: Random) -> tuple[int, int]:
+    """Fill some of the pages behind the durable size with zeros; return the size that remains, and the bytes in it
+    that were lost.
+    """
+    end, zeroed = durable, []
     for page in range(durable // PAGE_BYTES, _pages(size)):
         start, stop = max(durable, page * PAGE_BYTES), min(size, (page + 1) * PAGE_BYTES)
         if rng.random() < 0.5:
             end = stop
         else:
             os.pwrite(fd, bytes(stop - start), start)
-    return size if rng.random() < 0.5 else end
+            zeroed.append((start, stop))
+    left = size if rng.random() < 0.5 else end
+    return left, sum(stop - start for start, stop in zeroed if stop <= left)
 
 
 def _pages(size: int) -> int:
