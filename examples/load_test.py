@@ -20,7 +20,8 @@ import msgspec
 from nodeproc.client import Address, ChatClient
 from nodeproc.core.messages import Line
 from nodeproc.errors import Unreachable
-from nodeproc.session import Outcome, SessionSettings
+from nodeproc.outcome import Outcome
+from nodeproc.session import SessionSettings
 
 SETTINGS = SessionSettings(client_token=os.environ.get("CHAT_CLIENT_TOKEN", ""))
 PATIENCE_S = 30.0

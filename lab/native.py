@@ -32,11 +32,12 @@ from nodeproc.native import BUILDS, GROUP, INTERPRETER, MANIFEST, ROOT, UNFINISH
 MODULES: Final = tuple(
     f"{package}.{name}"
     for package, names in {
-        "nodeproc": "eventlog runtime turn upkeep",
+        "nodeproc": "client eventlog records runtime session turn upkeep",
         "nodeproc.core": "catchup election failure log membership node ordering recovered repair sessions state",
-        "nodeproc.disk": "files reading recovery scrub segments storage syncing wal",
-        "nodeproc.net": "clients complaints entrance handshake silence subscription transport",
-        "lab.course": "client_links simfiles",
+        "nodeproc.disk": "archive files reading recovery scrub segments storage syncing wal",
+        "nodeproc.net": "clients complaints entrance handshake nodestream silence subscription transport",
+        "lab": "payloads",
+        "lab.course": "client_links links load simfiles",
         "lab.sim": "cluster hardware loop machine network node promises",
     }.items()
     for name in names.split()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
+from typing import Final
 
-_FILLER_SPREAD = 1 << 16
-_WORDS = (
+_FILLER_SPREAD: Final = 1 << 16
+_WORDS: Final = (
     "we",
     "order",
     "every",
@@ -23,9 +24,9 @@ _WORDS = (
     "go",
     "on",
 )
-_AT_ONCE = 4096
+_AT_ONCE: Final = 4096
 _WORD_OF = [_WORDS[min(top >> 4, len(_WORDS) - 1)] for top in range(256)]
-_NO_WORD = bytes(top for top in range(256) if top >> 4 >= len(_WORDS))
+_NO_WORD: Final = bytes(top for top in range(256) if top >> 4 >= len(_WORDS))
 
 
 @lru_cache(maxsize=8)

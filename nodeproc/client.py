@@ -16,7 +16,6 @@ import random
 import secrets
 import ssl
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, cast
 
@@ -24,10 +23,12 @@ from msgspec import UNSET
 
 from nodeproc.core.messages import NOBODY, SeqNo
 from nodeproc.errors import FrameError, Unreachable
-from nodeproc.lines import Reject, Status, StatusRequest, decode_node_line, encode_line
-from nodeproc.net.nodestream import NodeStream, Shown
+from nodeproc.following import runs
+from nodeproc.lines import Reject, Shown, Status, StatusRequest, decode_node_line, encode_line
+from nodeproc.net.nodestream import NodeStream
 from nodeproc.net.sockets import reach, reason_of, send_at_once
-from nodeproc.session import EXPIRED, NEVER, Outcome, Session, SessionSettings
+from nodeproc.outcome import Outcome
+from nodeproc.session import EXPIRED, NEVER, Session, SessionSettings
 
 Address: TypeAlias = tuple[str, int]
 """(host, port)"""
@@ -37,8 +38,6 @@ BACKOFF_FIRST_S: Final = 0.02
 BACKOFF_MAX_S: Final = 1.0
 WRITE_BUFFER_BYTES: Final = 512 << 10
 """With more bytes in the buffer, messages stay in the session, where they can still be packed into larger lines."""
-UNREAD_BYTES: Final = 4 << 20
-"""The client stops reading while a subscriber has more bytes than this left to take."""
 
 
 class _Connection(asyncio.Protocol):
@@ -286,35 +285,26 @@ class ChatClient:
         self.session.subscribe(start)
         self._turn_soon()
 
-    async def subscribe(self, start: SeqNo | None = 1) -> AsyncIterator[Shown]:
+    def subscribe(self, start: SeqNo | None = 1) -> AsyncIterator[Shown]:
         """Yield every run of delivered messages from `start` on, without gaps, until close(). Once per client.
 
         Memory is bounded: the client stops reading while too much is not consumed.
         """
-        unread: deque[Shown] = deque()
-        size = 0
+        return runs(self, start)
 
-        def changed(by: int) -> None:
-            nonlocal size
-            size += by
-            if self._connection is not None:
-                self._connection.read(size < UNREAD_BYTES)
+    def unfollow(self) -> None:
+        """Ignore further delivered messages, and go on reading."""
+        self._on_shown = None
+        self.read(True)
 
-        def on_shown(shown: Shown) -> None:
-            unread.append(shown)
-            changed(len(shown.lines))
+    def read(self, on: bool) -> None:
+        """Read from the present connection, or pause."""
+        if self._connection is not None:
+            self._connection.read(on)
 
-        self.follow(start, on_shown)
-        try:
-            while not self._closed:
-                await self.until(lambda: bool(unread) or self._closed)
-                while unread:
-                    shown = unread.popleft()
-                    changed(-len(shown.lines))
-                    yield shown
-        finally:  # A subscriber that stops must not stop the client from reading acknowledgements.
-            self._on_shown = None
-            changed(-size)
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     # ---- connections -----------------------------------------------------------------------------
 

@@ -37,8 +37,9 @@ with importing("chat", "python3 run_lab.py chat", interrupted=130):
     from nodeproc.client import Address, ChatClient
     from nodeproc.core.messages import NOBODY, Line
     from nodeproc.eventlog import printable, read_messages, show_message, show_messages
-    from nodeproc.net.nodestream import Shown
-    from nodeproc.session import EXPIRED, Outcome, SessionSettings
+    from nodeproc.lines import Shown
+    from nodeproc.outcome import Outcome
+    from nodeproc.session import EXPIRED, SessionSettings
     from nodeproc.tls import TlsProblem, client_tls
 
 PIPE_WINDOW: Final = 50_000

@@ -30,10 +30,10 @@ EXIT_CORRUPTION: Final = 3
 EXIT_DISK_FAILED: Final = 4
 EXIT_INTERNAL: Final = 70
 
-MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """The errors that msgspec raises for malformed bytes; the last two for bad UTF-8 and for deep nesting."""
 
-REASON_MAX = 300
+REASON_MAX: Final = 300
 """Characters of a message about received bytes. Such a message may quote them, so a sender could fill the log."""
 
 

@@ -26,7 +26,7 @@ RANK: Final[dict[Level, int]] = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR"
 
 KEPT: Final = 3
 """Full files that are kept beside the current one."""
-CONSOLE_MAX_BYTES = 4 << 20
+CONSOLE_MAX_BYTES: Final = 4 << 20
 """The most that waits for the console; more is left out."""
 
 _encode = msgspec.json.Encoder().encode

@@ -114,7 +114,7 @@ class Reject(Struct, frozen=True, tag_field="type", tag="REJECT"):
     expected: int = 0
 
 
-TOKEN_REFUSED = "client token"
+TOKEN_REFUSED: Final = "client token"
 """Reason of a REJECT for a client whose first line lacks the node's client token."""
 
 
@@ -161,13 +161,22 @@ class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
     counters: dict[str, int] = {}
 
 
+class Shown(Struct, frozen=True, gc=False):
+    """Delivered messages first..last, contiguous, as the lines of the message log."""
+
+    first: SeqNo
+    last: SeqNo
+    lines: bytes
+    """Whole lines, newlines included."""
+
+
 NodeLine: TypeAlias = Welcome | Ack | Reject | LeaderLine | Problem | Status
 
 _decode_client_line: Callable[[bytes], ClientLine] = msgspec.json.Decoder(ClientLine).decode
 _decode_node_line: Callable[[bytes], NodeLine] = msgspec.json.Decoder(NodeLine).decode
 _decode_message_line: Callable[[bytes], Line] = msgspec.json.Decoder(Line).decode
 
-MESSAGE_START = b'{"seq_no":'
+MESSAGE_START: Final = b'{"seq_no":'
 """The beginning of a line of the message log; no other line of a node begins so."""
 
 

@@ -12,69 +12,27 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from zlib import crc32
 
 import msgspec
-from msgspec import Struct
 
-from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
-from nodeproc.core.messages import Batch, Line, Mark, NodeId, Record, SeqNo, Submit
+from nodeproc.core.messages import Batch, Line, Mark, Record, Submit
+from nodeproc.entries import Entry, EntryHeader
 from nodeproc.errors import MALFORMED, FrameError, brief
 
 PREFIX = struct.Struct("<III")
-MAX_HEADER = 8 << 20
+MAX_HEADER: Final = 8 << 20
 """Bytes; above the largest line of a client, because the header of a Submit holds its payloads."""
-MAX_BODY = 32 << 20
+MAX_BODY: Final = 32 << 20
 """Bytes; above the largest batch and the largest chunk of catch-up."""
 
 _encode = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
 
 
-class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"):
-    """A note in the WAL of the delivered seq_no and the durable end of the WAL at that moment. Rule: K2, K3.
-
-    The WAL was durable up to byte `durable` of file number `segment`; 0 in both: unknown.
-    """
-
-    seq_no: SeqNo
-    segment: int = 0
-    durable: int = 0
-
-
-WAL_VERSION = 2
-"""Version of the WAL's format. In version 1, notes had no durable end."""
-
-
-class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
-    """The first entry of each WAL file: its owner, and its place in the WAL. Rule: K2, M4."""
-
-    number: int
-    """1, 2, 3, …, as in the file's name."""
-    previous_bytes: int
-    """How many bytes of the previous file count; 0 for the first file."""
-    node: NodeId
-    identity: str
-    rebuilding: bool
-    """Whether the node was being rebuilt when the file was opened."""
-    members: tuple[NodeId, ...] = ()
-    """The members of the cluster; empty: written by a version that did not record them."""
-    version: int = 1
-
-
 Buffer: TypeAlias = bytes | bytearray | memoryview
-EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed | Opening
 _decode_entry_header: Callable[[bytes | memoryview], EntryHeader] = msgspec.json.Decoder(EntryHeader).decode
-
-
-class Entry(Struct, frozen=True, gc=False):
-    """A decoded entry: its header and its place in the buffer."""
-
-    header: EntryHeader
-    start: int
-    body_at: int
-    end: int
 
 
 class Broken(FrameError):

@@ -28,9 +28,9 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
 from nodeproc.core.messages import NOBODY, NodeId, SeqNo, Term
 from nodeproc.errors import FrameError
@@ -43,6 +43,7 @@ from nodeproc.lines import (
     NodeLine,
     Problem,
     Reject,
+    Shown,
     Status,
     StatusRequest,
     Subscribe,
@@ -50,25 +51,12 @@ from nodeproc.lines import (
     encode_line,
     session_of,
 )
-from nodeproc.net.nodestream import Shown, cut_run
+from nodeproc.net.nodestream import cut_run
+from nodeproc.outcome import Outcome, OutcomeKind
 
 NEVER: Final = math.inf
 EXPIRED: Final = "session expired"
 USED_BY_ANOTHER: Final = "another client used this session"
-
-OutcomeKind: TypeAlias = Literal["ok", "rejected", "unknown"]
-
-
-class Outcome(Struct, frozen=True, gc=False):
-    """The outcome of messages first..last of the session."""
-
-    kind: OutcomeKind
-    first: int
-    last: int
-    seq_no: SeqNo = 0
-    """The seq_no of message `last` if the outcome is ok; 0 if it is not known."""
-    reason: str = ""
-    """Why the outcome is not ok, human-readable."""
 
 
 @dataclass(frozen=True, slots=True)

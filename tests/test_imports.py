@@ -36,10 +36,19 @@ CORE_LAYERS: tuple[frozenset[str], ...] = (
 BELOW_THE_COURSE = ("lab.plan", "lab.steps", "lab.words", "lab.payloads", "lab.rundir", "lab.rows", "nodeproc")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "nodeproc.core": ("nodeproc.core",),
-    "nodeproc.records": ("nodeproc.core", "nodeproc.errors"),
+    "nodeproc.entries": ("nodeproc.core",),
+    "nodeproc.outcome": ("nodeproc.core",),
+    "nodeproc.records": ("nodeproc.core", "nodeproc.entries", "nodeproc.errors"),
     "nodeproc.frames": ("nodeproc.core", "nodeproc.records", "nodeproc.errors"),
     "nodeproc.lines": ("nodeproc.core", "nodeproc.errors"),
-    "nodeproc.disk": ("nodeproc.disk", "nodeproc.core", "nodeproc.records", "nodeproc.lines", "nodeproc.errors"),
+    "nodeproc.disk": (
+        "nodeproc.disk",
+        "nodeproc.core",
+        "nodeproc.entries",
+        "nodeproc.records",
+        "nodeproc.lines",
+        "nodeproc.errors",
+    ),
     "nodeproc.net": (
         "nodeproc.net",
         "nodeproc.core",
@@ -51,7 +60,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "nodeproc.errors",
     ),
     "nodeproc.net.nodestream": ("nodeproc.core", "nodeproc.lines", "nodeproc.errors"),
-    "nodeproc.session": ("nodeproc.core", "nodeproc.lines", "nodeproc.net.nodestream", "nodeproc.errors"),
+    "nodeproc.session": (
+        "nodeproc.core",
+        "nodeproc.outcome",
+        "nodeproc.lines",
+        "nodeproc.net.nodestream",
+        "nodeproc.errors",
+    ),
     "nodeproc.turn": (
         "nodeproc.core",
         "nodeproc.disk",
@@ -175,6 +190,8 @@ OWN = ("nodeproc.", "lab.")
 
 PURE = (
     "nodeproc.core",
+    "nodeproc.entries",
+    "nodeproc.outcome",
     "nodeproc.records",
     "nodeproc.frames",
     "nodeproc.lines",

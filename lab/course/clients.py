@@ -14,10 +14,10 @@ from lab.payloads import numbered_message
 from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Invoke, Shown
 from lab.steps import Sender
+from nodeproc import lines
 from nodeproc.client import Address, ChatClient
 from nodeproc.core.messages import NodeId, SeqNo
-from nodeproc.net import nodestream
-from nodeproc.session import Outcome
+from nodeproc.outcome import Outcome
 
 Addresses: TypeAlias = dict[NodeId, Address]
 
@@ -126,7 +126,7 @@ def _in_turn(addresses: Addresses, first: int) -> list[Address]:
 
 
 def _follow(client: int, addresses: Sequence[Address], history: History, environment: Environment) -> ChatClient:
-    def on_shown(shown: nodestream.Shown) -> None:
+    def on_shown(shown: lines.Shown) -> None:
         history.write(Shown(environment.now_ns(), client, shown.first, shown.last, crc32(shown.lines)))
 
     chat = environment.chat(addresses, client)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nodeproc.client import Address, ChatClient
-from nodeproc.session import Outcome, SessionSettings
+from nodeproc.outcome import Outcome
+from nodeproc.session import SessionSettings
 
 
 class Environment:

@@ -11,16 +11,15 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from lab.steps.rules import LinkCounts, Rule
 
 Cargo = TypeVar("Cargo")
 
-NEVER = float("inf")
-PIECE_GAP_S = 0.001
+NEVER: Final = float("inf")
+PIECE_GAP_S: Final = 0.001
 """Time between two pieces of one frame, long enough for a node to read each piece separately."""
 
 
@@ -85,35 +84,42 @@ class _Entry(NamedTuple, Generic[Cargo]):
     cargo: Cargo
 
 
-@dataclass(slots=True)
 class _Held(Generic[Cargo]):
-    cargo: Cargo
-    until: float
-    left: int
-    """The number of later frames that must still overtake this one."""
-    overtaken: bool = False
+    """The frame that is held back.
+
+    left: the number of later frames that must still overtake it.
+    """
+
+    def __init__(self, cargo: Cargo, until: float, left: int) -> None:
+        self.cargo, self.until, self.left = cargo, until, left
+        self.overtaken = False
 
 
-@dataclass(slots=True)
 class Link(Generic[Cargo]):
     """One directed link and the frames under way on it.
 
     Args:
         rng: for jitter, loss and other random choices; seeded by the run.
+        counts: to count in; None: new ones.
     """
 
-    rng: random.Random
-    handling: Handling[Cargo]
-    rule: Rule | None = None
-    counts: LinkCounts = field(default_factory=LinkCounts)
-    _queue: list[_Entry[Cargo]] = field(default_factory=list)
-    _held: _Held[Cargo] | None = None
-    _free_at: float = 0.0
-    """No frame that keeps its order arrives before this time."""
-    _line_free_at: float = 0.0
-    """The time when all earlier bytes have passed a link with a bandwidth."""
-    _order: count[int] = field(default_factory=count)
-    _named: int = 0
+    def __init__(
+        self,
+        rng: random.Random,
+        handling: Handling[Cargo],
+        rule: Rule | None = None,
+        counts: LinkCounts | None = None,
+    ) -> None:
+        self.rng, self.handling, self.rule = rng, handling, rule
+        self.counts = LinkCounts() if counts is None else counts
+        self._queue: list[_Entry[Cargo]] = []
+        self._held: _Held[Cargo] | None = None
+        self._free_at = 0.0
+        """No frame that keeps its order arrives before this time."""
+        self._line_free_at = 0.0
+        """The time when all earlier bytes have passed a link with a bandwidth."""
+        self._order = count()
+        self._named = 0
 
     def set_rule(self, rule: Rule | None, now: float) -> None:
         """Apply this rule from now on. None: no rule; frames under way arrive at once, in order."""

@@ -17,33 +17,37 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from lab.course.environment import REAL, Environment
 from lab.course.recording import History, HistoryWriter
+from lab.course.worker_orders import Answer, Go, Halt, Order, Prepare, Ready, Tally
 from lab.payloads import payloads
 from lab.plan.scenario import Load
 from lab.plan.workload import ClientPlan, client_plans, share
 from lab.rows import Gen, Invoke
 from nodeproc.client import Address, ChatClient
 from nodeproc.core.messages import NodeId
-from nodeproc.session import Outcome, SessionSettings
+from nodeproc.outcome import Outcome
+from nodeproc.session import SessionSettings
 
-CONNECT_PATIENCE_S = 5.0
-START_DELAY_S = 0.02
+CONNECT_PATIENCE_S: Final = 5.0
+START_DELAY_S: Final = 0.02
 """Time from the order Go to the start of the sending, so that all workers start at the same moment."""
-REPORT_EVERY_S = 0.025
-MOST_UNSETTLED = 1_000_000
+REPORT_EVERY_S: Final = 0.025
+MOST_UNSETTLED: Final = 1_000_000
 """Limit of messages without outcome in one worker. Beyond it an open loop waits too; its intended times do not."""
-MOST_AT_ONCE = 8192
+MOST_AT_ONCE: Final = 8192
 """Messages that a client gets at once; after each such portion the worker can read acknowledgements."""
 
-LEAST_PAUSE_S = 1e-6
+LEAST_PAUSE_S: Final = 1e-6
 """Shortest sleep: rounding may make a message that is due now appear not to be due."""
-EXACT_RATE, FINE_RATE = 1000.0, 10_000.0
-FINE_TICK_S, COARSE_TICK_S = 0.002, 0.005
+EXACT_RATE: Final = 1000.0
+FINE_RATE: Final = 10_000.0
+FINE_TICK_S: Final = 0.002
+COARSE_TICK_S: Final = 0.005
 
 
 def tick_s(rate: float) -> float:
@@ -53,60 +57,6 @@ def tick_s(rate: float) -> float:
     latency.
     """
     return 0.0 if rate <= EXACT_RATE else FINE_TICK_S if rate <= FINE_RATE else COARSE_TICK_S
-
-
-# ---- orders and answers --------------------------------------------------------------------------
-
-
-class Prepare(Struct, frozen=True, tag_field="do", tag="prepare"):
-    """Create these clients and connect them.
-
-    history: the file to which this worker appends. duration: of the sending, seconds; None: until the plans' counts are
-    reached. deadline, client_token: see SessionSettings.
-    """
-
-    history: str
-    addresses: dict[NodeId, Address]
-    plans: tuple[ClientPlan, ...]
-    duration: float | None
-    deadline: float
-    client_token: str = ""
-
-
-class Go(Struct, frozen=True, tag_field="do", tag="go"):
-    """Start sending; `at` is the time zero of all plans, CLOCK_MONOTONIC seconds."""
-
-    at: float
-
-
-class Halt(Struct, frozen=True, tag_field="do", tag="halt"):
-    """Send no new messages."""
-
-
-Order: TypeAlias = Prepare | Go | Halt
-
-
-class Ready(Struct, frozen=True, tag_field="say", tag="ready"):
-    """All clients are connected, or have tried for CONNECT_PATIENCE_S."""
-
-
-class Tally(Struct, tag_field="say", tag="tally"):
-    """The messages of a worker, over all its loads. finished: this load sends no more and all have their outcome."""
-
-    sent: int = 0
-    acknowledged: int = 0
-    rejected: int = 0
-    unknown: int = 0
-    cpu_s: float = 0.0
-    finished: bool = False
-
-    @property
-    def pending(self) -> int:
-        """Messages without outcome."""
-        return self.sent - self.acknowledged - self.rejected - self.unknown
-
-
-Answer: TypeAlias = Ready | Tally
 
 
 # ---- one client ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lab.rows import Acked, Failed, HistoryRow, Unknown, encode_row
-from nodeproc.session import Outcome
+from nodeproc.outcome import Outcome
 
 FLUSH_BYTES = 64 << 10
 MERGE_CHUNK = 1 << 20

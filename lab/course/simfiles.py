@@ -19,7 +19,7 @@ import errno
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from nodeproc.disk.files import Buffer
 
@@ -28,7 +28,7 @@ class PowerLost(BaseException):
     """The simulated machine stopped in the middle of an operation; the node's code must not run on."""
 
 
-PAGES = (16, 64, 512, 4096)
+PAGES: Final = (16, 64, 512, 4096)
 """Page sizes in bytes; a page reaches the disk as a whole or not at all. Small pages make holes in short files too."""
 
 Range: TypeAlias = tuple[int, int]

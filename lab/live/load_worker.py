@@ -9,7 +9,8 @@ from nodeproc import native
 
 async def main() -> None:
     """Obey standard input until it ends."""
-    from lab.course.load import Order, Worker
+    from lab.course.load import Worker
+    from lab.course.worker_orders import Order
     from lab.live.children import orders, say
 
     worker = Worker(lambda answer: say(msgspec.json.encode(answer)))

@@ -8,7 +8,8 @@ import os
 
 import msgspec
 
-from lab.course.load import Answer, Order, Workers
+from lab.course.load import Workers
+from lab.course.worker_orders import Answer, Order
 from lab.live.children import Child, Children
 from lab.plan.scenario import Load
 from lab.rundir import RunDir

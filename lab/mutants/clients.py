@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 from msgspec.structs import replace
 
 from lab.mutants.patch import Collection, Patch
-from nodeproc.lines import Ack, Chat, NodeLine, Reject, Subscribe, Welcome, decode_client_line, encode_line
-from nodeproc.net.nodestream import Shown
-from nodeproc.session import Outcome, Session
+from nodeproc.lines import Ack, Chat, NodeLine, Reject, Shown, Subscribe, Welcome, decode_client_line, encode_line
+from nodeproc.outcome import Outcome
+from nodeproc.session import Session
 
 CLIENTS: Final = Collection()
 

@@ -6,16 +6,17 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from lab.check.online import OnlineChecks
 from lab.course.environment import Environment
-from lab.course.load import Order, Tally, Worker, Workers
+from lab.course.load import Worker, Workers
 from lab.course.manifest import HOST, node_settings
 from lab.course.observation import SeenLeaders, as_text, view_of
 from lab.course.recording import History
+from lab.course.worker_orders import Order, Tally
 from lab.plan.scenario import Load, Scenario
 from lab.rows import HistoryRow, NodeExit, NodeUse
 from lab.sim.loop import VirtualLoop
@@ -38,7 +39,8 @@ from nodeproc.lines import Status
 
 KINDS = {level: frozenset(kind for kind in EVENTS.values() if RANK[kind.level] >= rank) for level, rank in RANK.items()}
 """Log level -> the kinds of event that a node reports at that level."""
-BOOT_LEAST_S, BOOT_MOST_S = 0.05, 0.15
+BOOT_LEAST_S: Final = 0.05
+BOOT_MOST_S: Final = 0.15
 """From the start of a process to its first answer."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from lab.course.damage import draw_tear, lose_power
 from lab.course.simfiles import SimFiles
@@ -15,10 +15,11 @@ from lab.steps.orders import NEVER, Counts, Orders
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import WriteFailed
 
-EPOCH = 1_700_000_000.0
+EPOCH: Final = 1_700_000_000.0
 """The wall clock at virtual time 0, seconds."""
-SYNC_LEAST_S, SYNC_MOST_S = 0.0002, 0.002
-HANGS_S = 1e6
+SYNC_LEAST_S: Final = 0.0002
+SYNC_MOST_S: Final = 0.002
+HANGS_S: Final = 1e6
 """Duration of a sync on a disk that does not answer."""
 
 

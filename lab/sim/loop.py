@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from heapq import heappop, heappush, heappushpop
 from itertools import count
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 _Due: TypeAlias = tuple[float, int, Callable[..., object], tuple[Any, ...]]
@@ -22,7 +22,7 @@ Dialer: TypeAlias = Callable[[Callable[[], asyncio.BaseProtocol], int], Awaitabl
 """(protocol factory, port) -> (transport, protocol); raises OSError if nobody listens on the port."""
 
 
-GRAIN_S = 1e-6
+GRAIN_S: Final = 1e-6
 """The shortest sleep. A shorter one could be lost in rounding, and a loop that waits for its time would never end."""
 
 
@@ -46,7 +46,7 @@ class Call:
         return self.callback is None
 
 
-START_S = 1000.0
+START_S: Final = 1000.0
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):

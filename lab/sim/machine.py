@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from lab.course.machine import MachineDisk
 from lab.course.simfiles import PowerLost, SimFiles
@@ -24,7 +24,7 @@ from nodeproc.core.messages import NodeId, Record
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import EXIT_CORRUPTION, EXIT_DISK_FAILED, ChatError, CorruptionError
 
-POLL_S = 0.001
+POLL_S: Final = 0.001
 
 
 class SimMachine(MachineDisk):

@@ -14,7 +14,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from lab.course.client_links import ClientLink, ClientPort
 from lab.course.links import NEVER, Handling, Link
@@ -28,15 +28,17 @@ from nodeproc.net.silence import LOOKS, TIMEOUTS, Silence
 if TYPE_CHECKING:
     from lab.sim.node import SimNode
 
-LEAST_DELAY_S, MOST_DELAY_S = 0.00005, 0.0006
+LEAST_DELAY_S: Final = 0.00005
+MOST_DELAY_S: Final = 0.0006
 """A frame's travel time between two processes of one host."""
-DIAL_EVERY_S = 0.05
+DIAL_EVERY_S: Final = 0.05
 """Mean time between two attempts of a node to open a link."""
-REPEAT_FIRST_S, REPEAT_MOST_S = 0.2, 120.0
+REPEAT_FIRST_S: Final = 0.2
+REPEAT_MOST_S: Final = 120.0
 """Linux repeats an unacknowledged TCP packet after the first time, then doubles the time up to the second."""
-OWN_PORT = 100
+OWN_PORT: Final = 100
 """A node's id plus this number is the node's own port, if clients reach it through a ClientPort."""
-HIGH_BYTES = 256 << 10
+HIGH_BYTES: Final = 256 << 10
 """Default limit of the bytes that one end of a client connection has written and the other has not read."""
 
 

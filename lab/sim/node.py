@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from lab.course.simfiles import PowerLost
 from lab.sim.hardware import Syncing
@@ -37,12 +37,12 @@ from nodeproc.turn import Turn
 if TYPE_CHECKING:
     from lab.sim.machine import SimMachine
 
-TURN_S = 0.00002
+TURN_S: Final = 0.00002
 """From an input to the turn that takes the input."""
-KILLED = -9
-ENDINGS = (PowerLost, WriteFailed, CorruptionError)
+KILLED: Final = -9
+ENDINGS: Final = (PowerLost, WriteFailed, CorruptionError)
 """The errors of a node's code that end its process; any other error is a bug and ends the simulation."""
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 
 class SimNode:

@@ -7,6 +7,8 @@ that cannot win or cannot hear the others does not interrupt a working leader.
 
 from __future__ import annotations
 
+from typing import Final
+
 from nodeproc.core.catchup import follow
 from nodeproc.core.effects import Effects
 from nodeproc.core.events import (
@@ -49,7 +51,7 @@ from nodeproc.core.state import (
     become_follower,
 )
 
-MAX_DOUBLINGS = 6
+MAX_DOUBLINGS: Final = 6
 """Doublings stop here: the time of a candidacy grows to at most 64 times the first one."""
 
 # ---- silence, poll --------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nodeproc.core.catchup import ask_again, catch_up_deadline, follow, on_answer
 from nodeproc.core.effects import Effects
 from nodeproc.core.events import (
@@ -26,18 +28,18 @@ from nodeproc.core.messages import (
 from nodeproc.core.ordering import follow_commit
 from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Progress, become_follower
 
-MIN_PAUSES = 10
+MIN_PAUSES: Final = 10
 """Number of measured pauses between heartbeats from which they set the allowed silence."""
-DELAY_DECAY = 0.9999
+DELAY_DECAY: Final = 0.9999
 """Factor of the longest delay for each further heartbeat; half is left after 6,900 heartbeats.
 
 On busy cores a leader gets no CPU for 0.1 to 0.5 s every few minutes: one minute's memory forgets that in between.
 """
-INTERVALS_OF_SILENCE = 2
+INTERVALS_OF_SILENCE: Final = 2
 """Heartbeat intervals in the allowed silence: one heartbeat may be lost."""
-DELAYS_OF_SILENCE = 5
+DELAYS_OF_SILENCE: Final = 5
 """Longest delays in the allowed silence. Busy cores delay many heartbeats by 10 to 20 ms before one by 300."""
-MIN_SILENCE = 0.45
+MIN_SILENCE: Final = 0.45
 """The shortest allowed silence, as a fraction of election_timeout."""
 
 # ---- conditions -----------------------------------------------------------------------------------

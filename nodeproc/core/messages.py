@@ -9,7 +9,7 @@ Units: terms, sequence numbers and ids are integers, and 0 means "none yet". No 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
@@ -17,7 +17,7 @@ NodeId: TypeAlias = int
 Term: TypeAlias = int
 SeqNo: TypeAlias = int
 
-NOBODY: NodeId = 0
+NOBODY: Final = 0
 """The id that means no node, as in "voted for nobody" or "knows no leader". Configured ids start at 1."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from random import Random
-from typing import TypeAlias, cast, get_args
+from typing import Final, TypeAlias, cast, get_args
 
 from nodeproc.core import catchup, election, failure, membership, ordering, repair
 from nodeproc.core.effects import Effects
@@ -57,7 +57,7 @@ from nodeproc.core.recovered import CoreConfig, Recovered, Snapshot
 from nodeproc.core.sessions import Sessions
 from nodeproc.core.state import Candidate, Follower, Leader, NodeState, Seal, become_follower
 
-BACKLOG_MAX = 20_000
+BACKLOG_MAX: Final = 20_000
 """Maximum number of frames kept back while a pledge is being written; more are dropped, as if lost on the network."""
 
 Termed: TypeAlias = (
@@ -76,8 +76,8 @@ Termed: TypeAlias = (
     | Commit
 )
 """Frames under the term rule E6. ELECTION only proposes its term; the term of VOTE_REQUEST is handled by E4."""
-_TERMED = frozenset(get_args(Termed))
-_PROMISING = frozenset({LinkUp, Promises})
+_TERMED: Final = frozenset(get_args(Termed))
+_PROMISING: Final = frozenset({LinkUp, Promises})
 
 
 class Node:

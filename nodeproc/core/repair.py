@@ -7,11 +7,13 @@ that waits for another range reads again afterwards, and reports the damage agai
 
 from __future__ import annotations
 
+from typing import Final
+
 from nodeproc.core.effects import Copied, Effects, Fetch
 from nodeproc.core.messages import Copy, CopyRequest, NodeId, Position, Record
 from nodeproc.core.state import FOREVER, Copying, NodeState
 
-UNCOPIED_MAX = 64
+UNCOPIED_MAX: Final = 64
 """Maximum number of ranges that are recorded as unavailable; above it the oldest entry is dropped."""
 
 

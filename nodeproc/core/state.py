@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from nodeproc.core.effects import Effects, PersistOp, Promise
 from nodeproc.core.events import BecameFollower
@@ -36,7 +36,7 @@ from nodeproc.core.messages import (
 from nodeproc.core.recovered import CoreConfig
 from nodeproc.core.sessions import Sessions
 
-FOREVER = float("inf")
+FOREVER: Final = float("inf")
 
 # Types of the fields below that depend on the clock. A model of the core finds those fields by these names.
 Due: TypeAlias = float

@@ -12,36 +12,25 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
-from msgspec import Struct
-
 from nodeproc.core.messages import START, Batch, Mark, Position, Record, SeqNo
+from nodeproc.disk.checkpoint import ArchiveEnd
 from nodeproc.disk.files import Buffer, File, pread
 from nodeproc.disk.wal import FOLDER, Place, Segment, damaged
 from nodeproc.errors import ReadFailed, Unreadable
 from nodeproc.records import MAX_BODY, MAX_HEADER, PREFIX, decode_header, is_intact, joined
 
-HEADERS = f"{FOLDER}/archive.headers"
-INDEX = f"{FOLDER}/archive.index"
+HEADERS: Final = f"{FOLDER}/archive.headers"
+INDEX: Final = f"{FOLDER}/archive.index"
 
 ROW = struct.Struct("<QQQQQII")
 """term, seq_no, first seq_no, offset in archive.headers, offset in the message log, header bytes, body bytes."""
 CHECK = struct.Struct("<I")
 ROW_BYTES = ROW.size + CHECK.size
-ROWS_AT_ONCE = 2048
-TAIL_MAX = 1 << 30
-
-
-class ArchiveEnd(Struct, frozen=True):
-    """The end of the archive, as a checkpoint stores it."""
-
-    records: int = 0
-    header_bytes: int = 0
-    position: Position = START
-    lines_bytes: int = 0
-    """Bytes of the message log up to the end of the last record."""
+ROWS_AT_ONCE: Final = 2048
+TAIL_MAX: Final = 1 << 30
 
 
 class Row(NamedTuple):

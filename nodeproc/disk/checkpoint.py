@@ -14,7 +14,6 @@ import msgspec
 from msgspec import Struct
 
 from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, SeqNo, Term
-from nodeproc.disk.archive import ArchiveEnd
 from nodeproc.disk.files import File, Files, Source, read_named
 from nodeproc.disk.wal import FOLDER, damaged
 
@@ -25,6 +24,16 @@ _MAGIC = b"LCCHKPT1"
 _PREFIX = struct.Struct("<8sII")
 TAIL_BYTES = 4096
 """A checkpoint holds the CRC of the message log's last bytes: of this many."""
+
+
+class ArchiveEnd(Struct, frozen=True):
+    """The end of the archive, as a checkpoint stores it."""
+
+    records: int = 0
+    header_bytes: int = 0
+    position: Position = START
+    lines_bytes: int = 0
+    """Bytes of the message log up to the end of the last record."""
 
 
 class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):

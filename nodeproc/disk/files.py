@@ -12,13 +12,13 @@ import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from nodeproc.errors import ConfigError, ReadFailed
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-IOV_MAX = 1024
+IOV_MAX: Final = 1024
 """The largest number of buffers in one writev (Linux)."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Final
 
 from nodeproc.core.effects import Copied, Fetch
 from nodeproc.core.events import DamageFound, DamageLeft, DamageRepaired, Event
@@ -16,8 +17,8 @@ from nodeproc.core.messages import Damaged, Input, NodeId, Position, Record, Seq
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import ReadFailed, Unreadable
 
-NOBODY_HAS_IT = "no node within reach has a copy"
-REPAIRED_AT_ONCE = 64
+NOBODY_HAS_IT: Final = "no node within reach has a copy"
+REPAIRED_AT_ONCE: Final = 64
 """Records that are repaired in one call; it blocks the event loop."""
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import structs
 
@@ -28,11 +28,12 @@ from nodeproc.disk.archive import Archive
 from nodeproc.disk.checkpoint import Checkpoint
 from nodeproc.disk.files import File, Files, Source, read_named
 from nodeproc.disk.wal import Claim, Index, Promises, Scan, Segment, damaged
+from nodeproc.entries import WAL_VERSION, Committed, Entry, Opening
 from nodeproc.errors import ConfigError, FrameError, ReadFailed
 from nodeproc.lines import decode_node_line
-from nodeproc.records import WAL_VERSION, Committed, Entry, Opening, decode_entry, encode_entry
+from nodeproc.records import decode_entry, encode_entry
 
-LINES_FOLDER = "logs"
+LINES_FOLDER: Final = "logs"
 
 
 def lines_name(node_id: NodeId) -> str:

@@ -16,8 +16,9 @@ from nodeproc.disk import wal
 from nodeproc.disk.files import Buffer, Files
 from nodeproc.disk.recovery import Found
 from nodeproc.disk.wal import Place, Segment
+from nodeproc.entries import WAL_VERSION, Committed, Opening
 from nodeproc.errors import Unreadable, WriteFailed
-from nodeproc.records import WAL_VERSION, Committed, Opening, encode_entry
+from nodeproc.records import encode_entry
 
 Durability: TypeAlias = Literal["fsync", "os"]
 

@@ -20,7 +20,7 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from nodeproc.core.effects import PersistOp
@@ -36,8 +36,8 @@ from nodeproc.disk.wal import Place, Promises, Segment
 from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable
 from nodeproc.records import decode_header, joined
 
-SEGMENT_BYTES = 16 << 20
-MAX_SESSIONS = 100_000
+SEGMENT_BYTES: Final = 16 << 20
+MAX_SESSIONS: Final = 100_000
 
 
 def random_identity() -> str:

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 from nodeproc.core.messages import START, NodeId, Position
 from nodeproc.disk import archive, checkpoint, recovery, wal
-from nodeproc.disk.archive import Archive, ArchiveEnd
+from nodeproc.disk.archive import Archive
+from nodeproc.disk.checkpoint import ArchiveEnd
 from nodeproc.disk.files import File, Files, RealFile, RealFiles, Source, read_named
 from nodeproc.disk.recovery import Found, Survey, lines_name
 from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable

@@ -20,30 +20,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nodeproc.core.effects import Met, Promise, Readmitted
 from nodeproc.core.messages import NOBODY, START, Batch, Known, Mark, NodeId, Position, SeqNo, Term
 from nodeproc.disk.files import Buffer, File, pread
+from nodeproc.entries import WAL_VERSION, Committed, Entry, Opening
 from nodeproc.errors import CorruptionError, ReadFailed
-from nodeproc.records import (
-    PREFIX,
-    WAL_VERSION,
-    Broken,
-    Committed,
-    Entry,
-    NotUnderstood,
-    Opening,
-    decode_entry,
-    is_intact,
+from nodeproc.records import PREFIX, Broken, NotUnderstood, decode_entry, is_intact
+
+FOLDER: Final = "wal"
+NEXT: Final = ".next"
+REBUILD_ADVICE: Final = (
+    "to get this node's data from the others, move its data directory away and start it with --rebuild"
 )
 
-FOLDER = "wal"
-NEXT = ".next"
-REBUILD_ADVICE = "to get this node's data from the others, move its data directory away and start it with --rebuild"
-
 _SEGMENT_NAME = re.compile(r"(\d{12})\.wal")
-_ENTRY_START = b'{"kind":"'
+_ENTRY_START: Final = b'{"kind":"'
 
 
 def segment_name(number: int) -> str:

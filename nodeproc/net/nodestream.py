@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from msgspec import Struct
-
 from nodeproc.core.messages import Line, SeqNo
 from nodeproc.errors import FrameError
-from nodeproc.lines import MESSAGE_START, NodeLine, decode_node_line
-
-
-class Shown(Struct, frozen=True, gc=False):
-    """Delivered messages first..last, contiguous, as the lines of the message log."""
-
-    first: SeqNo
-    last: SeqNo
-    lines: bytes
-    """Whole lines, newlines included."""
+from nodeproc.lines import MESSAGE_START, NodeLine, Shown, decode_node_line
 
 
 class NodeStream:

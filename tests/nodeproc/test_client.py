@@ -17,9 +17,9 @@ from nodeproc.client import Address, ChatClient, status
 from nodeproc.config import NodeConfig
 from nodeproc.core.messages import Line
 from nodeproc.errors import Unreachable
-from nodeproc.lines import Chat, Hello, Subscribe
-from nodeproc.net.nodestream import Shown
-from nodeproc.session import Outcome, SessionSettings
+from nodeproc.lines import Chat, Hello, Shown, Subscribe
+from nodeproc.outcome import Outcome
+from nodeproc.session import SessionSettings
 from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster, FakeNode
 from tests.nodeproc.nodes import connected
@@ -82,6 +82,7 @@ def test_messages_submitted_in_one_round_travel_in_one_line() -> None:
     run(story)
 
 
+@pytest.mark.patches
 def test_what_an_outcome_makes_the_caller_submit_goes_out_in_the_same_turn() -> None:
     class Counting(ChatClient):
         turns = 0

@@ -25,6 +25,7 @@ from nodeproc.lines import (
     PeerStatus,
     Problem,
     Reject,
+    Shown,
     Status,
     StatusRequest,
     Subscribe,
@@ -33,8 +34,9 @@ from nodeproc.lines import (
     encode_line,
     session_of,
 )
-from nodeproc.net.nodestream import NodeStream, Shown, cut_run, read_run
-from nodeproc.session import NEVER, Outcome, Session, SessionSettings
+from nodeproc.net.nodestream import NodeStream, cut_run, read_run
+from nodeproc.outcome import Outcome
+from nodeproc.session import NEVER, Session, SessionSettings
 
 TOKEN = "5f0c2a9be1d044171d3c7e0f96b25a48"
 ID = session_of(TOKEN)

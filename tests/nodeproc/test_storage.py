@@ -19,8 +19,8 @@ from nodeproc.core.recovered import Recovered
 from nodeproc.disk import wal
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.storage import Storage
+from nodeproc.entries import Committed
 from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable, WriteFailed
-from nodeproc.records import Committed
 from tests.nodeproc.disks import (
     FIRST,
     IDENTITY,

@@ -14,8 +14,9 @@ from nodeproc.core.effects import Met, Promise
 from nodeproc.core.events import Loaded, MessageLogRepaired, TailWrittenAnew, TornTailDropped
 from nodeproc.core.messages import Record
 from nodeproc.disk import wal
+from nodeproc.entries import WAL_VERSION, Committed, Opening
 from nodeproc.errors import CorruptionError
-from nodeproc.records import PREFIX, WAL_VERSION, Committed, Opening, encode_entry
+from nodeproc.records import PREFIX, encode_entry
 from tests.nodeproc.disks import (
     CHECKPOINT,
     FIRST,

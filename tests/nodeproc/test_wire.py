@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeproc import frames, lines, records
+from nodeproc import entries, frames, lines, records
 from nodeproc.core.effects import LocalOp, Met, Promise, Readmitted, Truncate
 from nodeproc.core.messages import (
     START,
@@ -114,7 +114,7 @@ NODE_LINES: list[lines.NodeLine] = [
 ]
 LOCAL_OPS: list[LocalOp] = [Promise(3, 2), Truncate(Position(2, 6)), Met(2, Known("two", 4, 1)), Readmitted(3)]
 ENTRIES = [MARK.raw, BATCH.raw, *map(records.encode_entry, LOCAL_OPS)]
-ENTRIES += [records.encode_entry(records.Committed(7)), records.encode_entry(records.Opening(1, 0, 1, "one", False))]
+ENTRIES += [records.encode_entry(entries.Committed(7)), records.encode_entry(entries.Opening(1, 0, 1, "one", False))]
 
 
 def named(value: object) -> str:
@@ -130,7 +130,7 @@ def frame(message: frames.FrameMessage) -> bytes:
 
 def test_every_kind_of_entry_has_a_sample() -> None:
     kinds = {type(entry.header) for raw in ENTRIES if (entry := records.decode_entry(raw, 0)) is not None}
-    assert kinds == set(get_args(records.EntryHeader))
+    assert kinds == set(get_args(entries.EntryHeader))
 
 
 @pytest.mark.parametrize("raw", ENTRIES)
