@@ -52,12 +52,20 @@ COUNTED: Final = (
 HARMLESS: Final = ": warning: Treating generator comprehension as list"
 """mypyc's remark on code that it evaluates at once. Of all its other remarks, none is accepted."""
 SETUP: Final = """
-import sys
+import contextlib, io, sys
 from mypyc.build import mypycify
 from setuptools import setup
-group, *files = sys.argv[1:]
+group, harmless, *files = sys.argv[1:]
+said = io.StringIO()
+try:
+    with contextlib.redirect_stdout(said):
+        extensions = mypycify(files, opt_level="1", debug_level="0", group_name=group)
+finally:
+    print(said.getvalue())
+if any(": warning: " in line and harmless not in line for line in said.getvalue().splitlines()):
+    sys.exit(1)
 sys.argv[1:] = ["--quiet", "build_ext", "--inplace"]
-setup(name=group, packages=[], ext_modules=mypycify(files, opt_level="2", debug_level="0", group_name=group))
+setup(name=group, packages=[], ext_modules=extensions)
 """
 
 
@@ -184,7 +192,7 @@ def _is_whole(directory: Path, modules: Sequence[str]) -> bool:
 def _compile(work: Path, modules: Sequence[str]) -> None:
     """Compile the copies in a directory, into extension modules beside them."""
     group = GROUP.removesuffix("__mypyc")
-    command = [sys.executable, "-c", SETUP, group, *map(file_of, modules)]
+    command = [sys.executable, "-c", SETUP, group, HARMLESS, *map(file_of, modules)]
     flags = f"{os.environ.get('CFLAGS', '')} -Wno-error".strip()  # A warning of another compiler's is no reason.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -196,8 +204,8 @@ def _compile(work: Path, modules: Sequence[str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    lines = [line for line in done.stdout.splitlines() if HARMLESS not in line]
-    if done.returncode or any(": warning: " in line for line in lines):
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if HARMLESS not in line]
         raise NativeError("the compilation failed:\n" + "\n".join(lines[-20:]))
 
 

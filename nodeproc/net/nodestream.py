@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Final, cast
 
 from nodeproc.core.messages import Line, SeqNo
 from nodeproc.errors import FrameError
 from nodeproc.lines import MESSAGE_START, NodeLine, Shown, decode_node_line
+
+_ANSWER_START: Final = b'{"type":'
+_ANSWER: Final = b'\n{"type":'
 
 
 class NodeStream:
@@ -20,9 +23,6 @@ class NodeStream:
         max_line: limit in bytes, which bounds the client's memory.
     """
 
-    _ANSWER_START = b'{"type":'
-    _ANSWER = b"\n" + _ANSWER_START
-
     def __init__(self, max_line: int = 8 << 20) -> None:
         self._max_line = max_line
         self._rest = b""
@@ -33,7 +33,7 @@ class NodeStream:
         Raises:
             FrameError: bytes that no node sends.
         """
-        if not self._rest and data.find(b"\n") == len(data) - 1 and data.startswith(self._ANSWER_START):
+        if not self._rest and data.find(b"\n") == len(data) - 1 and data.startswith(_ANSWER_START):
             yield cast(NodeLine, decode_node_line(data))  # One answer: what most reads of a client are.
             return
         data = self._rest + data if self._rest else data
@@ -44,7 +44,7 @@ class NodeStream:
         at = 0
         while at < end:
             if data.startswith(MESSAGE_START, at):
-                answer = data.find(self._ANSWER, at, end)
+                answer = data.find(_ANSWER, at, end)
                 stop = end if answer < 0 else answer + 1
                 yield read_run(data[at:stop])
             else:
