@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
 from nodeproc.core.messages import Batch, Mark, NodeId, SeqNo
+from nodeproc.errors import FrameError
 
 
 class Committed(Struct, frozen=True, gc=False, tag_field="kind", tag="committed"):
@@ -51,3 +52,11 @@ class Entry(Struct, frozen=True, gc=False):
     start: int
     body_at: int
     end: int
+
+
+class Broken(FrameError):
+    """Bytes that are not an entry: wrong CRC, impossible length or unknown header."""
+
+
+class NotUnderstood(Broken):
+    """The CRC is right and the header is unknown: another version wrote these bytes."""

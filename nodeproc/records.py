@@ -18,8 +18,8 @@ from zlib import crc32
 import msgspec
 
 from nodeproc.core.messages import Batch, Line, Mark, Record, Submit
-from nodeproc.entries import Entry, EntryHeader
-from nodeproc.errors import MALFORMED, FrameError, brief
+from nodeproc.entries import Broken, Entry, EntryHeader, NotUnderstood
+from nodeproc.errors import MALFORMED, brief
 
 PREFIX = struct.Struct("<III")
 MAX_HEADER: Final = 8 << 20
@@ -33,14 +33,6 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 _decode_entry_header: Callable[[bytes | memoryview], EntryHeader] = msgspec.json.Decoder(EntryHeader).decode
-
-
-class Broken(FrameError):
-    """Bytes that are not an entry: wrong CRC, impossible length or unknown header."""
-
-
-class NotUnderstood(Broken):
-    """The CRC is right and the header is unknown: another version wrote these bytes."""
 
 
 def encode_entry(header: EntryHeader, body: bytes = b"") -> bytes:

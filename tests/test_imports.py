@@ -36,7 +36,7 @@ CORE_LAYERS: tuple[frozenset[str], ...] = (
 BELOW_THE_COURSE = ("lab.plan", "lab.steps", "lab.words", "lab.payloads", "lab.rundir", "lab.rows", "nodeproc")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "nodeproc.core": ("nodeproc.core",),
-    "nodeproc.entries": ("nodeproc.core",),
+    "nodeproc.entries": ("nodeproc.core", "nodeproc.errors"),
     "nodeproc.outcome": ("nodeproc.core",),
     "nodeproc.records": ("nodeproc.core", "nodeproc.entries", "nodeproc.errors"),
     "nodeproc.frames": ("nodeproc.core", "nodeproc.records", "nodeproc.errors"),

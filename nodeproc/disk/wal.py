@@ -25,9 +25,9 @@ from typing import Final, NamedTuple
 from nodeproc.core.effects import Met, Promise, Readmitted
 from nodeproc.core.messages import NOBODY, START, Batch, Known, Mark, NodeId, Position, SeqNo, Term
 from nodeproc.disk.files import Buffer, File, pread
-from nodeproc.entries import WAL_VERSION, Committed, Entry, Opening
+from nodeproc.entries import WAL_VERSION, Broken, Committed, Entry, NotUnderstood, Opening
 from nodeproc.errors import CorruptionError, ReadFailed
-from nodeproc.records import PREFIX, Broken, NotUnderstood, decode_entry, is_intact
+from nodeproc.records import PREFIX, decode_entry, is_intact
 
 FOLDER: Final = "wal"
 NEXT: Final = ".next"

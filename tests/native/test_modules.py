@@ -11,6 +11,7 @@ import pytest
 from msgspec import Struct
 
 from lab import native
+from lab.course.simfiles import PowerLost
 from nodeproc.native import ROOT
 
 PLAIN_METACLASSES = (type, ABCMeta, type(Protocol))
@@ -37,6 +38,34 @@ def test_a_compiled_module_has_no_class_that_would_change(module: str) -> None:
 
 def test_a_struct_is_refused() -> None:
     assert "Append: a Struct would lose its options, such as frozen and tag" in found_in("nodeproc.core.messages")
+
+
+def confused(source: str, names: dict[str, object]) -> list[str]:
+    """Names that several except clauses of one function bind, of which one catches a compiled exception.
+
+    mypyc gives the name the type of the first of them, and fails at the others.
+    """
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            clauses = [each for each in ast.walk(function) if isinstance(each, ast.ExceptHandler) and each.name]
+            for name in {str(each.name) for each in clauses}:
+                caught = {ast.unparse(each.type) for each in clauses if each.name == name and each.type is not None}
+                compiled = {each for each in caught if getattr(names.get(each), "__module__", "") in native.MODULES}
+                found += [f"{function.name}: {name}"] if compiled and len(caught) > 1 else []
+    return found
+
+
+@pytest.mark.parametrize("module", native.MODULES)
+def test_no_name_is_bound_by_different_except_clauses_for_compiled_exceptions(module: str) -> None:
+    names = vars(importlib.import_module(module))
+    assert confused((ROOT / native.file_of(module)).read_text("utf-8"), names) == []
+
+
+def test_such_a_name_is_found() -> None:
+    source = "def f():\n try:\n  g()\n except PowerLost as e:\n  pass\n except OSError as e:\n  pass\n"
+    assert confused(source, {"PowerLost": PowerLost}) == ["f: e"]
+    assert confused(source.replace("OSError as e", "OSError as f"), {"PowerLost": PowerLost}) == []
 
 
 @pytest.mark.parametrize("module", native.MODULES)

@@ -148,24 +148,24 @@ def test_an_entry_cut_at_any_byte_waits_for_the_rest(raw: bytes) -> None:
 def test_an_entry_changed_at_any_byte_is_never_taken(raw: bytes, flip: int) -> None:
     for at in range(len(raw)):
         changed = raw[:at] + bytes([raw[at] ^ flip]) + raw[at + 1 :]
-        with contextlib.suppress(records.Broken):
+        with contextlib.suppress(entries.Broken):
             assert records.decode_entry(changed, 0) is None
 
 
 def test_zeros_are_a_broken_entry() -> None:
-    with pytest.raises(records.Broken, match=r"entry lengths 0 \+ 0 at 4, allowed 1\.\."):
+    with pytest.raises(entries.Broken, match=r"entry lengths 0 \+ 0 at 4, allowed 1\.\."):
         records.decode_entry(bytes(16), 4)
 
 
 def test_an_entry_of_impossible_length_is_broken_at_once() -> None:
     for lengths in ((records.MAX_HEADER + 1, 0), (1, records.MAX_BODY + 1)):
-        with pytest.raises(records.Broken, match=f"{lengths[0]} \\+ {lengths[1]}"):
+        with pytest.raises(entries.Broken, match=f"{lengths[0]} \\+ {lengths[1]}"):
             records.decode_entry(records.PREFIX.pack(*lengths, 0), 0)
 
 
 def test_an_entry_of_an_unknown_kind_is_broken() -> None:
     header = b'{"kind":"novelty","term":1}'
-    with pytest.raises(records.Broken, match="novelty"):
+    with pytest.raises(entries.Broken, match="novelty"):
         records.decode_entry(records.PREFIX.pack(len(header), 0, crc32(header)) + header, 0)
 
 
@@ -191,7 +191,7 @@ def test_a_body_cut_inside_a_record_is_refused() -> None:
 @pytest.mark.parametrize("header", UNREADABLE, ids=["deep nesting", "bad UTF-8"])
 def test_unreadable_json_is_malformed_like_any_other(header: bytes) -> None:
     prefix = records.PREFIX.pack(len(header), 0, crc32(header))
-    with pytest.raises(records.Broken):
+    with pytest.raises(entries.Broken):
         records.decode_entry(prefix + header, 0)
     with pytest.raises(FrameError):
         list(frames.FrameDecoder().feed(prefix + header))
