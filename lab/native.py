@@ -227,7 +227,7 @@ def main(options: argparse.Namespace) -> int:
     began = time.monotonic()
     try:
         if not CHECKOUT:
-            raise NativeError("only a checkout can be compiled")
+            raise NativeError("an installed chatlab becomes native by the wheel chatlab-native (docs/native.md)")
         directory, new = build()
     except NativeError as error:
         print(f"native: {error}; without a build, everything runs in plain Python", file=sys.stderr)

@@ -155,7 +155,7 @@ def test_an_installed_chatlab_is_not_compiled(
 ) -> None:
     monkeypatch.setattr(building, "CHECKOUT", False)
     assert build() == 70
-    assert "only a checkout can be compiled" in capsys.readouterr().err
+    assert "the wheel chatlab-native" in capsys.readouterr().err
 
 
 def test_the_command_shows_why_a_run_is_plain(builds: Path, capsys: pytest.CaptureFixture[str]) -> None:
