@@ -19,6 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 from msgspec import Struct
@@ -220,7 +221,7 @@ class Adapter:
 
     async def _leads_at_first(self) -> bool:
         """Ask the engine to make this node the leader; return whether it is."""
-        await self._engine.setup()
+        await self._set_up()
         await self._engine.lead()
         return (await self._engine.status()).leader == self._place.node
 
@@ -291,12 +292,19 @@ def last_line(log: Path) -> str:
     return lines[-1][:500] if lines else "(it said nothing)"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the adapter with the configuration file that the only argument names."""
-    config = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Config)
+def run(config_file: str, driver_of: Callable[[Config, Place], Engine] = engine_of) -> NoReturn:
+    """Run the adapter with a configuration file, and exit.
+
+    Args:
+        driver_of: returns the driver for a configuration and a place.
+    """
+    config = msgspec.json.decode(Path(config_file).read_bytes(), type=Config)
     place, tunnels = place_of(config)
-    return asyncio.run(Adapter(config, engine_of(config, place), tunnels).run())
+    runner = asyncio.Runner()
+    code = runner.run(Adapter(config, driver_of(config, place), tunnels).run())
+    sys.stderr.flush()
+    os._exit(code)  # Open connections end with the process; asyncio would cancel each, and print tracebacks.
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(sys.argv[1])

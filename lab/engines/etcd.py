@@ -65,9 +65,11 @@ class Etcd(Engine):
             )
 
     async def status(self) -> EngineStatus:
-        found = await self._post("maintenance/status", {}, STATUS_TIMEOUT_S)
-        leader = found.get("leader", "0")
-        return EngineStatus(0 if leader == "0" else await self._node(leader), int(found.get("raftTerm", 0)))
+        # The status of the API has the leader and the term of different moments.
+        answer = await ask(self.place.host, CLIENTS, "/debug/vars", within=STATUS_TIMEOUT_S)
+        raft = answer.body["raft.status"]
+        leader = int(raft["lead"], 16)
+        return EngineStatus(await self._node(str(leader)) if leader else 0, raft["term"])
 
     async def _node(self, member: str) -> NodeId:
         if member not in self._nodes:

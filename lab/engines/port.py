@@ -96,8 +96,6 @@ class Port:
             client.say(Problem(str(error)))
         except (OSError, ValueError):  # ValueError: a line that is too long
             pass
-        except asyncio.CancelledError:
-            pass  # The process ends; asyncio would print a traceback.
         finally:
             self._clients.discard(client)
             client.end()
@@ -113,6 +111,8 @@ class _Client:
         self._chats: asyncio.Queue[Chat] = asyncio.Queue(WAITING_CHATS)
         self._held: Chat | None = None
         """Taken from the queue, and next in turn."""
+        self._gap = 0
+        """The first message of the latest CHAT, if messages before it were missing."""
         self._worker: asyncio.Task[None] | None = None
         self._pushing: list[asyncio.Task[None]] = []
 
@@ -202,6 +202,7 @@ class _Client:
                 has = await engine.append(session, first, last, value)
             except Refused:
                 port.doubtful.discard(session)
+                self._gap = 0
                 return Reject(session, first, "no_leader", retry=True)
             except Unknown:
                 if not engine.resends:  # Messages up to `last` have an unknown outcome, later ones were never sent.
@@ -210,7 +211,11 @@ class _Client:
                 continue
             port.doubtful.discard(session)
             if has < first - 1:
+                if self._gap == first:  # The client has all before it acknowledged: the engine has lost some of that.
+                    return Reject(session, first, "expired", retry=False)
+                self._gap = first
                 return Reject(session, first, "gap", retry=True, expected=has + 1)
+            self._gap = 0
             port.acknowledged[session] = min(has, last)
         return None
 

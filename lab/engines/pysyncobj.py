@@ -32,10 +32,10 @@ class PySyncObj(Engine):
             "directory": str(place.data_dir),
             "conf": {
                 # The node with the highest id is the first to stand for election.
-                "raftMinTimeout": election_s * (1 + rank),
-                "raftMaxTimeout": election_s * (1.5 + rank),
+                "raftMinTimeout": election_s * (1 + 2 * rank),
+                "raftMaxTimeout": election_s * (1.5 + 2 * rank),
                 "appendEntriesPeriod": place.heartbeat_ms / 1000,
-                "connectionTimeout": election_s * (3 + max(place.ids)),
+                "connectionTimeout": election_s * (3 + 2 * max(place.ids)),
                 "logCompactionMinEntries": 10**9,
                 "logCompactionMinTime": 10**9,
             },

@@ -84,6 +84,12 @@ class Redis(Engine):
     async def ready(self) -> bool:
         return bool(await (await self._local(SERVER)).ping()) and bool(await (await self._local(SENTINEL)).ping())
 
+    async def setup(self) -> None:
+        found = await (await self._local(SENTINEL)).sentinel_master(MONITORED)
+        others = len(self.place.ids) - 1
+        if not int(found["num-other-sentinels"]) == int(found["num-slaves"]) == others:
+            raise OSError("the Sentinels do not know each other yet, so there could be no failover")
+
     async def status(self) -> EngineStatus:
         place = self.place
         found = await (await self._local(SENTINEL)).sentinel_master(MONITORED)

@@ -69,7 +69,7 @@ class Tunnels:
     async def _accept(
         self, node: NodeId, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        with suppress(OSError, asyncio.CancelledError):  # Cancelled at the end of the process.
+        with suppress(OSError):
             await join(reader, writer, self._peers[node], Tunnel(port).line())
         writer.close()
 

@@ -12,11 +12,8 @@ import fcntl
 import json
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from pathlib import Path
 
-import msgspec
-
-from lab.engines.adapter import Adapter, Config, place_of
+from lab.engines.adapter import run
 from lab.engines.engine import Engine, EngineStatus, Entry, Place
 
 FORGOTTEN = 20
@@ -66,12 +63,5 @@ class Shelf(Engine):
         return [Entry(*json.loads(line)) for line in lines]
 
 
-def main() -> int:
-    config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Config)
-    place, tunnels = place_of(config)
-    engine = Shelf(place, "", dict.fromkeys(sys.argv[2:], ""))
-    return asyncio.run(Adapter(config, engine, tunnels).run())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(sys.argv[1], lambda config, place: Shelf(place, "", dict.fromkeys(sys.argv[2:], "")))

@@ -37,6 +37,8 @@ description: A node is killed under load and started again.
 cluster: {{command: "{{python}} -m tests.lab.engines.shelf {{config}} {words}", directory: "{root}"}}
 load: {{clients: 3, in_flight: 4, via: all}}
 steps:
+"""
+KILLED = """
   - load: start
   - wait: {{for: acknowledged, count: 100}}
   - kill: {node}
@@ -48,9 +50,9 @@ steps:
 """
 
 
-def judged(directory: Path, name: str, node: int, words: str = "") -> tuple[RunDir, Verdict]:
+def judged(directory: Path, name: str, node: int, words: str = "", story: str = KILLED) -> tuple[RunDir, Verdict]:
     path = directory / f"{name}.yml"
-    path.write_text(STORY.format(name=name, node=node, words=words, root=ROOT))
+    path.write_text((STORY + story).format(name=name, node=node, words=words, root=ROOT))
     run = RunDir.create(directory, name, "stamp")
     live.run(patient(plan.load(path)), run, seed=7, progress=lambda _: None)
     return run, check(run, measure(run))
@@ -263,6 +265,28 @@ async def test_a_gap_names_the_expected_message(tmp_path: Path) -> None:
     client.send(type="CHAT", first=7, payloads=["g"])
     answer = await client.read()
     assert (answer["reason"], answer["retry"], answer["expected"]) == ("gap", True, 5)
+
+
+@in_loop
+async def test_a_session_that_the_engine_has_forgotten_expires(tmp_path: Path) -> None:
+    port, _ = await opened(tmp_path, Scripted, [0, 0])
+    client = await client_of(port)
+    await client.hello(0)
+    client.send(type="CHAT", first=7, payloads=["g"])
+    assert (await client.read())["reason"] == "gap"
+    client.send(type="CHAT", first=7, payloads=["g"])  # it has nothing unacknowledged before
+    answer = await client.read()
+    assert (answer["reason"], answer["retry"], answer["first"]) == ("expired", False, 7)
+
+
+@in_loop
+async def test_a_gap_behind_a_refusal_is_only_a_gap(tmp_path: Path) -> None:
+    port, _ = await opened(tmp_path, Scripted, [Refused(), 0, Refused(), 0])
+    client = await client_of(port)
+    await client.hello()
+    for first in (1, 2, 1, 2):
+        client.send(type="CHAT", first=first, payloads=["x"])
+        assert (await client.read())["reason"] == ("no_leader" if first == 1 else "gap")
 
 
 @in_loop

@@ -152,13 +152,13 @@ async def test_the_tail_is_what_the_member_has_and_then_its_watch() -> None:
 
 @in_loop
 async def test_the_leader_is_the_node_of_etcd_s_member() -> None:
-    status = {"header": {"member_id": "7"}, "leader": "9", "raftTerm": "4"}
-    members = {"members": [{"ID": "7", "name": "n1"}, {"ID": "9", "name": "n3"}]}
-    answers = {"/v3/maintenance/status": answer(status), "/v3/cluster/member/list": answer(members)}
+    raft = {"lead": "1f", "term": 4}
+    members = {"members": [{"ID": "7", "name": "n1"}, {"ID": "31", "name": "n3"}]}
+    answers = {"/debug/vars": answer({"raft.status": raft}), "/v3/cluster/member/list": answer(members)}
     with pytest.MonkeyPatch.context() as patch:
         async with driver(patch, answers) as (engine, _):
             assert await engine.status() == EngineStatus(3, 4)
-        async with driver(patch, {"/v3/maintenance/status": answer(status | {"leader": "0"})}) as (engine, _):
+        async with driver(patch, {"/debug/vars": answer({"raft.status": raft | {"lead": "0"}})}) as (engine, _):
             assert await engine.status() == EngineStatus(0, 4)
 
 

@@ -120,6 +120,17 @@ async def test_the_leader_is_the_primary_of_the_local_sentinel() -> None:
 
 
 @in_loop
+async def test_a_failover_needs_sentinels_that_know_each_other() -> None:
+    engine = driver(Server())
+    found = {"num-other-sentinels": "1", "num-slaves": "2"}
+    engine._clients[1, redis.SENTINEL] = Server(sentinel_master=found)
+    with pytest.raises(OSError, match="do not know each other"):
+        await engine.setup()
+    found["num-other-sentinels"] = "2"
+    await engine.setup()
+
+
+@in_loop
 async def test_the_tail_ends_when_its_last_entry_is_gone() -> None:
     row = {"s": "s", "l": "1", "v": "v"}
     pages = [[("1-0", row)], [], [("1-0", row)], [("2-0", row | {"l": "2"})], []]
