@@ -19,6 +19,7 @@ import yaml
 from lab.course.manifest import node_settings
 from lab.course.observation import SeenLeaders, view_of
 from lab.engines import catalogue, install
+from lab.engines.tunnels import LOOPBACK
 from lab.live.busy import BusyProcesses
 from lab.live.children import Children
 from lab.live.garbage import GarbageClients, Target, share_of
@@ -123,6 +124,8 @@ class Cluster:
         self._scenario, self._run, self._book, self._children = scenario, run, book, children
         self._on_sample, self._mutant = on_sample, mutant
         self._ports: dict[NodeId, HeldPort] = {}
+        self._ways: list[HeldPort] = []
+        """Ports of adapters for the connections of their engines."""
         self._status_lines: dict[NodeId, StatusLine] = {}
         self._peeking: dict[NodeId, StatusLine] = {}
         """Of peek(), which must not make a view() wait for a node that does not answer."""
@@ -165,12 +168,15 @@ class Cluster:
             peers = {peer: reached_at[node, peer] for peer in plan.ids if peer != node}
             data_dir = str(run.node_dir(node).resolve())
             layer = self._layer(node)
-            if isinstance(layer, SupervisedLayer) and not plan.engine:
-                # The nodes know true addresses only. (An adapter redirects the connections of its engine.)
+            ways: list[dict[str, Any]] = []
+            if isinstance(layer, SupervisedLayer) and plan.engine:
+                ways = self._redirect_engine(layer.supervisor, node) if self._scenario.proxied else []
+            elif isinstance(layer, SupervisedLayer):
+                # The nodes know true addresses only.
                 layer.supervisor.redirect({addresses[peer]: reached for peer, reached in peers.items()})
                 peers = {peer: addresses[peer] for peer in peers}
             settings = node_settings(plan, node, address, peers, data_dir, cluster_id, secret)
-            program = program_of(plan, run, settings)
+            program = program_of(plan, run, settings | ({"ways": ways} if ways else {}))
             if program is None:
                 run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
             for lines in (self._status_lines, self._peeking):
@@ -194,10 +200,22 @@ class Cluster:
             role = partial(self._reported_role, node)
             self.machines[node] = LiveMachine(process, run, self._book, role, seed, layer)
 
+    def _redirect_engine(self, supervisor: Supervisor, node: NodeId) -> list[dict[str, Any]]:
+        """Send an engine's connections to other engines to its adapter, at these ports (lab.engines.adapter.Way)."""
+        plan, ways = self._scenario.cluster, []
+        hosts, table = catalogue.hosts_of(self._cluster_id, plan.ids), {}
+        for peer in plan.ids:
+            for port in catalogue.parse(plan.engine).kind.ports if peer != node else ():
+                self._ways.append(held := HeldPort())
+                table[hosts[peer], port] = (LOOPBACK, held.port)
+                ways.append({"node": peer, "engine_port": port, "port": held.port})
+        supervisor.redirect(table)
+        return ways
+
     def _layer(self, node: NodeId) -> DiskLayer | None:
         """Return what stands between a node and its disk."""
         run, plan, data_dir = self._run, self._scenario.cluster, self._run.node_dir(node)
-        if plan.disks == "supervised":
+        if self._scenario.disks == "supervised":
             exempt = (*EVIDENCE, *ADAPTER_FILES) if plan.engine else EVIDENCE
             log, lifeline = run.supervisor_log(node), self._lifeline.fd
             try:
@@ -227,9 +245,9 @@ class Cluster:
         self._children.kill()
         for line in (*self._status_lines.values(), *self._peeking.values()):
             line.hang_up()
-        for held in self._ports.values():
+        for held in (*self._ports.values(), *self._ways):
             held.release()
-        self._ports = {}
+        self._ports, self._ways = {}, []
         if not self._is_dropped:
             self._is_dropped = True
             for machine in self.machines.values():

@@ -35,8 +35,11 @@ class DiskLayer(Protocol):
     def tearable(self) -> bool:
         """See lab.steps.machine.Machine."""
 
-    def lose_power(self, rng: random.Random, *, torn: bool) -> Loss:
-        """Replace a dead node's files by what a power loss leaves of them. torn: see lab.course.damage.lose_power."""
+    def lose_power(self, rng: random.Random, *, torn: bool, everything: bool) -> Loss:
+        """Replace a dead node's files by what a power loss leaves of them.
+
+        torn: see lab.course.damage.lose_power. everything: all that is not synced is lost.
+        """
 
     def lost(self, name: str) -> None:
         """The lab has removed a file of a dead node, durably."""
@@ -60,7 +63,8 @@ class LedgerLayer:
     def tearable(self) -> bool:
         return tearable(self._data_dir, self._path, random.Random(0))
 
-    def lose_power(self, rng: random.Random, *, torn: bool) -> Loss:
+    def lose_power(self, rng: random.Random, *, torn: bool, everything: bool) -> Loss:
+        assert not everything, "is for other programs, which run under a supervisor"
         return lose_power(self._data_dir, self._path, rng, torn=torn)
 
     def lost(self, name: str) -> None:
@@ -91,10 +95,11 @@ class SupervisedLayer:
         contents = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
         return damage.draw_tear(contents, durable, rng)
 
-    def lose_power(self, rng: random.Random, *, torn: bool) -> Loss:
+    def lose_power(self, rng: random.Random, *, torn: bool, everything: bool) -> Loss:
         tear = self._draw_tear(rng) if torn else None
         keep = {} if tear is None else {tear.name: tear.end}
-        lost = self.supervisor.cut_power(rng.choice(TAILS), seed=rng.getrandbits(32), keep=keep)
+        tail = "none" if everything else rng.choice(TAILS)
+        lost = self.supervisor.cut_power(tail, seed=rng.getrandbits(32), keep=keep)
         return Loss(lost.unsynced_bytes, lost.lost_bytes, 0, lost.names, tear)
 
     def lost(self, name: str) -> None:

@@ -98,6 +98,7 @@ class LiveMachine(MachineDisk):
         self._run, self._book, self._reported_role = run, book, role
         self._rng = random.Random(f"{seed} disk {self.node}")
         self.layer = layer
+        self._is_engine = process.program is not None and process.program.is_adapter
         self._files = LiveFiles(run.node_dir(self.node), layer)
         self._answered = 0
         """Number of the latest process that has answered, from 1."""
@@ -138,13 +139,16 @@ class LiveMachine(MachineDisk):
         return {"pid": self.process.pid}
 
     async def start(self, *, rebuild: bool) -> float | None:
-        """Start the node; return the seconds until its first answer, or None if it exited because of a disk fault."""
+        """Start the node; return the seconds until its first answer.
+
+        None: it exited because of a disk fault, or it is an engine that could not start again.
+        """
         self.process.start(*(["--rebuild"] if rebuild else []))
         try:
             took = await self.process.ready()
         except RunFailed:
-            if not self.running and self.exits[-1].because:
-                return None
+            if not self.running and (self.exits[-1].because or (self._is_engine and self.starts > 1)):
+                return None  # An engine that does not start again is a finding of A10.
             raise
         self._book.causes.survived(self.node)
         self._answered = self.starts
@@ -182,9 +186,9 @@ class LiveMachine(MachineDisk):
         assert self.layer is not None
         return self.layer.tearable()
 
-    def cut_power(self, torn: bool) -> Loss:
+    def cut_power(self, torn: bool, *, everything: bool = False) -> Loss:
         assert self.layer is not None
-        return self.layer.lose_power(self._rng, torn=torn)
+        return self.layer.lose_power(self._rng, torn=torn, everything=everything)
 
     def wipe(self) -> int:
         return self._files.wipe()

@@ -190,14 +190,14 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def layered(self) -> bool:
         """The files and clocks of real nodes must pass the lab's layer."""
-        return self.cluster.disks == "layered" and any(step.needs.layer for step in self.every_step())
+        return self.disks == "layered"
 
     @property
     def disks(self) -> Literal["direct", "layered", "supervised"]:
         """What stands between real nodes and their disks."""
-        if self.cluster.disks == "supervised":
-            return "supervised"
-        return "layered" if self.layered else "direct"
+        if self.cluster.disks == "supervised" or (self.cluster.engine and self.proxied):
+            return "supervised"  # The supervisor of an engine also redirects its connections.
+        return "layered" if any(step.needs.layer for step in self.every_step()) else "direct"
 
     def sim_refusals(self) -> list[str]:
         """Return the reasons why the scenario cannot be simulated, each with its place; empty if it can."""

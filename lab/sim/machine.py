@@ -180,7 +180,8 @@ class SimMachine(MachineDisk):
     def tearable(self) -> bool:
         return self.disk.tearable()
 
-    def cut_power(self, torn: bool) -> Loss:
+    def cut_power(self, torn: bool, *, everything: bool = False) -> Loss:
+        assert not everything, "other programs are not simulated"
         return self.disk.lose_power(torn)
 
     async def copy(self) -> int:

@@ -108,10 +108,11 @@ class Machine(Protocol):
     def tearable(self) -> bool:
         """Return whether an entry of its WAL waits for its fdatasync."""
 
-    def cut_power(self, torn: bool) -> Loss:
+    def cut_power(self, torn: bool, *, everything: bool = False) -> Loss:
         """Remove what a power loss may remove from its disk, after its process has ended.
 
         torn: the WAL must end in the middle of an unsynced entry, if there is one.
+        everything: all that is not synced is lost; for other programs only.
         """
 
     def rot(self, what: str, rng: random.Random) -> Rot | None:

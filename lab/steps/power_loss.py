@@ -26,7 +26,8 @@ MID_WRITE_PATIENCE_S = 5.0
 
 class PowerLoss(Fault, frozen=True):
     """The process dies, and all or part of its unsynced data is lost. `mid_write: true`: it dies in the middle of one
-    of its next disk operations. `tail: torn`: the log ends in the middle of an entry.
+    of its next disk operations. `tail: torn`: the log ends in the middle of an entry. `tail: none`: of other
+    programs, nothing remains that was not synced.
 
     tail: drawn: any part of the unsynced data may remain. torn: the disk first stops answering until an entry of the
         log waits for its fdatasync; a part of that entry remains.
@@ -38,15 +39,17 @@ class PowerLoss(Fault, frozen=True):
     ends_process = True
     target: Target
     mid_write: bool = False
-    tail: Literal["drawn", "torn"] = "drawn"
+    tail: Literal["drawn", "torn", "none"] = "drawn"
 
     def check(self, entry: Entry) -> None:
+        if not entry.setting.foreign and self.tail == "none":
+            entry.at("tail").fail("none is for other programs, which run under a supervisor; allowed: drawn, torn")
         if self.mid_write and self.tail != "drawn":
             entry.at("tail").fail("mid_write draws what it leaves; no other tail may stand beside it")
 
     @property
     def needs(self) -> Needs:
-        return Needs(layer=True, own_node=True, or_supervised=self.tail == "drawn")
+        return Needs(layer=True, own_node=True, or_supervised=self.tail != "torn")
 
     @property
     def leaves_nodes(self) -> frozenset[State]:
@@ -76,7 +79,7 @@ class PowerLoss(Fault, frozen=True):
             hit = machine in running and not machine.running
             if hit:
                 machine.order(hang=False, die_at=NEVER)
-                loss = machine.cut_power(torn)
+                loss = machine.cut_power(torn, everything=self.tail == "none")
                 evidence = row.identity | {"exit": machine.exits[-1].code} | loss.evidence()
                 hit = loss.tear is not None if torn else loss.effect
                 if self.mid_write:

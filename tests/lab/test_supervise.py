@@ -428,6 +428,20 @@ def test_a_power_loss_kills_descendants_that_have_left_the_process_group(node: N
     assert all(each.status() == psutil.STATUS_ZOMBIE for each in supervisor.children(recursive=True))
 
 
+def test_a_lock_on_a_file_ends_with_all_that_held_it(node: Node) -> None:
+    hold = PRELUDE + "import fcntl, signal\nfcntl.flock(create('lock'), fcntl.LOCK_EX)\n"
+    hold += "os.fork() or signal.pause()\nprint('locked', flush=True)\nsignal.pause()"
+    for _ in range(20):
+        node.output.write_bytes(b"")
+        pid = node.start(sys.executable, "-c", hold)
+        while not node.output.read_bytes():
+            os.sched_yield()
+        os.killpg(pid, signal.SIGKILL)
+        node.supervisor.wait(pid)
+        take = "import fcntl\nfcntl.flock(os.open('lock', os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        node.run(take)
+
+
 def test_an_adapter_gives_orders_to_its_own_supervisor(node: Node) -> None:
     program = """
 from lab.live.supervise import Supervisor

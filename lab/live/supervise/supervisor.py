@@ -97,6 +97,7 @@ class Supervisor:
                 self._on_end(fd)
             elif fd in self._connections:
                 self._on_orders(self._connections[fd])
+                break  # An order may have closed file descriptors, whose numbers may be in use again.
         if self._disk is not None:
             self._disk.tick()
 
@@ -189,6 +190,8 @@ class Supervisor:
 
     def _start(self, order: orders.Start) -> Answer:
         assert syscalls.HERE is not None
+        if not self._programs:
+            self._end_all()  # What the earlier programs have left behind still holds locks on files.
         try:
             program = programs.start(order, bpf.program(syscalls.HERE, *self._numbers), self._numbers[1])
         except programs.NotStarted as error:

@@ -20,9 +20,13 @@ from lab.engines.port import Known, Port
 from lab.engines.tunnels import Tunnel, Tunnels
 from lab.live import live
 from lab.live.processes import HeldPort
+from lab.live.supervise import Supervisor
 from lab.places import ROOT
 from lab.plan import scenario as plan
+from lab.plan.scenario import Scenario
 from lab.rundir import RunDir
+from lab.steps.machine import RunFailed
+from nodeproc.errors import ConfigError
 from nodeproc.lines import session_of
 from tests.lab.inloop import in_loop
 from tests.lab.patient import patient
@@ -34,7 +38,10 @@ SESSION = session_of(TOKEN)
 STORY = """
 name: {name}
 description: A node is killed under load and started again.
-cluster: {{command: "{{python}} -m tests.lab.engines.shelf {{config}} {words}", directory: "{root}"}}
+cluster:
+  command: "{{python}} -m tests.lab.engines.shelf {{config}} {words}"
+  directory: "{root}"
+  disks: {disks}
 load: {{clients: 3, in_flight: 4, via: all}}
 steps:
 """
@@ -50,9 +57,11 @@ KILLED = """
 """
 
 
-def judged(directory: Path, name: str, node: int, words: str = "", story: str = KILLED) -> tuple[RunDir, Verdict]:
+def judged(
+    directory: Path, name: str, node: int, words: str = "", story: str = KILLED, disks: str = "layered"
+) -> tuple[RunDir, Verdict]:
     path = directory / f"{name}.yml"
-    path.write_text((STORY + story).format(name=name, node=node, words=words, root=ROOT))
+    path.write_text((STORY + story).format(name=name, node=node, words=words, root=ROOT, disks=disks))
     run = RunDir.create(directory, name, "stamp")
     live.run(patient(plan.load(path)), run, seed=7, progress=lambda _: None)
     return run, check(run, measure(run))
@@ -346,7 +355,8 @@ async def test_engines_reach_each_other_through_their_adapters(tmp_path: Path) -
 
     engine = await asyncio.start_server(echo, HOST, 0)
     port, _ = await opened(tmp_path, Scripted, [])
-    far = (await port.listen(HOST, 0)).sockets[0].getsockname()
+    adapter = await port.listen(HOST, 0)
+    far = adapter.sockets[0].getsockname()
     near, held = engine.sockets[0].getsockname()[1], HeldPort()
     tunnels = Tunnels({1: "127.64.0.1", 2: "127.64.0.2"}, {2: far}, {(2, near): held.port})
     await tunnels.listen()
@@ -373,3 +383,56 @@ def test_clusters_have_networks_of_their_own() -> None:
     for each in hosts:
         first, second, _, node = each[1].split(".")
         assert (first, node) == ("127", "1") and 64 <= int(second) < 128
+
+
+# ---- under a supervisor ---------------------------------------------------------------------------
+
+
+def scenario_of(cluster: str, step: str = "send: {client: 1, messages: 1}") -> Scenario:
+    return plan.load("x.yml", text=f"name: x\ndescription: x\ncluster: {{{cluster}}}\nsteps: [{{{step}}}]")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "step", "disks"),
+    [
+        ("engine: etcd@3.5.1", "kill: 1", "direct"),
+        ("engine: etcd@3.5.1, disks: supervised", "power_loss: 1", "supervised"),
+        ("engine: etcd@3.5.1, disks: supervised", "disk: {on: 1, failing: sync}", "supervised"),
+        ("engine: etcd@3.5.1", "partition: isolate", "supervised"),  # the supervisor redirects connections
+        ("command: 'x {port}'", "partition: isolate", "direct"),
+        ("nodes: 3", "power_loss: 1", "layered"),
+    ],
+)
+def test_faults_of_disks_and_links_of_an_engine_need_a_supervisor(cluster: str, step: str, disks: str) -> None:
+    planned = scenario_of(cluster, step)
+    assert (planned.disks, planned.layered) == (disks, disks == "layered")
+
+
+def test_tails_of_a_power_loss_are_for_those_whose_log_the_lab_can_read_or_for_others() -> None:
+    assert scenario_of("engine: etcd@3.5.1, disks: supervised", "power_loss: {target: all, tail: none}")
+    with pytest.raises(ConfigError, match="is for the lab's own nodes"):
+        scenario_of("engine: etcd@3.5.1, disks: supervised", "power_loss: {target: all, tail: torn}")
+    with pytest.raises(ConfigError, match="none is for other programs"):
+        scenario_of("nodes: 3", "power_loss: {target: all, tail: none}")
+
+
+POWER = """
+  - load: start
+  - wait: {{for: acknowledged, count: 100}}
+  - power_loss: {{target: {node}, tail: none}}
+  - load: stop
+  - start: {node}
+  - wait: leader
+"""
+
+
+def test_a_power_loss_takes_the_log_that_a_program_has_not_synced_and_the_store_gives_it_back(tmp_path: Path) -> None:
+    try:
+        Supervisor.open(tmp_path, tmp_path / "log").close()
+    except RunFailed as refused:
+        pytest.skip(str(refused))
+    run, verdict = judged(tmp_path, "power", 2, story=POWER, disks="supervised")
+    assert verdict.exit_code == 0, verdict
+    (loss,) = [row for row in run.read_faults() if row.fault == "power_loss"]
+    assert loss.effect and any("messages.jsonl" in name for name in loss.evidence["names"])
+    assert run.read_meta().disks == "supervised"
