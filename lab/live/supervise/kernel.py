@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
 from dataclasses import dataclass
@@ -27,11 +28,16 @@ _CONTINUE = 1
 _ADDFD_SETFD, _ADDFD_SEND = 1, 2
 _SYNC_WAKE_UP = 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _NOTIFICATION = struct.Struct("<QIIiIQ6Q")
 _RESPONSE = struct.Struct("<QqiI")
 _ADDED_FD = struct.Struct("<QIIII")
 _EMPTY = bytes(_NOTIFICATION.size)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    """Return the C library; systems without this one import the module too."""
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _number(name: str) -> int:
@@ -41,7 +47,7 @@ def _number(name: str) -> int:
 
 def _system_call(name: str, *arguments: object) -> int:
     """Call the system; raise OSError if that fails."""
-    result = int(_libc.syscall(ctypes.c_long(_number(name)), *arguments))
+    result = int(_libc().syscall(ctypes.c_long(_number(name)), *arguments))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
@@ -50,7 +56,7 @@ def _system_call(name: str, *arguments: object) -> int:
 
 def prctl(option: int, value: int) -> None:
     """See prctl(2)."""
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0):
+    if _libc().prctl(option, ctypes.c_ulong(value), 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, f"prctl: {os.strerror(code)}")
 
