@@ -276,7 +276,8 @@ def test_the_c_client_s_messages_are_in_all_logs(
 ) -> None:
     step = bare.Drive(program, clients, in_flight, line_messages, 1500, bare.NODES[:clients], 30)
     driven = bare.drive(Runs(tmp_path, lambda text: None), step)
-    assert driven.seconds > 0 and driven.nodes_cpu_s > 0
+    # The system counts CPU time in steps of 10 ms, which a quick run does not fill.
+    assert (driven.nodes_cpu_s > 0) if driven.seconds > 0.1 else (0 <= driven.nodes_cpu_s < 1)
     assert 0 < driven.p50_ms <= driven.p99_ms <= driven.p999_ms <= driven.seconds * 1e3
 
 
