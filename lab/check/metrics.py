@@ -351,7 +351,9 @@ class _Curves:
 
 
 @dataclass(slots=True)
-class _Session:
+class Session:
+    """A session's messages without an outcome, and the last n that is acknowledged."""
+
     waiting: deque[Invoke] = field(default_factory=deque)
     acked: int = 0
     is_load: bool = False
@@ -375,7 +377,7 @@ class _Walk:
         self._fresh = Histogram()
         """Latencies since the present segment and the present bucket of the curves began."""
         self._next_hit = 0
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, Session] = {}
         self.sent = self.acked = self.rejected = self.unknown = 0
         self.load_acked = self.payload_bytes = 0
         self.first_sent = self.last_sent = self.last_acked = 0
@@ -386,7 +388,7 @@ class _Walk:
         session = self._sessions.get(row.session)
         if session is None:
             is_load = row.gen is not None or not self._has_load
-            session = self._sessions[row.session] = _Session(is_load=is_load)
+            session = self._sessions[row.session] = Session(is_load=is_load)
         session.waiting.append(row)
         self.sent += row.count
         if session.is_load:
@@ -407,10 +409,10 @@ class _Walk:
         histogram = self._fresh
         if session.is_load:
             self.load_acked += count
-            self.payload_bytes += _settle(session, row, histogram)
+            self.payload_bytes += settle(session, row, histogram)
             self._end_silence(row.t, by_ack=True)
         else:
-            _settle(session, row, histogram)
+            settle(session, row, histogram)
         session.acked = row.n
         self._after_hit(row.t)
 
@@ -465,7 +467,7 @@ class _Walk:
         self.parts.append(_Part(name, t))
 
 
-def _settle(session: _Session, row: Acked, histogram: Histogram) -> int:
+def settle(session: Session, row: Acked, histogram: Histogram) -> int:
     """Count the latency of all messages that the row acknowledges; return their bytes of payload, as far as known."""
     size = 0
     waiting = session.waiting
@@ -517,14 +519,14 @@ def latencies_between(run: RunDir, start: float, end: float) -> tuple[Histogram,
     window, sent = _Window(start, end), 0
     if not run.history.is_file():
         return window, sent
-    has_load, sessions = _has_load(run), dict[str, _Session]()
+    has_load, sessions = _has_load(run), dict[str, Session]()
     for _, row in read_history(run.history):
         if isinstance(row, Invoke) and (row.gen is not None or not has_load):
-            sessions.setdefault(row.session, _Session()).waiting.append(row)
+            sessions.setdefault(row.session, Session()).waiting.append(row)
             sent += sum(start <= row.intended + i * row.every < end for i in range(row.count))
         elif isinstance(row, Acked) and (session := sessions.get(row.session)) and row.n > session.acked:
             window.t = row.t
-            _settle(session, row, window)
+            settle(session, row, window)
             session.acked = row.n
     return window, sent
 

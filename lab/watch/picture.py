@@ -8,9 +8,11 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from lab.check.metrics import Histogram, Session, settle
 from lab.rows import (
     Acked,
     End,
+    Failed,
     FaultChange,
     FaultRow,
     Found,
@@ -24,6 +26,7 @@ from lab.rows import (
     Phase,
     ProcessChange,
     StepStart,
+    Unknown,
 )
 from lab.steps import effect_of
 from lab.steps.step import Effect
@@ -171,58 +174,57 @@ class Picture:
 
 BUCKET_S: Final = 0.1
 MOST_BUCKETS: Final = 600
-SAMPLES: Final = 500
-"""Latencies that a bucket keeps for its percentiles; of more, every second one is dropped."""
 
 
 @dataclass(slots=True)
 class Bucket:
-    """A tenth of a second: acknowledged messages, and a sample of their latencies, ms."""
+    """The latencies of the messages acknowledged in a tenth of a second. shown: (p50, p99) in ms, if computed."""
 
-    acked: int = 0
-    latencies: list[float] = field(default_factory=list)
+    histogram: Histogram = field(default_factory=Histogram)
+    shown: tuple[float | None, float | None] | None = None
+
+    def percentiles(self) -> tuple[float | None, float | None]:
+        if self.shown is None:
+            p50, p99 = self.histogram.percentiles((0.5, 0.99)) if self.histogram.count else (None, None)
+            self.shown = (_ms(p50), _ms(p99))
+        return self.shown
+
+
+def _ms(ns: int | None) -> float | None:
+    """Return milliseconds with the three digits that the histogram is good for."""
+    return None if ns is None else float(f"{ns / 1e6:.3g}")
 
 
 class Figures:
-    """Throughput and latency over time, from the rows of the clients."""
+    """Throughput and latency over time, from the rows of the clients, as the judges compute them."""
 
     def __init__(self) -> None:
-        self._start = 0
+        self.start = 0
+        """The time of the first row, ns; 0 before it."""
+        self.acked = self.waiting = 0
         self._buckets: deque[Bucket] = deque(maxlen=MOST_BUCKETS)
         self._first = 0
         """Number of the oldest bucket."""
-        self._sent: dict[str, deque[Invoke]] = {}
-        """Session -> what has no outcome yet."""
-        self._done: dict[str, int] = {}
-        self.acked = self.sent = 0
+        self._sessions: dict[str, Session] = {}
 
     def take(self, row: HistoryRow) -> None:
-        if not self._start:
-            self._start = row.t
-        if isinstance(row, Invoke):
-            self.sent += row.count
-            self._sent.setdefault(row.session, deque()).append(row)
-        elif isinstance(row, Acked):
-            self._on_acked(row)
-
-    def _on_acked(self, row: Acked) -> None:
-        waiting, done = self._sent.get(row.session, deque()), self._done.get(row.session, 0)
-        count = max(0, row.n - done)
-        self._done[row.session] = max(done, row.n)
-        self.acked += count
-        bucket = self._bucket(row.t)
-        bucket.acked += count
-        while waiting and waiting[0].n <= row.n:
-            invoke = waiting[0]
-            bucket.latencies.append((row.t - invoke.intended) / 1e6)
-            if invoke.n + invoke.count - 1 > row.n:
-                break
-            waiting.popleft()
-        if len(bucket.latencies) > SAMPLES:
-            del bucket.latencies[::2]
+        self.start = self.start or row.t
+        match row:
+            case Invoke():
+                self.waiting += row.count
+                self._sessions.setdefault(row.session, Session()).waiting.append(row)
+            case Failed() | Unknown():
+                self.waiting -= row.count
+            case Acked() if (session := self._sessions.get(row.session)) and row.n > session.acked:
+                count = row.n - session.acked
+                self.acked += count
+                self.waiting -= count
+                bucket = self._bucket(row.t)
+                settle(session, row, bucket.histogram)
+                session.acked, bucket.shown = row.n, None
 
     def _bucket(self, t: int) -> Bucket:
-        number = int((t - self._start) / (BUCKET_S * NS_PER_S))
+        number = int((t - self.start) / (BUCKET_S * NS_PER_S))
         while number >= self._first + len(self._buckets):
             self._first += len(self._buckets) == MOST_BUCKETS
             self._buckets.append(Bucket())
@@ -234,22 +236,13 @@ class Figures:
         Args:
             offset_s: the time of the first row of the clients on the page.
         """
-        ordered = [sorted(each.latencies) for each in self._buckets]
+        shown = [each.percentiles() for each in self._buckets]
         return {
             "acked": self.acked,
-            "waiting": self.sent - self.acked,
+            "waiting": self.waiting,
             "bucket_s": BUCKET_S,
             "from_s": round(offset_s + self._first * BUCKET_S, 3),
-            "rate": [round(each.acked / BUCKET_S) for each in self._buckets],
-            "p50": [_share(each, 0.5) for each in ordered],
-            "p99": [_share(each, 0.99) for each in ordered],
+            "rate": [round(each.histogram.count / BUCKET_S) for each in self._buckets],
+            "p50": [p50 for p50, _ in shown],
+            "p99": [p99 for _, p99 in shown],
         }
-
-    @property
-    def start(self) -> int:
-        """The time of the first row of the clients; 0 before it."""
-        return self._start
-
-
-def _share(ordered: list[float], share: float) -> float | None:
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lab.live.children import child_environment
 from lab.places import RESULTS
 from lab.values import between
 
@@ -46,8 +46,7 @@ def main(options: argparse.Namespace) -> int:
 def beside(results: Path) -> Iterator[None]:
     """Serve in a process of its own, which prints its address to stderr and ends with this one."""
     command = [sys.executable, "-m", "lab", "serve", "--attached", "--out", str(results)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr, env=environment)
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr, env=child_environment())
     try:
         yield
     finally:

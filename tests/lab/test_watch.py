@@ -16,6 +16,7 @@ from lab import cli
 from lab.rows import (
     Acked,
     End,
+    Failed,
     FaultChange,
     FaultRow,
     Invoke,
@@ -24,6 +25,7 @@ from lab.rows import (
     NodeStatus,
     ProcessChange,
     StepStart,
+    Unknown,
     encode_row,
 )
 from lab.watch.picture import Figures, Picture
@@ -135,6 +137,16 @@ def test_figures_count_each_message_once() -> None:
     plain = figures.plain(3.0)
     assert (plain["acked"], plain["waiting"], plain["rate"]) == (4, 0, [20, 20])
     assert plain["p50"][0] in (20.0, 30.0) and plain["p50"][1] == 150.0 and plain["from_s"] == 3.0
+
+
+def test_a_message_with_any_outcome_waits_no_more() -> None:
+    figures = Figures()
+    figures.take(Invoke(1 * S, 9, "s", 1, 6, 1 * S, payloads=("a",) * 6))
+    figures.take(Acked(2 * S, "s", 2, 2))
+    assert figures.waiting == 4
+    figures.take(Failed(2 * S, "s", 3, 1, "expired"))
+    figures.take(Unknown(3 * S, "s", 4, 3))
+    assert (figures.waiting, figures.acked) == (0, 2)
 
 
 # ---- a run --------------------------------------------------------------------------------------------
@@ -353,19 +365,3 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path, capsys: pytest.CaptureF
         port = taken.getsockname()[1]
         assert cli.main(["serve", "--port", str(port), "--out", str(tmp_path)]) == 64
     assert f"--port {port}: " in capsys.readouterr().err
-
-
-# ---- what others wrote ----------------------------------------------------------------------------------
-
-
-def test_vendored_files_are_those_of_their_packages() -> None:
-    import hashlib
-    import tomllib
-
-    vendor = ROOT / "lab" / "watch" / "static" / "vendor"
-    listed = {"vendor.toml"}
-    for package in tomllib.loads((vendor / "vendor.toml").read_text("utf-8"))["package"]:
-        for name, (_, digest) in package["files"].items():
-            assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest, name
-            listed.add(name)
-    assert {path.name for path in vendor.iterdir()} == listed
