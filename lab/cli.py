@@ -467,7 +467,7 @@ def _option_refusal(options: argparse.Namespace) -> str:
     if options.disks and options.sim:
         return "--disks: not with --sim, which makes no system calls"
     if options.frames and not options.sim:
-        return "--frames: only with --sim; frames of real nodes are not recorded"
+        return "--frames: only with --sim; of real nodes, only chosen frames are recorded"
     if options.engine is None and options.engine_option:
         return "--engine-option: only with --engine"
     if options.engine is not None and options.mutant:

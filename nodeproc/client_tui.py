@@ -367,8 +367,7 @@ async def chat_at_terminal(chat: Chat) -> None:
                     if not await chat.obey(text[1:]):
                         break
                     continue
-                text = text.removeprefix("/") if text.startswith("//") else text
-                chat.submit(split_messages(text.encode(errors="replace")))
+                chat.submit(split_messages(text.removeprefix("/").encode(errors="replace")))
         if chat.client.session.unsettled:
             chat.warn(f"-- waiting for {chat.client.session.unsettled} acknowledgements, Ctrl+C leaves")
         await chat.finish()

@@ -122,7 +122,7 @@ def frame_text(message: PeerMessage) -> str:
     """Return a frame's content in human-readable form: `term 2, position 1:5`. Numbers of requests are left out."""
     if isinstance(message, Append):
         records = ", ".join(map(_record, message.records))
-        return f"term {message.term}, {records} behind {_position(message.previous)}, commit {message.commit_seq}"
+        return f"term {message.term}, {records} behind {position_text(message.previous)}, commit {message.commit_seq}"
     if isinstance(message, Submit):
         last = message.first + len(message.payloads) - 1
         return f"n {message.first}..{last} of client {message.client_id}"
@@ -132,13 +132,13 @@ def frame_text(message: PeerMessage) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Position):
-        return _position(value)
+        return position_text(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_value(each)}" for key, each in value.items()) + "}"
     if isinstance(value, Known):
         return f"{value.identity[:4]}… of term {value.term}"
     if isinstance(value, Promised):
-        return f"term {value.term}, {_position(value.position)}"
+        return f"term {value.term}, {position_text(value.position)}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(_entry, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -149,12 +149,13 @@ def _entry(value: Any) -> str:
     return _record(value) if isinstance(value, Record) else f"{value[0]}:{value[1]}"
 
 
-def _position(position: Position) -> str:
+def position_text(position: Position) -> str:
+    """Return a position as people read it: `term:seq_no`."""
     return f"{position.term}:{position.seq_no}"
 
 
 def _record(record: Record) -> str:
     header = record.header
     if not isinstance(header, Batch):
-        return f"mark {_position(header.position)}"
+        return f"mark {position_text(header.position)}"
     return f"{header.first}..{header.last} of term {header.term}"

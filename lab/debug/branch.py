@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import structs
 
 from lab.debug.recorder import Begin, Change, Go, Line, Recorded, Row, Rows, State, read_step
+from lab.live.children import child_environment
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.steps import Sleep, Wait
@@ -89,8 +89,7 @@ def begin(scenario: Scenario, seed: int, mutant: str = "") -> Branch:
     near, far = socket.socketpair()
     line = Line(near)
     command = [sys.executable, "-m", "lab.debug.recorder", str(far.fileno())]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, env=child_environment())
     far.close()
     try:
         recorded = _decode_recorded(line.ask(Begin(plan.encode(scenario), seed, mutant)))

@@ -41,7 +41,6 @@ class Shell:
     """
 
     scenario: Scenario
-    seed: int
     branches: list[Branch]
     write: Callable[[str], None]
     branch: Branch = field(init=False)
@@ -345,7 +344,7 @@ def main(options: argparse.Namespace) -> int:
         branch = begin(scenario, seed, mutant)
     except (EOFError, ConnectionError):
         return HARNESS
-    shell = Shell(scenario, seed, [branch], print)
+    shell = Shell(scenario, [branch], print)
     print(f"{scenario.name}, seed {seed}{f', mutant {mutant}' if mutant else ''}: {_ending(branch)}")
     shell._go_row(branch.recorded.rows - 1 if branch.recorded.broken else -1)
     try:

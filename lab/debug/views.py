@@ -10,13 +10,13 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
-from lab.course.frames import frame_text
+from lab.course.frames import frame_text, position_text
 from lab.debug.stepping import SteppingLoop
 from lab.sim.cluster import SimCluster
 from lab.sim.loop import Call
 from lab.sim.network import NodeLink
 from lab.sim.node import SimNode
-from nodeproc.core.messages import NodeId, Position
+from nodeproc.core.messages import NodeId
 from nodeproc.core.state import Candidate, Leader
 
 Value: TypeAlias = str | int | bool
@@ -51,8 +51,8 @@ def view(node: SimNode | None) -> View:
         "term": state.term,
         "voted_for": state.voted_for,
         "leader": state.leader_id,
-        "log": _position(state.log.position),
-        "durable": _position(state.durable),
+        "log": position_text(state.log.position),
+        "durable": position_text(state.durable),
         "commit": state.commit_seq,
         "delivered": state.delivered_seq,
         "links": _ids(state.links),
@@ -60,7 +60,7 @@ def view(node: SimNode | None) -> View:
     if isinstance(role, Candidate):
         shown["votes"] = _ids(role.votes)
     if isinstance(role, Leader):
-        shown["peers"] = " ".join(f"{peer}={_position(each.matched)}" for peer, each in role.progress.items())
+        shown["peers"] = " ".join(f"{peer}={position_text(each.matched)}" for peer, each in role.progress.items())
     return shown
 
 
@@ -122,7 +122,3 @@ def _is_void(action: Callable[..., object], args: tuple[Any, ...]) -> bool:
 
 def _ids(nodes: Collection[NodeId]) -> str:
     return " ".join(map(str, sorted(nodes))) or NONE
-
-
-def _position(position: Position) -> str:
-    return f"{position.term}:{position.seq_no}"

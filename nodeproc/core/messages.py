@@ -46,8 +46,12 @@ class Known(NamedTuple):
     change: int = 0
     """The number of this change within the term. The greater (term, change) is the newer version."""
 
+    @property
+    def version(self) -> tuple[Term, int]:
+        return (self.term, self.change)
+
     def newer_than(self, other: Known | None) -> bool:
-        return other is None or self[1:] > other[1:]
+        return other is None or self.version > other.version
 
 
 class Promised(NamedTuple):

@@ -76,9 +76,9 @@ class Dialling:
 
     def __init__(self, own: Credentials, peer: NodeId, nonce: str) -> None:
         self._own, self._peer = own, peer
-        identity, change = own.shown.identity, own.shown[1:]
+        shown = own.shown
         self.hello = PeerHello(
-            VERSION, own.cluster, own.node, identity, own.rebuilding, nonce, own.members, OLDEST, change
+            VERSION, own.cluster, own.node, shown.identity, own.rebuilding, nonce, own.members, OLDEST, shown.version
         )
 
     def on_challenge(self, challenge: PeerChallenge, channel: str = "") -> tuple[PeerProof, Proven]:
@@ -139,8 +139,8 @@ class Accepting:
             )
         if len(hello.nonce) != 2 * NONCE_BYTES:
             raise LinkRefused(f"a nonce of {len(hello.nonce)} digits, allowed {2 * NONCE_BYTES}")
-        identity, change = own.shown.identity, own.shown[1:]
-        unproven = PeerChallenge(own.node, identity, own.rebuilding, self._nonce, "", VERSION, change)
+        shown = own.shown
+        unproven = PeerChallenge(own.node, shown.identity, own.rebuilding, self._nonce, "", VERSION, shown.version)
         proof = _proof("accept", own.secret, self._channel, hello, unproven).decode()
         self._hello = hello
         self._challenge = msgspec.structs.replace(unproven, proof=proof)

@@ -168,7 +168,7 @@ def test_no_process_is_left_behind(killed: bool) -> None:
 def typed(run: Branch, *lines: str) -> list[str]:
     """Return what a new shell writes for these commands."""
     written: list[str] = []
-    shell = Shell(SCENARIO, SEED, [run], written.append)
+    shell = Shell(SCENARIO, [run], written.append)
     for line in lines:
         assert obey(shell, line)
     for branch in shell.branches[1:]:

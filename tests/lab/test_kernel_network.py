@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ from lab.rundir import RunDir
 from lab.steps.machine import RunFailed
 from lab.steps.rules import Rule
 from tests import TOO_LONG_S
+from tests.lab.harness import LAST_STEP, harness_in_the_middle
 
 # ---- the packet filter ---------------------------------------------------------------------------
 
@@ -222,40 +222,14 @@ def test_no_privilege_is_needed(kernel: None) -> None:
 
 # ---- what a run leaves -----------------------------------------------------------------------------
 
-HARNESS = """
-import sys
-from pathlib import Path
-from lab.plan import scenario
-from lab.live import live
-from lab.rundir import RunDir
-
-text = '''name: test
-description: A test.
-cluster: {network: kernel}
-load: {clients: 3, rate: 1000}
-steps: [load: start, wait: {for: acknowledged, count: 10}, cut: {}, pause: 1, sleep: 10m]
-'''
-planned, run = scenario.load("test.yml", text=text), RunDir(Path(sys.argv[1]))
-live.run(planned, run, seed=7, progress=lambda line: print(line, flush=True))
+MIDDLE = f"""
+cluster: {{network: kernel}}
+load: {{clients: 3, rate: 1000}}
+steps: [load: start, wait: {{for: acknowledged, count: 10}}, cut: {{}}, pause: 1, {LAST_STEP}]
 """
-
-
-@contextmanager
-def harness_in_the_middle(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
-    """A harness process during a cut, and all the processes below it; the first of them entered the namespaces."""
-    harness = subprocess.Popen(
-        [sys.executable, "-c", HARNESS, str(directory)], stdout=subprocess.PIPE, env=child_environment()
-    )
-    assert harness.stdout is not None
-    try:
-        while b"sleep: 600s" not in (line := harness.stdout.readline()):
-            assert line, "the harness ended before its last step"
-        below = psutil.Process(harness.pid).children(recursive=True)
-        assert len(below) == 5  # the enclosed run, three nodes, one load worker
-        yield harness, below
-    finally:
-        harness.kill()
-        harness.communicate()
+"""During a cut."""
+BELOW = 5
+"""The enclosed run, which entered the namespaces and comes first; three nodes, one load worker."""
 
 
 def network_of(pid: int) -> int:
@@ -270,7 +244,7 @@ def network_of(pid: int) -> int:
 def test_a_harness_that_dies_leaves_no_process_and_no_network(
     tmp_path: Path, kernel: None, how: signal.Signals
 ) -> None:
-    with harness_in_the_middle(tmp_path) as (harness, below):
+    with harness_in_the_middle(tmp_path, MIDDLE, BELOW) as (harness, below):
         networks = {network_of(process.pid) for process in below}
         assert len(networks) == 4  # each node's, and that of the lab and its clients
         harness.send_signal(how)
@@ -283,7 +257,7 @@ def test_a_harness_that_dies_leaves_no_process_and_no_network(
 
 
 def test_the_death_of_the_enclosed_run_fails_the_run_and_ends_its_nodes(tmp_path: Path, kernel: None) -> None:
-    with harness_in_the_middle(tmp_path) as (harness, below):
+    with harness_in_the_middle(tmp_path, MIDDLE, BELOW) as (harness, below):
         below[0].kill()
         _, left = psutil.wait_procs(below, timeout=TOO_LONG_S)
         assert left == []

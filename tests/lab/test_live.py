@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,7 +14,6 @@ from lab.check.metrics import measure
 from lab.course import manifest
 from lab.course.manifest import node_settings
 from lab.live import live
-from lab.live.children import child_environment
 from lab.live.observation import EventCount, file_sizes
 from lab.places import ROOT
 from lab.plan import scenario as plan
@@ -29,6 +24,7 @@ from lab.steps.machine import RunFailed
 from nodeproc import config as nodeconfig
 from nodeproc.errors import ConfigError
 from tests import TOO_LONG_S
+from tests.lab.harness import LAST_STEP, harness_in_the_middle
 from tests.lab.patient import patient
 
 SEED = 7
@@ -158,44 +154,18 @@ def test_nodes_that_can_not_start_fail_the_run_with_their_words(
 
 # ---- a harness that is interrupted ---------------------------------------------------------------
 
-HARNESS = """
-import sys
-from pathlib import Path
-from lab.plan import scenario
-from lab.live import live
-from lab.rundir import RunDir
-
-text = '''name: test
-description: A test.
-load: {clients: 3, rate: 1000}
-steps: [link: {delay: 1ms}, load: start, wait: {for: acknowledged, count: 10}, pause: 1, sleep: 10m]
-'''
-planned, run = scenario.load("test.yml", text=text), RunDir(Path(sys.argv[1]))
-live.run(planned, run, seed=7, progress=lambda line: print(line, flush=True))
+MIDDLE = f"""
+load: {{clients: 3, rate: 1000}}
+steps: [link: {{delay: 1ms}}, load: start, wait: {{for: acknowledged, count: 10}}, pause: 1, {LAST_STEP}]
 """
-
-
-@contextmanager
-def harness_in_the_middle(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
-    """A harness process with a treated network, a load on and a paused node, and all the processes below it."""
-    harness = subprocess.Popen(
-        [sys.executable, "-c", HARNESS, str(directory)], stdout=subprocess.PIPE, env=child_environment()
-    )
-    assert harness.stdout is not None
-    try:
-        while b"sleep: 600s" not in (line := harness.stdout.readline()):
-            assert line, "the harness ended before its last step"
-        below = psutil.Process(harness.pid).children(recursive=True)
-        assert len(below) == 5  # three nodes, the proxy, one load worker
-        yield harness, below
-    finally:
-        harness.kill()
-        harness.communicate()
+"""With a treated network, a load on and a paused node."""
+BELOW = 5
+"""Three nodes, the proxy, one load worker."""
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_process_and_says_that_it_was(tmp_path: Path, how: signal.Signals) -> None:
-    with harness_in_the_middle(tmp_path) as (harness, below):
+    with harness_in_the_middle(tmp_path, MIDDLE, BELOW) as (harness, below):
         harness.send_signal(how)
         _, left = psutil.wait_procs(below, timeout=TOO_LONG_S)
         assert left == []
@@ -205,7 +175,7 @@ def test_an_interrupted_run_leaves_no_process_and_says_that_it_was(tmp_path: Pat
 
 
 def test_a_killed_harness_leaves_no_process(tmp_path: Path) -> None:
-    with harness_in_the_middle(tmp_path) as (harness, below):
+    with harness_in_the_middle(tmp_path, MIDDLE, BELOW) as (harness, below):
         harness.kill()
         _, left = psutil.wait_procs(below, timeout=TOO_LONG_S)
         assert left == []
