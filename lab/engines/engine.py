@@ -32,7 +32,11 @@ class Entry(NamedTuple):
 
 
 class EngineStatus(NamedTuple):
-    """The leader and its term, as the node's own engine reports them. leader: 0 if the engine knows none."""
+    """The leader and its term, as the node's own engine reports them. leader: 0 if the engine knows none.
+
+    Both are of the same moment: the new leader beside the old term, or the other way round, would be a second leader of
+    that term to A7.
+    """
 
     leader: NodeId
     term: Term

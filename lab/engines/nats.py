@@ -48,6 +48,7 @@ class Nats(Engine):
         self._connecting = asyncio.Lock()
         self._last: dict[str, _Last] = {}
         """Session -> its latest record that this driver knows of."""
+        self._followed = EngineStatus(0, 0)
 
     # ---- its process -----------------------------------------------------------------------------
 
@@ -92,7 +93,11 @@ class Nats(Engine):
             if name.startswith("S-"):
                 peers = {peer: int(each["name"][1:]) for peer, each in group["peers"].items() if each.get("name")}
                 peers[group["id"]] = self.place.node
-                return EngineStatus(peers.get(group.get("leader", ""), 0), int(group["term"]))
+                leader = peers.get(group.get("leader", ""), 0)
+                # A request for votes raises a follower's term while it still names the leader of the term before.
+                if leader != self._followed.leader:
+                    self._followed = EngineStatus(leader, int(group["term"]))
+                return self._followed
         return EngineStatus(0, 0)
 
     # ---- records ---------------------------------------------------------------------------------

@@ -23,7 +23,14 @@ class Log(SyncObj):  # type: ignore[misc]
     def __init__(self, address: str, others: Sequence[str], conf: Any) -> None:
         self.records: list[tuple[str, int, str]] = []
         self.last: dict[str, int] = {}
+        self.shown: dict[str, Any] = {"leader": "", "term": 0}
         super().__init__(address, others, conf)
+        self.addOnTickCallback(self._show)
+
+    def _show(self) -> None:
+        """Take leader and term in PySyncObj's own thread: any other one may see the leader of another term."""
+        leader = self._getLeader()
+        self.shown = {"leader": "" if leader is None else str(leader), "term": self.raftCurrentTerm}
 
     @replicated  # type: ignore[untyped-decorator]
     def append(self, session: str, first: int, last: int, value: str) -> int:
@@ -49,9 +56,7 @@ async def answer(log: Log, asked: dict[str, Any]) -> dict[str, Any]:
         return {"has": has, "reason": REASONS.get(reason, str(reason))}
     if asked["do"] == "read":
         return {"count": len(log.records), "records": log.records[asked["from"] :]}
-    status = log.getStatus()
-    leader = status["leader"]
-    return {"leader": "" if leader is None else str(leader), "term": status["raft_term"]}
+    return log.shown
 
 
 async def serve(log: Log, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +23,9 @@ from nodeproc.core.messages import NodeId
 
 CHUNK = 1 << 16
 LOOPBACK = "127.0.0.1"
+
+_joining: set[asyncio.Task[Any] | None] = set()
+"""The tasks in join(). asyncio itself refers to none of them once their connections have ended in one direction."""
 
 
 class Tunnel(Struct, frozen=True, tag_field="type", tag="TUNNEL"):
@@ -83,8 +86,13 @@ async def join(
         OSError: nobody listens there.
     """
     far_reader, far_writer = await asyncio.open_connection(*address)
-    far_writer.write(greeting)
-    await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+    _joining.add(task := asyncio.current_task())
+    try:
+        far_writer.write(greeting)
+        await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+    finally:
+        _joining.discard(task)
+        far_writer.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 from collections.abc import AsyncGenerator, Sequence
@@ -350,7 +351,9 @@ async def test_a_line_that_is_not_of_the_protocol_is_named(tmp_path: Path) -> No
 @in_loop
 async def test_engines_reach_each_other_through_their_adapters(tmp_path: Path) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(await reader.read())  # up to the end of input
+        data = await reader.read()  # up to the end of input
+        gc.collect()  # The other direction alone must keep the tunnel.
+        writer.write(data)
         writer.close()
 
     engine = await asyncio.start_server(echo, HOST, 0)

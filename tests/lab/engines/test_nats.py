@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lab.engines.engine import Entry, Place, Refused, Unknown
+from lab.engines.engine import EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.web import Answer
 from tests.lab.inloop import in_loop
 
 pytest.importorskip("nats", reason="the extra `engines` is not installed")
@@ -136,6 +137,24 @@ async def test_without_a_server_nothing_is_stored() -> None:
 async def test_after_a_rejected_condition_an_unanswered_look_is_unknown() -> None:
     with pytest.raises(Unknown):
         await driver(Stream(WRONG_LAST, errors.TimeoutError())).append("s", 1, 1, "v")
+
+
+@in_loop
+async def test_a_request_for_votes_makes_nobody_the_leader_of_its_term() -> None:
+    def group(leader: str, term: int) -> Answer:
+        peers = {"b": {"name": "n2"}, "c": {"name": "n3"}}
+        return Answer(200, {"$G": {"S-R3F-x": {"id": "a", "leader": leader, "term": term, "peers": peers}}})
+
+    answers = [group("c", 4), group("c", 5), group("", 5), group("b", 5)]  # Node 2 stands for term 5, and wins.
+
+    async def ask(host: str, port: int, path: str, *, within: float) -> Answer:
+        return answers.pop(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nats, "ask", ask)
+        engine = nats.Nats(PLACE, "nats-server", {})
+        shown = [await engine.status() for _ in range(len(answers))]
+    assert shown == [EngineStatus(3, 4), EngineStatus(3, 4), EngineStatus(0, 5), EngineStatus(2, 5)]
 
 
 # ---- files ----------------------------------------------------------------------------------------

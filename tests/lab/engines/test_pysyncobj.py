@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import runpy
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -104,3 +107,37 @@ def test_the_node_with_the_highest_id_stands_for_election_first() -> None:
 
 def test_the_server_finds_the_installed_version() -> None:
     assert pysyncobj.PySyncObj(PLACE, "/there/pysyncobj/__init__.py", {}).environment() == {"PYTHONPATH": "/there"}
+
+
+class Ticking:
+    """Stands for pysyncobj.SyncObj."""
+
+    leader, raftCurrentTerm = "127.64.0.3:7100", 4
+
+    def __init__(self, *_: object) -> None:
+        self.ticks: list[Callable[[], None]] = []
+
+    def addOnTickCallback(self, tick: Callable[[], None]) -> None:
+        self.ticks.append(tick)
+
+    def _getLeader(self) -> str:
+        return self.leader
+
+
+@in_loop
+async def test_the_server_shows_leader_and_term_of_one_tick() -> None:
+    library = ModuleType("pysyncobj")
+    vars(library).update(
+        SyncObj=Ticking, SyncObjConf=None, FAIL_REASON=ModuleType("x"), replicated=lambda method: method
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pysyncobj", library)
+        server = runpy.run_path(str(pysyncobj.SERVER))
+    log = server["Log"]("", (), None)
+    (tick,) = log.ticks
+    tick()
+    log.leader = "127.64.0.2:7100"  # PySyncObj's thread is in the middle of a change: the term comes later.
+    assert await server["answer"](log, {"do": "status"}) == {"leader": "127.64.0.3:7100", "term": 4}
+    log.raftCurrentTerm = 5
+    tick()
+    assert await server["answer"](log, {"do": "status"}) == {"leader": "127.64.0.2:7100", "term": 5}
