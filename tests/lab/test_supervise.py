@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from lab.live.children import child_environment
-from lab.live.supervise import Ended, Refused, Supervisor
+from lab.live.supervise import Ended, Refused, Supervisor, orders
 from lab.live.supervise.contents import Tail
 from lab.live.supervise.disk import Lost
 from lab.steps.orders import Orders
@@ -426,6 +426,27 @@ def test_a_power_loss_kills_descendants_that_have_left_the_process_group(node: N
     assert node.supervisor.wait(pid).code == -signal.SIGKILL
     supervisor = psutil.Process(node.supervisor.pid)
     assert all(each.status() == psutil.STATUS_ZOMBIE for each in supervisor.children(recursive=True))
+
+
+def test_the_end_of_a_program_is_not_taken_for_that_of_the_next_one(node: Node) -> None:
+    """One poll() shows that a listener has ended, and orders that give its number to the next one."""
+    old = node.start("sleep", "1000")
+    supervisor = psutil.Process(node.supervisor.pid)
+    supervisor.suspend()
+    os.kill(old, signal.SIGKILL)
+    while psutil.Process(old).status() != psutil.STATUS_ZOMBIE:
+        os.sched_yield()
+    program = (sys.executable, "-c", PRELUDE + 'sync(create("a", b"x"))')
+    start = orders.Start(program, str(node.data), str(node.output), dict(os.environ), channel=False)
+    lines = [orders.encode(order) + b"\n" for order in (orders.CutPower("none", 0, {}), start)]
+    node.supervisor._channel.sendall(b"".join(lines))
+    supervisor.resume()
+    loss, started = (orders.decode_answer(node.supervisor._answers.readline()) for _ in lines)
+    assert isinstance(loss, orders.Loss) and isinstance(started, orders.Started)
+    assert node.supervisor.wait(started.pid).code == 0, node.output.read_text()
+    assert node.supervisor.wait(old).code == -signal.SIGKILL
+    node.lose_power()
+    assert node.contents() == {"a": b"x"}
 
 
 def test_a_lock_on_a_file_ends_with_all_that_held_it(node: Node) -> None:
