@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import signal
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,6 @@ from lab.places import RESULTS
 from lab.values import between
 
 PASS, USAGE, HARNESS = 0, 64, 70
-HOST = "127.0.0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Serve until the user interrupts; return 0, 64 if the port is taken, or 70 without the extra."""
-    try:
-        import aiohttp  # noqa: F401
-    except ModuleNotFoundError:
-        print("serve needs aiohttp: pip install 'chatlab[ui]', or pip install aiohttp", file=sys.stderr)
+    if why := missing("serve"):
+        print(why, file=sys.stderr)
         return HARNESS
     try:
         asyncio.run(_serve(options.out, options.port, open_page=options.open, attached=options.attached))
@@ -55,32 +52,16 @@ def beside(results: Path) -> Iterator[None]:
         server.wait()
 
 
+def missing(command: str) -> str:
+    """Return what is missing for a command that serves pages, and how to install it; "" if nothing is."""
+    if importlib.util.find_spec("aiohttp") is None:
+        return f"{command} needs aiohttp: pip install 'chatlab[ui]', or pip install aiohttp"
+    return ""
+
+
 async def _serve(results: Path, port: int, *, open_page: bool, attached: bool) -> None:
-    from aiohttp import web
-
     from lab.watch.server import Server
+    from lab.watch.web import serve
 
-    server = Server(results)
-    runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, stop.set)
-    if attached:
-        loop.add_reader(sys.stdin.fileno(), stop.set)
-    try:
-        site = web.TCPSite(runner, HOST, port)
-        await site.start()
-        bound = int(runner.addresses[0][1])
-        server.hosts |= {f"{name}:{bound}" for name in (HOST, "localhost", "[::1]")}
-        address = server.address(HOST, bound, "latest" if attached else "")
-        print(address if attached else f"{address}\nthe runs below {results}; Ctrl+C ends", flush=True)
-        if open_page:
-            import webbrowser
-
-            webbrowser.open(address)
-        await stop.wait()
-    finally:
-        await runner.cleanup()
+    page, note = ("latest", "") if attached else ("", f"the runs below {results}; Ctrl+C ends")
+    await serve(Server(results), port, page, note, open_page=open_page, attached=attached)

@@ -1,22 +1,15 @@
 """The web server: an index of all runs, a page for each, and a stream of what happens in it.
 
-It shows the files of the results directory to whoever has the token of the printed address, and changes nothing. Every
-request is checked, those for static files included:
-
-- The Host header must name this server, so that a foreign page whose name was made to point here is refused (DNS
-  rebinding).
-- A request that another site caused is refused, also one from another port of this machine.
-- The token, in the address or in the cookie that replaces it, must be right.
+It shows the files of the results directory to whoever has the token of the printed address, and changes nothing; see
+lab.watch.web for who may ask.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -26,33 +19,17 @@ from aiohttp import web
 
 from lab.show.index import index
 from lab.watch.watcher import Watcher
+from lab.watch.web import STATIC, Site, file_answer
 
-STATIC: Final = Path(__file__).parent / "static"
-FILES: Final = {
-    "app.js": "text/javascript",
-    "index.js": "text/javascript",
-    "app.css": "text/css",
-    "preact.mjs": "text/javascript",
-    "htm.mjs": "text/javascript",
-}
+FILES: Final = {"app.js": "text/javascript", "index.js": "text/javascript"}
 LOOK_EVERY_S: Final = 0.1
 PING_EVERY_S: Final = 15.0
 MOST_STREAMS: Final = 32
 MOST_RUNS: Final = 1000
 """The index shows the newest ones."""
-HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Server:
+class Server(Site):
     """The application.
 
     Args:
@@ -62,53 +39,24 @@ class Server:
     """
 
     def __init__(self, results: Path, hosts: Collection[str] = (), token: str = "") -> None:
+        super().__init__(hosts, token, STATIC, FILES)
         self.results = results
-        self.hosts = set(hosts)
-        self.token = token or secrets.token_urlsafe(32)
         self._streams: set[asyncio.Task[Any]] = set()
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._guard], client_max_size=64 << 10)
-        application.on_response_prepare.append(_add_headers)
+        application = super().application()
         application.on_shutdown.append(self._end_streams)
         application.router.add_get("/", self._index)
         application.router.add_get("/api/runs", self._runs)
         application.router.add_get("/latest", self._latest)
         application.router.add_get("/run/{scenario}/{stamp}", self._page)
         application.router.add_get("/events/{scenario}/{stamp}", self._events)
-        application.router.add_get("/static/{name}", self._static)
         return application
-
-    def address(self, host: str, port: int, page: str = "") -> str:
-        """Return the address to open in a browser."""
-        return f"http://{host}:{port}/{page}?token={self.token}"
-
-    # ---- who may ask -----------------------------------------------------------------------------------
-
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = request.headers.get("Host", "")
-        if host not in self.hosts:
-            return _refusal(421, f"found Host {host!r}, allowed {', '.join(sorted(self.hosts))}")
-        if request.method not in ("GET", "HEAD"):
-            return _refusal(405, "this server only shows runs")
-        asked = [request.headers.get(f"Sec-Fetch-{name}", "") for name in ("Site", "Mode", "Dest")]
-        if asked[0] not in ("", "none", "same-origin") and asked[1:] != ["navigate", "document"]:
-            return _refusal(403, "another site asked for this")
-        cookie = f"chatlab-{host.rpartition(':')[2]}"
-        given = request.query.get("token", "")
-        if not hmac.compare_digest((given or request.cookies.get(cookie, "")).encode(), self.token.encode()):
-            return _refusal(401, "open the address that the lab has printed")
-        if given:
-            answer = web.Response(status=303, headers={"Location": str(request.rel_url.without_query_params("token"))})
-            answer.set_cookie(cookie, given, httponly=True, samesite="Strict", path="/")
-            return answer
-        return await handler(request)
 
     # ---- pages -----------------------------------------------------------------------------------------
 
     async def _index(self, request: web.Request) -> web.StreamResponse:
-        return _file(STATIC / "index.html", "text/html")
+        return file_answer(STATIC / "index.html", "text/html")
 
     async def _latest(self, request: web.Request) -> web.StreamResponse:
         """Go to the page of the run that began last."""
@@ -120,14 +68,7 @@ class Server:
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         self._directory(request)
-        return _file(STATIC / "run.html", "text/html")
-
-    async def _static(self, request: web.Request) -> web.StreamResponse:
-        name = request.match_info["name"]
-        if name not in FILES:
-            raise web.HTTPNotFound
-        path = STATIC / name
-        return _file(path if path.is_file() else STATIC / "vendor" / name, FILES[name])
+        return file_answer(STATIC / "run.html", "text/html")
 
     async def _runs(self, request: web.Request) -> web.StreamResponse:
         found = await asyncio.get_running_loop().run_in_executor(None, index, self.results)
@@ -197,15 +138,3 @@ async def _stream(watcher: Watcher, sent: int) -> AsyncIterator[bytes]:
         if quiet >= PING_EVERY_S:
             quiet = 0.0
             yield b": still here\n\n"
-
-
-def _file(path: Path, kind: str) -> web.Response:
-    return web.Response(body=path.read_bytes(), content_type=kind, charset="utf-8")
-
-
-def _refusal(status: int, why: str) -> web.Response:
-    return web.Response(status=status, text=f"{why}\n")
-
-
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(HEADERS)
