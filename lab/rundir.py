@@ -98,6 +98,8 @@ class RunDir:
 
     scenario = _File("scenario.yml")
     """The resolved scenario as it was run, including the seed."""
+    by_hand = _File("by_hand.yml")
+    """The steps that were done by hand, as a scenario for people."""
     meta = _File("meta.json")
     history = _File("history.jsonl")
     faults = _File("faults.jsonl")

@@ -26,6 +26,7 @@ from lab.values import SEED_MAX
 if TYPE_CHECKING:
     from lab.check.metrics import Metrics
     from lab.check.verdict import Verdict
+    from lab.course.by_hand import Person
     from lab.plan.scenario import Scenario
     from lab.rundir import RunDir
     from lab.show.stepsummary import RunRow
@@ -188,12 +189,19 @@ def refusals(scenario: Scenario, how: How) -> list[str]:
 
 
 def run_once(
-    scenario: Scenario, seed: int, out: Path, how: How = LIVE, *, progress: Callable[[str], None] = lambda text: None
+    scenario: Scenario,
+    seed: int,
+    out: Path,
+    how: How = LIVE,
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+    person: Person | None = None,
 ) -> Result:
     """Run a scenario and judge its run directory; a failure of the lab itself is returned as a result too.
 
     Args:
         progress: called with a line at each step of a live run.
+        person: orders steps in a live run; see lab.course.by_hand.
     """
     from lab.rundir import RunDir, utc_stamp
 
@@ -202,7 +210,7 @@ def run_once(
     try:
         run = RunDir.create(out, scenario.name, utc_stamp())
         directory = run.path
-        _carry_out(scenario, run, seed, progress, how)
+        _carry_out(scenario, run, seed, progress, how, person)
     except Exception as error:
         return _lab_failed(scenario.name, seed, directory, error)
     result = judge(run, scenario.name, seed)
@@ -240,7 +248,14 @@ def without_passed(result: Result) -> Result:
     return replace(result, directory=None)
 
 
-def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[str], None], how: How) -> None:
+def _carry_out(
+    scenario: Scenario,
+    run: RunDir,
+    seed: int,
+    progress: Callable[[str], None],
+    how: How,
+    person: Person | None,
+) -> None:
     with contextlib.ExitStack() as stack:
         if how.mutant:
             from lab.mutants.catalogue import mutated
@@ -253,7 +268,7 @@ def _carry_out(scenario: Scenario, run: RunDir, seed: int, progress: Callable[[s
         else:
             from lab.live import live
 
-            live.run(scenario, run, seed=seed, progress=progress, mutant=how.mutant)
+            live.run(scenario, run, seed=seed, progress=progress, mutant=how.mutant, person=person)
 
 
 def _lab_failed(name: str, seed: int | None, directory: Path | None, error: Exception) -> Result:

@@ -183,6 +183,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *BELOW_THE_COURSE,
     ),
     "lab.enclosed": ("lab.live", "lab.mutants", *BELOW_THE_COURSE),
+    "lab.hands": ("lab.course", "lab.runs", "lab.places", "lab.values", *BELOW_THE_COURSE),
     "lab.byhand": ("lab.places", "nodeproc"),
     "lab.native": ("lab.places", "lab.runs", "lab.search.coverage", "nodeproc.native"),
     "lab.cli": ("lab", "nodeproc"),

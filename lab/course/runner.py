@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import structs
 
+from lab.course.by_hand import ByHand
 from lab.course.clients import NamedClients, Subscribers
 from lab.course.environment import Environment
 from lab.course.livelog import LiveLog
@@ -23,7 +24,7 @@ from lab.course.observation import SeenLeaders
 from lab.course.recording import History
 from lab.plan.scenario import Scenario
 from lab.rows import Convergence, Expectation, FaultRow, Meta, NodeUse, Phase
-from lab.steps import Heal, Step
+from lab.steps import Hands, Heal, Sleep, Step
 from lab.steps.book import FaultBook
 from lab.steps.expect import Expectation as Expected
 from lab.steps.machine import Machine, RunFailed, StepMissed, World
@@ -98,6 +99,7 @@ class Runner:
         draws: the random numbers for everything that faults leave open, by the run's seed.
         live: is written as things happen.
         go_on: waits until the presenter lets the run continue; None: there is none.
+        by_hand: does the scenario's `hands` step; None: nobody orders steps.
         progress: called with a line of text at each step, and every few seconds in between.
     """
 
@@ -114,9 +116,14 @@ class Runner:
         draws: random.Random,
         live: LiveLog,
         go_on: Callable[[], Awaitable[None]] | None = None,
+        by_hand: ByHand | None = None,
     ) -> None:
         self._scenario, self.seed, self._progress = scenario, seed, progress
-        self._live, self._go_on = live, go_on
+        self._live, self._go_on, self._by_hand = live, go_on, by_hand
+        self.steps: list[Step] = []
+        """The steps begun so far, as in Scenario.unrolled()."""
+        self._planned = 0 if by_hand is not None else sum(1 for _ in scenario.unrolled())
+        """Number of steps; 0: not known before."""
         self._environment, self._history, self._cluster = environment, history, cluster
         self.world, self.load, self.book, self.draws = cluster, load, book, draws
         self.is_foreign = scenario.cluster.is_foreign
@@ -207,24 +214,40 @@ class Runner:
 
     async def _do_steps(self) -> None:
         """Do the steps one after the other, until one is missed."""
-        steps = list(self._scenario.unrolled())
-        for index, step in enumerate(steps):
-            self._step_text = f"step {index + 1} of {len(steps)}, {step.show()}"
-            self.tell(self._step_text + (f": {step.say}" if step.say else ""))
-            self._live.step(index, len(steps), step)
-            self._phase("step", step.show())
-            try:
-                if isinstance(step, Fault):
-                    await self.do_fault(step, index)
-                else:
-                    await step.do(self, index)
-            except (StepMissed, NoSuchTarget) as missed:
-                self.note(index, step, met=False, found=str(missed))
-                self.tell(f"missed: {step.show()}: {missed}")
+        for step in self._scenario.unrolled():
+            if isinstance(step, Hands) and self._by_hand is not None:
+                missed = await self._by_hand.carry_out(self, step)
+            else:
+                missed = await self.do_step(step)
+            if missed:
                 break
-            self.check()
         for index in await self.triggers.end():
-            self.note(index, steps[index], met=False, found="it did not come true")
+            self.note(index, self.steps[index], met=False, found="it did not come true")
+
+    async def do_step(self, step: Step) -> str:
+        """See by_hand.Course."""
+        index, of = len(self.steps), f" of {self._planned}" if self._planned else ""
+        self.steps.append(step)
+        self._step_text = f"step {index + 1}{of}, {step.show()}"
+        self.tell(self._step_text + (f": {step.say}" if step.say else ""))
+        self._live.step(index, self._planned, step)
+        self._phase("step", step.show())
+        try:
+            if isinstance(step, Fault):
+                await self.do_fault(step, index)
+            else:
+                await step.do(self, index)
+        except (StepMissed, NoSuchTarget) as missed:
+            self.note(index, step, met=False, found=str(missed))
+            self.tell(f"missed: {step.show()}: {missed}")
+            return str(missed)
+        self.check()
+        return ""
+
+    def has_passed(self, sleep: Sleep) -> None:
+        """See by_hand.Course."""
+        self.steps.append(sleep)
+        self._phase("step", sleep.show())
 
     async def do_fault(self, fault: Fault, index: int, number: int = 0, *, of: Fault | None = None) -> None:
         """See machine.Run."""

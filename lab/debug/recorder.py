@@ -349,17 +349,14 @@ def read_step(words: str, scenario: Scenario) -> Step:
     Raises:
         ConfigError: it is none, or this scenario cannot have it; names found and allowed.
     """
-    about_load = words.lstrip().startswith("load")  # A scenario with a load must start it.
-    bare = structs.replace(scenario, name="step", steps=(), expectations=(), load=scenario.load if about_load else None)
-    lines = [line for line in plan.encode(bare).splitlines() if not line.startswith(("steps:", "expectations:"))]
-    before = ["  - load: start"] if about_load else []
-    read = plan.load("step", text="\n".join([*lines, "steps:", *before, f"  - {words}", ""]))
+    step = plan.read_step(words, scenario)
+    read = structs.replace(scenario, steps=(step,), expectations=())
     refusals = read.sim_refusals()
     if read.proxies_clients and not scenario.proxies_clients:
         refusals.append("the scenario has no step about the links of clients, so its clients connect directly")
-    if refusals or len(read.steps) != len(before) + 1:
-        raise ValueError(f"{words}: {refusals[0] if refusals else 'allowed: one step'}")
-    return read.steps[-1]
+    if refusals:
+        raise ValueError(f"{words}: {refusals[0]}")
+    return step
 
 
 def _differences(before: View, after: View) -> dict[str, tuple[Value, Value]]:

@@ -12,10 +12,12 @@ import asyncio
 import random
 import signal
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from msgspec import structs
 
+from lab.course.by_hand import ByHand, Person
 from lab.course.environment import Environment
 from lab.course.livelog import LiveLog
 from lab.course.manifest import surroundings
@@ -31,16 +33,20 @@ from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import FaultRow, Meta, Sample, encode_row
 from lab.rundir import RunDir
+from lab.steps import Step
 from lab.steps.book import FaultBook, with_heals
 from nodeproc import native
 
 
-def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "") -> None:
+def run(
+    scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutant: str = "", person: Person | None = None
+) -> None:
     """Carry out a scenario and fill the run directory.
 
     Args:
         progress: called with a line of text at each step, and every few seconds in between.
         mutant: the mutant that the nodes run as (lab.mutants.broken_node); "": none.
+        person: orders the steps of the scenario's `hands` step; None: nobody does.
 
     Raises:
         RunFailed: the lab could not carry the scenario out; meta.json contains the reason, if it could be written.
@@ -49,7 +55,7 @@ def run(scenario: Scenario, run: RunDir, *, seed: int, progress: Progress, mutan
     if scenario.cluster.network == "kernel" and not has_entered():
         work = enclosed.carry_out(scenario, run, seed, progress, mutant)
     else:
-        work = LiveRun(scenario, run, seed, progress, mutant).carry_out()
+        work = LiveRun(scenario, run, seed, progress, mutant, person).carry_out()
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         task: asyncio.Task[None] = loop.create_task(work)
@@ -68,8 +74,17 @@ async def _wait_for(task: asyncio.Task[None]) -> None:
 class LiveRun:
     """One run with real processes, and the files that it leaves."""
 
-    def __init__(self, scenario: Scenario, run: RunDir, seed: int, progress: Progress, mutant: str) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        run: RunDir,
+        seed: int,
+        progress: Progress,
+        mutant: str,
+        person: Person | None = None,
+    ) -> None:
         self._scenario, self._run, self._seed, self._mutant = scenario, run, seed, mutant
+        self._person = person
         self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._samples: list[Sample] = []
         self._history = HistoryWriter(run.history_part(0))
@@ -99,19 +114,30 @@ class LiveRun:
             self._book,
             draws,
             log,
-            at_terminal(),
+            at_terminal() if person is None else None,
+            None if person is None else ByHand(scenario, person, self._keep_steps),
         )
 
     def _keep_fault(self, row: FaultRow) -> None:
         self._faults.write(encode_row(row))
 
+    def _keep_steps(self, steps: Sequence[Step]) -> None:
+        """Write what was done by hand, as the scenario of the run and as a file for people."""
+        done = structs.replace(self._scenario, seed=self._seed, steps=tuple(steps))
+        self._run.scenario.write_text(plan.encode(done), "utf-8")
+        self._run.by_hand.write_text(plan.encode_brief(done), "utf-8")
+
     async def carry_out(self) -> None:
         """Carry out the run, and complete the run directory."""
         self._run.scenario.write_text(plan.encode(structs.replace(self._scenario, seed=self._seed)), "utf-8")
+        if self._person is not None:
+            self._person.begin(self._run)
         try:
             await self._runner.carry_out()
         finally:
             await self._children.gone()
+            if self._person is not None:
+                self._keep_steps(self._runner.steps)
             self._complete()
 
     def _complete(self) -> None:

@@ -265,9 +265,7 @@ def load(path: Path | str, *, text: str | None = None, engine: Instead | None = 
     if engine is not None:
         outline = engine.put_into(outline)
     plan = outline.cluster
-    supervised = plan.disks == "supervised"
-    setting = Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign, plan.network, supervised)
-    root = Entry(document, setting)
+    root = Entry(document, _setting(plan))
     _check_outline(root, outline)
     if plan.limits:
         check_limits(document, root.at("cluster", "limits").convert(Limits), ("cluster", "limits"))
@@ -285,13 +283,24 @@ def load(path: Path | str, *, text: str | None = None, engine: Instead | None = 
     scenario = Scenario(**(structs.asdict(outline) | read))
     if not 1 <= scenario.step_count <= MAX_STEPS:
         root.at("steps").fail(f"{scenario.step_count} steps with repeats written out, allowed 1..{MAX_STEPS}")
-    for place, why in _not_in_the_kernel(scenario.steps) if plan.network == "kernel" else ():
-        root.at(*place).fail(why)
-    for place, why in _not_supervised(scenario.steps) if supervised else ():
+    for place, why in _misfits(scenario):
         root.at(*place).fail(why)
     _check_load_use(root, scenario)
     _check_named_steps(root.at("expectations"), scenario)
     return scenario
+
+
+def read_step(words: str, scenario: Scenario) -> Step:
+    """Read one step, as it stands in a scenario file, for a run of this scenario: `kill: leader`.
+
+    Raises:
+        ConfigError: no step, or one that this scenario cannot have; names column, found and allowed.
+    """
+    root = Entry(parse("step", text=words), _setting(scenario.cluster))
+    step = root.step()
+    for place, why in _misfits(structs.replace(scenario, steps=(step,))):
+        root.at(*place[2:]).fail(why)
+    return step
 
 
 class Instead(NamedTuple):
@@ -455,13 +464,8 @@ def _check_load(entry: Entry, load: Load) -> None:
 
 
 def _check_load_use(root: Entry, scenario: Scenario) -> None:
-    """Refuse steps and expectations about a load without one, and a load that no step starts."""
+    """Refuse expectations about a load without one, and a load that no step starts."""
     load = scenario.load
-    for place, step in _placed(scenario.steps, ("steps",)):
-        if step.needs.load and load is None:
-            root.at(*place).fail("needs a load, and this scenario has none")
-        if step.needs.load_end and load is not None and load.count is None and load.duration is None:
-            root.at(*place).fail("never comes true: the load has neither count nor duration")
     if load is not None and not any(step.starts_load for step in scenario.every_step()):
         root.at("load").fail("is never started; a step `load: start` is needed")
     for index, expectation in enumerate(scenario.expectations):
@@ -477,6 +481,25 @@ def _check_named_steps(entry: Entry, scenario: Scenario) -> None:
             if name not in names:
                 allowed = ", ".join(names) or "none, for no step has a `name`"
                 entry.at(index, "latency", "between", end).wrong(f"the name of a step: {allowed}", names)
+
+
+def _setting(plan: Cluster) -> Setting:
+    supervised = plan.disks == "supervised"
+    return Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign, plan.network, supervised)
+
+
+def _misfits(scenario: Scenario) -> Iterator[tuple[Place, str]]:
+    """Yield the places of the steps that this cluster or load cannot have, each with the reason."""
+    if scenario.cluster.network == "kernel":
+        yield from _not_in_the_kernel(scenario.steps)
+    if scenario.cluster.disks == "supervised":
+        yield from _not_supervised(scenario.steps)
+    load = scenario.load
+    for place, step in _placed(scenario.steps, ("steps",)):
+        if step.needs.load and load is None:
+            yield place, "needs a load, and this scenario has none"
+        if step.needs.load_end and load is not None and load.count is None and load.duration is None:
+            yield place, "never comes true: the load has neither count nor duration"
 
 
 def _not_in_the_kernel(steps: tuple[Step, ...]) -> Iterator[tuple[Place, str]]:

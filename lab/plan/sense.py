@@ -7,7 +7,7 @@ After a fault with unknown outcome (a nemesis, a trigger, a failing disk), all s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,11 +86,10 @@ def _of_the_whole(scenario: Scenario) -> Iterator[Mistake]:
 
 def _of_the_story(scenario: Scenario) -> Iterator[Mistake]:
     """Go through the steps once, in the order in which a run executes them."""
-    cluster, planned = scenario.cluster, scenario.load.planned if scenario.load is not None else 0
-    outlook = Outlook(cluster.ids, cluster.started_ids, planned, _most_messages(scenario))
+    outlook = _at_the_start(scenario)
     told: set[Place] = set()
     for place, step in _walked(scenario.steps, ("steps",)):
-        for text in _wrong_with(step, outlook):
+        for text in wrong_with(step, outlook):
             if place not in told:
                 told.add(place)
                 yield Mistake(place, text)
@@ -100,7 +99,21 @@ def _of_the_story(scenario: Scenario) -> Iterator[Mistake]:
         yield Mistake(outlook.damaged, text)
 
 
-def _wrong_with(step: Step, outlook: Outlook) -> Iterator[str]:
+def _at_the_start(scenario: Scenario) -> Outlook:
+    cluster, planned = scenario.cluster, scenario.load.planned if scenario.load is not None else 0
+    return Outlook(cluster.ids, cluster.started_ids, planned, _most_messages(scenario))
+
+
+def outlook_of(scenario: Scenario, done: Iterable[Step]) -> Outlook:
+    """Return what is known about the cluster after these steps of a run of the scenario."""
+    outlook = _at_the_start(scenario)
+    for step in done:
+        step.foresee(outlook, ())
+    return outlook
+
+
+def wrong_with(step: Step, outlook: Outlook) -> Iterator[str]:
+    """Yield the reasons why a step certainly fails at this point."""
     for aim in step.aims():
         for field in structs.fields(aim):
             for part in target_parts(getattr(aim, field.name)) if field.type in (Target, LinkEnd) else ():

@@ -16,6 +16,7 @@ from lab.steps.disk import Disk as Disk
 from lab.steps.expect import Expect as Expect
 from lab.steps.flap import Flap as Flap
 from lab.steps.garbage import Garbage as Garbage
+from lab.steps.hands import Hands as Hands
 from lab.steps.heal import Heal as Heal
 from lab.steps.hold import Hold as Hold
 from lab.steps.kill import Kill as Kill
@@ -69,6 +70,7 @@ STEPS: tuple[type[Step], ...] = (
     Wait,
     Sleep,
     Hold,
+    Hands,
     Expect,
     When,
     Nemesis,

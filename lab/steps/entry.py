@@ -99,9 +99,10 @@ class Entry(Value):
 
     def steps(self) -> tuple[Step, ...]:
         """Read a list of steps."""
-        return tuple(each._step() for each in self.list_of("steps"))
+        return tuple(each.step() for each in self.list_of("steps"))
 
-    def _step(self) -> Step:
+    def step(self) -> Step:
+        """Read one step."""
         word = self.word(self.setting.steps, "step", beside=BESIDE)
         step = self.setting.steps[word].read(self.at(word))
         for key in BESIDE:

@@ -9,7 +9,7 @@ from typing import Self
 from lab.rows import NodeExit
 from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
-from lab.steps.outlook import DOWN
+from lab.steps.outlook import DOWN, PAUSED, UP
 from lab.steps.step import Effect, Fault
 from lab.words import Target
 from nodeproc.core.messages import NodeId
@@ -25,6 +25,7 @@ class Ending(Fault, frozen=True):
     drawn_from = 1
     ends_process = True
     leaves_nodes = DOWN
+    acts_on = UP | PAUSED
     target: Target
 
     @classmethod

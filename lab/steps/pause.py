@@ -6,7 +6,7 @@ from typing import Self
 
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
-from lab.steps.outlook import PAUSED
+from lab.steps.outlook import PAUSED, UP
 from lab.steps.step import Effect, Fault
 from lab.words import Target
 
@@ -19,6 +19,7 @@ class Pause(Fault, frozen=True):
     short = "target"
     drawn_from = 1
     leaves_nodes = PAUSED
+    acts_on = UP
     target: Target
 
     @classmethod

@@ -13,7 +13,7 @@ from lab.steps.entry import Entry
 from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
 from lab.steps.orders import NEVER
-from lab.steps.outlook import DOWN, UP, State
+from lab.steps.outlook import DOWN, PAUSED, UP, State
 from lab.steps.step import Effect, Fault, Needs
 from lab.words import Target
 
@@ -37,6 +37,7 @@ class PowerLoss(Fault, frozen=True):
     effect = Effect.DOWN
     short = "target"
     ends_process = True
+    acts_on = UP | PAUSED
     target: Target
     mid_write: bool = False
     tail: Literal["drawn", "torn", "none"] = "drawn"

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from lab.steps.kill import end
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
-from lab.steps.outlook import UP
+from lab.steps.outlook import PAUSED, UP
 from lab.steps.start import start
 from lab.steps.step import Fault
 from lab.words import Duration, Target
@@ -21,6 +21,7 @@ class Restart(Fault, frozen=True, rename={"down": "down_for"}):
     short = "target"
     drawn_from = 1
     leaves_nodes = UP
+    acts_on = UP | PAUSED
     target: Target
     how: Literal["stop", "kill"] = "stop"
     down: Duration = Duration(0)

@@ -7,7 +7,7 @@ from typing import Self
 
 from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run
-from lab.steps.outlook import UP
+from lab.steps.outlook import PAUSED, UP
 from lab.steps.step import Effect, Fault
 from lab.words import Target
 
@@ -21,6 +21,7 @@ class Resume(Fault, frozen=True):
     in_nemesis = False
     drawn_from = 1
     leaves_nodes = UP
+    acts_on = PAUSED
     target: Target
 
     @classmethod

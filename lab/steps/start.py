@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from lab.steps.damage import ended_at_work
 from lab.steps.lot import Lot
 from lab.steps.machine import Machine, Run, StepMissed
-from lab.steps.outlook import UP, Outlook, State
+from lab.steps.outlook import DOWN, UP, Outlook, State
 from lab.steps.step import Effect, Fault
 from lab.words import Target
 from nodeproc.errors import EXIT_CORRUPTION
@@ -26,6 +26,7 @@ class Start(Fault, frozen=True):
     effect = Effect.UP
     short = "target"
     in_nemesis = False
+    acts_on = DOWN
     drawn_from = 1
     target: Target
     refuses: bool = False

@@ -12,7 +12,7 @@ from msgspec import Struct, structs
 from lab.steps.entry import Entry, Worded
 from lab.steps.lot import Lot
 from lab.steps.machine import Run
-from lab.steps.outlook import Outlook, State
+from lab.steps.outlook import ANY, Outlook, State
 from lab.steps.reducing import one_of, shorter, without_node
 from lab.steps.writing import BESIDE, field_of
 from lab.words import Duration, Target, Title, target_parts
@@ -271,6 +271,8 @@ class Fault(Step, frozen=True):
     row_for_each: ClassVar[bool] = True
     """Each node that the fault names has a row."""
     in_nemesis = True
+    acts_on: ClassVar[frozenset[State]] = ANY
+    """The states of a node in which the fault has an effect on it."""
 
     @property
     def leaves(self) -> tuple[str, ...]:

@@ -711,6 +711,7 @@ STORY: Final[dict[str, Any]] = {
         {"send": {"clients": [{"client": 1, "messages": 5}], "within": "1s"}},
         {"sleep": {"for": "1s"}},
         {"hold": {"within": "1s"}, "name": "wait for the presenter", "say": "look at node 3"},
+        {"hands": {"within": "1s"}},
         {"wait": {"for": "caught_up", "on": 1, "share": 0.5, "within": "1s"}},
         {"wait": {"for": "delivered", "on": 1, "count": 5}},
         {"wait": {"for": "acknowledged", "count": 5}},
