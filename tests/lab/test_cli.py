@@ -61,7 +61,14 @@ class FakeLab:
     networks: list[str] = field(default_factory=list)
 
     def run(
-        self, scenario: Scenario, run: RunDir, *, seed: int, progress: Callable[[str], None], mutant: str = ""
+        self,
+        scenario: Scenario,
+        run: RunDir,
+        *,
+        seed: int,
+        progress: Callable[[str], None],
+        mutant: str = "",
+        person: object = None,
     ) -> None:
         self.seeds.append(seed)
         self.mutants.append(mutant)
