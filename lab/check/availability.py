@@ -97,7 +97,7 @@ def add_elections(windows: Sequence[Window], events: Iterable[EventLine]) -> Non
     """Set the times of the first suspicion and the first election of each window.
 
     Args:
-        events: leader_timeout and became_leader of all nodes by ascending time.
+        events: of all nodes by ascending time; those other than leader_timeout and became_leader do not count.
     """
     at = 0
     for event in events:
@@ -109,7 +109,7 @@ def add_elections(windows: Sequence[Window], events: Iterable[EventLine]) -> Non
         if event.event == "became_leader":
             window.elections += 1
             window.led = window.led or event.t_ns
-        elif not window.led and any(explains(row, event) for row in window.faults):
+        elif event.event == "leader_timeout" and not window.led and any(explains(row, event) for row in window.faults):
             window.suspected = window.suspected or event.t_ns
 
 

@@ -274,20 +274,29 @@ def _hits(faults: list[FaultRow]) -> list[_Hit]:
 
 
 def _election_events(run: RunDir, terms: TermCount) -> list[EventLine]:
-    """Leader timeouts and new leaders of all nodes by ascending time; terms are counted on the way."""
+    """Leader timeouts, new leaders and failed disks of all nodes by ascending time; terms are counted on the way."""
     events = []
     for node in run.node_ids():
         if run.events(node).is_file():
             for _, event in read_events(run.events(node), node):
                 terms.on_event(event)
-                if event.event in ("leader_timeout", "became_leader"):
+                if event.event in ("leader_timeout", "became_leader", "failed"):
                     events.append(event)
     return sorted(events, key=lambda event: event.t_ns)
 
 
 def _add_elections(events: list[EventLine], hits: list[_Hit]) -> None:
-    """Fill in when a hit leader was suspected and replaced."""
+    """Fill in when a hit leader was suspected and replaced.
+
+    The lab sees a node's own exit only afterwards, when another node may lead already: such a hit begins when the node
+    reported that its disk had failed.
+    """
+    since = 0
     for hit in hits:
+        if hit.leader_fault is not None and hit.leader_fault.fault == "exit":
+            own = (event.t_ns for event in events if (event.event, event.node) == ("failed", hit.leader_fault.target))
+            hit.t = max((t for t in own if since <= t <= hit.t), default=hit.t)
+        since = hit.t
         if hit.leader_fault is None:
             continue
         later = [event for event in events if event.t_ns >= hit.t]

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from lab.check.metrics import SERIES_MOST, Histogram, decode_metrics, encode_metrics, measure
 from lab.rows import Acked, FaultRow, Gen, Invoke, Phase, Sample, Unknown, encode_row
@@ -111,6 +112,17 @@ def test_the_phases_of_a_failover(run: RunDir) -> None:
     assert (failover.node, failover.fault, failover.leader) == (3, "kill", 2)
     assert failover.at_s == pytest.approx(0.02)
     assert (failover.suspected_ms, failover.leader_ms, failover.acknowledged_ms) == (20, 40, 100.5)
+
+
+def test_the_failover_of_a_leader_that_exits_begins_with_its_own_report(run: RunDir) -> None:
+    """The lab notices the exit 50 ms later, when node 2 leads already."""
+    (killed,) = measure(run).failovers
+    failed = T_START + 20 * MS
+    noticed = FaultRow("exit", 3, "leader", failed + 50 * MS, failed + 51 * MS, {"exit": 4}, True, 1)
+    doctor_lines(run.faults, lambda lines: lines.__setitem__(0, encode_row(noticed)))
+    report = b'{"t_ns":%d,"node":3,"event":"failed","reason":"EIO"}\n' % failed
+    doctor_lines(run.events(3), lambda lines: lines.insert(2, report))
+    assert measure(run).failovers == (structs.replace(killed, fault="exit"),)
 
 
 def test_a_failover_that_never_ended_has_no_last_phase(run: RunDir) -> None:
