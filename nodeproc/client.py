@@ -197,7 +197,7 @@ class ChatClient:
         """Disconnect and use these addresses from now on, beginning with the first. The session continues."""
         assert addresses, "no address"
         self.addresses = list(addresses)
-        self.session.elsewhere = len(addresses) > 1
+        self.session.addresses = len(addresses)
         self._at = -1
         if self._connection is not None:
             self._connection.give_up("moved to another node")
@@ -215,7 +215,7 @@ class ChatClient:
 
     def _session(self, client_id: int, token: str, settings: SessionSettings | None) -> Session:
         session = Session(client_id, token or self._tokens(), settings)
-        session.elsewhere = len(self.addresses) > 1
+        session.addresses = len(self.addresses)
         return session
 
     # ---- messages --------------------------------------------------------------------------------

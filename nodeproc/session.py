@@ -67,8 +67,8 @@ class SessionSettings:
     retry_interval: after this time without progress, all unacknowledged messages are sent again.
     retry_pause: minimum time between two repetitions that refusals ask for; doubles up to retry_interval.
     patience: a node that does not answer for this time is given up. A node that answers but makes no progress for this
-        time is given up if there is another one; after each such change without a leader this time doubles, up to 8
-        times.
+        time is given up if there is another one; this time doubles, up to 8 times, whenever as many nodes in a row had
+        no leader as there are addresses.
     keepalive: a silent node, or one without a leader, is sent STATUS after this time. The answer shows whether the node
         is alive, and how many nodes are up.
     window_messages, window_bytes: limits of messages that are sent and not acknowledged; further messages wait.
@@ -121,8 +121,8 @@ class Session:
     last_seq: SeqNo = 0
     members: tuple[int, int] | None = None
     """(nodes that are up, all nodes), from the STATUS of a node without a leader; None if not known."""
-    elsewhere = True
-    """There is another node to try. If not, a node that answers is never given up."""
+    addresses = 2
+    """Of nodes. With only one, a node that answers is never given up."""
     refused = ""
     """The reason why the node refused messages the last time."""
     problem = ""
@@ -169,7 +169,8 @@ class Session:
         """When STATUS was sent to a node that has sent nothing since."""
         self._survey_at = NEVER
         """When to send STATUS to a node without a leader."""
-        self._patience = settings.patience
+        self._leaderless = 0
+        """Nodes in a row that were left without a leader."""
 
         # Sending again.
         self._retry_from = self._rewind_ok_at = 0.0
@@ -270,7 +271,7 @@ class Session:
     def disconnected(self) -> None:
         """End the connection; what was sent on it may or may not have arrived."""
         if self._welcomed and self.leader == NOBODY:
-            self._patience = min(self._patience * 2, self.settings.patience * 8)
+            self._leaderless += 1
         self._connected = self._welcomed = False
         self.members = None
         self.node = self.leader = NOBODY
@@ -445,7 +446,7 @@ class Session:
             # Most elections take less time.
             self._survey_at = now + self.settings.keepalive / 8
         else:
-            self.members, self._patience = None, self.settings.patience
+            self.members, self._leaderless = None, 0
             self._waiting_since = self._retry_from = self._rewind_ok_at = now
             self._pause = self.settings.retry_pause
             self._move_cursor(self._base)  # hit: S5 another leader has all sent again
@@ -572,10 +573,12 @@ class Session:
         if self.leader == NOBODY:
             return self._survey_at
         # If there are other addresses, missing acknowledgements show soon enough that the node is dead.
-        return NEVER if self.elsewhere and self._last > self._settled else self._heard_at + self.settings.keepalive
+        return NEVER if self.addresses > 1 and self._last > self._settled else self._heard_at + self.settings.keepalive
 
     def _give_up_at(self) -> float:
         if not self._welcomed:
             return self._waiting_since + self.settings.patience
-        stuck = self._waiting_since + self._patience if self.elsewhere and self._last > self._settled else NEVER
+        stuck = NEVER
+        if self.addresses > 1 and self._last > self._settled:
+            stuck = self._waiting_since + self.settings.patience * min(2 ** (self._leaderless // self.addresses), 8)
         return stuck if self._asked_at == NEVER else min(stuck, self._asked_at + self.settings.patience)

@@ -486,7 +486,7 @@ def no_leader(up: int, term: int = 1) -> Status:
 
 def test_a_node_without_a_leader_is_asked_who_is_up_and_kept_where_there_is_no_other() -> None:
     session = connected_session(keepalive=2.0, patience=3.0, deadline=1000)
-    session.elsewhere = False
+    session.addresses = 1
     session.submit(["a"], 0.0)
     said(session, 0.0)
     session.received(LeaderLine(0, 1), 1.0)
@@ -507,7 +507,7 @@ def test_a_node_without_a_leader_is_asked_who_is_up_and_kept_where_there_is_no_o
 
 def test_a_node_without_a_leader_that_falls_silent_is_left_also_where_there_is_no_other() -> None:
     session = connected_session(keepalive=2.0, patience=3.0)
-    session.elsewhere = False
+    session.addresses = 1
     session.submit(["a"], 0.0)
     session.received(LeaderLine(0, 1), 0.0)
     session.tick(0.25)
@@ -517,7 +517,7 @@ def test_a_node_without_a_leader_that_falls_silent_is_left_also_where_there_is_n
 
 def test_a_node_that_acknowledges_nothing_but_answers_is_kept_where_there_is_no_other() -> None:
     session = connected_session(keepalive=2.0, patience=3.0, retry_interval=100)
-    session.elsewhere = False
+    session.addresses = 1
     session.submit(["a"], 0.0)
     said(session, 0.0)
     for now in (2.0, 4.0, 6.0):
@@ -529,11 +529,12 @@ def test_a_node_that_acknowledges_nothing_but_answers_is_kept_where_there_is_no_
     assert not session.gave_up(10.9) and session.gave_up(11.0)
 
 
-def test_the_patience_with_a_node_without_a_leader_doubles_until_there_is_one() -> None:
+def test_the_patience_with_nodes_without_a_leader_doubles_when_all_were_tried_until_there_is_one() -> None:
     session = make_session(patience=1.0, keepalive=2.0, deadline=1000)
+    session.addresses = 2
     session.submit(["a"], 0.0)
     waits = []
-    for leader in (0, 0, 0, 0, 0, 3, 0, 0):
+    for leader in (0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0):
         session.connected(0.0)
         said(session, 0.0)
         session.received(welcome(leader), 0.0)
@@ -545,7 +546,7 @@ def test_the_patience_with_a_node_without_a_leader_doubles_until_there_is_one() 
             at += 1.0
         waits.append(at)
         session.disconnected()
-    assert waits == [1, 2, 4, 8, 8, 1, 2, 4]
+    assert waits == [1, 1, 2, 2, 4, 4, 8, 8, 8, 1, 1, 2]
 
 
 def test_silence_of_the_readers_own_making_is_excused() -> None:
