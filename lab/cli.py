@@ -74,6 +74,7 @@ ELSEWHERE = {
     "serve": ("lab.watch.serve", "show runs in the browser, as they happen or afterwards"),
     "hands": ("lab.hands", "start a run and inject faults by hand: steps from standard input"),
     "debug": ("lab.debug.shell", "step through a simulated run, backwards too, and change it"),
+    "debug": ("lab.debug.command", "step through a simulated run, backwards too, and change it"),
     "report": ("lab.show.report", "make report.html of finished runs again"),
 }
 """Command -> (the module with its add_arguments() and main(), its description)."""

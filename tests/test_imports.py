@@ -149,6 +149,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "lab.debug": (
         "lab.debug",
+        "lab.watch",
+        "lab.selftest",
+        "lab.search",
+        "lab.show",
         "lab.course",
         "lab.sim",
         "lab.live.children",

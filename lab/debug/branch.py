@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 from msgspec import structs
 
-from lab.debug.recorder import Begin, Change, Go, Line, Recorded, Row, Rows, State, read_step
+from lab.debug.recorder import Begin, Change, Flight, Go, Line, Recorded, Row, Rows, Sent, State, read_step
 from lab.live.children import child_environment
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
@@ -21,8 +22,12 @@ from lab.steps.step import Step
 from lab.words import Duration
 
 _decode_rows = msgspec.json.Decoder(list[Row]).decode
+_decode_flights = msgspec.json.Decoder(list[Flight]).decode
 _decode_state = msgspec.json.Decoder(State).decode
 _decode_recorded = msgspec.json.Decoder(Recorded).decode
+
+BLOCK: Final = 256
+"""Rows that are read at once."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +47,15 @@ class Branch:
     def rows(self, first: int, last: int) -> list[Row]:
         """Return rows `first` to `last`, from 0; fewer where the branch has fewer."""
         return _decode_rows(self.line.ask(Rows(max(first, 0), last)))
+
+    def all_rows(self) -> Iterator[Row]:
+        """Yield all rows."""
+        for first in range(0, self.recorded.rows, BLOCK):
+            yield from self.rows(first, first + BLOCK - 1)
+
+    def sent(self, since_s: float, until_s: float) -> list[Flight]:
+        """Return the frames that were sent between two times, virtual seconds since the start."""
+        return _decode_flights(self.line.ask(Sent(since_s, until_s)))
 
     def row_at(self, event: int) -> int:
         """Return the number of the last row at this event or before it; -1: there is none."""
@@ -72,6 +86,12 @@ class Branch:
             line.close()
             raise ValueError(recorded.problem)
         return Branch(line, recorded, self, change)
+
+    def changes(self) -> list[tuple[State, Change]]:
+        """Return what was done by hand, the earliest first, each with the state at which it was done."""
+        if self.parent is None or self.change is None:
+            return []
+        return [*self.parent.changes(), (self.parent.go(self.change.event), self.change)]
 
     def close(self) -> None:
         """End the branch's processes."""

@@ -3,6 +3,7 @@
 It reads orders from a socket and answers each with one line of JSON. After the run it serves its branch:
 
     rows    what changed from one event to another
+    sent    the frames between two times
     go      the state at an event
     change  a branch: the state at an event, a change, and the run from there; the socket of the new process is returned
 
@@ -30,6 +31,7 @@ from lab.mutants.catalogue import mutated
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rows import Phase
+from lab.sim.frames import Frames
 from lab.sim.loop import START_S
 from lab.sim.simulator import Outcome, Simulation
 from lab.steps.machine import StepMissed
@@ -56,6 +58,13 @@ class Rows(Struct, frozen=True, tag="rows"):
 
     first: int
     last: int
+
+
+class Sent(Struct, frozen=True, tag="sent"):
+    """The frames that were sent between two times, in virtual seconds since the start, as a list of Flight."""
+
+    since_s: float
+    until_s: float
 
 
 class Go(Struct, frozen=True, tag="go"):
@@ -92,6 +101,19 @@ class Row(Struct, frozen=True):
     said: tuple[str, ...] = ()
 
 
+class Flight(Struct, frozen=True, gc=False):
+    """One frame from node `source` to node `to`. arrived_s: once or, if it was duplicated, more often; (): it was lost,
+    or had not arrived when the run ended.
+    """
+
+    sent_s: float
+    arrived_s: tuple[float, ...]
+    source: NodeId
+    to: NodeId
+    kind: str
+    text: str
+
+
 class Recorded(Struct, frozen=True):
     """The answer to Begin and Change: the whole branch.
 
@@ -123,7 +145,7 @@ class State(Struct, frozen=True):
     ending: bool
 
 
-Order: TypeAlias = Begin | Rows | Go | Change
+Order: TypeAlias = Begin | Rows | Sent | Go | Change
 encode: Final = msgspec.json.Encoder().encode
 _decode_order: Final = msgspec.json.Decoder(Order).decode
 LENGTH: Final = 8
@@ -181,6 +203,7 @@ class Recorder:
         scenario = plan.load("scenario.yml", text=begin.scenario)
         self._simulation = Simulation(scenario, begin.seed, mutant=begin.mutant, loop=self._loop)
         self._scenario = scenario
+        self._frames = self._simulation.cluster.network.record = Frames()
         self._rows: list[Row] = []
         self._views = views(self._simulation.cluster)
         self._told = 0
@@ -209,6 +232,9 @@ class Recorder:
         if isinstance(order, Rows):
             self._line.send(self._rows[order.first : order.last + 1])
             return
+        if isinstance(order, Sent):
+            self._line.send(self._flights(order))
+            return
         assert isinstance(order, Go | Change), order
         order = structs.replace(order, event=min(order.event, self._loop.count))
         checkpoint = self._checkpoints[max(each for each in self._checkpoints if each <= order.event)]
@@ -220,6 +246,13 @@ class Recorder:
         far.close()
         self._line.send(None, (near.fileno(),))
         near.close()
+
+    def _flights(self, order: Sent) -> list[Flight]:
+        rows = self._frames.rows(_ns(order.since_s), _ns(order.until_s))
+        return [
+            Flight(_since_start(row.t), tuple(map(_since_start, row.arrived)), row.source, row.to, row.kind, row.text)
+            for row in rows
+        ]
 
     # ---- during the run ------------------------------------------------------------------------------
 
@@ -357,6 +390,14 @@ def read_step(words: str, scenario: Scenario) -> Step:
     if refusals:
         raise ValueError(f"{words}: {refusals[0]}")
     return step
+
+
+def _ns(seconds: float) -> int:
+    return round((seconds + START_S) * 1e9)
+
+
+def _since_start(t: int) -> float:
+    return round(t / 1e9 - START_S, 9)
 
 
 def _differences(before: View, after: View) -> dict[str, tuple[Value, Value]]:

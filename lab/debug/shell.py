@@ -1,30 +1,27 @@
-"""`run_lab.py debug`: step through a simulated run in the terminal, forwards and backwards, and change it.
+"""The debugger in the terminal: its commands.
 
 With a terminal the line editor is prompt_toolkit's; otherwise commands are read from standard input, one a line.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lab import values
-from lab.debug.branch import Branch, as_scenario, begin
+from lab.debug.branch import Branch, as_scenario
 from lab.debug.recorder import Change, Row, State
-from lab.debug.views import Value
+from lab.debug.texts import change_text, details_of, ending_of, find, line_of
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
-from lab.words import Duration, counted
+from lab.words import Duration
 from nodeproc.errors import ConfigError
 
-PASS, USAGE, HARNESS = 0, 64, 70
 SHOWN: Final = 10
 """Rows, or things that are due, that a command shows unless it is told another number."""
 
@@ -54,11 +51,11 @@ class Shell:
 
     def next(self, count: str = "1") -> None:
         """next [N]: go N rows forwards. A row is an event that changed a node, or that a node logged."""
-        self._go_row(self.at + _number(count))
+        self.go_row(self.at + _number(count))
 
     def prev(self, count: str = "1") -> None:
         """prev [N]: go N rows backwards."""
-        self._go_row(self.at - _number(count))
+        self.go_row(self.at - _number(count))
 
     def go(self, to: str) -> None:
         """go EVENT | TIME | end: go to the last row at that event, such as 1200, or at that time, such as 1.5s."""
@@ -72,13 +69,13 @@ class Shell:
             except ValueError:
                 raise Wrong(f"found {to!r}, allowed: an event, a time such as 1.5s, or end") from None
             row = self.branch.last_row(lambda each: each.t_s <= seconds)
-        self._go_row(row)
+        self.go_row(row)
 
     def rows(self, count: str = str(SHOWN)) -> None:
         """rows [N]: show N rows before this one and N after it."""
         around = _number(count)
         for number, row in enumerate(self.branch.rows(self.at - around, self.at + around), max(0, self.at - around)):
-            self.write(_line(row, ">" if number == self.at else " "))
+            self.write(line_of(row, ">" if number == self.at else " "))
 
     def where(self) -> None:
         """where: show the state of all nodes after this event."""
@@ -111,11 +108,11 @@ class Shell:
 
     def cont(self) -> None:
         """continue: go forwards to the next row that contains a text of `stop`; without one, to the end."""
-        self._go_row(self._find(range(self.at + 1, self.branch.recorded.rows)))
+        self.go_row(find(self.branch, range(self.at + 1, self.branch.recorded.rows), self.stops))
 
     def back(self) -> None:
         """back: go backwards to the row before that contains a text of `stop`; without one, to the beginning."""
-        self._go_row(self._find(range(self.at - 1, -1, -1)))
+        self.go_row(find(self.branch, range(self.at - 1, -1, -1), self.stops))
 
     def do(self, *words: str) -> None:
         """do STEP: make a branch that does this step of scenarios here, such as `do kill: leader`."""
@@ -142,7 +139,7 @@ class Shell:
         for number, branch in enumerate(self.branches):
             mark = ">" if branch is self.branch else " "
             origin = "the run" if branch.parent is None else self._origin(branch)
-            self.write(f"{mark} {number}: {origin}: {_ending(branch)}")
+            self.write(f"{mark} {number}: {origin}: {ending_of(branch.recorded)}")
 
     def use(self, number: str) -> None:
         """use NUMBER: go to another branch, to the same event."""
@@ -150,20 +147,15 @@ class Shell:
         if place >= len(self.branches):
             raise Wrong(f"found {place}, allowed 0..{len(self.branches) - 1}")
         event, self.branch = self._event(), self.branches[place]
-        self._go_row(self.branch.row_at(event))
+        self.go_row(self.branch.row_at(event))
 
     def save(self, file: str) -> None:
         """save FILE: write this branch as a scenario, which does the same steps at the same times."""
         path = Path(file)
         if path.suffix != ".yml":
             raise Wrong(f"found {file!r}, allowed: a name that ends in .yml")
-        changes: list[tuple[State, Change]] = []
-        branch = self.branch
-        while branch.parent is not None and branch.change is not None:
-            changes.insert(0, (branch.parent.go(branch.change.event), branch.change))
-            branch = branch.parent
         try:
-            saved = as_scenario(self.scenario, changes, path.stem)
+            saved = as_scenario(self.scenario, self.branch.changes(), path.stem)
             path.write_text(plan.encode_brief(saved), "utf-8")
         except (ValueError, ConfigError, OSError) as error:
             raise Wrong(str(error)) from None
@@ -187,27 +179,16 @@ class Shell:
     def _state(self) -> State:
         return self.branch.go(self._event())
 
-    def _go_row(self, row: int) -> None:
+    def go_row(self, row: int) -> None:
+        """Go to a row, or as near to it as there are rows, and show it."""
         self.at = min(max(row, -1), self.branch.recorded.rows - 1)
         at = self._row()
-        self.write("before the first event" if at is None else _line(at))
+        self.write("before the first event" if at is None else line_of(at))
         if at is not None:
-            for line in _details(at):
+            for line in details_of(at):
                 self.write(f"    {line}")
         if self.at == self.branch.recorded.rows - 1:
-            self.write(f"    the run ends here: {_ending(self.branch)}")
-
-    def _find(self, numbers: range) -> int:
-        """Return the first of these rows that contains a text of `stop`; the row after the last one if none does."""
-        for first in numbers[::BLOCK]:
-            block = range(first, first + numbers.step * BLOCK, numbers.step)
-            low, high = min(block[0], block[-1]), max(block[0], block[-1])
-            found = list(enumerate(self.branch.rows(low, high), max(0, low)))
-            for number, row in found if numbers.step > 0 else reversed(found):
-                text = "\n".join([_line(row), *_details(row)]).lower()
-                if any(each.lower() in text for each in self.stops):
-                    return number
-        return numbers.stop
+            self.write(f"    the run ends here: {ending_of(self.branch.recorded)}")
 
     # ---- branches ------------------------------------------------------------------------------------
 
@@ -219,21 +200,14 @@ class Shell:
         self.branches.append(branch)
         self.branch = branch
         self.at = branch.row_at(change.event)
-        self.write(f"branch {len(self.branches) - 1}: {self._origin(branch)}: {_ending(branch)}")
+        self.write(f"branch {len(self.branches) - 1}: {self._origin(branch)}: {ending_of(branch.recorded)}")
 
     def _origin(self, branch: Branch) -> str:
         change = branch.change
         assert change is not None and branch.parent is not None
-        if change.step:
-            done = change.step
-        else:
-            how = "lost" if change.drop else "now" if change.now else f"{Duration(change.late_s)} later"
-            done = f"frame {change.frame} {how}"
-        return f"from {self.branches.index(branch.parent)} at event {change.event}, {done}"
+        return f"from {self.branches.index(branch.parent)} at event {change.event}, {change_text(change)}"
 
 
-BLOCK: Final = 256
-"""Rows that are looked through at once."""
 COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "next": Shell.next,
     "prev": Shell.prev,
@@ -293,96 +267,11 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _line(row: Row, mark: str = "") -> str:
-    news = [f"node {node} {', '.join(_told(changes)).replace('_', ' ')}" for node, changes in row.changes.items()]
-    return f"{mark}{row.event:>8} {row.t_s:9.4f} s  {row.what}" + (f"  [{'; '.join(news)}]" if news else "")
-
-
-def _told(changes: dict[str, tuple[Value, Value]]) -> dict[str, tuple[Value, Value]]:
-    """Return the changes that are news: where a process has started or ended, its role alone."""
-    role = changes.get("role", ("", ""))
-    return {"role": role} if "down" in role else changes
-
-
-def _details(row: Row) -> Iterator[str]:
-    for node, changes in row.changes.items():
-        for name, (before, after) in _told(changes).items():
-            yield f"node {node} {name.replace('_', ' ')}: {before} -> {after}"
-    for said in row.said:
-        yield f'{said.partition(":")[0]} says "{said.partition(": ")[2]}"'
-
-
 def _cell(value: object, changed: tuple[Any, Any] | None) -> str:
     return str(value) if changed is None else f"{value} (was {changed[0]})"
 
 
-def _ending(branch: Branch) -> str:
-    recorded = branch.recorded
-    ending = recorded.broken or "nothing broke"
-    missed = f"; missed: {'; '.join(recorded.missed)}" if recorded.missed else ""
-    return f"{counted(recorded.events, 'event')}, {ending}{missed}"
-
-
-# ---- the command ----------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `run_lab.py debug`."""
-    parser.add_argument("run", metavar="RUN", help="a scenario (file or name), or the directory of a simulated run")
-    parser.add_argument("--seed", metavar="N", type=values.seed, help="seed of the simulation (that of the run)")
-    values.add_mutant(parser)
-
-
-def main(options: argparse.Namespace) -> int:
-    """Debug until the user leaves; return 0, or 64 if there is no such run."""
-    try:
-        scenario, seed, mutant = _asked(options)
-    except (ConfigError, Wrong) as error:
-        print(error, file=sys.stderr)
-        return USAGE
-    try:
-        branch = begin(scenario, seed, mutant)
-    except (EOFError, ConnectionError):
-        return HARNESS
-    shell = Shell(scenario, [branch], print)
-    print(f"{scenario.name}, seed {seed}{f', mutant {mutant}' if mutant else ''}: {_ending(branch)}")
-    shell._go_row(branch.recorded.rows - 1 if branch.recorded.broken else -1)
-    try:
-        for line in _lines():
-            if line.strip() and not obey(shell, line):
-                break
-    finally:
-        for each in shell.branches:
-            each.close()
-    return PASS
-
-
-def _asked(options: argparse.Namespace) -> tuple[Scenario, int, str]:
-    """Return scenario, seed and mutant."""
-    from lab.places import SCENARIOS
-    from lab.plan.choosing import find
-    from lab.plan.sense import load_checked
-    from lab.rundir import RunDir, RunDirError
-    from lab.runs import seed_of
-
-    path = Path(options.run)
-    if path.is_dir():
-        from lab.check.history import RunFileError, read_meta
-
-        try:
-            run = RunDir.open(path)
-            meta = read_meta(run.meta)
-        except (RunDirError, RunFileError) as error:
-            raise Wrong(str(error)) from None
-        if meta.kind != "sim":
-            raise Wrong(f"{path}: found a live run, allowed: a simulated one (--sim)")
-        scenario = plan.load(run.scenario)
-        return scenario, meta.seed if options.seed is None else options.seed, options.mutant or meta.mutant
-    scenario = load_checked(find(options.run, SCENARIOS), simulated=True)
-    return scenario, seed_of(scenario, options.seed, 0), options.mutant
-
-
-def _lines() -> Iterable[str]:
+def lines() -> Iterator[str]:
     """Yield the user's lines, until the end of input."""
     if not sys.stdin.isatty():
         yield from sys.stdin

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import takewhile
+from typing import Final
+
 from lab.course.frames import Chosen, frame_text
 from lab.rows import FrameRow
 from nodeproc.core.messages import NodeId, PeerMessage
+
+FOREVER: Final = 1 << 63
 
 
 class Frames:
@@ -37,11 +43,12 @@ class Frames:
         if (arrivals := self._latest.get((source, to, id(message)))) is not None:
             arrivals.append(_ns(now))
 
-    def rows(self) -> list[FrameRow]:
-        """Return the rows in the order in which the frames were sent."""
+    def rows(self, since: int = 0, until: int = FOREVER) -> list[FrameRow]:
+        """Return the frames that were sent from `since` to `until`, ns, in the order in which they were sent."""
+        first = bisect_left(self._sent, since, key=lambda sent: sent[0])
         return [
             FrameRow(t, source, to, str(message.__struct_config__.tag), frame_text(message), tuple(arrivals))
-            for t, source, to, message, arrivals in self._sent
+            for t, source, to, message, arrivals in takewhile(lambda sent: sent[0] <= until, self._sent[first:])
         ]
 
 
