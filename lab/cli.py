@@ -61,7 +61,7 @@ ELSEWHERE = {
     "campaign": ("lab.campaign.command", "play many seeds on many workers; resumable, with findings sorted and shrunk"),
     "soak": ("lab.campaign.soak", "run random scenarios on real processes for hours; resumable"),
     "shrink": ("lab.search.shrink", "reduce the scenario of a failing seed to the steps that the failure needs"),
-    "explore": ("lab.search.explore", "try every order of events within small bounds"),
+    "explore": ("lab.debug.explore_command", "try every order of events within small bounds"),
     "bench": ("lab.bench.bench", "measure the performance of the chat and of this machine"),
     "compare": ("lab.compare.compare", "show the differences between two runs, or between two measurements"),
     "ab": ("lab.compare.ab", "run a scenario with two versions in alternation: is this one worse?"),
@@ -73,7 +73,6 @@ ELSEWHERE = {
     "engines": ("lab.engines.install", "install other replicated stores, to run scenarios on them"),
     "serve": ("lab.watch.serve", "show runs in the browser, as they happen or afterwards"),
     "hands": ("lab.hands", "start a run and inject faults by hand: steps from standard input"),
-    "debug": ("lab.debug.shell", "step through a simulated run, backwards too, and change it"),
     "debug": ("lab.debug.command", "step through a simulated run, backwards too, and change it"),
     "report": ("lab.show.report", "make report.html of finished runs again"),
 }

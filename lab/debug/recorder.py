@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from lab.debug.stepping import Action, SteppingLoop
-from lab.debug.views import NONE, Due, Value, View, due, views, what
+from lab.debug.views import Due, Value, View, differences, due, views, what
 from lab.mutants.catalogue import mutated
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
@@ -269,7 +269,7 @@ class Recorder:
         now, before = views(cluster), self._views
         if now == before and len(cluster.events) == self._told:
             return
-        changes = {node: _differences(before[node], now[node]) for node in now if before[node] != now[node]}
+        changes = {node: differences(before[node], now[node]) for node in now if before[node] != now[node]}
         said = tuple(f"node {node}: {event.line()}" for _, node, event in cluster.events[self._told :])
         self._views, self._told = now, len(cluster.events)
         self._rows.append(Row(count, self._seconds(), what(action, args)[0], changes, said))
@@ -398,12 +398,6 @@ def _ns(seconds: float) -> int:
 
 def _since_start(t: int) -> float:
     return round(t / 1e9 - START_S, 9)
-
-
-def _differences(before: View, after: View) -> dict[str, tuple[Value, Value]]:
-    fields = [*after, *(field for field in before if field not in after)]
-    both = {each: (before.get(each, NONE), after.get(each, NONE)) for each in fields}
-    return {each: change for each, change in both.items() if change[0] != change[1]}
 
 
 def _end() -> NoReturn:

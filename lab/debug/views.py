@@ -17,6 +17,7 @@ from lab.sim.loop import Call
 from lab.sim.network import NodeLink
 from lab.sim.node import SimNode
 from nodeproc.core.messages import NodeId
+from nodeproc.core.node import Node
 from nodeproc.core.state import Candidate, Leader
 
 Value: TypeAlias = str | int | bool
@@ -43,11 +44,18 @@ def view(node: SimNode | None) -> View:
     """Return the state of a node's process; None: no process runs."""
     if node is None or not node.running:
         return {"role": "down"}
-    state, role = node.core.state, node.core.state.role
+    shown = view_of_core(node.core)
+    shown["role"] = (
+        f"{shown['role']}{', paused' if node.paused else ''}{', rebuilding' if node.core.state.rebuilding else ''}"
+    )
+    return shown
+
+
+def view_of_core(core: Node) -> View:
+    """Return the state of a node that runs."""
+    state, role = core.state, core.state.role
     shown: View = {
-        "role": node.core.role_name
-        + (", paused" if node.paused else "")
-        + (", rebuilding" if state.rebuilding else ""),
+        "role": core.role_name,
         "term": state.term,
         "voted_for": state.voted_for,
         "leader": state.leader_id,
@@ -62,6 +70,13 @@ def view(node: SimNode | None) -> View:
     if isinstance(role, Leader):
         shown["peers"] = " ".join(f"{peer}={position_text(each.matched)}" for peer, each in role.progress.items())
     return shown
+
+
+def differences(before: View, after: View) -> dict[str, tuple[Value, Value]]:
+    """Return field -> (before, after) for the fields that differ."""
+    fields = [*after, *(field for field in before if field not in after)]
+    both = {each: (before.get(each, NONE), after.get(each, NONE)) for each in fields}
+    return {each: change for each, change in both.items() if change[0] != change[1]}
 
 
 def views(cluster: SimCluster) -> dict[NodeId, View]:

@@ -102,14 +102,15 @@ def trace_lines(clusters: Clusters, finding: Finding) -> list[str]:
     """Return a finding's trace: one line for each move, followed by the nodes' reactions."""
     world, lines = clusters.first(), []
     for number, move in enumerate(finding.trace, 1):
-        lines.append(f"{number:3} {_move_line(clusters, world, move)}")
+        lines.append(f"{number:3} {move_line(clusters, world, move)}")
         with contextlib.suppress(Violation):  # That of the last move, which is added at the end.
             world, outcomes = clusters.follow(world, move)
-            lines += [f"      {line}" for a, outcome in outcomes for line in _outcome_lines(clusters, a, outcome)]
+            lines += [f"      {line}" for a, outcome in outcomes for line in outcome_lines(clusters, a, outcome)]
     return [*lines, f"    {finding.problem}"]
 
 
-def _move_line(clusters: Clusters, world: World, move: Move) -> str:
+def move_line(clusters: Clusters, world: World, move: Move) -> str:
+    """Return a move that is possible in a state, on one line."""
     do, a, peer = move
     if do in ("take", "take_late", "lose"):
         frame = message_line(clusters.locals.messages.things[clusters.queue(world, peer, a)[0]])
@@ -132,7 +133,7 @@ def _move_line(clusters: Clusters, world: World, move: Move) -> str:
     }[do]
 
 
-def _outcome_lines(clusters: Clusters, a: NodeId, outcome: Outcome) -> list[str]:
+def outcome_lines(clusters: Clusters, a: NodeId, outcome: Outcome) -> list[str]:
     """Return lines about the frames that a node sent and delivered; one line for a frame to several peers."""
     receivers: dict[int, list[NodeId]] = {}
     for peer, message in outcome.sends:
@@ -205,7 +206,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _explore(bounds: Bounds, depth: int | None) -> int:
-    print(_bounds_line(bounds, depth))
+    print(bounds_line(bounds, depth))
     begun = time.monotonic()
     clusters = Clusters(bounds)
     finding = search(clusters, depth, lambda line: print(line, file=sys.stderr, flush=True))
@@ -221,7 +222,7 @@ def _explore(bounds: Bounds, depth: int | None) -> int:
     return runs.PASS
 
 
-def _bounds_line(bounds: Bounds, depth: int | None) -> str:
+def bounds_line(bounds: Bounds, depth: int | None) -> str:
     """Return the line that describes the bounds."""
     start = "before the first election" if bounds.boot else f"node_{bounds.nodes} leading term 1"
     disks = "always" if bounds.slow_disks else "until the last crash, immediate after it"
