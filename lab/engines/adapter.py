@@ -232,7 +232,8 @@ class Adapter:
             try:
                 status = await self._engine.status()
                 heard = time.monotonic()
-                self._show(Known(status.leader, status.term if status.leader else self._port.known.term))
+                if self._has_read:  # As the lab's own nodes, which know their log before they know a leader.
+                    self._show(Known(status.leader, status.term if status.leader else self._port.known.term))
             except Exception:  # Each library has its own errors for a server that does not answer.
                 if time.monotonic() - heard > SILENT_S:
                     self._show(Known(0, self._port.known.term))

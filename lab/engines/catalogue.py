@@ -91,6 +91,15 @@ KINDS: Final[Mapping[str, Kind]] = {
             "wait": "the number of replicas for which each write waits (WAIT); 0: none",
         },
     ),
+    "zookeeper": Kind(
+        "lab.engines.zookeeper:ZooKeeper",
+        ports=(2888, 3888),
+        system=("/usr/share/zookeeper/bin/zkServer.sh",),
+        debian="zookeeper",
+        client="kazoo",
+        recovery_s=15.0,
+        options={"catch_up": "snapshot: followers get a snapshot in place of the transactions that they lack"},
+    ),
 }
 """Name -> engine."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lab.engines.engine import Engine, Refused, Unknown
 from lab.engines.messagelog import MessageLog, Record
-from lab.engines.tunnels import Tunnel, join
+from lab.engines.tunnels import DIAL_PATIENCE_S, Tunnel, join
 from nodeproc.core.messages import NodeId, SeqNo, Term
 from nodeproc.errors import FrameError
 from nodeproc.lines import (
@@ -88,7 +88,7 @@ class Port:
         try:
             line = await reader.readline()
             if (tunnel := Tunnel.of(line)) is not None:
-                await join(reader, writer, (self.engine.place.host, tunnel.port))
+                await join(reader, writer, (self.engine.place.host, tunnel.port), patience_s=DIAL_PATIENCE_S)
                 return
             self._clients.add(client)
             await client.serve(line)

@@ -10,6 +10,7 @@ which says where the rest of the bytes belong.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -22,6 +23,8 @@ from nodeproc.client import Address
 from nodeproc.core.messages import NodeId
 
 CHUNK = 1 << 16
+DIAL_PATIENCE_S, REDIAL_S = 1.0, 0.02
+"""An engine's port that is closed is dialled again: the other engine would do that, but its connection was accepted."""
 LOOPBACK = "127.0.0.1"
 
 _joining: set[asyncio.Task[Any] | None] = set()
@@ -78,14 +81,22 @@ class Tunnels:
 
 
 async def join(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: Address, greeting: bytes = b""
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    address: Address,
+    greeting: bytes = b"",
+    *,
+    patience_s: float = 0.0,
 ) -> None:
     """Connect to an address, send a greeting, and copy bytes in both directions until both have ended.
+
+    Args:
+        patience_s: for how long a refused connection is tried again.
 
     Raises:
         OSError: nobody listens there.
     """
-    far_reader, far_writer = await asyncio.open_connection(*address)
+    far_reader, far_writer = await _dial(address, patience_s)
     _joining.add(task := asyncio.current_task())
     try:
         far_writer.write(greeting)
@@ -93,6 +104,17 @@ async def join(
     finally:
         _joining.discard(task)
         far_writer.close()
+
+
+async def _dial(address: Address, patience_s: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return await asyncio.open_connection(*address)
+        except ConnectionRefusedError:
+            if time.monotonic() >= until:
+                raise
+        await asyncio.sleep(REDIAL_S)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -217,10 +217,12 @@ class Cluster:
         run, plan, data_dir = self._run, self._scenario.cluster, self._run.node_dir(node)
         if self._scenario.disks == "supervised":
             exempt = (*EVIDENCE, *ADAPTER_FILES) if plan.engine else EVIDENCE
-            log, lifeline = run.supervisor_log(node), self._lifeline.fd
+            log, lifeline, writeback_s = run.supervisor_log(node), self._lifeline.fd, float(plan.writeback or 0)
             try:
                 with self.links.namespace(node):
-                    supervisor = Supervisor.open(data_dir, log, exempt=exempt, inherited_fds=[lifeline])
+                    supervisor = Supervisor.open(
+                        data_dir, log, exempt=exempt, writeback_s=writeback_s, inherited_fds=[lifeline]
+                    )
             except Refused as refused:
                 raise RunFailed(f"cluster.disks: supervised: {refused}") from refused
             return SupervisedLayer(data_dir, supervisor)

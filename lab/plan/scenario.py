@@ -61,6 +61,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     network: what obeys rules of links in a live run: the lab's proxy, or the packet filter of namespaces of the run.
     disks: what injects disk faults and power losses in a live run: the lab's layer inside the nodes' processes, where a
         step needs it; or supervisors, which stand between the nodes' system calls and the kernel (lab.live.supervise).
+    writeback: under supervisors, what was not synced for this long is durable all the same; None: never.
     """
 
     nodes: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 3
@@ -81,6 +82,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     client_token: Annotated[str, Meta(max_length=256)] = ""
     network: Literal["proxy", "kernel"] = "proxy"
     disks: Literal["layered", "supervised"] = "layered"
+    writeback: Period | None = None
 
     @property
     def is_foreign(self) -> bool:
@@ -417,6 +419,8 @@ def _check_cluster(entry: Entry, cluster: Cluster) -> None:
     if cluster.election_timeout < 2 * cluster.heartbeat_interval:
         allowed = f"twice heartbeat_interval ({cluster.heartbeat_interval}) or more"
         entry.at("election_timeout").fail(f"found {cluster.election_timeout}, allowed {allowed}")
+    if cluster.writeback is not None and cluster.disks != "supervised":
+        entry.at("writeback").fail("needs `disks: supervised`")
 
 
 def _check_engine(entry: Entry, cluster: Cluster) -> None:

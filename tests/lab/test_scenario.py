@@ -209,6 +209,9 @@ def test_supervisors_stand_in_place_of_the_layer_but_not_for_clocks() -> None:
     assert scenario.sim_refusals() == ["cluster.disks: supervised: a simulated node makes no system calls"]
     assert read("steps: [{power_loss: 1}]").disks == "layered"
     assert read("steps: [{kill: 1}]").disks == "direct"
+    assert read(supervised.replace("}", ", writeback: 3s}") + "steps: [{power_loss: 1}]").cluster.writeback == 3.0
+    with pytest.raises(ConfigError, match=r"cluster.writeback: needs `disks: supervised`"):
+        read("cluster: {writeback: 3s}\nsteps: [{power_loss: 1}]")
     with pytest.raises(ConfigError, match=r"steps\[0\]\.repeat\.steps\[0\].*disks: supervised does not change clocks"):
         read(supervised + "steps: [{repeat: {times: 2, steps: [{clock: {on: 1, drift: 0.1}}]}}]")
 
