@@ -60,6 +60,19 @@ def failed_sync_ignored(patch: Patch) -> None:
     patch.set(Wal, "sync", wrong)
 
 
+@DISK.add("R5", "Records count as durable although fdatasync has written nothing.")
+def sync_that_writes_nothing(patch: Patch) -> None:
+    right = Wal.sync
+
+    def wrong(self: Wal, upto: Mapping[int, int] | None = None) -> None:
+        for segment in self.segments.values():
+            if not isinstance(segment.file, _NeverSynced):
+                segment.file = _NeverSynced(segment.file)
+        right(self, upto)
+
+    patch.set(Wal, "sync", wrong)
+
+
 @DISK.add("K3", "The message log's tail stays as it was read, and the next checkpoint declares it durable.")
 def message_log_trusted_as_read(patch: Patch) -> None:
     right = recovery._repair_lines

@@ -76,7 +76,7 @@ async def start(run: Run, machines: Sequence[Machine], index: int) -> None:
         elif ended_at_work(machine.exits, row.t):
             hit, evidence["found"], done = True, "the others know that its data is older", machine.exits[-1].t
         else:
-            evidence["found"] = "ran already" if machine.running else "its disk kept it from running"
+            evidence["found"] = "ran already" if machine.running else "it ended again at once"
         row.write(evidence, hit, t_done=done)
 
 

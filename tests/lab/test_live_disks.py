@@ -24,11 +24,11 @@ SEED = 7
 CLUSTER = "cluster: {limits: {segment_bytes: 8192}}\nload: {clients: 2, rate: 300, size: 200}\n"
 
 
-def run_in(directory: Path, body: str) -> tuple[RunDir, Verdict]:
+def run_in(directory: Path, body: str, mutant: str = "") -> tuple[RunDir, Verdict]:
     """Run a scenario from the YAML of everything but its name and description, and judge it."""
     scenario = plan.load("test.yml", text=f"name: test\ndescription: A test.\n{body}")
     run = RunDir.create(directory, scenario.name, "stamp")
-    live.run(patient(scenario), run, seed=SEED, progress=lambda _: None)
+    live.run(patient(scenario), run, seed=SEED, progress=lambda _: None, mutant=mutant)
     assert psutil.Process().children(recursive=True) == []
     return run, check(run, measure(run))
 

@@ -59,6 +59,27 @@ def test_nodes_that_know_true_addresses_reach_each_other_through_the_proxy(tmp_p
     assert verdict.outcome == "pass", [each for each in verdict.checks if each.result != "PASS"]
 
 
+LYING = """
+cluster: {disks: supervised}
+load: {clients: 2, rate: 200, deadline: 2s}
+steps:
+  - load: start
+  - wait: {for: acknowledged, count: 100}
+  - power_loss: all
+  - start: all
+  - wait: leader
+  - load: stop
+"""
+
+
+def test_a_node_whose_fdatasync_writes_nothing_is_convicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_supervisor()
+    monkeypatch.setattr("lab.live.layers.TAILS", ("none",))
+    _, verdict = run_in(tmp_path, LYING, mutant="sync_that_writes_nothing")
+    failed = {each.name: each.detail for each in verdict.checks if each.result == "FAIL"}
+    assert "acknowledged" in failed["A4"]
+
+
 def test_a_system_that_allows_no_supervisor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise Refused("pidfd_getfd: Operation not permitted")

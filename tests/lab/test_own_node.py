@@ -73,6 +73,28 @@ def test_the_example_passes_what_it_was_written_for(tmp_path: Path, name: str) -
     assert all(use.cpu_s > 0 and use.rss_peak_bytes > 1 << 20 for use in meta.nodes.values())
 
 
+ONCE = f"""
+name: once
+description: A program that starts only once.
+cluster:
+  command: sh -c 'mkdir {{data_dir}}/once && exec python3 node.py {{config}}'
+  directory: {EXAMPLE}
+bounds: {{recovery: 1s, convergence: 1s}}
+steps:
+  - kill: 1
+  - start: killed
+"""
+
+
+def test_a_node_that_does_not_start_again_is_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / "once.yml"
+    path.write_text(ONCE)
+    _, verdict = judged(tmp_path, path)
+    assert verdict.exit_code == 1
+    health = next(each for each in verdict.checks if each.name == "A10")
+    assert health.result == "FAIL" and "node 1 ended by itself with code 1" in health.detail
+
+
 def test_the_example_is_caught_when_its_leader_is_killed(tmp_path: Path) -> None:
     _, verdict = judged(tmp_path, EXAMPLE / "leader_killed.yml")
     assert verdict.exit_code == 1
