@@ -72,6 +72,7 @@ ELSEWHERE = {
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
     "engines": ("lab.engines.install", "install other replicated stores, to run scenarios on them"),
     "serve": ("lab.watch.serve", "show runs in the browser, as they happen or afterwards"),
+    "watch": ("lab.watch.command", "show runs in the terminal, as they happen or afterwards"),
     "hands": ("lab.hands", "start a run and inject faults by hand: steps from standard input"),
     "debug": ("lab.debug.command", "step through a simulated run, backwards too, and change it"),
     "report": ("lab.show.report", "make report.html of finished runs again"),

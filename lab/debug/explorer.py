@@ -190,9 +190,7 @@ def main(options: argparse.Namespace) -> int:
     with as_mutant(options.mutant) as mutant:
         page = Explorer(bounds, mutant)
         if mutant is not None:
-            print(
-                f"mutant {mutant.name} ({mutant.rule}): {mutant.says}; searching its first violation", file=sys.stderr
-            )
+            print(f"mutant {mutant.name} ({mutant.rule}): {mutant.says}", file=sys.stderr)
             finding = explore.search(page.paths.clusters, options.depth, lambda line: print(line, file=sys.stderr))
             page.start = page.paths.indices(finding.trace)
             print(finding.problem or "no invariant broke", file=sys.stderr)

@@ -30,7 +30,7 @@ from lab.rundir import RunDir, RunDirError
 from lab.show import closeup, plots
 from lab.show.evidence import Excerpt, excerpts
 from lab.show.lanes import lanes
-from lab.show.sentences import rules, sentence_case, sentences
+from lab.show.sentences import OUTCOMES, rules, sentence_case, sentences
 from lab.show.story import rule_text
 
 SIZE_MOST: Final = 300_000
@@ -45,12 +45,6 @@ LEVELS: Final = (
 diagrams, rows: of tables. excerpts: failed checks, and quoted lines of each. width: characters of a text of the run.
 """
 _HERE: Final = Path(__file__).parent
-_OUTCOMES: Final = {
-    "pass": ("✓", "PASS"),
-    "broken": ("✗", "FAIL: an invariant is broken"),
-    "missed": ("✗", "FAIL: an expectation was missed"),
-    "undecided": ("?", "UNKNOWN: undecided"),
-}
 PASS, USAGE, HARNESS = 0, 64, 70
 
 
@@ -102,7 +96,7 @@ class Report:
         broken_at = closeup.violation(meta, verdict)
         last = closeup.draw(self._run, broken_at, diagram_rows) if broken_at is not None and diagrams else None
         failures = self._failures()
-        mark, word = _OUTCOMES[verdict.outcome]
+        mark, word = OUTCOMES[verdict.outcome]
         scripts = [_file("static/vendor/uPlot.iife.min.js"), _file("static/report.js")]
         style = _file("static/vendor/uPlot.min.css") + _file("static/report.css")
         data = plots.data(meta, metrics, self._windows, broken_at.zero if broken_at is not None else 0)

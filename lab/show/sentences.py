@@ -21,6 +21,13 @@ HIT: Final = {
     "exit": "exited after a disk fault",
 }
 """Fault -> what it did to a node."""
+OUTCOMES: Final = {
+    "pass": ("✓", "PASS"),
+    "broken": ("✗", "FAIL: an invariant is broken"),
+    "missed": ("✗", "FAIL: an expectation was missed"),
+    "undecided": ("?", "UNKNOWN: undecided"),
+}
+"""Outcome of a verdict -> its mark and words."""
 FAILOVERS_MOST: Final = 5
 KINDS_MOST: Final = 6
 

@@ -86,6 +86,7 @@ class Picture:
         self.told = 0
         """Number of news so far."""
         self._start = 0
+        self._is_last = False
         self._rules: dict[tuple[int, int], tuple[int, str]] = {}
         """Link -> (number of the fault, its words): the newest rule."""
 
@@ -118,6 +119,8 @@ class Picture:
                 self._tell(t, 0, "end", row.problem or "the run has ended")
             case Judged():
                 self.outcome = row.outcome
+            case Phase(phase="converged" | "diverged"):
+                self._on_last_picture(row.phase)
             case Found() | Phase() | NodeSample() | Members():
                 pass
 
@@ -126,7 +129,16 @@ class Picture:
         if event.kind in SHOWN_EVENTS:
             self._tell(event.t, event.node, event.kind, event.text)
 
+    def _on_last_picture(self, phase: str) -> None:
+        """The lab ends the nodes: what they show now stays. Converged nodes have delivered the same messages."""
+        self._is_last = True
+        up = [node for node in self.nodes.values() if node.state == "up"]
+        for node in up if phase == "converged" else ():
+            node.delivered = max(each.delivered for each in up)
+
     def _on_process(self, row: ProcessChange) -> None:
+        if self._is_last and not row.because:
+            return
         node = self.nodes[row.node]
         node.state = row.state
         if row.state != "up":

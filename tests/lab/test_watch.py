@@ -23,6 +23,7 @@ from lab.rows import (
     Judged,
     Members,
     NodeStatus,
+    Phase,
     ProcessChange,
     StepStart,
     Unknown,
@@ -114,6 +115,16 @@ def test_the_window_of_a_kill_ends_with_the_nodes_start() -> None:
     assert picture.plain()["windows"][0]["until"] is None, "another node's start"
     picture.take(0, fault(2, "start", 5 * S, target=2))
     assert picture.plain()["windows"][0]["until"] == 5.0
+
+
+def test_the_end_of_the_nodes_by_the_lab_leaves_their_last_state() -> None:
+    rows = [ProcessChange(1, node, "up") for node in (1, 2)]
+    statuses = [NodeStatus(2, 1, "leader", 4, 1, 9, 9, 9), NodeStatus(2, 2, "follower", 4, 1, 7, 7, 7)]
+    ends = [ProcessChange(9, 1, "down"), ProcessChange(9, 2, "down", code=3, because="a failed fdatasync"), End(9, "")]
+    picture = pictured(*rows, *statuses, Phase(8, "converged"), *ends)
+    found = [(node["state"], node["role"], node["delivered"]) for node in picture.plain()["nodes"]]
+    assert found == [("up", "leader", 9), ("down", "", 9), ("down", "", 0)]
+    assert pictured(*rows, *statuses, *ends).plain()["nodes"][0]["state"] == "down", "an end before it is shown"
 
 
 def test_news_are_numbered_and_only_what_an_audience_needs() -> None:
