@@ -68,7 +68,7 @@ class Browser:
             while not await self.run(f"Boolean({script})"):
                 await asyncio.sleep(0.05)
 
-    async def go(self, address: str, ready: str = "document.body?.dataset.ready") -> None:
+    async def go(self, address: str, ready: str = "document.body?.dataset?.ready") -> None:
         """Open a page and wait until it is ready."""
         await self.do("Page.navigate", url="about:blank")
         await self.until("location.href === 'about:blank'")
