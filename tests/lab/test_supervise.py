@@ -16,6 +16,7 @@ import pytest
 
 from lab.live.children import child_environment
 from lab.live.supervise import Ended, Refused, Supervisor, orders
+from lab.live.supervise import __main__ as trial
 from lab.live.supervise.contents import Tail
 from lab.live.supervise.disk import Lost
 from lab.steps.orders import Orders
@@ -506,6 +507,30 @@ sys.stdin.read()
     gone, alive = psutil.wait_procs(left, timeout=PATIENCE_S)
     assert (len(gone), alive) == (len(left), [])
     assert not (tmp_path / "other.kept").exists()
+
+
+def test_nothing_is_left_of_a_trial_when_the_lab_is_killed(tmp_path: Path) -> None:
+    Node(tmp_path / "with").supervisor.close()
+    place = tmp_path / "trial"
+    place.mkdir()
+    ask = "from lab.live.supervise import missing; print(missing())"
+    lab = subprocess.Popen([sys.executable, "-c", ask], env={**child_environment(), "TMPDIR": str(place)})
+    while not any(place.iterdir()):
+        assert lab.poll() is None
+    lab.kill()
+    lab.wait()
+    while any(place.iterdir()):  # The process that tries it goes on to its end.
+        os.sched_yield()
+
+
+def test_a_trial_says_why_there_can_be_no_supervisor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise Refused("pidfd_getfd: Operation not permitted")
+
+    monkeypatch.setattr(Supervisor, "open", refuse)
+    assert (trial.main(), capsys.readouterr().out) == (1, "pidfd_getfd: Operation not permitted\n")
 
 
 def test_the_end_of_a_supervisor_is_an_error_of_the_run(tmp_path: Path) -> None:
