@@ -198,7 +198,9 @@ class Cluster:
                 supervisor=layer.supervisor if isinstance(layer, SupervisedLayer) else None,
             )
             role = partial(self._reported_role, node)
-            self.machines[node] = LiveMachine(process, run, self._book, role, seed, layer)
+            self.machines[node] = LiveMachine(
+                process, run, self._book, role, seed, layer, self._exempt if plan.is_foreign else None
+            )
 
     def _redirect_engine(self, supervisor: Supervisor, node: NodeId) -> list[dict[str, Any]]:
         """Send an engine's connections to other engines to its adapter, at these ports (lab.engines.adapter.Way)."""
@@ -212,16 +214,20 @@ class Cluster:
         supervisor.redirect(table)
         return ways
 
+    @property
+    def _exempt(self) -> tuple[str, ...]:
+        """Beginnings of the names of files that faults of a node's disk leave alone."""
+        return (*EVIDENCE, *ADAPTER_FILES) if self._scenario.cluster.engine else EVIDENCE
+
     def _layer(self, node: NodeId) -> DiskLayer | None:
         """Return what stands between a node and its disk."""
         run, plan, data_dir = self._run, self._scenario.cluster, self._run.node_dir(node)
         if self._scenario.disks == "supervised":
-            exempt = (*EVIDENCE, *ADAPTER_FILES) if plan.engine else EVIDENCE
             log, lifeline, writeback_s = run.supervisor_log(node), self._lifeline.fd, float(plan.writeback or 0)
             try:
                 with self.links.namespace(node):
                     supervisor = Supervisor.open(
-                        data_dir, log, exempt=exempt, writeback_s=writeback_s, inherited_fds=[lifeline]
+                        data_dir, log, exempt=self._exempt, writeback_s=writeback_s, inherited_fds=[lifeline]
                     )
             except Refused as refused:
                 raise RunFailed(f"cluster.disks: supervised: {refused}") from refused

@@ -27,7 +27,7 @@ from nodeproc.core.messages import NodeId
 from nodeproc.disk import recovery, wal
 
 DISK_FOLDERS = (wal.FOLDER, recovery.LINES_FOLDER)
-"""The folders of a node's data. Its events and its log are evidence, and stay when the disk is lost."""
+"""The folders of the data of the lab's own node. Its events and its log are evidence, and stay with a lost disk."""
 
 
 class LiveFiles:
@@ -35,10 +35,12 @@ class LiveFiles:
 
     Args:
         layer: knows what a power loss would leave; None: there is none.
+        spared: of another program, beginnings of names that are not on the disk; folders end with `/`. None: the node
+            is the lab's own.
     """
 
-    def __init__(self, root: Path, layer: DiskLayer | None) -> None:
-        self._root, self._layer = root, layer
+    def __init__(self, root: Path, layer: DiskLayer | None, spared: tuple[str, ...] | None = None) -> None:
+        self._root, self._layer, self._spared = root, layer, spared
 
     def all_names(self) -> list[str]:
         paths = (path for folder in DISK_FOLDERS for path in sorted((self._root / folder).glob("*")))
@@ -66,12 +68,24 @@ class LiveFiles:
 
     def wipe(self) -> int:
         """Delete everything; return the number of bytes."""
-        size = sum(path.stat().st_size for folder in DISK_FOLDERS for path in (self._root / folder).glob("*"))
-        for folder in DISK_FOLDERS:
-            shutil.rmtree(self._root / folder, ignore_errors=True)
+        size = 0
+        for path in self._disk():
+            size += sum(each.lstat().st_size for each in (path, *path.rglob("*")) if not each.is_dir())
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        if self._spared is not None:
+            (self._root / recovery.LINES_FOLDER).mkdir(exist_ok=True)  # Programs are given a path inside.
         if self._layer is not None:
             self._layer.begin_anew()
         return size
+
+    def _disk(self) -> list[Path]:
+        """Return the files and folders that are lost with the disk."""
+        if self._spared is None:
+            return [path for folder in DISK_FOLDERS if (path := self._root / folder).is_dir()]
+        return [path for path in self._root.iterdir() if not f"{path.name}/".startswith(self._spared)]
 
 
 class LiveMachine(MachineDisk):
@@ -80,6 +94,7 @@ class LiveMachine(MachineDisk):
     Args:
         role: returns the role in the node's latest STATUS; "" if it did not answer the latest question.
         layer: obeys orders for the node's disk and clock (lab.steps.orders); None: there are none.
+        spared: see LiveFiles.
     """
 
     def __init__(
@@ -90,6 +105,7 @@ class LiveMachine(MachineDisk):
         role: Callable[[], str],
         seed: int,
         layer: DiskLayer | None,
+        spared: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__(process.node)
         self.process = process
@@ -98,7 +114,7 @@ class LiveMachine(MachineDisk):
         self._run, self._book, self._reported_role = run, book, role
         self._rng = random.Random(f"{seed} disk {self.node}")
         self.layer = layer
-        self._files = LiveFiles(run.node_dir(self.node), layer)
+        self._files = LiveFiles(run.node_dir(self.node), layer, spared)
         self._answered = 0
         """Number of the latest process that has answered, from 1."""
         process.on_end = self._on_end

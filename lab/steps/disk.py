@@ -67,7 +67,8 @@ class Disk(Fault, frozen=True):
 
     @property
     def needs(self) -> Needs:
-        return Needs(layer=not self.changes_files, own_node=True, or_supervised=not self.changes_files)
+        or_supervised = not self.changes_files or self.lose == "all"
+        return Needs(layer=not self.changes_files, own_node=True, or_supervised=or_supervised)
 
     @property
     def unhealable(self) -> str:

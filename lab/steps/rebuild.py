@@ -13,14 +13,14 @@ from nodeproc.yamlfile import Place
 
 
 class Rebuild(Fault, frozen=True):
-    """The node loses its disk and starts again, empty, with `--rebuild`. Ends when it answers."""
+    """The node loses its disk and starts again, empty; the lab's own with `--rebuild`. Ends when it answers."""
 
     word = "rebuild"
     effect = Effect.DOWN
     short = "target"
     in_nemesis = False
     also = ("start",)
-    needs = Needs(own_node=True)
+    needs = Needs(own_node=True, or_supervised=True)
     leaves_nodes = UP
     target: Target
 

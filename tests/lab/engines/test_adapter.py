@@ -21,17 +21,18 @@ from lab.engines.messagelog import ForeignRecord, MessageLog, Record
 from lab.engines.port import Known, Port
 from lab.engines.tunnels import Tunnel, Tunnels, _dial
 from lab.live import live
+from lab.live.cluster import ADAPTER_FILES, EVIDENCE
+from lab.live.machine import LiveFiles
 from lab.live.processes import HeldPort
-from lab.live.supervise import Supervisor
 from lab.places import ROOT
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir
-from lab.steps.machine import RunFailed
 from nodeproc.errors import ConfigError
 from nodeproc.lines import session_of
 from tests.lab.inloop import in_loop
 from tests.lab.patient import patient
+from tests.lab.supervisable import needs_supervisor
 
 HOST = "127.0.0.1"
 TOKEN = "0123456789abcdef"
@@ -401,6 +402,8 @@ def scenario_of(cluster: str, step: str = "send: {client: 1, messages: 1}") -> S
     ("cluster", "step", "disks"),
     [
         ("engine: etcd@3.5.1", "kill: 1", "direct"),
+        ("engine: etcd@3.5.1, disks: supervised", "rebuild: 1", "supervised"),
+        ("engine: etcd@3.5.1, disks: supervised", "disk: {on: 1, lose: all}", "supervised"),
         ("engine: etcd@3.5.1, disks: supervised", "power_loss: 1", "supervised"),
         ("engine: etcd@3.5.1, disks: supervised", "disk: {on: 1, failing: sync}", "supervised"),
         ("engine: etcd@3.5.1", "partition: isolate", "supervised"),  # the supervisor redirects connections
@@ -417,6 +420,10 @@ def test_tails_of_a_power_loss_are_for_those_whose_log_the_lab_can_read_or_for_o
     assert scenario_of("engine: etcd@3.5.1, disks: supervised", "power_loss: {target: all, tail: none}")
     with pytest.raises(ConfigError, match="is for the lab's own nodes"):
         scenario_of("engine: etcd@3.5.1, disks: supervised", "power_loss: {target: all, tail: torn}")
+    with pytest.raises(ConfigError, match="is for the lab's own nodes"):
+        scenario_of("engine: etcd@3.5.1, disks: supervised", "disk: {on: 1, lose: wal}")
+    with pytest.raises(ConfigError, match=r"needs `cluster: \{disks: supervised\}`"):
+        scenario_of("engine: etcd@3.5.1", "rebuild: 1")
     with pytest.raises(ConfigError, match="none is for other programs"):
         scenario_of("nodes: 3", "power_loss: {target: all, tail: none}")
 
@@ -431,11 +438,44 @@ POWER = """
 """
 
 
+REBUILD = """
+  - load: start
+  - wait: {{for: acknowledged, count: 100}}
+  - rebuild: {node}
+  - disk: {{on: 1, lose: all}}
+  - start: 1
+  - load: stop
+  - wait: idle
+"""
+
+
+def test_a_program_that_has_lost_its_disk_starts_again_with_nothing(tmp_path: Path) -> None:
+    needs_supervisor()
+    run, verdict = judged(tmp_path, "lost", 2, story=REBUILD, disks="supervised")
+    assert verdict.exit_code == 0, verdict
+    rows = {row.fault: row.evidence for row in run.read_faults() if row.effect}
+    assert rows["rebuild"]["lost_bytes"] > 0 and rows["disk"]["emptied"].endswith(" bytes")
+    for node in (1, 2):
+        events = [json.loads(line)["event"] for line in run.events(node).read_bytes().splitlines()]
+        assert events.count("loaded") == 2  # What the node said before is evidence, and stays.
+
+
+def test_the_disk_of_an_engine_is_all_but_what_its_adapter_writes(tmp_path: Path) -> None:
+    for name in ("engine/wal/1", "conf/x.conf", "logs/node_1_messages.jsonl", "engine.log", "events.jsonl", "node.log"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("12345")
+    assert LiveFiles(tmp_path, None, (*EVIDENCE, *ADAPTER_FILES)).wipe() == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "conf",
+        "engine.log",
+        "events.jsonl",
+        "logs",
+        "node.log",
+    ]
+
+
 def test_a_power_loss_takes_the_log_that_a_program_has_not_synced_and_the_store_gives_it_back(tmp_path: Path) -> None:
-    try:
-        Supervisor.open(tmp_path, tmp_path / "log").close()
-    except RunFailed as refused:
-        pytest.skip(str(refused))
+    needs_supervisor()
     run, verdict = judged(tmp_path, "power", 2, story=POWER, disks="supervised")
     assert verdict.exit_code == 0, verdict
     (loss,) = [row for row in run.read_faults() if row.fault == "power_loss"]
