@@ -173,7 +173,8 @@ class Cluster:
                 ways = self._redirect_engine(layer.supervisor, node) if self._scenario.proxied else []
             elif isinstance(layer, SupervisedLayer):
                 # The nodes know true addresses only.
-                layer.supervisor.redirect({addresses[peer]: reached for peer, reached in peers.items()})
+                table = {addresses[peer]: reached for peer, reached in peers.items() if reached != addresses[peer]}
+                layer.supervisor.redirect(table)
                 peers = {peer: addresses[peer] for peer in peers}
             settings = node_settings(plan, node, address, peers, data_dir, cluster_id, secret)
             program = program_of(plan, run, settings | ({"ways": ways} if ways else {}))

@@ -24,6 +24,7 @@ from lab.steps.machine import RunFailed
 from lab.steps.rules import Rule
 from tests import TOO_LONG_S
 from tests.lab.harness import LAST_STEP, harness_in_the_middle
+from tests.lab.supervisable import needs_supervisor
 
 # ---- the packet filter ---------------------------------------------------------------------------
 
@@ -105,8 +106,8 @@ def test_the_trial_of_a_machine_says_what_it_lacks(
 SEED = 7
 
 
-def scenario(body: str) -> plan.Scenario:
-    text = f"name: test\ndescription: A test.\ncluster: {{network: kernel}}\n{body}"
+def scenario(body: str, cluster: str = "network: kernel") -> plan.Scenario:
+    text = f"name: test\ndescription: A test.\ncluster: {{{cluster}}}\n{body}"
     return plan.load("test.yml", text=text)
 
 
@@ -117,9 +118,9 @@ def kernel() -> None:
         pytest.skip(problem)
 
 
-def run_in(directory: Path, body: str) -> RunDir:
+def run_in(directory: Path, body: str, cluster: str = "network: kernel") -> RunDir:
     run = RunDir.create(directory, "test", "stamp")
-    live.run(scenario(body), run, seed=SEED, progress=lambda _: None)
+    live.run(scenario(body, cluster), run, seed=SEED, progress=lambda _: None)
     return run
 
 
@@ -167,6 +168,34 @@ expectations:
     )
     cut = run.read_faults()[0]
     assert cut.evidence["lost"] > 0
+    verdict = check(run, measure(run))
+    assert verdict.outcome == "pass", verdict
+
+
+def test_supervisors_and_dropped_packets_in_one_run(tmp_path: Path, kernel: None) -> None:
+    needs_supervisor()
+    run = run_in(
+        tmp_path,
+        """
+bounds: {recovery: 2m, convergence: 2m}
+load: {clients: 2, rate: 50, deadline: 2m}
+steps:
+  - load: start
+  - wait: {for: acknowledged, count: 10, within: 2m}
+  - cut: {from: 1, to: all, both: true}
+  - wait: {for: acknowledged, count: 10, within: 2m}
+  - power_loss: 2
+  - heal: links
+  - start: 2
+  - wait: {for: acknowledged, count: 10, within: 2m}
+  - load: stop
+""",
+        cluster="network: kernel, disks: supervised",
+    )
+    meta, faults = run.read_meta(), {row.fault: row for row in run.read_faults()}
+    assert (meta.links, meta.disks) == ("kernel", "supervised")
+    assert faults["link"].evidence["lost"] > 0 and faults["power_loss"].evidence["unsynced_bytes"] > 0
+    assert meta.supervision is not None and meta.supervision.redirected == 0  # The nodes dial each other.
     verdict = check(run, measure(run))
     assert verdict.outcome == "pass", verdict
 
