@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 
-.PHONY: test check format native lock vendor clean
+.PHONY: test check format native lock vendor pictures clean
 
 test:
 	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \
@@ -45,6 +45,10 @@ lock:
 
 vendor: ## the JavaScript of others again, as vendor.toml lists it; needs npm
 	$(PYTHON) lab/show/static/vendor/fetch.py
+
+pictures: ## the pictures of the docs again, from real runs; needs chromium
+	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \
+	$$python docs/pictures/take.py
 
 clean:
 	rm -rf .native .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

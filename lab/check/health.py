@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from lab.check.evidence import evidence_text
 from lab.check.history import EventLine, find_line, read_pieces
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, Findings, quote
@@ -141,9 +142,9 @@ def check_faults(run: RunDir, faults: Sequence[FaultRow], gap: str) -> Check:
     for number, row in enumerate(faults, 1):
         if not row.effect and row.step >= 0 and row.fault != "heal" and (row.step, row.asked) not in hit:
             target = f"node {row.target}" if row.target else "all nodes"
-            return findings.unknown(
-                f"{run.faults.name}:{number}: {row.fault} of {target} had no effect: {row.evidence}"
-            )
+            text = evidence_text(row)
+            what = f"{row.fault} of {target} had no effect" + (f": {text}" if text else "")
+            return findings.unknown(f"{run.faults.name}:{number}: {what}")
     asked, missed = (
         sum(1 for row in faults if row.step >= 0),
         sum(1 for row in faults if row.step >= 0 and not row.effect),

@@ -21,6 +21,7 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
+from lab.check.evidence import evidence_text
 from lab.check.history import RunFileError
 from lab.check.metrics import Metrics, decode_metrics
 from lab.check.verdict import Check, Verdict, decode_verdict
@@ -31,7 +32,6 @@ from lab.show import closeup, plots
 from lab.show.evidence import Excerpt, excerpts
 from lab.show.lanes import lanes
 from lab.show.sentences import OUTCOMES, rules, sentence_case, sentences
-from lab.show.story import rule_text
 
 SIZE_MOST: Final = 300_000
 LEVELS: Final = (
@@ -157,7 +157,7 @@ class Report:
         effect = "✓" if row.effect else "none"
         name = row.fault if not row.asked or row.fault in row.asked else f"{row.fault}, by {row.asked}"
         shown = row.asked if row.fault in row.asked else name
-        return str(number), self._seconds(row.t), until, shown, node, row.role, effect, _evidence(row)
+        return str(number), self._seconds(row.t), until, shown, node, row.role, effect, evidence_text(row)
 
     def _environment(self) -> list[tuple[str, str]]:
         meta, host = self._meta, self._meta.host
@@ -191,14 +191,6 @@ class Report:
         own = (run.scenario, run.meta, run.history, run.faults, run.live, run.frames, run.verdict, run.metrics)
         of_nodes = (path for node in run.node_ids() for path in (run.events(node), run.message_log(node)))
         return [str(path.relative_to(run.path)) for path in (*own, run.summary, *of_nodes) if path.is_file()]
-
-
-def _evidence(row: FaultRow) -> str:
-    evidence = dict(row.evidence)
-    pairs, rule = evidence.pop("pairs", ()), evidence.pop("rule", {})
-    links = " ".join(f"{source}→{to}" for source, to in pairs)
-    counts = _plain({key: value for key, value in evidence.items() if value not in (0, "", None)})
-    return "; ".join(part for part in (links, rule_text(rule), counts) if part)
 
 
 def _plain(values: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from lab.check.evidence import rule_text
 from lab.check.verdict import decode_verdict
 from lab.rows import (
     Acked,
@@ -163,17 +164,6 @@ def _faults(rows: Iterable[FaultRow]) -> Iterator[Note]:
         links = " ".join(f"{source}>{to}" for source, to in pairs)
         shown = rule_text(dict(row.evidence.get("rule", {})))
         yield Note(row.t, row.target, "#", f"{row.fault} {links}{': ' if shown else ''}{shown}")
-
-
-def rule_text(rule: dict[str, Any]) -> str:
-    """Return the effective settings of a link rule."""
-    given = {key: value for key, value in rule.items() if value}
-    idle = {"distribution"} | (set() if given.get("every") else {"behind", "at_most"})
-    return ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in given.items() if key not in idle)
-
-
-def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:g}"
 
 
 def _clients(rows: Iterable[HistoryRow]) -> Iterator[Note]:

@@ -16,6 +16,7 @@ import msgspec
 
 from lab.rows import FaultChange, HistoryRow, Judged, LiveRow, decode_live_row
 from lab.rundir import RunDir
+from lab.show.window import lines_between
 from lab.words import EVENTS
 from nodeproc.core.messages import NodeId
 
@@ -135,6 +136,11 @@ class Run:
             return []
         whole = lines[1 if size > LINES_BYTES else 0 : -1]
         return [json.loads(line) for line in whole[-count:]]
+
+    def lines_up_to(self, node: NodeId, seq_no: int, count: int) -> list[dict[str, object]]:
+        """Return the messages up to this one in a node's message log, as JSON objects; at most `count`."""
+        lines = lines_between(self._run.message_log(node), seq_no - count + 1, seq_no, key=b'"seq_no":')
+        return [json.loads(line) for line in lines]
 
     def close(self) -> None:
         self._live.close()

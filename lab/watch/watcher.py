@@ -51,9 +51,10 @@ class Watcher:
         offset = self.picture.seconds(self.figures.start) if self.figures.start else 0.0
         shown = self.picture.plain() | {"figures": self.figures.plain(offset)}
         for node in shown["nodes"]:
-            delivered = node["delivered"]
-            lines = self._run.last_lines(node["id"], LINES)
-            node["lines"] = [line for line in lines if not self._speed or int(str(line["seq_no"])) <= delivered]
+            if self._speed:
+                node["lines"] = self._run.lines_up_to(node["id"], node["delivered"], LINES)
+            else:
+                node["lines"] = self._run.last_lines(node["id"], LINES)
         return shown
 
     def news_after(self, number: int) -> list[dict[str, Any]]:

@@ -57,6 +57,13 @@ const WIDE = 620;
 const HIGH = 150;
 const LEFT = 56;
 
+// Round numbers from 0 to a maximum, at most five.
+function ticksUpTo(most) {
+  const unit = 10 ** Math.floor(Math.log10(most / 2));
+  const step = [1, 2, 5, 10].map((each) => each * unit).find((each) => most / each <= 4);
+  return Array.from({ length: Math.floor(most / step) + 1 }, (_, index) => index * step);
+}
+
 function Curve({ title, lines, picture, log }) {
   const { from_s: from, bucket_s: bucket } = picture.figures;
   const count = lines[0].values.length;
@@ -67,7 +74,7 @@ function Curve({ title, lines, picture, log }) {
   const X = (index) => LEFT + ((WIDE - LEFT) * index) / Math.max(1, count - 1);
   const Y = (value) => HIGH - 18 - ((HIGH - 30) * (value - low)) / (high - low);
   const at = (s) => X(Math.min(Math.max(0, (s - from) / bucket), Math.max(1, count - 1)));
-  const ticks = log ? Array.from({ length: high - low + 1 }, (_, index) => low + index) : [0, high / 2, high / 1.1];
+  const ticks = log ? Array.from({ length: high - low + 1 }, (_, index) => low + index) : ticksUpTo(high);
   const paths = shown.map((line) => {
     let path = "";
     let broken = true;
@@ -101,7 +108,14 @@ function Failover({ nodes, news }) {
     const cause = news.filter((item) => CAUSES.includes(item.kind) && item.s <= led.s).pop();
     if (!cause || led.s - cause.s > 30) continue;
     const long = led.s - cause.s;
-    const X = (s) => 70 + (520 * (s - cause.s + 0.08 * long)) / (1.28 * long || 1);
+    const seen = new Set();
+    const marks = news.filter((item) => item.s >= cause.s && item.s <= led.s && SHOWN[item.kind] && !seen.has(item.kind + item.node) && seen.add(item.kind + item.node));
+    // A long silence before the first mark is cut out of the axis.
+    const silence = marks[0].s - cause.s;
+    const isCut = silence > 0.5 * long;
+    const from = isCut ? 0.25 : 0;
+    const at = (s) => (isCut ? (s <= cause.s ? 0 : from + ((1 - from) * (s - marks[0].s)) / (long - silence || 1)) : (s - cause.s) / (long || 1));
+    const X = (s) => 100 + 440 * at(s);
     const Y = (id) => 34 + 52 * ids.indexOf(id);
     const high = 52 * ids.length + 20;
     const levels = [-9, 19, -24, 34];
@@ -111,12 +125,11 @@ function Failover({ nodes, news }) {
       placed[item.node].push(X(item.s));
       return levels[Math.min(near, 3)];
     };
-    const seen = new Set();
-    const marks = news.filter((item) => item.s >= cause.s && item.s <= led.s && SHOWN[item.kind] && !seen.has(item.kind + item.node) && seen.add(item.kind + item.node));
     return html`<figure class="failover"><figcaption>The last failover: ${cause.text}; a new leader after <b>${(long * 1000).toFixed(1)} ms</b></figcaption>
       <svg viewBox=${`0 0 620 ${high}`} role="img" aria-label="The last failover">
         ${ids.map((id) => html`<g key=${id}><line class="lane" x1="64" x2="616" y1=${Y(id)} y2=${Y(id)} /><text x="4" y=${Y(id) + 5}>node ${id}</text></g>`)}
         <line class="cause" x1=${X(cause.s)} x2=${X(cause.s)} y1="4" y2=${high - 4} />
+        ${isCut && html`<g class="cut"><rect x="116" width="74" y="2" height=${high - 4} /><text x="153" y=${high / 2 + 4}>${(silence * 1000).toFixed(0)} ms</text></g>`}
         ${marks.map((item) => html`<g key=${item.id} class=${item.kind}><circle cx=${X(item.s)} cy=${Y(item.node)} r="5" />
           <text x=${X(item.s)} y=${Y(item.node) + levelOf(item)}>${SHOWN[item.kind]}</text></g>`)}
       </svg></figure>`;
