@@ -399,6 +399,8 @@ class Evidence(Struct, frozen=True):
     """The links that the fault is about; all of them if it does not say."""
     rule: Rule = Rule()
     jump_s: float = 0.0
+    slow_s: float = 0.0
+    """Each fdatasync takes this much longer."""
     exit: int = 0
 
     @classmethod

@@ -9,6 +9,7 @@ acknowledgement.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ NS_PER_S = 1_000_000_000
 AT_ONCE_SHARE: Final = 0.1
 """A client that gives up a message and sends another one within this share of the bound still waits."""
 PATIENCE: Final = int(SessionSettings().patience * NS_PER_S)
-"""After this time, ns, a client leaves a node that has no leader for it; doubled with each node that it leaves."""
+"""After this time, ns, a client leaves a node that has no leader for it."""
+SYNCS: Final = 4
+"""A message may wait for this many fdatasync: the one under way and its own, of the leader and then of a follower."""
 
 
 class Stretch(NamedTuple):
@@ -51,11 +54,11 @@ class _Cluster:
 
     up: node -> whether its process runs. lasting: the rows of link, disk and clock faults that are not healed, the
     oldest first. rules: the newest rule of each link; it ends with its own row, whatever rule it replaced. lost: nodes
-    that lost their disk, and may still be rebuilding.
+    that lost their disk, and may still be rebuilding. deadline_s: of the load's messages.
     """
 
-    def __init__(self, up: dict[NodeId, bool]) -> None:
-        self.up = up
+    def __init__(self, up: dict[NodeId, bool], deadline_s: float) -> None:
+        self.up, self._deadline_s = up, deadline_s
         self.lasting: list[FaultRow] = []
         self.rules: dict[Pair, FaultRow] = {}
         self.lost: set[NodeId] = set()
@@ -95,16 +98,17 @@ class _Cluster:
             any_node: every client can find every node.
         """
         slow = {row.target for row in self.lasting if effect_of(row.fault) is Effect.SLOW}
+        too_slow = {row.target for row in self.lasting if SYNCS * Evidence.of(row).slow_s > self._deadline_s}
         up = frozenset(node for node, runs in self.up.items() if runs)
         links = self.links()
         if not links:
             quiet = not slow and len(up) == len(self.up)
-            return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(up) else None
+            return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(up - too_slow) else None
         are_cut = all(CLIENTS not in pair and (rule.silent or rule.refuse) for pair, rule in links.items())
         connected = largest_connected(up - slow - self.lost, links.keys())
         if not any_node or not are_cut or not self._is_majority(connected):
             return None
-        return Stretch(start, end, fault, each=False, search=PATIENCE * (2 ** len(up - connected) - 1))
+        return Stretch(start, end, fault, each=False, search=PATIENCE * len(up - connected))
 
     def _is_majority(self, nodes: Set[NodeId]) -> bool:
         return 2 * len(nodes) > len(self.up)
@@ -127,11 +131,14 @@ def healthy_stretches(case: Case) -> list[Stretch]:
     known to which side a client is connected.
     """
     meta, faults = case.manifest
-    any_node, late = True, set[NodeId]()
+    load, late = None, set[NodeId]()
     if case.scenario is not None:
         load, cluster = case.scenario.load, case.scenario.cluster
-        any_node, late = load is None or load.via == "all", {*cluster.ids} - {*cluster.started_ids}
-    return stretches_between(faults, case.nodes, late, meta.t_start, meta.t_end, any_node=any_node)
+        late = {*cluster.ids} - {*cluster.started_ids}
+    any_node, deadline_s = (load.via == "all", float(load.deadline)) if load is not None else (True, math.inf)
+    return stretches_between(
+        faults, case.nodes, late, meta.t_start, meta.t_end, any_node=any_node, deadline_s=deadline_s
+    )
 
 
 def stretches_between(
@@ -142,15 +149,18 @@ def stretches_between(
     t_end: int,
     *,
     any_node: bool = True,
+    deadline_s: float = math.inf,
 ) -> list[Stretch]:
     """The healthy parts of the time from t_start to t_end, in order.
 
     Args:
         nodes: ids of the whole cluster. late: those that are not started at the beginning.
         any_node: every client can find every node.
+        deadline_s: after this time a client of the load gives up a message.
     """
     rows = sorted(faults, key=lambda row: row.t)
-    cluster = _Cluster({node: node not in late and _first_effect(rows, node) is not Effect.UP for node in nodes})
+    up = {node: node not in late and _first_effect(rows, node) is not Effect.UP for node in nodes}
+    cluster = _Cluster(up, deadline_s)
     ends = [row for row in rows if row.t_healed and cluster.lasts(row)]
     changes = [*((row.t, row) for row in rows), *((row.t_healed, row) for row in ends)]
     stretches: list[Stretch] = []

@@ -133,17 +133,18 @@ class Disk(Fault, frozen=True):
         row, before = run.book.begin(self.word, index, machine), machine.counts()
         if cause := self.cause(index):
             run.book.causes.add(machine.node, cause._replace(exit_code=ANY_EXIT) if run.is_foreign else cause)
+        state: dict[str, object]
         if self.slow:
             run.book.healed(self.word, machine, "slowed")  # A disk is slow in one way at a time.
-            state, proof = f"slow by {self.slow}", "slowed"
+            state, proof = {"state": f"slow by {self.slow}", "slow_s": float(self.slow)}, "slowed"
             machine.order(slow_s=float(self.slow))
         elif self.full:
-            state, proof = "full", "refused"
+            state, proof = {"state": "full"}, "refused"
             machine.order(room=before.appended + run.draws.randint(0, MOST_ROOM_BYTES))
         else:
-            state, proof = f"failing {self.failing}", "failed"
+            state, proof = {"state": f"failing {self.failing}"}, "failed"
             machine.order(**{f"fail_{self.failing}": True})
-        row.lasts({"state": state}, machine, proof, before)
+        row.lasts(state, machine, proof, before)
 
     def cause(self, index: int, place: str = "") -> Cause | None:
         """Return why a node may exit after the fault; None if it may not: a slow or empty disk, or old damage."""

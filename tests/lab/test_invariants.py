@@ -426,6 +426,19 @@ def test_a_rule_that_was_replaced_does_not_return_when_the_newer_one_ends() -> N
     assert [(each.start, each.end) for each in stretches] == [(0, 2 * S), (6 * S, 12 * S), (12 * S, 20 * S)]
 
 
+def test_a_disk_too_slow_for_the_clients_deadline_does_not_count_towards_the_majority() -> None:
+    killed = FaultRow("kill", 3, "leader", 2 * S, 2 * S, {"exit": -9}, True, 0)
+    slow = FaultRow("disk", 2, "follower", 4 * S, 4 * S, {"slow_s": 0.5}, True, 1, t_healed=9 * S)
+
+    def spans(deadline_s: float) -> list[tuple[int, int]]:
+        stretches = stretches_between([killed, slow], NODES, set(), 0, 20 * S, deadline_s=deadline_s)
+        return [(each.start, each.end) for each in stretches]
+
+    before, after = [(0, 2 * S), (2 * S, 4 * S)], [(9 * S, 20 * S)]
+    assert spans(2.0) == [*before, (4 * S, 9 * S), *after]
+    assert spans(1.9) == before + after
+
+
 def quiet_spans(faults: list[FaultRow], *late: int) -> list[tuple[int, int]]:
     """The quiet parts of 20 s."""
     return [(each.start, each.end) for each in stretches_between(faults, NODES, {*late}, 0, 20 * S) if each.quiet]
