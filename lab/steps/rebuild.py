@@ -13,7 +13,9 @@ from nodeproc.yamlfile import Place
 
 
 class Rebuild(Fault, frozen=True):
-    """The node loses its disk and starts again, empty; the lab's own with `--rebuild`. Ends when it answers."""
+    """The node loses its disk and starts again, empty; the lab's own with `--rebuild`. Other programs need
+    `disks: supervised`. Ends when it answers.
+    """
 
     word = "rebuild"
     effect = Effect.DOWN
