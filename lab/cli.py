@@ -70,7 +70,7 @@ ELSEWHERE = {
     "schema": ("lab.plan.schema", "print a JSON Schema of the scenario format, for editors"),
     "native": ("lab.native", "compile the hot modules, so that nodes and simulations are faster"),
     "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
-    "engines": ("lab.engines.install", "install other replicated stores, to run scenarios on them"),
+    "engines": ("lab.search.published", "install other replicated stores, to run scenarios on them"),
     "serve": ("lab.watch.serve", "show runs in the browser, as they happen or afterwards"),
     "watch": ("lab.watch.command", "show runs in the terminal, as they happen or afterwards"),
     "hands": ("lab.hands", "start a run and inject faults by hand: steps from standard input"),

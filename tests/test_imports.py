@@ -114,6 +114,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lab.values",
         *BELOW_THE_COURSE,
     ),
+    "lab.search.published": (
+        "lab.engines",
+        "lab.search.rates",
+        "lab.runs",
+        "lab.places",
+        "lab.values",
+        *BELOW_THE_COURSE,
+    ),
     "lab.campaign": (
         "lab.campaign",
         "lab.search",

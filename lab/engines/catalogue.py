@@ -79,6 +79,17 @@ KINDS: Final[Mapping[str, Kind]] = {
         program="pysyncobj/__init__.py",
         recovery_s=10.0,
     ),
+    "rabbitmq": Kind(
+        "lab.engines.rabbitmq:RabbitMQ",
+        ports=tuple(range(25671, 25680)),
+        system=("/usr/lib/rabbitmq/bin/rabbitmq-server",),
+        debian="rabbitmq-server",
+        client="aio_pika",
+        recovery_s=30.0,
+        options={
+            "net_ticktime": "seconds until a silent node counts as down (here: 8; the server's default: 60)",
+        },
+    ),
     "redis": Kind(
         "lab.engines.redis:Redis",
         ports=(6379, 26379),

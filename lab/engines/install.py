@@ -17,9 +17,13 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from lab.engines.catalogue import KINDS, SYSTEM, Kind, Spec, parse
 from lab.places import COMMAND, ENGINES
+
+if TYPE_CHECKING:
+    Subcommands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
 OK, USAGE, FAILED = 0, 64, 70
 INSTALL_PATIENCE_S = 600
@@ -110,14 +114,15 @@ def installed(home: Path = ENGINES) -> list[tuple[Spec, str]]:
 # ---- the command line ---------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command `engines`."""
+def add_arguments(parser: argparse.ArgumentParser) -> Subcommands:
+    """Add the arguments of the commands `engines list` and `engines install`; return the place for others."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = commands.add_parser("list", help="show the engines that the lab knows, and the installed versions")
     listing.set_defaults(act=_list)
     adding = commands.add_parser("install", help="install versions of engines")
     adding.add_argument("engines", metavar="NAME@VERSION", nargs="+", help="such as nats@2.12.1 or etcd@3.5.1")
     adding.set_defaults(act=_install)
+    return commands
 
 
 def main(options: argparse.Namespace) -> int:
