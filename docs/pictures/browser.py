@@ -86,7 +86,7 @@ class Browser:
     async def take(self, path: Path) -> None:
         """Write a picture of the window; the suffix of the file says its format, png or webp."""
         kind = path.suffix[1:]
-        quality = {} if kind == "png" else {"quality": 82}
+        quality = {} if kind == "png" else {"quality": 76}
         answer = await self.do("Page.captureScreenshot", format=kind, **quality)
         path.write_bytes(base64.b64decode(answer["data"]))
 

@@ -30,7 +30,7 @@ SIMULATED = (
     ("nemesis_mixed", "11"),
     ("leader_failure", "8"),
 )
-WIDE, HIGH = 1440, 860
+WIDE, HIGH = 1440, 1000
 SETTLE_S = 0.6
 """After a page is ready, the browser draws it within this time."""
 
@@ -77,6 +77,13 @@ async def take_all(results: Path, live: Path, failed: Path) -> None:
             await browser.go(address)
             await picture(browser, "index", wide=1440, high=460)
             await of_a_run(browser, f"{address.partition('?')[0]}run/{live.parent.name}/{live.name}")
+        page = results / "compare.html"
+        one, other = (max((results / name).glob("2*")) for name in ("leader_failure", "rolling_restart"))
+        subprocess.run(
+            [*LAB, "compare", str(one), str(other), "--html", str(page)], stdout=subprocess.DEVNULL, check=True
+        )
+        await browser.go(page.as_uri(), ready="true")
+        await picture(browser, "compare", wide=1000, high=720)
         await report(browser, "report-pass", live)
         await report(browser, "report-fail", failed)
         with served("debug", "--mutant", MUTANT, "--web") as address:
@@ -112,7 +119,7 @@ async def of_a_run(browser: Browser, address: str) -> None:
     await browser.go(f"{address}?stage&speed=1")
     await browser.until("document.querySelector('.say')?.textContent.includes('was killed')")
     await asyncio.sleep(1.0)
-    await picture(browser, "stage")
+    await picture(browser, "stage", high=780)
 
 
 async def report(browser: Browser, name: str, run: Path) -> None:

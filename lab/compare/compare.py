@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help=what)
     parser.add_argument("b", metavar="B", help="another one of the same kind")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write the comparison of two runs as a page")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -53,11 +54,24 @@ def main(options: argparse.Namespace) -> int:
         else:
             run, bench = (options.a, options.b) if isinstance(a, Run) else (options.b, options.a)
             raise CompareError(f"{run} is a run and {bench} a measurement; allowed: two runs, or two measurements")
+        if options.html is not None:
+            _write(options.html, comparison, a, b)
     except CompareError as error:
         print(error, file=sys.stderr)
         return USAGE
     print(json.dumps(comparison.plain(), indent=1) if options.json else comparison.text())
     return PASS
+
+
+def _write(path: Path, comparison: Comparison, a: Run | Bench, b: Run | Bench) -> None:
+    from lab.compare.page import render
+
+    if not isinstance(a, Run) or not isinstance(b, Run):
+        raise CompareError("--html: found two measurements, allowed: two runs")
+    try:
+        path.write_text(render(comparison, (a.histogram, b.histogram)), "utf-8")
+    except OSError as error:
+        raise CompareError(f"--html {path}: {error.strerror or error}") from None
 
 
 class Difference(NamedTuple):
@@ -108,12 +122,16 @@ def differences(a: Facts, b: Facts) -> Iterator[Difference]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is compared of a run. scenario: the lines of scenario.yml without the seed."""
+    """What is compared of a run.
+
+    scenario: the lines of scenario.yml without the seed. histogram: of the latencies, as in metrics.json.
+    """
 
     path: Path
     facts: Facts
     scenario: list[str]
     values: dict[str, float]
+    histogram: tuple[tuple[float, int], ...]
 
 
 def _read(word: str) -> Run | Bench:
@@ -169,7 +187,8 @@ def read_run(path: Path) -> Run:
         **{f"cluster.{name}": value for name, value in settings.items()},
     }
     kept = [line for line in lines if not line.startswith("seed:")]
-    return Run(run.path, {name: str(value) for name, value in facts.items()}, kept, values([measured]))
+    histogram = tuple((float(ms), int(count)) for ms, count in measured.get("histogram", ()))
+    return Run(run.path, {name: str(value) for name, value in facts.items()}, kept, values([measured]), histogram)
 
 
 def _outcome(verdict: Path) -> str:

@@ -13,6 +13,7 @@ from lab.bench.figures import Bench, Figure, encode
 from lab.check.metrics import measure
 from lab.compare.compare import differences
 from lab.compare.figures import NAMES, QUANTITIES, values
+from lab.compare.page import percentiles
 from lab.rundir import RunDir
 from tests.lab.synthetic import build_run, doctor_meta
 
@@ -127,3 +128,33 @@ def test_of_several_values_the_median_or_the_largest_counts() -> None:
 def test_a_figure_of_zero_and_a_missing_one_have_no_value() -> None:
     assert values([{"load": {"throughput_per_s": 0.0, "latency": None}, "converged_s": None}]) == {}
     assert len({each.name for each in QUANTITIES}) == len(QUANTITIES)
+
+
+# ---- the page -------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_differences_percentiles_and_figures(
+    runs: tuple[RunDir, RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = runs
+    doctor_meta(b, interpreter="<script>alert(1)</script>")
+    page = tmp_path / "page.html"
+    assert cli.main(["compare", str(a.path), str(b.path), "--html", str(page)]) == 0
+    text = page.read_text("utf-8")
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert text.count('<path class="') == 2 and 'scope="row">p50<' in text
+    assert "http:" not in text and "https:" not in text and "src=" not in text, "it loads nothing"
+    assert cli.main(["compare", str(a.path), str(b.path), "--html", str(tmp_path / "no" / "page.html")]) == 64
+    assert "--html" in capsys.readouterr().err
+
+
+def test_a_percentile_is_as_far_to_the_right_as_it_has_nines() -> None:
+    plot = percentiles((((1.0, 900), (10.0, 90), (100.0, 10)), ()))
+    (curve,) = plot.curves
+    assert curve.name == "A" and [tick.text for tick in plot.across] == ["0 %", "90 %", "99 %", "99.9 %"]
+    points = [tuple(map(float, point.split())) for point in curve.path[1:].split(" L")]
+    xs = [tick.at for tick in plot.across]
+    assert [x for x, _ in points] == [xs[0], xs[1], xs[2], xs[3]]
+    assert [tick.text for tick in plot.up] == ["1 ms", "10 ms", "100 ms"]
+    assert [y for _, y in points] == [tick.at for tick in (plot.up[0], *plot.up)]
+    assert percentiles(((), ())).curves == []
