@@ -27,6 +27,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,10 +221,15 @@ def open_log(config: NodeConfig, options: argparse.Namespace) -> EventLog:
 
 
 def watch_for_the_end(runtime: Runtime, lifeline: int | None) -> None:
-    """Stop the node cleanly on SIGTERM, on SIGINT, and when the pipe `lifeline` is closed."""
+    """Stop the node cleanly on SIGTERM, on SIGINT, and when the pipe `lifeline` is closed.
+
+    After a signal a leader transfers its leadership first. After a lifeline's end the other nodes are ending too. On
+    SIGUSR1 a leader only transfers its leadership.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, runtime.stop, number.name)
+        loop.add_signal_handler(number, partial(runtime.stop, number.name, transfer=True))
+    loop.add_signal_handler(signal.SIGUSR1, runtime.transfer)
     if lifeline is not None:
 
         def at_lifeline() -> None:

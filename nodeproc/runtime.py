@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from nodeproc.config import NodeConfig
-from nodeproc.core.events import BadInput, DiskAnswered, DiskStalled, Event, Failed, Listening, Stopping
-from nodeproc.core.messages import NodeId, PeerMessage, Record
+from nodeproc.core.events import BadInput, DiskAnswered, DiskStalled, Event, Failed, Listening, Stopping, TransferFailed
+from nodeproc.core.messages import NOBODY, NodeId, PeerMessage, Record
 from nodeproc.core.node import Node
 from nodeproc.disk.storage import Storage
 from nodeproc.disk.syncing import Syncing
@@ -75,6 +75,8 @@ class Runtime:
         self._longest_timer_s = config.heartbeat_interval_ms / 1000
         self._stepped_at = -math.inf
         self._stopped: asyncio.Future[None] = self._loop.create_future()
+        self._leaving = False
+        """The node stops as soon as it transfers its leadership no more."""
         self._code = EXIT_CLEAN
         self._started_at = time.monotonic()
         self._turns = 0
@@ -133,11 +135,25 @@ class Runtime:
         self._log.flush()
         return self._code
 
-    def stop(self, reason: str) -> None:
-        """End the node cleanly; returns at once."""
-        if not self._stopped.done():
-            self.report(Stopping(reason))
+    def stop(self, reason: str, *, transfer: bool = False) -> None:
+        """End the node cleanly; returns at once.
+
+        Args:
+            transfer: a leader first transfers its leadership, which takes election_timeout and heartbeat_interval at
+                most; a second call ends the node at once. Rule: E7.
+        """
+        if self._stopped.done():
+            return
+        self.report(Stopping(reason))
+        if transfer and not self._leaving and not self.turn.transfer():
+            self._leaving = True
+        else:
             self._stopped.set_result(None)
+
+    def transfer(self) -> None:
+        """Transfer the leadership to a follower and go on; report why, if this is not possible now. Rule: E7."""
+        if refusal := self.turn.transfer():
+            self.report(TransferFailed(self._node.state.term, NOBODY, refusal))
 
     def _fail(self, code: int, reason: str) -> None:
         """End the node with this exit code. A failure while it stops counts as well. Rule: K5."""
@@ -188,6 +204,8 @@ class Runtime:
                 self._syncing.end_turn()
         except Exception as error:
             self._on_error(error)
+        if self._leaving and not self._node.transferring and not self._stopped.done():
+            self._stopped.set_result(None)
         self._log.flush()
         took = self._now() - began
         if took > self._longest_turn_s:

@@ -16,7 +16,19 @@ from typing import Final, Protocol
 from nodeproc.config import Limits
 from nodeproc.core.effects import Copied, Effects, Fetch
 from nodeproc.core.events import Event
-from nodeproc.core.messages import START, Envelope, Input, NodeId, PeerMessage, Record, SeqNo, Submit, Term
+from nodeproc.core.messages import (
+    NOBODY,
+    START,
+    Envelope,
+    Input,
+    NodeId,
+    PeerMessage,
+    Record,
+    SeqNo,
+    Submit,
+    Term,
+    Transfer,
+)
 from nodeproc.core.node import Node
 from nodeproc.disk.reading import Reading
 from nodeproc.disk.storage import Storage
@@ -89,6 +101,19 @@ class Turn:
         if not self.due:
             self.due = True
             self._host.turn_soon()
+
+    def transfer(self, to: NodeId = NOBODY) -> str:
+        """Begin a transfer of the leadership, if this node leads; return why it can't begin now, or "". Rule: E7.
+
+        `node.transferring` is true from the next turn on until the transfer ends.
+
+        Args:
+            to: the follower that is to lead; NOBODY: the leader chooses one.
+        """
+        refusal = self.node.transfer_refusal(to)
+        if not refusal:
+            self.take(self._node_id, Transfer(to))
+        return refusal
 
     def begin(self, now: float) -> float:
         """Start the node. Return the core's next deadline."""

@@ -28,6 +28,7 @@ CORE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"log", "sessions", "events"}),
     frozenset({"effects", "recovered"}),
     frozenset({"state"}),
+    frozenset({"transfer"}),
     frozenset({"membership", "failure", "election", "catchup", "ordering", "repair"}),
     frozenset({"node"}),
 )
@@ -148,7 +149,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.bench": ("lab", "nodeproc"),
     "lab.watch": (
         "lab.watch",
-        "lab.course.by_hand",
         "lab.live.children",
         "lab.check",
         "lab.show",

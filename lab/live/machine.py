@@ -110,6 +110,7 @@ class LiveMachine(MachineDisk):
         super().__init__(process.node)
         self.process = process
         self.end, self.doomed, self.ended = process.end, process.doomed, process.ended
+        self.transfer = process.transfer
         self.freeze, self.wake, self.ready, self.state = process.pause, process.wake, process.ready, process.state
         self._run, self._book, self._reported_role = run, book, role
         self._rng = random.Random(f"{seed} disk {self.node}")

@@ -339,6 +339,11 @@ class NodeProcess:
         os.killpg(self.pid, signal.SIGCONT)
         self.paused = False
 
+    def transfer(self) -> None:
+        """Send SIGUSR1."""
+        assert self._life is not None
+        os.kill(self.pid, signal.SIGUSR1)
+
     def kill_now(self) -> None:
         """Send SIGKILL and reap the process, without waiting in the event loop. For the end of a run that failed."""
         if self._life is not None:

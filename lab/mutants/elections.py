@@ -7,11 +7,12 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from lab.mutants.patch import Collection, Patch
-from nodeproc.core import catchup, election, failure, ordering
+from nodeproc.core import catchup, election, failure, ordering, transfer
 from nodeproc.core.effects import Effects, Promise
 from nodeproc.core.messages import (
     NOBODY,
     Appended,
+    Coordinator,
     Election,
     Envelope,
     Heartbeat,
@@ -22,7 +23,7 @@ from nodeproc.core.messages import (
     VoteRequest,
 )
 from nodeproc.core.node import Node
-from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Poll, become_follower
+from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Poll, Successor, become_follower
 from nodeproc.net.silence import Silence
 
 ELECTIONS: Final = Collection()
@@ -283,3 +284,37 @@ def returning_node_takes_the_lead(patch: Patch) -> None:
             state.poll_at = now + 2 * state.config.election_timeout
 
     patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add(
+    "E7", "A leader asks its successor to stand before it has the whole log, and voters ask for no position."
+)
+def successor_trusted_without_the_log(patch: Patch) -> None:
+    right = election.on_vote_request
+
+    def ask_at_once(state: NodeState, leader: Leader, successor: Successor, fx: Effects) -> None:
+        if not successor.asked:
+            successor.asked = True
+            state.send(fx, successor.node, Coordinator(state.term, stand=True))
+
+    def wrong(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
+        right(state, sender, replace(msg, position=Position(10**6, 10**6)) if msg.transfer else msg, now, fx)
+
+    patch.everywhere(transfer.ask_when_ready, ask_at_once)
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("E7", "A leader drops the messages that waited for a transfer that fails.")
+def messages_dropped_when_a_transfer_fails(patch: Patch) -> None:
+    right = transfer.give_up
+
+    def wrong(state: NodeState, leader: Leader, successor: Successor, reason: str, fx: Effects) -> None:
+        right(state, leader, successor, reason, fx)
+        leader.waiting, leader.waiting_count = [], 0
+
+    patch.everywhere(right, wrong)
+
+
+@ELECTIONS.add("E7", "A transfer that does not succeed never ends.", "liveness")
+def transfer_without_an_end(patch: Patch) -> None:
+    patch.everywhere(transfer.give_up, lambda state, leader, successor, reason, fx: None)

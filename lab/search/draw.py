@@ -41,6 +41,7 @@ from lab.steps import (
     Start,
     Step,
     Stop,
+    TransferLeader,
     steps_by_word,
 )
 from lab.steps.lot import Lot
@@ -198,6 +199,8 @@ class _Draw(Lot):
         share, rotting = rot.choice((0.0, 0.0, 0.0, 0.3)), rot.choice(self.ids)
         flaps = Lot(random.Random(f"{self.seed} flap"), self.nodes)
         flapping = flaps.rng.choice((0.0, 0.0, 0.0, 0.3))
+        transfers = Lot(random.Random(f"{self.seed} transfer"), self.nodes)
+        transferring = transfers.rng.choice((0.0, 0.0, 0.0, 0.5))
         for _ in range(rng.randint(4, 16)):
             steps += makers[rng.choices(some, weights)[0]]()
             steps.append(Sleep(time=rounded(short * math.exp(rng.gauss(0.0, 1.2)))))
@@ -207,6 +210,8 @@ class _Draw(Lot):
                 self.lost.add(rotting)
             if self.nodes >= 2 and flaps.chance(flapping):
                 steps.append(Flap.draw(flaps))
+            if self.nodes >= 2 and transfers.chance(transferring):
+                steps.append(TransferLeader.draw(transfers))
         return steps
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:

@@ -244,8 +244,8 @@ class SimCluster:
             self._online.on_started(node, machine.live.storage.delivered_seq)
 
     async def together(self, parts: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """See World. One after the other, since none takes virtual time."""
-        return [await part for part in parts]
+        """See World."""
+        return await asyncio.gather(*parts)
 
     async def breathe(self) -> None:
         """See World."""
@@ -280,7 +280,7 @@ class SimCluster:
         """See lab.course.runner.Cluster."""
         for machine in self.machines.values():
             if machine.running:
-                machine.stop()
+                machine.stop(transfer=False)
 
     def drop(self) -> None:
         """See lab.course.runner.Cluster."""

@@ -6,6 +6,7 @@ import asyncio
 import random
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from lab.course.machine import MachineDisk
@@ -25,6 +26,8 @@ from nodeproc.disk.storage import Storage
 from nodeproc.errors import EXIT_CORRUPTION, EXIT_DISK_FAILED, ChatError, CorruptionError
 
 POLL_S: Final = 0.001
+STOP_PATIENCE_S: Final = 10.0
+"""After SIGTERM; then SIGKILL is sent."""
 
 
 class SimMachine(MachineDisk):
@@ -127,15 +130,20 @@ class SimMachine(MachineDisk):
         if how is signal.SIGKILL:
             process.end(KILLED, asked=True)
         else:
-            self.stop()
-        return None if self.running else self.exits[-1]
+            self.stop(transfer=True)
+            if not await self.doomed(STOP_PATIENCE_S):
+                process.end(KILLED, asked=True)
+        return self.exits[-1]
 
-    def stop(self) -> None:
-        """SIGTERM; a paused process is resumed to receive it."""
+    def stop(self, *, transfer: bool) -> None:
+        """SIGTERM; a paused process is resumed to receive it. transfer: a leader transfers its leadership first."""
         process = self.live
         if process.paused:
             process.resume()
-        process.run(process.stop)
+        process.run(partial(process.stop, transfer=transfer))
+
+    def transfer(self) -> None:
+        self.live.transfer()
 
     async def freeze(self) -> bool:
         self.live.pause()

@@ -15,8 +15,8 @@ from lab.course.simfiles import PowerLost
 from lab.sim.hardware import Syncing
 from lab.sim.network import HIGH_BYTES, SimTransport, join
 from nodeproc.config import Limits
-from nodeproc.core.events import CheckpointPutOff, Event, Failed, Listening, Stopping
-from nodeproc.core.messages import NOTHING, LinkUp, NodeId, PeerMessage, Record, SeqNo
+from nodeproc.core.events import CheckpointPutOff, Event, Failed, Listening, Stopping, TransferFailed
+from nodeproc.core.messages import NOBODY, NOTHING, LinkUp, NodeId, PeerMessage, Record, SeqNo
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import Recovered
 from nodeproc.core.state import Leader
@@ -61,6 +61,8 @@ class SimNode:
         self._links = {to: link for (source, to), link in self._network.links.items() if source == self.node}
         self.syncing = Syncing(machine.disk, storage, self._post, self._synced)
         self._timer_at = NEVER
+        self._leaving = False
+        """The process ends as soon as it transfers its leadership no more."""
         self._connections: dict[SimTransport, None] = {}
         self._refused: dict[NodeId, Event] = {}
         limits, now = self.config.limits, machine.clock.now()
@@ -99,9 +101,20 @@ class SimNode:
         now = self._machine.clock.now()
         self._arm(self.turn.begin(now), now)
 
-    def stop(self) -> None:
-        """SIGTERM."""
+    def stop(self, *, transfer: bool) -> None:
+        """SIGTERM. transfer: as of nodeproc.runtime.Runtime.stop. Rule: E7."""
         self.emit([Stopping("SIGTERM")])
+        if transfer and not self._leaving and not self.turn.transfer():
+            self._leaving = True
+        else:
+            self._leave()
+
+    def transfer(self) -> None:
+        """SIGUSR1: as nodeproc.runtime.Runtime.transfer. Rule: E7."""
+        if refusal := self.turn.transfer():
+            self.emit([TransferFailed(self.core.state.term, NOBODY, refusal)])
+
+    def _leave(self) -> None:
         self.syncing.finish()
         self.storage.close(self.core.snapshot())
         self.end(EXIT_CLEAN, asked=True)
@@ -174,6 +187,8 @@ class SimNode:
             self.ended_by(error)
         else:
             self._promises.turned(self.node)
+            if self._leaving and not self.core.transferring:
+                self.run(self._leave)
 
     def _arm(self, deadline: float, now: float) -> None:
         """Run a turn no later than the core's deadline."""

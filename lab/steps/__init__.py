@@ -41,6 +41,7 @@ from lab.steps.step import Effect as Effect
 from lab.steps.step import Fault as Fault
 from lab.steps.step import Step as Step
 from lab.steps.stop import Stop as Stop
+from lab.steps.transfer_leader import TransferLeader as TransferLeader
 from lab.steps.wait import Wait as Wait
 from lab.steps.when import When as When
 
@@ -52,6 +53,7 @@ STEPS: tuple[type[Step], ...] = (
     Resume,
     Restart,
     FullRestart,
+    TransferLeader,
     Link,
     Cut,
     Partition,

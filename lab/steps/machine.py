@@ -70,6 +70,9 @@ class Machine(Protocol):
     async def end(self, how: signal.Signals) -> NodeExit | None:
         """Send SIGKILL or SIGTERM and wait until the process is gone. Return None if it survived SIGKILL."""
 
+    def transfer(self) -> None:
+        """Send SIGUSR1: the node is to transfer its leadership."""
+
     async def freeze(self) -> bool:
         """Send SIGSTOP and wait until the process is stopped. Return False if it never was."""
 

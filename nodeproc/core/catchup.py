@@ -14,6 +14,7 @@ from nodeproc.core.events import CatchUpRequested, CatchUpServed, CaughtUp, NewC
 from nodeproc.core.messages import NOBODY, Append, CatchUp, NodeId, OlderMarks, Position, Record, Resume, Term
 from nodeproc.core.ordering import count_answer, follow_commit, send_records
 from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress, become_follower
+from nodeproc.core.transfer import ask_when_ready
 
 MAX_DOUBLINGS: Final = 5
 """Doublings stop here: the wait for RESUME is at most 32 times the first one."""
@@ -171,6 +172,8 @@ def on_answer(state: NodeState, leader: Leader, sender: NodeId, position: Positi
     count_answer(state, leader, progress, position, fx)
     if not progress.live:
         pump(state, sender, progress, fx)
+    if leader.successor is not None:
+        ask_when_ready(state, leader, leader.successor, fx)
 
 
 # ---- the follower goes on -------------------------------------------------------------------------

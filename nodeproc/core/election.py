@@ -12,6 +12,7 @@ from typing import Final
 from nodeproc.core.catchup import follow
 from nodeproc.core.effects import Effects
 from nodeproc.core.events import (
+    AskedToStand,
     BecameCandidate,
     BecameLeader,
     BecomingCoordinator,
@@ -206,12 +207,12 @@ def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
 # ---- candidacy, vote ----------------------------------------------------------------------------
 
 
-def become_candidate(state: NodeState, now: float, fx: Effects) -> None:
-    """Vote for this node in the next term; it asks for votes once that is durable. Rule: E3."""
+def become_candidate(state: NodeState, now: float, fx: Effects, *, transfer: bool = False) -> None:
+    """Vote for this node in the next term; it asks for votes once that is durable. Rule: E3, E7."""
     if isinstance(state.role, Leader):
         # hit: M4 an idle leader opens a new term for a rebuilt node
         become_follower(state, now, fx, "renewing the term")
-    state.role = Candidate(now)
+    state.role = Candidate(now, transfer=transfer)
     state.leader_id = NOBODY
     state.poll = state.deferral = None
     state.pledge_term(fx, state.term + 1, state.node_id, None)
@@ -230,18 +231,19 @@ def open_candidacy(state: NodeState, now: float, fx: Effects) -> None:
     candidate.until = now + candidacy_time(state) + (now - candidate.began)
     fx.emit.append(BecameCandidate(state.term))
     candidate.votes.add(state.node_id)
-    state.broadcast(fx, VoteRequest(state.term, state.log.position))
+    state.broadcast(fx, VoteRequest(state.term, state.log.position, candidate.transfer))
     count_votes(state, candidate, now, fx)
 
 
 def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
-    """Vote durably for a candidate whose log is at least as complete; ignore it while a leader is heard. Rule: E4.
+    """Vote durably for a candidate whose log is at least as complete; ignore it while a leader is heard. Rule: E4, E7.
 
     The candidate's position is compared with the end of the log as written, durable or not, because a record that was
     written may still be acknowledged.
     """
     on_sign_of_restart(state, sender, "VOTE_REQUEST", now, fx)
-    if hears_leader(state, now) or (isinstance(state.role, Leader) and has_quorum(state, state.role, now)):
+    leads = isinstance(state.role, Leader) and has_quorum(state, state.role, now)
+    if (leads or hears_leader(state, now)) and not msg.transfer:
         return  # hit: E4 a vote request is ignored where a leader is heard
     if state.stalled:
         return  # hit: F4 a vote that could not become durable is not begun
@@ -302,8 +304,19 @@ def become_leader(state: NodeState, now: float, fx: Effects) -> None:
     send_heartbeats(state, leader, fx)
 
 
-def on_coordinator(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
+def on_coordinator(state: NodeState, sender: NodeId, msg: Coordinator, now: float, fx: Effects) -> None:
     """Follow the sender, which leads the current term, and ask it for missing records. Rule: E5, R1."""
+    if msg.stand:
+        on_stand(state, sender, now, fx)
+        return
     fx.emit.append(CoordinatorReceived(sender, state.term))
     if state.leader_id != sender:
         follow(state, sender, now, fx)
+
+
+def on_stand(state: NodeState, leader: NodeId, now: float, fx: Effects) -> None:
+    """Become candidate without a poll, because the leader transfers its leadership to this node. Rule: E7."""
+    if state.leader_id != leader or state.rebuilding or state.stalled:
+        return  # hit: E7 a node that can't lead does not stand
+    fx.emit.append(AskedToStand(state.term, leader))  # hit: E7 a follower stands because its leader asks it
+    become_candidate(state, now, fx, transfer=True)

@@ -228,6 +228,32 @@ class CoordinatorReceived(Event, frozen=True, tag="coordinator_received"):
     term: Term
 
 
+class TransferStarted(Event, frozen=True, tag="transfer_started"):
+    logger = "election"
+    text = "Transferring the leadership of term {term} to node_{to}"
+    term: Term
+    to: NodeId
+
+
+class TransferFailed(Event, frozen=True, tag="transfer_failed"):
+    logger = "election"
+    level = "WARNING"
+    text = "No transfer of the leadership of term {term}: {reason}"
+    term: Term
+    to: NodeId
+    """0: none was chosen."""
+    reason: str
+
+
+class AskedToStand(Event, frozen=True, tag="asked_to_stand"):
+    """The node's leader transfers its leadership to it: it becomes candidate without a poll."""
+
+    logger = "election"
+    text = "Asked by node_{leader} to lead after term {term}"
+    term: Term
+    leader: NodeId
+
+
 # ---- ordering and catch-up ----------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from nodeproc.core.messages import (
 )
 from nodeproc.core.ordering import follow_commit
 from nodeproc.core.state import FOREVER, Candidate, Follower, Leader, NodeState, Progress, become_follower
+from nodeproc.core.transfer import give_up
 
 MIN_PAUSES: Final = 10
 """Number of measured pauses between heartbeats from which they set the allowed silence."""
@@ -220,6 +221,8 @@ def tick_leader(state: NodeState, leader: Leader, now: float, fx: Effects) -> No
         become_follower(state, now, fx, "its disk does not answer")
         state.poll_at = now  # The poll shows the followers at once that this node leads no more.
         return
+    if leader.successor is not None and now >= leader.successor.until:
+        give_up(state, leader, leader.successor, "not done within election_timeout", fx)
     interval = state.config.heartbeat_interval
     leader.heartbeat_at += interval
     if leader.heartbeat_at <= now:  # Late by more than one interval: start a new rhythm.

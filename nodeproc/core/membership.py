@@ -22,6 +22,7 @@ from nodeproc.core.messages import (
 )
 from nodeproc.core.ordering import majority_position
 from nodeproc.core.state import Candidate, Follower, Leader, NodeState, Progress
+from nodeproc.core.transfer import give_up
 
 # ---- links ------------------------------------------------------------------------------------------
 
@@ -62,16 +63,20 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
         state.route_epoch += 1  # Messages forwarded over the old link may be lost.
         ask_catch_up(state, role, now, fx)  # hit: R1 a new link to the leader asks again
     elif isinstance(role, Candidate) and msg.outgoing:
-        state.send(fx, peer, VoteRequest(state.term, state.log.position))  # The first one may be lost. Rule: E3.
+        # The first one may be lost. Rule: E3.
+        state.send(fx, peer, VoteRequest(state.term, state.log.position, role.transfer))
 
 
 def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> None:
     """Stop sending to a peer whose link is lost; suspect it if it is the leader. Rule: F2."""
     state.links.discard(peer)
     state.unused_links.discard(peer)
-    if isinstance(state.role, Leader):
-        unsync(state.role.progress[peer])
-    elif isinstance(state.role, Follower) and peer == state.leader_id:
+    role = state.role
+    if isinstance(role, Leader):
+        unsync(role.progress[peer])
+        if role.successor is not None and role.successor.node == peer:
+            give_up(state, role, role.successor, "the link is lost", fx)
+    elif isinstance(role, Follower) and peer == state.leader_id:
         suspect(state, "the link is lost", now, fx)  # hit: F2 a leader is suspected for its lost link
     on_poll_unreachable(state, peer, now, fx)
 
@@ -229,6 +234,8 @@ def tick_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> 
             continue
         if reached > state.rebuilds[peer][1] and progress.matched >= reached:
             _readmit(state, leader, peer, now, fx)  # hit: M4 a rebuilt node is readmitted
+        elif leader.successor is not None:
+            continue  # Who leads next opens a term anyway.
         elif reached == state.log.position == progress.matched and progress.live and peer in state.links:
             become_candidate(state, now, fx)
             return

@@ -243,11 +243,13 @@ class Abstain(Struct, frozen=True, gc=False, tag_field="type", tag="ABSTAIN"):
     poll: int
 
 
-class VoteRequest(Struct, frozen=True, tag_field="type", tag="VOTE_REQUEST"):
+class VoteRequest(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="VOTE_REQUEST"):
     """A candidate whose own vote is durable asks for votes. Rule: E3, E4."""
 
     term: Term
     position: Position
+    transfer: bool = False
+    """The leader has asked the sender to stand, so nodes that hear this leader answer too. Rule: E7."""
 
 
 class Vote(Struct, frozen=True, gc=False, tag_field="type", tag="VOTE"):
@@ -256,10 +258,12 @@ class Vote(Struct, frozen=True, gc=False, tag_field="type", tag="VOTE"):
     term: Term
 
 
-class Coordinator(Struct, frozen=True, gc=False, tag_field="type", tag="COORDINATOR"):
+class Coordinator(Struct, frozen=True, gc=False, omit_defaults=True, tag_field="type", tag="COORDINATOR"):
     """The sender leads this term. Rule: E5."""
 
     term: Term
+    stand: bool = False
+    """The receiver, which has the sender's whole log, is to stand for the next term at once. Rule: E7."""
 
 
 class TermIs(Struct, frozen=True, gc=False, tag_field="type", tag="TERM"):
@@ -398,6 +402,13 @@ class LinkDown(Struct, frozen=True, gc=False):
     """The outgoing link was lost, and an immediate attempt to open it again failed. Rule: F2."""
 
 
+class Transfer(Struct, frozen=True, gc=False):
+    """SIGUSR1, or a clean stop of this process: a leader is to transfer its leadership. Rule: E7."""
+
+    to: NodeId = NOBODY
+    """The follower that is to lead; NOBODY: the leader chooses one."""
+
+
 class Damaged(Struct, frozen=True):
     """The delivered records after this position cannot be read from the node's own disk. Rule: K6."""
 
@@ -433,7 +444,7 @@ PeerMessage: TypeAlias = (
 )
 """The messages that a frame between nodes can contain."""
 
-Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Damaged
+Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Transfer | Damaged
 
 
 class Envelope(Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from collections import deque
 from random import Random
 from typing import Final, TypeAlias, cast, get_args
 
-from nodeproc.core import catchup, election, failure, membership, ordering, repair
+from nodeproc.core import catchup, election, failure, membership, ordering, repair, transfer
 from nodeproc.core.effects import Effects
 from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting, UnknownMemberRefused
 from nodeproc.core.log import Log
@@ -49,6 +49,7 @@ from nodeproc.core.messages import (
     Support,
     Term,
     TermIs,
+    Transfer,
     Vote,
     VoteRequest,
 )
@@ -264,6 +265,18 @@ class Node:
             return {}
         return {peer: (progress.live, progress.matched) for peer, progress in role.progress.items()}
 
+    def transfer_refusal(self, to: NodeId) -> str:
+        """Return why a transfer of the leadership to this follower can't begin now, or to any if NOBODY; "" if it can.
+
+        Rule: E7.
+        """
+        return transfer.refusal(self.state, to)
+
+    @property
+    def transferring(self) -> bool:
+        """True while this node leads and transfers its leadership. Rule: E7."""
+        return isinstance(self.state.role, Leader) and self.state.role.successor is not None
+
     def identity_refusal(self, peer: NodeId, shown: Known, rebuilding: bool) -> UnknownMemberRefused | None:
         """Return why a link to or from a peer with this data directory is refused; None if it is not. Rule: M4."""
         return membership.identity_refusal(self.state, peer, shown, rebuilding)
@@ -430,7 +443,9 @@ class Node:
             case Vote():
                 election.on_vote(state, sender, now, fx)
             case Coordinator():
-                election.on_coordinator(state, sender, now, fx)
+                election.on_coordinator(state, sender, message, now, fx)
+            case Transfer():
+                transfer.on_transfer(state, message.to, now, fx)
             case TermIs():
                 pass  # The term rule has already adopted its term.
             case _:

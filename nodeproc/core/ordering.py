@@ -83,9 +83,10 @@ def is_order_due(state: NodeState, leader: Leader) -> bool:
 
     They are ordered at once if all earlier messages are committed, else when they are enough for a batch. A batch costs
     the cluster about as much as a hundred messages in it. So the single messages of many clients are collected while
-    the batch before theirs is under way, and none of them waits for longer than that.
+    the batch before theirs is under way, and none of them waits for longer than that. During a transfer they wait for
+    its end (E7).
     """
-    if not leader.waiting:
+    if not leader.waiting or leader.successor is not None:
         return False
     return state.log.position.seq_no <= state.commit_seq or leader.waiting_count >= state.config.batch_least_messages
 

@@ -122,6 +122,19 @@ class Candidate:
     until: Due = FOREVER
     """End of the candidacy; set when the node's own vote is durable."""
     votes: set[NodeId] = field(default_factory=set)
+    transfer: bool = False
+    """The leader of the term before has asked this node to stand. Rule: E7."""
+
+
+@dataclass(slots=True)
+class Successor:
+    """The follower to which this leader transfers its leadership. Rule: E7."""
+
+    node: NodeId
+    until: Due
+    """When the transfer has failed; examined with each heartbeat."""
+    asked: bool = False
+    """The follower has the whole log and was asked to stand."""
 
 
 @dataclass(slots=True)
@@ -161,6 +174,8 @@ class Leader:
     waiting_count: int = 0
     commit_unsent: bool = False
     """commit_seq has increased, and no APPEND has carried the new value yet. Rule: C2."""
+    successor: Successor | None = None
+    """Set during a transfer of the leadership: accepted messages then wait unordered. Rule: E7."""
 
 
 RoleData: TypeAlias = Follower | Candidate | Leader

@@ -18,6 +18,7 @@ from nodeproc.core.messages import (
     START,
     Batch,
     Envelope,
+    Input,
     Known,
     Line,
     LinkDown,
@@ -230,7 +231,7 @@ class Cluster:
 
     # ---- inputs -------------------------------------------------------------------------------------
 
-    def step(self, node_id: NodeId, sender: NodeId, message: PeerMessage | LinkUp | LinkDown) -> None:
+    def step(self, node_id: NodeId, sender: NodeId, message: Input) -> None:
         node = self.members[node_id].node
         if node is not None:
             self.perform(node_id, node.step(Envelope(sender, message), self.now))

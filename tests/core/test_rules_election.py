@@ -1,4 +1,4 @@
-"""Rules E1 to E6 of docs/protocol.md: poll, deferring, candidacy, vote, leading, terms."""
+"""Rules E1 to E7 of docs/protocol.md: poll, deferring, candidacy, vote, leading, terms, transfer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import pytest
 
 from nodeproc.core.effects import Promise
 from nodeproc.core.events import (
+    AskedToStand,
     BecameLeader,
     BecomingCoordinator,
     CatchUpRequested,
     CoordinatorReceived,
     ElectionDeferred,
     ElectionStarted,
+    TransferFailed,
+    TransferStarted,
     VoteRefused,
 )
 from nodeproc.core.messages import (
@@ -34,6 +37,7 @@ from nodeproc.core.messages import (
     Resume,
     Support,
     TermIs,
+    Transfer,
     Vote,
     VoteRequest,
 )
@@ -615,6 +619,200 @@ def test_nothing_else_is_taken_while_a_higher_term_is_on_its_way_to_the_disk() -
     single.give(3, Heartbeat(5, 0, START))
     assert not single.give(1, Heartbeat(4, 0, START)).send
     assert sent(single.sync(), TermIs, to=1) == [TermIs(5)], "it waited, and is of a lower term now"
+
+
+# ---- E7 transfer ------------------------------------------------------------------------------------
+
+
+def leading(**settings: Any) -> Single:
+    """Node 2 leads term 5; node 3 has its whole log, node 1 has answered nothing yet."""
+    single = Single(log=stretch(4, 0, 3), **settings)
+    single.lead()
+    single.caught_up(3)
+    return single
+
+
+def test_a_follower_that_has_the_whole_log_is_asked_to_stand_at_once() -> None:
+    """Rule: E7."""
+    single = leading()
+    fx = single.give(2, Transfer(3))
+    assert events(fx, TransferStarted) == [TransferStarted(5, 3)]
+    assert [(peer, frame) for peer, frame in fx.send if isinstance(frame, Coordinator)] == [(3, Coordinator(5, True))]
+    assert single.node.transferring
+
+
+def test_a_follower_is_asked_to_stand_once_and_only_when_it_has_acknowledged_the_end_of_the_log() -> None:
+    """Rule: E7."""
+    single = leading()
+    assert not sent(single.give(2, Transfer(1)), Coordinator)
+    assert not sent(single.give(1, Appended(5, Position(4, 3))), Coordinator), "it lacks the mark"
+    assert not sent(single.give(3, Appended(5, Position(5, 3))), Coordinator), "another one has it"
+    assert sent(single.give(1, Appended(5, Position(5, 3))), Coordinator, to=1) == [Coordinator(5, True)]
+    assert not sent(single.give(1, HeartbeatAck(5, Position(5, 3))), Coordinator)
+
+
+def test_messages_wait_during_a_transfer_and_are_ordered_when_it_fails() -> None:
+    """Rule: E7, R3."""
+    single = leading()
+    single.give(2, Transfer(3))
+    fx = single.submit("s", 1, "a")
+    assert not fx.reply and not written(fx, Record)
+    single.give(1, HeartbeatAck(5, START))
+    fx = single.wait(0.3)
+    single.give(1, HeartbeatAck(5, START))
+    fx.merge(single.wait(0.35))
+    assert events(fx, TransferFailed) == [TransferFailed(5, 3, "node_3: not done within election_timeout")]
+    assert [op.position for op in written(fx, Record)] == [Position(5, 4)]
+    assert not single.node.transferring and single.node.role_name == "leader"
+
+
+def test_a_transfer_fails_at_once_when_the_link_is_lost() -> None:
+    """Rule: E7, F2."""
+    single = leading()
+    single.give(2, Transfer(3))
+    single.submit("s", 1, "a")
+    assert not written(single.unlink(1), Record)
+    fx = single.unlink(3)
+    assert events(fx, TransferFailed) == [TransferFailed(5, 3, "node_3: the link is lost")]
+    assert written(fx, Record)
+
+
+@pytest.mark.parametrize(
+    ("to", "reason"),
+    [
+        (1, "found node 1, allowed 3"),
+        (2, "found node 2, allowed 3"),
+        (9, "found node 9, allowed 3"),
+        (3, ""),
+        (0, ""),
+    ],
+)
+def test_the_leadership_goes_only_to_a_connected_follower(to: int, reason: str) -> None:
+    """Rule: E7."""
+    single = leading()
+    single.unlink(1)
+    assert single.node.transfer_refusal(to) == reason
+    fx = single.give(2, Transfer(to))
+    assert [event.reason for event in events(fx, TransferFailed)] == ([reason] if reason else [])
+    assert single.node.transferring == (not reason)
+
+
+def test_a_node_being_rebuilt_is_not_asked_to_lead() -> None:
+    """Rule: E7, M4."""
+    single = leading()
+    single.unlink(1)
+    single.link(3, "another disk", rebuilding=True)
+    assert single.node.transfer_refusal(0) == "no follower is connected that has a vote"
+
+
+def test_only_one_transfer_at_a_time_and_none_from_a_follower_or_in_a_pledge() -> None:
+    """Rule: E7."""
+    single = leading(sync=False)
+    single.sync()
+    single.give(2, Transfer(3))
+    assert single.node.transfer_refusal(1) == "the leadership is being transferred to node_3"
+    single.give(1, TermIs(6))
+    assert single.node.transfer_refusal(1) == "a new term begins"
+    single.sync()
+    assert single.node.transfer_refusal(1) == "this node knows no leader"
+    single.follow(1, 6)
+    assert single.node.transfer_refusal(3) == "node_1 leads"
+
+
+def test_the_leader_chooses_a_follower_that_answers_before_one_of_a_longer_log() -> None:
+    """Rule: E7."""
+    single = Single(members=FIVE, log=stretch(4, 0, 3))
+    single.lead()
+    single.caught_up(1)
+    single.caught_up(5)
+    single.wait(0.3)
+    for peer in (1, 3, 4):
+        single.give(peer, HeartbeatAck(5, START))
+    assert events(single.give(2, Transfer()), TransferStarted) == [TransferStarted(5, 1)], (
+        "5 is silent, 3 lacks records"
+    )
+
+
+def test_a_follower_asked_by_its_leader_becomes_candidate_without_a_poll() -> None:
+    """Rule: E7, E3."""
+    single = Single(log=stretch(4, 0, 3), sync=False)
+    single.follow(1, 4)
+    fx = single.give(1, Coordinator(4, True))
+    assert events(fx, AskedToStand) == [AskedToStand(4, 1)]
+    assert fx.persist == [Promise(5, 2)] and not fx.send, "its own vote is durable first"
+    assert sent(single.sync(), VoteRequest) == [VoteRequest(5, Position(4, 3), True)] * 2
+
+
+@pytest.mark.parametrize("frame", [Coordinator(4), Coordinator(3, True), Coordinator(5, True)], ids=str)
+def test_only_the_own_leader_of_this_term_makes_a_node_stand(frame: Coordinator) -> None:
+    """Rule: E7, E6."""
+    single = Single(log=stretch(4, 0, 3))
+    single.follow(1, 4)
+    single.give(1 if frame.term == 4 else 3, frame)
+    assert single.node.role_name == "follower"
+
+
+def test_a_node_that_is_being_rebuilt_or_whose_disk_is_stalled_does_not_stand() -> None:
+    """Rule: E7, M4, F4."""
+    single = Single(log=stretch(4, 0, 3), rebuilding=True)
+    single.follow(1, 4)
+    single.give(1, Coordinator(4, True))
+    assert single.node.role_name == "follower"
+    single = Single(log=stretch(4, 0, 3))
+    single.follow(1, 4)
+    single.state.stalled = True
+    single.give(1, Coordinator(4, True))
+    assert single.node.role_name == "follower"
+
+
+def test_a_node_that_hears_its_leader_votes_in_a_transfer_and_not_otherwise() -> None:
+    """Rule: E7, E4."""
+    single = Single(log=stretch(4, 0, 3))
+    single.follow(1, 4)
+    assert not sent(single.give(3, VoteRequest(5, Position(4, 3))), Vote)
+    assert sent(single.give(3, VoteRequest(5, Position(4, 3), True)), Vote, to=3) == [Vote(5)]
+
+
+def test_a_transfer_gets_no_vote_for_a_log_that_is_behind() -> None:
+    """Rule: E7, E4."""
+    single = Single(log=stretch(4, 0, 3))
+    single.follow(1, 4)
+    assert not sent(single.give(3, VoteRequest(5, Position(4, 2), True)), Vote)
+
+
+def test_the_leader_itself_votes_for_its_successor() -> None:
+    """Rule: E7, E4."""
+    single = leading()
+    single.give(2, Transfer(3))
+    assert sent(single.give(3, VoteRequest(6, Position(5, 3), True)), Vote, to=3) == [Vote(6)]
+    assert (single.node.role_name, single.node.transferring) == ("follower", False)
+
+
+def test_a_transfer_loses_and_repeats_nothing_and_its_clients_send_again() -> None:
+    """Rule: E7, S2, S5."""
+    cluster = Cluster(3, through_wire=True)
+    cluster.run(1)
+    assert cluster.leader() == 3
+    cluster.submit(3, "s", 1, "a")
+    before = cluster.node(3).route
+    cluster.step(3, 3, Transfer(1))
+    cluster.submit(3, "s", 2, "b")
+    cluster.submit(2, "t", 1, "c")
+    cluster.run(0.2)
+    assert cluster.leader() == 1, "although node 2 has a higher rank"
+    assert cluster.node(3).route != before
+    cluster.submit(3, "s", 1, "a", "b")
+    cluster.submit(2, "t", 1, "c")
+    cluster.run(0.5)
+    assert cluster.payloads(1) == cluster.payloads(2) == cluster.payloads(3)
+    assert sorted(cluster.payloads(1)) == ["a", "b", "c"]
+    assert cluster.leader() == 1
+    assert not [
+        event
+        for member in cluster.members.values()
+        for event in member.events
+        if isinstance(event, ElectionStarted) and event.term > 1
+    ]
 
 
 def test_the_highest_live_priority_wins_among_idle_equal_logs_and_a_fresher_log_beats_it() -> None:

@@ -32,7 +32,7 @@ from nodeproc.core.events import (
     SequenceSet,
     Starting,
 )
-from nodeproc.core.messages import Batch, Line, Mark, NodeId, PeerMessage, Record
+from nodeproc.core.messages import Batch, Line, Mark, NodeId, PeerMessage, Record, Transfer
 from nodeproc.lines import decode_node_line
 from tests.core.cluster import Cluster
 
@@ -78,6 +78,7 @@ COMMANDS = {
     "unlink": "unlink A>B: the link is lost, and A knows",
     "link": "link A>B: the link is opened again",
     "stand": "stand NODE: become candidate without a poll",
+    "transfer": "transfer NODE TO: ask NODE to transfer its leadership",
     "show": "show: one line a node",
     "log": "log NODE: its message log",
 }
@@ -246,6 +247,10 @@ class Transcript:
         fx = Effects()
         become_candidate(self.cluster.node(int(node)).state, self.cluster.now, fx)
         self.cluster.perform(int(node), fx)
+
+    def do_transfer(self, node: str, to: str) -> None:
+        self.cluster.step(int(node), int(node), Transfer(int(to)))
+        self._end_turns()
 
     # ---- clients, time, disks -----------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from nodeproc.core.effects import Effects, Met, Truncate
 from nodeproc.core.election import become_candidate
 from nodeproc.core.events import BecameLeader
 from nodeproc.core.messages import (
+    NOBODY,
     START,
     Appended,
     Batch,
@@ -24,6 +25,7 @@ from nodeproc.core.messages import (
     NodeId,
     Position,
     Record,
+    Transfer,
     Vote,
     VoteRequest,
 )
@@ -89,6 +91,7 @@ class Walk:
             "cut": self.rng.choice([0, 1]),
             "partition": self.rng.choice([0, 1, 2]),
             "candidate": self.rng.choice([0, 1, 3, 6]),
+            "transfer": self.rng.choice([0, 0, 1, 3]),
             "wipe": self.rng.choice([0, 0, 0.3]),
         }
 
@@ -294,6 +297,14 @@ class Walk:
             fx = Effects()
             become_candidate(state, cluster.now, fx)
             cluster.perform(i, fx)
+
+    def do_transfer(self) -> None:
+        """Ask the leader, or a node that does not lead, to transfer its leadership. Rule: E7."""
+        if running := self.cluster.running():
+            leaders = [i for i in running if self.cluster.node(i).role_name == "leader"]
+            node_id = self.rng.choice(leaders or running)
+            self.cluster.step(node_id, node_id, Transfer(self.rng.choice((NOBODY, *self.cluster.ids))))
+            self._ticks()
 
     def kill(self, node_id: NodeId, keep_unsynced: int = 0, *, noticed: bool = True) -> None:
         self.cluster.kill(node_id, keep_unsynced, noticed=noticed)

@@ -68,6 +68,7 @@ def test_there_are_enough_and_no_two_have_one_name() -> None:
         "starting_node_waits_for_nobody",
         "returning_node_takes_the_lead",
         "readmission_not_shown",
+        "transfer_without_an_end",
     }
 
 

@@ -680,7 +680,7 @@ STORY: Final[dict[str, Any]] = {
     "steps": [
         {"load": {"do": "start"}},
         {"start": {"target": 1, "refuses": False}},
-        *({word: {"target": 1}} for word in ("stop", "kill", "pause", "resume", "rebuild")),
+        *({word: {"target": 1}} for word in ("stop", "transfer_leader", "kill", "pause", "resume", "rebuild")),
         {"restart": {"target": 1, "how": "stop", "down_for": "1s"}},
         {"full_restart": {"how": "kill", "down_for": "1s"}},
         {"link": {"from": 1, "to": "all", "frames": ["APPEND"], "reorder": {"every": 2, "behind": 1, "at_most": "1s"}}},

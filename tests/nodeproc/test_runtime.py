@@ -249,6 +249,62 @@ def test_a_stopped_leader_is_replaced_and_comes_back_as_follower(tmp_path: Path)
     run(story())
 
 
+def test_a_leader_transfers_its_leadership_when_it_is_asked_and_before_it_stops(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with cluster(tmp_path, election_timeout_ms=20_000) as members:
+            await until(lambda: leading(members) is not None)
+            first = leading(members)
+            assert first is not None
+            client = await Chatter.open(first.port)
+            assert await client.chat(1, "a") == 1
+            first.runtime.transfer()
+            await until(lambda: first.node.role_name == "follower" and first.node.state.leader_id != 0)
+            assert await client.chat(2, "b") == 2
+            client.close()
+            second = leading(members)
+            assert second is not None and second is not first
+            assert "asked_to_stand" in second.events() and "leader_timeout" not in second.events()
+            second.runtime.stop("test", transfer=True)
+            assert await second.exit == 0
+            third = next(member for member in members if "asked_to_stand" in member.events() and member is not second)
+            await until(lambda: third.node.role_name == "leader")
+
+    run(story())
+
+
+def test_a_second_signal_stops_a_leader_whose_transfer_waits(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with cluster(tmp_path, election_timeout_ms=20_000) as members:
+            await until(lambda: leading(members) is not None)
+            first = leading(members)
+            assert first is not None
+            client = await Chatter.open(first.port)
+            assert await client.chat(1, "a") == 1
+            first.runtime.send = lambda messages: None  # type: ignore[method-assign]
+            first.runtime.stop("test", transfer=True)
+            await until(lambda: first.node.transferring)
+            assert not first.exit.done()
+            first.runtime.stop("test", transfer=True)
+            assert await first.exit == 0
+            client.close()
+
+    run(story())
+
+
+def test_a_node_that_does_not_lead_reports_that_it_can_transfer_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as member:
+            client = await Chatter.open(member.port)
+            member.runtime.transfer()
+            await client.status()
+            assert "transfer_failed" in member.events(), "no follower"
+            member.runtime.stop("test", transfer=True)
+            assert await member.exit == 0
+            client.close()
+
+    run(story())
+
+
 def test_a_subscriber_sees_the_past_and_the_present(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(tmp_path) as member:
