@@ -48,9 +48,9 @@ class Branch:
         """Return rows `first` to `last`, from 0; fewer where the branch has fewer."""
         return _decode_rows(self.line.ask(Rows(max(first, 0), last)))
 
-    def all_rows(self) -> Iterator[Row]:
-        """Yield all rows."""
-        for first in range(0, self.recorded.rows, BLOCK):
+    def rows_from(self, number: int) -> Iterator[Row]:
+        """Yield the rows from this one to the last one."""
+        for first in range(number, self.recorded.rows, BLOCK):
             yield from self.rows(first, first + BLOCK - 1)
 
     def sent(self, since_s: float, until_s: float) -> list[Flight]:

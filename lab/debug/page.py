@@ -47,6 +47,8 @@ BEFORE, AFTER = 22, 9
 """Lines of the diagram above and below the present event."""
 ROWS_BEFORE, ROWS_AFTER = 40, 25
 """Rows that are read for the diagram."""
+ROWS_ASKED: Final = 4000
+"""Questions are about the last ones."""
 FLIGHT_S: Final = 10.0
 """A frame that is sent this long before the diagram begins may arrive in it."""
 MOST_FRAMES, MOST_TIMERS = 40, 12
@@ -164,7 +166,10 @@ class Page(Site):
 
     def _all_questions(self) -> list[Question]:
         branch = self.branches[0]
-        return questions(branch.all_rows(), failure_of(branch.recorded), rules(DOCS / "protocol.md"))
+        first = max(0, branch.recorded.rows - ROWS_ASKED)
+        nodes = range(1, self._scenario.cluster.nodes + 1)
+        sentences = rules(DOCS / "protocol.md")
+        return questions(branch.rows_from(first), first, nodes, failure_of(branch.recorded), sentences)
 
     def _tree(self) -> list[dict[str, Any]]:
         found = []

@@ -6,7 +6,7 @@ Each question is asked at a row, before which its answer cannot be seen, and ans
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,19 +35,21 @@ class Question(Struct, frozen=True):
     right: int
 
 
-def questions(rows: Iterable[Row], broken: str, sentences: Mapping[str, str]) -> list[Question]:
+def questions(
+    rows: Iterable[Row], first: int, nodes: Sequence[NodeId], broken: str, sentences: Mapping[str, str]
+) -> list[Question]:
     """Return the questions about a run, in the order of its rows.
 
     Args:
-        rows: all rows. broken: the violation at the last one, as `A7: …`; "" if nothing broke.
+        rows: the rows from number `first` to the last one.
+        nodes: all nodes, ascending.
+        broken: the violation at the last row, as `A7: …`; "" if nothing broke.
         sentences: A1 … A10 -> what the protocol promises.
     """
-    nodes: set[NodeId] = set()
     leaders: list[tuple[int, int, NodeId]] = []
     votes: list[tuple[int, NodeId, NodeId]] = []
-    contest, last = -1, -1
-    for last, row in enumerate(rows):
-        nodes |= row.changes.keys()
+    contest, last = -1, first - 1
+    for last, row in enumerate(rows, first):
         for node, changes in row.changes.items():
             role = str(changes.get("role", ("", ""))[1])
             vote = changes.get("voted_for", (0, 0))[1]
@@ -58,19 +60,19 @@ def questions(rows: Iterable[Row], broken: str, sentences: Mapping[str, str]) ->
                 contest = -1
             if isinstance(vote, int) and vote not in (0, node):
                 votes.append((last, node, vote))
-    found = [_leader(*each, sorted(nodes)) for each in leaders[-MOST_LEADERS:]]
-    found += [_vote(*each, sorted(nodes - {each[1]})) for each in votes[-MOST_VOTES:]]
+    found = [_leader(*each, nodes) for each in leaders[-MOST_LEADERS:]]
+    found += [_vote(*each, [node for node in nodes if node != each[1]]) for each in votes[-MOST_VOTES:]]
     if broken and last > 0:
         found.append(_violation(last, broken.partition(":")[0], sentences))
     return sorted(found, key=lambda each: (each.answered, each.asked))
 
 
-def _leader(asked: int, answered: int, leader: NodeId, nodes: list[NodeId]) -> Question:
+def _leader(asked: int, answered: int, leader: NodeId, nodes: Sequence[NodeId]) -> Question:
     choices = tuple(f"node {node}" for node in nodes)
     return Question(asked, answered, "Which node becomes leader next?", choices, nodes.index(leader))
 
 
-def _vote(answered: int, node: NodeId, candidate: NodeId, nodes: list[NodeId]) -> Question:
+def _vote(answered: int, node: NodeId, candidate: NodeId, nodes: Sequence[NodeId]) -> Question:
     choices = tuple(f"node {each}" for each in nodes)
     text = f"Node {node} is about to vote. For which node?"
     return Question(answered - 1, answered, text, choices, nodes.index(candidate))

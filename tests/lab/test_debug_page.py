@@ -220,15 +220,21 @@ def test_questions_are_asked_before_their_answer_can_be_seen() -> None:
         row(4, {2: {"role": ("candidate", "leader")}}),
         row(5, {1: {"delivered": (0, 1)}}),
     ]
-    found = questions(rows, "A4: message 1 is lost", {"A4": "Every acknowledged message is in the log, always. More."})
+    found = questions(
+        rows, 0, (1, 2, 3), "A4: message 1 is lost", {"A4": "Every acknowledged message is in the log, always. More."}
+    )
     assert found[:2] == [
         Question(1, 2, "Node 1 is about to vote. For which node?", ("node 2", "node 3"), 0),
         Question(0, 3, "Which node becomes leader next?", ("node 1", "node 2", "node 3"), 1),
     ]
     assert (found[2].asked, found[2].answered) == (3, 4)
     assert found[2].choices[found[2].right] == "A4: Every acknowledged message is in the log, always."
-    assert questions(rows, "", {})[-1].text.startswith("Which node"), "nothing broke, so nothing is asked about it"
-    assert questions([], "", {}) == []
+    assert questions(rows, 0, (1, 2, 3), "", {})[-1].text.startswith("Which node"), (
+        "nothing broke, so nothing is asked about it"
+    )
+    later = questions(rows[2:], 2, (1, 2, 3), "", {})
+    assert [each.answered for each in later] == [2, 3], "rows keep their numbers"
+    assert questions([], 0, (), "", {}) == []
 
 
 def test_every_mutant_has_the_text_of_its_rule() -> None:
