@@ -40,7 +40,7 @@ from lab.steps.targets import NoSuchTarget
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import ConfigError
 
-MOST_CHECKPOINTS: Final = 16
+MOST_CHECKPOINTS: Final = 48
 FIRST_SPACING: Final = 1000
 """Events between two checkpoints; doubled whenever there are too many."""
 
@@ -258,6 +258,10 @@ class Recorder:
 
     def _on_event(self, action: Action, args: tuple[Any, ...]) -> None:
         count = self._loop.count
+        if isinstance(self._goal, Go):  # What lies before it is recorded already.
+            if self._goal.event == count:
+                self._reach(self._goal)
+            return
         self._note(count, action, args)
         if self._goal is not None and self._goal.event == count:
             self._reach(self._goal)
@@ -344,7 +348,7 @@ class Recorder:
         return State(
             self._loop.count,
             self._seconds(),
-            self._views,
+            views(self._simulation.cluster),
             tuple(due(self._loop)),
             len(steps) - 1,
             (now - began) / 1e9 if steps else 0.0,
