@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 
-.PHONY: test check format native lock vendor pictures clean
+.PHONY: test test-ui check format native lock vendor pictures clean
 
 test:
 	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \
@@ -11,6 +11,10 @@ test:
 	$$python -m ruff check .; \
 	$$python -m mypy --strict; \
 	$$python -m pytest --numprocesses auto --benchmark-disable
+
+test-ui: ## only the tests in a real browser; needs Chromium and its driver: apt-get install chromium chromium-driver
+	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \
+	$$python -m pytest -m browser -rs tests/browser
 
 check: ## everything of `test` but the tests
 	@set -e; python=$$($(PYTHON) -m lab.bootstrap --dev); \

@@ -30,7 +30,7 @@ from lab.show.story import Arrow, Note, Skipped
 from tests.lab.synthetic import MS, T_START, build_run, doctor_lines, doctor_meta
 
 PROJECT = Path(__file__).parents[2]
-VENDORS = sorted((PROJECT / "lab").glob("*/static/vendor"))
+VENDORS = [*sorted((PROJECT / "lab").glob("*/static/vendor")), PROJECT / "tests" / "browser" / "vendor"]
 HOSTILE = """</script><script>alert("1")</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&lt;'"""
 
 

@@ -155,6 +155,7 @@ function draw() {
   render(html`<header><h1><a href="/">Runs</a> / ${picture.scenario}</h1>
       <p class=${`state ${picture.outcome || (view.lost ? "lost" : "open")}`} role="status">${state}</p>
       <p>${picture.kind === "sim" ? "simulated" : "live"}, seed ${picture.seed} · ${picture.now.toFixed(1)} s · ${whole(figures.acked)} acknowledged, ${whole(figures.waiting)} waiting</p></header>
+    ${picture.scenario === "by_hand" && picture.ended && html`<p><a href=${location.pathname.replace("/run/", "/by_hand/")} download>Save as a scenario</a>: what was done, to be run again with <code>run_lab.py by_hand.yml</code>, live or with <code>--sim</code></p>`}
     ${step.say && html`<p class="say" aria-live="polite">${step.say}</p>`}
     <p class="step">${step.of ? `Step ${step.index + 1} of ${step.of}: ${step.text}` : "Starting"}</p>
     <div class="columns"><section aria-label="Cluster"><${Ring} ...${picture} />${figures.rate.length > 1 && !stage && html`

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 LAB = Path(__file__).parents[3]
-DIRECTORIES = [LAB / package / "static" / "vendor" for package in ("show", "watch")]
+DIRECTORIES = [LAB / "show/static/vendor", LAB / "watch/static/vendor", LAB.parent / "tests/browser/vendor"]
 
 
 def main() -> int:
