@@ -149,6 +149,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "lab.bench": ("lab", "nodeproc"),
     "lab.watch": (
         "lab.watch",
+        "lab.course.by_hand",
         "lab.live.children",
         "lab.check",
         "lab.show",

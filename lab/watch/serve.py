@@ -12,14 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab.live.children import child_environment
-from lab.places import RESULTS
+from lab.places import RESULTS, SCENARIOS
+from lab.plan.choosing import find
+from lab.plan.sense import load_checked
 from lab.values import between
+from nodeproc.errors import ConfigError
 
 PASS, USAGE, HARNESS = 0, 64, 70
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py serve`."""
+    beginning = "sessions by hand begin with the steps of this scenario (%(default)s)"
+    parser.add_argument("scenario", metavar="SCENARIO", nargs="?", default="by_hand", help=beginning)
     parser.add_argument("--port", metavar="P", type=between(0, 65535), default=0, help="port (0: a free one)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help=f"results directory ({RESULTS})")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -27,12 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Serve until the user interrupts; return 0, 64 if the port is taken, or 70 without the extra."""
+    """Serve until the user interrupts; return 0, 64 if the port is taken or there is no such scenario, or 70 without
+    the extra.
+    """
     if why := missing("serve"):
         print(why, file=sys.stderr)
         return HARNESS
     try:
-        asyncio.run(_serve(options.out, options.port, open_page=options.open, attached=options.attached))
+        load_checked(find(options.scenario, SCENARIOS))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    try:
+        asyncio.run(_serve(options))
     except OSError as error:
         print(f"--port {options.port}: {error.strerror or error}; allowed: a free port, or 0", file=sys.stderr)
         return USAGE
@@ -59,9 +71,11 @@ def missing(command: str) -> str:
     return ""
 
 
-async def _serve(results: Path, port: int, *, open_page: bool, attached: bool) -> None:
+async def _serve(options: argparse.Namespace) -> None:
     from lab.watch.server import Server
     from lab.watch.web import serve
 
-    page, note = ("latest", "") if attached else ("", f"the runs below {results}; Ctrl+C ends")
-    await serve(Server(results), port, page, note, open_page=open_page, attached=attached)
+    attached: bool = options.attached
+    page, note = ("latest", "") if attached else ("", f"the runs below {options.out}; Ctrl+C ends")
+    server = Server(options.out, beginning="" if attached else options.scenario)
+    await serve(server, options.port, page, note, open_page=options.open, attached=attached, audience=not attached)

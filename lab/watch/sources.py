@@ -5,6 +5,7 @@ Times are those of the rows, CLOCK_MONOTONIC ns.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import io
 import json
@@ -96,6 +97,8 @@ class Run:
         self._live: Source[LiveRow] = Source(self._run.live, _live_row, _live_time)
         self._events: dict[NodeId, Source[NodeEvent]] = {}
         self._history: dict[str, Source[HistoryRow]] = {}
+        self._tails: dict[NodeId, tuple[tuple[int, int], list[dict[str, object]]]] = {}
+        """Node -> ((size, time of change) of its message log when it was read, its last messages)."""
 
     def start(self) -> int:
         """Return the time of the first row of live.jsonl; 0 if there is none yet."""
@@ -126,16 +129,17 @@ class Run:
         return (row for _, row in heapq.merge(*parts, key=lambda item: item[0]))
 
     def last_lines(self, node: NodeId, count: int) -> list[dict[str, object]]:
-        """Return the last messages of a node's message log, as JSON objects."""
+        """Return the last messages of a node's message log, as JSON objects; it is read only if it has changed."""
+        path = self._run.message_log(node)
         try:
-            with self._run.message_log(node).open("rb") as file:
-                size = file.seek(0, io.SEEK_END)
-                file.seek(max(0, size - LINES_BYTES))
-                lines = file.read().split(b"\n")
+            stat = path.stat()
         except FileNotFoundError:
             return []
-        whole = lines[1 if size > LINES_BYTES else 0 : -1]
-        return [json.loads(line) for line in whole[-count:]]
+        changed, lines = self._tails.get(node, ((0, 0), []))
+        if changed != (stat.st_size, stat.st_mtime_ns):
+            lines = _last_messages(path, count)
+            self._tails[node] = (stat.st_size, stat.st_mtime_ns), lines
+        return lines
 
     def lines_up_to(self, node: NodeId, seq_no: int, count: int) -> list[dict[str, object]]:
         """Return the messages up to this one in a node's message log, as JSON objects; at most `count`."""
@@ -152,6 +156,23 @@ class Run:
 
 LINES_BYTES: Final = 64 << 10
 """At most this much of the end of a message log is read."""
+
+
+def _last_messages(path: Path, count: int) -> list[dict[str, object]]:
+    """Return the last messages of a log. Lines that are none are left out: a power loss may leave any bytes."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - LINES_BYTES))
+        lines = file.read().split(b"\n")[1 if size > LINES_BYTES else 0 : -1]
+    found: list[dict[str, object]] = []
+    for line in reversed(lines):
+        if len(found) == count:
+            break
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and row.keys() >= {"seq_no", "sender_id", "payload"}:
+                found.append(row)
+    return found[::-1]
 
 
 def _live_row(line: bytes) -> LiveRow | None:

@@ -6,7 +6,7 @@ included:
 - The Host header must name this server, so that a foreign page whose name was made to point here is refused (DNS
   rebinding).
 - A request that another site caused is refused, also one from another port of this machine.
-- The token, in the address or in the cookie that replaces it, must be right.
+- The token, in the address or in the cookie that replaces it, must be right. A second token only shows.
 - A request that changes anything is a POST of JSON, and names this server as its origin; a program without an origin
   sends the header X-Lab instead, which no page of another site can send.
 """
@@ -52,17 +52,25 @@ class Site:
     Args:
         hosts: host:port under which the server is reached.
         token: for the address; "" draws one.
+        look_token: for an address that only shows; "" draws one.
         acts: whoever has the token may also change something, by POST.
         static: directory of the site's own files, beside those that all sites share.
         files: name of each of them -> its type.
     """
 
     def __init__(
-        self, hosts: Collection[str], token: str, static: Path, files: dict[str, str], *, acts: bool = False
+        self,
+        hosts: Collection[str],
+        token: str,
+        static: Path,
+        files: dict[str, str],
+        *,
+        acts: bool = False,
+        look_token: str = "",
     ) -> None:
         self.hosts = set(hosts)
-        self.token = token or secrets.token_urlsafe(32)
-        self._acts = acts
+        self.token, self.look_token = (given or secrets.token_urlsafe(32) for given in (token, look_token))
+        self.acts = acts
         self._static, self._files = static, files
 
     def application(self) -> web.Application:
@@ -71,9 +79,13 @@ class Site:
         application.router.add_get("/static/{name}", self._file)
         return application
 
-    def address(self, host: str, port: int, page: str = "") -> str:
-        """Return the address to open in a browser."""
-        return f"http://{host}:{port}/{page}?token={self.token}"
+    def address(self, host: str, port: int, page: str = "", *, looks: bool = False) -> str:
+        """Return the address to open in a browser. looks: it only shows."""
+        return f"http://{host}:{port}/{page}?token={self.look_token if looks else self.token}"
+
+    def may_act(self, request: web.Request) -> bool:
+        """Return whether the asker, who has a token, may change something."""
+        return self.acts and _same(_cookie(request), self.token)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -81,20 +93,21 @@ class Site:
         if host not in self.hosts:
             return refusal(421, f"found Host {host!r}, allowed {', '.join(sorted(self.hosts))}")
         looks = request.method in ("GET", "HEAD")
-        if not looks and not (self._acts and request.method == "POST"):
+        if not looks and not (self.acts and request.method == "POST"):
             return refusal(405, "this server only shows runs")
         site, mode, destination = (request.headers.get(f"Sec-Fetch-{name}", "") for name in ("Site", "Mode", "Dest"))
         opens = looks and (mode, destination) == ("navigate", "document")
         if site not in ("", "none", "same-origin") and not opens:
             return refusal(403, "another site asked for this")
-        cookie = f"chatlab-{host.rpartition(':')[2]}"
         given = request.query.get("token", "") if looks else ""
-        if not hmac.compare_digest((given or request.cookies.get(cookie, "")).encode(), self.token.encode()):
+        if not any(_same(given or _cookie(request), token) for token in (self.token, self.look_token)):
             return refusal(401, "open the address that the lab has printed")
         if given:
             answer = web.Response(status=303, headers={"Location": str(request.rel_url.without_query_params("token"))})
-            answer.set_cookie(cookie, given, httponly=True, samesite="Strict", path="/")
+            answer.set_cookie(_cookie_name(request), given, httponly=True, samesite="Strict", path="/")
             return answer
+        if not looks and not self.may_act(request):
+            return refusal(403, "this address only shows runs")
         if not looks and (why := _why_not(request, site, host)):
             return refusal(403, why)
         return await handler(request)
@@ -109,10 +122,25 @@ class Site:
         return file_answer(path if path.is_file() else STATIC / "vendor" / name, SHARED_FILES[name])
 
 
+def _cookie_name(request: web.Request) -> str:
+    """Cookies do not depend on the port, so it is part of their name."""
+    return f"chatlab-{request.headers['Host'].rpartition(':')[2]}"
+
+
+def _cookie(request: web.Request) -> str:
+    return request.cookies.get(_cookie_name(request), "")
+
+
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
 def _why_not(request: web.Request, site: str, host: str) -> str:
     """Return why a request may change nothing; "" if it may."""
-    origin = request.headers.get("Origin", "")
-    if site != "same-origin" and origin != f"http://{host}" and (site or origin or "X-Lab" not in request.headers):
+    origin, own = request.headers.get("Origin", ""), f"http://{host}"
+    is_own_page = site == "same-origin" or (not site and origin == own)
+    is_program = not site and not origin and "X-Lab" in request.headers
+    if origin not in ("", own) or not (is_own_page or is_program):
         return "a request that changes something comes from this server's own page, or has the header X-Lab"
     if request.content_type != "application/json":
         return f"found Content-Type {request.content_type!r}, allowed application/json"
@@ -131,13 +159,16 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers.update(HEADERS)
 
 
-async def serve(site: Site, port: int, page: str, note: str, *, open_page: bool, attached: bool = False) -> None:
+async def serve(
+    site: Site, port: int, page: str, note: str, *, open_page: bool, attached: bool = False, audience: bool = False
+) -> None:
     """Serve until the user interrupts.
 
     Args:
         page: that the printed address opens.
         note: printed after the address.
         attached: end when standard input is closed.
+        audience: print the address that only shows, too.
 
     Raises:
         OSError: the port cannot be had.
@@ -156,7 +187,8 @@ async def serve(site: Site, port: int, page: str, note: str, *, open_page: bool,
         bound = int(runner.addresses[0][1])
         site.hosts |= {f"{name}:{bound}" for name in (HOST, "localhost", "[::1]")}
         address = site.address(HOST, bound, page)
-        print("\n".join(filter(None, [address, note])), flush=True)
+        looks = f"for an audience, without buttons: {site.address(HOST, bound, page, looks=True)}" if audience else ""
+        print("\n".join(filter(None, [address, looks, note])), flush=True)
         if open_page:
             import webbrowser
 

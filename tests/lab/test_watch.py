@@ -29,8 +29,9 @@ from lab.rows import (
     Unknown,
     encode_row,
 )
+from lab.rundir import RunDir
 from lab.watch.picture import Figures, Picture
-from lab.watch.sources import FOREVER, NodeEvent, Source
+from lab.watch.sources import FOREVER, NodeEvent, Run, Source
 from lab.watch.watcher import Watcher
 from tests import TOO_LONG_S
 
@@ -55,6 +56,20 @@ def test_rows_are_read_as_they_are_written_whole_lines_only(tmp_path: Path) -> N
         file.write(b"4\n5\n")
     assert [row for _, row in source.rows()] == [34, 5]
     source.close()
+
+
+def test_the_last_messages_of_a_log_leave_out_what_a_power_loss_has_torn(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.message_log(1).parent.mkdir(parents=True)
+    whole = [b'{"seq_no":%d,"sender_id":9,"payload":"a"}\n' % number for number in (1, 2, 3)]
+    run.message_log(1).write_bytes(whole[0] + whole[1] + b'\x00\xff{"seq\n' + b"7\n[]\n" + whole[2] + b'{"seq_no":4')
+    watched = Run(tmp_path)
+    assert [line["seq_no"] for line in watched.last_lines(1, 2)] == [2, 3]
+    with run.message_log(1).open("ab") as log:
+        log.write(b',"sender_id":9,"payload":"b"}\n')
+    assert [line["seq_no"] for line in watched.last_lines(1, 9)] == [1, 2, 3, 4]
+    assert watched.last_lines(2, 9) == []
+    watched.close()
 
 
 def test_rows_later_than_the_time_asked_for_wait(tmp_path: Path) -> None:
@@ -341,6 +356,43 @@ def test_a_run_under_way_is_streamed_as_it_is_written(tmp_path: Path) -> None:
         assert b"the run has ended" in rest and rest.endswith(b"event: over\ndata: {}\n\n")
 
     served(tmp_path, story)
+
+
+def test_all_pages_of_a_run_share_one_watcher(tmp_path: Path) -> None:
+    async def story(client: TestClient[Any, Any], server: Server) -> None:
+        live = tmp_path / "mine" / "now" / "live.jsonl"
+        live.parent.mkdir(parents=True)
+        live.write_bytes(encode_row(Members(S, "mine", "live", 1, {1: "a:1"})))
+        answers = [await client.get("/events/mine/now", headers=allowed(client)) for _ in range(5)]
+        for answer in answers:
+            assert b"picture" in await answer.content.readuntil(b"\n\n")
+        assert [feed.viewers for feed in server._feeds.values()] == [5]
+        with live.open("ab") as file:
+            file.write(encode_row(End(3 * S, "")) + encode_row(Judged("pass")))
+        rests = {await answer.content.read() for answer in answers}
+        assert len(rests) == 1 and rests.pop().endswith(b"event: over\ndata: {}\n\n")
+        assert server._feeds == {}
+
+    served(tmp_path, story)
+
+
+def test_a_stream_that_cannot_be_continued_ends_without_saying_that_the_run_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(watcher: Watcher) -> None:
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(Watcher, "look", broken)
+
+    async def story(client: TestClient[Any, Any], server: Server) -> None:
+        live = tmp_path / "mine" / "now" / "live.jsonl"
+        live.parent.mkdir(parents=True)
+        live.write_bytes(encode_row(Members(S, "mine", "live", 1, {1: "a:1"})))
+        answer = await client.get("/events/mine/now", headers=allowed(client))
+        assert await answer.content.read() == b""
+
+    served(tmp_path, story)
+    assert "the disk is gone" in capsys.readouterr().err
 
 
 def test_the_number_of_streams_is_limited_and_an_end_ends_them(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 // The page of one run. The server sends the whole picture when it has changed, and the news one by one.
 import { h, render } from "/static/preact.mjs";
 import htm from "/static/htm.mjs";
+import { Hands } from "/static/hands.js";
 
 const html = htm.bind(h);
 const page = document.getElementById("page");
 const params = new URLSearchParams(location.search);
 const stage = params.has("stage");
 if (stage) document.documentElement.dataset.stage = "1";
-const view = { picture: null, news: [], lost: false, over: false };
+const view = { picture: null, news: [], lost: false, over: false, hands: null };
 const whole = (number) => number.toLocaleString("en");
 
 // ---- the ring of nodes ------------------------------------------------------------------------------
@@ -20,7 +21,19 @@ function place(index, count) {
   return [320 + 225 * Math.cos(angle), 235 + 150 * Math.sin(angle)];
 }
 
+// What makes a part of the drawing a button; nothing if nobody may press it.
+function pressed(press, isChosen) {
+  if (!press) return { role: "img" };
+  const onKeyDown = (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    press();
+  };
+  return { role: "button", tabindex: 0, "aria-pressed": isChosen, onClick: press, onKeyDown };
+}
+
 function Ring({ nodes, rules }) {
+  const hands = mayAct() ? view.hands : null;
   const at = Object.fromEntries(nodes.map((node, index) => [node.id, place(index, nodes.length)]));
   const most = Math.max(0, ...nodes.map((node) => node.delivered));
   const links = [];
@@ -33,8 +46,10 @@ function Ring({ nodes, rules }) {
       const [x1, y1] = at[a.id];
       const [x2, y2] = at[b.id];
       const label = `link of node ${a.id} and node ${b.id}: ${rule ? rule.text : up ? "whole" : "down"}`;
-      links.push(html`<g key=${`${a.id}-${b.id}`} class=${`link ${kind}`} role="img" aria-label=${label}>
-        <title>${label}</title><line x1=${x1} y1=${y1} x2=${x2} y2=${y2} />
+      const open = hands && (() => hands.openLink(a.id, b.id));
+      const isOpen = hands?.link?.includes(a.id) && hands.link.includes(b.id);
+      links.push(html`<g key=${`${a.id}-${b.id}`} class=${`link ${kind}`} aria-label=${label} ...${pressed(open, !!isOpen)}>
+        <title>${label}</title><line x1=${x1} y1=${y1} x2=${x2} y2=${y2} />${hands && html`<line class="reach" x1=${x1} y1=${y1} x2=${x2} y2=${y2} />`}
         ${rule && html`<text x=${(x1 + x2) / 2} y=${(y1 + y2) / 2 + 8}>✂</text>`}</g>`);
     }
   }
@@ -43,7 +58,8 @@ function Ring({ nodes, rules }) {
     const state = stateOf(node);
     const behind = most - node.delivered;
     const label = `node ${node.id}: ${state}, term ${node.term}, ${whole(node.delivered)} delivered`;
-    return html`<g key=${node.id} class=${`node ${state}`} role="img" aria-label=${label}><title>${label}</title>
+    const choose = hands && (() => hands.choose(node.id));
+    return html`<g key=${node.id} class=${`node ${state}${hands?.node === node.id ? " chosen" : ""}`} aria-label=${label} ...${pressed(choose, hands?.node === node.id)}><title>${label}</title>
       <circle cx=${x} cy=${y} r="70" /><text x=${x} y=${y - 34} class="mark">${MARKS[state] || "●"}</text>
       <text x=${x} y=${y - 6} class="name">node ${node.id}</text><text x=${x} y=${y + 18}>${state}</text>
       <text x=${x} y=${y + 40} class="small">term ${node.term} · ${whole(node.delivered)}</text>
@@ -157,8 +173,8 @@ function draw() {
       <p>${picture.kind === "sim" ? "simulated" : "live"}, seed ${picture.seed} · ${picture.now.toFixed(1)} s · ${whole(figures.acked)} acknowledged, ${whole(figures.waiting)} waiting</p></header>
     ${picture.scenario === "by_hand" && picture.ended && html`<p><a href=${location.pathname.replace("/run/", "/by_hand/")} download>Save as a scenario</a>: what was done, to be run again with <code>run_lab.py by_hand.yml</code>, live or with <code>--sim</code></p>`}
     ${step.say && html`<p class="say" aria-live="polite">${step.say}</p>`}
-    <p class="step">${step.of ? `Step ${step.index + 1} of ${step.of}: ${step.text}` : "Starting"}</p>
-    <div class="columns"><section aria-label="Cluster"><${Ring} ...${picture} />${figures.rate.length > 1 && !stage && html`
+    <p class="step">${step.text ? `Step ${step.index + 1}${step.of ? ` of ${step.of}` : ""}: ${step.text}` : "Starting"}</p>
+    <div class="columns"><section aria-label="Cluster"><${Ring} ...${picture} />${mayAct() && view.hands.render(stage)}${figures.rate.length > 1 && !stage && html`
         <${Curve} title="Acknowledged messages a second" picture=${picture} lines=${[{ name: "rate", values: figures.rate }]} />
         <${Curve} title="Latency, ms: median (line) and 99th percentile (dashes)" log picture=${picture} lines=${[{ name: "p50", values: figures.p50 }, { name: "p99", values: figures.p99 }]} />`}</section>
       <section><${Failover} nodes=${picture.nodes} news=${view.news} />
@@ -176,6 +192,11 @@ function soon() {
   requestAnimationFrame(() => { due = false; draw(); });
 }
 
+const mayAct = () => view.hands && view.picture && !view.picture.ended;
+fetch("/api/who").then((answer) => answer.json()).then((who) => {
+  if (who.acts && who.session === location.pathname) view.hands = new Hands(soon, () => view.picture);
+  soon();
+});
 page.replaceChildren();
 const source = new EventSource(location.pathname.replace("/run/", "/events/") + (params.has("speed") ? `?speed=${encodeURIComponent(params.get("speed"))}` : ""));
 source.addEventListener("picture", (event) => { view.picture = JSON.parse(event.data); view.lost = false; soon(); });
@@ -189,5 +210,11 @@ source.addEventListener("news", (event) => {
 source.addEventListener("over", () => { view.over = true; source.close(); soon(); });
 source.onerror = () => { view.lost = true; soon(); };
 addEventListener("keydown", (event) => {
-  if (event.key === "d") document.documentElement.dataset.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.tagName === "INPUT") {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (mayAct() && view.hands.key(event.key)) event.preventDefault();
+  else if (event.key === "d") document.documentElement.dataset.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
 });

@@ -7,6 +7,29 @@ const page = document.getElementById("page");
 const MARKS = { pass: "✓", broken: "✗", missed: "✗", undecided: "?" };
 const figure = (value, digits = 0) => (value === null ? "" : value.toLocaleString("en", { maximumFractionDigits: digits }));
 let runs = [];
+let who = { acts: false, session: "" };
+let problem = "";
+
+// Start a session by hand, and go to its page.
+async function begin(event) {
+  event.preventDefault();
+  const [nodes, rate, button] = event.target.elements;
+  button.disabled = true;
+  const body = JSON.stringify({ nodes: +nodes.value, rate: +rate.value });
+  const answer = await fetch("/api/session", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+  const said = await answer.json();
+  if (said.run) location.href = said.run;
+  problem = said.problem || "";
+  button.disabled = false;
+  draw();
+}
+
+function Session() {
+  if (!who.acts) return null;
+  if (who.session) return html`<p>A <a href=${who.session}>session by hand</a> is under way.</p>`;
+  return html`<form onSubmit=${begin}>A session by hand: <label>nodes <input type="number" min="1" max="9" value="3" required /></label>
+    ${" "}<label>messages a second <input type="number" min="1" max="100000" value="100" required /></label> <button>Start</button> <span role="status">${problem}</span></form>`;
+}
 
 const filter = () => decodeURIComponent(location.hash.slice(1));
 
@@ -24,7 +47,7 @@ function row(run) {
 function draw() {
   const wanted = filter().toLowerCase();
   const shown = runs.filter((run) => Object.values(run).join(" ").toLowerCase().includes(wanted));
-  render(html`<h1>Runs</h1>
+  render(html`<h1>Runs</h1><${Session} />
     <p><label>Filter <input value=${filter()} onInput=${(e) => history.replaceState(null, "", `#${encodeURIComponent(e.target.value)}`) || draw()} /></label>
       ${" "}${shown.length} of ${runs.length}</p>
     <div class="scroll" tabindex="0" role="region" aria-label="Runs"><table>
@@ -34,8 +57,8 @@ function draw() {
 }
 
 async function read() {
-  const answer = await fetch("/api/runs");
-  runs = await answer.json();
+  const answers = await Promise.all(["/api/runs", "/api/who"].map((path) => fetch(path)));
+  [runs, who] = await Promise.all(answers.map((answer) => answer.json()));
   draw();
 }
 
