@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -308,10 +307,13 @@ def test_a_session_that_cannot_begin_says_so(tmp_path: Path) -> None:
 
 def test_the_server_ends_its_session_in_order(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
-        assert (await site.post("/api/session", {"rate": 50}))[0] == 200
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0):
-                await site.post("/api/step", {"step": "kill: 1"})
+        _, begun = await site.post("/api/session", {"rate": 50})
+        page = Page(site, begun["run"])
+        reading = asyncio.create_task(page.read())
+        await page.until(lambda: bool(page.picture.get("figures", {}).get("acked")))
+        assert (await site.post("/api/step", {"step": "kill: 1"}))[0] == 200
+        await page.more(20)
+        reading.cancel()
 
     served(tmp_path, story)
     run = RunDir.open(tmp_path / "results" / "latest")
