@@ -17,6 +17,7 @@ from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Acked, Failed, FaultRow, Gen, HistoryRow, Invoke, Meta, Phase, Shown, Unknown
 from lab.steps import END_ROWS, HEAL_ROWS, OF_ITSELF, Fault, Step, effect_of
 from lab.steps.rules import LINK_EFFECTS
+from lab.steps.start import ENDED_AGAIN
 from lab.steps.step import Effect
 from lab.words import EVENTS
 from nodeproc.core.messages import NodeId
@@ -241,10 +242,11 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
     steps = list(scenario.unrolled())[:begun]
     rows: dict[int, list[tuple[int, FaultRow]]] = {}
     latest = 0
+    down = {row.target for row in faults if row.evidence.get("found") == ENDED_AGAIN}
     for number, row in enumerate(faults, 1):
         if not latest <= row.t <= row.t_done or (row.t_healed and row.t_healed < row.t):
             return f"faults.jsonl:{number}: its times run backwards"
-        if found := _contradiction(row, is_healed=meta.t_healed > 0):
+        if found := _contradiction(row, is_healed=meta.t_healed > 0 and row.target not in down):
             return f"faults.jsonl:{number}: {found}"
         if row.t < meta.t_start or max(row.t_done, row.t_healed) > meta.t_end:
             return f"faults.jsonl:{number}: its times are outside of the run, {meta.t_start}..{meta.t_end}"
@@ -270,7 +272,7 @@ def _contradiction(row: FaultRow, *, is_healed: bool) -> str:
     """Return where the fields of one row contradict each other, or "".
 
     Args:
-        is_healed: at its end the run has healed all links and started all nodes again.
+        is_healed: at its end the run has healed all links and started the node again.
     """
     if row.effect and (not row.evidence or (row.fault in END_ROWS and "exit" not in row.evidence)):
         return f"a {row.fault} with effect; its evidence does not show that"

@@ -16,6 +16,9 @@ from nodeproc.errors import EXIT_CORRUPTION
 if TYPE_CHECKING:
     from lab.steps.book import Draft
 
+ENDED_AGAIN = "it ended again at once"
+"""In the row of a node that could not be started."""
+
 
 class Start(Fault, frozen=True):
     """Start nodes that are down. Ends when they answer STATUS. `refuses: true`: they must refuse to start on their
@@ -76,7 +79,7 @@ async def start(run: Run, machines: Sequence[Machine], index: int) -> None:
         elif ended_at_work(machine.exits, row.t):
             hit, evidence["found"], done = True, "the others know that its data is older", machine.exits[-1].t
         else:
-            evidence["found"] = "ran already" if machine.running else "it ended again at once"
+            evidence["found"] = "ran already" if machine.running else ENDED_AGAIN
         row.write(evidence, hit, t_done=done)
 
 

@@ -93,6 +93,8 @@ def test_a_node_that_does_not_start_again_is_a_finding(tmp_path: Path) -> None:
     assert verdict.exit_code == 1
     health = next(each for each in verdict.checks if each.name == "A10")
     assert health.result == "FAIL" and "node 1 ended by itself with code 1" in health.detail
+    faults = next(each for each in verdict.checks if each.name == "faults")
+    assert "start of node 1 had no effect" in faults.detail and "it ended again at once" in faults.detail
 
 
 def test_the_example_is_caught_when_its_leader_is_killed(tmp_path: Path) -> None:
