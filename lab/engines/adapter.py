@@ -39,6 +39,8 @@ SILENT_S = 1.5
 LEAD_PATIENCE_S = 10.0
 """The first leader is the node with the highest id, if the engine can do that within this time."""
 READ_PATIENCE_S = 5.0
+CLOSE_PATIENCE_S = 2.0
+"""Connections that the driver cannot close within this time end with the process."""
 STOP_PATIENCE_S = 6.0
 """From SIGTERM to the engine's exit, before SIGKILL."""
 
@@ -144,7 +146,8 @@ class Adapter:
         await asyncio.wait([*ends, *work], return_when=asyncio.FIRST_COMPLETED)
         for task in work:
             task.cancel()
-        for task in work:
+        done, _ = await asyncio.wait(work, timeout=CLOSE_PATIENCE_S)  # A library may wait for an answer nevertheless.
+        for task in done:
             with suppress(asyncio.CancelledError):
                 await task
         if not stop.is_set():
@@ -181,7 +184,8 @@ class Adapter:
         if not self._engine.read_when_stopped:
             await self._read_again()
         with suppress(Exception):  # as in _watch
-            await self._engine.close()
+            async with asyncio.timeout(CLOSE_PATIENCE_S):
+                await self._engine.close()
         with suppress(ProcessLookupError):
             process.terminate()
         try:

@@ -109,7 +109,6 @@ KINDS: Final[Mapping[str, Kind]] = {
         debian="zookeeper",
         client="kazoo",
         recovery_s=15.0,
-        options={"catch_up": "snapshot: followers get a snapshot in place of the transactions that they lack"},
     ),
 }
 """Name -> engine."""

@@ -56,8 +56,6 @@ JAVA = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
 )
-SNAPSHOTS = ("-Dzookeeper.commitLogCount=1", "-Dzookeeper.snapshotSizeFactor=-1")
-"""A leader that keeps no list of transactions sends followers a snapshot."""
 
 
 class _Last(NamedTuple):
@@ -99,10 +97,9 @@ class ZooKeeper(Engine):
     def command(self) -> Sequence[str]:
         # The identity is no data: a server that has lost its disk gets it back from whoever installs it.
         (self.place.data_dir / "myid").write_text(f"{self.place.node}\n")
-        more = SNAPSHOTS if self.options.get("catch_up") == "snapshot" else ()
         jars = ":".join(str(JARS / f"{name}.jar") for name in NEEDED)
         server = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        java = [*JAVA, *more, "-cp", jars, server, str(self.place.conf_dir / "zoo.cfg")]
+        java = [*JAVA, "-cp", jars, server, str(self.place.conf_dir / "zoo.cfg")]
         if self.place.node == max(self.place.ids) or (self.place.data_dir / "version-2").exists():
             return java
         # A new cluster elects the highest id of those that are there when the first majority is.

@@ -15,6 +15,7 @@ import pytest
 from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Verdict
+from lab.engines import adapter
 from lab.engines.catalogue import hosts_of
 from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Unknown
 from lab.engines.messagelog import ForeignRecord, MessageLog, Record
@@ -502,3 +503,38 @@ def test_a_closed_port_of_an_engine_is_dialled_again(monkeypatch: pytest.MonkeyP
             await _dial(("127.0.0.1", 2888), 0.0)
 
     run()
+
+
+class Stuck(Scripted):
+    """An engine whose connections never close."""
+
+    read_when_stopped = True
+
+    async def close(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Process:
+    """Stands for the engine's process."""
+
+    is_ended = False
+
+    def terminate(self) -> None:
+        self.is_ended = True
+
+    async def wait(self) -> int:
+        return 0
+
+
+@in_loop
+async def test_an_engine_is_stopped_although_its_connections_do_not_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "CLOSE_PATIENCE_S", 0.01)
+    monkeypatch.setattr(adapter, "READ_PATIENCE_S", 0.01)
+    folder, log = str(tmp_path), str(tmp_path / "log")
+    config = adapter.Config(1, "127.0.0.1", 0, (), folder, log, str(tmp_path / "events"), "c", 100, 500)
+    place, tunnels = adapter.place_of(config)
+    process: Any = Process()
+    await adapter.Adapter(config, Stuck(place, MessageLog(tmp_path / "log"), ()), tunnels)._end(process)
+    assert process.is_ended
