@@ -37,7 +37,8 @@ MODULES: Final = tuple(
         "nodeproc.disk": "archive files reading recovery scrub segments storage syncing wal",
         "nodeproc.net": "clients complaints entrance handshake nodestream silence subscription transport",
         "lab": "payloads",
-        "lab.course": "client_links links load simfiles",
+        "lab.check": "agreement elections health judge numbering online recovery replay sessions subscribers",
+        "lab.course": "client_links environment links load machine recording runner simfiles",
         "lab.sim": "cluster hardware loop machine network node promises",
     }.items()
     for name in names.split()

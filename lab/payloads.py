@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 
 _FILLER_SPREAD: Final = 1 << 16
@@ -41,7 +42,7 @@ def _filler(seed: int, size: int) -> str:
     length = 0
     while length < _FILLER_SPREAD + size:
         drawn = rng.getrandbits(32 * _AT_ONCE).to_bytes(4 * _AT_ONCE, "little")[3::4].translate(None, _NO_WORD)
-        parts.append(" ".join(map(_WORD_OF.__getitem__, drawn)))
+        parts.append(" ".join(itemgetter(*drawn)(_WORD_OF)))
         length += len(parts[-1]) + 1
     return " ".join(parts)
 

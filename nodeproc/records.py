@@ -21,18 +21,19 @@ from nodeproc.core.messages import Batch, Line, Mark, Record, Submit
 from nodeproc.entries import Broken, Entry, EntryHeader, NotUnderstood
 from nodeproc.errors import MALFORMED, brief
 
-PREFIX = struct.Struct("<III")
+PREFIX: Final = struct.Struct("<III")
+PREFIX_BYTES: Final = 12
 MAX_HEADER: Final = 8 << 20
 """Bytes; above the largest line of a client, because the header of a Submit holds its payloads."""
 MAX_BODY: Final = 32 << 20
 """Bytes; above the largest batch and the largest chunk of catch-up."""
 
-_encode = msgspec.json.Encoder().encode
-_encode_lines = msgspec.json.Encoder().encode_lines
+_encode: Final = msgspec.json.Encoder().encode
+_encode_lines: Final = msgspec.json.Encoder().encode_lines
 
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-_decode_entry_header: Callable[[bytes | memoryview], EntryHeader] = msgspec.json.Decoder(EntryHeader).decode
+_decode_entry_header: Final[Callable[[Buffer], EntryHeader]] = msgspec.json.Decoder(EntryHeader).decode
 
 
 def encode_entry(header: EntryHeader, body: bytes = b"") -> bytes:
@@ -47,7 +48,7 @@ def decode_entry(buffer: Buffer, at: int) -> Entry | None:
     Raises:
         Broken: these bytes cannot become an entry. Twelve zero bytes are an example.
     """
-    body_at = at + PREFIX.size
+    body_at = at + PREFIX_BYTES
     if len(buffer) < body_at:
         return None
     head_len, body_len, crc = PREFIX.unpack_from(buffer, at)
@@ -69,11 +70,12 @@ def decode_entry(buffer: Buffer, at: int) -> Entry | None:
 
 def is_intact(head: Buffer, body: Buffer) -> bool:
     """Return whether a prefix with header, and a body from another place, are an entry with the right CRC. Rule: K1."""
-    if len(head) <= PREFIX.size:
+    if len(head) <= PREFIX_BYTES:
         return False
     head_len, body_len, crc = PREFIX.unpack_from(head)
-    lengths = (PREFIX.size + head_len, body_len) == (len(head), len(body))
-    return lengths and crc32(body, crc32(memoryview(head)[PREFIX.size :])) == crc
+    if (PREFIX_BYTES + head_len, body_len) != (len(head), len(body)):
+        return False
+    return bool(crc32(body, crc32(head[PREFIX_BYTES:])) == crc)
 
 
 def decode_header(head: Buffer) -> EntryHeader:
@@ -86,7 +88,7 @@ def decode_header(head: Buffer) -> EntryHeader:
         Broken: an unknown kind of entry.
     """
     try:
-        return _decode_entry_header(memoryview(head)[PREFIX.size :])
+        return _decode_entry_header(head[PREFIX_BYTES:])
     except MALFORMED as error:
         raise Broken(f"entry header: {brief(error)}") from None
 
@@ -145,4 +147,4 @@ class Sealer:
         assert seq_no == header.last + 1, (header, seq_no)
         head, body = _encode(header), _encode_lines(lines)
         raw = b"".join((PREFIX.pack(len(head), len(body), crc32(body, crc32(head))), head, body))
-        return Record(header, raw, PREFIX.size + len(head))
+        return Record(header, raw, PREFIX_BYTES + len(head))

@@ -13,8 +13,9 @@ from lab.bench.figures import Collected
 from lab.bench.loads import Pipelined
 from lab.bench.runs import Ran, Runs
 from lab.live.children import child_environment
-from lab.search.draw import draw
-from lab.sim.simulator import simulate
+from lab.search.draw import SIZES
+from lab.search.search import WORKER
+from lab.search.worker import Begin, Seed, decode_played, encode
 from lab.steps.machine import RunFailed
 
 SEEDS_FROM = 1
@@ -34,7 +35,8 @@ def checks(into: Collected, runs: Runs, quick: bool) -> None:
                 into.add("checks", f"{messages:,} messages on three nodes", "MB", peak / 1e6)
 
         runs.carry_out(runs.scenario("bench_checks", load), use)
-    _simulated(into, 2.0 if quick else SIMULATE_S)
+    for plain in (True, False):
+        _simulated(into, 2.0 if quick else SIMULATE_S, plain)
 
 
 def judge_in_process(path: Path) -> tuple[float, int]:
@@ -60,13 +62,26 @@ def judge_in_process(path: Path) -> tuple[float, int]:
     return seconds, usage.ru_maxrss * 1024
 
 
-def _simulated(into: Collected, seconds: float) -> None:
-    """Simulate random scenarios one after the other, on one core."""
-    simulate(draw(SEEDS_FROM), SEEDS_FROM)
-    began, cpu, seed = time.monotonic(), time.process_time(), SEEDS_FROM
-    while time.monotonic() - began < seconds or seed - SEEDS_FROM < LEAST_SEEDS:
-        seed += 1
-        simulate(draw(seed), seed)
-    done, spent = seed - SEEDS_FROM, time.process_time() - cpu
-    into.add("checks", "simulated seeds", "seeds/s", done / (time.monotonic() - began), "more")
-    into.add("checks", "simulated seeds", "CPU ms/seed", spent * 1e3 / done)
+def _simulated(into: Collected, seconds: float, plain: bool) -> None:
+    """Have a worker of a search simulate seeds one after the other: in plain Python, or natively if there is a build.
+
+    Args:
+        seconds: CPU time to use, at least.
+    """
+    command = [sys.executable, "-m", WORKER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(encode(Begin(SIZES, plain=plain)) + b"\n")
+        spent, seed = 0.0, SEEDS_FROM
+        while spent < seconds or seed - SEEDS_FROM <= LEAST_SEEDS:
+            child.stdin.write(encode(Seed(seed)) + b"\n")
+            child.stdin.flush()
+            played = decode_played(child.stdout.readline())
+            if played.mode == "plain" and not plain:
+                return
+            if seed > SEEDS_FROM:  # With the first seed, the worker imports the modules.
+                spent += played.cpu_s
+            seed += 1
+    name, done = f"simulated seeds, {played.mode}", seed - SEEDS_FROM - 1
+    into.add("checks", name, "seeds/s a core", done / spent, "more")
+    into.add("checks", name, "CPU ms/seed", spent * 1e3 / done)

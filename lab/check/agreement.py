@@ -81,7 +81,7 @@ def compare(findings: Findings, files: Sequence[NodeFile], missing: Sequence[Nod
         files: the logs that exist, by ascending node.
         missing: nodes of the cluster that have none.
     """
-    reference = max(files, key=lambda file: file.size, default=None)
+    reference: NodeFile | None = max(files, key=lambda file: file.size, default=None)
     if reference is None:
         return Compared(findings.unknown("no message log of any node"), reference, ())
     if reference.size == 0:

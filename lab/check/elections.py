@@ -45,8 +45,8 @@ class Elections(Judge):
     """Follows the terms and leaders in the events of each node."""
 
     invariants: ClassVar = {"A7": "one leader a term"}
-    events = SHOWS_TERM | FOLLOWS
-    reads_events = True
+    events: ClassVar = SHOWS_TERM | FOLLOWS
+    reads_events: ClassVar = True
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)

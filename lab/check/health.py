@@ -38,8 +38,9 @@ class Health(Judge):
     """Decides that no process exited, left a traceback or reported an error without a fault that explains it."""
 
     invariants: ClassVar = {"A10": "node health"}
-    events = ERRORS
-    needs_manifest = reads_events = True
+    events: ClassVar = ERRORS
+    needs_manifest: ClassVar = True
+    reads_events: ClassVar = True
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)

@@ -200,7 +200,9 @@ class Recovery(Judge):
     """Follows which sessions wait for an acknowledgement."""
 
     invariants: ClassVar = {"A9": "recovery"}
-    needs_history = needs_manifest = needs_faults_first = True
+    needs_history: ClassVar = True
+    needs_manifest: ClassVar = True
+    needs_faults_first: ClassVar = True
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)

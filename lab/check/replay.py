@@ -39,7 +39,7 @@ class Replay(Judge):
         "A5": "sender order",
         "A6": "real time",
     }
-    needs_history = True
+    needs_history: ClassVar = True
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)

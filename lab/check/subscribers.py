@@ -79,7 +79,7 @@ class Subscribers(Judge):
     """Follows the lines that each subscriber is shown, and how long it is shown none although it lacks some."""
 
     invariants: ClassVar = {"A8": "subscribers"}
-    needs_history = True
+    needs_history: ClassVar = True
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)

@@ -123,7 +123,7 @@ def quote(place: str, line: bytes | str) -> Quote:
     return Quote(place, text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}… ({len(text)} characters)")
 
 
-@dataclass(slots=True)
+@dataclass
 class Findings:
     """Violations of one invariant: the first is kept, all are counted."""
 

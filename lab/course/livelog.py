@@ -60,6 +60,8 @@ class LiveLog:
         Args:
             statuses: the answers that nodes gave just now.
         """
+        if not self.wanted:
+            return
         for machine in machines.values():
             self._observe_process(machine)
         for node, answer in sorted(statuses.items()):
@@ -88,7 +90,8 @@ class LiveLog:
         self._add(FaultChange(number, begins, row))
 
     def step(self, index: int, of: int, step: Step) -> None:
-        self._add(StepStart(self._now_ns(), index, of, step.words, step.name, step.say))
+        if self.wanted:
+            self._add(StepStart(self._now_ns(), index, of, step.words, step.name, step.say))
 
     def phase(self, row: Phase) -> None:
         self._add(row)

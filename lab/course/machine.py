@@ -61,7 +61,7 @@ class MachineDisk:
     @property
     def rotten(self) -> list[str]:
         """The bytes that an `old_*` rot has changed and that are not repaired yet."""
-        found = self.files.contents({rot.name for rot in self._rotten})
+        found = self.files.contents({rot.name for rot in self._rotten}) if self._rotten else {}
         return [str(rot) for rot in self._rotten if found.get(rot.name, b"")[rot.at : rot.at + 1] == bytes([rot.after])]
 
     def lose(self, what: str) -> tuple[str, str]:

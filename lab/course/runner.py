@@ -228,10 +228,11 @@ class Runner:
         """See by_hand.Course."""
         index, of = len(self.steps), f" of {self._planned}" if self._planned else ""
         self.steps.append(step)
-        self._step_text = f"step {index + 1}{of}, {step.show()}"
+        shown = step.show()
+        self._step_text = f"step {index + 1}{of}, {shown}"
         self.tell(self._step_text + (f": {step.say}" if step.say else ""))
         self._live.step(index, self._planned, step)
-        self._phase("step", step.show())
+        self._phase("step", shown)
         try:
             if isinstance(step, Fault):
                 await self.do_fault(step, index)
@@ -239,7 +240,7 @@ class Runner:
                 await step.do(self, index)
         except (StepMissed, NoSuchTarget) as missed:
             self.note(index, step, met=False, found=str(missed))
-            self.tell(f"missed: {step.show()}: {missed}")
+            self.tell(f"missed: {shown}: {missed}")
             return str(missed)
         self.check()
         return ""

@@ -199,7 +199,7 @@ class Recorder:
 
     def __init__(self, begin: Begin, line: Line) -> None:
         self._line = line
-        self._loop = SteppingLoop(self._on_event)  # type: ignore[abstract]
+        self._loop = SteppingLoop(self._on_event)
         scenario = plan.load("scenario.yml", text=begin.scenario)
         self._simulation = Simulation(scenario, begin.seed, mutant=begin.mutant, loop=self._loop)
         self._scenario = scenario
@@ -311,7 +311,7 @@ class Recorder:
 
     def _adopt(self, line: Line) -> None:
         """In a copy: speak to the one before over this line only."""
-        running._set_running_loop(self._loop)  # It is bound to the process.
+        running._set_running_loop(self._loop.for_asyncio)  # It is bound to the process.
         self._line.close()
         for checkpoint in self._checkpoints.values():
             checkpoint.close()
@@ -319,7 +319,7 @@ class Recorder:
         self._line = line
 
     def _take_over(self, order: Go | Change, files: list[int]) -> None:
-        running._set_running_loop(self._loop)
+        running._set_running_loop(self._loop.for_asyncio)
         if files:
             self._line.close()
             self._line = Line(socket.socket(fileno=files[0]))

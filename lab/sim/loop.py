@@ -49,8 +49,12 @@ class Call:
 START_S: Final = 1000.0
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
-    """See the module's docstring. `now` is the virtual time in seconds."""
+class VirtualLoop:
+    """See the module's docstring. `now` is the virtual time in seconds.
+
+    It is no subclass of asyncio.AbstractEventLoop, because the attributes of compiled classes with a base of another
+    kind are looked up by name. asyncio asks for the methods only.
+    """
 
     def __init__(self) -> None:
         self.now = START_S
@@ -83,7 +87,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             Deadlock: `main` waits and nothing is due.
         """
         before = events._get_running_loop()
-        events._set_running_loop(self)
+        events._set_running_loop(self.for_asyncio)
         try:
             task = self.create_task(main)
             self._run_until(task)
@@ -95,7 +99,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def _end_tasks(self) -> None:
         """Cancel the tasks that still wait. The run has ended, so that their results do not matter."""
         failure = self.failure
-        for task in asyncio.all_tasks(self):
+        for task in asyncio.all_tasks(self.for_asyncio):
             task.cancel()
         while self._ready:
             self._do(self._ready.popleft())
@@ -133,6 +137,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     # ---- the interface of asyncio's loops ---------------------------------------------------------------
 
+    @property
+    def for_asyncio(self) -> asyncio.AbstractEventLoop:
+        """This loop, as asyncio's functions declare their arguments."""
+        return cast(asyncio.AbstractEventLoop, self)
+
     def time(self) -> float:
         return self.now
 
@@ -145,34 +154,30 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(  # type: ignore[override]
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> Call:
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Call:
         call = Call(callback, args)
         self._ready.append(call)
         return call
 
-    def call_later(  # type: ignore[override]
+    def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Call:
         return self.call_at(self.now + max(delay, GRAIN_S), callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> Call:
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Call:
         """See asyncio. A cancelled timer stays in the queue and does nothing."""
         call = Call(callback, args)
         self.post(when, self._do, call)
         return call
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self.for_asyncio)
 
     def create_task(
         self, coro: Any, *, name: str | None = None, context: Context | None = None, **_: Any
     ) -> asyncio.Task[Any]:
         self._not_begun[coro] = None
-        return asyncio.Task(self._watched(coro), loop=self, name=name or "simulated", context=context)
+        return asyncio.Task(self._watched(coro), loop=self.for_asyncio, name=name or "simulated", context=context)
 
     async def _watched(self, coro: Coroutine[Any, Any, T]) -> T:
         del self._not_begun[coro]

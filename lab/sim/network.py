@@ -14,7 +14,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from lab.course.client_links import ClientLink, ClientPort
 from lab.course.links import NEVER, Handling, Link
@@ -333,20 +333,21 @@ def join(
     ends = SimTransport(loop, rng, near), SimTransport(loop, rng, far)
     ends[0].far, ends[1].far = ends[1], ends[0]
     ends[1].gate = gate
-    far.connection_made(ends[1])
-    near.connection_made(ends[0])
+    far.connection_made(cast(asyncio.Transport, ends[1]))
+    near.connection_made(cast(asyncio.Transport, ends[0]))
     return (ends[0], near), ends[1]
 
 
-class SimTransport(asyncio.Transport):
+class SimTransport:
     """One end of a client's connection. Bytes arrive complete, in order, after a small random time.
+
+    It has no base class, for the reason that VirtualLoop has none.
 
     As with TCP, an end that is closed does not close the other end: the bytes sent before still arrive there, and then
     EOF, once that end's process runs and reads. Bytes sent to a closed end are answered with a reset.
     """
 
     def __init__(self, loop: VirtualLoop, rng: random.Random, protocol: asyncio.Protocol) -> None:
-        super().__init__()
         self._loop, self._rng, self.protocol = loop, rng, protocol
         self.far: SimTransport
         self.gate: Callable[[], bool] = lambda: True

@@ -54,7 +54,7 @@ class SimNode:
     """
 
     def __init__(self, machine: SimMachine, storage: Storage, recovered: Recovered) -> None:
-        self._machine, self._loop, self._network = machine, machine.loop, machine.network
+        self._machine, self._clock, self._loop, self._network = machine, machine.clock, machine.loop, machine.network
         self.node, self.config, self._rng = machine.node, machine.config, machine.rng
         self.storage, self.identity = storage, recovered.identity
         self.running, self.paused = True, False
@@ -65,7 +65,7 @@ class SimNode:
         """The process ends as soon as it transfers its leadership no more."""
         self._connections: dict[SimTransport, None] = {}
         self._refused: dict[NodeId, Event] = {}
-        limits, now = self.config.limits, machine.clock.now()
+        limits, now = self.config.limits, self._clock.now()
         core_rng = random.Random(self._rng.getrandbits(64))
         self.core = Node.recover(self.config.core(), recovered, now, core_rng, Sealer(machine.clock.wall))
         self._promises = machine.promises
@@ -98,7 +98,7 @@ class SimNode:
     def begin(self, events: Sequence[Event]) -> None:
         """Report how recovery went, and start the node."""
         self.emit([*events, Listening(self.config.host, self.node)])
-        now = self._machine.clock.now()
+        now = self._clock.now()
         self._arm(self.turn.begin(now), now)
 
     def stop(self, *, transfer: bool) -> None:
@@ -121,13 +121,13 @@ class SimNode:
 
     def pause(self) -> None:
         """SIGSTOP."""
-        self._machine.clock.stop()
+        self._clock.stop()
         self.paused = True
 
     def resume(self) -> None:
         """SIGCONT."""
         self.paused = False
-        self._machine.clock.go_on()
+        self._clock.go_on()
         self.core.stood_still()
         self._timer_at = NEVER
         for transport in self._rng.sample(list(self._connections), len(self._connections)):
@@ -180,7 +180,7 @@ class SimNode:
         if self.paused:
             self.turn.due = False
             return
-        now = self._machine.clock.now()
+        now = self._clock.now()
         try:
             self._arm(self.turn.run(now), now)
         except ENDINGS as error:
@@ -192,7 +192,7 @@ class SimNode:
 
     def _arm(self, deadline: float, now: float) -> None:
         """Run a turn no later than the core's deadline."""
-        wait = self._machine.clock.lasts(deadline - now) if deadline > now else 0.0
+        wait = self._clock.lasts(deadline - now) if deadline > now else 0.0
         when = self._loop.now + wait + TURN_S
         if when < self._timer_at:
             self._timer_at = when
@@ -206,7 +206,7 @@ class SimNode:
         if not self.awaits(when):
             return
         self._timer_at = NEVER
-        now, deadline = self._machine.clock.now(), self.core.next_deadline()
+        now, deadline = self._clock.now(), self.core.next_deadline()
         if deadline > now:  # It has moved since; a process that is stopped arms its timer anew when it goes on.
             self._arm(deadline, now)
         else:

@@ -82,7 +82,7 @@ class Simulation:
         loop: VirtualLoop | None = None,
     ) -> None:
         self.scenario, self.seed, self.mutant, self.live = scenario, seed, mutant, live
-        self.loop = loop or VirtualLoop()  # type: ignore[abstract]  # Methods that nothing here calls are left out.
+        self.loop = loop or VirtualLoop()
         self.loop.fatal = (Broken, AssertionError)
         self.environment = SimEnvironment(self.loop, seed)
         self.online = OnlineChecks(scenario, self.environment.now_ns, self.environment.tokens, findings)
@@ -136,7 +136,10 @@ class Simulation:
         if convergence is None or not convergence.reached:
             found = "no convergence" if convergence is None else f"delivered {convergence.delivered}"
             raise Broken("A9", f"the nodes did not become the same in time: {found}")
-        logs = {node: each.files.contents()[lines_name(node)] for node, each in self.cluster.machines.items()}
+        logs = {
+            node: each.files.contents([lines_name(node)])[lines_name(node)]
+            for node, each in self.cluster.machines.items()
+        }
         self.checks = self.online.finish(self._meta(), with_heals(self.book.rows), logs)
 
     # ---- the run directory ---------------------------------------------------------------------------

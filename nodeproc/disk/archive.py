@@ -12,10 +12,10 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
-from nodeproc.core.messages import START, Batch, Mark, Position, Record, SeqNo
+from nodeproc.core.messages import START, Batch, Mark, Position, Record, SeqNo, new_tuple
 from nodeproc.disk.checkpoint import ArchiveEnd
 from nodeproc.disk.files import Buffer, File, pread
 from nodeproc.disk.wal import FOLDER, Place, Segment, damaged
@@ -25,29 +25,39 @@ from nodeproc.records import MAX_BODY, MAX_HEADER, PREFIX, decode_header, is_int
 HEADERS: Final = f"{FOLDER}/archive.headers"
 INDEX: Final = f"{FOLDER}/archive.index"
 
-ROW = struct.Struct("<QQQQQII")
+ROW: Final = struct.Struct("<QQQQQII")
 """term, seq_no, first seq_no, offset in archive.headers, offset in the message log, header bytes, body bytes."""
-CHECK = struct.Struct("<I")
-ROW_BYTES = ROW.size + CHECK.size
+CHECK: Final = struct.Struct("<I")
+ROW_BYTES: Final = ROW.size + CHECK.size
 ROWS_AT_ONCE: Final = 2048
 TAIL_MAX: Final = 1 << 30
 
 
-class Row(NamedTuple):
+class Row:
     """One record of the archive."""
 
-    position: Position
-    first: SeqNo
-    header_at: int
-    lines_at: int
-    header_bytes: int
-    body_bytes: int
+    __slots__ = ("body_bytes", "first", "header_at", "header_bytes", "lines_at", "position")
+
+    def __init__(
+        self, position: Position, first: SeqNo, header_at: int, lines_at: int, header_bytes: int, body_bytes: int
+    ) -> None:
+        self.position, self.first = position, first
+        self.header_at, self.lines_at = header_at, lines_at
+        self.header_bytes, self.body_bytes = header_bytes, body_bytes
+
+    def encode(self) -> bytes:
+        term, seq_no = self.position
+        data = ROW.pack(term, seq_no, self.first, self.header_at, self.lines_at, self.header_bytes, self.body_bytes)
+        return data + CHECK.pack(crc32(data))
 
 
-def encode_row(row: Row) -> bytes:
-    (term, seq_no), first, header_at, lines_at, header_bytes, body_bytes = row
-    data = ROW.pack(term, seq_no, first, header_at, lines_at, header_bytes, body_bytes)
-    return data + CHECK.pack(crc32(data))
+def decode_row(data: bytes, at: int) -> Row | None:
+    """Return the row at this offset; None if it is damaged or not there."""
+    check_at = at + ROW.size
+    if len(data) < at + ROW_BYTES or crc32(data[at:check_at]) != CHECK.unpack_from(data, check_at)[0]:
+        return None
+    term, seq_no, first, header_at, lines_at, header_bytes, body_bytes = ROW.unpack_from(data, at)
+    return Row(new_tuple(Position, (term, seq_no)), first, header_at, lines_at, header_bytes, body_bytes)
 
 
 @dataclass(eq=False, slots=True)
@@ -109,7 +119,7 @@ class Archive:
                 heads.append(data[place.at : place.at + place.body_at])
                 body_bytes = place.size - place.body_at
                 row = Row(place.position, place.first, at, place.lines_at, place.body_at, body_bytes)
-                rows.append(encode_row(row))
+                rows.append(row.encode())
                 at += place.body_at
         self.headers.append([b"".join(heads)])
         self.index.append([b"".join(rows)])
@@ -152,8 +162,11 @@ class Archive:
     def behind(self, after: Position) -> Position:
         """Return the position of the next record whose row is intact, or of the last record."""
         number = self._first(lambda row: row.position > after)
-        rows = self._rows(number, self.end.records - number)
-        return next((row.position for row in rows if row is not None), self.end.position)
+        data = self._read_rows(number, self.end.records - number)
+        for at in range(0, len(data), ROW_BYTES):
+            if (row := decode_row(data, at)) is not None:
+                return row.position
+        return self.end.position
 
     def tail(self, size: int) -> bytes:
         """Return the last lines that the archive covers: at least `size` bytes, or all if there are fewer.
@@ -177,7 +190,10 @@ class Archive:
         """Return rows from this number on with the bytes of header and body, each checked by its CRC."""
         rows: list[Row] = []
         size = 0
-        for row in self._rows(number, min(ROWS_AT_ONCE, self.end.records - number)):
+        count = min(ROWS_AT_ONCE, self.end.records - number)
+        data = self._read_rows(number, count)
+        for at in range(0, count * ROW_BYTES, ROW_BYTES):
+            row = decode_row(data, at)
             size += 0 if row is None else row.header_bytes + row.body_bytes
             if row is None or (rows and size > max_bytes):
                 break
@@ -236,22 +252,15 @@ class Archive:
                 low = at + 1
         return low
 
-    def _rows(self, start: int, count: int) -> Iterator[Row | None]:
-        """Read rows at once and yield them one by one; None for a damaged row, and for all if the read fails."""
+    def _read_rows(self, start: int, count: int) -> bytes:
+        """Return the bytes of these rows; b"" if the read fails."""
         try:
-            data = self.index.pread(count * ROW_BYTES, start * ROW_BYTES)
+            return self.index.pread(count * ROW_BYTES, start * ROW_BYTES)
         except OSError:
-            data = b""
-        for at in range(0, count * ROW_BYTES, ROW_BYTES):
-            row = data[at : at + ROW.size]
-            if len(data) < at + ROW_BYTES or crc32(row) != CHECK.unpack_from(data, at + ROW.size)[0]:
-                yield None
-            else:
-                term, seq_no, *rest = ROW.unpack(row)
-                yield Row(Position(term, seq_no), *rest)
+            return b""
 
     def _row(self, number: int) -> Row | None:
-        return next(self._rows(number, 1))
+        return decode_row(self._read_rows(number, 1), 0)
 
     # ---- repair ------------------------------------------------------------------------------------
 
@@ -286,11 +295,11 @@ class Archive:
             known = self._row(number)
             at, lines_at, number = at + row.header_bytes, lines_at + row.body_bytes, number + 1
             at_end = number == self.end.records and (at, lines_at) != (self.end.header_bytes, self.end.lines_bytes)
-            if known not in (None, row) or at_end:
+            if (known is not None and known.encode() != row.encode()) or at_end:
                 raise ReadFailed(f"a copy of {tuple(row.position)} has other lengths than the record here")
             yield HEADERS, row.header_at, memoryview(record.raw)[: record.body_at]
             yield self.lines_name, row.lines_at, record.body
-            yield INDEX, (number - 1) * ROW_BYTES, encode_row(row)
+            yield INDEX, (number - 1) * ROW_BYTES, row.encode()
 
     def _place_behind(self, after: Position) -> tuple[int, int, int]:
         """Return the number of the row after a position, and the offsets of its header and its lines.

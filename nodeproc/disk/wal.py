@@ -182,20 +182,22 @@ class Promises:
             self.term, self.voted_for = op.term, op.voted_for
 
 
-class Place(NamedTuple):
-    """The place of a record in the WAL."""
+class Place:
+    """The place of a record in the WAL.
 
-    position: Position
-    first: SeqNo
-    """First seq_no of the record; for a mark the next seq_no."""
-    segment: int
-    at: int
-    """Offset of the record in the segment."""
-    body_at: int
-    """Offset of the body from `at`."""
-    size: int
-    lines_at: int
-    """Offset of the body in the message log once it is delivered."""
+    first: first seq_no of the record; for a mark the next seq_no.
+    at: offset of the record in the segment. body_at: offset of the body from `at`.
+    lines_at: offset of the body in the message log once it is delivered.
+    """
+
+    __slots__ = ("at", "body_at", "first", "lines_at", "position", "segment", "size")
+
+    def __init__(
+        self, position: Position, first: SeqNo, segment: int, at: int, body_at: int, size: int, lines_at: int
+    ) -> None:
+        self.position, self.first = position, first
+        self.segment, self.at, self.body_at, self.size = segment, at, body_at, size
+        self.lines_at = lines_at
 
 
 _position, _seq_no, _segment = attrgetter("position"), attrgetter("position.seq_no"), attrgetter("segment")
@@ -235,11 +237,10 @@ class Index:
 
     def move(self, segment: int, at: int, to: int, to_at: int) -> None:
         """Move the places from offset `at` of the last segment on to segment `to`, from offset `to_at` on."""
-        for number in range(len(self.places) - 1, -1, -1):
-            place = self.places[number]
+        for place in reversed(self.places):
             if place.segment != segment or place.at < at:
                 break
-            self.places[number] = place._replace(segment=to, at=place.at - at + to_at)
+            place.segment, place.at = to, place.at - at + to_at
 
     def number_behind(self, after: Position) -> int:
         """Return the number of the first place after a position."""
@@ -297,13 +298,14 @@ def read_run(segment: Segment, run: Sequence[Place]) -> list[tuple[Place, Buffer
     """
     at = run[0].at
     try:
-        data = memoryview(pread(segment.file, run[-1].at + run[-1].size - at, at))
+        data = pread(segment.file, run[-1].at + run[-1].size - at, at)
     except ReadFailed:
         return read_run(segment, run[:1]) if len(run) > 1 else []
     found: list[tuple[Place, Buffer, Buffer]] = []
+    view = memoryview(data)
     for place in run:
         start = place.at - at
-        head, body = data[start : start + place.body_at], data[start + place.body_at : start + place.size]
+        head, body = data[start : start + place.body_at], view[start + place.body_at : start + place.size]
         if not is_intact(head, body):
             break
         found.append((place, head, body))

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import TypeVar
 
 from nodeproc.tls import describe
@@ -79,6 +80,12 @@ T = TypeVar("T")
 _resolving: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[list[str] | OSError]] = {}
 
 
+@lru_cache
+def _check_numeric(host: str) -> None:
+    """Raise UnicodeError or socket.gaierror if this is no numeric address. Answers are kept, errors are not."""
+    socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+
+
 async def resolve(host: str) -> list[str]:
     """Return the numeric addresses of a host.
 
@@ -90,7 +97,7 @@ async def resolve(host: str) -> list[str]:
         OSError: there is no such host.
     """
     try:
-        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+        _check_numeric(host)
         return [host]
     except UnicodeError:  # Not a host name, such as "a..b".
         raise OSError("not a host name") from None

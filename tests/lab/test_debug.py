@@ -53,7 +53,7 @@ def straight(events: set[int]) -> tuple[dict[int, tuple[dict[int, View], list[in
         if loop.count in events:
             found[loop.count] = views(simulation.cluster), [each.number for each in due(loop)]
 
-    loop = SteppingLoop(on_event)  # type: ignore[abstract]
+    loop = SteppingLoop(on_event)
     simulation = Simulation(SCENARIO, SEED, loop=loop)
     assert simulation.carry_out().invariant == ""
     return found, loop.count

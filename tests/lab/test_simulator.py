@@ -420,7 +420,7 @@ def test_a_start_that_should_be_refused_and_is_not_is_missed() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_task_that_has_not_begun_when_the_run_ends_leaves_no_warning() -> None:
-    loop = VirtualLoop()  # type: ignore[abstract]
+    loop = VirtualLoop()
 
     async def never() -> None:
         raise AssertionError("it began")
@@ -433,7 +433,7 @@ def test_a_task_that_has_not_begun_when_the_run_ends_leaves_no_warning() -> None
 
 
 def test_a_loop_in_virtual_time_does_not_wait_and_knows_when_nothing_can_come() -> None:
-    loop = VirtualLoop()  # type: ignore[abstract]
+    loop = VirtualLoop()
 
     async def never() -> None:
         await loop.create_future()
