@@ -70,10 +70,12 @@ def name(text: str) -> str:
 
 def mutant(text: str) -> str:
     """Parse the name of a mutant; "" for none."""
+    if not text:
+        return ""  # Without the import: modules that are loaded already can't become native ones.
     from lab.mutants import catalogue
 
     try:
-        return catalogue.mutant(text).name if text else ""
+        return catalogue.mutant(text).name
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

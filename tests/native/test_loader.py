@@ -172,3 +172,20 @@ def test_the_sources_of_a_build_are_all_that_its_modules_import() -> None:
         *found
     } - {"nodeproc/core/__init__.py"}
     assert BUILDS == ROOT / ".native"
+
+
+def test_a_simulation_from_the_command_line_loads_no_module_before_its_native_one() -> None:
+    program = """
+import sys
+from lab import cli, native
+import nodeproc.native
+def told():
+    print(sorted(sys.modules.keys() & {*native.MODULES}))
+    sys.exit()
+nodeproc.native.activate = told
+cli.main(["leader_failure", "--sim"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=TOO_LONG_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
