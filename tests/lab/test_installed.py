@@ -147,7 +147,8 @@ def test_the_wheel_holds_packages_and_shared_files_and_nothing_else(installed: I
 
 def test_the_wheel_made_from_the_source_distribution_is_the_same(installed: Installed, tmp_path: Path) -> None:
     with tarfile.open(installed.sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 is the first to have it.
+        archive.extractall(tmp_path)
     (source,) = tmp_path.iterdir()
     build(source, tmp_path / "dist", "wheel")
     assert (tmp_path / "dist" / installed.wheel.name).read_bytes() == installed.wheel.read_bytes()
