@@ -104,7 +104,8 @@ def write_all(fd: int, data: bytes) -> None:
     """Write all bytes, with as many calls as that takes."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        written = os.write(fd, view)
+        view = view[written:]
 
 
 def part(events: Path, number: int) -> Path:

@@ -67,7 +67,8 @@ class HistoryWriter(History):
             self._rows.clear()
             self._size = 0
             while left:  # A nearly full disk takes a part first, and reports its error at the next try.
-                left = left[self._file.write(left) :]
+                written = self._file.write(left)
+                left = left[written:]
 
     def close(self) -> None:
         self.flush()

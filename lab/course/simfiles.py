@@ -131,7 +131,8 @@ class SimFile:
         try:
             files.about_to("append", self._name)
         except PowerLost:
-            self._inode.data += data[: files.rng.randint(0, len(data))]
+            kept = files.rng.randint(0, len(data))
+            self._inode.data += data[:kept]
             raise
         if files.capacity is not None and len(data) > (room := files.capacity - files.used()):
             self._inode.data += data[: max(room, 0)]

@@ -145,7 +145,8 @@ class RealFile:
         if written < sum(map(len, buffers)):  # A nearly full disk writes a part; the next try reports the error.
             rest = memoryview(b"".join(buffers))[written:]
             while rest:
-                rest = rest[os.write(self._fd, rest) :]
+                written = os.write(self._fd, rest)
+                rest = rest[written:]
 
     def pread(self, size: int, at: int) -> bytes:
         data = os.pread(self._fd, size, at)
