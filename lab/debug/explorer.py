@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from aiohttp import web
 from msgspec import Struct
 
-from lab.debug.page import FILES, STATIC, answer
+from lab.debug.page import FILES, STATIC
 from lab.debug.questions import rule_text
 from lab.debug.views import Value, View, differences, view_of_core
 from lab.mutants.catalogue import Mutant
@@ -24,7 +24,7 @@ from lab.search import explore
 from lab.search.explore_cluster import Bounds, Clusters, Move, World
 from lab.search.explore_node import Outcome, Violation
 from lab.search.failure import as_mutant
-from lab.watch.web import Site, file_answer, serve
+from lab.watch.web import Site, file_answer, json_answer, serve
 from nodeproc.core.messages import NodeId
 
 MOST_MOVES: Final = 500
@@ -169,14 +169,14 @@ class Explorer(Site):
         if (mutant := self._mutant) is not None:
             text = rule_text(DOCS / "protocol.md", mutant.rule)
             about["mutant"] = {"name": mutant.name, "rule": mutant.rule, "says": mutant.says, "text": text}
-        return answer(about)
+        return json_answer(about)
 
     async def _state(self, request: web.Request) -> web.StreamResponse:
         words = [each for each in request.query.get("path", "").split(".") if each]
         if len(words) > MOST_MOVES or not all(each.isdecimal() and len(each) < 4 for each in words):
             raise web.HTTPBadRequest(text=f"path: allowed up to {MOST_MOVES} numbers of moves, as in 0.2.1\n")
         try:
-            return answer(self.paths.show(tuple(map(int, words))))
+            return json_answer(self.paths.show(tuple(map(int, words))))
         except ValueError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
 

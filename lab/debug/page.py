@@ -31,7 +31,7 @@ from lab.places import DOCS
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.show.sentences import rules
-from lab.watch.web import Site, file_answer
+from lab.watch.web import Site, file_answer, json_answer
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import ConfigError
 
@@ -152,7 +152,7 @@ class Page(Site):
         if mutant is not None:
             text = rule_text(DOCS / "protocol.md", mutant.rule)
             about = {"name": mutant.name, "rule": mutant.rule, "says": mutant.says, "text": text}
-        return answer(
+        return json_answer(
             {
                 "name": self._scenario.name,
                 "description": self._scenario.description,
@@ -192,7 +192,7 @@ class Page(Site):
             event = (await self._ask(lambda: branch.rows(row, row)))[0].event
         else:
             event = number_of(request, "event", last.events)
-        return answer(await self._ask(lambda: look(self.branches.index(branch), branch, event)))
+        return json_answer(await self._ask(lambda: look(self.branches.index(branch), branch, event)))
 
     def _branch(self, request: web.Request) -> Branch:
         return self.branches[number_of(request, "branch", len(self.branches) - 1)]
@@ -203,7 +203,7 @@ class Page(Site):
         row, rows = number_of(request, "row", branch.recorded.rows) - 1, branch.recorded.rows
         numbers = range(row - 1, -1, -1) if "back" in request.query else range(row + 1, rows)
         found = await self._ask(lambda: find(branch, numbers, [text]))
-        return answer({"row": min(max(found, 0), rows - 1), "found": found in numbers})
+        return json_answer({"row": min(max(found, 0), rows - 1), "found": found in numbers})
 
     # ---- branches --------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class Page(Site):
         except (ValueError, msgspec.MsgspecError) as error:
             raise web.HTTPUnprocessableEntity(text=f"{error}\n") from None
         self.branches.append(branch)
-        return answer({"branch": len(self.branches) - 1, "branches": self._tree()})
+        return json_answer({"branch": len(self.branches) - 1, "branches": self._tree()})
 
     async def _save(self, request: web.Request) -> web.StreamResponse:
         branch = self._branch(request)
@@ -230,10 +230,6 @@ class Page(Site):
             raise web.HTTPUnprocessableEntity(text=f"{error}\n") from None
         where = {"Content-Disposition": f'attachment; filename="{name}.yml"'}
         return web.Response(text=plan.encode_brief(saved), headers=where)
-
-
-def answer(content: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(content), content_type="application/json")
 
 
 def number_of(request: web.Request, name: str, most: int) -> int:

@@ -23,7 +23,7 @@ from lab.rundir import RunDir
 from lab.show.index import index
 from lab.watch.feed import Feed
 from lab.watch.session import Session, SessionOver
-from lab.watch.web import STATIC, Site, file_answer
+from lab.watch.web import STATIC, Site, file_answer, json_answer
 
 T = TypeVar("T")
 FILES: Final = {"app.js": "text/javascript", "hands.js": "text/javascript", "index.js": "text/javascript"}
@@ -113,7 +113,7 @@ class Server(Site):
 
     async def _runs(self, request: web.Request) -> web.StreamResponse:
         found = await asyncio.get_running_loop().run_in_executor(None, index, self.results)
-        return web.Response(body=msgspec.json.encode(found[:MOST_RUNS]), content_type="application/json")
+        return json_answer(found[:MOST_RUNS])
 
     async def _kept(self, request: web.Request) -> web.StreamResponse:
         """Send the scenario that a session by hand has left, as a file to keep."""
@@ -156,8 +156,7 @@ class Server(Site):
             return web.json_response({"problem": str(over)}, status=409)
         if feed := self._feeds.get(session.directory):
             feed.hurry()
-        status = 422 if answer.problem else 200
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json", status=status)
+        return json_answer(answer, 422 if answer.problem else 200)
 
     async def _end(self, request: web.Request) -> web.StreamResponse:
         await _body(request, Nothing)

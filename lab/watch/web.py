@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
 HOST: Final = "127.0.0.1"
@@ -149,6 +150,10 @@ def _why_not(request: web.Request, site: str, host: str) -> str:
 
 def file_answer(path: Path, kind: str) -> web.Response:
     return web.Response(body=path.read_bytes(), content_type=kind, charset="utf-8")
+
+
+def json_answer(content: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), content_type="application/json", status=status)
 
 
 def refusal(status: int, why: str) -> web.Response:

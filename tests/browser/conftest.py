@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.lab.harness import PATIENT
+
 T = TypeVar("T")
 PATIENCE_S = 60.0
 FLAGS = (
@@ -27,16 +29,6 @@ FLAGS = (
     "--window-size=1400,1000",
     "--host-resolver-rules=MAP evil.test 127.0.0.1",
 )
-BEGINNING = """\
-name: patient
-description: The beginning of a session on a machine that may be busy.
-load: {clients: 4, rate: 100}
-bounds: {recovery: 120s, convergence: 120s}
-steps:
-  - load: start
-  - wait: {for: acknowledged, count: 20, within: 120s}
-  - hands: 30m
-"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -222,7 +214,7 @@ def loop(browser: Any) -> Iterator[Loop]:
 @pytest.fixture
 def served(loop: Loop, finished: Path, tmp_path: Path) -> Iterator[Served]:
     """A server of a results directory with one finished run."""
-    (tmp_path / "patient.yml").write_text(BEGINNING)
+    (tmp_path / "patient.yml").write_text(PATIENT)
     shutil.copytree(finished, tmp_path / "results", symlinks=True)
     server = Served(loop, tmp_path / "results", str(tmp_path / "patient.yml"))
     yield server

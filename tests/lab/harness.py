@@ -1,4 +1,4 @@
-"""A live run in a process of its own, which a test interrupts or kills."""
+"""Live runs in processes of their own: one that a test interrupts or kills, and one with steps by hand."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ planned, run = scenario.load("test.yml", text=sys.argv[2]), RunDir(Path(sys.argv
 live.run(planned, run, seed=7, progress=lambda line: print(line, flush=True))
 """
 LAST_STEP = "sleep: 10m"
+PATIENT = """\
+name: patient
+description: The beginning of a session on a machine that may be busy.
+load: {clients: 4, rate: 100}
+bounds: {recovery: 120s, convergence: 120s}
+steps:
+  - load: start
+  - wait: {for: acknowledged, count: 20, within: 120s}
+  - hands: 30m
+"""
 
 
 @contextmanager

@@ -21,17 +21,8 @@ from lab.runs import How, run_once
 from lab.steps import Send
 from lab.watch.server import Server
 from tests import TOO_LONG_S
+from tests.lab.harness import PATIENT
 
-BEGINNING = """\
-name: patient
-description: The beginning of a session on a machine that may be busy.
-load: {clients: 4, rate: 100}
-bounds: {recovery: 120s, convergence: 120s}
-steps:
-  - load: start
-  - wait: {for: acknowledged, count: 20, within: 120s}
-  - hands: 30m
-"""
 MOST_TRIES = 20
 Client = TestClient[Any, Any]
 
@@ -106,7 +97,7 @@ class Page:
 
 
 def served(tmp_path: Path, story: Callable[[Site], Awaitable[None]], *, beginning: str | None = None) -> None:
-    (tmp_path / "patient.yml").write_text(BEGINNING)
+    (tmp_path / "patient.yml").write_text(PATIENT)
     begins = str(tmp_path / "patient.yml") if beginning is None else beginning
 
     async def timed() -> None:
