@@ -223,7 +223,8 @@ def test_a_live_session_is_judged_and_kept_as_a_scenario(tmp_path: Path) -> None
 
 def test_a_session_reads_a_file_of_plain_lines_and_says_what_it_did(tmp_path: Path) -> None:
     orders = tmp_path / "orders"
-    orders.write_text("\nkill: n9\nsend: {client: 1, messages: 1}\npause: 1\nresume: 1\nend\nkill: 2\n")
+    steps = ("send: {client: 1, messages: 1}", "pause: 1", "resume: 1", "wait: {for: acknowledged, count: 200}")
+    orders.write_text("\n".join(("", "kill: n9", *steps, "end", "kill: 2", "")))
     with orders.open("rb") as file, started(tmp_path, stdin=file) as process:
         out, _ = process.communicate(timeout=TOO_LONG_S)
     lines = out.decode().splitlines()
@@ -232,6 +233,7 @@ def test_a_session_reads_a_file_of_plain_lines_and_says_what_it_did(tmp_path: Pa
         "send: 1 message of client 1: done",
         "pause: 1: done",
         "resume: 1: done",
+        "wait: {for: acknowledged, count: 200}: done",
     ]
     assert 'step:1:7: kill: found "n9"' in out.decode() and lines[-1].endswith("by_hand.yml")
 
@@ -241,7 +243,7 @@ def test_a_session_whose_reader_is_gone_ends_in_order(tmp_path: Path) -> None:
         assert process.stdout is not None and process.stdin is not None
         run = RunDir(Path(json.loads(process.stdout.readline())["run"]))
         process.stdout.close()
-        process.stdin.write(b'{"step":"pause: 1"}\n')
+        process.stdin.write(b'{"step":"pause: 1"}\n{"step":"wait: {for: acknowledged, count: 200}"}\n')
         process.stdin.close()
         assert process.wait(TOO_LONG_S) == 0
         process.stdin = process.stdout = None

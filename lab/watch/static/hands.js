@@ -31,7 +31,7 @@ const LINK_ACTS = [
 export class Hands {
   // redraw: draws the page. picture: returns what it shows.
   constructor(redraw, picture) {
-    Object.assign(this, { redraw, picture, node: 0, link: null, said: "", refused: false, help: false, sure: "", leftTextAt: 0 });
+    Object.assign(this, { redraw, picture, node: 0, link: null, said: "", refused: false, help: false, sure: "", leftTextAt: -Infinity });
   }
 
   async post(path, body) {
