@@ -81,6 +81,19 @@ def test_a_search_is_native_and_a_mutants_is_not(build: Path, tmp_path: Path) ->
     assert report == python("0", "lab", "sim", "--seeds", "2", "--jobs", "1")
 
 
+def test_runs_of_real_native_nodes_pass(build: Path, tmp_path: Path) -> None:
+    names = ("leader_failure", "full_restart_continues_numbering")
+    python("1", "lab", "run", *(f"scenarios/{name}.yml" for name in names), "--out", str(tmp_path))
+    for name in names:
+        meta = json.loads((tmp_path / name / "latest" / "meta.json").read_bytes())
+        assert meta["interpreter"].endswith(", native")
+    imported = "import nodeproc.__main__; from nodeproc import native; print(native.mode())"
+    done = subprocess.run(
+        [sys.executable, "-c", imported], cwd=ROOT, env=os.environ | {SWITCH: "1"}, capture_output=True
+    )
+    assert done.stdout == b"native\n"
+
+
 def test_the_tests_of_core_session_and_clients_pass(build: Path) -> None:
     options = ["-p", "tests.native.activated", "-p", "no:cacheprovider", "--benchmark-disable", "-m", "not patches"]
     suites = ("tests/core", *(f"tests/nodeproc/test_{name}.py" for name in ("clients", "client", "session", "turn")))
