@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from tabulate import tabulate
 
 from lab import runs, values
@@ -30,11 +30,16 @@ from lab.places import COMMAND, RESULTS, near
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir
 from lab.runs import Result
+from lab.search.assumptions import CAUGHT_UP, HEAL_ALL, NAMED_CLIENT
 from lab.search.draw import SIZES, draw
+from lab.steps import LoadSwitch, Send, Sender
+from lab.words import Duration
 
 SOAKS: Final = "soaks"
 """Directory of all soaks, in the results directory."""
 ROWS: Final = "runs.jsonl"
+LAST: Final = Send(clients=(Sender(client=NAMED_CLIENT + 99, messages=2, fresh=True),), within=Duration(25))
+"""Sent when all nodes are healed, so that A9 has a wait to judge even if the scenario's own messages came too early."""
 OUTCOMES: Final = {
     runs.PASS: "passed",
     runs.BROKEN: "broken",
@@ -107,7 +112,7 @@ class Soak:
             file.truncate(file.seek(_whole_bytes(self.directory / ROWS)))
             while spent < limit_s:
                 began = self.clock()
-                scenario = draw(seed, self.sizes)
+                scenario = with_last_messages(draw(seed, self.sizes))
                 result = without_missed_faults(self.play(scenario, seed, self.directory))
                 row = row_of(result, scenario.cluster.nodes, self.clock() - began, code)
                 file.write(msgspec.json.encode(row) + b"\n")
@@ -120,6 +125,13 @@ class Soak:
 def _whole_bytes(file: Path) -> int:
     """Return the size of a file up to its last complete line."""
     return file.read_bytes().rfind(b"\n") + 1
+
+
+def with_last_messages(scenario: Scenario) -> Scenario:
+    """Return the scenario with LAST at its end."""
+    stopped = LoadSwitch(switch="stop") in scenario.steps
+    stop = () if scenario.load is None or stopped else (LoadSwitch(switch="stop"),)
+    return structs.replace(scenario, steps=(*scenario.steps, *stop, HEAL_ALL, CAUGHT_UP, LAST))
 
 
 def without_missed_faults(result: Result) -> Result:
@@ -154,9 +166,7 @@ def row_of(result: Result, nodes: int, seconds: float, code: str) -> Row:
     if result.directory is not None:
         rows = [each for each in RunDir(result.directory).read_faults() if each.fault != "heal"]
         faults = Counter(each.fault for each in rows if each.effect)
-        row = msgspec.structs.replace(
-            row, faults=dict(sorted(faults.items())), without_effect=len(rows) - faults.total()
-        )
+        row = structs.replace(row, faults=dict(sorted(faults.items())), without_effect=len(rows) - faults.total())
     if result.metrics is None:
         return row
     unavailable: dict[str, float] = {}
@@ -164,7 +174,7 @@ def row_of(result: Result, nodes: int, seconds: float, code: str) -> Row:
         word = each.asked.partition(":")[0].strip("{ ")
         unavailable[word] = max(unavailable.get(word, 0.0), each.unavailable_s_max or 0.0)
     load = result.metrics.load
-    return msgspec.structs.replace(
+    return structs.replace(
         row, acknowledged=load.acknowledged, unavailable_s=unavailable, longest_gap_s=load.longest_gap_s
     )
 

@@ -98,16 +98,30 @@ class Health(Judge):
 def _is_excused(event: EventLine, exits: Sequence[NodeExit], faults: Sequence[FaultRow]) -> bool:
     """Whether a fault explains this error.
 
-    A node may report why it exits if a disk fault caused the exit, a refused peer once a link had a fault, and an
-    unknown data directory of a peer that lost its disk before.
+    A node may report why it exits if a disk fault caused the exit, a refused peer once a link had a fault or the node
+    itself lost its disk, and an unknown data directory of a peer that lost its disk before.
     """
+    before = [row for row in faults if row.t <= event.t_ns]
     if event.event == "failed":
         end = next((each for each in exits if each.t >= event.t_ns), None)
-        return end is not None and bool(end.because)
-    before = [row for row in faults if row.t <= event.t_ns]
+        if end is None:
+            return False
+        # A signal of the scenario may end the process before its own exit does.
+        ended_first = end.expected and any(_fails_disk(row, event) for row in before)
+        return bool(end.because) or ended_first
     if event.event == "peer_refused":
-        return any(row.effect and effect_of(row.fault) is Effect.LINKS for row in before)
+        return any(
+            (row.effect and effect_of(row.fault) is Effect.LINKS) or (row.target == event.node and loses_disk(row))
+            for row in before
+        )
     return event.event == "stranger_refused" and any(row.target == event.peer and loses_disk(row) for row in before)
+
+
+def _fails_disk(row: FaultRow, event: EventLine) -> bool:
+    """Whether the disk of the reporting node was full or failing when it reported the event."""
+    failed = row.evidence.get("refused") or row.evidence.get("failed")
+    in_force = not row.t_healed or event.t_ns <= row.t_healed
+    return row.fault == "disk" and row.target == event.node and bool(failed) and in_force
 
 
 def _look_for_traceback(findings: Findings, run: RunDir, path: Path) -> None:

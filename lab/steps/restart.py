@@ -63,6 +63,7 @@ class FullRestart(Fault, frozen=True, rename={"down": "down_for"}):
 
     async def do(self, run: Run, index: int) -> None:
         machines = run.choose("all")
-        await end(run, [each for each in machines if each.running], self.how, index)
+        running = [each for each in machines if each.running]
+        await end(run, running or machines, self.how, index)  # If none runs, the rows say so.
         await asyncio.sleep(self.down)
         await start(run, machines, index)

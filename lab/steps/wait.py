@@ -16,7 +16,7 @@ from lab.steps.step import Needs, Step
 from lab.steps.targets import NoSuchTarget, choose
 from lab.steps.writing import brief, fields_of, plain
 from lab.words import Count, Duration, Period, Target, counted
-from nodeproc.core.messages import SeqNo, Term
+from nodeproc.core.messages import NodeId, SeqNo, Term
 from nodeproc.yamlfile import Place
 
 NO_LOAD = "never comes true: the load is not started before"
@@ -298,6 +298,7 @@ class Wait(Step, frozen=True):
 
     word = "wait"
     only = "until"
+    hurts = frozenset[NodeId]()
     noted = True
     until: Until
 

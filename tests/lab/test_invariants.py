@@ -830,6 +830,23 @@ def test_a_failure_that_a_node_reports_is_named(run: RunDir) -> None:
     assert_fails(run, "A10", f"{EVENTS_2}:5", "node 2 reports a failure")
 
 
+def test_a_node_with_a_full_disk_may_report_it_although_a_signal_ends_the_node_first(run: RunDir) -> None:
+    """The signal came after the report and before the exit."""
+    add_events(run, FAILED % LATE)
+    doctor_meta(run, nodes={2: NodeUse(1, 0.1, 1, (NodeExit(LATE + 2, -15, True),))})
+    assert judged(run, "A10").result == "FAIL"
+    full = FaultRow("disk", 2, "follower", LATE - 5, LATE - 5, {"state": "full", "refused": 1}, True, 1)
+    slow = FaultRow("disk", 2, "follower", LATE - 5, LATE - 5, {"state": "slow by 0.1", "slowed": 1}, True, 1)
+    of_another, healed = msgspec.structs.replace(full, target=3), msgspec.structs.replace(full, t_healed=LATE - 1)
+    for row in (of_another, healed, slow):
+        add_fault(run, row)
+        assert judged(run, "A10").result == "FAIL"
+    add_fault(run, full)
+    assert judged(run, "A10").result == "PASS"
+    doctor_meta(run, nodes={2: NodeUse(1, 0.1, 1, (NodeExit(LATE + 2, -15, False),))})
+    assert judged(run, "A10").result == "FAIL"
+
+
 @pytest.mark.parametrize("text", ["Fatal Python error: Segmentation fault", "Task exception was never retrieved"])
 def test_an_error_of_python_s_own_is_named(run: RunDir, text: str) -> None:
     with run.node_log(2).open("a") as file:
@@ -862,6 +879,14 @@ def test_what_arrives_on_treated_links_may_be_refused_but_not_before(run: RunDir
     assert judged(run, "A10").result == "PASS"
     doctor_lines(run.faults, replace(2, b'"t":%d' % (LATE - 5), b'"t":%d' % (LATE + 5)))
     assert judged(run, "A10").result == "FAIL"
+
+
+def test_a_node_that_lost_its_data_directory_may_be_refused_but_no_other_node(run: RunDir) -> None:
+    add_event(run, LATE, "peer_refused")
+    add_fault(run, FaultRow("disk", 3, "follower", LATE - 5, LATE - 5, {"emptied": "9 bytes"}, True, 1))
+    assert_fails(run, "A10", f"{EVENTS_2}:5", "node 2 reports an error, peer_refused")
+    add_fault(run, FaultRow("disk", 2, "follower", LATE - 3, LATE - 3, {"emptied": "9 bytes"}, True, 1))
+    assert judged(run, "A10").result == "PASS"
 
 
 def test_a_data_directory_may_be_refused_once_its_node_lost_the_one_before_but_no_other(run: RunDir) -> None:

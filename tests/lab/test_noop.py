@@ -106,6 +106,13 @@ def test_the_same_faults_with_effect_pass(tmp_path: Path) -> None:
     assert outcome == "pass", check(run, measure(run))
 
 
+def test_a_full_restart_of_a_cluster_that_is_down_shows_that_it_killed_no_node(tmp_path: Path) -> None:
+    run, outcome = run_story(tmp_path, "{kill: all}, {full_restart: kill}", nodes=2)
+    faults = next(each for each in check(run, measure(run)).checks if each.name == "faults")
+    assert (outcome, faults.result) == ("undecided", "UNKNOWN")
+    assert faults.detail.startswith("faults.jsonl:3: kill of node 1 had no effect: found did not run"), faults.detail
+
+
 def test_a_node_that_does_not_stop_when_asked_breaks_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swallow(signal.SIGTERM)(monkeypatch)
     monkeypatch.setattr(processes, "STOP_PATIENCE_S", 0.2)

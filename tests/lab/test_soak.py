@@ -9,10 +9,13 @@ import pytest
 
 from lab import cli, runs
 from lab.campaign import soak as soaking
-from lab.campaign.soak import ROWS, Row, Soak, report, without_missed_faults
+from lab.campaign.soak import LAST, ROWS, Row, Soak, report, with_last_messages, without_missed_faults
 from lab.check.verdict import Check, Outcomes, Verdict
+from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.runs import How, Result
+from lab.search.assumptions import CAUGHT_UP, HEAL_ALL, within_assumptions
+from lab.search.draw import draw
 
 RUN_S = 10.0
 
@@ -68,6 +71,15 @@ def test_a_soak_goes_on_with_the_next_seed_also_after_a_kill_within_a_line(tmp_p
     soak.carry_out(99, 3 * RUN_S, lambda row: None)
     assert second.seeds == [5], "the time of all starts together is limited"
     assert [row.seed for row in soak.rows()] == [3, 4, 5]
+
+
+def test_a_soaked_scenario_sends_messages_when_all_nodes_are_healed() -> None:
+    for seed in range(40):
+        drawn = draw(seed, (3, 5))
+        soaked = with_last_messages(drawn)
+        assert soaked.steps[: len(drawn.steps)] == drawn.steps and soaked.steps[-3:] == (HEAL_ALL, CAUGHT_UP, LAST)
+        assert plan.load("soaked", text=plan.encode_brief(soaked)).steps == soaked.steps
+        assert within_assumptions(soaked.steps, soaked.cluster.nodes)
 
 
 def verdict(*checks: Check) -> Result:
