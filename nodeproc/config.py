@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from nodeproc.core.events import Level
 from nodeproc.core.messages import NodeId
+from nodeproc.core.recovered import MAX_MEMBERS as MAX_MEMBERS
 from nodeproc.core.recovered import CoreConfig
 from nodeproc.tls import TlsFiles, TlsProblem, node_tls
 from nodeproc.yamlfile import Document, Place, parse
@@ -34,8 +35,6 @@ LEAST_SECRET = 16
 """Minimum length in characters. A secret must withstand guessing offline (nodeproc.net.handshake)."""
 MAX_TOKEN = 256
 """Characters of a client token, which must fit the first line of a connection."""
-MAX_MEMBERS = 9
-"""Maximum number of members of a cluster, this node included."""
 
 
 class PeerAddress(Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +112,8 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     host, port: the address on which it listens for peers and clients; port 0 chooses a free one (for tests).
     priority: part of the node's rank; the default is its id.
+    founders: only for a node that is added to a running cluster: the ids of the nodes that founded it. `peers` then
+        lists the present members.
     data_dir: relative to the working directory.
     join_timeout_ms: how long the members of a starting cluster wait for each other before they elect (M1).
     durability: fsync waits for the disk. os survives killed processes, but a node whose machine loses power has
@@ -131,6 +132,7 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     data_dir: Folder
     host: Text = "127.0.0.1"
     peers: tuple[PeerAddress, ...] = ()
+    founders: tuple[Id, ...] = ()
     priority: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     heartbeat_interval_ms: Milliseconds = 100
     election_timeout_ms: Milliseconds = 500
@@ -151,8 +153,8 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def members(self) -> tuple[NodeId, ...]:
-        """The ids of all members, ascending."""
-        return tuple(sorted([self.node_id, *(peer.id for peer in self.peers)]))
+        """The ids of the founders of the cluster, ascending: all members, until the list is changed. Rule: M5, G1."""
+        return tuple(sorted(self.founders or (self.node_id, *(peer.id for peer in self.peers))))
 
     def core(self) -> CoreConfig:
         """The core's part of the settings, in its units."""
@@ -188,6 +190,7 @@ def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
     document = parse(path, text=text)
     config = _with_variables(document, document.convert(NodeConfig))
     _check_members(document, config)
+    _check_founders(document, config)
     _check_times(document, config)
     check_limits(document, config.limits)
     if config.tls is not None:
@@ -255,6 +258,17 @@ def _check_members(document: Document, config: NodeConfig) -> None:
         addresses[address] = f"that of peers[{at}]"
     if config.peers and config.port == 0:
         raise document.error(("port",), "found 0 (any free port), allowed 1..65535 for a node with peers")
+
+
+def _check_founders(document: Document, config: NodeConfig) -> None:
+    """Check the founders that a newcomer's configuration names. Rule: G1."""
+    founders = config.founders
+    if config.node_id in founders or len(set(founders)) < len(founders) or len(founders) > MAX_MEMBERS:
+        raise document.error(
+            ("founders",), f"found {list(founders)}, allowed up to {MAX_MEMBERS} ids of other nodes, each once"
+        )
+    if founders and not config.peers:
+        raise document.error(("peers",), "found none beside founders, allowed 1 or more: the present members")
 
 
 def _check_times(document: Document, config: NodeConfig) -> None:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
-from nodeproc.core.messages import Batch, Mark, NodeId, SeqNo
+from nodeproc.core.messages import Batch, Mark, MembersMark, NodeId, SeqNo
 from nodeproc.errors import FrameError
 
 
@@ -38,11 +38,11 @@ class Opening(Struct, frozen=True, gc=False, tag_field="kind", tag="opening"):
     rebuilding: bool
     """Whether the node was being rebuilt when the file was opened."""
     members: tuple[NodeId, ...] = ()
-    """The members of the cluster; empty: written by a version that did not record them."""
+    """The founders of the cluster; empty: written by a version that did not record them."""
     version: int = 1
 
 
-EntryHeader: TypeAlias = Mark | Batch | Promise | Truncate | Met | Readmitted | Committed | Opening
+EntryHeader: TypeAlias = Mark | MembersMark | Batch | Promise | Truncate | Met | Readmitted | Committed | Opening
 
 
 class Entry(Struct, frozen=True, gc=False):

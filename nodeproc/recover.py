@@ -11,12 +11,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from nodeproc.config import MAX_MEMBERS
 from nodeproc.core.effects import Met, Promise
-from nodeproc.core.messages import NOBODY, START, Batch, Known, Mark, NodeId, Position, Record, SeqNo, Term
+from nodeproc.core.messages import (
+    NOBODY,
+    START,
+    Batch,
+    Known,
+    Mark,
+    MemberList,
+    MembersMark,
+    NodeId,
+    Position,
+    Record,
+    SeqNo,
+    Term,
+)
 from nodeproc.core.recovered import Recovered, Snapshot
 from nodeproc.disk import recovery
 from nodeproc.disk.files import RealFiles, sync_folder
@@ -25,6 +39,7 @@ from nodeproc.disk.storage import MAX_SESSIONS, Storage, random_identity
 from nodeproc.disk.verify import Untouched, existing
 from nodeproc.errors import EXIT_CLEAN, EXIT_CONFIG, ConfigError, CorruptionError, Unreadable
 from nodeproc.importing import usage_name
+from nodeproc.records import Sealer
 
 AGREED: Final = "--lose-what-only-the-others-had"
 CHUNK_BYTES: Final = 4 << 20
@@ -136,6 +151,16 @@ class Source:
             yield records
             after = records[-1].position
 
+    def founding(self, members: Sequence[NodeId], term: Term) -> list[Record]:
+        """Return the mark, of a term without a leader, after which the members count and no list before. Rule: G1."""
+        last = self.recovered.marks[-1] if self.recovered.marks else None
+        if not isinstance(last, MembersMark):
+            return []
+        before = last.members
+        removed = {*before.voters, *before.learners, *before.removed}.difference(members)
+        kept = MemberList(before.version + 1, tuple(sorted(members)), removed=tuple(sorted(removed)))
+        return [Sealer(lambda: 0.0).mark(MembersMark(term, NOBODY, self.recovered.position.seq_no, kept))]
+
     def _delivered_after(self, after: Position, other: Storage) -> list[Record]:
         """Read records from another survivor, up to the last batch that both have delivered; none if damaged."""
         both = min(self.storage.delivered_seq, other.delivered_seq)
@@ -169,7 +194,7 @@ def copy_to(folder: Path, member: NodeId, identities: dict[NodeId, str], source:
         delivered = storage.delivered_seq
         return Snapshot(term, NOBODY, False, others, tuple(marks), delivered, dict(found.sessions), found.horizon)
 
-    for records in source.chunks():
+    for records in chain(source.chunks(), [source.founding(tuple(identities), term)]):
         storage.write(records)
         marks += [record.header for record in records if isinstance(record.header, Mark)]
         storage.deliver([record for record in records if is_delivered(record, found.delivered_seq)])

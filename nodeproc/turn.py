@@ -19,6 +19,7 @@ from nodeproc.core.events import Event
 from nodeproc.core.messages import (
     NOBODY,
     START,
+    Change,
     Envelope,
     Input,
     NodeId,
@@ -63,6 +64,9 @@ class Host(Protocol):
 
     def report(self, event: Event, address: str = "") -> None:
         """Log an event that does not come from the core. address: the host that caused it, or ""."""
+
+    def stop(self, reason: str) -> None:
+        """End the node cleanly, after the turn."""
 
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         """Return uptime in seconds, process id and counters, for STATUS."""
@@ -113,6 +117,17 @@ class Turn:
         refusal = self.node.transfer_refusal(to)
         if not refusal:
             self.take(self._node_id, Transfer(to))
+        return refusal
+
+    def change_members(self, change: Change) -> str:
+        """Begin a change of the members, if this node leads; return why it can't begin now, or "". Rule: G2.
+
+        The change is done when `node.members`, which STATUS reports, is the new list on the next leader. If the leader
+        itself is to be removed, it transfers its leadership instead, and the next leader must be asked again (G5).
+        """
+        refusal = self.node.change_refusal(change)
+        if not refusal:
+            self.take(self._node_id, change)
         return refusal
 
     def begin(self, now: float) -> float:
@@ -200,6 +215,8 @@ class Turn:
             self.ask()
         for copied in fx.copied:
             self._take_copy(copied)
+        if fx.leave:
+            host.stop(fx.leave)
 
     def _take_copy(self, copied: Copied) -> None:
         """Repair records with a copy from a peer, or note that no peer has one; then wake the waiting readers. Rule:

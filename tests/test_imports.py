@@ -30,6 +30,7 @@ CORE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"state"}),
     frozenset({"transfer"}),
     frozenset({"membership", "failure", "election", "catchup", "ordering", "repair"}),
+    frozenset({"changes"}),
     frozenset({"node"}),
 )
 """nodeproc.core from below to above: a module imports from lower layers and from its own."""

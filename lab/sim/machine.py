@@ -140,7 +140,7 @@ class SimMachine(MachineDisk):
         process = self.live
         if process.paused:
             process.resume()
-        process.run(partial(process.stop, transfer=transfer))
+        process.run(partial(process.terminate, transfer=transfer))
 
     def transfer(self) -> None:
         self.live.transfer()

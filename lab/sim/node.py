@@ -101,7 +101,7 @@ class SimNode:
         now = self._clock.now()
         self._arm(self.turn.begin(now), now)
 
-    def stop(self, *, transfer: bool) -> None:
+    def terminate(self, *, transfer: bool) -> None:
         """SIGTERM. transfer: as of nodeproc.runtime.Runtime.stop. Rule: E7."""
         self.emit([Stopping("SIGTERM")])
         if transfer and not self._leaving and not self.turn.transfer():
@@ -234,6 +234,10 @@ class SimNode:
     def report(self, event: Event, address: str = "") -> None:
         if self.running:
             self.emit([event])
+
+    def stop(self, reason: str) -> None:
+        self.emit([Stopping(reason)])
+        self._leaving = True
 
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         return round(self._loop.now, 3), self.node, {}

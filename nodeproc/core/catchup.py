@@ -12,7 +12,7 @@ from typing import Final
 from nodeproc.core.effects import Effects, Fetch, Truncate
 from nodeproc.core.events import CatchUpRequested, CatchUpServed, CaughtUp, NewCoordinator, Resumed
 from nodeproc.core.messages import NOBODY, Append, CatchUp, NodeId, OlderMarks, Position, Record, Resume, Term
-from nodeproc.core.ordering import count_answer, follow_commit, send_records
+from nodeproc.core.ordering import count_answer, follow_commit, report_members, send_records
 from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress, become_follower
 from nodeproc.core.transfer import ask_when_ready
 
@@ -148,8 +148,8 @@ def on_fetched(state: NodeState, leader: Leader, peer: NodeId, token: int, recor
 
     records: empty if they cannot be read now; the read is repeated after the follower's next answer (K6).
     """
-    progress = leader.progress[peer]
-    if progress.fetch != token:
+    progress = leader.progress.get(peer)
+    if progress is None or progress.fetch != token:
         return
     progress.fetch = 0
     if not records:
@@ -193,7 +193,10 @@ def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) ->
             )
             return
         if msg.fork < state.log.position:
+            members = state.log.members
             dropped = state.log.truncate(msg.fork)  # hit: R2 RESUME drops records
+            if state.log.members != members:
+                report_members(state, fx)  # hit: G1 a truncation restores the list before
             state.sessions.rebuild(state.log.tail)  # hit: S3 a truncation rolls the sessions back
             # An fdatasync under way may cover records that were just dropped: only one that begins now counts.
             state.unsynced.clear()

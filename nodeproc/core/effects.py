@@ -9,7 +9,8 @@ The fields of Effects are listed in the order in which the host must handle them
 4. append the bodies of `deliver` to the message log, acknowledge their sessions, push them to subscribers;
 5. send the refusals in `reply` to the node's own clients;
 6. read the records that `fetch` asks for and return them with Node.fetched;
-7. replace unreadable records by those in `copied`, and wake the readers that wait for them.
+7. replace unreadable records by those in `copied`, and wake the readers that wait for them;
+8. stop cleanly if `leave` gives a reason.
 
 The host calls Node.persisted(ticket) as soon as all operations up to that ticket are durable. The ticket of a step is
 the value of Node.written after the step. One fdatasync may cover many tickets.
@@ -92,6 +93,8 @@ class Effects(Struct):
 
     The host then handles no other field.
     """
+    leave: str = ""
+    """The reason to stop cleanly, because the node is a member no more (G5); "" if none. It is handled last."""
 
     def merge(self, later: Effects) -> None:
         """Append the effects of a later step, field by field."""
@@ -103,3 +106,4 @@ class Effects(Struct):
         self.fetch += later.fetch
         self.copied += later.copied
         self.halt = self.halt or later.halt
+        self.leave = self.leave or later.leave

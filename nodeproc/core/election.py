@@ -31,6 +31,8 @@ from nodeproc.core.messages import (
     Election,
     Envelope,
     Mark,
+    MemberList,
+    MembersMark,
     NodeId,
     Ok,
     Support,
@@ -82,8 +84,11 @@ def leaderless_deadline(state: NodeState) -> float:
 
 
 def start_poll(state: NodeState, now: float, fx: Effects) -> None:
-    """Ask every reachable peer whether it leads, outranks this node, or would follow it. Rule: E1."""
-    reachable = {peer for peer in state.peers if peer in state.links}
+    """Ask every reachable voter whether it leads, outranks this node, or would follow it. Rule: E1, G4."""
+    if not state.has_vote:
+        state.poll_at = FOREVER  # hit: G4 a node without a vote does not stand
+        return
+    reachable = {peer for peer in state.electors if peer in state.links}
     if len(reachable) + 1 < state.majority:
         # Nobody could be elected. The poll is started as soon as a link opens (membership.on_link_up).
         state.starved = True  # hit: E1 no majority can be asked
@@ -96,7 +101,8 @@ def start_poll(state: NodeState, now: float, fx: Effects) -> None:
     state.poll_at = FOREVER
     state.poll = Poll(state.fresh_number(), now + state.config.answer_timeout, reachable)
     fx.emit.append(ElectionStarted(state.term + 1))
-    state.broadcast(fx, Election(state.term + 1, state.log.position, state.config.priority, state.poll.number))
+    ask = Election(state.term + 1, state.log.position, state.config.priority, state.poll.number)
+    state.broadcast(fx, ask, state.electors)
     if not reachable:
         end_poll(state, state.poll, now, fx)
 
@@ -104,7 +110,9 @@ def start_poll(state: NodeState, now: float, fx: Effects) -> None:
 def ask_again(state: NodeState, peer: NodeId, fx: Effects) -> None:
     """Ask a peer again in the current poll, unless it has answered OK or SUPPORT. Rule: E1."""
     poll = state.poll
-    if poll is not None and peer in state.links and peer not in poll.supports and peer not in poll.oks:
+    if poll is None or peer not in state.links or peer not in state.electors:
+        return
+    if peer not in poll.supports and peer not in poll.oks:
         poll.awaiting.add(peer)  # hit: E1 a peer is asked again
         state.send(fx, peer, Election(state.term + 1, state.log.position, state.config.priority, poll.number))
 
@@ -123,12 +131,16 @@ def on_election(state: NodeState, sender: NodeId, msg: Election, now: float, fx:
         state.send(fx, sender, Abstain(msg.poll))  # hit: M4 a node being rebuilt abstains
     elif state.stalled:
         state.send(fx, sender, Abstain(msg.poll))  # hit: F4 a node whose disk is stalled abstains
+    elif not state.has_vote:
+        # hit: G4 a node without a vote in its own list defers nobody
+        could_vote = msg.position >= state.log.position
+        state.send(fx, sender, Support(msg.poll) if could_vote else Abstain(msg.poll))
     elif state.rank > (msg.position, msg.priority, sender):
         state.send(fx, sender, Ok(msg.poll, msg.position >= state.log.position))
         if isinstance(state.role, Follower) and state.poll is None and state.deferral is None:
             if state.leader_id != NOBODY:
                 return  # A leader was announced, and it has election_timeout to be heard.
-            if not state.joined and not state.links.issuperset(state.peers):
+            if not state.joined and not state.links.issuperset(state.electors):
                 # The node has just started. A link to a peer, perhaps of the highest rank, may be about to open.
                 # hit: E1 OK of one just started puts its own poll off
                 state.poll_at = min(state.poll_at, now + state.config.answer_timeout)
@@ -207,12 +219,18 @@ def end_poll(state: NodeState, poll: Poll, now: float, fx: Effects) -> None:
 # ---- candidacy, vote ----------------------------------------------------------------------------
 
 
-def become_candidate(state: NodeState, now: float, fx: Effects, *, transfer: bool = False) -> None:
-    """Vote for this node in the next term; it asks for votes once that is durable. Rule: E3, E7."""
+def become_candidate(
+    state: NodeState, now: float, fx: Effects, *, transfer: bool = False, members: MemberList | None = None
+) -> None:
+    """Vote for this node in the next term; it asks for votes once that is durable. Rule: E3, E7, G2.
+
+    Args:
+        members: the new list for the mark of the term; None: the list in force stays.
+    """
     if isinstance(state.role, Leader):
         # hit: M4 an idle leader opens a new term for a rebuilt node
-        become_follower(state, now, fx, "renewing the term")
-    state.role = Candidate(now, transfer=transfer)
+        become_follower(state, now, fx, "renewing the term" if members is None else "changing the members")
+    state.role = Candidate(now, transfer=transfer, members=members)
     state.leader_id = NOBODY
     state.poll = state.deferral = None
     state.pledge_term(fx, state.term + 1, state.node_id, None)
@@ -230,8 +248,9 @@ def open_candidacy(state: NodeState, now: float, fx: Effects) -> None:
     # The disks of the other nodes are expected to take about as long as this one took for its own vote.
     candidate.until = now + candidacy_time(state) + (now - candidate.began)
     fx.emit.append(BecameCandidate(state.term))
-    candidate.votes.add(state.node_id)
-    state.broadcast(fx, VoteRequest(state.term, state.log.position, candidate.transfer))
+    if state.has_vote:
+        candidate.votes.add(state.node_id)
+    state.broadcast(fx, VoteRequest(state.term, state.log.position, candidate.transfer), state.electors)
     count_votes(state, candidate, now, fx)
 
 
@@ -267,29 +286,29 @@ def on_vote_request(state: NodeState, sender: NodeId, msg: VoteRequest, now: flo
 
 
 def on_vote(state: NodeState, sender: NodeId, now: float, fx: Effects) -> None:
-    """Count a peer's durable vote in the current term. Rule: E5."""
+    """Count a voter's durable vote in the current term. Rule: E5, G4."""
     state.note_vote(sender, state.term)
-    if isinstance(state.role, Candidate) and sender not in state.learners:
+    if isinstance(state.role, Candidate) and sender in state.electors and sender not in state.learners:
         state.role.votes.add(sender)
         count_votes(state, state.role, now, fx)
 
 
 def count_votes(state: NodeState, candidate: Candidate, now: float, fx: Effects) -> None:
     if len(candidate.votes) >= state.majority:
-        become_leader(state, now, fx)
+        become_leader(state, now, fx, candidate.members)
 
 
 # ---- coordinator ------------------------------------------------------------------------------------
 
 
-def become_leader(state: NodeState, now: float, fx: Effects) -> None:
-    """Append the mark of the term, announce the leadership, begin to accept messages. Rule: E5."""
+def become_leader(state: NodeState, now: float, fx: Effects, members: MemberList | None = None) -> None:
+    """Append the mark of the term, announce the leadership, begin to accept messages. Rule: E5, G1, G2.
+
+    Args:
+        members: the new list of members; None: the mark repeats the list in force, if the cluster has one.
+    """
     fx.emit.append(BecomingCoordinator(state.term))  # hit: E5 a majority of votes makes a leader
-    leader = Leader(
-        heartbeat_at=now + state.config.heartbeat_interval,
-        progress={peer: Progress(answered_at=now) for peer in state.peers},
-    )
-    state.role = leader
+    leader = state.role = Leader(heartbeat_at=now + state.config.heartbeat_interval, progress={})
     state.leader_id = state.node_id
     state.no_quorum = False
     state.joined = True
@@ -298,9 +317,15 @@ def become_leader(state: NodeState, now: float, fx: Effects) -> None:
     state.route_epoch += 1
     state.poll_at = FOREVER
     last_seq = state.log.position.seq_no
-    append_as_leader(state, leader, state.seal.mark(Mark(state.term, state.node_id, last_seq)), fx)
+    members = members or state.log.members
+    mark = Mark(state.term, state.node_id, last_seq)
+    if members is not None:
+        mark = MembersMark(state.term, state.node_id, last_seq, members)  # hit: G1 a mark has the list of members
+    append_as_leader(state, leader, state.seal.mark(mark), fx)
+    voters = state.voters
+    leader.progress = {peer: Progress(answered_at=now, votes=peer in voters) for peer in state.peers}
     fx.emit.append(BecameLeader(state.term, last_seq))
-    state.broadcast(fx, Coordinator(state.term))
+    state.broadcast(fx, Coordinator(state.term), state.peers)
     send_heartbeats(state, leader, fx)
 
 
@@ -316,7 +341,7 @@ def on_coordinator(state: NodeState, sender: NodeId, msg: Coordinator, now: floa
 
 def on_stand(state: NodeState, leader: NodeId, now: float, fx: Effects) -> None:
     """Become candidate without a poll, because the leader transfers its leadership to this node. Rule: E7."""
-    if state.leader_id != leader or state.rebuilding or state.stalled:
+    if state.leader_id != leader or state.rebuilding or state.stalled or not state.has_vote:
         return  # hit: E7 a node that can't lead does not stand
     fx.emit.append(AskedToStand(state.term, leader))  # hit: E7 a follower stands because its leader asks it
     become_candidate(state, now, fx, transfer=True)

@@ -129,6 +129,59 @@ class NodeReadmitted(Event, frozen=True, tag="node_readmitted"):
     term: Term
 
 
+class MembersChanged(Event, frozen=True, tag="members_changed"):
+    """The list in force of this node has changed: a mark with another list was written, or was dropped again."""
+
+    logger = "membership"
+    text = "The members are version {version}: voters {voters}, learners {learners}, removed {removed}"
+    term: Term
+    """Of the mark."""
+    version: int
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...]
+    removed: tuple[NodeId, ...]
+
+    def line(self) -> str:
+        voters, learners, removed = (_ids(each) for each in (self.voters, self.learners, self.removed))
+        return self.text.format(version=self.version, voters=voters, learners=learners, removed=removed)
+
+
+class MembersCommitted(MembersChanged, frozen=True, tag="members_committed"):
+    """The leader's mark is committed, and with it the list that is in force."""
+
+    text = "The members of version {version} are committed: voters {voters}, learners {learners}, removed {removed}"
+
+
+class ChangeStarted(Event, frozen=True, tag="change_started"):
+    logger = "membership"
+    text = "Changing the members after term {term}: {change}"
+    term: Term
+    change: str
+
+
+class ChangeRefused(Event, frozen=True, tag="change_refused"):
+    logger = "membership"
+    level = "WARNING"
+    text = "Can't {change}: {reason}"
+    term: Term
+    change: str
+    reason: str
+
+
+class NodeRemoved(Event, frozen=True, tag="node_removed"):
+    """This node is a member no more."""
+
+    logger = "membership"
+    level = "WARNING"
+    text = "Removed from the cluster, as node_{leader} says, which leads term {term}"
+    term: Term
+    leader: NodeId
+
+
+def _ids(nodes: tuple[NodeId, ...]) -> str:
+    return ", ".join(map(str, nodes)) or "none"
+
+
 # ---- failure ------------------------------------------------------------------------------------
 
 

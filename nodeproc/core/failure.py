@@ -79,7 +79,9 @@ def has_quorum(state: NodeState, leader: Leader, now: float) -> bool:
     """Return whether a majority, this node included, answered in this term within election_timeout. Rule: F3."""
     timeout = state.config.election_timeout
     recent = sum(
-        now - progress.answered_at < timeout for peer, progress in leader.progress.items() if peer not in state.learners
+        progress.votes and now - progress.answered_at < timeout
+        for peer, progress in leader.progress.items()
+        if peer not in state.learners
     )
     return recent + 1 >= state.majority
 
@@ -205,7 +207,7 @@ def follower_deadline(state: NodeState, follower: Follower) -> float:
 
 def on_heartbeat_ack(state: NodeState, sender: NodeId, msg: HeartbeatAck | Appended, now: float, fx: Effects) -> None:
     """Handle a follower's answer in the current term. Rule: F3, C1."""
-    if isinstance(state.role, Leader):
+    if isinstance(state.role, Leader) and sender in state.role.progress:
         on_answer(state, state.role, sender, msg.position, now, fx)
 
 
@@ -238,7 +240,8 @@ def others_are_ahead(state: NodeState, leader: Leader) -> bool:
     """
     whole = state.durable == state.log.position
     ahead = sum(
-        progress.matched.term == state.term
+        progress.votes
+        and progress.matched.term == state.term
         and (progress.matched > state.durable or (whole and progress.matched == state.durable))
         for peer, progress in leader.progress.items()
         if peer not in state.learners

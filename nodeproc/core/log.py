@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nodeproc.core.messages import START, Batch, Mark, Position, Record, SeqNo, Term
+from nodeproc.core.messages import START, Batch, Mark, MemberList, MembersMark, Position, Record, SeqNo, Term
 
 
 def _position(record: Record) -> Position:
@@ -37,6 +37,12 @@ class Log:
 
     def __post_init__(self) -> None:
         self.tail_bytes = sum(len(record.raw) for record in self.tail)
+
+    @property
+    def members(self) -> MemberList | None:
+        """The list in force, that of the last mark; None while the members are the founders. Rule: G1."""
+        last = self.marks[-1] if self.marks else None
+        return last.members if isinstance(last, MembersMark) else None
 
     def append(self, record: Record) -> None:
         """Append a record. The caller has checked that it follows the last one (R4)."""

@@ -30,12 +30,16 @@ from nodeproc.core.transfer import give_up
 def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effects) -> None:
     """Check the identity of the peer on a new link and send it the messages that were due. Rule: M1, M4, R1."""
     state.presented[peer] = msg.shown.identity
+    state.unaware.discard(peer)
+    if not msg.knows_lists:
+        state.unaware.add(peer)
     admitted = admit(state, peer, msg.shown, msg.rebuilding, fx)
     role = state.role
-    if isinstance(role, Leader):
-        unsync(role.progress[peer])
+    progress = role.progress.get(peer) if isinstance(role, Leader) else None
+    if progress is not None:
+        unsync(progress)
         if peer in state.learners or not admitted:
-            role.progress[peer].matched = START  # The records that it had acknowledged are lost with its disk.
+            progress.matched = START  # The records that it had acknowledged are lost with its disk.
     if not admitted:
         if msg.outgoing or peer in state.links:
             state.unused_links.add(peer)
@@ -50,19 +54,21 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
             state.send(fx, peer, Join(state.log.position))
         if peer in state.unanswered:
             answer_join(state, peer, now, fx)  # hit: M1 a JOIN is answered late as its link opens
-        if state.starved and len(state.links) + 1 >= state.majority:
+        if state.starved and len(state.links.intersection(state.electors)) + 1 >= state.majority:
             state.poll_at = now
     ask_again(state, peer, fx)
     if isinstance(role, Leader):
-        state.send(fx, peer, heartbeat(state, role.progress[peer]))
+        if progress is None:
+            return  # hit: G5 a leader serves members only
+        state.send(fx, peer, heartbeat(state, progress))
         if msg.outgoing:
             on_link_opened(state, role, peer, fx)
         else:
-            role.progress[peer].asked = None  # A CATCH_UP that came over the link before this one.
+            progress.asked = None  # A CATCH_UP that came over the link before this one.
     elif isinstance(role, Follower) and peer == state.leader_id:
         state.route_epoch += 1  # Messages forwarded over the old link may be lost.
         ask_catch_up(state, role, now, fx)  # hit: R1 a new link to the leader asks again
-    elif isinstance(role, Candidate) and msg.outgoing:
+    elif isinstance(role, Candidate) and msg.outgoing and peer in state.electors:
         # The first one may be lost. Rule: E3.
         state.send(fx, peer, VoteRequest(state.term, state.log.position, role.transfer))
 
@@ -73,7 +79,8 @@ def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> Non
     state.unused_links.discard(peer)
     role = state.role
     if isinstance(role, Leader):
-        unsync(role.progress[peer])
+        if peer in role.progress:
+            unsync(role.progress[peer])
         if role.successor is not None and role.successor.node == peer:
             give_up(state, role, role.successor, "the link is lost", fx)
     elif isinstance(role, Follower) and peer == state.leader_id:
@@ -124,9 +131,9 @@ def on_join_ack(state: NodeState, sender: NodeId, msg: JoinAck, now: float, fx: 
     if msg.leader not in (NOBODY, state.node_id):
         if msg.leader in state.links:
             follow(state, msg.leader, now, fx)  # hit: M2 a restarted node follows the leader that lives
-    elif not state.joined and state.join_answers.issuperset(state.peers):
+    elif not state.joined and state.join_answers.issuperset(state.electors):
         state.poll_at = now  # hit: M1 all have answered and none knows a leader
-    elif not state.joined and state.term and len(state.join_answers) + 1 >= state.majority:
+    elif not state.joined and state.term and len(state.join_answers.intersection(state.electors)) + 1 >= state.majority:
         # hit: M1 a majority that was restarted waits as long again as it took to come
         waited = max(msg.waited, now - state.started_at)
         await_members(state, now + max(2 * waited, state.config.election_timeout), now, fx)
@@ -136,7 +143,7 @@ def await_members(state: NodeState, until: float, now: float, fx: Effects) -> No
     """Postpone the first poll until then, unless it is due earlier, and report the missing members. Rule: M1."""
     if until < state.poll_at:
         state.poll_at = until
-        missing = ", ".join(f"node_{peer}" for peer in state.peers if peer not in state.join_answers)
+        missing = ", ".join(f"node_{peer}" for peer in state.electors if peer not in state.join_answers)
         fx.emit.append(AwaitingMembers(missing, round((until - now) * 1000)))
 
 
@@ -202,7 +209,7 @@ def stale_data(state: NodeState, promised: Promised, by: NodeId) -> str:
 def on_promises(state: NodeState, msg: Promises) -> None:
     """Record the promises of members. Node has already checked the entry about this node. Rule: M6."""
     for member, promised in sorted(msg.promised.items()):
-        if member in state.config.members:
+        if member == state.node_id or member in state.peers:
             state.note_promise(promised, member)
 
 
@@ -289,7 +296,7 @@ def _refuse_replaced(state: NodeState, member: NodeId) -> None:
     if member in state.links:
         state.links.discard(member)
         state.unused_links.add(member)
-    if isinstance(state.role, Leader):
+    if isinstance(state.role, Leader) and member in state.role.progress:
         unsync(state.role.progress[member])
         state.role.progress[member].matched = START
     elif isinstance(state.role, Candidate):

@@ -96,6 +96,39 @@ class Mark(Struct, frozen=True, gc=False, tag_field="kind", tag="mark"):
         return new_tuple(Position, (self.term, self.after))
 
 
+class MemberAddress(NamedTuple):
+    """Where a member listens that was added to a running cluster. Rule: G1."""
+
+    node: NodeId
+    host: str
+    port: int
+
+
+class MemberList(Struct, frozen=True, omit_defaults=True):
+    """The members of a cluster whose list was changed while it ran. Rule: G1."""
+
+    version: int
+    """The number of changes so far."""
+    voters: tuple[NodeId, ...]
+    """The nodes that vote and are counted, ascending."""
+    learners: tuple[NodeId, ...] = ()
+    """Newcomers: they get all records, have no vote and are not counted. At most one."""
+    removed: tuple[NodeId, ...] = ()
+    """The former members, ascending. Their ids are never used again."""
+    addresses: tuple[MemberAddress, ...] = ()
+    """Of the members that are not among the founders, ascending."""
+
+
+class MembersMark(Mark, frozen=True, gc=False, tag_field="kind", tag="members_mark"):
+    """The term mark of a leader whose cluster has changed its list of members, with the list in force. Rule: G1.
+
+    It is another kind of entry than Mark, so that a node which does not know lists refuses it instead of counting by
+    the wrong list.
+    """
+
+    members: MemberList
+
+
 class Batch(Struct, frozen=True, tag_field="kind", tag="batch"):
     """The header of consecutive messages ordered in one term. Rule: R3, S3."""
 
@@ -275,6 +308,12 @@ class TermIs(Struct, frozen=True, gc=False, tag_field="type", tag="TERM"):
 # ---- replication --------------------------------------------------------------------------------
 
 
+class Removed(Struct, frozen=True, gc=False, tag_field="type", tag="REMOVED"):
+    """The sender leads this term, and its committed list of members names the receiver as removed. Rule: G5."""
+
+    term: Term
+
+
 class CatchUp(Struct, frozen=True, tag_field="type", tag="CATCH_UP"):
     """A follower describes its log to the leader, in order to be sent the records it lacks. Rule: R1."""
 
@@ -396,6 +435,8 @@ class LinkUp(Struct, frozen=True):
     """True: frames can be sent to the peer from now on. False: its frames arrive over a new link from now on."""
     promised: Promised = NOTHING
     """The promises of this node that the peer knows."""
+    knows_lists: bool = True
+    """False: the peer runs an older version, which does not know lists of members. Rule: G2."""
 
 
 class LinkDown(Struct, frozen=True, gc=False):
@@ -407,6 +448,23 @@ class Transfer(Struct, frozen=True, gc=False):
 
     to: NodeId = NOBODY
     """The follower that is to lead; NOBODY: the leader chooses one."""
+
+
+class AddNode(Struct, frozen=True):
+    """An operator asks the leader to add this node to the members. Rule: G2, G3."""
+
+    node: NodeId
+    host: str
+    port: int
+
+
+class RemoveNode(Struct, frozen=True, gc=False):
+    """An operator asks the leader to remove this member. Rule: G2, G5."""
+
+    node: NodeId
+
+
+Change: TypeAlias = AddNode | RemoveNode
 
 
 class Damaged(Struct, frozen=True):
@@ -431,6 +489,7 @@ PeerMessage: TypeAlias = (
     | Vote
     | Coordinator
     | TermIs
+    | Removed
     | CatchUp
     | OlderMarks
     | Resume
@@ -444,7 +503,7 @@ PeerMessage: TypeAlias = (
 )
 """The messages that a frame between nodes can contain."""
 
-Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Transfer | Damaged
+Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Transfer | Change | Damaged
 
 
 class Envelope(Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from collections import deque
 from random import Random
 from typing import Final, TypeAlias, cast, get_args
 
-from nodeproc.core import catchup, election, failure, membership, ordering, repair, transfer
+from nodeproc.core import catchup, changes, election, failure, membership, ordering, repair, transfer
 from nodeproc.core.effects import Effects
 from nodeproc.core.events import Joining, NodeReadmitted, SequenceSet, Starting, UnknownMemberRefused
 from nodeproc.core.log import Log
@@ -18,9 +18,11 @@ from nodeproc.core.messages import (
     NOBODY,
     NOTHING,
     Abstain,
+    AddNode,
     Append,
     Appended,
     CatchUp,
+    Change,
     Commit,
     Coordinator,
     Copy,
@@ -35,6 +37,7 @@ from nodeproc.core.messages import (
     Known,
     LinkDown,
     LinkUp,
+    MemberList,
     Members,
     NodeId,
     Ok,
@@ -43,6 +46,8 @@ from nodeproc.core.messages import (
     Promises,
     Record,
     Refuse,
+    Removed,
+    RemoveNode,
     Resume,
     SeqNo,
     Submit,
@@ -54,7 +59,7 @@ from nodeproc.core.messages import (
     VoteRequest,
 )
 from nodeproc.core.messages import Leader as LeaderAnswer
-from nodeproc.core.recovered import CoreConfig, Recovered, Snapshot
+from nodeproc.core.recovered import MAX_MEMBERS, CoreConfig, Recovered, Snapshot
 from nodeproc.core.sessions import Sessions
 from nodeproc.core.state import Candidate, Follower, Leader, NodeState, Seal, become_follower
 
@@ -69,6 +74,7 @@ Termed: TypeAlias = (
     | Vote
     | Coordinator
     | TermIs
+    | Removed
     | CatchUp
     | OlderMarks
     | Resume
@@ -94,12 +100,11 @@ class Node:
         """Create a node, as a follower, from its recovered state. Rule: M2.
 
         Args:
-            config: members include node_id.
             recovered: all of it is durable.
             rng: used by this node only, for jitter and the first request number.
             seal: encodes records (nodeproc.records.Sealer).
         """
-        assert config.node_id in config.members and 1 <= len(config.members) <= 9, config.members
+        assert 1 <= len(config.members) <= MAX_MEMBERS, config.members
         base = _base(recovered)
         log = Log(list(recovered.marks), base, list(recovered.tail), recovered.position)
         sessions = Sessions(config.max_sessions, dict(recovered.sessions), recovered.horizon)
@@ -201,6 +206,8 @@ class Node:
                 failure.tick_leader(state, role, now, fx)
                 if state.role is role:
                     membership.tick_learners(state, role, now, fx)
+                if state.role is role:
+                    changes.tick_members(state, role, now, fx)
         elif isinstance(role, Candidate):
             if now >= role.until:
                 failure.lose_candidacy(state, role, now, fx)
@@ -271,6 +278,15 @@ class Node:
         Rule: E7.
         """
         return transfer.refusal(self.state, to)
+
+    def change_refusal(self, change: Change) -> str:
+        """Return why this change of the members can't begin now; "" if it can. Rule: G2."""
+        return changes.refusal(self.state, change)
+
+    @property
+    def members(self) -> MemberList | None:
+        """The list of members in force; None while the members are the founders. Rule: G1."""
+        return self.state.log.members
 
     @property
     def transferring(self) -> bool:
@@ -408,7 +424,7 @@ class Node:
             case Refuse():
                 fx.reply.append(message)
             case CatchUp():
-                if isinstance(role, Leader):
+                if isinstance(role, Leader) and sender in role.progress:
                     catchup.on_catch_up(state, role, sender, message, fx)
             case OlderMarks():
                 if sender == state.leader_id:
@@ -446,6 +462,10 @@ class Node:
                 election.on_coordinator(state, sender, message, now, fx)
             case Transfer():
                 transfer.on_transfer(state, message.to, now, fx)
+            case AddNode() | RemoveNode():
+                changes.on_change(state, message, now, fx)
+            case Removed():
+                changes.on_removed(state, sender, fx)
             case TermIs():
                 pass  # The term rule has already adopted its term.
             case _:

@@ -6,13 +6,14 @@ The functions are in the order in which one message passes through them, on the 
 from __future__ import annotations
 
 from nodeproc.core.effects import Effects
-from nodeproc.core.events import Buffered, Delivered, DeliveredFromBuffer, SessionExpired
+from nodeproc.core.events import Buffered, Delivered, DeliveredFromBuffer, MembersChanged, SessionExpired
 from nodeproc.core.messages import (
     NOBODY,
     Append,
     Appended,
     Batch,
     Commit,
+    MemberList,
     NodeId,
     Position,
     Record,
@@ -150,10 +151,23 @@ def append_as_leader(state: NodeState, leader: Leader, record: Record, fx: Effec
 
 def store(state: NodeState, record: Record, fx: Effects) -> None:
     """Append a record to the log and write it to disk."""
-    state.log.append(record)
-    if isinstance(record.header, Batch):
-        state.sessions.appended(record.header)
+    header = record.header
+    if isinstance(header, Batch):
+        state.log.append(record)
+        state.sessions.appended(header)
+    else:
+        members = state.log.members
+        state.log.append(record)
+        if state.log.members != members:
+            report_members(state, fx)  # hit: G1 a mark brings another list
     state.unsynced.append((state.persist(fx, record), state.log.position))
+
+
+def report_members(state: NodeState, fx: Effects) -> None:
+    """Report the list in force, which has changed. Rule: G1."""
+    members = state.log.members or MemberList(0, state.config.members)
+    term = state.log.marks[-1].term if state.log.marks else 0
+    fx.emit.append(MembersChanged(term, members.version, members.voters, members.learners, members.removed))
 
 
 def send_records(state: NodeState, peer: NodeId, progress: Progress, message: Append, fx: Effects) -> None:
@@ -269,7 +283,8 @@ def majority_position(state: NodeState, leader: Leader) -> Position | None:
     term, learners, majority = state.term, state.learners, state.majority
     counted = []
     for peer, progress in leader.progress.items():
-        if progress.matched.term == term and peer not in learners:
+        # hit: G4 the newest list counts
+        if progress.matched.term == term and progress.votes and peer not in learners:
             counted.append(progress.matched)
     if state.durable.term == term:
         counted.append(state.durable)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, Record, SeqNo, Term
+
+MAX_MEMBERS: Final = 9
+"""Maximum number of members of a cluster, newcomers included."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoreConfig:
     """Settings of the core. Times are seconds, sizes bytes.
 
-    members: ids of all nodes, including this one, ascending; 1 to 9 of them.
+    members: ids of the founders, the first members of the cluster, ascending; 1 to 9 of them. Without this node, it is
+        a newcomer and has no vote until a list of members in its log says so (G1).
     join_timeout: in a starting cluster, how long a node waits for all members before it polls (M1).
     coordinator_timeout: how long a node that received an OK waits for a leader (E2).
     batch_least_messages: with this many messages waiting, the leader sends a batch although the batch before it is

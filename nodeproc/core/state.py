@@ -22,6 +22,7 @@ from nodeproc.core.messages import (
     Envelope,
     Known,
     Mark,
+    MemberList,
     Members,
     NodeId,
     PeerMessage,
@@ -124,6 +125,8 @@ class Candidate:
     votes: set[NodeId] = field(default_factory=set)
     transfer: bool = False
     """The leader of the term before has asked this node to stand. Rule: E7."""
+    members: MemberList | None = None
+    """The new list of members for the mark of the term, if the node stands for a change. Rule: G2."""
 
 
 @dataclass(slots=True)
@@ -142,6 +145,8 @@ class Progress:
     """The leader's state of one follower."""
 
     answered_at: Since
+    votes: bool = True
+    """The follower is a voter of the list in force, not a newcomer. Rule: G4."""
     synced: bool = False
     """RESUME was sent over the current link, so that records may be sent after it."""
     live: bool = False
@@ -160,6 +165,9 @@ class Progress:
     """Token of the disk read under way; 0 if there is none."""
     members_due: Due = 0.0
     """When MEMBERS and PROMISES are sent to the follower again. Rule: M4, M6."""
+    round_end: Position = START
+    """The end that the log had when a newcomer's latest round of catching up began; START if none did. Rule: G3."""
+    round_at: Since = 0.0
 
 
 @dataclass(slots=True)
@@ -174,6 +182,8 @@ class Leader:
     waiting_count: int = 0
     commit_unsent: bool = False
     """commit_seq has increased, and no APPEND has carried the new value yet. Rule: C2."""
+    settled: bool = False
+    """The mark of the term, and with it the list in force, was found to be committed at a heartbeat. Rule: G2."""
     successor: Successor | None = None
     """Set during a transfer of the leadership: accepted messages then wait unordered. Rule: E7."""
 
@@ -259,6 +269,8 @@ class NodeState:
     """Peers whose data directory has another identity than the one on record: their frames are dropped (M4)."""
     unused_links: set[NodeId] = field(default_factory=set)
     """Unknown members to which a link is open; it is used again once MEMBERS confirms their identity."""
+    unaware: set[NodeId] = field(default_factory=set)
+    """Nodes of an older version, which do not know lists of members (G2)."""
     started_at: Measured = 0.0
     joined: bool = False
     """The node has led or heard a leader since the start of the process."""
@@ -302,12 +314,32 @@ class NodeState:
         return self.config.node_id
 
     @property
+    def voters(self) -> tuple[NodeId, ...]:
+        """The nodes that vote and are counted, by the list in force, ascending. Rule: G1, G4."""
+        members = self.log.members
+        return self.config.members if members is None else members.voters
+
+    @property
+    def electors(self) -> tuple[NodeId, ...]:
+        """The voters without this node."""
+        return tuple(voter for voter in self.voters if voter != self.config.node_id)
+
+    @property
     def peers(self) -> tuple[NodeId, ...]:
-        return tuple(member for member in self.config.members if member != self.config.node_id)
+        """All other members: voters and newcomers."""
+        members = self.log.members
+        if members is None:
+            return self.electors
+        return tuple(sorted(each for each in members.voters + members.learners if each != self.config.node_id))
 
     @property
     def majority(self) -> int:
-        return len(self.config.members) // 2 + 1
+        return len(self.voters) // 2 + 1
+
+    @property
+    def has_vote(self) -> bool:
+        """True if this node may stand and counts itself. Rule: G4."""
+        return self.config.node_id in self.voters
 
     @property
     def rank(self) -> Rank:
@@ -371,11 +403,9 @@ class NodeState:
             self.note_promise(Promised(self.identity, self.durable.term, self.durable), self.node_id)
         return dict(self.promised)
 
-    def broadcast(self, fx: Effects, message: PeerMessage) -> int:
-        """Send a message to every peer with a link; return the number of these peers."""
-        reached = [peer for peer in self.peers if peer in self.links]
-        fx.send += [(peer, message) for peer in reached]
-        return len(reached)
+    def broadcast(self, fx: Effects, message: PeerMessage, to: tuple[NodeId, ...]) -> None:
+        """Send a message to each of these peers to which there is a link."""
+        fx.send += [(peer, message) for peer in to if peer in self.links]
 
 
 def become_follower(state: NodeState, now: float, fx: Effects, reason: str) -> None:

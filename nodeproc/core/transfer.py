@@ -59,7 +59,7 @@ def give_up(state: NodeState, leader: Leader, successor: Successor, reason: str,
 
 def _candidates(state: NodeState) -> tuple[NodeId, ...]:
     """Return the followers that can be asked to stand, ascending."""
-    return tuple(peer for peer in state.peers if peer in state.links and peer not in state.learners)
+    return tuple(peer for peer in state.electors if peer in state.links and peer not in state.learners)
 
 
 def _best(state: NodeState, leader: Leader, now: float) -> NodeId:

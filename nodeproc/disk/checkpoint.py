@@ -13,7 +13,7 @@ from zlib import crc32
 import msgspec
 from msgspec import Struct
 
-from nodeproc.core.messages import NOBODY, START, Known, Mark, NodeId, Position, Promised, SeqNo, Term
+from nodeproc.core.messages import NOBODY, START, Known, Mark, MembersMark, NodeId, Position, Promised, SeqNo, Term
 from nodeproc.disk.files import File, Files, Source, read_named
 from nodeproc.disk.wal import FOLDER, damaged
 
@@ -41,7 +41,7 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
 
     lines_bytes, lines_crc: length of the message log up to `delivered`, and the CRC of its last 4096 bytes.
     first_segment: the oldest WAL segment that is still needed.
-    members: the members of the cluster; empty: written by a version that did not record them.
+    members: the founders of the cluster; empty: written by a version that did not record them.
     newest_segment, durable: the WAL was durable up to this byte of this segment; 0: unknown (version 1).
     """
 
@@ -51,7 +51,7 @@ class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
     term: Term = 0
     voted_for: NodeId = NOBODY
     identities: dict[NodeId, Known] = {}
-    marks: tuple[Mark, ...] = ()
+    marks: tuple[Mark | MembersMark, ...] = ()
     delivered: Position = START
     sessions: dict[str, tuple[int, SeqNo]] = {}
     horizon: SeqNo = 0

@@ -539,7 +539,7 @@ def _repair_lines(files: Files, found: Found) -> list[Event]:
 
 
 def check_members(where: str, known: tuple[NodeId, ...], members: tuple[NodeId, ...]) -> None:
-    """Check that the configuration names the members for which the data directory was made. Rule: M5.
+    """Check that the configuration names the founders for which the data directory was made. Rule: M5.
 
     Raises:
         ConfigError: it names others, so two majorities without a common member could both acknowledge messages.
@@ -548,7 +548,7 @@ def check_members(where: str, known: tuple[NodeId, ...], members: tuple[NodeId, 
         found, allowed = (", ".join(map(str, each)) for each in (members, known))
         raise ConfigError(
             f"peers: found members {found}, allowed {allowed}, which data directory {where} was made for: "
-            "the members of a cluster can't be changed yet"
+            "this list says who founded the cluster, and changes of the members are asked of the leader"
         )
 
 

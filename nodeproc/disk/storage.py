@@ -97,7 +97,8 @@ class Storage:
             segment_bytes: a WAL file is finished once it is that long.
             max_sessions: as in CoreConfig.
             rebuild: the directory must be empty, or hold an unfinished rebuild.
-            members: all ids of the cluster, ascending. A directory made for others is refused. Empty: not checked.
+            members: the ids of the cluster's founders, ascending. A directory made for others is refused. Empty: not
+                checked.
 
         Raises:
             CorruptionError: durable data differs from what was written; nothing was changed.

@@ -17,6 +17,7 @@ from nodeproc.core.messages import (
     NOTHING,
     START,
     Batch,
+    Change,
     Envelope,
     Input,
     Known,
@@ -24,6 +25,7 @@ from nodeproc.core.messages import (
     LinkDown,
     LinkUp,
     Mark,
+    MemberList,
     NodeId,
     PeerMessage,
     Position,
@@ -105,6 +107,8 @@ class Member:
     events: list[Event] = field(default_factory=list)
     refused: list[Refuse] = field(default_factory=list)
     halted: str = ""
+    left: str = ""
+    """Why the node has stopped cleanly by itself."""
 
 
 class Cluster:
@@ -131,7 +135,7 @@ class Cluster:
     ) -> None:
         self.now = 100.0
         self.rng = Random(seed)
-        self.ids = tuple(range(1, size + 1))
+        self.ids = self.founders = tuple(range(1, size + 1))
         self.priorities = priorities or {}
         self.max_sessions = max_sessions
         self.limits = limits or {}
@@ -156,9 +160,30 @@ class Cluster:
 
     # ---- processes ----------------------------------------------------------------------------------
 
+    def newcomer(self, node_id: NodeId, *, start: bool = True) -> None:
+        """Add a machine for a node that is not among the founders; start the node."""
+        self.members[node_id] = Member(Disk(f"disk-{node_id}"))
+        self.queues |= {pair: deque() for each in self.ids for pair in ((each, node_id), (node_id, each))}
+        self.ids = (*self.ids, node_id)
+        if start:
+            self.start(node_id)
+
+    def change(self, change: Change, seconds: float = 1.0) -> None:
+        """Ask the leader for a change of the members, which it must accept, and let the cluster run."""
+        leader = self.leader()
+        assert self.node(leader).change_refusal(change) == ""
+        self.step(leader, leader, change)
+        self.run(seconds)
+
+    def list_of(self, node_id: NodeId) -> MemberList:
+        """The node's list in force, which is not that of the founders."""
+        found = self.node(node_id).members
+        assert found is not None, node_id
+        return found
+
     def config(self, node_id: NodeId) -> CoreConfig:
         priority = self.priorities.get(node_id, node_id)
-        config = CoreConfig(node_id, priority, self.ids, max_sessions=self.max_sessions)
+        config = CoreConfig(node_id, priority, self.founders, max_sessions=self.max_sessions)
         return replace(config, **self.limits)  # type: ignore[arg-type]
 
     def start(self, node_id: NodeId, *, link: bool = True) -> None:
@@ -269,6 +294,9 @@ class Cluster:
             assert member.node is not None
             records = [r for r in member.disk.log() if r.position > fetch.after][:3]
             self.perform(node_id, member.node.fetched(fetch.peer, fetch.token, records, self.now))
+        if fx.leave:
+            member.left = fx.leave
+            self.kill(node_id, len(member.disk.ops))
 
     def _cross(self, message: PeerMessage) -> PeerMessage:
         if not self.through_wire:

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from lab.course.simfiles import SimFiles
 from nodeproc.core.effects import Met, PersistOp, Promise, Readmitted, Truncate
 from nodeproc.core.events import Event
-from nodeproc.core.messages import START, Batch, Known, Mark, Position, Record, SessionUse, Submit
+from nodeproc.core.messages import (
+    START,
+    Batch,
+    Known,
+    Mark,
+    MemberList,
+    MembersMark,
+    Position,
+    Record,
+    SessionUse,
+    Submit,
+)
 from nodeproc.core.recovered import Recovered, Snapshot
 from nodeproc.core.sessions import Sessions
 from nodeproc.disk.storage import Storage
@@ -110,9 +121,10 @@ class Scribe:
         self.meaning.take(op)
         return op
 
-    def mark(self, term: int) -> Record:
-        """Open a term."""
-        record = self._sealer.mark(Mark(term, 1, self.meaning.end.seq_no))
+    def mark(self, term: int, members: MemberList | None = None) -> Record:
+        """Open a term, perhaps with a list of members."""
+        after = self.meaning.end.seq_no
+        record = self._sealer.mark(Mark(term, 1, after) if members is None else MembersMark(term, 1, after, members))
         self.add(record)
         return record
 

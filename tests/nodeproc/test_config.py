@@ -48,6 +48,15 @@ def test_a_data_directory_may_lie_deep() -> None:
     assert load("n.yml", text=GOOD.replace("data/node_1", deep)).data_dir == deep
 
 
+def test_a_newcomer_names_the_founders_of_its_cluster_and_the_present_members() -> None:
+    """Rule: M5, G1."""
+    text = "node_id: 6\nport: 5006\ndata_dir: d\nfounders: [3, 1, 2]\npeers: [{id: 4, port: 5004}, {id: 5, port: 5005}]"
+    config = load("n.yml", text=text)
+    assert config.members == config.core().members == (1, 2, 3)
+    with pytest.raises(ConfigError, match="peers: found none beside founders, allowed 1 or more"):
+        load("n.yml", text="node_id: 6\nport: 5006\ndata_dir: d\nfounders: [1]")
+
+
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
@@ -59,6 +68,8 @@ def test_a_data_directory_may_lie_deep() -> None:
         (("{id: 3,", "{id: 2,"), "n.yml:5:10: peers[1].id: found 2, which is peers[0].id already"),
         (("port: 5002", "port: 5001"), "peers[0].port: found 127.0.0.1:5001, which is host and port already"),
         (("port: 5003", "port: 5002"), "peers[1].port: found 127.0.0.1:5002, which is that of peers[0] already"),
+        (("data_dir", "founders: [1, 2]\ndata_dir"), "founders: found [1, 2], allowed up to 9 ids of other nodes"),
+        (("data_dir", "founders: [2, 2]\ndata_dir"), "founders: found [2, 2], allowed up to 9 ids of other nodes"),
         (("data_dir: data/node_1", "data_dri: x"), "data_dri: unknown key (did you mean data_dir?)"),
         (("data/node_1", "x" * 4097), ", allowed text of 1..4096 characters"),
         (("data_dir: data/node_1", "host: h"), "the key data_dir is missing"),

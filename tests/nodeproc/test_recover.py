@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from nodeproc.__main__ import main
+from nodeproc.core.effects import Promise
+from nodeproc.core.messages import MemberList, MembersMark
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.storage import Storage
 from tests import TOO_LONG_S
+from tests.nodeproc.disks import Scribe
 from tests.nodeproc.nodes import PROJECT, Cluster, run_node, until
 from tests.nodeproc.test_main import chat
 
@@ -95,6 +98,23 @@ def test_one_node_goes_on_alone(tmp_path: Path) -> None:
         assert chat(alone, 1, 2) == 2
     lines = (tmp_path / "new" / "node_7" / "logs" / "node_7_messages.jsonl").read_bytes()
     assert lines.startswith(before)
+
+
+def test_the_lists_of_the_old_cluster_do_not_count_in_the_new_one(tmp_path: Path) -> None:
+    """Rule: G1."""
+    scribe = Scribe()
+    storage, _, _ = Storage.open(RealFiles(tmp_path / "old"), 4, members=(1, 2, 3))
+    mark = scribe.mark(7, MemberList(3, (2, 3, 4), learners=(5,), removed=(1,)))
+    storage.write([Promise(8, 0), mark, batch := scribe.batch("one")])
+    storage.deliver([batch])
+    storage.close()
+    assert main(["recover", str(tmp_path / "old"), "--members", "4,6", "--out", str(tmp_path / "new"), AGREED]) == 0
+    for node in (4, 6):
+        storage, recovered, _ = Storage.open(RealFiles(tmp_path / "new" / f"node_{node}"), node, members=(4, 6))
+        last = recovered.marks[-1]
+        assert last == MembersMark(9, 0, 1, MemberList(4, (4, 6), removed=(1, 2, 3, 5)))
+        assert (recovered.term, recovered.position, recovered.delivered_seq) == (9, (9, 1), 1)
+        storage.close()
 
 
 def test_damage_in_the_newest_data_directory_is_filled_from_another_one_or_named(tmp_path: Path) -> None:

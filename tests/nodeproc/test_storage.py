@@ -9,18 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import pytest
 
 from lab.course.simfiles import SimFiles
 from nodeproc.core.effects import Met, Promise, Readmitted, Truncate
 from nodeproc.core.events import CheckpointWritten, Loaded, TailWrittenAnew
-from nodeproc.core.messages import START, Known, Position
+from nodeproc.core.messages import START, Batch, Known, Mark, MemberAddress, MemberList, MembersMark, Position
 from nodeproc.core.recovered import Recovered
 from nodeproc.disk import wal
 from nodeproc.disk.files import RealFiles
 from nodeproc.disk.storage import Storage
 from nodeproc.entries import Committed
 from nodeproc.errors import ConfigError, CorruptionError, ReadFailed, Unreadable, WriteFailed
+from nodeproc.records import decode_entry
 from tests.nodeproc.disks import (
     FIRST,
     IDENTITY,
@@ -139,6 +141,41 @@ def test_a_directory_older_than_its_list_of_members_takes_it_over() -> None:
     with_members(files, 1, 2, 3).close(scribe.meaning.snapshot(0))
     with pytest.raises(ConfigError, match="allowed 1, 2, 3"):
         with_members(files, 1, 2)
+
+
+def test_a_list_of_members_outlives_checkpoints_restarts_and_truncations() -> None:
+    """Rule: G1."""
+    files, storage, scribe = a_long_life(2)
+    first = MemberList(1, (1, 2, 3), learners=(4,), addresses=(MemberAddress(4, "h", 5004),))
+    second = MemberList(2, (1, 2, 3, 4), addresses=first.addresses)
+    storage.write([scribe.mark(2, first)])
+    write_and_deliver(storage, scribe, 30)
+    storage.checkpoint(scribe.meaning.snapshot(64))
+    assert FIRST not in files.contents()
+    assert everything(storage) == scribe.meaning.log, "the archive has the mark too"
+    storage, recovered, _ = opened(files)
+    assert members_of(recovered.marks[-1]) == first and recovered == scribe.meaning.recovered(64)
+    storage.write([scribe.mark(3, second)])
+    storage.sync()
+    storage, recovered, _ = opened(files)
+    assert members_of(recovered.marks[-1]) == second
+    storage.write([scribe.add(Truncate(Position(2, 64)))])
+    storage.close(scribe.meaning.snapshot(64))
+    assert members_of(opened(files)[1].marks[-1]) == first
+
+
+def test_a_version_without_lists_refuses_a_mark_that_has_one() -> None:
+    """Rule: G1, K2."""
+    raw = Scribe().mark(1, MemberList(1, (1, 2, 3))).raw
+    entry = decode_entry(raw, 0)
+    assert entry is not None and isinstance(entry.header, MembersMark)
+    older = msgspec.json.Decoder(Mark | Batch)
+    with pytest.raises(msgspec.ValidationError):
+        older.decode(raw[12:])
+
+
+def members_of(mark: Mark) -> MemberList | None:
+    return mark.members if isinstance(mark, MembersMark) else None
 
 
 def test_sessions_past_the_limit_are_dropped_at_recovery_too() -> None:

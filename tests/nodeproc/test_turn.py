@@ -51,6 +51,9 @@ class Notes:
     def report(self, event: Event, address: str = "") -> None:
         self.asked.append("report")
 
+    def stop(self, reason: str) -> None:
+        self.asked.append(f"stop: {reason}")
+
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         return 1.5, 77, {"turns": 3}
 

@@ -34,7 +34,10 @@ from nodeproc.core.messages import (
     Leader,
     Line,
     Mark,
+    MemberAddress,
+    MemberList,
     Members,
+    MembersMark,
     Ok,
     OlderMarks,
     PeerMessage,
@@ -43,6 +46,7 @@ from nodeproc.core.messages import (
     Promises,
     Record,
     Refuse,
+    Removed,
     Resume,
     SessionUse,
     Submit,
@@ -56,6 +60,7 @@ from nodeproc.errors import FrameError
 SEALER = records.Sealer(lambda: 1732300000.1234)
 SUBMITS = [Submit("5f0c", 101, 0, 3, ("Hello", 'quotes " and \\ and \n')), Submit("77", 9999, 4, 1, ("Grüße 👋",))]
 MARK = SEALER.mark(Mark(2, 1, 6))
+LISTED = SEALER.mark(MembersMark(3, 1, 9, MemberList(4, (1, 2, 7), (8,), (3,), (MemberAddress(7, "h", 5007),))))
 BATCH = SEALER.batch(Batch(2, 7, 9, (SessionUse("5f0c", 4, 8), SessionUse("77", 1, 9))), SUBMITS)
 
 UNREADABLE = [
@@ -80,6 +85,7 @@ FRAMES: list[frames.FrameMessage] = [
     Vote(4),
     Coordinator(4),
     TermIs(5),
+    Removed(5),
     CatchUp(4, ((1, 0), (3, 5)), 8, 2**40, True),
     OlderMarks(4, 3, 2**40),
     Resume(4, Position(3, 5), 2**40),
@@ -88,7 +94,7 @@ FRAMES: list[frames.FrameMessage] = [
     Commit(4, 9),
     CopyRequest(Position(3, 5), 2**40),
     Copy(2**40, ()),
-    Copy(2**40, (MARK, BATCH)),
+    Copy(2**40, (MARK, BATCH, LISTED)),
     SUBMITS[0],
     Refuse("5f0c", 3, "gap", 2),
     frames.PeerHello(1, "lab", 1, "one", False, "00ff"),
@@ -113,7 +119,7 @@ NODE_LINES: list[lines.NodeLine] = [
     lines.Status(1, "leader", 4, 1, 9, 9, 8, False, 1.5, 77, (lines.PeerStatus(2, True, True, 9),), {"turns": 3}),
 ]
 LOCAL_OPS: list[LocalOp] = [Promise(3, 2), Truncate(Position(2, 6)), Met(2, Known("two", 4, 1)), Readmitted(3)]
-ENTRIES = [MARK.raw, BATCH.raw, *map(records.encode_entry, LOCAL_OPS)]
+ENTRIES = [MARK.raw, BATCH.raw, LISTED.raw, *map(records.encode_entry, LOCAL_OPS)]
 ENTRIES += [records.encode_entry(entries.Committed(7)), records.encode_entry(entries.Opening(1, 0, 1, "one", False))]
 
 
