@@ -37,8 +37,8 @@ class MachineDisk:
     def __init__(self, node: NodeId) -> None:
         self.node = node
         self._copy: dict[str, bytes] | None = None
-        self._rotten: list[Rot] = []
-        """Bytes that an `old_*` rot has changed; the node may run on."""
+        self._rotten: dict[tuple[str, int], Rot] = {}
+        """Bytes that an `old_*` rot has changed, by file and offset: from their first value to their last."""
 
     @property
     @abstractmethod
@@ -55,14 +55,17 @@ class MachineDisk:
         if rot is not None:
             self.files.rot(rot.name, rot.at, rot.after)
             if what.startswith("old_"):
-                self._rotten.append(rot)
+                place = rot.name, rot.at
+                first = self._rotten.get(place, rot)
+                self._rotten[place] = rot._replace(before=first.before)
         return rot
 
     @property
     def rotten(self) -> list[str]:
         """The bytes that an `old_*` rot has changed and that are not repaired yet."""
-        found = self.files.contents({rot.name for rot in self._rotten}) if self._rotten else {}
-        return [str(rot) for rot in self._rotten if found.get(rot.name, b"")[rot.at : rot.at + 1] == bytes([rot.after])]
+        changed = [rot for rot in self._rotten.values() if rot.before != rot.after]
+        found = self.files.contents({rot.name for rot in changed}) if changed else {}
+        return [str(rot) for rot in changed if found.get(rot.name, b"")[rot.at : rot.at + 1] == bytes([rot.after])]
 
     def lose(self, what: str) -> tuple[str, str]:
         """See Machine."""

@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 
 from lab.course.damage import draw_rot, draw_tear, file_name, lost_place
+from lab.course.machine import MachineDisk
 from lab.course.simfiles import SimFiles
 from lab.steps import Disk, power_loss
 from lab.steps.damage import Causes
@@ -50,6 +51,41 @@ def rotten(files: SimFiles, what: str, seed: int) -> tuple[SimFiles, str]:
     return SimFiles.holding({**contents, rot.name: bytes(damaged)}), rot.name
 
 
+def an_archived_disk() -> SimFiles:
+    """A node's disk with 240 messages, the older ones only in the message log and the archive."""
+    files, scribe = SimFiles(), Scribe()
+    storage, _, _ = opened(files, 4096)
+    storage.write([scribe.mark(1)])
+    for number in range(120):
+        record = scribe.batch(f"message {number}", "y" * 100)
+        storage.write([record])
+        storage.sync()
+        storage.deliver([record])
+    storage.checkpoint(scribe.meaning.snapshot(240))
+    return files
+
+
+class ADisk(MachineDisk):
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._files = an_archived_disk()
+
+    @property
+    def files(self) -> SimFiles:
+        return self._files
+
+
+def test_rot_that_undoes_rot_leaves_nothing_to_repair() -> None:
+    disk = ADisk()
+    first = disk.rot("old_lines", random.Random(1))
+    assert disk.rotten == [str(first)]
+    again = disk.rot("old_lines", random.Random(1))
+    assert first is not None and again == first._replace(before=first.after, after=first.before)
+    assert disk.rotten == []
+    assert disk.rot("old_lines", random.Random(1)) == first
+    assert disk.rotten == [str(first)]
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("what", ["wal", "checkpoint"])
 def test_rot_of_the_log_or_the_checkpoint_is_refused_and_named(what: str, seed: int) -> None:
@@ -87,15 +123,7 @@ def test_rot_of_the_message_log_is_noticed_beside_a_checkpoint_too(seed: int) ->
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("what", ["old_lines", "old_headers", "old_index"])
 def test_old_rot_is_where_no_restart_looks_and_a_read_finds_it(what: str, seed: int) -> None:
-    files, scribe = SimFiles(), Scribe()
-    storage, _, _ = opened(files, 4096)
-    storage.write([scribe.mark(1)])
-    for number in range(120):
-        record = scribe.batch(f"message {number}", "y" * 100)
-        storage.write([record])
-        storage.sync()
-        storage.deliver([record])
-    storage.checkpoint(scribe.meaning.snapshot(240))
+    files = an_archived_disk()
     damaged, _ = rotten(files, what, seed)
     found, recovered, _ = opened(damaged, 4096)
     assert recovered.delivered_seq == 240
