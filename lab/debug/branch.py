@@ -26,6 +26,7 @@ _decode_flights = msgspec.json.Decoder(list[Flight]).decode
 _decode_state = msgspec.json.Decoder(State).decode
 _decode_recorded = msgspec.json.Decoder(Recorded).decode
 
+RECORDER: Final = (sys.executable, "-m", "lab.debug.recorder")
 BLOCK: Final = 256
 """Rows that are read at once."""
 
@@ -108,7 +109,7 @@ def begin(scenario: Scenario, seed: int, mutant: str = "") -> Branch:
     """
     near, far = socket.socketpair()
     line = Line(near)
-    command = [sys.executable, "-m", "lab.debug.recorder", str(far.fileno())]
+    command = [*RECORDER, str(far.fileno())]
     process = subprocess.Popen(command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, env=child_environment())
     far.close()
     try:

@@ -59,15 +59,10 @@ T = TypeVar("T")
 
 
 class Fork(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /api/fork; see lab.debug.recorder.Change."""
+    """The body of POST /api/fork: a change of this branch."""
 
     branch: int
-    event: int
-    step: str = ""
-    frame: int = 0
-    drop: bool = False
-    now: bool = False
-    late_s: float = 0.0
+    change: Change
 
 
 class Line(Struct, frozen=True):
@@ -214,8 +209,7 @@ class Page(Site):
                 raise ValueError(f"branch: found {fork.branch}, allowed 0..{len(self.branches) - 1}")
             if len(self.branches) >= MOST_BRANCHES:
                 raise ValueError(f"there are {MOST_BRANCHES} branches already, and no more are allowed")
-            change = Change(fork.event, fork.step, fork.frame, fork.drop, fork.now, fork.late_s)
-            branch = await self._ask(lambda: self.branches[fork.branch].branch(change))
+            branch = await self._ask(lambda: self.branches[fork.branch].branch(fork.change))
         except (ValueError, msgspec.MsgspecError) as error:
             raise web.HTTPUnprocessableEntity(text=f"{error}\n") from None
         self.branches.append(branch)

@@ -7,8 +7,9 @@ It reads orders from a socket and answers each with one line of JSON. After the 
     go      the state at an event
     change  a branch: the state at an event, a change, and the run from there; the socket of the new process is returned
 
-Every so many events the process forks: the copy, a checkpoint, waits there for an order. It carries out an order in a
-copy of its own, so that it stays where it is. Every process ends when the socket to the one before it closes.
+Whenever some processor time has been used, the process forks: the copy, a checkpoint, waits there for an order. It
+carries out an order in a copy of its own, so that it stays where it is. Every process ends when the socket to the one
+before it closes.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import signal
 import socket
 import sys
 from asyncio import events as running
-from typing import Any, Final, NoReturn, TypeAlias
+from time import process_time
+from typing import Annotated, Any, Final, NoReturn, TypeAlias
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from lab.debug.stepping import Action, SteppingLoop
-from lab.debug.views import Due, Value, View, differences, due, views, what
+from lab.debug.views import Due, Value, View, differences, due, shown, values, views, what
 from lab.mutants.catalogue import mutated
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
@@ -40,9 +42,12 @@ from lab.steps.targets import NoSuchTarget
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import ConfigError
 
-MOST_CHECKPOINTS: Final = 48
-FIRST_SPACING: Final = 1000
-"""Events between two checkpoints; doubled whenever there are too many."""
+MOST_CHECKPOINTS: Final = 128
+"""Each takes 5 to 15 MB of memory: the pages that the simulation changes before the next one."""
+FIRST_SPACING_S: Final = 0.15
+"""Processor time between two checkpoints, doubled whenever there are too many. To replay takes less than to record."""
+CHECK_EVERY: Final = 64
+"""Events after which the processor time is looked at."""
 
 
 class Begin(Struct, frozen=True, tag="begin"):
@@ -73,19 +78,19 @@ class Go(Struct, frozen=True, tag="go"):
     event: int
 
 
-class Change(Struct, frozen=True, tag="change"):
+class Change(Struct, frozen=True, tag="change", forbid_unknown_fields=True):
     """After event `event`, do a step, or do something to a frame on its way; see lab.debug.views.Due for its number.
 
     step: one step as in a scenario file. drop: the frame is lost. now: it arrives at once. late_s: it arrives so much
     later.
     """
 
-    event: int
+    event: Annotated[int, Meta(ge=0)]
     step: str = ""
     frame: int = 0
     drop: bool = False
     now: bool = False
-    late_s: float = 0.0
+    late_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Row(Struct, frozen=True):
@@ -204,14 +209,18 @@ class Recorder:
         self._simulation = Simulation(scenario, begin.seed, mutant=begin.mutant, loop=self._loop)
         self._scenario = scenario
         self._frames = self._simulation.cluster.network.record = Frames()
-        self._rows: list[Row] = []
-        self._views = views(self._simulation.cluster)
+        self._rows: list[msgspec.Raw] = []
+        """Each Row, encoded: a tenth of the memory, which every fork has to share."""
+        self._values = values(self._simulation.cluster)
         self._told = 0
         self._checkpoints: dict[int, Line] = {}
-        self._spacing = FIRST_SPACING
+        self._spacing_s, self._forked_s = FIRST_SPACING_S, 0.0
         self._goal: Go | Change | None = None
         """In a copy: the order that it carries out."""
         self._missed: list[str] = []
+        self._phases: list[Phase] = []
+        self._history_read = 0
+        """Number of history rows of which `_phases` are known."""
 
     def record(self) -> NoReturn:
         """Simulate the run to its end, then serve orders until the line is closed."""
@@ -265,18 +274,21 @@ class Recorder:
         self._note(count, action, args)
         if self._goal is not None and self._goal.event == count:
             self._reach(self._goal)
-        if self._goal is None and count % self._spacing == 0:
+        if self._goal is None and not count % CHECK_EVERY and process_time() - self._forked_s > self._spacing_s:
             self._add_checkpoint()
 
     def _note(self, count: int, action: Action, args: tuple[Any, ...]) -> None:
         cluster = self._simulation.cluster
-        now, before = views(cluster), self._views
+        now, before = values(cluster), self._values
         if now == before and len(cluster.events) == self._told:
             return
-        changes = {node: differences(before[node], now[node]) for node in now if before[node] != now[node]}
+        changes = {
+            node: differences(shown(before[node]), shown(now[node])) for node in now if before[node] != now[node]
+        }
         said = tuple(f"node {node}: {event.line()}" for _, node, event in cluster.events[self._told :])
-        self._views, self._told = now, len(cluster.events)
-        self._rows.append(Row(count, self._seconds(), what(action, args)[0], changes, said))
+        self._values, self._told = now, len(cluster.events)
+        row = Row(count, self._seconds(), what(action, args)[0], changes, said)
+        self._rows.append(msgspec.Raw(encode(row)))
 
     def _seconds(self) -> float:
         return self._loop.now - START_S
@@ -285,18 +297,19 @@ class Recorder:
 
     def _add_checkpoint(self) -> None:
         """Fork. The copy comes back from here once for each order, in a copy of its own."""
+        self._read_phases()
         near, far = socket.socketpair()
         if os.fork():
             far.close()
             self._checkpoints[self._loop.count] = Line(near)
             if len(self._checkpoints) > MOST_CHECKPOINTS:
-                self._spacing *= 2
-                for number in [each for each in self._checkpoints if each % self._spacing]:
-                    self._checkpoints.pop(number).close()
+                self._spacing_s *= 2
+                for event in list(self._checkpoints)[1::2]:
+                    self._checkpoints.pop(event).close()
+            self._forked_s = process_time()
             return
         near.close()
         self._adopt(Line(far))
-        gc.freeze()
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 data, files = self._line.receive()
@@ -324,6 +337,8 @@ class Recorder:
             self._line.close()
             self._line = Line(socket.socket(fileno=files[0]))
         self._goal = order
+        if isinstance(order, Go):
+            self._simulation.cluster.network.record = None  # The frames up to there are recorded already.
         if order.event == self._loop.count:
             self._reach(order)
 
@@ -341,7 +356,7 @@ class Recorder:
         self._add_checkpoint()
 
     def _state(self) -> State:
-        phases = [row for row in self._simulation.online.rows if isinstance(row, Phase)]
+        phases = self._read_phases()
         steps = [row for row in phases if row.phase == "step"]
         began = steps[-1].t if steps else 0
         now = round(self._loop.now * 1e9)
@@ -354,6 +369,13 @@ class Recorder:
             (now - began) / 1e9 if steps else 0.0,
             any(row.phase == "healed" for row in phases),
         )
+
+    def _read_phases(self) -> list[Phase]:
+        """Return the phases so far. Each checkpoint knows those before it: to read a row is to copy its page."""
+        rows = self._simulation.online.rows
+        self._phases += [row for row in rows[self._history_read :] if isinstance(row, Phase)]
+        self._history_read = len(rows)
+        return self._phases
 
     # ---- changes -------------------------------------------------------------------------------------
 

@@ -52,8 +52,9 @@ def served(branch: Branch, story: Callable[[Client, Page], Awaitable[None]], mut
     asyncio.run(tell())
 
 
-async def forked(client: Client, **body: Any) -> Any:
+async def forked(client: Client, branch: int, **change: Any) -> Any:
     """Ask for a branch as the page does; return the answer."""
+    body = {"branch": branch, "change": change}
     return await client.post("/api/fork", json=body, headers={"Sec-Fetch-Site": "same-origin"})
 
 
@@ -116,6 +117,8 @@ def test_a_fork_differs_only_behind_its_event_and_is_saved_as_a_scenario(run: Br
         ({"frame": 1}, "nothing that is due has this number"),
         ({"branch": 7, "step": "kill: 1"}, "branch: found 7, allowed 0..0"),
         ({"step": "kill: 1", "sudo": True}, "unknown field"),
+        ({"step": "kill: 1", "event": -1}, "`int` >= 0"),
+        ({"frame": 1, "late_s": -1}, "`float` >= 0"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused_with_its_reason(run: Branch, body: dict[str, Any], said: str) -> None:
@@ -135,6 +138,9 @@ def test_the_number_of_branches_is_limited(run: Branch) -> None:
         del page.branches[1:]
 
     served(run, story)
+
+
+NO_STEP = '{"branch": 0, "change": {"event": 900, "step": "no: step"}}'
 
 
 @pytest.mark.parametrize(
@@ -157,7 +163,7 @@ def test_only_the_page_itself_and_programs_of_the_user_change_a_run(
         if "Cookie" in headers:
             client.session.cookie_jar.clear()
         sent = {"Content-Type": "application/json", **headers}
-        answer = await client.post("/api/fork", data='{"branch":0,"event":900,"step":"no: step"}', headers=sent)
+        answer = await client.post("/api/fork", data=NO_STEP, headers=sent)
         assert answer.status == status
         assert len(page.branches) == 1
 

@@ -28,12 +28,14 @@ const end = () => goRow(limit());
 async function find(backwards) {
   if (!state.stop.trim()) return (backwards ? go("event=0") : end());
   const query = `branch=${state.at.branch}&row=${state.at.row + 1}&text=${encodeURIComponent(state.stop)}${backwards ? "&back" : ""}`;
-  const found = await ask(`/api/find?${query}`);
-  await goRow(Math.min(found.row, limit()));
-  if (!found.found) {
-    state.said = `no ${backwards ? "earlier" : "later"} row contains “${state.stop}”`;
-    draw();
+  try {
+    const found = await ask(`/api/find?${query}`);
+    await goRow(Math.min(found.row, limit()));
+    if (!found.found) state.said = `no ${backwards ? "earlier" : "later"} row contains “${state.stop}”`;
+  } catch (error) {
+    state.said = error.message;
   }
+  draw();
 }
 
 // ---- changing the run -------------------------------------------------------------------------------
@@ -42,7 +44,7 @@ async function fork(change) {
   try {
     state.said = "the branch is simulated to its end…";
     draw();
-    const made = await ask("/api/fork", { branch: state.at.branch, event: state.at.event, ...change });
+    const made = await ask("/api/fork", { branch: state.at.branch, change: { event: state.at.event, ...change } });
     state.run.branches = made.branches;
     await go(`event=${state.at.event}`, made.branch);
     state.said = `branch ${made.branch}: ${branch().failure || "nothing broke"}`;

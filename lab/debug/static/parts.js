@@ -30,13 +30,18 @@ export async function ask(path, body) {
   return answer.json();
 }
 
+// Each key acts when the one before has: what it does depends on where that one led.
 export function listen(keys) {
+  let turn = Promise.resolve();
+  let waiting = 0;
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
     const act = keys[event.key];
     if (!act) return;
     event.preventDefault();
-    act();
+    if (event.repeat && waiting) return;
+    waiting += 1;
+    turn = turn.then(act).finally(() => { waiting -= 1; });
   });
 }
 
