@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import shutil
 import threading
@@ -15,6 +16,7 @@ import pytest
 from tests.lab.harness import PATIENT
 
 T = TypeVar("T")
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 PATIENCE_S = 60.0
 FLAGS = (
     "--headless",
@@ -146,6 +148,22 @@ class Page:
         """Return what the console has shown since the last call."""
         return [entry["message"] for entry in self.browser.get_log("browser")]
 
+    def violations(self, scheme: str) -> list[str]:
+        """Return what axe-core finds wrong in a colour scheme, light or dark."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        self.browser.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text("utf-8")})
+        script = """axe.run({runOnly: ["wcag2a", "wcag2aa"]}).then((found) => arguments[0](found.violations.map(
+            (each) => `${each.id}: ${each.nodes.map((node) => node.html).join(" ")}`)))"""
+        found: list[str] = self.browser.execute_async_script(script)
+        return [each[:400] for each in found]
+
+    def file_behind(self, link: str) -> str:
+        """Return the text of the file behind a link with these words."""
+        href = self.until(lambda browser: browser.find_element("link text", link)).get_attribute("href")
+        fetched = "fetch(arguments[0]).then((answer) => answer.text()).then(arguments[1])"
+        return str(self.browser.execute_async_script(fetched, href))
+
 
 @pytest.fixture
 def page(browser: Any) -> Page:
@@ -169,12 +187,36 @@ class Loop:
         self._loop.close()
 
 
+async def start(site: Any, port: int = 0) -> tuple[Any, int]:
+    """Serve a site of the lab; return what ends it, and its port. port: 0 for a free one."""
+    from aiohttp import web
+
+    runner: Any = web.AppRunner(site.application(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
+    port = int(runner.addresses[0][1])
+    site.hosts |= {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
+    return runner, port
+
+
+@contextlib.contextmanager
+def opened(page: Page, loop: Loop, site: Any) -> Iterator[None]:
+    """Serve a site of the lab, and open its page."""
+    runner, port = loop.run(start(site))
+    try:
+        page.open(f"http://127.0.0.1:{port}/?token={site.token}")
+        yield
+    finally:
+        loop.run(runner.cleanup())
+
+
 class Served:
     """The lab's web server on a port of its own, with the tokens `control` and `looks`."""
 
     def __init__(self, loop: Loop, results: Path, beginning: str) -> None:
         self._loop, self._results, self._beginning = loop, results, beginning
-        self.port, self._runner = 0, None
+        self.port = 0
+        self._runner: Any = None
         self.start()
 
     def start(self) -> None:
@@ -182,16 +224,10 @@ class Served:
         self._loop.run(self._start())
 
     async def _start(self) -> None:
-        from aiohttp import web
-
         from lab.watch.server import Server
 
         server = Server(self._results, token="control", look_token="looks", beginning=self._beginning)
-        runner: Any = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True).start()
-        self.port, self._runner = int(runner.addresses[0][1]), runner
-        server.hosts |= {f"{name}:{self.port}" for name in ("127.0.0.1", "localhost")}
+        self._runner, self.port = await start(server, self.port)
 
     def stop(self) -> None:
         """End the server and its session."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,10 +20,12 @@ from lab import cli
 from lab.live.children import child_environment
 from lab.plan.sense import load_checked
 from lab.rundir import RunDir
+from lab.runs import judge
+from lab.show.report import SIZE_MOST, write
 from tests import TOO_LONG_S
 from tests.browser.conftest import Foreign, Page, Served
+from tests.lab.synthetic import build_run
 
-AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 HOSTILE = """<img src=x onerror=document.title='hit'><b>bold</b> 'single' "double" \\ back #"""
 
 
@@ -97,20 +100,13 @@ def test_a_session_by_hand_is_judged_and_its_scenario_passes_again(page: Page, s
     page.says('found "n9", allowed leader, follower', ".said")
     page.click("End the session")
     page.says("PASS", "header")
-    (tmp_path / "kept.yml").write_text(_download(page, "Save as a scenario"))
+    (tmp_path / "kept.yml").write_text(page.file_behind("Save as a scenario"))
     again = load_checked(tmp_path / "kept.yml")
     words = [step.words for step in again.steps if step.word not in ("sleep", "load", "wait", "send")]
     assert words == ["kill: 3", "start: 3", "cut: {from: leader, to: 1, both: true}", "heal: all"]
     assert HOSTILE in next(step for step in again.steps if step.word == "send").clients[0].messages  # type: ignore[attr-defined]
     assert cli.main([str(tmp_path / "kept.yml"), "--sim", "--seed", "1", "--out", str(tmp_path / "again")]) == 0
     assert [error for error in page.errors() if "422" not in error] == []
-
-
-def _download(page: Page, link: str) -> str:
-    """Return the file behind a link."""
-    href = page.until(lambda browser: browser.find_element("link text", link)).get_attribute("href")
-    fetched = "fetch(arguments[0]).then((answer) => answer.text()).then(arguments[1])"
-    return str(page.browser.execute_async_script(fetched, href))
 
 
 def test_every_key_does_what_the_list_of_keys_says(page: Page, served: Served) -> None:
@@ -300,34 +296,39 @@ def test_a_report_needs_no_server_and_runs_nothing_but_its_own_scripts(
     assert page.browser.title != "hit" and any("Content Security Policy" in error for error in page.errors())
 
 
+def test_the_report_of_a_long_run_opens(page: Page, tmp_path: Path) -> None:
+    """REPORT_MESSAGES=1000000 for the figures of docs/results.md; `pytest -s` shows them."""
+    messages = int(os.environ.get("REPORT_MESSAGES", "5000"))
+    run = build_run(tmp_path / "long", batches=messages, batch=1, clients=50)
+    judge(run, "long", 7)
+    assert write(run) == ""
+    page.browser.get(run.report.as_uri())
+    page.says("PASS")
+    page.says(f"{messages:,}")
+    assert page.all("canvas"), "the curves are drawn"
+    took_ms = page.browser.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd")
+    print(f"\n{messages:,} messages: {run.report.stat().st_size:,} bytes, loaded in {took_ms:.0f} ms")
+    assert page.errors() == []
+    assert run.report.stat().st_size < SIZE_MOST
+
+
 # ---- for everybody -----------------------------------------------------------------------------------
-
-
-def violations(page: Page, scheme: str) -> list[str]:
-    """What axe-core finds wrong in a colour scheme."""
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    page.browser.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text("utf-8")})
-    script = """axe.run({runOnly: ["wcag2a", "wcag2aa"]}).then((found) =>
-        arguments[0](found.violations.map((each) => `${each.id}: ${each.nodes.map((node) => node.html).join(" ")}`)))"""
-    found: list[str] = page.browser.execute_async_script(script)
-    return [each[:400] for each in found]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pages_have_no_fault_that_axe_finds(page: Page, served: Served, finished: Path, scheme: str) -> None:
     found: dict[str, Any] = {}
     page.open(served.address())
-    found["index"] = violations(page, scheme)
+    found["index"] = page.violations(scheme)
     page.open(served.address(place_of(finished)))
     page.says("PASS", '[role="status"]')
-    found["run"] = violations(page, scheme)
+    found["run"] = page.violations(scheme)
     page.open(served.address(f"{place_of(finished)}?stage"))
-    found["stage"] = violations(page, scheme)
+    found["stage"] = page.violations(scheme)
     begin_session(page, served)
     page.press("1")
     page.press("l")
     page.press("?")
     page.has(".link-menu")
-    found["session"] = violations(page, scheme)
+    found["session"] = page.violations(scheme)
     assert {name: faults for name, faults in found.items() if faults} == {}, json.dumps(found, indent=1)

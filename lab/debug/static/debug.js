@@ -155,8 +155,9 @@ function draw() {
   if (!run || !at) return;
   const here = branch();
   const hidden = state.quiz && state.quiz.number < run.questions.length;
-  document.title = `${run.name}, event ${at.event}`;
-  show(html`<header><h1>${run.name}${!hidden && run.mutant ? html`, mutant <span title=${run.mutant.says}>${run.mutant.name}</span>` : ""}</h1><p>seed ${run.seed}</p>
+  const name = hidden && run.mutant ? "A run with a planted bug" : run.name; // A story has the name of its mutant.
+  document.title = `${name}, event ${at.event}`;
+  show(html`<header><h1>${name}${!hidden && run.mutant ? html`, mutant <span title=${run.mutant.says}>${run.mutant.name}</span>` : ""}</h1><p>seed ${run.seed}</p>
       ${!hidden && html`<p class=${here.failure ? "broken" : "pass"} role="status">${here.failure ? `✗ ${here.failure}` : "✓ nothing broke"}</p>`}</header>
     <nav class="bar" aria-label="Steps"><button onClick=${() => go("event=0")} title="Home">⇤ first</button><button onClick=${back} title="p or ←">◀ back</button>
       <button onClick=${next} title="n or →">next ▶</button><button onClick=${end} title="v or End">${here.failure ? "violation ⇥" : "last ⇥"}</button>
