@@ -22,6 +22,7 @@ from lab.plan.scenario import MAX_NODES
 from lab.rundir import RunDir
 from lab.show.index import index
 from lab.watch.feed import Feed
+from lab.watch.orders import ORDERS, chat
 from lab.watch.session import Session, SessionOver
 from lab.watch.web import STATIC, Site, file_answer, json_answer
 
@@ -40,9 +41,10 @@ class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ordered(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a request to do a step."""
+    """The body of a request to do a step. say: a message to send instead."""
 
-    step: str
+    step: str = ""
+    say: str = ""
 
 
 class Nothing(Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,10 +132,11 @@ class Server(Site):
         return f"/run/{quote(run.parent.name)}/{quote(run.name)}"
 
     async def _who(self, request: web.Request) -> web.StreamResponse:
-        """Say whether the asker may order steps, and the page of the session under way; "": there is none."""
+        """Say whether the asker may order steps, those with buttons, and the page of the session under way, or ""."""
         under_way = self.session is not None and not self.session.is_over
         place = self._place(self.session.directory) if under_way and self.session is not None else ""
-        return web.json_response({"acts": self.may_act(request), "session": place})
+        acts = self.may_act(request)
+        return json_answer({"acts": acts, "session": place, "orders": ORDERS if acts else None})
 
     async def _begin(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, Wanted)
@@ -142,7 +145,8 @@ class Server(Site):
                 problem = "a session is under way; allowed: one at a time"
                 return web.json_response({"problem": problem, "run": self._place(self.session.directory)}, status=409)
             try:
-                self.session = await Session.begin(self.results, self._beginning, wanted.nodes, wanted.rate)
+                options = ("--nodes", str(wanted.nodes), "--rate", str(wanted.rate))
+                self.session = await Session.begin(self.results, self._beginning, *options)
             except SessionOver as over:
                 return web.json_response({"problem": str(over)}, status=500)
         return web.json_response({"run": self._place(self.session.directory)})
@@ -151,7 +155,7 @@ class Server(Site):
         ordered = await _body(request, Ordered)
         session = self._session()
         try:
-            answer = await session.order(ordered.step)
+            answer = await session.order(chat(ordered.say) if ordered.say else ordered.step)
         except SessionOver as over:
             return web.json_response({"problem": str(over)}, status=409)
         if feed := self._feeds.get(session.directory):

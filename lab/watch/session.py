@@ -10,7 +10,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 
@@ -38,20 +38,23 @@ class Session:
         self._lock = asyncio.Lock()
 
     @classmethod
-    async def begin(cls, out: Path, scenario: str, nodes: int, rate: int) -> Session:
-        """Start a run by hand. Its errors and progress go to this process's standard error.
+    async def begin(cls, out: Path, scenario: str, *options: str, errors: IO[bytes] | None = None) -> Session:
+        """Start a run by hand.
 
         Args:
             scenario: file or name of the scenario with which it begins.
+            options: further ones of `run_lab.py hands`.
+            errors: for the run's errors and progress; None for this process's standard error.
 
         Raises:
             SessionOver: the run has ended at once.
         """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "lab", "hands", "--json", "--out", str(out)),
-            *("--nodes", str(nodes), "--rate", str(rate), scenario),
+            *(*options, scenario),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=errors,
             env=child_environment(),
             process_group=0,  # Ctrl+C ends the server, and the server the session.
             limit=LINE_LIMIT,
@@ -65,6 +68,11 @@ class Session:
     def is_over(self) -> bool:
         """True if the run's process has exited."""
         return self._process.returncode is not None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The run's exit code; None while it is under way."""
+        return self._process.returncode
 
     async def order(self, words: str) -> Answer:
         """Let the run carry out one step.

@@ -129,7 +129,9 @@ async def ten_clicks(site: Site, page: Page) -> list[str]:
         await page.more(messages)
 
     await click(lambda: "kill: 3", lambda: page.state(3) == "down" and page.leader != 3)
-    await click(lambda: 'send: {client: 9999, messages: ["Hello, \\"all\\" <b>"], wait: false}')
+    status, answer = await site.post("/api/step", {"say": 'Hello, "all" <b>'})
+    assert status == 200, answer
+    ordered.append(answer["step"])
     await click(lambda: "start: 3", lambda: page.state(3) == "up")
     await click(lambda: "pause: 1", lambda: page.state(1) == "paused")
     await click(lambda: "resume: 1", lambda: page.state(1) == "up")
@@ -163,8 +165,10 @@ def test_a_session_of_ten_clicks_passes_and_its_scenario_passes_with_twenty_seed
     async def clicked(site: Site, page: Page, place: str) -> None:
         await page.until(lambda: bool(page.picture.get("figures", {}).get("acked")) and page.leader != 0)
         who = await (await site.get("/api/who")).json()
-        assert who == {"acts": True, "session": place}
-        assert await (await site.get("/api/who", "looks")).json() == {"acts": False, "session": place}
+        assert (who["acts"], who["session"]) == (True, place)
+        assert {act["word"] for act in who["orders"]["acts"]} >= {"Kill", "Power loss"}
+        looks = await (await site.get("/api/who", "looks")).json()
+        assert looks == {"acts": False, "session": place, "orders": None}
         assert (await site.post("/api/session", {}))[0] == 409, "one session at a time"
         ordered.extend(await ten_clicks(site, page))
         status, refused = await site.post("/api/step", {"step": "kill: n9"})
@@ -268,7 +272,7 @@ def test_a_server_beside_a_run_takes_no_orders(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
         for path in ACTIONS:
             assert (await site.post(path, {}))[0] == 405
-        assert await (await site.get("/api/who")).json() == {"acts": False, "session": ""}
+        assert await (await site.get("/api/who")).json() == {"acts": False, "session": "", "orders": None}
 
     served(tmp_path, story, beginning="")
 

@@ -194,7 +194,7 @@ function soon() {
 
 const mayAct = () => view.hands && view.picture && !view.picture.ended;
 fetch("/api/who").then((answer) => answer.json()).then((who) => {
-  if (who.acts && who.session === location.pathname) view.hands = new Hands(soon, () => view.picture);
+  if (who.acts && who.session === location.pathname) view.hands = new Hands(soon, () => view.picture, who.orders);
   soon();
 });
 page.replaceChildren();
