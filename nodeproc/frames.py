@@ -56,6 +56,8 @@ class PeerHello(Struct, frozen=True, tag_field="type", tag="PEER_HELLO"):
     """The oldest version that this node supports; 0: only `version`."""
     change: tuple[Term, int] = (0, 0)
     """The version of the identity: the term in which it was readmitted, the number within the term. Rule: M4."""
+    address: tuple[str, int] = ("", 0)
+    """Host and port on which the dialling node listens, for a node that does not know them; ("", 0): not said."""
 
 
 class PeerChallenge(Struct, frozen=True, tag_field="type", tag="PEER_CHALLENGE"):

@@ -41,7 +41,7 @@ from nodeproc.net.complaints import Complaints
 from nodeproc.net.entrance import Entrance
 from nodeproc.net.handshake import Credentials
 from nodeproc.net.silence import TIMEOUTS
-from nodeproc.net.transport import Links
+from nodeproc.net.transport import Address, Links
 from nodeproc.tls import node_tls
 from nodeproc.turn import Turn
 from nodeproc.upkeep import Upkeep
@@ -82,9 +82,11 @@ class Runtime:
         self._turns = 0
         self._complaints = Complaints(config.limits.complaints_per_s)
         tls = node_tls(config.tls) if config.tls is not None else None
+        self._members = node.members
+        """The list in force whose members are dialled."""
         self.links = Links(
             self._credentials,
-            {peer.id: (peer.host, peer.port) for peer in config.peers},
+            {},
             self.turn.take,
             self.report,
             rng,
@@ -120,6 +122,7 @@ class Runtime:
         self.report(Listening(host, port))
         self._arm(self.turn.begin(self._now()))
         self._log.flush()
+        self._dial_members()
         self.links.start()
         self._upkeep.start()
         await self._stopped
@@ -204,6 +207,9 @@ class Runtime:
                 self._syncing.end_turn()
         except Exception as error:
             self._on_error(error)
+        if self._node.members is not self._members:
+            self._members = self._node.members
+            self._dial_members()
         if self._leaving and not self._node.transferring and not self._stopped.done():
             self._stopped.set_result(None)
         self._log.flush()
@@ -349,4 +355,23 @@ class Runtime:
             state.shown,
             state.rebuilding,
             state.promises(),
+            self._own_address(),
         )
+
+    def _own_address(self) -> Address:
+        return self._config.host, self._sock.getsockname()[1]
+
+    def addresses(self) -> dict[NodeId, Address]:
+        """Return the known addresses of other nodes: those of the configuration, then those of the list in force."""
+        listed = () if self._members is None else self._members.addresses
+        known = {each.node: (each.host, each.port) for each in listed if each.node != self._config.node_id}
+        return known | {peer.id: (peer.host, peer.port) for peer in self._config.peers}
+
+    def _dial_members(self) -> None:
+        """Dial all other members: those of the list in force, else the founders, or a newcomer's `peers`. Rule: G1."""
+        config, members, addresses = self._config, self._members, self.addresses()
+        if members is not None:
+            present = members.voters + members.learners
+        else:
+            present = config.members if config.node_id in config.members else tuple(addresses)
+        self.links.dial((node for node in present if node != config.node_id), addresses)

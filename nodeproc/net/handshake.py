@@ -32,8 +32,9 @@ from nodeproc.core.messages import NOTHING, Known, NodeId, Promised
 from nodeproc.errors import LinkRefused
 from nodeproc.frames import PeerChallenge, PeerHello, PeerProof, PeerWelcome
 
-VERSION: Final = 4
-"""Version of the frames between nodes. Version 4 added `change` to PEER_HELLO and PEER_CHALLENGE."""
+VERSION: Final = 5
+"""Version of the frames between nodes. Version 5 added REMOVED, marks with a list of members, and `address` to
+PEER_HELLO."""
 OLDEST: Final = VERSION - 1
 """The oldest accepted version."""
 
@@ -52,19 +53,30 @@ class Credentials:
     rebuilding: bool
     promised: Mapping[NodeId, Promised] = field(default_factory=dict)
     """The known promises of each member (M6)."""
+    address: tuple[str, int] = ("", 0)
+    """Host and port on which this node listens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
     """The proven node at the other end.
 
+    version: the newest version that the other end speaks.
     promised: the promises of this node that the other end knows.
+    address: where the other end listens, as it says itself; ("", 0): not known.
     """
 
     peer: NodeId
     shown: Known
     rebuilding: bool
+    version: int = VERSION
     promised: Promised = NOTHING
+    address: tuple[str, int] = ("", 0)
+
+    @property
+    def knows_lists(self) -> bool:
+        """False for an older version, which does not know lists of members. Rule: G2."""
+        return self.version >= 5
 
 
 class Dialling:
@@ -78,7 +90,16 @@ class Dialling:
         self._own, self._peer = own, peer
         shown = own.shown
         self.hello = PeerHello(
-            VERSION, own.cluster, own.node, shown.identity, own.rebuilding, nonce, own.members, OLDEST, shown.version
+            version=VERSION,
+            cluster=own.cluster,
+            node=own.node,
+            identity=shown.identity,
+            rebuilding=own.rebuilding,
+            nonce=nonce,
+            members=own.members,
+            least=OLDEST,
+            change=shown.version,
+            address=own.address,
         )
 
     def on_challenge(self, challenge: PeerChallenge, channel: str = "") -> tuple[PeerProof, Proven]:
@@ -99,7 +120,8 @@ class Dialling:
             raise LinkRefused("it does not know this cluster's secret")
         known = self._own.promised.get(self._peer, NOTHING)
         proof = PeerProof(_proof("dial", self._own.secret, channel, self.hello, challenge).decode(), known)
-        return proof, Proven(challenge.node, Known(challenge.identity, *challenge.change), challenge.rebuilding)
+        shown = Known(challenge.identity, *challenge.change)
+        return proof, Proven(challenge.node, shown, challenge.rebuilding, challenge.version)
 
 
 class Accepting:
@@ -119,7 +141,7 @@ class Accepting:
         """Return the challenge to be sent.
 
         Raises:
-            LinkRefused: another version or cluster, not a member, a different list of members, or this node's own id.
+            LinkRefused: another version or cluster, other founders, or this node's own id. A newcomer is no founder.
         """
         own = self._own
         if self._hello is not None:
@@ -128,9 +150,8 @@ class Accepting:
             raise LinkRefused(f"version {hello.version}, allowed {OLDEST}..{VERSION}")
         if hello.cluster != own.cluster:
             raise LinkRefused(f"cluster {hello.cluster[:64]!r}, allowed {own.cluster!r}")
-        if hello.node == own.node or hello.node not in own.members:
-            allowed = ", ".join(str(member) for member in own.members if member != own.node)
-            raise LinkRefused(f"node id {hello.node}, allowed {allowed or 'none'}")
+        if hello.node == own.node or hello.node < 1:
+            raise LinkRefused(f"node id {hello.node}, allowed 1 or above, not that of this node")
         if hello.members != own.members:
             # Two majorities without a common member could both acknowledge. Rule: M5.
             raise LinkRefused(
@@ -158,7 +179,8 @@ class Accepting:
         wanted = _proof("dial", self._own.secret, self._channel, hello, self._challenge)
         if not hmac.compare_digest(wanted, proof.proof.encode()):
             raise LinkRefused("it does not know this cluster's secret")
-        return Proven(hello.node, Known(hello.identity, *hello.change), hello.rebuilding, proof.promised)
+        shown = Known(hello.identity, *hello.change)
+        return Proven(hello.node, shown, hello.rebuilding, hello.version, proof.promised, hello.address)
 
     def welcome(self, who: Proven) -> PeerWelcome:
         """Return the answer to a peer that is accepted."""
@@ -174,7 +196,6 @@ def _proof(
 ) -> bytes:
     """Return the proof, 64 hex digits. It covers everything that was sent except the proof itself, as JSON."""
     said = [msgspec.to_builtins(frame) for frame in (hello, msgspec.structs.replace(challenge, proof=""))]
-    if min(hello.version, challenge.version) < 4:
-        for fields in said:
-            del fields["change"]
+    if min(hello.version, challenge.version) < 5:
+        del said[0]["address"]
     return hmac.digest(secret.encode(), msgspec.json.encode((role, channel, *said)), "sha256").hex().encode()

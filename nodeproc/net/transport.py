@@ -10,6 +10,9 @@ node dials the peer at once. The core gets LinkDown only if that fails. Failover
 A network that drops packets closes no connection. If the peer's system acknowledges nothing, the node dials a second
 connection. The first one stays until the peer is proven on the second, so that a peer whose process is stopped loses
 nothing (L1).
+
+The members are dialled all the time. Other nodes are dialled only while a connection from them is open: a newcomer that
+is not added yet, and a removed node, which must be able to hear that it was removed (G5).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any, Final, TypeAlias, cast, get_args
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, PeerConnected, PeerLost, PeerRefused, UnknownMemberRefused
 from nodeproc.core.messages import Input, LinkDown, LinkUp, NodeId
+from nodeproc.core.recovered import MAX_MEMBERS
 from nodeproc.errors import FrameError, LinkRefused, brief
 from nodeproc.frames import (
     PREAMBLE,
@@ -66,6 +70,10 @@ SHORT_LIFE_S: Final = 1.0
 without a pause."""
 PROBE_S: Final = 1
 """The kernel probes a link after this idle time. So a link to a machine that vanished or was restarted is lost."""
+WILDCARDS: Final = ("0.0.0.0", "::")
+"""Hosts on which a node listens on all of its addresses."""
+MAX_HOST: Final = 256
+"""Characters of a host, as in the configuration."""
 MEETING_MAX_S: Final = 32.0
 """The longest handshake on a second connection: the peer's system accepts it even if the peer's process is stopped."""
 
@@ -83,7 +91,7 @@ class Links:
 
     Args:
         credentials: returns what the node says about itself; called for every link.
-        addresses: where to dial each peer.
+        addresses: where to dial each peer; all of them are members until dial() names others.
         take: gets every input for the core, in order.
         report: gets every event, and the address of the host that caused it, if known.
         tls: for the links and the port; None: no TLS.
@@ -108,14 +116,54 @@ class Links:
         self._refusals: dict[NodeId, str] = {}
         self._accepted: dict[NodeId, Accepted] = {}
         self._unproven: dict[Accepted, None] = {}
-        self._dialled = {peer: Outgoing(self, peer, addresses[peer], rng) for peer in sorted(addresses)}
+        self._rng, self._started = rng, False
+        self._addresses: dict[NodeId, Address] = {}
+        """Where to dial each node, as far as known."""
+        self._members: frozenset[NodeId] = frozenset()
+        self._dialled: dict[NodeId, Outgoing] = {}
+        """To the members, and to other nodes from which a connection is open."""
+        self._ending: set[asyncio.Task[None]] = set()
         self.frames_in = 0
         self.bytes_in = self.bytes_out = 0
+        self.dial(addresses, addresses)
 
     def start(self) -> None:
         """Begin to dial."""
+        self._started = True
         for outgoing in self._dialled.values():
             outgoing.start()
+
+    def dial(self, members: Iterable[NodeId], addresses: Mapping[NodeId, Address]) -> None:
+        """Dial these members from now on, and other nodes only while a connection from them is open. Rule: G1, G5.
+
+        Args:
+            members: those without an address are dialled once they have said where they listen.
+            addresses: where to dial each node, also of nodes that are no members; other nodes say it themselves.
+        """
+        self._members, self._addresses = frozenset(members), dict(addresses)
+        for peer in sorted(self._members & addresses.keys()):
+            self._dial(peer, addresses[peer])
+        for peer in [*self._dialled]:
+            self._end_if_alone(peer)
+
+    def _dial(self, peer: NodeId, address: Address) -> None:
+        """Dial a peer at this address, or at this one from the next attempt on."""
+        outgoing = self._dialled.get(peer)
+        if outgoing is not None:
+            outgoing.address = address
+            return
+        outgoing = self._dialled[peer] = Outgoing(self, peer, address, self._rng)
+        if self._started:
+            outgoing.start()
+
+    def _end_if_alone(self, peer: NodeId) -> None:
+        """Stop dialling a node that is no member and from which no connection is open."""
+        if peer not in self._members and peer not in self._accepted and peer in self._dialled:
+            outgoing = self._dialled.pop(peer)
+            outgoing.end()
+            task = asyncio.ensure_future(outgoing.close())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
     def accept(self) -> Accepted:
         """Return the protocol for a new connection of a node."""
@@ -123,11 +171,13 @@ class Links:
 
     def send(self, peer: NodeId, buffers: Sequence[bytes]) -> None:
         """Send whole frames. Without a link they are lost."""
-        self._dialled[peer].send(buffers)
+        outgoing = self._dialled.get(peer)
+        if outgoing is not None:
+            outgoing.send(buffers)
 
     async def close(self) -> None:
         """Stop dialling and close all links."""
-        await asyncio.gather(*(outgoing.close() for outgoing in self._dialled.values()))
+        await asyncio.gather(*(outgoing.close() for outgoing in self._dialled.values()), *self._ending)
         for accepted in [*self._accepted.values(), *self._unproven]:
             accepted.drop()
 
@@ -159,7 +209,8 @@ class Links:
             raise UnknownMember(refused.line())
 
     def examine_arrived(self, who: Proven) -> None:
-        """Also refuse a rebuild under the id of a living member, whose links must not be closed.
+        """Also refuse a node that is no member if there are too many, and a rebuild under the id of a living member,
+        whose links must not be closed.
 
         The process at the member's address is the member: once it has ended, this node's link to it is lost, or leads
         to the rebuilding process.
@@ -168,28 +219,41 @@ class Links:
             LinkRefused: see above, and examine(). Rule: M4.
         """
         self.examine(who)
-        known = self._dialled[who.peer].known_identity
+        others = self._accepted.keys() - self._members - {who.peer}
+        if who.peer not in self._members and len(others) >= MAX_MEMBERS:
+            raise LinkRefused(f"{len(others) + 1} nodes that are no members, allowed {MAX_MEMBERS}")
+        known = self._dialled[who.peer].known_identity if who.peer in self._dialled else ""
         if who.rebuilding and known not in ("", who.shown.identity):
             raise LinkRefused(
                 f"node_{who.peer} is alive with data directory {known}: end that process before a --rebuild"
             )
 
-    def proven(self, accepted: Accepted, who: Proven) -> None:
-        """Add a proven connection of a peer. It replaces an older one, which the peer must have lost."""
+    def proven(self, accepted: Accepted, who: Proven, host: str) -> None:
+        """Add a proven connection of a peer. It replaces an older one, which the peer must have lost.
+
+        Args:
+            host: the address from which the connection comes.
+        """
         self._unproven.pop(accepted, None)
         older = self._accepted.get(who.peer)
         self._accepted[who.peer] = accepted
         if older is not None:
             older.drop()
         self._refusals.pop(who.peer, None)
-        self._dialled[who.peer].hurry()
-        self.take(who.peer, LinkUp(who.shown, who.rebuilding, False, who.promised))
+        address = self._addresses.get(who.peer) or address_to_dial(who.address, host)
+        if address is not None:
+            self._dial(who.peer, address)
+        if who.peer in self._dialled:
+            self._dialled[who.peer].hurry()
+        self.take(who.peer, LinkUp(who.shown, who.rebuilding, False, who.promised, who.knows_lists))
 
     def gone(self, accepted: Accepted, peer: NodeId | None) -> None:
         self._unproven.pop(accepted, None)
         if peer is not None and self._accepted.get(peer) is accepted:
             del self._accepted[peer]
-            self._dialled[peer].doubt()
+            self._end_if_alone(peer)
+            if peer in self._dialled:
+                self._dialled[peer].doubt()
 
     def refused_by_peer(self, peer: NodeId, reason: str) -> None:
         """Report that the link to a peer was refused at its address, by either end: the configuration is wrong."""
@@ -210,6 +274,19 @@ class Links:
         known = self._refusals.get(key)
         self._refusals[key] = refusal
         return known != refusal
+
+
+def address_to_dial(said: Address, host: str) -> Address | None:
+    """Return where to dial a node that is no known member; None if it has not said where it listens.
+
+    Args:
+        said: the address on which it listens, as it says itself.
+        host: the address from which its connection comes; used if it listens on all of its addresses.
+    """
+    listens_on, port = said
+    if not listens_on or len(listens_on) > MAX_HOST or not 1 <= port <= 65535:
+        return None
+    return (host if listens_on in WILDCARDS else listens_on), port
 
 
 # ---- dialled connections: frames go out ------------------------------------------------------------
@@ -279,7 +356,7 @@ class Outgoing:
     """The link on which this node sends to one peer: dialled, lost, dialled again, until close()."""
 
     def __init__(self, links: Links, peer: NodeId, address: Address, rng: Random) -> None:
-        self._links, self._peer, self._address, self._rng = links, peer, address, rng
+        self._links, self._peer, self.address, self._rng = links, peer, address, rng
         self._buffer_max_bytes = links.limits.link_buffer_bytes  # With more, the link is reset.
         self._handshake_s = links.limits.handshake_ms / 1000
         # The system repeats a lost SYN after a second; a new attempt is sooner.
@@ -324,6 +401,12 @@ class Outgoing:
         """Check at once whether the peer still listens: its own connection to this node was closed."""
         if self._connection is not None:
             self._spawn(self._verify(self._connection))
+
+    def end(self) -> None:
+        """Stop dialling at once; close() waits for the tasks."""
+        for task in self._tasks:
+            task.cancel()
+        self._set_down("it is no member")
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -370,7 +453,7 @@ class Outgoing:
     async def _dial(self) -> Dialled | None:
         """Make one attempt; return None if it failed, which is reported then."""
         try:
-            sock = await connect(*self._address, self._reach_s)
+            sock = await connect(*self.address, self._reach_s)
             connection, who = await self._meet(sock, self._handshake_s, self._links.examine)
         except LinkRefused as error:
             if not isinstance(error, UnknownMember):
@@ -400,7 +483,7 @@ class Outgoing:
                     sock,
                     lambda: Dialled(handshake, tls, examine),
                     tls.dialling if tls is not None else None,
-                    self._address[0] if tls is not None else None,
+                    self.address[0] if tls is not None else None,
                 )
                 return connection, await connection.met
         except BaseException:
@@ -435,7 +518,7 @@ class Outgoing:
                 continue
             self._report_lost(f"nothing acknowledged for {quiet_s:.1f} s")
             try:
-                sock = await connect(*self._address, self._reach_s)
+                sock = await connect(*self.address, self._reach_s)
             except ConnectionRefusedError as error:
                 current.reset(error)  # _keep() dials once more, is refused as well, and reports it.
                 return
@@ -469,7 +552,7 @@ class Outgoing:
         self._connection, self._identity = connection, who.shown.identity
         self._up = True
         self._report_connected()
-        self._links.take(self._peer, LinkUp(who.shown, who.rebuilding, True, who.promised))
+        self._links.take(self._peer, LinkUp(who.shown, who.rebuilding, True, who.promised, who.knows_lists))
 
     def _report_connected(self) -> None:
         self._complained = False
@@ -488,7 +571,7 @@ class Outgoing:
 
     async def _verify(self, connection: Dialled) -> None:
         try:
-            (await connect(*self._address, self._handshake_s)).close()
+            (await connect(*self.address, self._handshake_s)).close()
         except OSError as error:
             connection.reset(error)  # _keep() dials once more, is refused as well, and reports it.
 
@@ -575,7 +658,7 @@ class Accepted(asyncio.Protocol):
                 if self._timer is not None:
                     self._timer.cancel()
                 self.transport.writelines(encode_frame(self._handshake.welcome(who)))
-                links.proven(self, who)
+                links.proven(self, who, address_of(self.transport))
             else:
                 raise FrameError(f"{type(message).__name__} out of turn")
 

@@ -40,8 +40,8 @@ def test_without_a_secret_the_handshake_works_too() -> None:
     ("dialler", "complaint"),
     [
         (replace(ONE, cluster="other"), "cluster 'other', allowed 'chat'"),
-        (replace(ONE, node=7), "node id 7, allowed 1, 3"),
-        (replace(ONE, node=2), "node id 2, allowed 1, 3"),
+        (replace(ONE, node=0), "node id 0, allowed 1 or above, not that of this node"),
+        (replace(ONE, node=2), "node id 2, allowed 1 or above, not that of this node"),
         (
             replace(ONE, members=(1, 2, 4)),
             "members 1, 2, 4 in node_1's configuration, allowed members 1, 2, 3, as in node_2's",
@@ -74,27 +74,35 @@ def test_the_version_of_a_readmitted_identity_is_shown_by_both_ends() -> None:
 
 
 def test_the_proofs_of_a_link_to_a_node_of_the_previous_version_do_not_cover_what_it_does_not_know() -> None:
-    """The proofs of version 3, as that version computes them, of frames without the later fields."""
-    hello = Dialling(replace(ONE, shown=Known("id-one", 7, 2)), 2, NONCE_1).hello
-    here = {"type": "PEER_HELLO", "version": 3, "cluster": "chat", "node": 1, "identity": "id-one", "rebuilding": False}
-    here |= {"nonce": NONCE_1, "members": [1, 2, 3], "least": 3}
+    """The proofs of version 4, as that version computes them, of frames without the later fields."""
+    one = replace(ONE, shown=Known("id-one", 7, 2), address=("127.0.0.1", 5001))
+    here = {"type": "PEER_HELLO", "version": 4, "cluster": "chat", "node": 1, "identity": "id-one", "rebuilding": False}
+    here |= {"nonce": NONCE_1, "members": [1, 2, 3], "least": 4, "change": [7, 2]}
     there = {"type": "PEER_CHALLENGE", "node": 2, "identity": "id-two", "rebuilding": True, "nonce": NONCE_2}
-    there |= {"proof": "", "version": 3}
+    there |= {"proof": "", "version": 4, "change": [0, 0]}
 
     def proof(role: str, hello: object, challenge: object) -> str:
         return hmac.digest(b"secret", msgspec.json.encode([role, "", hello, challenge]), "sha256").hex()
 
-    dialling = Dialling(replace(ONE, shown=Known("id-one", 7, 2)), 2, NONCE_1)
-    answer = PeerChallenge(2, "id-two", True, NONCE_2, proof("accept", here | {"version": VERSION}, there), 3)
+    dialling = Dialling(one, 2, NONCE_1)
+    assert dialling.hello.least == 4, "version 4 accepts a node that still speaks it"
+    answer = PeerChallenge(2, "id-two", True, NONCE_2, proof("accept", here | {"version": VERSION}, there), 4)
     given, who = dialling.on_challenge(answer)
-    assert who.shown == Known("id-two")
+    assert who == Proven(2, Known("id-two"), True, 4) and not who.knows_lists
     assert given.proof == proof("dial", here | {"version": VERSION}, there)
 
     accepting = Accepting(TWO, NONCE_2)
-    challenge = accepting.on_hello(msgspec.structs.replace(hello, version=3, change=(0, 0)))
+    challenge = accepting.on_hello(msgspec.structs.replace(dialling.hello, version=4, address=("", 0)))
     there |= {"version": VERSION}
     assert challenge.proof == proof("accept", here, there)
-    assert accepting.on_proof(PeerProof(proof("dial", here, there))).shown == Known("id-one")
+    assert accepting.on_proof(PeerProof(proof("dial", here, there))) == Proven(1, Known("id-one", 7, 2), False, 4)
+
+
+def test_a_newcomer_is_no_founder_and_says_where_it_listens() -> None:
+    """Rule: G1, M5."""
+    newcomer = replace(ONE, node=4, address=("127.0.0.1", 5004))
+    who = shake(newcomer, TWO)[1]
+    assert who == Proven(4, Known("id-one"), False, VERSION, address=("127.0.0.1", 5004)) and who.knows_lists
 
 
 def test_what_the_next_version_adds_to_a_frame_is_passed_over() -> None:
@@ -130,9 +138,10 @@ def test_an_acceptors_proof_is_worthless_as_a_diallers() -> None:
         accepting.on_proof(PeerProof(challenge.proof))
 
 
-@pytest.mark.parametrize("field", ["cluster", "node", "identity", "rebuilding", "nonce"])
+@pytest.mark.parametrize("field", ["cluster", "node", "identity", "rebuilding", "nonce", "address"])
 def test_everything_the_dialler_said_is_under_its_proof(field: str) -> None:
     said: dict[str, Any] = {"cluster": "c", "node": 3, "identity": "x", "rebuilding": True, "nonce": NONCE_3}
+    said["address"] = ("127.0.0.1", 1)
     dialling = Dialling(ONE, 2, NONCE_1)
     other = msgspec.structs.replace(dialling.hello, **{field: said[field]})
     accepting = Accepting(replace(TWO, cluster=other.cluster), NONCE_2)
@@ -181,7 +190,7 @@ def test_a_link_over_tls_is_not_talked_down_to_one_without() -> None:
 def test_a_challenge_sent_back_to_its_maker_proves_nothing() -> None:
     """A stranger opens a link to a node that is dialling him, and hands each one's words to the other."""
     dialling, accepting = Dialling(ONE, 2, NONCE_1), Accepting(ONE, NONCE_2)
-    with pytest.raises(LinkRefused, match="node id 1, allowed 2, 3"):
+    with pytest.raises(LinkRefused, match="node id 1, allowed 1 or above"):
         accepting.on_hello(dialling.hello)
     posing = msgspec.structs.replace(dialling.hello, node=2)
     challenge = msgspec.structs.replace(accepting.on_hello(posing), node=2)

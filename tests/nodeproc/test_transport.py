@@ -17,6 +17,7 @@ import uvloop
 from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event, PeerConnected, PeerLost, PeerRefused, UnknownMemberRefused
 from nodeproc.core.messages import START, Input, Join, Known, LinkDown, LinkUp, NodeId
+from nodeproc.core.recovered import MAX_MEMBERS
 from nodeproc.errors import ConfigError
 from nodeproc.frames import PREAMBLE, FrameDecoder, PeerHello, PeerRefusal, encode_frame
 from nodeproc.net import transport
@@ -58,11 +59,11 @@ class End:
         self.links: Links
         self._entrance: Entrance | None = None
 
-    async def open(self, peer_port: int) -> None:
+    async def open(self, peer_port: int, peer: NodeId = 0) -> None:
         """Listen and dial."""
         self.links = Links(
             lambda: self.credentials,
-            {3 - self.node: ("127.0.0.1", peer_port)},
+            {peer or 3 - self.node: ("127.0.0.1", peer_port)},
             self._take,
             self._report,
             random.Random(1),
@@ -302,6 +303,85 @@ def test_a_stranger_at_a_members_address_is_no_link(run: Run) -> None:
         await two.close()
 
     run(story())
+
+
+def test_a_newcomer_is_dialled_where_it_says_while_its_connection_is_open(run: Run) -> None:
+    """Rule: G1, G5."""
+
+    async def story() -> None:
+        async with two_ends() as (one, two):
+            await two.told(UP_1)
+            newcomer = End(4, free_ports(1)[0])
+            newcomer.credentials = replace(newcomer.credentials, address=("127.0.0.1", newcomer.port))
+            await newcomer.open(one.port, peer=1)
+            shown = Known("identity-4")
+            await one.until(lambda: (4, LinkUp(shown, False, True)) in one.inputs)
+            one.links.send(4, encode_frame(Join(START)))
+            await newcomer.until(lambda: (1, Join(START)) in newcomer.inputs)
+            await newcomer.close()
+            await one.until(lambda: (4, LinkDown()) in one.inputs)
+            assert 4 not in one.links._dialled
+            one.links.send(4, encode_frame(Join(START)))
+            assert one.inputs.count((4, LinkDown())) == 1 and not two.events[1:]
+
+    run(story())
+
+
+def test_a_new_list_is_dialled_and_one_that_is_removed_only_until_it_goes(run: Run) -> None:
+    """Rule: G1, G5."""
+
+    async def story() -> None:
+        async with two_ends() as (one, two):
+            await one.told(UP_2)
+            await one.told(IN_2)
+            port = free_ports(1)[0]
+            one.links.dial([4], {2: ("127.0.0.1", two.port), 4: ("127.0.0.1", port)})
+            newcomer = End(4, port)
+            await newcomer.open(free_ports(1)[0], peer=1)
+            await one.until(lambda: (4, LinkUp(Known("identity-4"), False, True)) in one.inputs)
+            one.links.send(2, encode_frame(Join(START)))
+            await two.told(Join(START))
+            await two.close()
+            await one.told(LinkDown())
+            assert sorted(one.links._dialled) == [4]
+            await newcomer.close()
+
+    run(story())
+
+
+def test_nodes_that_are_no_members_have_few_links(run: Run) -> None:
+    async def story() -> None:
+        one = End(1, free_ports(1)[0])
+        await one.open(free_ports(1)[0])
+        crowd = [End(node, free_ports(1)[0]) for node in range(10, 11 + MAX_MEMBERS)]
+        for each in crowd:
+            await each.open(one.port, peer=1)
+        reason = f"it says: {MAX_MEMBERS + 1} nodes that are no members, allowed {MAX_MEMBERS}"
+        refused = [asyncio.ensure_future(each.reported(PeerRefused(1, reason))) for each in crowd]
+        _, others = await asyncio.wait(refused, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            other.cancel()
+        assert len({node for node, _ in one.inputs}) == MAX_MEMBERS
+        for each in crowd:
+            await each.close()
+        await one.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("said", "dialled"),
+    [
+        (("node4.example", 5004), ("node4.example", 5004)),
+        (("0.0.0.0", 5004), ("10.0.0.4", 5004)),
+        (("::", 5004), ("10.0.0.4", 5004)),
+        (("", 0), None),
+        (("10.0.0.4", 65536), None),
+        (("x" * 257, 5004), None),
+    ],
+)
+def test_where_a_node_is_dialled_that_no_list_knows(said: tuple[str, int], dialled: tuple[str, int] | None) -> None:
+    assert transport.address_to_dial(said, "10.0.0.4") == dialled
 
 
 async def talk(port: int, said: bytes) -> bytes:
