@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from lab.places import CONFIGS, PROGRAM
 
 USAGE = 64
+NODE_COMMANDS = ("members", "join", "verify", "recover")
+"""Commands of `python -m nodeproc`."""
 
 
 def run_node(given: Sequence[str]) -> int:
@@ -15,18 +17,23 @@ def run_node(given: Sequence[str]) -> int:
 
     Args:
         given: the number of a configuration in configs/ or the path of a configuration file, then options of
-            `python -m nodeproc`; or `verify` or `recover` and its arguments.
+            `python -m nodeproc`; or one of its commands, such as `verify`, and the command's arguments.
     """
     flags = list(given)
     if not flags:
         allowed = f"{', '.join(numbers())}, or a configuration file"
         print(f"{PROGRAM.removesuffix('.py')}: no node given, allowed: {allowed}", file=sys.stderr)
         return USAGE
-    if not flags[0].startswith("-") and flags[0] not in ("verify", "recover"):
+    if not flags[0].startswith("-") and flags[0] not in NODE_COMMANDS:
         flags[:1] = ["--config", str(CONFIGS / f"node{flags[0]}.yml") if flags[0] in numbers() else flags[0]]
     from nodeproc.__main__ import main
 
     return main(flags)
+
+
+def members(given: Sequence[str]) -> int:
+    """Show or change the members of a running cluster; return the exit code. given: see nodeproc.members."""
+    return run_node(["members", *given])
 
 
 def numbers() -> list[str]:

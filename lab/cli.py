@@ -80,6 +80,7 @@ ELSEWHERE = {
 """Command -> (the module with its add_arguments() and main(), its description)."""
 PROGRAMS = {
     "node": ("run_node", "run one node: `node 1`, or `node FILE`, with the options of python -m nodeproc"),
+    "members": ("members", "show or change the members of a running cluster, or transfer the leadership"),
     "chat": ("chat", "run the chat client, with the options of python -m nodeproc.client_tui"),
 }
 """Command -> (its function in lab.byhand, its description). Its exit codes are those of the program."""

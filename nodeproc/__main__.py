@@ -1,6 +1,8 @@
 """Run one node: python -m nodeproc --config configs/node1.yml (or: python3 run_lab.py node 1)
 
 Other commands:
+    python -m nodeproc members --help     show and change the members of a running cluster
+    python -m nodeproc join --help        write the configuration of a new node of a running cluster, and run the node
     python -m nodeproc verify DATA_DIR    report damage in the data of a node that is down
     python -m nodeproc recover --help     make a new cluster from what is left of one that has lost its majority
 
@@ -40,7 +42,7 @@ with importing("nodeproc", "python3 run_lab.py node 1", interrupted=0):
 
     native.activate()
 
-    from nodeproc import recover
+    from nodeproc import joining, members, recover
     from nodeproc.config import NodeConfig, load
     from nodeproc.core.events import NothingSynced
     from nodeproc.core.node import Node
@@ -90,9 +92,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = {"verify": verify_directory, "recover": recover.main}.get(arguments[0] if arguments else "", run_node)
     try:
-        return command(arguments if command is run_node else arguments[1:])
+        match arguments:
+            case ["verify", *given]:
+                return verify_directory(given)
+            case ["recover", *given]:
+                return recover.main(given)
+            case ["members", *given]:
+                return members.main(given)
+            case ["join", *given]:
+                return run_node(joining.prepare(given))
+            case _:
+                return run_node(arguments)
     except ConfigError as error:
         return complain(str(error), EXIT_CONFIG)
     except CorruptionError as error:

@@ -6,7 +6,8 @@
 nodeproc.session implements the protocol; this module adds the sockets, the timer and the choice of the next node. The
 client uses one node at a time: the first address that answers. If the connection is lost, or the node makes no progress
 for too long, it tries the next address. If there is only one address, the client stays with a node that answers: that
-node sends LEADER as soon as it knows a leader again.
+node sends LEADER as soon as it knows a leader again. The nodes also report where the members listen that were added
+while the cluster ran; the client tries those addresses after the given ones.
 """
 
 from __future__ import annotations
@@ -21,10 +22,20 @@ from typing import Any, Final, TypeAlias, cast
 
 from msgspec import UNSET
 
-from nodeproc.core.messages import NOBODY, SeqNo
+from nodeproc.core.messages import NOBODY, MemberAddress, SeqNo
 from nodeproc.errors import FrameError, Unreachable
 from nodeproc.following import runs
-from nodeproc.lines import Reject, Shown, Status, StatusRequest, decode_node_line, encode_line
+from nodeproc.lines import (
+    AdminRequest,
+    ChangeIs,
+    Problem,
+    Reject,
+    Shown,
+    Status,
+    StatusRequest,
+    decode_node_line,
+    encode_line,
+)
 from nodeproc.net.nodestream import NodeStream
 from nodeproc.net.sockets import reach, reason_of, send_at_once
 from nodeproc.outcome import Outcome
@@ -64,6 +75,8 @@ class _Connection(asyncio.Protocol):
                 session.received(line, now)
         except FrameError as error:
             self.give_up(str(error))
+        if session.new_addresses is not self._client._new_addresses:
+            self._client._learn(session.new_addresses)
         self._client._turn()
 
     def pause_writing(self) -> None:
@@ -127,6 +140,7 @@ class ChatClient:
     ) -> None:
         assert addresses, "no address"
         self.addresses = list(addresses)
+        self._new_addresses: tuple[MemberAddress, ...] = ()
         self._tls = tls
         self._clock, self._tokens = clock, tokens or (lambda: secrets.token_hex(16))
         self.session = self._session(client_id, session_token, settings)
@@ -197,7 +211,7 @@ class ChatClient:
         """Disconnect and use these addresses from now on, beginning with the first. The session continues."""
         assert addresses, "no address"
         self.addresses = list(addresses)
-        self.session.addresses = len(addresses)
+        self.session.addresses = len(self.places)
         self._at = -1
         if self._connection is not None:
             self._connection.give_up("moved to another node")
@@ -215,8 +229,18 @@ class ChatClient:
 
     def _session(self, client_id: int, token: str, settings: SessionSettings | None) -> Session:
         session = Session(client_id, token or self._tokens(), settings)
-        session.addresses = len(self.addresses)
+        session.addresses, session.new_addresses = len(self.places), self._new_addresses
         return session
+
+    @property
+    def places(self) -> list[Address]:
+        """The given addresses, then those of the members that were added while the cluster ran. Rule: G1."""
+        new = ((each.host, each.port) for each in self._new_addresses)
+        return self.addresses + [address for address in new if address not in self.addresses]
+
+    def _learn(self, addresses: tuple[MemberAddress, ...]) -> None:
+        self._new_addresses = addresses
+        self.session.addresses = len(self.places)
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -312,12 +336,13 @@ class ChatClient:
         """Connect to one address after the other, forever. Pause after each round in which no node was useful."""
         backoff, failed = BACKOFF_FIRST_S, 0
         while True:
-            self._at = (self._at + 1) % len(self.addresses)
-            if await self._use(self.addresses[self._at]):
+            places = self.places
+            self._at = (self._at + 1) % len(places)
+            if await self._use(places[self._at]):
                 backoff, failed = BACKOFF_FIRST_S, 0
             else:
                 failed += 1
-            if failed >= len(self.addresses):
+            if failed >= len(places):
                 failed = 0
                 await asyncio.sleep(backoff * self._rng.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, BACKOFF_MAX_S)
@@ -460,6 +485,38 @@ async def status(
     Raises:
         Unreachable: no answer in time, or not the answer of a node.
     """
+    answer = await _ask((host, port), StatusRequest(client_token or UNSET), timeout_s, tls, source)
+    if not isinstance(answer, Status):
+        raise Unreachable(f"{host}:{port}: answered STATUS with {answer}")
+    return answer
+
+
+async def administer(
+    address: Address, request: AdminRequest, timeout_s: float = 1.0, tls: ssl.SSLContext | None = None
+) -> ChangeIs:
+    """Send an operator's request to the node at this address, over a new connection.
+
+    Args:
+        request: contains the tokens.
+
+    Raises:
+        Unreachable: no answer in time, or not the answer of a node. The request may have been carried out.
+    """
+    answer = await _ask(address, request, timeout_s, tls)
+    if not isinstance(answer, ChangeIs):
+        raise Unreachable(f"{address[0]}:{address[1]}: answered with {answer}")
+    return answer
+
+
+async def _ask(
+    address: Address,
+    request: StatusRequest | AdminRequest,
+    timeout_s: float,
+    tls: ssl.SSLContext | None = None,
+    source: str = "",
+) -> Any:
+    """Send one line over a new connection and return the first line of the answer. Raises: Unreachable."""
+    host, port = address
 
     def dial(found: str) -> Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         return asyncio.open_connection(
@@ -474,7 +531,7 @@ async def status(
         async with asyncio.timeout(timeout_s):
             reader, writer = await reach(host, dial)
             try:
-                writer.write(encode_line(StatusRequest(client_token or UNSET)))
+                writer.write(encode_line(request))
                 answer: Any = decode_node_line(await reader.readuntil(b"\n"))
             finally:
                 writer.close()
@@ -484,8 +541,6 @@ async def status(
         raise Unreachable(f"{host}:{port}: {reason_of(error)}") from None
     except (FrameError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         raise Unreachable(f"{host}:{port}: {error}") from None
-    if isinstance(answer, Reject):
+    if isinstance(answer, Reject | Problem):
         raise Unreachable(f"{host}:{port}: refused: {answer.reason}")
-    if not isinstance(answer, Status):
-        raise Unreachable(f"{host}:{port}: answered STATUS with {answer}")
     return answer

@@ -23,7 +23,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Final, TextIO
 
 from nodeproc.importing import importing, usage_name
@@ -34,13 +33,13 @@ with importing("chat", "python3 run_lab.py chat", interrupted=130):
     from prompt_toolkit.input import Input, create_input
     from prompt_toolkit.patch_stdout import patch_stdout
 
+    from nodeproc import flags
     from nodeproc.client import Address, ChatClient
     from nodeproc.core.messages import NOBODY, Line
     from nodeproc.eventlog import printable, read_messages, show_message, show_messages
     from nodeproc.lines import Shown
     from nodeproc.outcome import Outcome
     from nodeproc.session import EXPIRED, SessionSettings
-    from nodeproc.tls import TlsProblem, client_tls
 
 PIPE_WINDOW: Final = 50_000
 """Maximum number of messages read from a pipe and without an outcome; above it the pipe is not read."""
@@ -49,9 +48,6 @@ LAST_SHOWN_S: Final = 5.0
 
 LINE_BYTES: Final = 1 << 20
 """Input lines are cut to this length, far above the longest message; a line that was cut is rejected for its length."""
-
-TOKEN_VARIABLE: Final = "CHAT_CLIENT_TOKEN"
-"""Environment variable with the client token. A flag would be visible in the list of processes."""
 
 NOT_CONNECTED: Final = "-- not connected"
 
@@ -404,29 +400,6 @@ async def run(chat: Chat) -> int:
     return 1 if chat.failed or chat.output_failed else 0
 
 
-def add_tls_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tls-ca", metavar="FILE", help="use TLS; PEM file of the trusted authorities")
-    parser.add_argument(
-        "--tls-cert", metavar="FILE", help="PEM file of the client's certificate, if the nodes require one"
-    )
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of its private key")
-    parser.add_argument("--tls-any-name", action="store_true", help="accept a node's certificate for any host name")
-
-
-def tls_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ssl.SSLContext | None:
-    """Return the TLS settings that the flags ask for; unusable files are reported like wrong flags."""
-    if not options.tls_ca:
-        if options.tls_cert or options.tls_key or options.tls_any_name:
-            parser.error("--tls-cert, --tls-key and --tls-any-name: allowed with --tls-ca only")
-        return None
-    try:
-        return client_tls(
-            options.tls_ca, options.tls_cert or "", options.tls_key or "", check_names=not options.tls_any_name
-        )
-    except TlsProblem as problem:
-        parser.error(f"--tls-{problem.key}: {problem}")
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     prog = usage_name("nodeproc.client_tui", "chat")
     parser = argparse.ArgumentParser(prog, description="Chat client of the lab's nodes.")
@@ -446,11 +419,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quiet", action="store_true", help="do not show connections and leaders")
     parser.add_argument("--times", action="store_true", help="show when each message was ordered")
-    parser.add_argument(
-        "--client-token-file", metavar="FILE",
-        help=f"file with the client token, if the nodes require one (default: {TOKEN_VARIABLE})",
-    )  # fmt: skip
-    add_tls_flags(parser)
+    flags.add_token_flag(parser)
+    flags.add_tls_flags(parser)
     options = parser.parse_args(arguments)
     options.port = options.port or [5001]
     for port in options.port:
@@ -462,13 +432,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--from {options.start}: allowed 1 and above")
     if not 0 < options.deadline < 1e9:
         parser.error(f"--deadline {options.deadline:g}: allowed above 0, below 1e9")
-    options.tls = tls_of(options, parser)
-    options.client_token = os.environ.get(TOKEN_VARIABLE, "")
-    if options.client_token_file:
-        try:
-            options.client_token = Path(options.client_token_file).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            parser.error(f"--client-token-file {options.client_token_file}: {error}")
+    options.tls = flags.tls_of(options, parser)
+    options.client_token = flags.token_of(options, parser)
     return options
 
 

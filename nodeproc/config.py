@@ -34,7 +34,7 @@ RECORD_OVERHEAD_BYTES = 256
 LEAST_SECRET = 16
 """Minimum length in characters. A secret must withstand guessing offline (nodeproc.net.handshake)."""
 MAX_TOKEN = 256
-"""Characters of a client token, which must fit the first line of a connection."""
+"""Characters of a client token or an admin token, which must fit the first line of a connection."""
 
 
 class PeerAddress(Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,16 +112,18 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     host, port: the address on which it listens for peers and clients; port 0 chooses a free one (for tests).
     priority: part of the node's rank; the default is its id.
-    founders: only for a node that is added to a running cluster: the ids of the nodes that founded it. `peers` then
-        lists the present members.
+    founders: the ids of the nodes that founded the cluster, where `peers` has other members than those. A node that is
+        added to a running cluster needs it; founders may have it to know the addresses of nodes that were added.
     data_dir: relative to the working directory.
     join_timeout_ms: how long the members of a starting cluster wait for each other before they elect (M1).
     durability: fsync waits for the disk. os survives killed processes, but a node whose machine loses power has
         forgotten acknowledgements and its vote, and needs --rebuild.
     secret: the same on all nodes; both ends of a link prove that they know it.
     client_token: required of clients; "": none is required.
-    secret_variable, client_token_variable: name of the environment variable that holds the secret or the token, where
-        the file itself does not. The variable must be set; an empty value means none.
+    admin_token: required of the requests that change the members or transfer the leadership; "": such requests are
+        accepted from this machine only.
+    secret_variable, client_token_variable, admin_token_variable: name of the environment variable that holds the secret
+        or the token, where the file itself does not. The variable must be set; an empty value means none.
     tls: the port accepts only TLS, from nodes and clients.
     allow_open: listen on addresses other than loopback without a secret and without a client_token.
     allow_any_client: listen on addresses other than loopback without a client_token.
@@ -143,8 +145,10 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cluster_id: Text = "chat"
     secret: str = ""
     client_token: Annotated[str, Meta(max_length=MAX_TOKEN)] = ""
+    admin_token: Annotated[str, Meta(max_length=MAX_TOKEN)] = ""
     secret_variable: Text | None = None
     client_token_variable: Text | None = None
+    admin_token_variable: Text | None = None
     tls: TlsFiles | None = None
     allow_open: bool = False
     allow_any_client: bool = False
@@ -195,15 +199,16 @@ def load(path: Path | str, *, text: str | None = None) -> NodeConfig:
     check_limits(document, config.limits)
     if config.tls is not None:
         _check_tls(document, config.tls)
-    if not config.allow_open and not _is_loopback(config.host):
+    if not config.allow_open and not is_loopback(config.host):
         _check_open(document, config)
     return config
 
 
 def _with_variables(document: Document, config: NodeConfig) -> NodeConfig:
-    """Replace secret and client_token by the values of the environment variables that the file names."""
+    """Replace the secret and the tokens by the values of the environment variables that the file names."""
     found: dict[str, str] = {}
-    for key, name in (("secret", config.secret_variable), ("client_token", config.client_token_variable)):
+    names = (config.secret_variable, config.client_token_variable, config.admin_token_variable)
+    for key, name in zip(("secret", "client_token", "admin_token"), names, strict=True):
         if name is None:
             continue
         place = (f"{key}_variable",)
@@ -212,7 +217,7 @@ def _with_variables(document: Document, config: NodeConfig) -> NodeConfig:
         if name not in os.environ:
             raise document.error(place, f"found {name}, which is not set in the environment")
         found[key] = os.environ[name]
-        if key == "client_token" and len(found[key]) > MAX_TOKEN:
+        if key != "secret" and len(found[key]) > MAX_TOKEN:
             raise document.error(place, f"found {len(found[key])} characters in {name}, allowed 0..{MAX_TOKEN}")
     return replace(config, **found)
 
@@ -233,7 +238,8 @@ def _check_open(document: Document, config: NodeConfig) -> None:
     certified = config.tls is not None and config.tls.clients == "certificate"
     if not config.client_token and not config.allow_any_client and not certified:
         raise document.error(("host",), f"{here} a client_token (set client_token, or allow_any_client: true)")
-    for key, word in (("secret", config.secret), ("client_token", config.client_token)):
+    words = {"secret": config.secret, "client_token": config.client_token, "admin_token": config.admin_token}
+    for key, word in words.items():
         if word and len(word) < LEAST_SECRET:
             raise document.error(
                 (key,), f"found {len(word)} characters, allowed {LEAST_SECRET} or more on a port that others can reach"
@@ -261,13 +267,11 @@ def _check_members(document: Document, config: NodeConfig) -> None:
 
 
 def _check_founders(document: Document, config: NodeConfig) -> None:
-    """Check the founders that a newcomer's configuration names. Rule: G1."""
+    """Check the founders where the configuration names them. Rule: G1."""
     founders = config.founders
-    if config.node_id in founders or len(set(founders)) < len(founders) or len(founders) > MAX_MEMBERS:
-        raise document.error(
-            ("founders",), f"found {list(founders)}, allowed up to {MAX_MEMBERS} ids of other nodes, each once"
-        )
-    if founders and not config.peers:
+    if len(set(founders)) < len(founders) or len(founders) > MAX_MEMBERS:
+        raise document.error(("founders",), f"found {list(founders)}, allowed up to {MAX_MEMBERS} ids, each once")
+    if founders and config.node_id not in founders and not config.peers:
         raise document.error(("peers",), "found none beside founders, allowed 1 or more: the present members")
 
 
@@ -312,7 +316,8 @@ def check_limits(document: Document, limits: Limits, place: Place = ("limits",))
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether this host is the machine itself."""
     if host == "localhost":
         return True
     try:

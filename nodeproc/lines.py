@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from nodeproc.core.messages import Line, NodeId, SeqNo, Term
+from nodeproc.core.messages import NOBODY, Line, MemberAddress, NodeId, SeqNo, Term
 from nodeproc.errors import MALFORMED, FrameError, brief
 
 _encode = msgspec.json.Encoder().encode
@@ -70,7 +70,36 @@ class StatusRequest(Struct, frozen=True, forbid_unknown_fields=True, tag_field="
     client_token: str | UnsetType = UNSET
 
 
-ClientLine: TypeAlias = Hello | Chat | Subscribe | StatusRequest
+class _Administrative(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    client_token: str | UnsetType = UNSET
+    admin_token: str | UnsetType = UNSET
+    """The node's admin token, if it has one."""
+
+
+class AddRequest(_Administrative, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="ADD_NODE"):
+    """Add this node to the members; the leader must be asked. Answered with CHANGE_IS. Rule: G2, G3."""
+
+    node: Annotated[NodeId, Meta(ge=1, le=2**31 - 1)]
+    host: Annotated[str, Meta(min_length=1, max_length=256)]
+    """Where the members reach the node."""
+    port: Annotated[int, Meta(ge=1, le=65535)]
+
+
+class RemoveRequest(_Administrative, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="REMOVE_NODE"):
+    """Remove this member; the leader must be asked. Answered with CHANGE_IS. Rule: G2, G5."""
+
+    node: NodeId
+
+
+class TransferRequest(_Administrative, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="TRANSFER"):
+    """Transfer the leadership; the leader must be asked. Answered with CHANGE_IS. Rule: E7."""
+
+    to: NodeId = NOBODY
+    """The follower that is to lead; 0: the leader chooses one."""
+
+
+AdminRequest: TypeAlias = AddRequest | RemoveRequest | TransferRequest
+ClientLine: TypeAlias = Hello | Chat | Subscribe | StatusRequest | AdminRequest
 
 
 class Welcome(Struct, frozen=True, tag_field="type", tag="WELCOME"):
@@ -90,6 +119,8 @@ class Welcome(Struct, frozen=True, tag_field="type", tag="WELCOME"):
     term: Term
     acknowledged_seq: SeqNo = 0
     """The seq_no of message `acknowledged`. 0: not known yet; an ACK contains it when the message is sent again."""
+    addresses: tuple[MemberAddress, ...] | UnsetType = UNSET
+    """Of the members that were added while the cluster ran; left out if the list was never changed. Rule: G1."""
 
 
 class Ack(Struct, frozen=True, tag_field="type", tag="ACK"):
@@ -119,10 +150,12 @@ TOKEN_REFUSED: Final = "client token"
 
 
 class LeaderLine(Struct, frozen=True, tag_field="type", tag="LEADER"):
-    """The route to the leader has changed: send unacknowledged messages again. Rule: S5."""
+    """The route to the leader or the list of members has changed: send unacknowledged messages again. Rule: S5."""
 
     leader: NodeId
     term: Term
+    addresses: tuple[MemberAddress, ...] | UnsetType = UNSET
+    """As in WELCOME."""
 
 
 class Problem(Struct, frozen=True, tag_field="type", tag="ERROR"):
@@ -142,6 +175,34 @@ class PeerStatus(Struct, frozen=True):
     """The last durable seq_no that the peer acknowledged to this leader; 0 if the answering node does not lead."""
 
 
+class MembersStatus(Struct, frozen=True):
+    """The list of members in force on the answering node. Rule: G1."""
+
+    version: int
+    """The number of changes so far."""
+    committed: bool
+    """True if the answering node leads and knows that the list is committed."""
+    founders: tuple[NodeId, ...]
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...]
+    removed: tuple[NodeId, ...]
+    addresses: tuple[MemberAddress, ...]
+    """Of the members, as far as the node knows them; its own as it listens."""
+
+
+class ChangeIs(Struct, frozen=True, tag_field="type", tag="CHANGE_IS"):
+    """Answer to ADD_NODE, REMOVE_NODE and TRANSFER. Rule: G2, E7."""
+
+    state: Literal["done", "begun", "refused"]
+    """done: the committed list has the change. begun: it is under way; ask again to learn whether it is done."""
+    reason: str = ""
+    """Why it is refused."""
+    retry: bool = False
+    """The refusal may pass by itself: ask the leader again."""
+    leader: NodeId = NOBODY
+    """The leader that the node knows; 0: none."""
+
+
 class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
     """Answer to STATUS. Another implementation of a node may leave out fields with a default."""
 
@@ -159,6 +220,7 @@ class Status(Struct, frozen=True, tag_field="type", tag="STATUS_IS"):
     pid: int = 0
     peers: tuple[PeerStatus, ...] = ()
     counters: dict[str, int] = {}
+    members: MembersStatus | None = None
 
 
 class Shown(Struct, frozen=True, gc=False):
@@ -170,7 +232,7 @@ class Shown(Struct, frozen=True, gc=False):
     """Whole lines, newlines included."""
 
 
-NodeLine: TypeAlias = Welcome | Ack | Reject | LeaderLine | Problem | Status
+NodeLine: TypeAlias = Welcome | Ack | Reject | LeaderLine | Problem | Status | ChangeIs
 
 _decode_client_line: Callable[[bytes], ClientLine] = msgspec.json.Decoder(ClientLine).decode
 _decode_node_line: Callable[[bytes], NodeLine] = msgspec.json.Decoder(NodeLine).decode

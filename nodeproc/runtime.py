@@ -67,7 +67,7 @@ class Runtime:
     ) -> None:
         self._config, self._node, self._storage, self._log, self._sock = config, node, storage, log, sock
         self._loop = asyncio.get_running_loop()
-        self.turn = Turn(node, storage, config.limits, self, config.client_token)
+        self.turn = Turn(node, storage, config.limits, self, config.client_token, config.admin_token)
         self._looking = False
         self._longest_turn_s = self._stood_still_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -362,10 +362,11 @@ class Runtime:
         return self._config.host, self._sock.getsockname()[1]
 
     def addresses(self) -> dict[NodeId, Address]:
-        """Return the known addresses of other nodes: those of the configuration, then those of the list in force."""
+        """Return the known addresses of nodes: those of the configuration, then those of the list in force."""
         listed = () if self._members is None else self._members.addresses
-        known = {each.node: (each.host, each.port) for each in listed if each.node != self._config.node_id}
-        return known | {peer.id: (peer.host, peer.port) for peer in self._config.peers}
+        known = {each.node: (each.host, each.port) for each in listed}
+        known |= {peer.id: (peer.host, peer.port) for peer in self._config.peers}
+        return known | {self._config.node_id: self._own_address()}
 
     def _dial_members(self) -> None:
         """Dial all other members: those of the list in force, else the founders, or a newcomer's `peers`. Rule: G1."""
@@ -374,4 +375,4 @@ class Runtime:
             present = members.voters + members.learners
         else:
             present = config.members if config.node_id in config.members else tuple(addresses)
-        self.links.dial((node for node in present if node != config.node_id), addresses)
+        self.links.dial([node for node in present if node != config.node_id], addresses)

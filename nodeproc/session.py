@@ -30,9 +30,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from nodeproc.core.messages import NOBODY, NodeId, SeqNo, Term
+from nodeproc.core.messages import NOBODY, MemberAddress, NodeId, SeqNo, Term
 from nodeproc.errors import FrameError
 from nodeproc.lines import (
     TOKEN_REFUSED,
@@ -121,6 +121,8 @@ class Session:
     last_seq: SeqNo = 0
     members: tuple[int, int] | None = None
     """(nodes that are up, all nodes), from the STATUS of a node without a leader; None if not known."""
+    new_addresses: tuple[MemberAddress, ...] = ()
+    """Where the members listen that were added while the cluster ran, as a node has reported them."""
     addresses = 2
     """Of nodes. With only one, a node that answers is never given up."""
     refused = ""
@@ -296,8 +298,10 @@ class Session:
                 self._check_session(line.session)
                 self._on_reject(line, now)
             case LeaderLine():
+                self._on_addresses(line.addresses)
                 self._on_leader(line.leader, line.term, now)
             case Welcome():
+                self._on_addresses(line.addresses)
                 self._on_welcome(line, now)
             case Status():
                 self.last_seq = max(self.last_seq, line.delivered_seq)
@@ -438,6 +442,10 @@ class Session:
         if self._subscribed:
             self._place = self._place or line.last_seq + 1
             self._to_say.append(Subscribe(self._place))
+
+    def _on_addresses(self, addresses: tuple[MemberAddress, ...] | UnsetType) -> None:
+        if addresses is not UNSET and addresses != self.new_addresses:
+            self.new_addresses = addresses
 
     def _on_leader(self, leader: NodeId, term: Term, now: float) -> None:
         """Send all unacknowledged messages again, on the new route to the leader. Rule: S5."""

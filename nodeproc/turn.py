@@ -10,31 +10,36 @@ The host is the process around the turn: nodeproc.runtime in a real node, lab.si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from nodeproc.config import Limits
+from nodeproc.core.changes import in_force
 from nodeproc.core.effects import Copied, Effects, Fetch
 from nodeproc.core.events import Event
 from nodeproc.core.messages import (
     NOBODY,
     START,
+    AddNode,
     Change,
     Envelope,
     Input,
+    MemberAddress,
     NodeId,
     PeerMessage,
     Record,
+    RemoveNode,
     SeqNo,
     Submit,
     Term,
     Transfer,
 )
 from nodeproc.core.node import Node
+from nodeproc.core.state import Leader
 from nodeproc.disk.reading import Reading
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import CorruptionError
-from nodeproc.lines import PeerStatus, Status
+from nodeproc.lines import AddRequest, AdminRequest, ChangeIs, MembersStatus, PeerStatus, Status, TransferRequest
 from nodeproc.net.clients import Clients
 
 TURN_MESSAGES: Final = 8192
@@ -71,6 +76,9 @@ class Host(Protocol):
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         """Return uptime in seconds, process id and counters, for STATUS."""
 
+    def addresses(self) -> Mapping[NodeId, tuple[str, int]]:
+        """Return the known addresses of nodes, this one included, for STATUS."""
+
 
 class Turn:
     """The inbox and the turn of one node, and the node as its client connections see it (nodeproc.net.clients.Backend).
@@ -78,13 +86,22 @@ class Turn:
     Args:
         node: recovered, not started.
         client_token: required in the first line of every client; "" if none is.
+        admin_token: see nodeproc.net.clients.Clients.
     """
 
-    def __init__(self, node: Node, storage: Storage, limits: Limits, host: Host, client_token: str = "") -> None:
+    def __init__(
+        self,
+        node: Node,
+        storage: Storage,
+        limits: Limits,
+        host: Host,
+        client_token: str = "",
+        admin_token: str = "",
+    ) -> None:
         self.node, self.storage, self._host = node, storage, host
         self._node_id = node.state.node_id
         self.reading = Reading(storage, self._node_id, self.take, host.report)
-        self.clients = Clients(self._node_id, self, limits, client_token)
+        self.clients = Clients(self._node_id, self, limits, client_token, admin_token)
         self.due = False
         """The host was asked for a turn that has not run yet."""
         self.durable = 0
@@ -92,7 +109,7 @@ class Turn:
         self._told_durable = 0
         self._inbox: list[Envelope] = []
         self._fetches: list[Fetch] = []
-        self._route = node.route
+        self._route, self._members = node.route, node.members
 
     def take(self, sender: NodeId, message: Input) -> None:
         """Queue one input for the next turn."""
@@ -130,6 +147,39 @@ class Turn:
             self.take(self._node_id, change)
         return refusal
 
+    def administer(self, request: AdminRequest) -> ChangeIs:
+        """Carry out an operator's request as far as that is possible now. Rule: G2, E7."""
+        state = self.node.state
+        if isinstance(request, TransferRequest):
+            done = request.to == self._node_id == state.leader_id
+            reason = "" if done else self.transfer(request.to)
+            stage = "done" if done else ""
+        else:
+            change: Change = RemoveNode(request.node)
+            if isinstance(request, AddRequest):
+                change = AddNode(request.node, request.host, request.port)
+            stage = self._stage(change)
+            reason = "" if stage else self.change_members(change)
+        if not reason:
+            return ChangeIs("done" if stage == "done" else "begun", leader=state.leader_id)
+        passes = not isinstance(state.role, Leader) or state.pledge is not None or reason.endswith("ask again")
+        return ChangeIs("refused", reason, passes, state.leader_id)
+
+    def _stage(self, change: Change) -> str:
+        """Return "done" if the leader's committed list has this change, "begun" if it is under way, else ""."""
+        role, members = self.node.state.role, in_force(self.node.state)
+        if not isinstance(role, Leader):
+            return ""
+        if isinstance(change, AddNode):
+            if MemberAddress(change.node, change.host, change.port) not in members.addresses:
+                return ""
+            has_change = change.node in members.voters
+            if not has_change:
+                return "begun" if change.node in members.learners else ""
+        elif change.node not in members.removed:
+            return ""
+        return "done" if role.settled else "begun"
+
     def begin(self, now: float) -> float:
         """Start the node. Return the core's next deadline."""
         self._perform(self.node.start(now))
@@ -162,9 +212,9 @@ class Turn:
             for fetch in fetches:
                 self._serve(fetch, now)
             deadline = node.next_deadline()
-        route = node.route
-        if route != self._route:
-            self._route = route
+        route, members = node.route, node.members
+        if route != self._route or members is not self._members:
+            self._route, self._members = route, members
             self.clients.route_changed(route[0], route[1])
         if deadline <= now:
             self.ask()
@@ -240,6 +290,10 @@ class Turn:
     def route(self) -> tuple[NodeId, Term]:
         return self.node.route[:2]
 
+    def new_addresses(self) -> tuple[MemberAddress, ...] | None:
+        members = self.node.members
+        return None if members is None else members.addresses
+
     def delivered_seq(self) -> SeqNo:
         return self.node.state.delivered_seq
 
@@ -274,4 +328,19 @@ class Turn:
             pid=pid,
             peers=tuple(peers),
             counters=counters,
+            members=self._members_status(),
+        )
+
+    def _members_status(self) -> MembersStatus:
+        state, known = self.node.state, self._host.addresses()
+        members = in_force(state)
+        present = sorted(members.voters + members.learners)
+        return MembersStatus(
+            members.version,
+            isinstance(state.role, Leader) and state.role.settled,
+            state.config.members,
+            members.voters,
+            members.learners,
+            members.removed,
+            tuple(MemberAddress(node, *known[node]) for node in present if node in known),
         )

@@ -242,6 +242,9 @@ class SimNode:
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         return round(self._loop.now, 3), self.node, {}
 
+    def addresses(self) -> dict[NodeId, tuple[str, int]]:
+        return {}
+
     def sync_soon(self, ticket: int) -> None:
         self.syncing.begin(ticket)
 

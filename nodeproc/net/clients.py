@@ -15,16 +15,19 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from nodeproc.config import Limits
+from nodeproc.config import Limits, is_loopback
 from nodeproc.core.events import BadInput, ClientConnected, ClientLeft, Event
-from nodeproc.core.messages import Batch, NodeId, Position, Record, Refuse, SeqNo, Submit, Term
+from nodeproc.core.messages import Batch, MemberAddress, NodeId, Position, Record, Refuse, SeqNo, Submit, Term
 from nodeproc.errors import FrameError, brief
 from nodeproc.lines import (
     SESSION_TOKEN,
     TOKEN_REFUSED,
     Ack,
+    AddRequest,
+    AdminRequest,
+    ChangeIs,
     Chat,
     ClientLine,
     Hello,
@@ -33,15 +36,17 @@ from nodeproc.lines import (
     NodeLine,
     Problem,
     Reject,
+    RemoveRequest,
     Status,
     StatusRequest,
     Subscribe,
+    TransferRequest,
     Welcome,
     decode_client_line,
     encode_line,
     session_of,
 )
-from nodeproc.net.sockets import address_of, probe_when_silent, send_at_once
+from nodeproc.net.sockets import WILDCARDS, address_of, probe_when_silent, send_at_once
 from nodeproc.net.subscription import Subscription
 
 LARGEST: Final = 2**53 - 1
@@ -72,6 +77,9 @@ class Backend(Protocol):
 
     def route(self) -> tuple[NodeId, Term]: ...
 
+    def new_addresses(self) -> tuple[MemberAddress, ...] | None:
+        """Return the addresses of the members that were added; None if the list was never changed."""
+
     def delivered_seq(self) -> SeqNo: ...
 
     def last_seq(self) -> SeqNo: ...
@@ -81,6 +89,8 @@ class Backend(Protocol):
 
     def status(self) -> Status: ...
 
+    def administer(self, request: AdminRequest) -> ChangeIs: ...
+
     def report(self, event: Event, address: str = "") -> None: ...
 
 
@@ -89,10 +99,14 @@ class Clients:
 
     Args:
         client_token: the first line of every connection must contain it; "": none is needed.
+        admin_token: an operator's requests must contain it; "": they are accepted from this machine only.
     """
 
-    def __init__(self, node_id: NodeId, backend: Backend, limits: Limits, client_token: str = "") -> None:
-        self.node_id, self.backend, self.limits, self.client_token = node_id, backend, limits, client_token
+    def __init__(
+        self, node_id: NodeId, backend: Backend, limits: Limits, client_token: str = "", admin_token: str = ""
+    ) -> None:
+        self.node_id, self.backend, self.limits = node_id, backend, limits
+        self.client_token, self.admin_token = client_token, admin_token
         self.connections: dict[ClientConnection, None] = {}
         self.sessions: dict[str, ServedSession] = {}
         self.subscribers: dict[Subscription, None] = {}
@@ -157,9 +171,14 @@ class Clients:
     def route_changed(self, leader: NodeId, term: Term) -> None:
         """Tell clients the new leader. They send all messages again that are not acknowledged (S5)."""
         self.forget_intake()
-        line = encode_line(LeaderLine(leader, term))
+        line = encode_line(LeaderLine(leader, term, self.addresses()))
         for session in self.sessions.values():
             session.connection.transport.write(line)
+
+    def addresses(self) -> tuple[MemberAddress, ...] | UnsetType:
+        """Return the field `addresses` of WELCOME and LEADER."""
+        found = self.backend.new_addresses()
+        return UNSET if found is None else found
 
     def close(self) -> None:
         for timer in (self._sweeper, self._timer):
@@ -442,6 +461,19 @@ class ClientConnection(asyncio.Protocol):
                     unread = self._limits.subscriber_buffer_bytes
                     raise FrameError(f"STATUS while over {unread} bytes of answers are not read")
                 self.say(self._backend.status())
+            case AddRequest() | RemoveRequest() | TransferRequest():
+                self._on_request(line)
+
+    def _on_request(self, request: AdminRequest) -> None:
+        """Answer an operator. Rule: G2, E7."""
+        wanted, shown = self.clients.admin_token, request.admin_token
+        if wanted and (shown is UNSET or not hmac.compare_digest(shown.encode(), wanted.encode())):
+            raise FrameError("a wrong admin_token, or none")
+        if not wanted and not is_loopback(self.address):
+            raise FrameError(f"an operator's request from {self.address}, allowed from this machine (no admin_token)")
+        if isinstance(request, AddRequest) and request.host in WILDCARDS:
+            raise FrameError(f"found host {request.host}, allowed one at which the members reach the node")
+        self.say(self._backend.administer(request))
 
     def _on_hello(self, hello: Hello) -> None:
         if self.session is not None:
@@ -548,7 +580,8 @@ class ServedSession:
         leader, term = self._backend.route()
         acked_n, acked_seq = self._acked
         last_seq = self._backend.delivered_seq()
-        return Welcome(self._clients.node_id, self.id, self._born, acked_n, last_seq, leader, term, acked_seq)
+        node, addresses = self._clients.node_id, self._clients.addresses()
+        return Welcome(node, self.id, self._born, acked_n, last_seq, leader, term, acked_seq, addresses)
 
     def on_chat(self, chat: Chat, size: int) -> None:
         """Take the messages of a line for submit(), together with those of earlier lines that they continue.

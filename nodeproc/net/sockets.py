@@ -13,12 +13,14 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from nodeproc.tls import describe
 
 KEEPALIVE_PROBES = 5
 """Number of unanswered probes that end an idle connection."""
+WILDCARDS: Final = ("0.0.0.0", "::")
+"""Hosts on which a node listens on all of its addresses."""
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:

@@ -46,6 +46,7 @@ from nodeproc.frames import (
 from nodeproc.net.handshake import NONCE_BYTES, Accepting, Credentials, Dialling, Proven
 from nodeproc.net.silence import LOOKS, Silence
 from nodeproc.net.sockets import (
+    WILDCARDS,
     address_of,
     connect,
     hand_over,
@@ -70,8 +71,6 @@ SHORT_LIFE_S: Final = 1.0
 without a pause."""
 PROBE_S: Final = 1
 """The kernel probes a link after this idle time. So a link to a machine that vanished or was restarted is lost."""
-WILDCARDS: Final = ("0.0.0.0", "::")
-"""Hosts on which a node listens on all of its addresses."""
 MAX_HOST: Final = 256
 """Characters of a host, as in the configuration."""
 MEETING_MAX_S: Final = 32.0

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from nodeproc.core.messages import Line
+from nodeproc.core.messages import Line, MemberAddress
 from nodeproc.errors import FrameError
 from nodeproc.lines import (
     Ack,
@@ -96,6 +97,7 @@ class FakeNode:
         self.drop_chats = 0
         self.hold_acks = False
         self.problem = ""
+        self.new_addresses: tuple[MemberAddress, ...] | UnsetType = UNSET
         self.connections: list[FakeConnection] = []
         self.lines: list[ClientLine] = []
         self._server: asyncio.Server | None = None
@@ -190,11 +192,12 @@ class FakeConnection(asyncio.Protocol):
             last_n, seq_no = (0, 0) if node.hold_acks else cluster.sessions.get(line.session, (0, 0))
             last = len(cluster.messages)
             born = last if line.born is None else line.born
-            self.say(Welcome(node.node_id, line.session, born, last_n, last, cluster.leader, cluster.term, seq_no))
+            known = cluster.leader, cluster.term, seq_no, node.new_addresses
+            self.say(Welcome(node.node_id, line.session, born, last_n, last, *known))
         elif isinstance(line, Subscribe):
             self.next_seq = line.start
             self.push()
-        else:
+        elif isinstance(line, Chat):
             self.take_chat(line)
 
     def take_chat(self, chat: Chat) -> None:

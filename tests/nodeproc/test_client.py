@@ -15,9 +15,9 @@ import pytest
 
 from nodeproc.client import Address, ChatClient, status
 from nodeproc.config import NodeConfig
-from nodeproc.core.messages import Line
+from nodeproc.core.messages import Line, MemberAddress
 from nodeproc.errors import Unreachable
-from nodeproc.lines import Chat, Hello, Shown, Subscribe
+from nodeproc.lines import Chat, Hello, LeaderLine, Shown, Subscribe
 from nodeproc.outcome import Outcome
 from nodeproc.session import SessionSettings
 from tests import TOO_LONG_S
@@ -130,6 +130,26 @@ def test_a_dead_node_is_left_for_the_next_and_nothing_is_ordered_twice() -> None
             assert [outcome.kind for outcome in await asyncio.gather(*sends)] == ["ok"] * 10
             assert cluster.payloads() == [str(i) for i in range(10)]
             assert cluster.nodes[1].lines[0] == hello_of(client)
+
+    run(story)
+
+
+def test_members_that_were_added_are_used_once_the_known_nodes_are_gone() -> None:
+    """Rule: G1."""
+
+    async def story() -> None:
+        async with cluster_of() as cluster:
+            known, older, newer = cluster.nodes
+            known.new_addresses = (MemberAddress(2, "127.0.0.1", older.port),)
+            client = ChatClient(addresses([known]), 101, settings=QUICK, rng=random.Random(1))
+            async with connected(client):
+                assert client.places == addresses([known, older])
+                line = LeaderLine(2, 8, (MemberAddress(3, "127.0.0.1", newer.port),))
+                known.connections[0].say(line)
+                await client.until(lambda: client.session.term == 8)
+                await known.stop()
+                assert (await client.send("hello")).kind == "ok"
+                assert newer.connections and not older.lines
 
     run(story)
 

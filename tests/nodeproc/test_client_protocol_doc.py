@@ -7,6 +7,7 @@ import re
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -16,8 +17,17 @@ from tests import TOO_LONG_S
 from tests.nodeproc.fakenode import FakeCluster
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "client_protocol.md").read_text(encoding="utf-8")
-FROM_CLIENT = (lines.Hello, lines.Chat, lines.Subscribe, lines.StatusRequest)
-FROM_NODE = (Line, lines.Welcome, lines.Ack, lines.Reject, lines.LeaderLine, lines.Status, lines.Problem)
+FROM_CLIENT = (lines.Hello, lines.Chat, lines.Subscribe, lines.StatusRequest, *get_args(lines.AdminRequest))
+FROM_NODE = (
+    Line,
+    lines.Welcome,
+    lines.Ack,
+    lines.Reject,
+    lines.LeaderLine,
+    lines.Status,
+    lines.Problem,
+    lines.ChangeIs,
+)
 
 
 def test_every_line_shown_is_one_of_the_protocol() -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from nodeproc.client_tui import LINE_BYTES, TOKEN_VARIABLE, keyboard, parse, read_lines, split_messages
+from nodeproc import flags
+from nodeproc.client_tui import LINE_BYTES, keyboard, parse, read_lines, split_messages
 from nodeproc.eventlog import printable
 from nodeproc.lines import Chat, Hello, StatusRequest
 from tests import TOO_LONG_S
@@ -607,7 +608,7 @@ def test_wrong_flags_are_refused_with_exit_code_2(
 
 def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse([]).client_token == ""
-    monkeypatch.setenv(TOKEN_VARIABLE, "from the environment")
+    monkeypatch.setenv(flags.TOKEN_VARIABLE, "from the environment")
     assert parse([]).client_token == "from the environment"
     (tmp_path / "token").write_text("from a file\n")
     assert parse(["--client-token-file", str(tmp_path / "token")]).client_token == "from a file"
@@ -615,7 +616,7 @@ def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypa
 
 def test_the_token_is_shown_to_the_node() -> None:
     async def story(cluster: FakeCluster) -> None:
-        environment = {**os.environ, TOKEN_VARIABLE: "secret"}
+        environment = {**os.environ, flags.TOKEN_VARIABLE: "secret"}
         process = await asyncio.create_subprocess_exec(
             *command(cluster), cwd=ROOT, env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )

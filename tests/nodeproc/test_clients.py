@@ -13,6 +13,7 @@ from nodeproc.config import Limits
 from nodeproc.core.events import BadInput, Event
 from nodeproc.core.messages import (
     Batch,
+    MemberAddress,
     NodeId,
     Position,
     Record,
@@ -24,7 +25,7 @@ from nodeproc.core.messages import (
     Term,
 )
 from nodeproc.errors import Unreadable
-from nodeproc.lines import Status, session_of
+from nodeproc.lines import AddRequest, AdminRequest, ChangeIs, RemoveRequest, Status, TransferRequest, session_of
 from nodeproc.net import clients as module
 from nodeproc.net.clients import ClientConnection, Clients
 from nodeproc.records import Sealer
@@ -102,6 +103,8 @@ class Node:
         self.place = Position(7, 2)
         self.undelivered = 0
         """Messages in the log that are not delivered."""
+        self.added: tuple[MemberAddress, ...] | None = None
+        self.requests: list[AdminRequest] = []
 
     def submit(self, message: Submit) -> None:
         self.submitted.append(message)
@@ -129,6 +132,13 @@ class Node:
     def status(self) -> Status:
         return Status(1, "leader", 7, 1, 5, 4, 3, False, 1.5, 42, (), {})
 
+    def new_addresses(self) -> tuple[MemberAddress, ...] | None:
+        return self.added
+
+    def administer(self, request: AdminRequest) -> ChangeIs:
+        self.requests.append(request)
+        return ChangeIs("begun", leader=1)
+
     def report(self, event: Event, address: str = "") -> None:
         self.events.append(event)
 
@@ -151,9 +161,9 @@ def batch_of(record: Record) -> Batch:
 class Hall:
     """Clients of one played node."""
 
-    def __init__(self, client_token: str = "", **limits: int) -> None:
+    def __init__(self, client_token: str = "", admin_token: str = "", **limits: int) -> None:
         self.node = Node()
-        self.clients = Clients(1, self.node, Limits(**limits), client_token)
+        self.clients = Clients(1, self.node, Limits(**limits), client_token, admin_token)
 
     def connect(self, said: bytes = HELLO, address: str = "") -> Wire:
         wire = Wire({"peername": (address, 1)} if address else None)
@@ -374,6 +384,78 @@ async def test_a_new_way_to_the_leader_is_told_to_all_that_said_hello() -> None:
     hall.clients.route_changed(2, 8)
     assert greeted.lines() == [{"type": "LEADER", "leader": 2, "term": 8}]
     assert silent.lines() == []
+
+
+@in_loop
+async def test_clients_hear_where_members_listen_that_were_added() -> None:
+    """Rule: G1."""
+    hall = Hall()
+    greeted = hall.connect()
+    hall.node.added = (MemberAddress(4, "10.0.0.4", 5001),)
+    hall.clients.route_changed(2, 8)
+    added = {"addresses": [[4, "10.0.0.4", 5001]]}
+    assert greeted.lines() == [{"type": "LEADER", "leader": 2, "term": 8} | added]
+    [welcome] = hall.connect(b"").says(HELLO)
+    assert added.items() <= welcome.items()
+
+
+ADD = b'{"type":"ADD_NODE","node":4,"host":"10.0.0.4","port":5001}\n'
+REQUESTS = [
+    (ADD, AddRequest(node=4, host="10.0.0.4", port=5001)),
+    (b'{"type":"REMOVE_NODE","node":2}\n', RemoveRequest(node=2)),
+    (b'{"type":"TRANSFER"}\n', TransferRequest()),
+    (b'{"type":"TRANSFER","to":2}\n', TransferRequest(to=2)),
+]
+
+
+@pytest.mark.parametrize(("said", "request_"), REQUESTS, ids=lambda each: "")
+def test_an_operator_on_the_same_machine_is_answered(said: bytes, request_: AdminRequest) -> None:
+    """Rule: G2, E7."""
+
+    @in_loop
+    async def story() -> None:
+        hall = Hall()
+        answer = {"type": "CHANGE_IS", "state": "begun", "reason": "", "retry": False, "leader": 1}
+        assert hall.connect(b"", "127.0.0.1").says(said) == [answer]
+        assert hall.node.requests == [request_]
+
+    story()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (ADD.replace(b"10.0.0.4", b"0.0.0.0"), "found host 0.0.0.0, allowed one at which the members reach the node"),
+        (ADD.replace(b"5001", b"0"), "not a line of the client protocol: Expected `int` >= 1 - at `$.port`"),
+        (ADD.replace(b'"node":4', b'"node":0'), "not a line of the client protocol: Expected `int` >= 1 - at `$.node`"),
+        (ADD.replace(b"10.0.0.4", b""), "not a line of the client protocol: Expected `str` of length >= 1"),
+    ],
+)
+def test_an_address_that_no_member_can_dial_is_refused(said: bytes, reason: str) -> None:
+    @in_loop
+    async def story() -> None:
+        hall = Hall()
+        [problem] = hall.connect(b"", "127.0.0.1").says(said)
+        assert problem["type"] == "ERROR" and problem["reason"].startswith(reason)
+        assert not hall.node.requests
+
+    story()
+
+
+@in_loop
+async def test_operators_elsewhere_need_the_admin_token() -> None:
+    hall = Hall()
+    [problem] = hall.connect(b"", "10.0.0.9").says(ADD)
+    wanted = "an operator's request from 10.0.0.9, allowed from this machine (no admin_token)"
+    assert (problem["type"], problem["reason"]) == ("ERROR", wanted) and not hall.node.requests
+    hall = Hall(admin_token=TOKEN)
+    for address in ("127.0.0.1", "10.0.0.9"):
+        for shown in (b"", b',"admin_token":""', b',"admin_token":"x"', b',"client_token":"%s"' % TOKEN.encode()):
+            [problem] = hall.connect(b"", address).says(ADD.replace(b"}", shown + b"}"))
+            assert (problem["type"], problem["reason"]) == ("ERROR", "a wrong admin_token, or none")
+        assert not hall.node.requests
+    shown = b',"admin_token":"%s"}' % TOKEN.encode()
+    assert hall.connect(b"", "10.0.0.9").says(ADD.replace(b"}", shown))[0]["type"] == "CHANGE_IS"
 
 
 @in_loop
@@ -843,7 +925,12 @@ async def test_a_flood_of_questions_makes_no_flood_of_answers_wait() -> None:
 
 TOKEN = "a token that nobody guesses"
 REFUSED = ("REJECT", 0, "client token", False)
-FIRST_LINES: list[dict[str, Any]] = [{"type": "HELLO", "client_id": 1}, {"type": "SUBSCRIBE"}, {"type": "STATUS"}]
+FIRST_LINES: list[dict[str, Any]] = [
+    {"type": "HELLO", "client_id": 1},
+    {"type": "SUBSCRIBE"},
+    {"type": "STATUS"},
+    {"type": "TRANSFER"},
+]
 
 
 @pytest.mark.parametrize("line", FIRST_LINES, ids=lambda line: str(line["type"]))
@@ -857,7 +944,7 @@ def test_the_first_line_of_a_connection_must_show_the_token(line: dict[str, Any]
             assert [(said["type"], said["first"], said["reason"], said["retry"]) for said in heard] == [REFUSED]
             assert wire.closed
         assert not hall.clients.sessions and not hall.clients.connections
-        wire = hall.connect(json.dumps(line | {"client_token": TOKEN}).encode() + b"\n")
+        wire = hall.connect(json.dumps(line | {"client_token": TOKEN}).encode() + b"\n", "127.0.0.1")
         assert wire.says(b'{"type":"STATUS"}\n')[0]["type"] == "STATUS_IS"
 
     story()

@@ -13,11 +13,12 @@ from nodeproc import turn as module
 from nodeproc.config import Limits
 from nodeproc.core.effects import Effects, Fetch
 from nodeproc.core.events import Event
-from nodeproc.core.messages import START, NodeId, PeerMessage, Record, Submit
+from nodeproc.core.messages import START, MemberAddress, NodeId, PeerMessage, Record, Submit
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import CorruptionError
+from nodeproc.lines import AddRequest, ChangeIs, MembersStatus, RemoveRequest, TransferRequest
 from nodeproc.records import Sealer
 from nodeproc.turn import Turn
 
@@ -57,6 +58,9 @@ class Notes:
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         return 1.5, 77, {"turns": 3}
 
+    def addresses(self) -> dict[NodeId, tuple[str, int]]:
+        return {1: ("127.0.0.1", 5001)}
+
 
 def made(members: tuple[NodeId, ...] = (1,)) -> tuple[Turn, Notes]:
     storage, recovered, _ = Storage.open(SimFiles(), 1, durability="fsync", segment_bytes=1 << 20)
@@ -76,6 +80,46 @@ def leading() -> tuple[Turn, Notes]:
         now = max(now, turn.run(now))
     host.asked.clear()
     return turn, host
+
+
+def test_an_operator_hears_how_far_a_change_is() -> None:
+    """Rule: G2, G3."""
+    turn, host = leading()
+    now = 0.0
+
+    def members() -> MembersStatus:
+        found = turn.status().members
+        assert found is not None
+        return found
+
+    def asked_until(request: AddRequest | RemoveRequest, wanted: ChangeIs) -> None:
+        nonlocal now
+        while turn.administer(request) != wanted:
+            turn.durable = host.tickets[-1]
+            now = max(now, turn.run(now))
+
+    assert members() == MembersStatus(0, False, (1,), (1,), (), (), (MemberAddress(1, "127.0.0.1", 5001),))
+    assert turn.new_addresses() is None
+    add, remove = AddRequest(node=2, host="127.0.0.1", port=5002), RemoveRequest(node=2)
+    reason = "the mark of term 1 is not committed yet; ask again"
+    assert turn.administer(add) == ChangeIs("refused", reason, True, 1)
+    asked_until(add, ChangeIs("begun", leader=1))
+    moved = AddRequest(node=2, host="127.0.0.1", port=5009)
+    asked_until(moved, ChangeIs("refused", "node_2 is a member already", leader=1))
+    assert turn.new_addresses() == (MemberAddress(2, "127.0.0.1", 5002),)
+    assert turn.administer(add) == ChangeIs("begun", leader=1), "a learner has no vote yet"
+    assert turn.administer(TransferRequest(to=1)) == ChangeIs("done", leader=1)
+    assert turn.administer(RemoveRequest(node=1)) == ChangeIs("refused", "it is the only voter", leader=1)
+    asked_until(remove, ChangeIs("done", leader=1))
+    assert members().removed == (2,) and members().committed
+
+
+def test_an_operator_is_sent_on_to_the_leader() -> None:
+    turn, _ = made((1, 2, 3))
+    turn.begin(0.0)
+    refused = ChangeIs("refused", "this node knows no leader", True, 0)
+    for request in (RemoveRequest(node=2), TransferRequest(), AddRequest(node=4, host="h", port=1)):
+        assert turn.administer(request) == refused
 
 
 def test_a_message_is_written_then_delivered_in_the_turn_that_hears_of_the_sync() -> None:

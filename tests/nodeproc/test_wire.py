@@ -109,14 +109,22 @@ CLIENT_LINES: list[lines.ClientLine] = [
     lines.Chat(1, ("Hello", "Grüße\n")),
     lines.Subscribe(12),
     lines.StatusRequest(),
+    lines.AddRequest(node=4, host="10.0.0.4", port=5001, admin_token="t"),
+    lines.RemoveRequest(node=4),
+    lines.TransferRequest(),
 ]
+ADDRESSES = (MemberAddress(4, "10.0.0.4", 5001),)
 NODE_LINES: list[lines.NodeLine] = [
     lines.Welcome(1, "5f0c", 7, 3, 9, 2, 4, 8),
     lines.Ack("5f0c", 3, 9),
     lines.Reject("5f0c", 4, "gap", True, 2),
+    lines.Welcome(1, "5f0c", 7, 3, 9, 2, 4, 8, ADDRESSES),
     lines.LeaderLine(2, 4),
+    lines.LeaderLine(2, 4, ADDRESSES),
+    lines.ChangeIs("refused", "node_3 leads", True, 3),
     lines.Problem("too long"),
     lines.Status(1, "leader", 4, 1, 9, 9, 8, False, 1.5, 77, (lines.PeerStatus(2, True, True, 9),), {"turns": 3}),
+    lines.Status(1, "leader", 4, 1, 9, 9, 8, members=lines.MembersStatus(3, True, (1,), (1, 4), (), (2,), ADDRESSES)),
 ]
 LOCAL_OPS: list[LocalOp] = [Promise(3, 2), Truncate(Position(2, 6)), Met(2, Known("two", 4, 1)), Readmitted(3)]
 ENTRIES = [MARK.raw, BATCH.raw, LISTED.raw, *map(records.encode_entry, LOCAL_OPS)]
