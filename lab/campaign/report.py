@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
+from pathlib import Path
+from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
+from markupsafe import Markup
+
 from lab import runs
-from lab.campaign.store import Finding, Settings, Store
+from lab.campaign.store import Finding, Settings, Store, Sums
 from lab.places import near
 from lab.search import coverage
+from lab.show import page
 from lab.show.junit import clean
 
 RAREST = 10
 SHOWN_SEEDS = 5
 PRODUCT = "the product"
+BADGES: Final = {
+    runs.PASS: ("pass", "✓ no finding"),
+    runs.BROKEN: ("broken", "✗ a finding"),
+    runs.HARNESS: ("undecided", "? the lab failed"),
+    runs.UNDECIDED: ("undecided", "? not finished"),
+}
+"""Exit code -> class and text of the badge in report.html."""
+_TEMPLATE: Final = Path(__file__).parent / "templates" / "report.html"
 
 
 def is_finished(store: Store) -> bool:
@@ -116,49 +128,40 @@ def _finding_lines(store: Store, finding: Finding) -> Iterator[str]:
 
 # ---- report.html -----------------------------------------------------------------------------------------
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }} th, td {{ text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; }}
-pre {{ background: #8882; padding: .6rem; overflow-x: auto; }}
-</style></head><body>
-<h1>{title}</h1>
-<p>{line}</p>
-{body}
-</body></html>
-"""
+
+class _Finding(NamedTuple):
+    """A finding as the page shows it. lines: as in the report for a terminal."""
+
+    id: int
+    who: str
+    kind: str
+    lines: str
+    scenario: str
 
 
 def html(store: Store) -> str:
     """Return report.html: one file without scripts or references to other files."""
-    title = f"Campaign {store.settings.name}"
-    return _PAGE.format(title=escape(title), line=escape(line(store)), body="\n".join(_sections(store)))
+    style, marks, settings = page.static("report.css"), store.marks(), store.settings
+    outcome, badge = BADGES[exit_code(store)]
+    return page.template(_TEMPLATE).render(
+        policy=page.policy(style),
+        style=Markup(style),
+        name=settings.name,
+        line=line(store).partition(": ")[2],
+        outcome=outcome,
+        badge=badge,
+        facts=list(_facts(store)),
+        findings=[
+            _Finding(each.id, _who(each.mutant), each.kind, "\n".join(_finding_lines(store, each)), each.scenario)
+            for each in store.findings()
+        ],
+        sums=[_row(_who(mutant), store.sums(mutant)) for mutant in settings.mutants],
+        marks=[(mark, marks[mark]) for mark in coverage.marks()],
+    )
 
 
-def _sections(store: Store) -> Iterator[str]:
-    yield _table((), _facts(store))
-    yield "<h2>Findings</h2>"
-    findings = store.findings()
-    if not findings:
-        yield "<p>none</p>"
-    for finding in findings:
-        yield f"<h3>{finding.id}. {escape(_who(finding.mutant))}: {escape(finding.kind)}</h3>"
-        yield f"<pre>{escape(chr(10).join(_finding_lines(store, finding)))}</pre>"
-        if finding.scenario:
-            yield f"<details><summary>scenario</summary><pre>{escape(finding.scenario)}</pre></details>"
-    yield "<h2>Seeds</h2>"
-    rows = ((_who(mutant), store.sums(mutant)) for mutant in store.settings.mutants)
-    head = ("played by", "seeds", "failed", "errors of the lab", "messages", "elections")
-    yield _table(head, ((who, s.done, s.failed, s.troubled, s.messages, s.elections) for who, s in rows))
-    yield "<h2>Marks</h2>"
-    marks = store.marks()
-    yield _table(("mark", "seeds"), ((mark, marks[mark]) for mark in coverage.marks()))
-
-
-def _table(head: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{escape(each)}</th>" for each in head) + "</tr>"] if head else []
-    lines += ["<tr>" + "".join(f"<td>{escape(str(each))}</td>" for each in row) + "</tr>" for row in rows]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+def _row(who: str, sums: Sums) -> tuple[object, ...]:
+    return who, sums.done, sums.failed, sums.troubled, sums.messages, sums.elections
 
 
 # ---- junit.xml -------------------------------------------------------------------------------------------

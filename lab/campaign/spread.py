@@ -61,22 +61,22 @@ async def play_all(queue: Queue, cluster: Cluster, progress: Callable[[str], Non
     Raises:
         NoWorkers: no worker of the campaign's code was there for patience_s.
     """
-    lost_at = time.monotonic()
+    seen_at = time.monotonic()
     if not (some := queue.next(1)):
         return
     queue.put_back(some)
     while True:
         try:
             async with _connected(cluster) as client:
-                session = _Session(client, queue, cluster, progress)
+                session = _Session(client, queue, cluster, progress, seen_at)
                 try:
                     await session.run()
                     return
                 finally:
-                    lost_at = max(lost_at, session.seen_at)
+                    seen_at = session.seen_at
                     queue.store.spend(queue.spent_s)
         except (OSError, _Disconnected) as error:
-            if time.monotonic() - lost_at >= cluster.patience_s:
+            if time.monotonic() - seen_at >= cluster.patience_s:
                 raise NoWorkers(f"no connection to {cluster.scheduler} for {cluster.patience_s:g} s: {error}") from None
             progress(f"waiting for the scheduler {cluster.scheduler}")
             await asyncio.sleep(POLL_S)
@@ -132,7 +132,7 @@ class _Session:
     queue: Queue
     cluster: Cluster
     progress: Callable[[str], None]
-    seen_at: float = field(default_factory=time.monotonic)
+    seen_at: float
     _threads: dict[str, int] = field(default_factory=dict)
     """Address -> number of threads, of the workers that may play."""
     _refused: dict[str, str] = field(default_factory=dict)

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
-import jinja2
-
 from lab.bench import table
 from lab.compare.compare import NOTE, Comparison
+from lab.show.page import template
 
 Histogram: TypeAlias = tuple[tuple[float, int], ...]
 """(latency in ms, number of messages), ascending; see Metrics.histogram."""
@@ -47,10 +46,7 @@ class Plot(NamedTuple):
 
 def render(comparison: Comparison, histograms: tuple[Histogram, Histogram]) -> str:
     """Return the page."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    made.undefined = jinja2.StrictUndefined
-    return made.get_template("compare.html").render(
+    return template(Path(__file__).parent / "templates" / "compare.html").render(
         comparison=comparison,
         plot=percentiles(histograms),
         wide=WIDE,

@@ -7,17 +7,13 @@ from the run directory alone. Texts of the run, such as payloads, are escaped; o
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import jinja2
 import msgspec
 from markupsafe import Markup
 
@@ -28,7 +24,7 @@ from lab.check.verdict import Check, Verdict, decode_verdict
 from lab.places import COMMAND, DOCS, near
 from lab.rows import FaultRow, Meta
 from lab.rundir import RunDir, RunDirError
-from lab.show import closeup, plots
+from lab.show import closeup, page, plots
 from lab.show.evidence import Excerpt, excerpts
 from lab.show.lanes import lanes
 from lab.show.sentences import OUTCOMES, rules, sentence_case, sentences
@@ -44,7 +40,7 @@ LEVELS: Final = (
 
 diagrams, rows: of tables. excerpts: failed checks, and quoted lines of each. width: characters of a text of the run.
 """
-_HERE: Final = Path(__file__).parent
+_TEMPLATE: Final = Path(__file__).parent / "templates" / "report.html"
 PASS, USAGE, HARNESS = 0, 64, 70
 
 
@@ -84,10 +80,10 @@ class Report:
     def render(self) -> str:
         """Return the page."""
         for level in LEVELS:
-            page = self._render(**level)
-            if len(page.encode()) < SIZE_MOST:
+            rendered = self._render(**level)
+            if len(rendered.encode()) < SIZE_MOST:
                 break
-        return page
+        return rendered
 
     def _render(self, diagrams: int, diagram_rows: int, rows: int, excerpts: int, width: int) -> str:
         meta, verdict, metrics = self._meta, self._verdict, self._metrics
@@ -97,14 +93,14 @@ class Report:
         last = closeup.draw(self._run, broken_at, diagram_rows) if broken_at is not None and diagrams else None
         failures = self._failures()
         mark, word = OUTCOMES[verdict.outcome]
-        scripts = [_file("static/vendor/uPlot.iife.min.js"), _file("static/report.js")]
-        style = _file("static/vendor/uPlot.min.css") + _file("static/report.css")
+        scripts = [page.static("vendor/uPlot.iife.min.js"), page.static("report.js")]
+        style = page.static("vendor/uPlot.min.css") + page.static("report.css")
         data = plots.data(meta, metrics, self._windows, broken_at.zero if broken_at is not None else 0)
         cut = partial(_cut, width=width)
-        return _template().render(
+        return page.template(_TEMPLATE).render(
             cut=cut,
             excerpts=excerpts,
-            policy=_policy(scripts, style),
+            policy=page.policy(style, scripts),
             style=Markup(style),
             scripts=list(map(Markup, scripts)),
             data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
@@ -202,30 +198,6 @@ def _cut(text: str, width: int) -> str:
 
 
 # ---- the page -------------------------------------------------------------------------------------------
-
-
-@cache
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(_HERE / "templates")
-    made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    made.undefined = jinja2.StrictUndefined
-    return made.get_template("report.html")
-
-
-@cache
-def _file(name: str) -> str:
-    return (_HERE / name).read_text("utf-8")
-
-
-def _policy(scripts: Sequence[str], style: str) -> str:
-    """Return the content security policy: only these scripts and this style sheet are allowed, and no request."""
-    allowed = " ".join(map(_hash, scripts))
-    return f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def write(run: RunDir) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
+import itertools
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 from lab import cli, runs
-from lab.campaign import command, report, work
+from lab.campaign import command, report, spread, work
 from lab.campaign.code import PACKAGES, code_version
 from lab.campaign.orders import Lost, Order, Play, Reduced, Result, Shrink, decode_answer, encode
 from lab.campaign.queue import FINDINGS_MAX, Queue
@@ -27,6 +30,7 @@ from lab.places import ROOT
 from lab.plan import scenario as plan
 from lab.search import failure
 from lab.search.worker import Played
+from lab.show.page import static
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="Dask is not installed (the extra `campaign`)"
@@ -268,7 +272,16 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(tmp_path: Path) -> None:
         (shrink,) = queue.next(1)
         queue.take(shrink, Reduced(), "w")
         page = report.html(store)
-        assert "text &lt;1&gt;" in page and "<script" not in page and "http" not in page
+        assert "text &lt;1&gt;" in page and "<script" not in page and "://" not in page
+        assert '<span class="badge broken" role="status">✗ a finding</span>' in page
+        assert "style-src &#39;sha256-" in page and static("report.css") in page, "the style sheet is that of a run"
+
+
+def test_the_badge_of_the_page_follows_the_exit_code(tmp_path: Path) -> None:
+    with made(tmp_path, settings(1)) as store:
+        assert "? not finished</span>" in report.html(store)
+        store.add("", passed(1), "w")
+        assert "✓ no finding</span>" in report.html(store)
 
 
 # ---- the code -------------------------------------------------------------------------------------------
@@ -462,6 +475,31 @@ def test_without_a_scheduler_a_campaign_stops_and_says_how_to_go_on(
     shown = capsys.readouterr().err
     assert "no connection to tcp://127.0.0.1:1 for 0.001 s" in shown
     assert f"campaign resume alone --out {tmp_path}\n" in shown
+
+
+def test_a_scheduler_that_keeps_closing_the_connection_does_not_renew_the_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = 0
+
+    @contextlib.asynccontextmanager
+    async def connected(cluster: Cluster) -> AsyncIterator[None]:
+        nonlocal connections
+        connections += 1
+        assert connections < 20, "it goes on for ever"
+        yield None
+
+    async def closed(self: spread._Session) -> None:
+        raise spread._Disconnected("closed")
+
+    seconds = itertools.count()
+    monkeypatch.setattr(spread, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(spread, "POLL_S", 0.0)
+    monkeypatch.setattr(spread, "_connected", connected)
+    monkeypatch.setattr(spread._Session, "run", closed)
+    with made(tmp_path, settings(2)) as store, pytest.raises(NoWorkers, match="no connection to tcp://here for 5 s"):
+        asyncio.run(play_all(Queue(store, Told()), Cluster("tcp://here", 1, 5.0), Told()))
+    assert connections > 1
 
 
 # ---- the command line -----------------------------------------------------------------------------------
