@@ -17,6 +17,8 @@ from lab.places import CHECKOUT, ROOT
 PACKAGES = ("lab", "nodeproc")
 NOT_INSTALLED = "lab/bootstrap.py"
 """The wheel leaves this file out, and it affects no seed."""
+ONLY_INSTALLED = "lab/share/"
+"""Where the wheel has the examples and docs of a checkout (lab.places)."""
 
 
 class CodeError(Exception):
@@ -28,6 +30,8 @@ def code_version(root: Path = ROOT) -> str:
     digest = hashlib.sha256()
     files = {path.relative_to(root).as_posix(): path for package in PACKAGES for path in (root / package).rglob("*.py")}
     for name in sorted(files.keys() - {NOT_INSTALLED}):
+        if name.startswith(ONLY_INSTALLED):
+            continue
         content = files[name].read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:12]

@@ -294,6 +294,8 @@ def test_the_version_is_that_of_the_sources_alone(tmp_path: Path) -> None:
     first = code_version(tmp_path)
     (tmp_path / "lab" / "bootstrap.py").write_text("only in a checkout\n")
     (tmp_path / "lab" / "notes.txt").write_text("no code\n")
+    (tmp_path / "lab" / "share").mkdir()
+    (tmp_path / "lab" / "share" / "example.py").write_text("only in a wheel\n")
     assert code_version(tmp_path) == first
     (tmp_path / "lab" / "a.py").rename(tmp_path / "lab" / "b.py")
     assert code_version(tmp_path) != first

@@ -27,6 +27,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from lab.campaign.code import code_version
 from tests import TOO_LONG_S
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -168,6 +169,11 @@ def test_the_metadata_is_complete(installed: Installed) -> None:
 
 
 # ---- the commands ---------------------------------------------------------------------------------
+
+
+def test_an_installed_lab_may_play_campaigns_of_a_checkout(installed: Installed, tmp_path: Path) -> None:
+    of_wheel = installed.ok(tmp_path, "python -c 'from lab.campaign.code import code_version; print(code_version())'")
+    assert of_wheel == f"{code_version()}\n"
 
 
 def test_a_packaged_scenario_runs_by_name_in_an_empty_directory(installed: Installed, tmp_path: Path) -> None:
