@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from lab import runs
 from lab.campaign.store import Finding, Settings, Store, Sums
-from lab.places import near
+from lab.places import ROOT, near
 from lab.search import coverage
 from lab.show import page
 from lab.show.junit import clean
@@ -98,11 +98,16 @@ def _facts(store: Store) -> Iterator[tuple[str, str]]:
         f"{virtual_h:.1f} virtual hours in {worked_s:.0f} s of work, {store.spent_s:.0f} s of running time",
     )
     yield "faults", ", ".join(f"{kind} {number}" for kind, number in store.faults().items()) or "none"
-    marks, known = store.marks(), coverage.marks()
+    marks, known = store.marks(), _known_marks(store)
     yield "marks", f"{sum(mark in marks for mark in known)} of {len(known)} hit"
     rarest = sorted(marks.items(), key=lambda each: (each[1], each[0]))[:RAREST]
     yield "rarest marks", ", ".join(f"{mark} ({number})" for mark, number in rarest) or "none"
-    yield "marks never hit", ", ".join(coverage.unhit_marks(marks)) or "none"
+    yield "marks never hit", ", ".join(coverage.unhit_marks(marks, known)) or "none"
+
+
+def _known_marks(store: Store) -> list[str]:
+    """Return all marks of the code that plays the campaign."""
+    return list(coverage.marks(store.code_directory or ROOT))
 
 
 def _who(mutant: str) -> str:
@@ -156,7 +161,7 @@ def html(store: Store) -> str:
             for each in store.findings()
         ],
         sums=[_row(_who(mutant), store.sums(mutant)) for mutant in settings.mutants],
-        marks=[(mark, marks[mark]) for mark in coverage.marks()],
+        marks=[(mark, marks[mark]) for mark in _known_marks(store)],
     )
 
 

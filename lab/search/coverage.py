@@ -70,10 +70,10 @@ class Mark(NamedTuple):
 # ---- finding marks --------------------------------------------------------------------------------
 
 
-def marked_files() -> dict[str, Path]:
-    """Return module name -> file of all modules of the product with marks."""
-    files = sorted(path for path in (ROOT / "nodeproc").rglob("*.py") if "# hit: " in path.read_text("utf-8"))
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+def marked_files(root: Path = ROOT) -> dict[str, Path]:
+    """Return module name -> file of all modules of the product with marks. root: the directory of the code."""
+    files = sorted(path for path in (root / "nodeproc").rglob("*.py") if "# hit: " in path.read_text("utf-8"))
+    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in files}
 
 
 def marks_of(source: str) -> list[Mark]:
@@ -92,15 +92,15 @@ def marks_of(source: str) -> list[Mark]:
     return found
 
 
-def marks() -> dict[str, tuple[str, int]]:
-    """Return every mark -> (file, line).
+def marks(root: Path = ROOT) -> dict[str, tuple[str, int]]:
+    """Return every mark -> (file, line). root: the directory of the code.
 
     Raises:
         ValueError: two marks have the same text.
     """
     found: dict[str, tuple[str, int]] = {}
-    for path in marked_files().values():
-        name = path.relative_to(ROOT).as_posix()
+    for path in marked_files(root).values():
+        name = path.relative_to(root).as_posix()
         for mark in marks_of(path.read_text("utf-8")):
             if mark.text in found:
                 raise ValueError(f"{name}:{mark.line}: {mark.text!r} stands at {found[mark.text]} too")
@@ -226,9 +226,9 @@ def unreported(seen: Collection[str]) -> list[str]:
     return [kind for kind in event_kinds() if kind not in seen and kind not in EXEMPT_EVENTS]
 
 
-def unhit_marks(hit: Collection[str]) -> list[str]:
-    """Return the marks without a hit, except those that a simulation cannot hit."""
-    return [mark for mark in marks() if mark not in hit and mark not in EXEMPT]
+def unhit_marks(hit: Collection[str], known: Collection[str]) -> list[str]:
+    """Return the marks without a hit, except those that a simulation cannot hit. known: all marks."""
+    return [mark for mark in known if mark not in hit and mark not in EXEMPT]
 
 
 def render(hit: Mapping[str, int], events: Mapping[str, int]) -> str:
@@ -250,7 +250,7 @@ def _lines(hit: Mapping[str, int], events: Mapping[str, int]) -> Iterator[str]:
         yield f"{rule:4}{sum(mark in hit for mark in own):5}{len(own):7}{rarest:8}"
     yield f"all {sum(mark in hit for mark in found):5}{len(found):7}"
     yield "rarest: number of seeds that hit the rule's least frequent mark, of those that were hit"
-    never = unhit_marks(hit)
+    never = unhit_marks(hit, found)
     shown = [f"{mark}  ({file}:{line})" for mark, (file, line) in found.items() if mark in never]
     yield from _section("marks never hit", shown)
     yield from _section("rules without a hit", unhit_rules(hit))

@@ -346,7 +346,7 @@ def plain(tally: Tally, findings: list[Finding], code: int) -> dict[str, Any]:
         "events": dict(sorted(tally.events.items())),
         "marks": dict(sorted(tally.marks.items())),
         "rules_never_hit": coverage.unhit_rules(tally.marks),
-        "marks_never_hit": coverage.unhit_marks(tally.marks),
+        "marks_never_hit": coverage.unhit_marks(tally.marks, coverage.marks()),
         "events_never_reported": coverage.unreported(tally.events),
     }
 

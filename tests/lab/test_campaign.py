@@ -247,6 +247,17 @@ def test_the_report_names_the_finding_and_how_to_repeat_it(finished: Store) -> N
     assert report.exit_code(finished) == runs.BROKEN
 
 
+def test_the_marks_of_a_commit_are_those_of_its_code(tmp_path: Path) -> None:
+    with made(tmp_path, Settings("some", 1, 1, None, (3,), ("",), "0123456789ab", "feedbeef")) as store:
+        code = store.directory / "code" / "nodeproc"
+        code.mkdir(parents=True)
+        (code / "old.py").write_text("x = 1  # hit: R1 a\ny = 2  # hit: R9 of the past\n")
+        store.add("", passed(1), "w")
+        shown = report.text(store)
+        assert "marks: 1 of 2 hit\n" in shown and "marks never hit: R9 of the past\n" in shown
+        assert "R9 of the past" in report.html(store)
+
+
 def test_junit_has_the_findings_as_a_failure(finished: Store) -> None:
     (suite,) = ElementTree.fromstring(report.junit(finished))
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "1", "0")

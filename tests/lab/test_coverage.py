@@ -171,13 +171,11 @@ def test_the_rules_are_those_of_the_protocol() -> None:
     assert coverage.rules() == [f"{letter}{n}" for letter, last in groups.items() for n in range(1, last + 1)]
 
 
-def test_a_text_that_stands_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "made.py"
-    file.write_text("x = 1  # hit: E1 it happens\ny = 2  # hit: E1 it happens\n")
-    monkeypatch.setattr(coverage, "ROOT", tmp_path)
-    monkeypatch.setattr(coverage, "marked_files", lambda: {"made": file})
-    with pytest.raises(ValueError, match=r"made.py:2: 'E1 it happens' stands at \('made.py', 1\) too"):
-        coverage.marks()
+def test_a_text_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "nodeproc").mkdir()
+    (tmp_path / "nodeproc" / "made.py").write_text("x = 1  # hit: E1 it happens\ny = 2  # hit: E1 it happens\n")
+    with pytest.raises(ValueError, match=r"made.py:2: 'E1 it happens' stands at \('nodeproc/made.py', 1\) too"):
+        coverage.marks(tmp_path)
 
 
 @pytest.mark.parametrize(
