@@ -167,7 +167,7 @@ def test_no_exemption_is_left_over() -> None:
 
 
 def test_the_rules_are_those_of_the_protocol() -> None:
-    groups = {"M": 6, "F": 4, "E": 7, "R": 5, "C": 2, "D": 1, "P": 1, "S": 7, "K": 6, "L": 1}
+    groups = {"M": 6, "F": 4, "E": 7, "R": 5, "C": 2, "D": 1, "P": 1, "G": 5, "S": 7, "K": 6, "L": 1}
     assert coverage.rules() == [f"{letter}{n}" for letter, last in groups.items() for n in range(1, last + 1)]
 
 
