@@ -24,9 +24,10 @@ from lab.check.verdict import Check, Verdict, decode_verdict
 from lab.places import COMMAND, DOCS, near
 from lab.rows import FaultRow, Meta
 from lab.rundir import RunDir, RunDirError
-from lab.show import closeup, page, plots
+from lab.show import closeup, plots
 from lab.show.evidence import Excerpt, excerpts
 from lab.show.lanes import lanes
+from lab.show.page import policy, static, template
 from lab.show.sentences import OUTCOMES, rules, sentence_case, sentences
 
 SIZE_MOST: Final = 300_000
@@ -80,10 +81,10 @@ class Report:
     def render(self) -> str:
         """Return the page."""
         for level in LEVELS:
-            rendered = self._render(**level)
-            if len(rendered.encode()) < SIZE_MOST:
+            page = self._render(**level)
+            if len(page.encode()) < SIZE_MOST:
                 break
-        return rendered
+        return page
 
     def _render(self, diagrams: int, diagram_rows: int, rows: int, excerpts: int, width: int) -> str:
         meta, verdict, metrics = self._meta, self._verdict, self._metrics
@@ -93,14 +94,14 @@ class Report:
         last = closeup.draw(self._run, broken_at, diagram_rows) if broken_at is not None and diagrams else None
         failures = self._failures()
         mark, word = OUTCOMES[verdict.outcome]
-        scripts = [page.static("vendor/uPlot.iife.min.js"), page.static("report.js")]
-        style = page.static("vendor/uPlot.min.css") + page.static("report.css")
+        scripts = [static("vendor/uPlot.iife.min.js"), static("report.js")]
+        style = static("vendor/uPlot.min.css") + static("report.css")
         data = plots.data(meta, metrics, self._windows, broken_at.zero if broken_at is not None else 0)
         cut = partial(_cut, width=width)
-        return page.template(_TEMPLATE).render(
+        return template(_TEMPLATE).render(
             cut=cut,
             excerpts=excerpts,
-            policy=page.policy(style, scripts),
+            policy=policy(style, scripts),
             style=Markup(style),
             scripts=list(map(Markup, scripts)),
             data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),

@@ -367,7 +367,8 @@ def test_a_failure_of_the_report_is_one_line_and_changes_no_verdict(
 def test_without_jinja2_a_run_is_judged_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "lab.show.report")
+    for name in ("lab.show.report", "lab.show.page"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert cli.main(["check", str(build_run(tmp_path).path)]) == 0
     assert capsys.readouterr().err.startswith("no report.html: import of jinja2")
