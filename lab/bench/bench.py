@@ -7,18 +7,20 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import msgspec
 
-from lab.bench import bare, faults, floor, growth, judging, loads, starting, table
+from lab.bench import bare, engines, faults, floor, growth, judging, loads, starting, table
 from lab.bench.figures import Bench, Collected, decode, encode
 from lab.bench.runs import Runs
 from lab.course.manifest import host, versions
+from lab.engines.install import NotInstalled
 from lab.places import RESULTS
 from lab.runs import HARNESS, USAGE
 from lab.steps.machine import RunFailed
@@ -71,10 +73,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", metavar="NAME", help="compare the new figures with saved ones")
     parser.add_argument("--rounds", metavar="N", type=positive, help="measure every section N times")
     parser.add_argument("--only", metavar="SECTION", nargs="+", choices=NAMES, help=f"only some of {', '.join(NAMES)}")
+    parser.add_argument(
+        "--engines", metavar="NAME", nargs="*", help="measure installed engines beside the lab's own nodes; none: all"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
     """Measure and print the figures; return the exit code."""
+    if options.engines is not None and options.only is not None:
+        print("--engines measures no sections: found --only, too", file=sys.stderr)
+        return USAGE
+    try:
+        rows = None if options.engines is None else engines.rows(options.engines)
+    except (ValueError, NotInstalled) as error:
+        print(f"--engines: {error}", file=sys.stderr)
+        return USAGE
     try:
         before = None if options.compare is None else load(options.compare)
     except (OSError, msgspec.MsgspecError) as error:
@@ -83,7 +96,10 @@ def main(options: argparse.Namespace) -> int:
     SAVED.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="runs-", dir=SAVED))
     try:
-        bench = measure(Runs(folder, _tell), chosen(options.only, options.quick), options.quick, options.rounds)
+        sections = chosen(options.only, options.quick) if rows is None else of_engines(rows)
+        bench = measure(Runs(folder, _tell), sections, options.quick, options.rounds)
+        if rows is not None:
+            bench = msgspec.structs.replace(bench, promises={row.name: row.setting.promise for row in rows})
     except RunFailed as error:
         print(error, file=sys.stderr)
         return HARNESS
@@ -104,6 +120,11 @@ def chosen(only: list[str] | None, quick: bool) -> tuple[Section, ...]:
     return tuple(section for section in SECTIONS if not (quick and section.name in NOT_IN_QUICK))
 
 
+def of_engines(rows: Sequence[engines.Row]) -> tuple[Section, ...]:
+    """Return a section for each system."""
+    return tuple(Section(row.name, partial(engines.measure, row), 3) for row in rows)
+
+
 def measure(runs: Runs, sections: tuple[Section, ...], quick: bool, every: int | None = None) -> Bench:
     """Measure the first round of every section, then the second rounds, and so on.
 
@@ -118,7 +139,8 @@ def measure(runs: Runs, sections: tuple[Section, ...], quick: bool, every: int |
                 began = time.monotonic()
                 section.measure(into, runs, quick)
                 _tell(f"{section.name}, round {number + 1} of {rounds[section.name]}: {time.monotonic() - began:.1f} s")
-    figures = sorted(into.figures(), key=lambda figure: NAMES.index(figure.section))
+    order = [*NAMES, *(section.name for section in sections)]
+    figures = sorted(into.figures(), key=lambda figure: order.index(figure.section))
     return Bench(started, quick, {**host(), **versions()}, tuple(figures))
 
 

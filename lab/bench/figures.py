@@ -91,16 +91,18 @@ class Collected:
         return tuple(Figure(*key, *self._kinds[key], tuple(values)) for key, values in self._values.items())
 
 
-class Bench(Struct, frozen=True):
+class Bench(Struct, frozen=True, omit_defaults=True):
     """One complete measurement.
 
     host: description of the machine and versions. quick: measured with few rounds and small sizes.
+    promises: section -> what an acknowledgement means there, if the sections are systems.
     """
 
     started_utc: str
     quick: bool
     host: dict[str, Any]
     figures: tuple[Figure, ...]
+    promises: dict[str, str] = {}
 
     def find(self, section: str, name: str, unit: str) -> Figure | None:
         return next((each for each in self.figures if each.key == (section, name, unit)), None)

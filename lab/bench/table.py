@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from lab.bench.figures import Bench, Change, Target, change, judge
+from lab.bench.figures import Bench, Change, Figure, Target, change, judge
 from lab.paired import PAIRS_MIN
 
 UNJUDGED = (
@@ -17,7 +17,8 @@ UNJUDGED = (
 
 def render(bench: Bench, before: Bench | None = None) -> str:
     """Return all tables, without a newline at the end."""
-    parts = [_head(bench), figures(bench, before), _targets(bench)]
+    of_systems = systems(bench) if bench.promises and before is None else figures(bench, before)
+    parts = [_head(bench), of_systems, _targets(bench)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -54,6 +55,21 @@ def figures(bench: Bench, before: Bench | None = None) -> str:
         headers += ["before", "ratio", "95 % interval", "answer"]
         align += ["right", "right", "right", "left"]
     return _tabulate(rows, headers, align) + (f"\n\n{UNJUDGED}" if unjudged else "")
+
+
+def systems(bench: Bench) -> str:
+    """Return a table with a row for each system: its medians, with the smallest and the largest value."""
+    rows, columns = [], dict.fromkeys((figure.name, figure.unit) for figure in bench.figures)
+    for system, promise in bench.promises.items():
+        found = [bench.find(system, *column) for column in columns]
+        rows.append([system, promise, *("-" if figure is None else _with_spread(figure) for figure in found)])
+    headers = ["system", "an acknowledgement means", *(f"{name}\n{unit}" for name, unit in columns)]
+    return _tabulate(rows, headers, ["left", "left", *["right"] * len(columns)])
+
+
+def _with_spread(figure: Figure) -> str:
+    low, high = min(figure.values), max(figure.values)
+    return number(figure.median) + (f"\n{number(low)} .. {number(high)}" if low < high else "")
 
 
 def compared(changed: Change | None) -> list[str]:

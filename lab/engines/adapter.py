@@ -11,12 +11,11 @@ An acknowledgement needs both: the engine has acknowledged the record, and the s
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -25,15 +24,13 @@ import msgspec
 from msgspec import Struct
 
 from lab.engines import catalogue
-from lab.engines.engine import Engine, Entry, Place
+from lab.engines.engine import POLL_S, Engine, Entry, Place, driver_of, until
 from lab.engines.messagelog import ForeignRecord, MessageLog
 from lab.engines.port import Known, Port
 from lab.engines.tunnels import Tunnels
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import EXIT_DISK_FAILED
 
-POLL_S = 0.05
-"""From one look at the engine's leader to the next."""
 SILENT_S = 1.5
 """An engine that has not answered for this long is reported as one without a leader."""
 LEAD_PATIENCE_S = 10.0
@@ -104,9 +101,7 @@ def place_of(config: Config) -> tuple[Place, Tunnels]:
 def engine_of(config: Config, place: Place) -> Engine:
     """Return the driver of the configured engine."""
     spec = catalogue.parse(config.engine)
-    module, _, name = spec.kind.driver.partition(":")
-    driver: type[Engine] = getattr(importlib.import_module(module), name)
-    return driver(place, config.engine_program, config.engine_options)
+    return driver_of(spec)(place, config.engine_program, config.engine_options)
 
 
 class Events:
@@ -163,20 +158,15 @@ class Adapter:
         return Path(self._config.data_dir) / "engine.log"
 
     async def _start_engine(self) -> asyncio.subprocess.Process:
-        place, engine = self._place, self._engine
-        place.data_dir.mkdir(exist_ok=True)
-        place.conf_dir.mkdir(exist_ok=True)
-        for name, content in engine.files().items():
-            if not (place.conf_dir / name).exists():  # Some servers keep state in their configuration.
-                (place.conf_dir / name).write_text(content)
+        command = self._engine.prepared()
         with self._output.open("ab") as output:
             return await asyncio.create_subprocess_exec(
-                *engine.command(),
+                *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 cwd=self._config.data_dir,
-                env={**os.environ, **engine.environment()},
+                env={**os.environ, **self._engine.environment()},
             )
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
@@ -210,13 +200,13 @@ class Adapter:
     async def _prepare(self, is_first: bool) -> None:
         """Wait until the engine answers, and create what records need."""
         engine, node = self._engine, self._place.node
-        await _until(engine.ready)
+        await until(engine.ready)
         if is_first and node == max(self._place.ids):
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAD_PATIENCE_S):
-                    await _until(self._leads_at_first)
+                    await until(self._leads_at_first)
         self._ready = True
-        await _until(self._set_up)
+        await until(self._set_up)
         await asyncio.Event().wait()
 
     async def _set_up(self) -> bool:
@@ -280,15 +270,6 @@ class Adapter:
             self._has_read, last = True, len(self._log.lines)
             self._events.write("loaded", messages=last)
             self._events.write("sequence_set", last_seq=last, next_expected=last + 1)
-
-
-async def _until(attempt: Callable[[], Awaitable[bool]]) -> None:
-    """Call this again and again until it returns true; an error counts as false."""
-    while True:
-        with suppress(Exception):
-            if await attempt():
-                return
-        await asyncio.sleep(POLL_S)
 
 
 def last_line(log: Path) -> str:

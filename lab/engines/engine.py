@@ -6,13 +6,20 @@ session's messages before it: so a record that is sent again is stored once. doc
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from lab.engines.catalogue import Spec
 from nodeproc.client import Address
 from nodeproc.core.messages import NodeId, Term
+
+POLL_S = 0.05
+"""From one look at an engine to the next."""
 
 
 class Refused(Exception):
@@ -93,6 +100,16 @@ class Engine(ABC):
         """Return the configuration files to write into conf_dir before the first start: name -> content."""
         return {}
 
+    def prepared(self) -> Sequence[str]:
+        """Make the directories and the configuration files that are missing; return the arguments of the server."""
+        place = self.place
+        place.data_dir.mkdir(exist_ok=True)
+        place.conf_dir.mkdir(exist_ok=True)
+        for name, content in self.files().items():
+            if not (place.conf_dir / name).exists():  # Some servers keep state in their configuration.
+                (place.conf_dir / name).write_text(content)
+        return self.command()
+
     @abstractmethod
     def command(self) -> Sequence[str]:
         """Return the arguments that start the server in the foreground."""
@@ -148,3 +165,19 @@ class Engine(ABC):
 
     async def close(self) -> None:  # noqa: B027 (most engines need none)
         """Close connections; called once, at the end."""
+
+
+def driver_of(spec: Spec) -> type[Engine]:
+    """Return the driver of an engine. Raises: ImportError: the library of its client is missing."""
+    module, _, name = spec.kind.driver.partition(":")
+    driver: type[Engine] = getattr(importlib.import_module(module), name)
+    return driver
+
+
+async def until(attempt: Callable[[], Awaitable[bool]]) -> None:
+    """Call this again and again until it returns true; an error counts as false."""
+    while True:
+        with suppress(Exception):  # Each library has its own errors for a server that does not answer.
+            if await attempt():
+                return
+        await asyncio.sleep(POLL_S)

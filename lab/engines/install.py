@@ -111,6 +111,22 @@ def installed(home: Path = ENGINES) -> list[tuple[Spec, str]]:
     return found
 
 
+def version_of(spec: Spec) -> str:
+    """Return NAME@VERSION, with the version of the Debian package for a program of the system."""
+    if spec.version != SYSTEM:
+        return str(spec)
+    try:
+        asked = subprocess.run(
+            ["dpkg-query", "--show", "--showformat=${Version}", spec.kind.debian.split()[0]],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except OSError:
+        return str(spec)
+    return f"{spec.name} {asked.stdout} (Debian)" if asked.stdout else str(spec)
+
+
 # ---- the command line ---------------------------------------------------------------------------
 
 

@@ -43,7 +43,8 @@ class PySyncObj(Engine):
         return [sys.executable, str(SERVER), json.dumps(settings)]
 
     def environment(self) -> Mapping[str, str]:
-        return {"PYTHONPATH": str(Path(self.program).parents[1])}
+        # The directory of the program has a module of the same name as the library.
+        return {"PYTHONPATH": str(Path(self.program).parents[1]), "PYTHONSAFEPATH": "1"}
 
     async def ready(self) -> bool:
         await self._ask(ANSWER_TIMEOUT_S, do="status")

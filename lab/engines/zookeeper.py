@@ -113,7 +113,7 @@ class ZooKeeper(Engine):
     async def setup(self) -> None:
         client = self._connected()
         for path in (RECORDS, LAST):
-            await _answer(client.ensure_path_async(path))
+            await answer_of(client.ensure_path_async(path))
 
     async def status(self) -> EngineStatus:
         before = self._epoch()
@@ -141,7 +141,7 @@ class ZooKeeper(Engine):
             if known.n != first - 1:
                 self._last[session] = known
                 return known.n
-            found = await _answer(self._transaction(client, known, session, last, value).commit_async())
+            found = await answer_of(self._transaction(client, known, session, last, value).commit_async())
             errors = [each for each in found if isinstance(each, Exception)]
             if errors:
                 cause = next(each for each in errors if not isinstance(each, RolledBackError | RuntimeInconsistency))
@@ -166,9 +166,9 @@ class ZooKeeper(Engine):
 
     async def _look(self, client: Any, session: str) -> _Last:
         """Return the session's last message as the leader has it."""
-        await _answer(client.sync_async(LAST))
+        await answer_of(client.sync_async(LAST))
         try:
-            data, status = await _answer(client.get_async(f"{LAST}/{session}"))
+            data, status = await answer_of(client.get_async(f"{LAST}/{session}"))
         except NoNodeError:
             return _Last(0, -1)
         return _Last(int(data), status.version)
@@ -179,7 +179,7 @@ class ZooKeeper(Engine):
         count, is_first = 0, True
         while self._breaks == breaks:
             # A record's number is the number of changes below RECORDS before it.
-            status = await _answer(client.exists_async(RECORDS))
+            status = await answer_of(client.exists_async(RECORDS))
             end = 0 if status is None else status.children_version
             if end < count:
                 return
@@ -188,7 +188,7 @@ class ZooKeeper(Engine):
                 page = [client.get_async(f"{RECORDS}/r{n:010}") for n in range(count, min(end, count + PAGE))]
                 for each in page:
                     with suppress(NoNodeError):  # The record is lost, and there are later ones.
-                        data, _ = await _answer(each)
+                        data, _ = await answer_of(each)
                         entries.append(Entry(*json.loads(data)))
                 count += len(page)
             if self._breaks == breaks and (entries or is_first):
@@ -228,7 +228,7 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
         return super().create_connection(*arguments, **options)
 
 
-async def _answer(asked: Any) -> Any:
+async def answer_of(asked: Any) -> Any:
     """Return the result of a call of the library, which runs a thread of its own. Raises: its errors, TimeoutError."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from lab.engines import install
-from lab.engines.catalogue import SYSTEM, parse
+from lab.engines.catalogue import parse
 from lab.places import RESULTS, ROOT
 from lab.plan.choosing import choose
 from lab.plan.scenario import Scenario
@@ -64,7 +63,7 @@ class Series(Struct, frozen=True):
     def of(cls, scenario: Scenario) -> Series:
         """Return the series of a scenario, without a run."""
         options = dict(scenario.cluster.engine_options)
-        return cls(version_of(scenario.cluster.engine), options, published(scenario))
+        return cls(install.version_of(parse(scenario.cluster.engine)), options, published(scenario))
 
     def with_run(self, outcome: str, failed: Iterable[str], seconds: float) -> Series:
         """Return the series with one more run. failed: names of the checks that failed."""
@@ -96,23 +95,6 @@ def published(scenario: Scenario) -> str:
     """Return where a scenario's problem was published; "" for a control."""
     found = _PUBLISHED.search(" ".join(scenario.description.split()))
     return found[1] if found else ""
-
-
-def version_of(engine: str) -> str:
-    """Return NAME@VERSION, with the version of the Debian package for a program of the system."""
-    spec = parse(engine)
-    if spec.version != SYSTEM:
-        return str(spec)
-    try:
-        asked = subprocess.run(
-            ["dpkg-query", "--show", "--showformat=${Version}", spec.kind.debian.split()[0]],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except OSError:
-        return str(spec)
-    return f"{spec.name} {asked.stdout} (Debian)" if asked.stdout else str(spec)
 
 
 def load(path: Path = RECORD) -> dict[str, Series]:
