@@ -373,6 +373,7 @@ class Meta(Struct, frozen=True):
     namespaces that the run has made."""
     seed: int
     started_utc: str
+    """The time of t_start, ISO 8601. If the run failed before, that of its beginning."""
     versions: dict[str, str]
     interpreter: str
     host: dict[str, Any]

@@ -13,7 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from msgspec import structs
 
@@ -85,7 +85,7 @@ class LiveRun:
     ) -> None:
         self._scenario, self._run, self._seed, self._mutant = scenario, run, seed, mutant
         self._person = person
-        self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._made_utc, self._made_ns = datetime.now(UTC), time.monotonic_ns()
         self._samples: list[Sample] = []
         self._history = HistoryWriter(run.history_part(0))
         self._faults = run.faults.open("ab", buffering=0)
@@ -157,9 +157,15 @@ class LiveRun:
         replaced = self._mutant or self._scenario.layered or self._scenario.cluster.is_foreign
         return not replaced and native.choose().directory is not None
 
+    def _started_utc(self) -> str:
+        """Return the time of t_start. Until then the nodes were started, which can take minutes."""
+        starting_ns = max(self._runner.facts.t_start - self._made_ns, 0)
+        started = self._made_utc + timedelta(microseconds=starting_ns / 1000)
+        return started.isoformat(timespec="milliseconds")
+
     def _meta(self) -> Meta:
         return structs.replace(
-            self._runner.meta("live", self._started_utc, self._workers, self._mutant),
+            self._runner.meta("live", self._started_utc(), self._workers, self._mutant),
             links=self._cluster.links.kind,
             frames="chosen" if self._run.frames.exists() else "none",
             samples=tuple(self._samples),

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lab.bench import bench, engines, table
+from lab.bench import bench, engines, table, writers
 from lab.bench.figures import Bench, Collected, Figure, decode
 from lab.bench.runs import Runs
 from lab.bench.writers import Writer
@@ -78,9 +78,9 @@ class EchoWriter(Writer):
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> str:
     """Install the engine `echo`, and only that."""
-    monkeypatch.setitem(engines.WRITERS, "echo", EchoWriter)  # type: ignore[arg-type]
-    monkeypatch.setitem(engines.SETTINGS, "echo", (engines.Setting({}, "nothing"),))  # type: ignore[arg-type]
-    monkeypatch.setitem(catalogue.KINDS, "echo", Kind(f"{__name__}:Echo", (PORT,)))  # type: ignore[arg-type]
+    monkeypatch.setitem(writers.WRITERS, "echo", EchoWriter)
+    monkeypatch.setitem(engines.SETTINGS, "echo", (engines.Setting({}, "nothing"),))
+    monkeypatch.setitem(catalogue.KINDS, "echo", Kind(f"{__name__}:Echo", (PORT,)))
     monkeypatch.setattr(install, "installed", lambda: [(ECHO, sys.executable)])
     monkeypatch.setattr(install, "program", lambda spec: Path(sys.executable))
     monkeypatch.setattr(engines, "QUICK_SECONDS", 0.05)
@@ -91,7 +91,7 @@ def test_an_engine_is_measured_beside_the_lab_s_own_nodes(
     echo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "SAVED", tmp_path)
-    monkeypatch.setitem(engines.SETTINGS, engines.OURS, engines.SETTINGS[engines.OURS][:1])  # type: ignore[arg-type]
+    monkeypatch.setitem(engines.SETTINGS, engines.OURS, engines.SETTINGS[engines.OURS][:1])
     assert bench.main(arguments("--engines", "echo", "--quick", "--json")) == 0
     output = capsys.readouterr().out
     found = decode(output.encode())
@@ -154,7 +154,7 @@ def test_every_setting_of_an_engine_is_a_row(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_all_engines_of_the_catalogue_can_be_measured() -> None:
-    assert engines.WRITERS.keys() == catalogue.KINDS.keys() == engines.SETTINGS.keys() - {engines.OURS}
+    assert writers.WRITERS.keys() == catalogue.KINDS.keys() == engines.SETTINGS.keys() - {engines.OURS}
 
 
 class Late(Writer):

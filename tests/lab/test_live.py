@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -65,6 +67,15 @@ def test_the_leader_is_killed_under_load_and_the_run_passes(tmp_path: Path) -> N
     assert plan.load(run.scenario).seed == SEED
     assert any("kill the leader under load" in line for line in told)
     assert check(run, measure(run)).exit_code == 0
+
+
+def test_the_time_of_a_run_does_not_count_the_start_of_its_nodes(tmp_path: Path) -> None:
+    """Else a message would be from after the end of a run whose nodes needed minutes to start."""
+    planned = scenario("steps: [{sleep: 1s}]")
+    before = datetime.now(UTC)
+    run = live.LiveRun(planned, RunDir.create(tmp_path, "test", "stamp"), SEED, lambda text: None, "")
+    run._runner.facts.t_start = time.monotonic_ns() + 600 * 10**9
+    assert datetime.fromisoformat(run._meta().started_utc) - before >= timedelta(seconds=599.9)
 
 
 EVERY_KIND_OF_STEP = """
