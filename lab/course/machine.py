@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import random
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -45,8 +46,10 @@ class MachineDisk:
     def files(self) -> NodeFiles:
         """The files of the machine's present disk."""
 
-    def rot(self, what: str, rng: random.Random) -> Rot | None:
+    def rot(self, what: str, rng: random.Random, file: str = "") -> Rot | None:
         """See Machine."""
+        if what == "data":
+            return self._rot_data(file or "*", rng)
         # The checkpoint is read first: if the node runs, its other files then hold at least what the checkpoint says.
         names = [checkpoint.NAME, archive.HEADERS, archive.INDEX, recovery.lines_name(self.node)]
         if what in ("wal", "last"):
@@ -58,6 +61,19 @@ class MachineDisk:
                 place = rot.name, rot.at
                 first = self._rotten.get(place, rot)
                 self._rotten[place] = rot._replace(before=first.before)
+        return rot
+
+    def _rot_data(self, pattern: str, rng: random.Random) -> Rot | None:
+        """Change a bit of another program's data. Files are as likely as their size without zeros at the end."""
+        names = fnmatch.filter(self.files.all_names(), pattern)
+        sizes = {name: len(data.rstrip(b"\0")) for name, data in self.files.contents(names).items()}
+        if not any(sizes.values()):
+            return None
+        [name] = rng.choices(list(sizes), list(sizes.values()))
+        at = rng.randrange(sizes[name])
+        before = self.files.contents([name])[name][at]
+        rot = Rot(name, at, before, before ^ 1 << rng.randrange(8))
+        self.files.rot(name, at, rot.after)
         return rot
 
     @property

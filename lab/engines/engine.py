@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from nodeproc.core.messages import NodeId, Term
 
 POLL_S = 0.05
 """From one look at an engine to the next."""
+SETTLED_S = 0.3
 
 
 class Refused(Exception):
@@ -47,6 +49,25 @@ class EngineStatus(NamedTuple):
 
     leader: NodeId
     term: Term
+
+
+class Settled:
+    """Keeps back the leader that a follower reports, until it has reported the same leader and term for SETTLED_S.
+
+    A follower that has voted in a new term shows that term beside the leader of the old one, until the new leader has
+    written to it. node: the local one, which knows for sure whether it leads.
+    """
+
+    def __init__(self, node: NodeId) -> None:
+        self._node = node
+        self._found, self._since = EngineStatus(0, 0), 0.0
+
+    def is_sure(self, found: EngineStatus) -> bool:
+        """Return whether to believe the latest report."""
+        now = time.monotonic()
+        if found != self._found:
+            self._found, self._since = found, now
+        return found.leader in (0, self._node) or now - self._since >= SETTLED_S
 
 
 class Place(NamedTuple):

@@ -18,7 +18,7 @@ import nats
 from nats.errors import Error, NoRespondersError, NoServersError
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Settled, Unknown
 from lab.engines.web import ask
 
 CLIENTS, ROUTES, MONITOR = 4222, 6222, 8222
@@ -46,9 +46,10 @@ class Nats(Engine):
         super().__init__(place, program, options)
         self._connection: Any = None
         self._connecting = asyncio.Lock()
+        self._is_closed = False
         self._last: dict[str, _Last] = {}
         """Session -> its latest record that this driver knows of."""
-        self._followed = EngineStatus(0, 0)
+        self._followed, self._settled = EngineStatus(0, 0), Settled(place.node)
 
     # ---- its process -----------------------------------------------------------------------------
 
@@ -96,7 +97,10 @@ class Nats(Engine):
                 leader = peers.get(group.get("leader", ""), 0)
                 # A request for votes raises a follower's term while it still names the leader of the term before.
                 if leader != self._followed.leader:
-                    self._followed = EngineStatus(leader, int(group["term"]))
+                    found = EngineStatus(leader, int(group["term"]))
+                    if not self._settled.is_sure(found):
+                        return EngineStatus(0, 0)
+                    self._followed = found
                 return self._followed
         return EngineStatus(0, 0)
 
@@ -155,10 +159,14 @@ class Nats(Engine):
         return self._connection.jetstream(timeout=ANSWER_TIMEOUT_S)
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._connection is not None:
             await self._connection.close()
 
     async def tail(self) -> AsyncGenerator[Sequence[Entry], None]:
+        if not self._is_closed and not await self.ready():
+            # It repairs damaged blocks at its start: cut off, and filled again from the Raft log.
+            raise OSError("the server has not recovered its streams yet")
         folder = self.place.data_dir / "jetstream" / ACCOUNT / "streams" / STREAM / "msgs"
         blocks = Blocks(folder)
         yield blocks.read()

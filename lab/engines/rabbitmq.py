@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +18,13 @@ from typing import Any, ClassVar
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, PublishError
 
-from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Settled, Unknown
 from lab.engines.web import listens
 
 AMQP, DISTRIBUTION, INSIDE = 5672, 25670, 15699
 """Node n listens at port DISTRIBUTION + n for other nodes: a server wants its number to be free at all addresses."""
 QUEUE = "chat"
 CONNECT_TIMEOUT_S, CONFIRM_TIMEOUT_S, ANSWER_TIMEOUT_S, SETUP_TIMEOUT_S, POLL_S = 2.0, 3.0, 2.0, 10.0, 0.02
-SETTLED_S = 0.3
-"""A follower that has voted in a new term shows the leader of the old term until the new one has written to it."""
 PAGE = 1000
 NET_TICKTIME_S = 8
 LINE_BYTES = 1 << 24
@@ -44,8 +41,7 @@ class RabbitMQ(Engine):
         self._connection: Any = None
         self._channel: Any = None
         self._connecting = asyncio.Lock()
-        self._shown, self._shown_since = EngineStatus(0, 0), 0.0
-        """What the local member says, and since when."""
+        self._settled = Settled(place.node)
         self._last: dict[str, int] = {}
         """Session -> its last message that was confirmed to this driver."""
 
@@ -136,10 +132,7 @@ class RabbitMQ(Engine):
         [[leader, term, _]] = await self._ask("status")
         nodes = {f"rabbit@{host}": node for node, host in self.place.hosts.items()}
         found = EngineStatus(nodes.get(leader, 0), int(term))
-        if found != self._shown:
-            self._shown, self._shown_since = found, time.monotonic()
-        is_sure = found.leader == self.place.node or time.monotonic() - self._shown_since >= SETTLED_S
-        return found if is_sure else EngineStatus(0, found.term)
+        return found if self._settled.is_sure(found) else EngineStatus(0, found.term)
 
     async def _ask(self, question: str) -> list[list[str]]:
         """Return the lines of an answer from inside the local node, each as its words. Raises: OSError, EOFError."""

@@ -43,7 +43,10 @@ class LiveFiles:
         self._root, self._layer, self._spared = root, layer, spared
 
     def all_names(self) -> list[str]:
-        paths = (path for folder in DISK_FOLDERS for path in sorted((self._root / folder).glob("*")))
+        if self._spared is None:
+            paths = [path for folder in DISK_FOLDERS for path in sorted((self._root / folder).glob("*"))]
+        else:
+            paths = sorted(path for top in self._disk() for path in (top, *top.rglob("*")) if path.is_file())
         return [str(path.relative_to(self._root)) for path in paths]
 
     def contents(self, names: Iterable[str]) -> dict[str, bytes]:
@@ -61,9 +64,10 @@ class LiveFiles:
 
     def replace(self, contents: dict[str, bytes]) -> None:
         self.wipe()
-        for folder in DISK_FOLDERS:
+        for folder in DISK_FOLDERS if self._spared is None else ():
             (self._root / folder).mkdir()
         for name, data in contents.items():
+            (self._root / name).parent.mkdir(parents=True, exist_ok=True)
             (self._root / name).write_bytes(data)
 
     def wipe(self) -> int:

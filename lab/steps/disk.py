@@ -30,10 +30,11 @@ class Disk(Fault, frozen=True):
     failing: fdatasync (sync) or writes (append) fail.
     rot: one byte of synced data changes, in the log (wal), in the last delivered message of the log (last), in
         messages.jsonl (messages) or in the checkpoint; or in data that no restart reads: lines of messages.jsonl,
-        headers or index of the archive.
+        headers or index of the archive. data: one bit of the data of another program.
     lose: the checkpoint, messages.jsonl or the newest file of the log (wal) is deleted, or all of the data directory.
     copy: copy the data directory as it is now, for a later `restore`.
     restore: the latest copy replaces the data directory.
+    file: with `rot: data`, a pattern of names below the node's directory, such as `*.blk`; `*` matches slashes, too.
     lose, restore, and rot that is not old, need a dead node: a node that runs is killed first.
     """
 
@@ -44,16 +45,21 @@ class Disk(Fault, frozen=True):
     slow: Duration = Duration(0)
     full: bool = False
     failing: Literal["", "sync", "append"] = ""
-    rot: Literal["", "wal", "last", "messages", "checkpoint", "old_lines", "old_headers", "old_index"] = ""
+    rot: Literal["", "wal", "last", "messages", "checkpoint", "old_lines", "old_headers", "old_index", "data"] = ""
     lose: Literal["", "checkpoint", "messages", "wal", "all"] = ""
     copy: bool = False
     restore: bool = False
+    file: str = ""
 
     def check(self, entry: Entry) -> None:
         ways = (self.slow, self.full, self.failing, self.rot, self.lose, self.copy, self.restore)
         if sum(map(bool, ways)) != 1:
             allowed = "slow, full, failing, rot, lose, copy and restore (heal undoes the first three)"
             entry.fail(f"give exactly one of {allowed}")
+        if self.file and self.rot != "data":
+            entry.at("file").fail("is for `rot: data`")
+        if self.rot == "data" and not entry.setting.foreign:
+            entry.at("rot").fail("data is of other programs; the lab knows the files of its own nodes")
 
     @property
     def changes_files(self) -> bool:
@@ -63,11 +69,11 @@ class Disk(Fault, frozen=True):
     @property
     def needs_dead_node(self) -> bool:
         """Only the next start notices the fault, and may refuse the disk."""
-        return bool(self.lose) or self.restore or self.rot in ("wal", "last", "messages", "checkpoint")
+        return bool(self.lose) or self.restore or self.rot in ("wal", "last", "messages", "checkpoint", "data")
 
     @property
     def needs(self) -> Needs:
-        or_supervised = not self.changes_files or self.lose == "all"
+        or_supervised = not (self.lose or self.rot) or self.lose == "all" or self.rot == "data"
         return Needs(layer=not self.changes_files, own_node=True, or_supervised=or_supervised)
 
     @property
@@ -122,10 +128,10 @@ class Disk(Fault, frozen=True):
         elif self.lose:
             change, (found, place) = "lost", machine.lose(self.lose)
         else:
-            rot = machine.rot(self.rot, run.draws)
+            rot = machine.rot(self.rot, run.draws, self.file)
             change, found, place = ("rot", str(rot), rot.name) if rot is not None else ("rot", "", "")
         if found and (cause := self.cause(index, place)):
-            run.book.causes.add(machine.node, cause)
+            run.book.causes.add(machine.node, cause._replace(exit_code=ANY_EXIT) if run.is_foreign else cause)
         row.write({change: found or "nothing"}, bool(found))
 
     def _order(self, run: Run, machine: Machine, index: int) -> None:

@@ -118,8 +118,8 @@ class Machine(Protocol):
         everything: all that is not synced is lost; for other programs only.
         """
 
-    def rot(self, what: str, rng: random.Random) -> Rot | None:
-        """Change a byte of its files; return None if there is none to change. what: as in Disk.rot."""
+    def rot(self, what: str, rng: random.Random, file: str = "") -> Rot | None:
+        """Change a byte of its files; return None if there is none to change. what, file: as in Disk."""
 
     @property
     def rotten(self) -> list[str]:

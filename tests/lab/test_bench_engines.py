@@ -167,6 +167,7 @@ class Late(Writer):
         pass
 
     async def put(self, text: str) -> None:
+        await asyncio.sleep(0)
         if len(self._acknowledged) == 1:
             while not self._is_dead():
                 await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import random
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 from lab.check.invariants import check
 from lab.check.metrics import measure
 from lab.check.verdict import Verdict
+from lab.course.machine import MachineDisk
 from lab.live import live
 from lab.live.children import child_environment
+from lab.live.machine import LiveFiles
 from lab.live.processes import HeldPort, Lifeline, NodeProcess, Program
 from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, SetRule
 from lab.places import ROOT
@@ -156,6 +159,10 @@ def test_a_command_that_makes_no_sense_is_refused(cluster: str, words: str) -> N
         ("{power_loss: leader}", "steps[0].power_loss: needs `cluster: {disks: supervised}`"),
         ("{disk: {on: 1, full: true}}", "steps[0].disk: needs `cluster: {disks: supervised}`"),
         ("{cut: {frames: [APPEND]}}", "steps[0].cut.frames: the frames of nodes"),
+        ("{disk: {on: 1, rot: data}}", "steps[0].disk: needs `cluster: {disks: supervised}`"),
+        ("{disk: {on: 1, restore: true}}", "steps[0].disk: needs `cluster: {disks: supervised}`"),
+        ("{disk: {on: 1, rot: wal}}", "steps[0].disk: is for the lab's own nodes"),
+        ("{disk: {on: 1, lose: messages}}", "steps[0].disk: is for the lab's own nodes"),
     ],
 )
 def test_what_can_t_be_done_to_unknown_nodes_is_refused(step: str, words: str) -> None:
@@ -171,6 +178,42 @@ def test_paths_of_a_command_are_relative_to_the_scenario_and_stay_so_when_it_is_
     assert read.cluster.directory == str(tmp_path / "stories" / "bin")
     assert plan.load("elsewhere.yml", text=plan.encode(read)) == read
     assert read.sim_refusals() == ["cluster.command: a program has no virtual time to run in"]
+
+
+class OtherDisk(MachineDisk):
+    """The disk of another program, which has one file that the lab leaves alone."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(1)
+        for name, data in (("data/a/1.blk", b"one\0\0"), ("data/2.blk", b"\0"), ("logs/messages", b"x")):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+        self._files = LiveFiles(root, None, ("logs/",))
+
+    @property
+    def files(self) -> LiveFiles:
+        return self._files
+
+
+def test_a_bit_of_another_program_s_data_rots(tmp_path: Path) -> None:
+    disk, before = OtherDisk(tmp_path), b"one\0\0"
+    rot = disk.rot("data", random.Random(1))
+    assert rot is not None and rot.name == "data/a/1.blk" and rot.at < len("one")  # Zeros at the end are not data yet.
+    after = (tmp_path / rot.name).read_bytes()
+    assert [(one ^ other).bit_count() for one, other in zip(before, after, strict=True)].count(1) == 1
+    assert disk.rot("data", random.Random(1), "*/a/*.blk") is not None
+    assert disk.rot("data", random.Random(1), "data/2.blk") is disk.rot("data", random.Random(1), "*.wal") is None
+
+
+def test_another_program_s_data_are_copied_and_restored(tmp_path: Path) -> None:
+    disk = OtherDisk(tmp_path)
+    assert disk.take_copy() == 6
+    (tmp_path / "data/a/1.blk").write_bytes(b"later")
+    (tmp_path / "data/3.blk").write_bytes(b"new")
+    assert disk.restore() == "6 bytes instead of 9"
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert names == ["data/2.blk", "data/a/1.blk", "logs/messages"]
+    assert (tmp_path / "data/a/1.blk").read_bytes() == b"one\0\0" and disk.restore() == ""
 
 
 # ---- processes --------------------------------------------------------------------------------------

@@ -418,6 +418,16 @@ REFUSED = {
         "4:11: steps[0].disk: give exactly one of slow",
         "rot, lose, copy and restore",
     ),
+    "a rot in data of another program": (
+        "steps:\n  - disk: {on: 1, rot: data}",
+        "4:24: steps[0].disk.rot: data is of other programs",
+        "own nodes",
+    ),
+    "a file that does not rot": (
+        "steps:\n  - disk: {on: 1, full: true, file: '*.blk'}",
+        "4:37: steps[0].disk.file: is for",
+        "rot: data",
+    ),
     "a log that is lost": ("steps:\n  - disk: {on: 1, lose: archive}", "4:25: steps[0].disk.lose", "checkpoint"),
     "a tear in the middle of a write": (
         "steps:\n  - power_loss: {target: 1, mid_write: true, tail: torn}",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lab.engines import engine as engine_module
 from lab.engines.engine import EngineStatus, Entry, Place, Refused, Unknown
 from lab.engines.web import Answer
 from tests.lab.inloop import in_loop
@@ -140,6 +141,24 @@ async def test_after_a_rejected_condition_an_unanswered_look_is_unknown() -> Non
 
 
 @in_loop
+async def test_a_node_that_has_just_started_believes_a_leader_once_it_has_shown_it_for_a_while() -> None:
+    """It may have voted in a new term, and not have heard yet who won."""
+    group = {"id": "a", "leader": "c", "term": 5, "peers": {"c": {"name": "n3"}}}
+
+    async def ask(host: str, port: int, path: str, *, within: float) -> Answer:
+        return Answer(200, {"$G": {"S-R3F-x": group}})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nats, "ask", ask)
+        engine = nats.Nats(PLACE, "nats-server", {})
+        assert await engine.status() == EngineStatus(0, 0)
+        engine._settled._since -= engine_module.SETTLED_S
+        assert await engine.status() == EngineStatus(3, 5)
+        group["leader"] = "a"  # The local node knows that it leads.
+        assert await engine.status() == EngineStatus(1, 5)
+
+
+@in_loop
 async def test_a_request_for_votes_makes_nobody_the_leader_of_its_term() -> None:
     def group(leader: str, term: int) -> Answer:
         peers = {"b": {"name": "n2"}, "c": {"name": "n3"}}
@@ -152,9 +171,25 @@ async def test_a_request_for_votes_makes_nobody_the_leader_of_its_term() -> None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nats, "ask", ask)
+        patch.setattr(engine_module, "SETTLED_S", 0.0)
         engine = nats.Nats(PLACE, "nats-server", {})
         shown = [await engine.status() for _ in range(len(answers))]
     assert shown == [EngineStatus(3, 4), EngineStatus(3, 4), EngineStatus(0, 5), EngineStatus(2, 5)]
+
+
+@in_loop
+async def test_a_stream_is_read_when_the_server_has_repaired_it_or_has_ended(tmp_path: Path) -> None:
+    engine = nats.Nats(PLACE._replace(data_dir=tmp_path), "nats-server", {})
+
+    async def ask(host: str, port: int, path: str, *, within: float) -> Answer:
+        return Answer(503, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nats, "ask", ask)
+        with pytest.raises(OSError, match="has not recovered"):
+            await anext(engine.tail())
+        await engine.close()
+        assert await anext(engine.tail()) == []
 
 
 # ---- files ----------------------------------------------------------------------------------------

@@ -106,7 +106,10 @@ def test_the_node_with_the_highest_id_stands_for_election_first() -> None:
 
 
 def test_the_server_finds_the_installed_version() -> None:
-    assert pysyncobj.PySyncObj(PLACE, "/there/pysyncobj/__init__.py", {}).environment() == {"PYTHONPATH": "/there"}
+    assert pysyncobj.PySyncObj(PLACE, "/there/pysyncobj/__init__.py", {}).environment() == {
+        "PYTHONPATH": "/there",
+        "PYTHONSAFEPATH": "1",
+    }
 
 
 class Ticking:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lab.engines import rabbitmq_epmd
-from lab.engines.engine import EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.engine import SETTLED_S, EngineStatus, Entry, Place, Refused, Unknown
 from tests.lab.inloop import in_loop
 
 pytest.importorskip("aio_pika", reason="the extra `engines` is not installed")
@@ -121,7 +121,7 @@ async def test_a_leader_counts_once_a_follower_has_shown_it_for_a_while() -> Non
     follows, leads, none = ["rabbit@127.64.1.3", "5", "17"], ["rabbit@127.64.1.1", "6", "18"], ["none", "6", "18"]
     inside(engine, status=[[row] for row in (follows, follows, none, leads)])
     assert await engine.status() == EngineStatus(0, 5)
-    engine._shown_since -= rabbitmq.SETTLED_S
+    engine._settled._since -= SETTLED_S
     assert await engine.status() == EngineStatus(3, 5)
     assert [await engine.status(), await engine.status()] == [EngineStatus(0, 6), EngineStatus(1, 6)]
 
