@@ -85,7 +85,7 @@ class Terminal(App[None]):
         Binding("l", "link", "links"),
         Binding("slash", "write('say')", "chat", key_display="/"),
         Binding("colon", "write('step')", "step", key_display=":"),
-        Binding("e", "end", "end the session"),
+        Binding("e", "end", "end"),
         Binding("escape", "close", show=False),
     ]
 
@@ -346,7 +346,8 @@ def step_text(picture: dict[str, Any]) -> Text:
     step = picture["step"]
     if not step:
         return Text("starting")
-    return Text(f"step {step['index'] + 1} of {step['of']}: {plain(step['text'])}")
+    of = f" of {step['of']}" if step["of"] else ""  # Nobody knows how many steps a session by hand will have.
+    return Text(f"step {step['index'] + 1}{of}: {plain(step['text'])}")
 
 
 def node_rows(nodes: list[dict[str, Any]], chosen: int = 0) -> Iterator[tuple[Text, ...]]:

@@ -150,6 +150,7 @@ def three_nodes(tmp_path: Path) -> Path:
         Members(S, "mine", "live", 1, {1: "a:1", 2: "a:2", 3: "a:3"}),
         ProcessChange(2 * S, 1, "up", 5),
         ProcessChange(2 * S, 2, "up", 6),
+        StepStart(3 * S, 2, 0, "hands: 30m"),
         *statuses,
     ]
     (tmp_path / "live.jsonl").write_bytes(b"".join(encode_row(row) for row in rows))
@@ -186,6 +187,7 @@ def test_the_keys_of_the_page_inject_faults(tmp_path: Path) -> None:
             await pilot.press(*keys)
             await until(app, lambda: said in shown(app, "said"))
 
+        assert shown(app, "step") == "step 3: hands: 30m"
         await press("k", said="Kill: choose a node first")
         await press("9", "k", said="Kill: choose a node first")
         await press("2", said="node 2 is chosen")
