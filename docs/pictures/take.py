@@ -18,7 +18,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-from browser import Browser, found, open_browser  # noqa: E402
+from browser import PATIENCE_S, Browser, found, open_browser  # noqa: E402
+from textual.app import App  # noqa: E402
 
 LAB = [sys.executable, str(ROOT / "run_lab.py")]
 MUTANT = "two_votes_in_one_term"
@@ -33,6 +34,8 @@ SIMULATED = (
 WIDE, HIGH = 1440, 1000
 SETTLE_S = 0.6
 """After a page is ready, the browser draws it within this time."""
+LOAD_S = 3.0
+"""Of a session by hand, between two of its orders."""
 
 
 def main() -> int:
@@ -77,13 +80,7 @@ async def take_all(results: Path, live: Path, failed: Path) -> None:
             await browser.go(address)
             await picture(browser, "index", wide=1440, high=460)
             await of_a_run(browser, f"{address.partition('?')[0]}run/{live.parent.name}/{live.name}")
-        page = results / "compare.html"
-        one, other = (max((results / name).glob("2*")) for name in ("leader_failure", "rolling_restart"))
-        subprocess.run(
-            [*LAB, "compare", str(one), str(other), "--html", str(page)], stdout=subprocess.DEVNULL, check=True
-        )
-        await browser.go(page.as_uri(), ready="true")
-        await picture(browser, "compare", wide=1000, high=720)
+        await compare(browser, results)
         await report(browser, "report-pass", live)
         await report(browser, "report-fail", failed)
         with served("debug", "--mutant", MUTANT, "--web") as address:
@@ -92,7 +89,8 @@ async def take_all(results: Path, live: Path, failed: Path) -> None:
             await browser.go(address)
             await browser.run("document.querySelectorAll('nav button')[1].click()")
             await picture(browser, "explorer", high=640)
-        await terminal(browser, live)
+        await by_hand(browser, results)
+        await terminal(browser, results)
 
 
 async def picture(browser: Browser, name: str, *, wide: int = WIDE, high: int = HIGH, dark: bool = False) -> None:
@@ -122,6 +120,14 @@ async def of_a_run(browser: Browser, address: str) -> None:
     await picture(browser, "stage", high=780)
 
 
+async def compare(browser: Browser, results: Path) -> None:
+    runs = [max((results / name).glob("2*")) for name in ("leader_failure", "rolling_restart")]
+    command = [*LAB, "compare", *(str(run.relative_to(results)) for run in runs), "--html", "compare.html"]
+    subprocess.run(command, cwd=results, stdout=subprocess.DEVNULL, check=True)
+    await browser.go((results / "compare.html").as_uri(), ready="true")
+    await picture(browser, "compare", wide=1000, high=720)
+
+
 async def report(browser: Browser, name: str, run: Path) -> None:
     await browser.show(1200, 1000)
     await browser.go((run / "report.html").as_uri(), ready="true")
@@ -140,21 +146,62 @@ async def debugger(browser: Browser, address: str) -> None:
     await picture(browser, "predict", high=760, dark=True)
 
 
-async def terminal(browser: Browser, run: Path) -> None:
+async def by_hand(browser: Browser, results: Path) -> None:
+    """Take a picture of a session by hand: node 2 is cut off, and a link of the leader is chosen."""
+    with served("serve", "--out", str(results)) as address:
+        await browser.show(WIDE, HIGH)
+        await browser.go(address)
+        await browser.run("document.querySelector('form button').click()")
+        await browser.until("document.querySelector('[role=toolbar]') && document.querySelector('.node.leader')")
+        await asyncio.sleep(LOAD_S)
+        await press(browser, "2c")
+        await browser.until("document.querySelector('.link.ruled')")
+        await asyncio.sleep(LOAD_S)
+        await press(browser, "l")
+        await browser.until("document.querySelector('.link-menu')")
+        await picture(browser, "hands")
+        await browser.run(
+            "fetch('/api/end', { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{}' })"
+        )
+
+
+async def press(browser: Browser, keys: str) -> None:
+    for key in keys:
+        await browser.run(f"dispatchEvent(new KeyboardEvent('keydown', {{ key: {key!r} }}))")
+
+
+async def terminal(browser: Browser, results: Path) -> None:
+    """Take a picture of the terminal with a session by hand: node 2 is cut off, and a link of the leader is chosen."""
+    from lab.watch.session import Session
     from lab.watch.terminal import Terminal
 
-    app = Terminal(lambda: run)
-    async with app.run_test(size=(132, 38)) as pilot:
-        await app.look()
-        await pilot.pause(SETTLE_S)
-        drawing = app.export_screenshot(title="run_lab.py watch")
+    with tempfile.TemporaryFile() as errors:
+        app = Terminal(lambda: None, begin=lambda: Session.begin(results, "by_hand", errors=errors))
+        async with app.run_test(size=(132, 42)) as pilot:
+            await shows(app, "leader")
+            await asyncio.sleep(LOAD_S)
+            await pilot.press("2", "c")
+            await shows(app, "✂")
+            await asyncio.sleep(LOAD_S)
+            await pilot.press("l")
+            await pilot.pause(SETTLE_S)
+            drawing = app.export_screenshot(title="run_lab.py watch --hands")
+            assert app.session is not None
+            await app.session.close()
     drawing = re.sub(r"@font-face\s*{[^}]*}", "", drawing)  # Fonts of another host.
     with tempfile.NamedTemporaryFile("w", suffix=".svg", encoding="utf-8") as file:
         file.write(drawing)
         file.flush()
-        await browser.show(1500, 930)
+        await browser.show(1500, 1010)
         await browser.go(Path(file.name).as_uri(), ready="true")
-        await picture(browser, "terminal", wide=1500, high=930)
+        await picture(browser, "terminal", wide=1500, high=1010)
+
+
+async def shows(app: App[None], text: str) -> None:
+    """Wait until the terminal shows a text."""
+    async with asyncio.timeout(PATIENCE_S):
+        while text not in app.export_screenshot():
+            await asyncio.sleep(SETTLE_S)
 
 
 if __name__ == "__main__":
