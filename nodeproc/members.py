@@ -27,6 +27,7 @@ from nodeproc.importing import usage_name
 from nodeproc.lines import AddRequest, AdminRequest, ChangeIs, RemoveRequest, Status, TransferRequest
 
 DONE, NOT_DONE = 0, 1
+OLDER: Final = "runs an older version, which does not know lists of members"
 ASK_EVERY_S: Final = 0.2
 DEFAULT_ADDRESS: Final = ("127.0.0.1", 5001)
 
@@ -154,13 +155,20 @@ class Operator:
         self.addresses += [each for each in new if each not in self.addresses]
 
     async def leader(self) -> tuple[Address, Status] | None:
-        """Return the leader of the highest term, and where it answers; None if none does at the moment."""
+        """Return the leader of the highest term, and where it answers; None if none does at the moment.
+
+        Raises:
+            Refused: the leader runs an older version.
+        """
         try:
             leading = [each for each in await self.statuses() if each[1].role == "leader"]
         except Unreachable as error:
             self._show(str(error))
             return None
-        return max(leading, key=lambda each: each[1].term, default=None)
+        leader = max(leading, key=lambda each: each[1].term, default=None)
+        if leader is not None and leader[1].members is None:
+            raise Refused(f"refused: node_{leader[1].node}, the leader, {OLDER}")
+        return leader
 
     async def change(self, request: AddRequest | RemoveRequest) -> None:
         """Ask the leader for a change, again and again until it is done.
@@ -250,16 +258,20 @@ class Operator:
 
 
 def listing(answers: Sequence[tuple[Address, Status]]) -> str:
-    """Return a table of the members, as the leader of the highest term knows them, else the newest list of a node."""
+    """Return a table of the members, as the leader of the highest term knows them, else the newest list of a node.
 
-    def newness(answer: tuple[Address, Status]) -> tuple[bool, int, int]:
+    Raises:
+        Unreachable: all nodes that answer run an older version.
+    """
+
+    def newness(answer: tuple[Address, Status]) -> tuple[bool, bool, int, int]:
         _, seen = answer
-        return seen.role == "leader", seen.term, seen.members.version if seen.members is not None else 0
+        return seen.members is not None, seen.role == "leader", seen.term, seen.members.version if seen.members else 0
 
     (place, seen), by_node = max(answers, key=newness), {each.node: (place, each) for place, each in answers}
     members = seen.members
     if members is None:
-        raise Unreachable(f"{place[0]}:{place[1]}: runs a version that reports no members")
+        raise Unreachable(f"{place[0]}:{place[1]}: {OLDER}")
     addresses = {each.node: (each.host, each.port) for each in members.addresses}
     lines = []
     for node in sorted(members.voters + members.learners):
@@ -268,7 +280,7 @@ def listing(answers: Sequence[tuple[Address, Status]]) -> str:
         kind = "voter" if node in members.voters else "learner"
         lines.append(f"node_{node:<4} {'?' if where is None else ':'.join(map(str, where)):<21} {kind:<8} {state}")
     if seen.role != "leader":
-        lines.append(f"no leader answers; this is what node_{seen.node} knows")
+        lines.append(f"no leader reports its list; this is what node_{seen.node} knows")
     return "\n".join([*lines, in_words(seen)])
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from nodeproc import members
 from nodeproc.__main__ import main
 from nodeproc.config import load
 from nodeproc.core.messages import MemberAddress
-from nodeproc.errors import ConfigError
+from nodeproc.errors import ConfigError, Unreachable
 from nodeproc.joining import settings_of
 from nodeproc.lines import MembersStatus, Status
 from nodeproc.members import listing
@@ -25,12 +26,13 @@ def operate(cluster: Cluster, *words: str) -> int:
 
 def test_a_node_joins_gets_a_vote_and_the_leader_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rule: G1, G2, G3, G5."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, secret="the secret of all") as cluster:
         cluster.start()
         assert chat(cluster, cluster.leader(), 1) == 1
         [port], config = free_ports(1), tmp_path / "node4.yml"
         words = ["--node-id", "4", "--port", str(port), "--data-dir", str(tmp_path / "node_4"), "--config", str(config)]
-        newcomer = run_node("join", f"127.0.0.1:{cluster.port(1)}", *words, "--quiet", log=tmp_path / "4.log")
+        words += ["--like", str(tmp_path / "node1.yml"), "--quiet"]
+        newcomer = run_node("join", f"127.0.0.1:{cluster.port(1)}", *words, log=tmp_path / "4.log")
         try:
             assert operate(cluster, "add", "4", f"127.0.0.1:{port}") == 0
             assert "done: list 2: voters 1, 2, 3, 4\n" in capsys.readouterr().out
@@ -109,7 +111,24 @@ def test_members_are_listed_as_the_leader_knows_them() -> None:
         "node_6    ?                     learner  does not answer",
         "list 4: voters 1, 2, 4; learner 6; removed 3",
     ]
-    assert "no leader answers; this is what node_2 knows" in listing([(("b", 2), follower)])
+    older_leader = (("c", 3), Status(3, "leader", 8, 3, 0, 0, 0))
+    assert "no leader reports its list; this is what node_2 knows" in listing([older_leader, (("b", 2), follower)])
+    with pytest.raises(Unreachable, match="c:3: runs an older version, which does not know lists of members"):
+        listing([older_leader])
+
+
+@pytest.mark.patches
+def test_a_leader_of_an_older_version_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def status(*_: object, **__: object) -> Status:
+        return Status(3, "leader", 8, 3, 0, 0, 0)
+
+    monkeypatch.setattr(members, "status", status)
+    for words in (["add", "4", "h:1"], ["remove", "1"], ["transfer"]):
+        assert main(["members", *words]) == 1
+        wanted = "refused: node_3, the leader, runs an older version, which does not know lists of members"
+        assert capsys.readouterr().err == f"members: {wanted}\n"
 
 
 def test_a_file_that_is_there_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
