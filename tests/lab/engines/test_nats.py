@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lab.engines import engine as engine_module
-from lab.engines.engine import EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.engine import EngineStatus, Entry, Refused, Unknown
 from lab.engines.web import Answer
+from tests.lab.engines.surroundings import PLACE
 from tests.lab.inloop import in_loop
 
 pytest.importorskip("nats", reason="the extra `engines` is not installed")
@@ -19,15 +20,6 @@ from nats import errors
 from nats.js import errors as js
 
 from lab.engines import nats
-
-
-def reach(node: int, port: int) -> tuple[str, int]:
-    return PLACE.hosts[node], port
-
-
-PLACE = Place(
-    1, (1, 2, 3), {node: f"127.64.0.{node}" for node in (1, 2, 3)}, Path("/data"), Path("/conf"), 100, 500, reach
-)
 
 
 class Stream:

@@ -8,24 +8,18 @@ import runpy
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from lab.engines import pysyncobj
-from lab.engines.engine import EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.engine import EngineStatus, Entry, Refused, Unknown
+from tests.lab.engines import surroundings
+from tests.lab.engines.surroundings import HOSTS
 from tests.lab.inloop import in_loop
 
 HOST = "127.0.0.1"
-HOSTS = {1: HOST, 2: "127.64.0.2", 3: "127.64.0.3"}
-
-
-def reach(node: int, port: int) -> tuple[str, int]:
-    return HOSTS[node], port
-
-
-PLACE = Place(1, (1, 2, 3), HOSTS, Path("/data"), Path("/conf"), 100, 500, reach)
+PLACE = surroundings.PLACE._replace(hosts={**HOSTS, 1: HOST})
 
 
 @asynccontextmanager

@@ -6,13 +6,15 @@ import asyncio
 import json
 import struct
 from base64 import b64encode
-from pathlib import Path
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lab.engines import rabbitmq_epmd
-from lab.engines.engine import SETTLED_S, EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.engine import SETTLED_S, EngineStatus, Entry, Refused, Unknown
+from tests.lab.engines.surroundings import PLACE
 from tests.lab.inloop import in_loop
 
 pytest.importorskip("aio_pika", reason="the extra `engines` is not installed")
@@ -21,14 +23,8 @@ from aio_pika import exceptions as amqp
 
 from lab.engines import rabbitmq
 
-HOSTS = {node: f"127.64.1.{node}" for node in (1, 2, 3)}
-
-
-def reach(node: int, port: int) -> tuple[str, int]:
-    return HOSTS[node], port
-
-
-PLACE = Place(1, (1, 2, 3), HOSTS, Path("/data"), Path("/conf"), 100, 500, reach)
+FRAMES = import_module("pamqp.commands").Basic
+RETURNED = FRAMES.Return(reply_code=312, reply_text="NO_ROUTE", exchange="", routing_key="chat")
 
 
 class Confirmation:
@@ -89,8 +85,8 @@ async def test_a_record_is_published_after_the_one_before_it() -> None:
 @pytest.mark.parametrize(
     ("error", "meaning"),
     [
-        (amqp.PublishError(None, None), Refused),
-        (amqp.DeliveryError(None, None), Unknown),
+        (amqp.PublishError(SimpleNamespace(delivery=RETURNED), RETURNED), Refused),
+        (amqp.DeliveryError(None, FRAMES.Nack()), Unknown),
         (amqp.ChannelInvalidStateError(), Unknown),
         (amqp.AMQPConnectionError(), Unknown),
         (ConnectionResetError(), Unknown),
@@ -118,7 +114,7 @@ async def test_without_a_connection_nothing_is_stored() -> None:
 @in_loop
 async def test_a_leader_counts_once_a_follower_has_shown_it_for_a_while() -> None:
     engine = driver(Channel())
-    follows, leads, none = ["rabbit@127.64.1.3", "5", "17"], ["rabbit@127.64.1.1", "6", "18"], ["none", "6", "18"]
+    follows, leads, none = ["rabbit@127.64.0.3", "5", "17"], ["rabbit@127.64.0.1", "6", "18"], ["none", "6", "18"]
     inside(engine, status=[[row] for row in (follows, follows, none, leads)])
     assert await engine.status() == EngineStatus(0, 5)
     engine._settled._since -= SETTLED_S

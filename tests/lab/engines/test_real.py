@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 from msgspec.structs import replace
 
@@ -20,6 +21,8 @@ from lab.plan.scenario import Bounds, Instead, Scenario
 from lab.plan.sense import load_checked
 from lab.rundir import RunDir
 from lab.steps import Wait
+from tests import TOO_LONG_S
+from tests.lab.harness import LAST_STEP, harness_in_the_middle
 from tests.lab.patient import TOO_LONG, patient
 from tests.lab.supervisable import needs_supervisor
 
@@ -27,12 +30,17 @@ ENGINES = ("etcd@3.5.1", "nats@2.12.1")
 LOCKED = "nats@2.15.1"
 
 
-def on(engine: str, file: str, **options: str) -> Scenario:
-    """Return a scenario with this engine; skip the test if that is not installed."""
+def skip_without(engine: str) -> None:
+    """Skip the test if the engine is not installed."""
     try:
         install.program(catalogue.parse(engine))
     except install.NotInstalled as error:
         pytest.skip(str(error))
+
+
+def on(engine: str, file: str, **options: str) -> Scenario:
+    """Return a scenario with this engine; skip the test if that is not installed."""
+    skip_without(engine)
     return load_checked(ROOT / "scenarios" / file, engine=Instead(engine, options))
 
 
@@ -64,3 +72,21 @@ def test_a_power_loss_takes_what_an_engine_acknowledges_before_it_syncs(
     verdict = judged(planned, tmp_path)
     assert {each.name for each in verdict.checks if each.result == "FAIL"} >= failed, verdict
     assert (verdict.exit_code == 0) == (not failed), verdict
+
+
+def test_nothing_is_left_of_an_engine_when_the_lab_is_killed(tmp_path: Path) -> None:
+    skip_without(LOCKED)
+    each_has = 3  # the adapter, the server, and the watcher of launch.py, which is no child of theirs
+    with harness_in_the_middle(tmp_path, f"cluster: {{engine: {LOCKED}}}\nsteps: [{LAST_STEP}]\n", 6) as (harness, _):
+        left = [each for each in psutil.process_iter() if each.pid != harness.pid and str(tmp_path) in words_of(each)]
+        assert len(left) == 3 * each_has, [words_of(each) for each in left]
+        harness.kill()
+        _, alive = psutil.wait_procs(left, timeout=TOO_LONG_S)
+    assert alive == []
+
+
+def words_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab.engines.engine import EngineStatus, Entry, Place, Refused, Unknown
+from lab.engines.engine import EngineStatus, Entry, Refused, Unknown
+from tests.lab.engines.surroundings import HOSTS, PLACE
 from tests.lab.inloop import in_loop
 
 pytest.importorskip("redis", reason="the extra `engines` is not installed")
@@ -15,15 +15,6 @@ pytest.importorskip("redis", reason="the extra `engines` is not installed")
 from redis import exceptions
 
 from lab.engines import redis
-
-HOSTS = {node: f"127.64.0.{node}" for node in (1, 2, 3)}
-
-
-def reach(node: int, port: int) -> tuple[str, int]:
-    return HOSTS[node], port
-
-
-PLACE = Place(1, (1, 2, 3), HOSTS, Path("/data"), Path("/conf"), 100, 500, reach)
 
 
 class Server:

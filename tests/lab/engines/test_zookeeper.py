@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lab.engines.engine import EngineStatus, Entry, Place, Refused, Unknown
+from tests.lab.engines.surroundings import PLACE
 from tests.lab.inloop import in_loop
 
 pytest.importorskip("kazoo", reason="the extra `engines` is not installed")
@@ -21,13 +22,8 @@ from lab.engines import zookeeper
 from lab.engines.web import Answer
 
 
-def reach(node: int, port: int) -> tuple[str, int]:
-    return f"127.64.0.{node}", port
-
-
 def place(folder: Path, node: int = 1) -> Place:
-    hosts = {each: f"127.64.0.{each}" for each in (1, 2, 3)}
-    return Place(node, (1, 2, 3), hosts, folder, folder, 100, 500, reach)
+    return PLACE._replace(node=node, data_dir=folder, conf_dir=folder)
 
 
 class Result:
@@ -122,7 +118,7 @@ async def test_a_gap_stores_nothing() -> None:
 def test_a_record_that_is_there_already_is_done(cause: Exception) -> None:
     @in_loop
     async def run() -> None:
-        server = Server([cause, kazoo.RuntimeInconsistency()], NONE, (b"1", Node(0)))
+        server = Server([cause, kazoo.RuntimeInconsistency()], (b"1", Node(0)))
         assert await driver(server).append("s", 1, 1, "v") == 1
 
     run()
