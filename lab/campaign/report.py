@@ -75,7 +75,7 @@ def text(store: Store) -> str:
 
 def _lines(store: Store) -> Iterator[str]:
     yield line(store)
-    yield from (f"{name}: {value}" for name, value in _facts(store))
+    yield from (f"{name}: {value}" for name, value in (*_facts(store), *_facts_of_marks(store)))
     for finding in store.findings():
         yield from _finding_lines(store, finding)
     for mutant, seeds, first in unexplained(store):
@@ -98,6 +98,9 @@ def _facts(store: Store) -> Iterator[tuple[str, str]]:
         f"{virtual_h:.1f} virtual hours in {worked_s:.0f} s of work, {store.spent_s:.0f} s of running time",
     )
     yield "faults", ", ".join(f"{kind} {number}" for kind, number in store.faults().items()) or "none"
+
+
+def _facts_of_marks(store: Store) -> Iterator[tuple[str, str]]:
     marks, known = store.marks(), _known_marks(store)
     yield "marks", f"{sum(mark in marks for mark in known)} of {len(known)} hit"
     rarest = sorted(marks.items(), key=lambda each: (each[1], each[0]))[:RAREST]
@@ -161,7 +164,7 @@ def html(store: Store) -> str:
             for each in store.findings()
         ],
         sums=[_row(_who(mutant), store.sums(mutant)) for mutant in settings.mutants],
-        marks=[(mark, marks[mark]) for mark in _known_marks(store)],
+        marks=sorted(((mark, marks[mark]) for mark in _known_marks(store)), key=lambda each: each[1]),
     )
 
 
