@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 import shlex
+import shutil
 import statistics
 import sys
 import time
@@ -113,11 +114,15 @@ class Soak:
             while spent < limit_s:
                 began = self.clock()
                 scenario = with_last_messages(draw(seed, self.sizes))
+                place = self.directory / scenario.name
+                shutil.rmtree(place, ignore_errors=True)  # Of a run that was interrupted.
                 result = without_missed_faults(self.play(scenario, seed, self.directory))
                 row = row_of(result, scenario.cluster.nodes, self.clock() - began, code)
                 file.write(msgspec.json.encode(row) + b"\n")
                 file.flush()
                 runs.without_passed(result)
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
                 tell(row)
                 spent, seed = spent + row.seconds, (seed + 1) % (values.SEED_MAX + 1)
 
