@@ -43,7 +43,7 @@ from nodeproc.core.messages import NodeId
 from nodeproc.errors import ConfigError
 
 MOST_CHECKPOINTS: Final = 128
-"""Each takes 5 to 15 MB of memory: the pages that the simulation changes before the next one."""
+"""Each takes 7 to 16 MB of memory: the pages that the simulation changes before the next one."""
 FIRST_SPACING_S: Final = 0.15
 """Processor time between two checkpoints, doubled whenever there are too many. To replay takes less than to record."""
 CHECK_EVERY: Final = 64

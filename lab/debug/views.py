@@ -49,7 +49,7 @@ def view_of_core(core: Node) -> View:
 
 
 def values(cluster: SimCluster) -> dict[NodeId, Values]:
-    """Return the state of every node for comparison with a later one, a fifth of the cost of `views`."""
+    """Return the state of every node, to compare it with a later one; `shown` makes a View of it where they differ."""
     return {node: _values(machine.process) for node, machine in cluster.machines.items()}
 
 

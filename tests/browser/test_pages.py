@@ -61,9 +61,13 @@ def test_a_finished_run_shows_its_nodes_its_faults_and_its_news_in_order(
     assert page.errors() == []
 
 
-def test_a_replay_goes_through_the_run_in_its_own_time(page: Page, served: Served, finished: Path) -> None:
-    page.open(served.address(f"{place_of(finished)}?speed=2"))
+def test_a_replay_goes_through_the_run_in_the_time_that_is_asked_for(
+    page: Page, served: Served, finished: Path
+) -> None:
+    page.open(served.address(f"{place_of(finished)}?speed=0.05"))
     page.node(3, "leader")
+    assert "PASS" not in page.text("header"), "the kill comes after 20 s"
+    page.open(served.address(f"{place_of(finished)}?speed=2"))
     page.node(3, "down")
     page.node(2, "leader")
     page.says("PASS", '[role="status"]')
