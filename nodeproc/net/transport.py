@@ -115,7 +115,7 @@ class Links:
         self._refusals: dict[NodeId, str] = {}
         self._accepted: dict[NodeId, Accepted] = {}
         self._unproven: dict[Accepted, None] = {}
-        self._rng, self._started = rng, False
+        self._rng, self._dials = rng, False
         self._addresses: dict[NodeId, Address] = {}
         """Where to dial each node, as far as known."""
         self._members: frozenset[NodeId] = frozenset()
@@ -128,7 +128,7 @@ class Links:
 
     def start(self) -> None:
         """Begin to dial."""
-        self._started = True
+        self._dials = True
         for outgoing in self._dialled.values():
             outgoing.start()
 
@@ -152,12 +152,13 @@ class Links:
             outgoing.address = address
             return
         outgoing = self._dialled[peer] = Outgoing(self, peer, address, self._rng)
-        if self._started:
+        if self._dials:
             outgoing.start()
 
     def _end_if_alone(self, peer: NodeId) -> None:
         """Stop dialling a node that is no member and from which no connection is open."""
-        if peer not in self._members and peer not in self._accepted and peer in self._dialled:
+        is_wanted = peer in self._members or peer in self._accepted
+        if self._dials and not is_wanted and peer in self._dialled:
             outgoing = self._dialled.pop(peer)
             outgoing.end()
             task = asyncio.ensure_future(outgoing.close())
@@ -176,6 +177,7 @@ class Links:
 
     async def close(self) -> None:
         """Stop dialling and close all links."""
+        self._dials = False
         await asyncio.gather(*(outgoing.close() for outgoing in self._dialled.values()), *self._ending)
         for accepted in [*self._accepted.values(), *self._unproven]:
             accepted.drop()

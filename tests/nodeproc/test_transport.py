@@ -322,7 +322,13 @@ def test_a_newcomer_is_dialled_where_it_says_while_its_connection_is_open(run: R
             await one.until(lambda: (4, LinkDown()) in one.inputs)
             assert 4 not in one.links._dialled
             one.links.send(4, encode_frame(Join(START)))
-            assert one.inputs.count((4, LinkDown())) == 1 and not two.events[1:]
+            assert one.inputs.count((4, LinkDown())) == 1
+            await newcomer.open(one.port, peer=1)
+            await one.until(lambda: one.inputs[-1] == (4, LinkUp(shown, False, True)))
+            await one.close()
+            await newcomer.until(lambda: newcomer.inputs[-1] == (1, LinkDown()))
+            assert one.inputs[-1] != (4, LinkDown()), "a node that stops reports no lost link"
+            await newcomer.close()
 
     run(story())
 
