@@ -171,7 +171,7 @@ def _find_logs(case: Case) -> None:
         path = run.message_log(node)
         if path.is_file() and os.access(path, os.R_OK):
             files.append(NodeFile(node, path, str(path.relative_to(run.path)), path.stat().st_size))
-        else:
+        elif case.meta is None or node not in case.meta.nodes or case.meta.nodes[node].starts:
             missing.append(node)
     case.files, case.missing = files, missing
 

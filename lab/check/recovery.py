@@ -19,7 +19,7 @@ from lab.check.history import Evidence, NodeFile
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, quote
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
-from lab.steps import effect_of
+from lab.steps import CHANGES, LEFT, AddNode, effect_of
 from lab.steps.rules import CLIENTS, Pair, Rule
 from lab.steps.step import Effect
 from nodeproc.core.messages import NodeId
@@ -52,7 +52,7 @@ class Stretch(NamedTuple):
 class _Cluster:
     """What is known about nodes, links and disks at one moment of the run.
 
-    up: node -> whether its process runs. lasting: the rows of link, disk and clock faults that are not healed, the
+    up: member -> whether its process runs. lasting: the rows of link, disk and clock faults that are not healed, the
     oldest first. rules: the newest rule of each link; it ends with its own row, whatever rule it replaced. lost: nodes
     that lost their disk, and may still be rebuilding. deadline_s: of the load's messages.
     """
@@ -62,6 +62,8 @@ class _Cluster:
         self.lasting: list[FaultRow] = []
         self.rules: dict[Pair, FaultRow] = {}
         self.lost: set[NodeId] = set()
+        self.is_known = True
+        """False once a change of the members may be done or not: the majority is unknown from then on."""
 
     @staticmethod
     def lasts(row: FaultRow) -> bool:
@@ -72,12 +74,23 @@ class _Cluster:
         effect = effect_of(row.fault)
         if loses_disk(row):
             self.lost.add(row.target)
-        if effect in (Effect.DOWN, Effect.UP) and row.moved:
+        if row.fault in (*CHANGES, LEFT):
+            self._change(row)
+        elif effect in (Effect.DOWN, Effect.UP) and row.moved and row.target in self.up:
             self.up[row.target] = effect is Effect.UP
         elif self.lasts(row):
             self.lasting.append(row)
             if effect is Effect.LINKS:
                 self.rules |= dict.fromkeys(Evidence.of(row).pairs, row)
+
+    def _change(self, row: FaultRow) -> None:
+        """Record a change of the members."""
+        if row.fault == AddNode.word and row.effect:
+            self.up[row.target] = True
+        elif row.effect:
+            self.up.pop(row.target, None)
+        else:
+            self.is_known = False
 
     def heal(self, row: FaultRow) -> None:
         self.lasting.remove(row)
@@ -97,6 +110,8 @@ class _Cluster:
         Args:
             any_node: every client can find every node.
         """
+        if not self.is_known:
+            return None
         slow = {row.target for row in self.lasting if effect_of(row.fault) is Effect.SLOW}
         too_slow = {row.target for row in self.lasting if SYNCS * Evidence.of(row).slow_s > self._deadline_s}
         up = frozenset(node for node, runs in self.up.items() if runs)
@@ -131,14 +146,13 @@ def healthy_stretches(case: Case) -> list[Stretch]:
     known to which side a client is connected.
     """
     meta, faults = case.manifest
-    load, late = None, set[NodeId]()
+    load, late, founders = None, set[NodeId](), case.nodes
     if case.scenario is not None:
         load, cluster = case.scenario.load, case.scenario.cluster
         late = {*cluster.ids} - {*cluster.started_ids}
+        founders = [node for node in case.nodes if cluster.founders is None or node <= cluster.founders]
     any_node, deadline_s = (load.via == "all", float(load.deadline)) if load is not None else (True, math.inf)
-    return stretches_between(
-        faults, case.nodes, late, meta.t_start, meta.t_end, any_node=any_node, deadline_s=deadline_s
-    )
+    return stretches_between(faults, founders, late, meta.t_start, meta.t_end, any_node=any_node, deadline_s=deadline_s)
 
 
 def stretches_between(
@@ -154,7 +168,7 @@ def stretches_between(
     """The healthy parts of the time from t_start to t_end, in order.
 
     Args:
-        nodes: ids of the whole cluster. late: those that are not started at the beginning.
+        nodes: ids of all founders. late: those that are not started at the beginning.
         any_node: every client can find every node.
         deadline_s: after this time a client of the load gives up a message.
     """
@@ -336,6 +350,7 @@ class Recovery(Judge):
             )
             self._findings.add("meta.json:1", message)
             return
+        files = [file for file in files if file.node in meta.convergence.delivered]
         sizes = {file.size for file in files}
         if len(sizes) > 1:
             shortest = min(files, key=lambda file: file.size)

@@ -15,7 +15,7 @@ from lab.check.judge import Case
 from lab.plan.scenario import Scenario
 from lab.plan.workload import FIRST_SUBSCRIBER
 from lab.rows import Acked, Failed, FaultRow, Gen, HistoryRow, Invoke, Meta, Phase, Shown, Unknown
-from lab.steps import END_ROWS, HEAL_ROWS, OF_ITSELF, Fault, Step, effect_of
+from lab.steps import END_ROWS, HEAL_ROWS, LEFT, OF_ITSELF, Fault, Step, effect_of
 from lab.steps.rules import LINK_EFFECTS
 from lab.steps.start import ENDED_AGAIN
 from lab.steps.step import Effect
@@ -213,6 +213,8 @@ class EventStory:
             return f"no events of node {node}" if not self._count and any(map(case.has_events, case.nodes)) else ""
         if scenario is not None and scenario.cluster.log_level in ("WARNING", "ERROR"):
             return ""
+        if meta is not None and node in meta.nodes and not meta.nodes[node].starts:
+            return ""  # A machine whose node was never added.
         if not self._starts:
             return f"no events of node {node}"
         if scenario is None or meta is None or faults is None or node not in meta.nodes:
@@ -243,6 +245,8 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
     rows: dict[int, list[tuple[int, FaultRow]]] = {}
     latest = 0
     down = {row.target for row in faults if row.evidence.get("found") == ENDED_AGAIN}
+    if scenario.changes_members and meta.convergence is not None:
+        down |= {*scenario.cluster.ids}.difference(meta.convergence.delivered)  # Nobody starts them again.
     for number, row in enumerate(faults, 1):
         if not latest <= row.t <= row.t_done or (row.t_healed and row.t_healed < row.t):
             return f"faults.jsonl:{number}: its times run backwards"
@@ -259,7 +263,7 @@ def fault_gap(scenario: Scenario, meta: Meta, faults: Sequence[FaultRow], begun:
         latest = row.t
         rows.setdefault(row.step, []).append((number, row))
     for number, row in rows.pop(-1, []):
-        if row.fault not in (*HEAL_ROWS, "exit"):
+        if row.fault not in (*HEAL_ROWS, "exit", LEFT):
             return f"faults.jsonl:{number}: a {row.fault} that no step asked for"
     for index, step in enumerate(steps):
         found = _gap_of_step(scenario, meta, step, index, rows.get(index, []))
@@ -389,10 +393,9 @@ def meta_gap(scenario: Scenario, meta: Meta) -> str:
     if not 0 < meta.t_start <= meta.t_end or not 0 <= meta.t_healed <= meta.t_end:
         return f"meta.json: its times run backwards: t_start={meta.t_start} t_healed={meta.t_healed} t_end={meta.t_end}"
     if convergence is not None and convergence.reached:
-        together = (
-            sorted(convergence.delivered) == list(scenario.cluster.ids) and len({*convergence.delivered.values()}) == 1
-        )
-        if not together or convergence.took_s > convergence.bound_s:
+        ids, reached = {*scenario.cluster.ids}, convergence.delivered.keys()
+        is_complete = reached <= ids if scenario.changes_members else reached == ids
+        if not is_complete or len({*convergence.delivered.values()}) != 1 or convergence.took_s > convergence.bound_s:
             return f"meta.json: convergence is reached, but its other fields contradict that: {convergence}"
     for node, use in sorted(meta.nodes.items()):
         if len(use.exits) != use.starts or sorted(use.exits, key=lambda end: end.t) != list(use.exits):

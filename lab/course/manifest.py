@@ -46,7 +46,7 @@ def node_settings(
 
     Args:
         address: where the node listens.
-        peers: id of each other node -> address at which this node reaches it.
+        peers: id of each other founder -> address at which this node reaches it.
     """
     settings: dict[str, Any] = {
         "node_id": node,
@@ -59,6 +59,8 @@ def node_settings(
         "durability": plan.durability,
         "log_level": plan.log_level,
     }
+    if plan.founders is not None and node > plan.founders:
+        settings["founders"] = list(plan.founder_ids)
     if node in plan.priorities:
         settings["priority"] = plan.priorities[node]
     times = ("heartbeat_interval", "election_timeout", "answer_timeout", "coordinator_timeout", "join_timeout")
@@ -66,7 +68,7 @@ def node_settings(
         seconds = getattr(plan, name)
         if seconds is not None:
             settings[f"{name}_ms"] = round(seconds * 1000, 6)
-    if plan.join_timeout is None and plan.started_ids == plan.ids:
+    if plan.join_timeout is None and plan.started_ids == plan.founder_ids:
         settings["join_timeout_ms"] = JOIN_TIMEOUT_MS
     if plan.client_token:
         settings["client_token"] = plan.client_token

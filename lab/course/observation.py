@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lab.rows import Led
 from lab.steps.machine import Machine
@@ -33,14 +33,18 @@ def as_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def view_of(machines: Mapping[NodeId, Machine], statuses: Mapping[NodeId, Status]) -> ClusterView:
-    """Return the state of all nodes at this moment.
+def view_of(
+    machines: Mapping[NodeId, Machine], members: Collection[NodeId], statuses: Mapping[NodeId, Status]
+) -> ClusterView:
+    """Return the state of all members at this moment.
 
     Args:
         statuses: the answers of the nodes that answered just now.
     """
     views = {}
     for node, machine in machines.items():
+        if node not in members:
+            continue
         views[node] = NodeView(machine.running, machine.paused)
         if (answer := statuses.get(node)) is not None:
             views[node] = NodeView(
@@ -52,5 +56,6 @@ def view_of(machines: Mapping[NodeId, Machine], statuses: Mapping[NodeId, Status
                 answer.commit_seq,
                 answer.delivered_seq,
             )
-    down = (machine for machine in machines.values() if not machine.running and machine.exits)
-    return ClusterView(views, tuple(machine.node for machine in down if machine.exits[-1].asked))
+    down = (machines[node] for node in views if not machines[node].running and machines[node].exits)
+    killed = tuple(machine.node for machine in down if machine.exits[-1].asked)
+    return ClusterView(views, killed, tuple(node for node in machines if node not in views))

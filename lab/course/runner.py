@@ -177,7 +177,7 @@ class Runner:
         started = self._scenario.cluster.started_ids
         warming = [self._cluster.launch(started)] + ([self.load.spawn()] if self.load is not None else [])
         await _all(warming)
-        if 2 * len(started) > self._scenario.cluster.nodes:
+        if 2 * len(started) > len(self._scenario.cluster.founder_ids):
             await self._first_leader()
         self._subscribers = Subscribers(
             self._scenario.subscribers, self.world.addresses, self._history, self._environment
@@ -333,7 +333,7 @@ class Runner:
             await self.load.halt()
         self._step_text = "healing"
         self.tell("healing, and waiting until all nodes have delivered the same messages")
-        self.view = ClusterView({node: NodeView(running=True) for node in self._scenario.cluster.ids})
+        self.view = ClusterView({node: NodeView(running=True) for node in self.world.members})
         await Heal().do(self, -1)
         self.facts.t_healed = self.now_ns()
         self._phase("healed")

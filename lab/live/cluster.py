@@ -42,7 +42,7 @@ from lab.steps.machine import RunFailed
 from lab.steps.rules import LinkCounts, Pair, Rule
 from lab.steps.targets import ClusterView
 from nodeproc.client import Address
-from nodeproc.core.messages import NodeId
+from nodeproc.core.messages import Change, MemberList, NodeId
 from nodeproc.lines import Status
 
 PEEK_PATIENCE_S = 0.2
@@ -150,6 +150,20 @@ class Cluster:
         return {node: self.links.clients.get(node, held.address) for node, held in self._ports.items()}
 
     @property
+    def members(self) -> tuple[NodeId, ...]:
+        """See World."""
+        return self._scenario.cluster.founder_ids
+
+    @property
+    def member_list(self) -> MemberList:
+        """See World."""
+        return MemberList(0, self.members)
+
+    async def change_members(self, node: NodeId, change: Change) -> str:
+        """See World."""
+        raise RunFailed("the members of a live cluster can't be changed by the lab yet; simulate the scenario")
+
+    @property
     def drops_packets(self) -> bool:
         """See World."""
         return self.links.drops_packets
@@ -165,7 +179,7 @@ class Cluster:
         cluster_id, secret = self._cluster_id, secrets.token_hex(16)
         for node, address in addresses.items():
             run.node_dir(node).mkdir(parents=True, exist_ok=True)  # A test may have put files there.
-            peers = {peer: reached_at[node, peer] for peer in plan.ids if peer != node}
+            peers = {peer: reached_at[node, peer] for peer in plan.founder_ids if peer != node}
             data_dir = str(run.node_dir(node).resolve())
             layer = self._layer(node)
             ways: list[dict[str, Any]] = []
@@ -269,7 +283,7 @@ class Cluster:
         answers = await asyncio.gather(*(self._status_lines[node].ask() for node in asked))
         self.statuses = {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
         self.leaders.take(time.monotonic_ns(), self.statuses)
-        return view_of(self.machines, self.statuses)
+        return view_of(self.machines, self.members, self.statuses)
 
     async def peek(self) -> dict[NodeId, Status]:
         """See lab.course.runner.Cluster."""

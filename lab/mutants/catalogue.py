@@ -10,12 +10,13 @@ from lab.mutants.clients import CLIENTS
 from lab.mutants.disk import DISK
 from lab.mutants.elections import ELECTIONS
 from lab.mutants.logs import LOGS
+from lab.mutants.members import MEMBERS
 from lab.mutants.patch import Mutant, Patch
 from lab.mutants.sessions import SESSIONS
 
 __all__ = ["MUTANTS", "UNSEEN", "Mutant", "Patch", "apply_for_good", "mutant", "mutated"]
 
-PARTS: Final = (ELECTIONS, LOGS, SESSIONS, DISK, CLIENTS)
+PARTS: Final = (ELECTIONS, MEMBERS, LOGS, SESSIONS, DISK, CLIENTS)
 MUTANTS: Final[dict[str, Mutant]] = {name: each for part in PARTS for name, each in part.items()}
 
 

@@ -109,7 +109,7 @@ def late_acknowledgement_and_vote_by_durable_position(patch: Patch) -> None:
 def minority_elects(patch: Patch) -> None:
     def wrong(state: NodeState, candidate: Candidate, now: float, fx: Effects) -> None:
         if len(candidate.votes) >= state.majority - (len(state.config.members) > 1):
-            election.become_leader(state, now, fx)
+            election.become_leader(state, now, fx, candidate.members)
 
     patch.everywhere(election.count_votes, wrong)
 
@@ -181,8 +181,8 @@ def poll_while_a_vote_has_its_time(patch: Patch) -> None:
 def own_vote_counted_before_durable(patch: Patch) -> None:
     right = election.become_candidate
 
-    def wrong(state: NodeState, now: float, fx: Effects) -> None:
-        right(state, now, fx)
+    def wrong(state: NodeState, now: float, fx: Effects, **how: Any) -> None:
+        right(state, now, fx, **how)
         pledge, state.pledge = state.pledge, None
         assert pledge is not None
         state.term, state.voted_for = pledge.term, pledge.voted_for

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, structs
 from lab.engines import catalogue
 from lab.plan.command import split_command
 from lab.plan.expectation import RUN_EXPECTATIONS, LatencyIs, Memory, RunExpectation, Throughput, Unavailable
-from lab.steps import Step, steps_by_word
+from lab.steps import CHANGES, Step, steps_by_word
 from lab.steps.entry import Entry, Setting
 from lab.steps.expect import read_expectations
 from lab.steps.repeat import MAX_STEPS
@@ -47,6 +47,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     """The nodes. A time that is None has the node's own default.
 
     nodes: their number; their ids are 1, 2, 3, …
+    founders: the first of them, which are the members at the beginning; the step `add_node` starts and adds the others.
+        None: all.
     start: nodes that are started before the first step; the run waits until they answer and, if they are a majority,
         until they agree on a leader.
     priorities: node id -> priority; the default is the node's id.
@@ -65,6 +67,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     nodes: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 3
+    founders: Annotated[int, Meta(ge=1, le=MAX_NODES)] | None = None
     start: Literal["all", "none"] | tuple[NodeId, ...] = "all"
     priorities: dict[int, int] = {}
     heartbeat_interval: Period = Duration(0.1)
@@ -94,11 +97,16 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(range(1, self.nodes + 1))
 
     @property
+    def founder_ids(self) -> tuple[NodeId, ...]:
+        """The members at the beginning."""
+        return self.ids if self.founders is None else self.ids[: self.founders]
+
+    @property
     def started_ids(self) -> tuple[NodeId, ...]:
         """Nodes that are started before the first step."""
         if isinstance(self.start, tuple):
             return tuple(sorted(self.start))
-        return self.ids if self.start == "all" else ()
+        return self.founder_ids if self.start == "all" else ()
 
 
 class Load(Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,6 +186,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     def every_step(self) -> Iterator[Step]:
         """Yield every step of the file once, also those inside others."""
         return (step for _, step in _placed(self.steps, ("steps",)))
+
+    @property
+    def changes_members(self) -> bool:
+        """The members may change during the run."""
+        return any(step.word in CHANGES for step in self.every_step())
 
     @property
     def proxied(self) -> bool:
@@ -406,6 +419,10 @@ def _check_cluster(entry: Entry, cluster: Cluster) -> None:
         for index, node in enumerate(cluster.start):
             entry.at("start", index).check_id(node)
             entry.at("start", index).check_once(node, cluster.start[:index])
+    if cluster.founders is not None and cluster.founders > cluster.nodes:
+        entry.at("founders").fail(f"found {cluster.founders}, allowed 1..{cluster.nodes}, the number of nodes")
+    if cluster.founders is not None and cluster.is_foreign:
+        entry.at("founders").fail("is for the lab's own nodes only")
     for node, priority in cluster.priorities.items():
         if node not in cluster.ids:
             entry.at("priorities", str(node)).fail(f"no node {node}, allowed 1..{cluster.nodes}", at_key=True)
@@ -489,7 +506,8 @@ def _check_named_steps(entry: Entry, scenario: Scenario) -> None:
 
 def _setting(plan: Cluster) -> Setting:
     supervised = plan.disks == "supervised"
-    return Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign, plan.network, supervised)
+    newcomers = plan.ids[len(plan.founder_ids) :]
+    return Setting(steps_by_word(), plan.ids, plan.log_level, plan.is_foreign, plan.network, supervised, newcomers)
 
 
 def _misfits(scenario: Scenario) -> Iterator[tuple[Place, str]]:

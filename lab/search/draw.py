@@ -3,7 +3,8 @@
 A seed does not use all kinds of faults: leaving some out makes others more frequent, also in combination (Groce et al.,
 Swarm Testing, ISSTA 2012). Each scenario keeps the protocol's assumptions (lab.search.assumptions): a majority of
 the disks survives (M4), and at the end one random majority is healed, which must accept messages (A9). So every failure
-of such a scenario is a finding. About half of the seeds draw overlapping faults instead (lab.search.overlap).
+of such a scenario is a finding. About half of the seeds draw overlapping faults instead (lab.search.overlap), a tenth
+changes of the members (lab.search.changing).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from msgspec import structs
 
 from lab.plan.scenario import Cluster, Load, Scenario
 from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, QUIET, minority
+from lab.search.changing import Changing
 from lab.search.overlap import Overlap
 from lab.steps import (
     Clock,
@@ -55,8 +57,10 @@ Steps: TypeAlias = list[Step]
 SIZES: Final = (3, 5)
 OVERLAP_MIN_NODES: Final = 3
 """Overlapping faults need at least this number of nodes."""
+CHANGING_SHARE: Final = 0.1
+"""Share of the seeds that change the members (lab.search.changing)."""
 OVERLAP_SHARE: Final = 0.5
-"""Share of the seeds that draw overlapping faults."""
+"""Share of the other seeds that draw overlapping faults."""
 ROTTEN: Final[tuple[Literal["wal", "last", "messages", "checkpoint"], ...]] = ("wal", "last", "messages", "checkpoint")
 OLD: Final[tuple[Literal["old_lines", "old_headers", "old_index"], ...]] = ("old_lines", "old_headers", "old_index")
 SCRUBBED: Final = {"scrub_rest_ms": 1000}
@@ -77,6 +81,8 @@ def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
     Args:
         sizes: cluster sizes to choose from.
     """
+    if random.Random(f"{seed} members").random() < CHANGING_SHARE:
+        return Changing(seed, sizes).scenario()
     large_enough = tuple(size for size in sizes if size >= OVERLAP_MIN_NODES)
     if large_enough and random.Random(f"{seed} weather").random() < OVERLAP_SHARE * len(large_enough) / len(sizes):
         return Overlap(seed, large_enough).scenario()

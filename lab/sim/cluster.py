@@ -31,9 +31,9 @@ from lab.steps.rules import LinkCounts, Pair, Rule
 from lab.steps.targets import ClusterView
 from lab.words import EVENTS
 from nodeproc.config import NodeConfig
-from nodeproc.core.events import Event, HeartbeatReceived, HeartbeatSent
+from nodeproc.core.events import Event, HeartbeatReceived, HeartbeatSent, MembersCommitted
 from nodeproc.core.events import Failed as NodeFailed
-from nodeproc.core.messages import NodeId
+from nodeproc.core.messages import Change, MemberList, NodeId
 from nodeproc.eventlog import RANK
 from nodeproc.lines import Status
 
@@ -120,7 +120,8 @@ class SimCluster:
     ) -> None:
         plan = scenario.cluster
         self._loop, self._online, self._book, self._rng = loop, online, book, draws
-        self.network = Network(loop, seed, plan.ids, client_rules=scenario.proxies_clients)
+        newcomers = plan.ids[len(plan.founder_ids) :]
+        self.network = Network(loop, seed, plan.ids, client_rules=scenario.proxies_clients, newcomers=newcomers)
         self._kept = KINDS[plan.log_level]
         self.events: list[tuple[int, NodeId, Event]] = []
         """(t ns, node, event) of the scenario's log level, in order."""
@@ -132,8 +133,9 @@ class SimCluster:
         self.leaders = SeenLeaders()
         self.machines: dict[NodeId, SimMachine] = {}
         promises = Promises(online.on_broken_promise)
+        self.member_list = MemberList(0, plan.founder_ids)
         for node in plan.ids:
-            peers = {peer: (HOST, peer) for peer in plan.ids if peer != node}
+            peers = {peer: (HOST, peer) for peer in plan.founder_ids if peer != node}
             settings = node_settings(plan, node, (HOST, node), peers, f"node_{node}", "sim", "sim")
             config = msgspec.convert(settings, NodeConfig)
             self.machines[node] = SimMachine(
@@ -154,6 +156,8 @@ class SimCluster:
     def _on_event(self, node: NodeId, event: Event) -> None:
         kind = type(event)
         self._seen[kind] = self._seen.get(kind, 0) + 1
+        if isinstance(event, MembersCommitted) and event.version > self.member_list.version:
+            self.member_list = MemberList(event.version, event.voters, event.learners, event.removed)
         if kind in self._kept:
             self.events.append((self.now_ns(), node, event))
             if isinstance(event, NodeFailed):
@@ -173,6 +177,8 @@ class SimCluster:
         machine = self.machines[node]
         role = machine.process.core.role_name if node in self._up and machine.process is not None else "down"
         self._up.discard(node)
+        if machine.process is not None and machine.process.has_left:
+            self._book.left(machine, code, role)
         because = "" if asked else self._book.ended(machine, code, role)
         end = NodeExit(self.now_ns(), code, asked or bool(because), because)
         machine.exits.append(end)
@@ -214,10 +220,11 @@ class SimCluster:
 
     async def view(self) -> ClusterView:
         """See lab.course.runner.Cluster."""
-        up = (machine for machine in self.machines.values() if machine.running and not machine.paused)
+        machines = {node: self.machines[node] for node in self.members}
+        up = (machine for machine in machines.values() if machine.running and not machine.paused)
         self.statuses = {machine.node: machine.live.turn.status() for machine in up}
         self.leaders.take(self.now_ns(), self.statuses)
-        return view_of(self.machines, self.statuses)
+        return view_of(self.machines, machines, self.statuses)
 
     async def peek(self) -> dict[NodeId, Status]:
         """See lab.course.runner.Cluster."""
@@ -225,6 +232,18 @@ class SimCluster:
         return {machine.node: machine.live.turn.status() for machine in up}
 
     # ---- what steps do to the nodes --------------------------------------------------------------
+
+    @property
+    def members(self) -> tuple[NodeId, ...]:
+        """See World."""
+        return tuple(sorted(self.member_list.voters + self.member_list.learners))
+
+    async def change_members(self, node: NodeId, change: Change) -> str:
+        """See World."""
+        machine = self.machines[node]
+        if not machine.running or machine.paused:
+            return f"node {node} does not answer"
+        return machine.live.turn.change_members(change)
 
     async def launch(self, nodes: Sequence[NodeId], *, rebuild: bool = False) -> dict[NodeId, float]:
         """See World."""

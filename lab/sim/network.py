@@ -127,7 +127,7 @@ class NodeLink:
     def dial(self) -> None:
         """Try to connect now, and again until the attempt succeeds or the sender has ended."""
         near, far = self._ends()
-        if self.up or near is None:
+        if self.up or near is None or self.to in self._network.absent:
             return
         self.counts.refused += self.refuses
         if far is None or far.paused or near.paused or self.shut or near.refuses(far) or far.refuses(near):
@@ -259,12 +259,22 @@ class Network:
 
     Args:
         client_rules: clients connect through a lab.course.client_links.ClientPort, as in a live run with a proxy.
+        newcomers: nobody dials these nodes until they were started.
     """
 
-    def __init__(self, loop: VirtualLoop, seed: int, ids: Sequence[NodeId], *, client_rules: bool = False) -> None:
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        seed: int,
+        ids: Sequence[NodeId],
+        *,
+        client_rules: bool = False,
+        newcomers: Sequence[NodeId] = (),
+    ) -> None:
         self.loop, self.seed = loop, seed
         self.nodes: dict[NodeId, SimNode] = {}
         """The processes that run."""
+        self.absent = set(newcomers)
         self.links = {(a, b): NodeLink(self, a, b) for a in ids for b in ids if a != b}
         self.frames = 0
         self.record: Frames | None = None
@@ -288,6 +298,7 @@ class Network:
     def started(self, node: SimNode) -> None:
         """A process runs: it dials its peers, and they dial it."""
         self.nodes[node.node] = node
+        self.absent.discard(node.node)
         for pair, link in self.links.items():
             if node.node in pair and not link.up:
                 self.loop.post(self.loop.now + self._rng.uniform(LEAST_DELAY_S, 2 * MOST_DELAY_S), link.dial)

@@ -63,6 +63,8 @@ class SimNode:
         self._timer_at = NEVER
         self._leaving = False
         """The process ends as soon as it transfers its leadership no more."""
+        self.has_left = False
+        """The node stops because it is a member no more."""
         self._connections: dict[SimTransport, None] = {}
         self._refused: dict[NodeId, Event] = {}
         limits, now = self.config.limits, self._clock.now()
@@ -237,7 +239,7 @@ class SimNode:
 
     def stop(self, reason: str) -> None:
         self.emit([Stopping(reason)])
-        self._leaving = True
+        self._leaving = self.has_left = True
 
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         return round(self._loop.now, 3), self.node, {}

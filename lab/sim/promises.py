@@ -1,7 +1,7 @@
 """Checks that only a simulation can make, because it sees the logs and disks of all nodes and every frame at once.
 
 They notice a broken promise where it happens. Its consequence, a lost message or two leaders, may need several more
-events, such as the right nodes dying in the right order. Rules: C1, R2, E4, M4, M6.
+events, such as the right nodes dying in the right order. Rules: C1, R2, E4, M4, M6, G1, G2, G4.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Final, Literal, TypeAlias
 from nodeproc.core.messages import (
     Appended,
     HeartbeatAck,
+    MemberList,
+    MembersMark,
     NodeId,
     PeerMessage,
     Position,
@@ -35,15 +37,18 @@ def holds(state: NodeState, term: Term, seq_no: SeqNo) -> bool:
 
 @dataclass(slots=True)
 class Commit:
-    """What a leader has committed last, and its notion of the members.
+    """What a leader has committed last, and its notion of the voters.
 
-    identities: node -> the data directory by which the leader knew it.
+    identities: voter -> the data directory by which the leader knew it.
     """
 
     term: Term
     seq_no: SeqNo
     identities: dict[NodeId, str]
-    majority: int
+
+    @property
+    def majority(self) -> int:
+        return len(self.identities) // 2 + 1
 
 
 class Promises:
@@ -67,6 +72,10 @@ class Promises:
         """Node -> its commit_seq after its latest turn."""
         self._latest: Commit | None = None
         """The highest commit."""
+        self._led: set[Term] = set()
+        """Terms whose leader has written its mark."""
+        self._settled: dict[int, MemberList] = {}
+        """Version -> the list of members that is committed."""
         self._joined: dict[NodeId, dict[NodeId, tuple[str, Position]]] = {}
         """Node -> NodeState.rebuilds after its latest turn, if there were any."""
         self._votes: dict[tuple[str, Term], NodeId] = {}
@@ -92,8 +101,13 @@ class Promises:
     def turned(self, node: NodeId) -> None:
         """The node has ended a turn."""
         state = self._nodes[node]
-        if state.commit_seq > self._committed[node] and isinstance(state.role, Leader):
-            self._on_commit(node, state)
+        if isinstance(state.role, Leader):
+            if state.term not in self._led:
+                self._on_mark(node, state)
+            if state.commit_seq > self._committed[node]:
+                self._on_commit(node, state)
+            if state.role.settled and state.log.members is not None:
+                self._on_settled(node, state, state.log.members)
         if state.rebuilds or node in self._joined:
             self._on_learners(node, state)
         if state.durable < self._durable[node]:
@@ -119,14 +133,51 @@ class Promises:
 
     def _on_commit(self, node: NodeId, state: NodeState) -> None:
         """A majority has the leader's log up to commit_seq, with the mark of the leader's term. Rule: C1."""
-        identities = {peer: known.identity for peer, known in state.identities.items()}
-        commit = Commit(state.term, state.commit_seq, {**identities, node: state.identity}, state.majority)
+        commit = Commit(state.term, state.commit_seq, _identities(state, voters_of(state)))
         if (count := self._count(commit)) < commit.majority:
             self._report(
                 "A4", f"node {node} has committed seq_no {commit.seq_no} in term {commit.term}, durable on {count} (C1)"
             )
         if self._latest is None or (commit.term, commit.seq_no) > (self._latest.term, self._latest.seq_no):
             self._latest = commit
+
+    def _on_mark(self, node: NodeId, state: NodeState) -> None:
+        """A leader has begun its term. A new list differs from the one before by one node at most. Rule: G1, G2.
+
+        A change is begun by a leader whose own mark, in the term before, was committed by the list before.
+        """
+        self._led.add(state.term)
+        new, marks = list_at(state, -1), state.log.marks
+        if new.version == 0 and len(marks) < 2:
+            return
+        old = list_at(state, -2)
+        if new == old:
+            return
+        problem = ""
+        moved = {*old.voters} ^ {*new.voters}
+        known = {*old.voters, *old.learners} ^ {*new.voters, *new.learners}
+        if new.version != old.version + 1 or len(moved) > 1 or len(known) > 1 or not {*old.removed} <= {*new.removed}:
+            problem = f"changes the members from {old} to {new} (G2)"
+        elif (marks[-2].leader, marks[-2].term) != (node, state.term - 1):
+            problem = f"changes the members in term {state.term}, but did not lead term {state.term - 1} (G2)"
+        else:
+            before = Commit(marks[-2].term, marks[-2].after, _identities(state, old.voters))
+            if (count := self._count(before)) < before.majority:
+                problem = f"changes the members, and the mark of term {before.term} is durable on {count} (G2)"
+        if problem:
+            self._report("A4", f"node {node} {problem}")
+
+    def _on_settled(self, node: NodeId, state: NodeState, members: MemberList) -> None:
+        """A list that a leader calls committed is durable on a majority of itself; there is one of each version."""
+        if self._settled.get(members.version) == members:
+            return
+        mark = state.log.marks[-1]
+        commit = Commit(mark.term, mark.after, _identities(state, members.voters))
+        if (count := self._count(commit)) < commit.majority:
+            self._report("A4", f"node {node} has committed members {members.version}, durable on {count} (G4)")
+        other = self._settled.setdefault(members.version, members)
+        if other != members:
+            self._report("A4", f"two lists of members are committed as version {members.version} (G2)")
 
     def _on_dropped(self, node: NodeId) -> None:
         """No node drops what a majority needs to keep. Rule: R2."""
@@ -164,14 +215,33 @@ class Promises:
         joined = self._joined.pop(node, {})
         if state.rebuilds:
             self._joined[node] = dict(state.rebuilds)
+        voters = voters_of(state)
         for peer, (identity, end) in joined.items():
             known = state.identities.get(peer)
             if peer in state.rebuilds or peer in state.learners or known is None or known.identity != identity:
                 continue
-            members = [self._nodes[each] for each in state.config.members if each != peer]
+            members = [self._nodes[each] for each in voters if each != peer]
             count = sum(each.durable > end and holds(each, end.term, end.seq_no) for each in members)
-            if count < state.majority:
+            if 2 * count <= len(voters):
                 self._report("A4", f"node {node} has readmitted node {peer}, {count} others have a later record (M4)")
+
+
+def list_at(state: NodeState, at: int) -> MemberList:
+    """Return the list of members of a mark in this log, counted from its end. Rule: G1."""
+    mark = state.log.marks[at] if len(state.log.marks) >= -at else None
+    return mark.members if isinstance(mark, MembersMark) else MemberList(0, state.config.members)
+
+
+def voters_of(state: NodeState) -> tuple[NodeId, ...]:
+    """Return the voters of this node's list in force, read from its log. Rule: G1."""
+    return list_at(state, -1).voters
+
+
+def _identities(state: NodeState, voters: tuple[NodeId, ...]) -> dict[NodeId, str]:
+    """Return voter -> the data directory by which this node knows it; "" if it has not met the voter."""
+    known = {node: known.identity for node, known in state.identities.items()}
+    known[state.node_id] = state.identity
+    return {voter: known.get(voter, "") for voter in voters}
 
 
 _PROMISING: Final = frozenset({Vote, VoteRequest, Appended, HeartbeatAck})

@@ -8,6 +8,7 @@ left out, and everything is healed and judged all the same.
 
 from __future__ import annotations
 
+from lab.steps.add_node import AddNode as AddNode
 from lab.steps.busy import Busy as Busy
 from lab.steps.chaos import Chaos as Chaos
 from lab.steps.clock import Clock as Clock
@@ -28,6 +29,7 @@ from lab.steps.partition import Partition as Partition
 from lab.steps.pause import Pause as Pause
 from lab.steps.power_loss import PowerLoss as PowerLoss
 from lab.steps.rebuild import Rebuild as Rebuild
+from lab.steps.remove_node import RemoveNode as RemoveNode
 from lab.steps.repeat import Repeat as Repeat
 from lab.steps.reset import Reset as Reset
 from lab.steps.restart import FullRestart as FullRestart
@@ -54,6 +56,8 @@ STEPS: tuple[type[Step], ...] = (
     Restart,
     FullRestart,
     TransferLeader,
+    AddNode,
+    RemoveNode,
     Link,
     Cut,
     Partition,
@@ -91,9 +95,15 @@ END_ROWS = tuple(each.word for each in STEPS if issubclass(each, Fault) and each
 """Words of the rows that have the exit code of a process which the lab ended, if they had an effect."""
 OF_ITSELF = {"exit": Effect.DOWN, "refusal": Effect.NONE}
 """Words of rows about a node that exited, or refused to start, because of an injected disk fault."""
-EFFECTS: dict[str, Effect] = OF_ITSELF | {
-    each.word: each.effect for each in STEPS if issubclass(each, Fault) and hasattr(each, "effect")
-}
+CHANGES = (AddNode.word, RemoveNode.word)
+"""Words of the steps that change the members, and of their rows."""
+LEFT = "left"
+"""Word of the row of a node that stopped by itself, because it is a member no more (G5)."""
+EFFECTS: dict[str, Effect] = (
+    OF_ITSELF
+    | {LEFT: Effect.NONE}
+    | {each.word: each.effect for each in STEPS if issubclass(each, Fault) and hasattr(each, "effect")}
+)
 """Word of a row of faults.jsonl -> what the row means for the cluster."""
 
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import structs
 
 from lab.rows import FaultRow
-from lab.steps import EFFECTS, effect_of
+from lab.steps import EFFECTS, LEFT, effect_of
 from lab.steps.damage import Causes
 from lab.steps.machine import Machine
 from lab.steps.orders import Counts
@@ -189,6 +189,11 @@ class FaultBook:
         row = FaultRow("exit", machine.node, role, now, self.now_ns(), evidence, True, cause.step)
         self.keep(structs.replace(row, asked=fault.asked, round=fault.round))
         return cause.what
+
+    def left(self, machine: Machine, code: int, role: str) -> None:
+        """Add the row of a node that has stopped because it is a member no more."""
+        now, evidence = self.now_ns(), machine.identity() | {"exit": code}
+        self.keep(FaultRow(LEFT, machine.node, role, now, now, evidence, True, -1))
 
     # ---- links -----------------------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ class Setting(NamedTuple):
     foreign: `cluster.command` starts the nodes; the lab does not know the frames and disks of such a program.
     network: what obeys rules of links: the lab's proxy, or the kernel's packet filter.
     supervised: the nodes run under supervisors.
+    newcomers: the nodes that are no founders.
     """
 
     steps: Mapping[str, type[Step]]
@@ -86,6 +87,7 @@ class Setting(NamedTuple):
     foreign: bool = False
     network: Literal["proxy", "kernel"] = "proxy"
     supervised: bool = False
+    newcomers: tuple[NodeId, ...] = ()
 
 
 class Entry(Value):

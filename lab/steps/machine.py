@@ -15,7 +15,7 @@ from lab.steps.rules import LinkCounts, Pair, Rule
 from lab.steps.targets import ClusterView
 from lab.words import LinkEnd, Target
 from nodeproc.client import Address, ChatClient
-from nodeproc.core.messages import NodeId, SeqNo, Term
+from nodeproc.core.messages import Change, MemberList, NodeId, SeqNo, Term
 from nodeproc.lines import Status
 
 if TYPE_CHECKING:
@@ -159,6 +159,17 @@ class World(Protocol):
     @property
     def addresses(self) -> Addresses:
         """The addresses at which clients reach each node."""
+
+    @property
+    def members(self) -> tuple[NodeId, ...]:
+        """The voters and learners of member_list, ascending."""
+
+    @property
+    def member_list(self) -> MemberList:
+        """The newest list of members that is known to be committed; version 0 is that of the founders."""
+
+    async def change_members(self, node: NodeId, change: Change) -> str:
+        """Ask this node for a change of the members; return why it does not begin it, or ""."""
 
     async def launch(self, nodes: Sequence[NodeId], *, rebuild: bool = False) -> dict[NodeId, float]:
         """Start those of these nodes that are down, all at once, and wait until they answer.

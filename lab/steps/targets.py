@@ -35,13 +35,15 @@ class NodeView(Struct, frozen=True):
 
 
 class ClusterView(Struct, frozen=True):
-    """All nodes of the cluster at one moment.
+    """All members of the cluster at one moment.
 
     killed: every node that the lab took down and has not started since.
     """
 
     nodes: dict[NodeId, NodeView]
     killed: tuple[NodeId, ...] = ()
+    others: tuple[NodeId, ...] = ()
+    """Machines whose nodes are no members of the cluster, or not yet; only their ids mean them."""
 
     @property
     def ids(self) -> tuple[NodeId, ...]:
@@ -105,7 +107,7 @@ def choose(target: Target, view: ClusterView, rng: random.Random) -> tuple[NodeI
     chosen: list[NodeId] = []
     for part in target_parts(target):
         nodes = (part,) if isinstance(part, int) else _meant(part, view, rng)
-        if not nodes or any(node not in view.nodes for node in nodes):
+        if not nodes or any(node not in view.nodes and node not in view.others for node in nodes):
             raise NoSuchTarget(f"no node is {part!r} now: {show_roles(view)}")
         chosen += nodes
     return tuple(sorted(set(chosen)))

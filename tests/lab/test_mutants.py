@@ -69,6 +69,8 @@ def test_there_are_enough_and_no_two_have_one_name() -> None:
         "returning_node_takes_the_lead",
         "readmission_not_shown",
         "transfer_without_an_end",
+        "newcomer_votes_unseen",
+        "removed_node_keeps_deposing",
     }
 
 

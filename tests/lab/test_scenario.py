@@ -691,6 +691,8 @@ STORY: Final[dict[str, Any]] = {
         {"load": {"do": "start"}},
         {"start": {"target": 1, "refuses": False}},
         *({word: {"target": 1}} for word in ("stop", "transfer_leader", "kill", "pause", "resume", "rebuild")),
+        {"add_node": {"target": 4, "within": "1s", "must": True}},
+        {"remove_node": {"target": 1, "within": "1s", "must": False}},
         {"restart": {"target": 1, "how": "stop", "down_for": "1s"}},
         {"full_restart": {"how": "kill", "down_for": "1s"}},
         {"link": {"from": 1, "to": "all", "frames": ["APPEND"], "reorder": {"every": 2, "behind": 1, "at_most": "1s"}}},
@@ -810,7 +812,7 @@ def stories() -> dict[str, tuple[dict[str, Any], tuple[Any, ...]]]:
         pace = {} if key == "in_flight" else {"rate": 100}
         found[f"load {key}"] = ({**base, "load": {**pace, key: STORY["load"][key]}}, ("load", key))
     for number, step in enumerate(STORY["steps"]):
-        more = {**base, "cluster": {"nodes": 4}, "steps": [*base["steps"], step]}
+        more = {**base, "cluster": {"nodes": 4, "founders": 3}, "steps": [*base["steps"], step]}
         found[f"step {number} {next(iter(step))}"] = (more, ("steps", 1))
     for each in STORY["expectations"]:
         found[f"expectation {next(iter(each))}"] = ({**base, "expectations": [each]}, ("expectations", 0))

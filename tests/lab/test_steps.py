@@ -20,7 +20,7 @@ from lab.plan.expectation import RUN_EXPECTATIONS
 from lab.plan.scenario import encode, load
 from lab.plan.schema import schema
 from lab.search.draw import draw
-from lab.steps import EFFECTS, OF_ITSELF, STEPS, Fault, Step
+from lab.steps import EFFECTS, LEFT, OF_ITSELF, STEPS, Fault, Step
 from lab.steps.expect import MOMENT_EXPECTATIONS
 from lab.steps.wait import UNTILS
 from lab.steps.writing import BESIDE
@@ -42,7 +42,7 @@ each_step = pytest.mark.parametrize("kind", STEPS, ids=lambda kind: kind.word)
 def story_of(kind: type[Step]) -> str:
     step = next(each for each in STORY["steps"] if kind.word in each)
     load = {"rate": 5, "count": 9}
-    story = {"name": "story", "description": "d", "load": load, "cluster": {"nodes": 4}}
+    story = {"name": "story", "description": "d", "load": load, "cluster": {"nodes": 4, "founders": 3}}
     return json.dumps({**story, "steps": [{"load": "start"}, step]})
 
 
@@ -147,7 +147,9 @@ def known_steps() -> list[Step]:
 
 def test_the_words_of_all_rows_have_an_effect_and_no_other_word_has_one() -> None:
     faults = [each for each in known_steps() if isinstance(each, Fault)]
-    assert {word for each in faults for word in (*each.leaves, *each.also)} | OF_ITSELF.keys() == EFFECTS.keys()
+    assert {word for each in faults for word in (*each.leaves, *each.also)} | OF_ITSELF.keys() | {
+        LEFT
+    } == EFFECTS.keys()
 
 
 def test_a_reduced_step_is_one_that_the_reader_accepts() -> None:
