@@ -492,17 +492,22 @@ async def status(
 
 
 async def administer(
-    address: Address, request: AdminRequest, timeout_s: float = 1.0, tls: ssl.SSLContext | None = None
+    address: Address,
+    request: AdminRequest,
+    timeout_s: float = 1.0,
+    tls: ssl.SSLContext | None = None,
+    source: str = "",
 ) -> ChangeIs:
     """Send an operator's request to the node at this address, over a new connection.
 
     Args:
         request: contains the tokens.
+        source: the own address to connect from; "": any.
 
     Raises:
         Unreachable: no answer in time, or not the answer of a node. The request may have been carried out.
     """
-    answer = await _ask(address, request, timeout_s, tls)
+    answer = await _ask(address, request, timeout_s, tls, source)
     if not isinstance(answer, ChangeIs):
         raise Unreachable(f"{address[0]}:{address[1]}: answered with {answer}")
     return answer

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 import yaml
+from msgspec import UNSET, structs
 
 from lab.course.manifest import node_settings
 from lab.course.observation import SeenLeaders, view_of
@@ -41,9 +42,10 @@ from lab.steps.book import FaultBook
 from lab.steps.machine import RunFailed
 from lab.steps.rules import LinkCounts, Pair, Rule
 from lab.steps.targets import ClusterView
-from nodeproc.client import Address
-from nodeproc.core.messages import Change, MemberList, NodeId
-from nodeproc.lines import Status
+from nodeproc.client import Address, administer
+from nodeproc.core.messages import AddNode, Change, MemberList, NodeId
+from nodeproc.errors import Unreachable
+from nodeproc.lines import AddRequest, AdminRequest, RemoveRequest, Status
 
 PEEK_PATIENCE_S = 0.2
 ADAPTER_MODULE = "lab.engines.adapter"
@@ -134,6 +136,8 @@ class Cluster:
         self.links: Links = KernelLinks() if scenario.cluster.network == "kernel" else LiveLinks(children)
         self.machines: dict[NodeId, LiveMachine] = {}
         self.statuses: dict[NodeId, Status] = {}
+        self.member_list = MemberList(0, scenario.cluster.founder_ids)
+        self._admin_token = secrets.token_hex(16)
         self.leaders = SeenLeaders()
         self.proxy: dict[str, Any] = {}
         """The counts of every link after the run; empty for direct links."""
@@ -152,16 +156,21 @@ class Cluster:
     @property
     def members(self) -> tuple[NodeId, ...]:
         """See World."""
-        return self._scenario.cluster.founder_ids
-
-    @property
-    def member_list(self) -> MemberList:
-        """See World."""
-        return MemberList(0, self.members)
+        return tuple(sorted(self.member_list.voters + self.member_list.learners))
 
     async def change_members(self, node: NodeId, change: Change) -> str:
-        """See World."""
-        raise RunFailed("the members of a live cluster can't be changed by the lab yet; simulate the scenario")
+        """See World. The node is asked as an operator asks it, with the admin token."""
+        request: AdminRequest = RemoveRequest(node=change.node)
+        if isinstance(change, AddNode):
+            request = AddRequest(node=change.node, host=change.host, port=change.port)
+        tokens = {"client_token": self._scenario.cluster.client_token or UNSET, "admin_token": self._admin_token}
+        try:
+            answer = await administer(
+                self._ports[node].address, structs.replace(request, **tokens), source=self.links.own_host
+            )
+        except Unreachable as error:
+            return str(error)
+        return answer.reason
 
     @property
     def drops_packets(self) -> bool:
@@ -179,7 +188,9 @@ class Cluster:
         cluster_id, secret = self._cluster_id, secrets.token_hex(16)
         for node, address in addresses.items():
             run.node_dir(node).mkdir(parents=True, exist_ok=True)  # A test may have put files there.
-            peers = {peer: reached_at[node, peer] for peer in plan.founder_ids if peer != node}
+            # Through the proxy each node reaches another at an address of its own, which no list of members has.
+            known = plan.ids if self._scenario.proxied else plan.founder_ids
+            peers = {peer: reached_at[node, peer] for peer in known if peer != node}
             data_dir = str(run.node_dir(node).resolve())
             layer = self._layer(node)
             ways: list[dict[str, Any]] = []
@@ -191,6 +202,8 @@ class Cluster:
                 layer.supervisor.redirect(table)
                 peers = {peer: addresses[peer] for peer in peers}
             settings = node_settings(plan, node, address, peers, data_dir, cluster_id, secret)
+            if self._scenario.changes_members:
+                settings |= {"founders": list(plan.founder_ids), "admin_token": self._admin_token}
             program = program_of(plan, run, settings | ({"ways": ways} if ways else {}))
             if program is None:
                 run.node_config(node).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
@@ -283,7 +296,15 @@ class Cluster:
         answers = await asyncio.gather(*(self._status_lines[node].ask() for node in asked))
         self.statuses = {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
         self.leaders.take(time.monotonic_ns(), self.statuses)
+        for answer in self.statuses.values():
+            self._take_list(answer)
         return view_of(self.machines, self.members, self.statuses)
+
+    def _take_list(self, answer: Status) -> None:
+        """Take over the list of members of a leader that knows that the list is committed, if it is newer."""
+        members = answer.members
+        if members is not None and members.committed and members.version > self.member_list.version:
+            self.member_list = MemberList(members.version, members.voters, members.learners, members.removed)
 
     async def peek(self) -> dict[NodeId, Status]:
         """See lab.course.runner.Cluster."""

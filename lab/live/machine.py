@@ -16,6 +16,7 @@ from typing import Any
 from lab.course.machine import MachineDisk
 from lab.live.children import last_line
 from lab.live.layers import DiskLayer
+from lab.live.observation import EventCount
 from lab.live.processes import NodeProcess
 from lab.rows import NodeExit
 from lab.rundir import RunDir
@@ -122,7 +123,8 @@ class LiveMachine(MachineDisk):
         self._files = LiveFiles(run.node_dir(self.node), layer, spared)
         self._answered = 0
         """Number of the latest process that has answered, from 1."""
-        process.on_end = self._on_end
+        self._removals = EventCount({run.events(self.node): 0}, "node_removed", {})
+        process.on_end, process.on_leave = self._on_end, self._on_leave
 
     @property
     def files(self) -> LiveFiles:
@@ -183,6 +185,14 @@ class LiveMachine(MachineDisk):
         if self._answered == self.starts:  # It may not have answered since the disk fault.
             role = self._book.role_before(self) or self.role
         return self._book.ended(self, code, role)
+
+    def _on_leave(self, node: NodeId) -> bool:
+        """Add a row if the process has ended because the node was removed; return whether it was. Rule: G5."""
+        before = self._removals.count
+        has_left = self._removals.update() > before
+        if has_left:
+            self._book.left(self, 0, self.role)
+        return has_left
 
     # ---- its disk and its clock ------------------------------------------------------------------
 

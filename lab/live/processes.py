@@ -135,6 +135,7 @@ class NodeProcess:
     supervisor: starts the processes; None: the harness does.
     on_end: called with node and exit code when the process has exited with an error; returns the injected fault that
         caused it, or "".
+    on_leave: called when the process has ended cleanly by itself; returns whether the node is a member no more.
     """
 
     node: NodeId
@@ -153,6 +154,7 @@ class NodeProcess:
     polled_from: str = ""
     supervisor: Supervisor | None = None
     on_end: Callable[[NodeId, int], str] = lambda node, code: ""
+    on_leave: Callable[[NodeId], bool] = lambda node: False
     paused: bool = False
     starts: int = 0
     exits: list[NodeExit] = field(default_factory=list)
@@ -380,8 +382,9 @@ class NodeProcess:
         self._ended_cpu_s += max(ended.cpu_s, life.used.cpu_s)
         self._ended_written += max(ended.written_blocks * OUBLOCK_BYTES, life.used.written)
         because = "" if ended.code in _NO_ERRORS else self.on_end(self.node, ended.code)
+        left = ended.code == 0 and not life.asked_to_end and self.on_leave(self.node)
         self._life, self.paused = None, False
-        exited = NodeExit(now, ended.code, life.asked_to_end or bool(because), because)
+        exited = NodeExit(now, ended.code, life.asked_to_end or left or bool(because), because)
         self.exits.append(exited)
         life.gone.set_result(exited)
 

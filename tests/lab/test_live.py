@@ -125,6 +125,33 @@ def test_every_kind_of_step_leaves_its_rows(tmp_path: Path) -> None:
     assert nodes_left() == []
 
 
+CHANGES_OF_MEMBERS = """
+cluster: {nodes: 4, founders: 3}
+load: {clients: 2, in_flight: 4}
+steps:
+  - link: {from: [1, 2, 3], to: 4, frames: [APPEND], delay: 5ms}
+  - load: start
+  - wait: {for: acknowledged, count: 50}
+  - add_node: 4
+  - heal: links
+  - remove_node: leader
+  - load: stop
+"""
+
+
+def test_members_change_while_the_links_of_the_newcomer_obey_rules(tmp_path: Path) -> None:
+    """Rule: G1, G3, G5."""
+    run, _ = run_in(tmp_path, scenario(CHANGES_OF_MEMBERS))
+    rows = {row.fault: row for row in run.read_faults()}
+    assert all(rows[word].effect for word in ("link", "add_node", "remove_node", "left"))
+    removed, meta = rows["remove_node"].target, run.read_meta()
+    assert rows["left"].target == removed and rows["left"].evidence["exit"] == 0
+    assert [(end.code, end.expected) for end in meta.nodes[removed].exits] == [(0, True)]
+    assert sum(meta.proxy[f"{node}-4"]["delayed"] for node in (1, 2, 3)) > 0
+    assert meta.convergence is not None and sorted(meta.convergence.delivered) == sorted({1, 2, 3, 4} - {removed})
+    assert check(run, measure(run)).exit_code == 0
+
+
 def test_a_missed_step_ends_the_steps_and_not_the_run(tmp_path: Path) -> None:
     run, told = run_in(
         tmp_path,
