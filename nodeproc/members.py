@@ -181,7 +181,8 @@ class Operator:
             if leader is not None:
                 answer = await self._ask(leader[0], request)
                 if answer is not None and answer.state == "done":
-                    self._show(f"done: {in_words(leader[1])}")
+                    _, seen = await self.leader() or leader
+                    self._show(f"done: {in_words(seen)}")
                     return
                 self._show_stage(request, leader[1], answer)
             await self._pause()
@@ -228,7 +229,7 @@ class Operator:
             return None
         if answer.state != "refused":
             return answer
-        if not answer.retry and "is being transferred" not in answer.reason:
+        if not answer.retry:
             raise Refused(f"refused: {answer.reason}")
         self._last = answer.reason
         return None

@@ -162,7 +162,9 @@ class Turn:
             reason = "" if stage else self.change_members(change)
         if not reason:
             return ChangeIs("done" if stage == "done" else "begun", leader=state.leader_id)
-        passes = not isinstance(state.role, Leader) or state.pledge is not None or reason.endswith("ask again")
+        role = state.role
+        is_changing = not isinstance(role, Leader) or role.successor is not None or state.pledge is not None
+        passes = is_changing or reason.endswith("ask again")
         return ChangeIs("refused", reason, passes, state.leader_id)
 
     def _stage(self, change: Change) -> str:

@@ -16,6 +16,7 @@ from nodeproc.core.events import Event
 from nodeproc.core.messages import START, MemberAddress, NodeId, PeerMessage, Record, Submit
 from nodeproc.core.node import Node
 from nodeproc.core.recovered import CoreConfig
+from nodeproc.core.state import Leader, Successor
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import CorruptionError
 from nodeproc.lines import AddRequest, ChangeIs, MembersStatus, RemoveRequest, TransferRequest
@@ -120,6 +121,15 @@ def test_an_operator_is_sent_on_to_the_leader() -> None:
     refused = ChangeIs("refused", "this node knows no leader", True, 0)
     for request in (RemoveRequest(node=2), TransferRequest(), AddRequest(node=4, host="h", port=1)):
         assert turn.administer(request) == refused
+
+
+def test_an_operator_asks_again_after_a_transfer() -> None:
+    turn, _ = leading()
+    role = turn.node.state.role
+    assert isinstance(role, Leader)
+    role.successor = Successor(2, 1e6)
+    reason = "the leadership is being transferred to node_2"
+    assert turn.administer(TransferRequest()) == ChangeIs("refused", reason, True, 1)
 
 
 def test_a_message_is_written_then_delivered_in_the_turn_that_hears_of_the_sync() -> None:
