@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nodeproc.core import changes
 from nodeproc.core.effects import Effects
 from nodeproc.core.events import (
     ChangeRefused,
@@ -502,3 +503,70 @@ def test_grow_from_three_to_five_and_shrink_to_three_again() -> None:
     cluster.run(5)
     assert cluster.running() == [3, 4, 5], "the killed one is back, the removed ones are not"
     assert cluster.list_of(3) == cluster.list_of(4) == cluster.list_of(5)
+
+
+# ---- the single-server bug of 2015 ------------------------------------------------------------------
+
+
+def quarrel() -> Cluster:
+    """Node 4 has written a list without node 1 on its own disk only; then nodes 1 to 3, cut off from it, elect node 3,
+    whose mark reaches nobody.
+    """
+    cluster = Cluster(4)
+
+    def isolate(node_id: int, fx: Effects) -> None:
+        if any(op.position.term in (2, 3) for op in written(fx, Record)):
+            cluster.cut |= {pair for pair in cluster.queues if node_id in pair}
+
+    cluster.run(1)
+    cluster.submit(4, "s", 1, "a")
+    cluster.run(0.5)
+    cluster.on_perform = isolate
+    cluster.change(RemoveNode(1), 0.2)
+    assert cluster.list_of(4).voters == (2, 3, 4) and cluster.node(4).role_name == "leader"
+    while cluster.node(3).role_name != "leader":
+        cluster.run(0.05)
+    cluster.on_perform = lambda node_id, fx: None
+    cluster.cut -= {(1, 3), (3, 1), (2, 3), (3, 2)}
+    for each in (1, 2):  # What was on its way is lost: nobody has the mark of term 3.
+        cluster.queues[3, each].clear()
+    assert {i: cluster.node(i).state.log.position.term for i in cluster.ids} == {1: 1, 2: 1, 3: 3, 4: 2}
+    return cluster
+
+
+def test_two_uncommitted_lists_do_not_stand_beside_each_other() -> None:
+    """Rule: G2."""
+    cluster = quarrel()
+    cluster.step(3, 3, RemoveNode(4))
+    refusals = told(cluster, ChangeRefused)[3]
+    assert [event.reason for event in refusals] == ["the mark of term 3 is not committed yet; ask again"]
+    cluster.run(1)
+    cluster.cut.clear()
+    cluster.run(3)
+    cluster.submit(cluster.leader(), "t", 1, "b")
+    cluster.run(0.5)
+    assert {tuple(cluster.payloads(i)) for i in cluster.ids} == {("a", "b")}
+    assert all(cluster.node(i).members is None for i in cluster.ids), "the list of node 4 was dropped"
+
+
+def test_without_the_remedy_two_majorities_commit_different_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story of the bug: the majorities 1, 3 of 1, 2, 3 and 2, 4 of 2, 3, 4 share no node. Rule: G2."""
+    monkeypatch.setattr(changes, "not_now", lambda state, leader, new: "")
+    cluster = quarrel()
+
+    def hide_from_node_2(node_id: int, fx: Effects) -> None:
+        if any(op.position.term == 4 for op in written(fx, Record)):
+            cluster.cut |= {(3, 2), (2, 3), (1, 2), (2, 1)}
+
+    cluster.on_perform = hide_from_node_2
+    cluster.step(3, 3, RemoveNode(4))
+    cluster.run(0.2)
+    assert cluster.list_of(3).voters == (1, 2, 3)
+    cluster.submit(3, "t", 1, "b")
+    cluster.run(0.3)
+    assert cluster.payloads(1) == ["a", "b"], "committed by nodes 1 and 3"
+    cluster.cut -= {(2, 4), (4, 2)}
+    cluster.run(5)
+    cluster.submit(4, "u", 1, "c")
+    cluster.run(0.5)
+    assert cluster.payloads(4) == ["a", "c"], "committed by nodes 2 and 4"
