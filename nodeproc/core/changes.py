@@ -159,7 +159,7 @@ def tick_members(state: NodeState, leader: Leader, now: float, fx: Effects) -> N
     for node in members.removed:
         state.send(fx, node, Removed(state.term))  # hit: G5 a removed node is notified
     for newcomer in members.learners:
-        if _keeps_up(state, leader, newcomer, now):
+        if newcomer != state.node_id and _keeps_up(state, leader, newcomer, now):
             new = with_vote(members, newcomer)
             if not not_now(state, leader, new):
                 # hit: G3 a newcomer that keeps up becomes a voter

@@ -83,7 +83,7 @@ def has_quorum(state: NodeState, leader: Leader, now: float) -> bool:
         for peer, progress in leader.progress.items()
         if peer not in state.learners
     )
-    return recent + 1 >= state.majority
+    return recent + state.has_vote >= state.majority
 
 
 # ---- the node's own disk ----------------------------------------------------------------------------

@@ -286,7 +286,7 @@ def majority_position(state: NodeState, leader: Leader) -> Position | None:
         # hit: G4 the newest list counts
         if progress.matched.term == term and progress.votes and peer not in learners:
             counted.append(progress.matched)
-    if state.durable.term == term:
+    if state.durable.term == term and state.has_vote:
         counted.append(state.durable)
     if len(counted) < majority:
         return None

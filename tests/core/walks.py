@@ -18,6 +18,7 @@ from nodeproc.core.events import BecameLeader
 from nodeproc.core.messages import (
     NOBODY,
     START,
+    AddNode,
     Appended,
     Batch,
     HeartbeatAck,
@@ -25,6 +26,7 @@ from nodeproc.core.messages import (
     NodeId,
     Position,
     Record,
+    RemoveNode,
     Transfer,
     Vote,
     VoteRequest,
@@ -94,6 +96,9 @@ class Walk:
             "transfer": self.rng.choice([0, 0, 1, 3]),
             "wipe": self.rng.choice([0, 0, 0.3]),
         }
+        changes = Random(f"changes {seed}")  # Of its own, so that the walks without changes stay as they are.
+        if not self.weights["wipe"] and changes.random() < 0.5:
+            self.weights["change"] = changes.choice([1, 3, 6])
 
     # ---- what must always hold ------------------------------------------------------------------
 
@@ -117,7 +122,7 @@ class Walk:
             if at == len(self.log):
                 self.log.append(record.raw)
                 self.committed_in[record.raw] = state.term
-                self.check_majority(record)
+                self.check_majority(record, state)
                 self.acknowledge(record)
             assert self.log[at] == record.raw, f"A1: node {node_id} delivers something else at batch {at}"
             self.delivered[node_id] = at + 1
@@ -164,12 +169,13 @@ class Walk:
         elif isinstance(role, Follower):
             assert role.buffered_bytes == sum(len(record.raw) for record in role.buffer.values()), role
 
-    def check_majority(self, record: Record) -> None:
-        """Check that delivered records are on the disks of a majority; a wiped disk does not count. Rule: C1."""
+    def check_majority(self, record: Record, state: NodeState) -> None:
+        """Check that delivered records are on the disks of a majority; a wiped disk does not count. Rule: C1, G4."""
         if self.wiped:
             return
-        have = sum(member.disk.holds(record) for member in self.cluster.members.values())
-        assert have > len(self.cluster.ids) // 2, f"C1: {record.position} is delivered, and durable on {have} disks"
+        voters = state.voters
+        have = sum(self.cluster.members[voter].disk.holds(record) for voter in voters)
+        assert have > len(voters) // 2, f"C1: {record.position} is delivered, and durable on {have} of {voters}"
 
     def acknowledge(self, record: Record) -> None:
         """The first delivery anywhere: from now on these messages must never be lost, doubled or moved."""
@@ -306,6 +312,23 @@ class Walk:
             self.cluster.step(node_id, node_id, Transfer(self.rng.choice((NOBODY, *self.cluster.ids))))
             self._ticks()
 
+    def do_change(self) -> None:
+        """Ask the leader, or a node that does not lead, to add or remove a node. Rule: G2."""
+        cluster = self.cluster
+        running = cluster.running()
+        if not running:
+            return
+        new = max(cluster.ids) + 1
+        if new <= 7 and self.rng.random() < 0.2:
+            self.delivered[new] = self.terms[new] = 0
+            self.counted[new] = START
+            cluster.newcomer(new)
+        leaders = [i for i in running if cluster.node(i).role_name == "leader"]
+        node_id, target = self.rng.choice(leaders or running), self.rng.choice(cluster.ids)
+        change = RemoveNode(target) if self.rng.random() < 0.4 else AddNode(target, "h", target)
+        cluster.step(node_id, node_id, change)
+        self._ticks()
+
     def kill(self, node_id: NodeId, keep_unsynced: int = 0, *, noticed: bool = True) -> None:
         self.cluster.kill(node_id, keep_unsynced, noticed=noticed)
         self.ends.pop(node_id, None)
@@ -360,12 +383,16 @@ class Walk:
         for a, b in cluster.queues:
             cluster.link(a, b)
         cluster.run(15)
-        client = WalkClient("after", born=cluster.node(cluster.leader()).state.delivered_seq)
+        leader = cluster.node(cluster.leader()).state
+        client = WalkClient("after", born=leader.delivered_seq)
         self.clients.append(client)
-        cluster.submit(self.rng.choice(cluster.ids), "after", 1, "alive", born=client.born)
+        members = sorted((leader.node_id, *leader.peers))
+        cluster.submit(self.rng.choice(members), "after", 1, "alive", born=client.born)
         cluster.run(5)
         assert client.acknowledged == 1, "A9: not acknowledged after healing"
-        assert {self.delivered[i] for i in cluster.ids} == {len(self.log)}, f"A9: not equal, {self.delivered}"
-        seq_nos = [line.seq_no for line in cluster.lines(1)]
+        assert {self.delivered[i] for i in members} == {len(self.log)}, f"A9: not equal, {self.delivered}"
+        if leader.log.members:
+            assert cluster.running() == sorted({*cluster.ids} - {*leader.log.members.removed}), "G5: not told"
+        seq_nos = [line.seq_no for line in cluster.lines(leader.node_id)]
         assert seq_nos == list(range(1, len(seq_nos) + 1)), "A2"
-        assert not any(cluster.node(i).state.rebuilding for i in cluster.ids), "M4: still rebuilding"
+        assert not any(cluster.node(i).state.rebuilding for i in members), "M4: still rebuilding"
