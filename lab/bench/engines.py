@@ -232,7 +232,8 @@ class OfOurs(System):
 def measure(row: Row, into: Collected, runs: Runs, quick: bool) -> None:
     """Measure one round of a system. If it fails, its remaining figures are missing, with the reason."""
     runs.tell(row.name)
-    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # Connections break on purpose.
+    for library in ("aiormq", "kazoo"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # Connections break on purpose.
     folder = Path(tempfile.mkdtemp(prefix="engine-", dir=runs.folder.absolute()))
     try:
         _run(_measure(row, into, folder, QUICK_SECONDS if quick else SECONDS))
