@@ -74,7 +74,7 @@ class _Cluster:
         effect = effect_of(row.fault)
         if loses_disk(row):
             self.lost.add(row.target)
-        if row.fault in (*CHANGES, LEFT):
+        if row.fault in CHANGES or row.fault == LEFT:
             self._change(row)
         elif effect in (Effect.DOWN, Effect.UP) and row.moved and row.target in self.up:
             self.up[row.target] = effect is Effect.UP
