@@ -142,7 +142,7 @@ def _show(change: Change) -> str:
 def begin(state: NodeState, new: MemberList, what: str, now: float, fx: Effects) -> None:
     """Stand for the next term under the list in force; if this node wins, its mark has the new list. Rule: G2."""
     fx.emit.append(ChangeStarted(state.term, what))
-    become_candidate(state, now, fx, members=new)
+    become_candidate(state, now, fx, members=new)  # hit: G2 a leader stands for a change
 
 
 # ---- with every heartbeat ---------------------------------------------------------------------------

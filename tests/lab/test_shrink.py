@@ -281,7 +281,7 @@ def test_the_command_writes_the_small_scenario_and_says_how_to_see_it(
     assert cli.main(["shrink", str(seed), "--mutant", mutant, "--out", str(tmp_path)]) == 1
     told = capsys.readouterr().out
     path = tmp_path / "shrunk" / f"{mutant}.yml"
-    assert told.startswith(("A7: ", "A10: ", "assert: hear: ")), told
+    assert told.startswith(("A4: ", "A7: ", "A10: ", "assert: hear: ")), told
     assert f"run_lab.py {path} --sim --seed {seed} --frames --mutant {mutant}\n" in told
     assert cli.main(["shrink", str(path), "--out", str(tmp_path)]) == 0
     assert "nothing fails" in capsys.readouterr().out
