@@ -300,6 +300,11 @@ class NodeUse(Struct, frozen=True):
     written_bytes: int = 0
     """Bytes written to files, as counted by the operating system."""
 
+    @property
+    def ended_cleanly(self) -> bool:
+        """The latest process has written everything. After another end, the next start completes the message log."""
+        return bool(self.exits) and self.exits[-1].code == 0
+
 
 class Sample(Struct, frozen=True, gc=False):
     """CPU and memory of one node process at one moment."""

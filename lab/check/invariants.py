@@ -168,12 +168,21 @@ def _find_logs(case: Case) -> None:
         known.update(case.scenario.cluster.ids)
     case.nodes, files, missing = sorted(known), [], []
     for node in case.nodes:
+        if _is_left_behind(case.meta, node):
+            continue
         path = run.message_log(node)
         if path.is_file() and os.access(path, os.R_OK):
             files.append(NodeFile(node, path, str(path.relative_to(run.path)), path.stat().st_size))
-        elif case.meta is None or node not in case.meta.nodes or case.meta.nodes[node].starts:
+        else:
             missing.append(node)
     case.files, case.missing = files, missing
+
+
+def _is_left_behind(meta: Meta | None, node: NodeId) -> bool:
+    """Whether the node was no member at the end, and no start has completed its message log."""
+    if meta is None or meta.convergence is None or not meta.convergence.reached or node not in meta.nodes:
+        return False
+    return node not in meta.convergence.delivered and not meta.nodes[node].ended_cleanly
 
 
 # ---- the run itself ---------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ class Simulation:
         logs = {
             node: each.files.contents([lines_name(node)])[lines_name(node)]
             for node, each in self.cluster.machines.items()
-            if each.starts
+            if node in convergence.delivered or self.cluster.use()[node].ended_cleanly
         }
         self.checks = self.online.finish(self._meta(), with_heals(self.book.rows), logs)
 
