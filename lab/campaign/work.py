@@ -122,6 +122,8 @@ class _Children:
             self._closed = True
             for child in self._of_thread.values():
                 child.process.kill()
+            for child in self._of_thread.values():
+                child.process.wait()
 
     def open(self) -> None:
         with self._lock:

@@ -140,8 +140,9 @@ class Links:
             addresses: where to dial each node, also of nodes that are no members; other nodes say it themselves.
         """
         self._members, self._addresses = frozenset(members), dict(addresses)
-        for peer in sorted(self._members & addresses.keys()):
-            self._dial(peer, addresses[peer])
+        for peer, address in sorted(addresses.items()):
+            if peer in self._members:
+                self._dial(peer, address)
         for peer in [*self._dialled]:
             self._end_if_alone(peer)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 
 from lab import cli, runs
@@ -445,6 +446,7 @@ def test_after_kill_9_a_campaign_goes_on_and_repeats_no_finished_seed(tmp_path: 
     assert cli.main(["campaign", "resume", "killed", *options]) == runs.PASS
     after = rows(file)
     assert len(after) == count and before.items() <= after.items(), "finished seeds stay as they were"
+    assert psutil.Process().children() == []
 
 
 def rows(file: Path) -> dict[int, tuple[object, ...]]:

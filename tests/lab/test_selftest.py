@@ -25,7 +25,12 @@ from nodeproc.core import failure as product_failure
 
 MOST_STEPS = 12
 each_story = pytest.mark.parametrize("name", mutants_with_story())
-PROMISE_ALONE = {"rebuilt_node_trusts_whom_it_met"}
+PROMISE_ALONE = {
+    "rebuilt_node_trusts_whom_it_met",
+    "change_right_after_an_election",
+    "newcomer_counted",
+    "old_majority_for_the_new_mark",
+}
 """Mutants whose stories end at a broken promise, before it does harm."""
 
 

@@ -460,7 +460,7 @@ def test_a_greeting_of_the_node_itself_is_not_taken_back(run: Run) -> None:
         reader, writer = await dial(one.port, None)
         writer.write(PREAMBLE + own)
         [refusal] = FrameDecoder().feed(await reader.read())
-        assert refusal == PeerRefusal("node id 1, allowed 2")
+        assert refusal == PeerRefusal("node id 1, allowed 1 or above, not that of this node")
         writer.close()
         await one.close()
 
