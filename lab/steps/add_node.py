@@ -16,8 +16,8 @@ from nodeproc.core.messages import Change, MemberList, NodeId
 
 
 class AddNode(ChangeMembers, frozen=True):
-    """Start these nodes, which are not among the `founders`, and add them to the members, one after the other. Ends
-    when a majority has committed that they have a vote, or were removed again.
+    """Start these nodes, which are not among the `founders`, and then add them to the members, one after the other.
+    Ends when a majority has committed that they have a vote, or were removed again.
     """
 
     word = "add_node"

@@ -36,9 +36,11 @@ class ChangeMembers(Fault, frozen=True):
         raise NotImplementedError(self.word)
 
     async def do(self, run: Run, index: int) -> None:
-        for machine in self._machines(run):
-            row = run.book.begin(self.word, index, machine)
+        machines = self._machines(run)
+        for machine in machines:
             await self._prepare(run, machine, index)
+        for machine in machines:
+            row = run.book.begin(self.word, index, machine)
             change, is_done = self._change(run, machine.node)
             refused = await self._ask(run, change, is_done)
             members = run.world.member_list
@@ -52,7 +54,7 @@ class ChangeMembers(Fault, frozen=True):
         return run.choose(self.target)
 
     async def _prepare(self, run: Run, machine: Machine, index: int) -> None:
-        """Do what comes before the first request."""
+        """Do what comes before the first request for any node."""
 
     async def _ask(self, run: Run, change: Change, is_done: Callable[[MemberList], bool]) -> str:
         """Ask the leader, again and again, until the change is done or the time is over; return the last refusal."""
