@@ -6,61 +6,36 @@ must accept messages, and another change.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
 
-from lab.plan.scenario import Cluster, Load, Scenario
+from lab.plan.scenario import Cluster, Scenario
 from lab.search.assumptions import BOUNDS, HEAL_ALL, LIVENESS, NAMED_CLIENT
+from lab.search.dense import Dense, Steps
 from lab.steps import (
     AddNode,
     Cut,
-    Disk,
-    FullRestart,
-    Heal,
-    Kill,
     Link,
     LoadSwitch,
-    Partition,
-    Pause,
-    PowerLoss,
     RemoveNode,
     Reset,
-    Restart,
-    Resume,
     Send,
     Sender,
-    Sleep,
-    Start,
-    Step,
     TransferLeader,
 )
-from lab.steps.lot import Lot
 from lab.steps.reducing import rounded
 from lab.words import Duration
-from nodeproc.core.messages import NodeId
-
-Steps: TypeAlias = list[Step]
-
-FRAMES: Final = (
-    *("APPEND", "APPENDED", "CATCH_UP", "RESUME", "VOTE_REQUEST", "VOTE", "REMOVED"),
-    *("ELECTION", "SUPPORT", "COORDINATOR", "HEARTBEAT", "HEARTBEAT_ACK"),
-)
-MESSAGES: Final = 150
 
 
-class Changing(Lot):
+class Changing(Dense):
     """The random choices of one seed, in the order in which they are made."""
+
+    frames = (*Dense.frames[:6], "REMOVED", *Dense.frames[6:])
 
     def __init__(self, seed: int, sizes: Sequence[int]) -> None:
         rng = random.Random(f"{seed} changing")
         self.founders = rng.choice(list(sizes))
-        super().__init__(rng, min(self.founders + rng.choice((2, 3)), 9))
-        self.seed = seed
-        self.heartbeat = rng.choice((0.02, 0.05))
-        self.timeout = self.heartbeat * rng.choice((3, 5))
-        """Election timeout in seconds, the unit of all other times."""
+        super().__init__(seed, rng, min(self.founders + rng.choice((2, 3)), 9))
         self.newcomers = list(self.ids[self.founders + 1 :])
         """Nodes that no step has added yet, without one that is added at the end."""
         self.left = self.founders
@@ -82,11 +57,10 @@ class Changing(Lot):
     # ---- cluster and load ----------------------------------------------------------------------------
 
     def _cluster(self) -> Cluster:
-        ranks = dict(zip(self.ids, self.rng.sample(range(1, 10), self.nodes), strict=True)) if self.chance(0.5) else {}
         return Cluster(
             nodes=self.nodes,
             founders=self.founders,
-            priorities=ranks,
+            priorities=self._priorities(),
             heartbeat_interval=rounded(self.heartbeat),
             election_timeout=rounded(self.timeout),
             answer_timeout=self._times(0.2, 0.5),
@@ -94,27 +68,17 @@ class Changing(Lot):
             limits={"segment_bytes": 4096} if self.chance(0.4) else {},  # Checkpoints are written all the time.
         )
 
-    def _load(self, faults: Steps) -> Load:
-        """Send messages from the first fault to the last."""
-        lasts = sum(float(step.time) for step in faults if isinstance(step, Sleep))
-        rate = float(min(max(round(MESSAGES / max(lasts, 0.5)), 10), 300))
-        clients = self.rng.choice((1, 3, 5))
-        return Load(clients=clients, rate=rate, size=10, count=MESSAGES, deadline=rounded(self.rng.choice((0.5, 10.0))))
-
     # ---- faults --------------------------------------------------------------------------------------
 
     def _faults(self) -> Steps:
-        rng, makers = self.rng, self._makers()
-        some = rng.sample(sorted(makers), rng.randint(3, 7))
-        weights = [rng.choice((1, 1, 3)) for _ in some]
-        changing = rng.choice((0.2, 0.4, 0.7))
-        rest = self.timeout * rng.choice((0.1, 0.5, 1.5))
+        fault = self._some_faults()
+        changing = self.rng.choice((0.2, 0.4, 0.7))
+        rest = self._rest()
         steps: Steps = []
-        for _ in range(rng.randint(6, 16)):
+        for _ in range(self.rng.randint(6, 16)):
             if self.chance(changing):
                 steps += self._change()
-            steps += makers[rng.choices(some, weights)[0]]()
-            steps.append(Sleep(time=rounded(rest * math.exp(rng.gauss(0.0, 1.0)))))
+            steps += [*fault(), rest()]
         return steps
 
     def _change(self) -> Steps:
@@ -128,28 +92,13 @@ class Changing(Lot):
         return [RemoveNode(target=self.one(), within=within, must=False)]
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:
-        return {
-            "kill": lambda: [Kill.draw(self)],
-            "kill two": lambda: [Kill(target=self._two())],
-            "start": lambda: [Start.draw(self)],
-            "restart": lambda: [Restart.draw(self)],
-            "restart two": lambda: [Restart(target=self._two(), how="kill", down=self.short())],
-            "full restart": lambda: [FullRestart.draw(self)],
-            "power": lambda: [PowerLoss(target=self.one()), Sleep(time=self.short()), Start(target="all")],
-            "pause": lambda: [Pause.draw(self)],
-            "resume": lambda: [Resume.draw(self)],
-            "slow disk": lambda: [Disk(on=self.one(), slow=self._times(0.3, 1.0, 2.0))],
-            "healed disks": lambda: [Heal(what="disks")],
-            "isolate": lambda: [Partition(kind="isolate", node=self.one())],
+        return self._usual_makers() | {
             "bridge": lambda: [Cut(source=self.one(), to=self.one(), both=True)],
             "late": lambda: [
                 Link(source=self.one(), to="all", frames=self._frames(), delay=self._times(0.5, 1.0, 3.0))
             ],
-            "lost": lambda: [Cut(source=self.one(), to="all", frames=self._frames())],
             "reset": lambda: [Reset(source=self.one(), to="all")],
             "transfer": lambda: [TransferLeader(target="all")],
-            "heal links": lambda: [Heal(what="links")],
-            "heal": lambda: [Heal.draw(self)],
         }
 
     # ---- the end -------------------------------------------------------------------------------------
@@ -159,19 +108,3 @@ class Changing(Lot):
         steps: Steps = [LoadSwitch(switch="stop")] if self.chance(0.5) else []
         send = Send(clients=(Sender(client=NAMED_CLIENT, messages=2),), within=Duration(25), name=LIVENESS)
         return [*steps, HEAL_ALL, send, AddNode(target=tuple(self.ids[self.founders :]), within=Duration(25))]
-
-    # ---- small choices -------------------------------------------------------------------------------
-
-    def short(self) -> Duration:
-        """Draw a time, in election timeouts like all times of this class."""
-        return self._times(0.0, 0.5)
-
-    def _two(self) -> tuple[NodeId, ...]:
-        return tuple(sorted(self.rng.sample(self.ids, 2)))
-
-    def _frames(self) -> tuple[str, ...]:
-        return tuple(sorted(self.rng.sample(FRAMES, self.rng.choice((1, 1, 2)))))
-
-    def _times(self, *factors: float) -> Duration:
-        """Choose one of the factors; return it times the election timeout."""
-        return rounded(self.timeout * self.rng.choice(factors))

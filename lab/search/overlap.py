@@ -8,61 +8,45 @@ hundred seeds.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Literal
 
-from lab.plan.scenario import Cluster, Load, Scenario
+from lab.plan.scenario import Cluster, Scenario
 from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, minority
+from lab.search.dense import MESSAGES, Dense, Steps
 from lab.steps import (
     Cut,
     Disk,
-    FullRestart,
     Heal,
     Kill,
     Link,
     LoadSwitch,
     Partition,
-    Pause,
     PowerLoss,
     Rebuild,
     Reorder,
     Reset,
     Restart,
-    Resume,
     Send,
     Sender,
     Sleep,
     Start,
-    Step,
 )
 from lab.steps.cut import ELECTION_ANSWERS
-from lab.steps.lot import Lot
 from lab.steps.reducing import rounded
 from lab.words import Duration, LinkEnd, Target
 from nodeproc.core.messages import NodeId
 
-Steps: TypeAlias = list[Step]
 
-FRAMES: Final = (
-    *("APPEND", "APPENDED", "CATCH_UP", "RESUME", "VOTE_REQUEST", "VOTE"),
-    *("ELECTION", "SUPPORT", "COORDINATOR", "HEARTBEAT", "HEARTBEAT_ACK"),
-    *("SUBMIT", "MEMBERS"),
-)
-MESSAGES: Final = 150
-
-
-class Overlap(Lot):
+class Overlap(Dense):
     """The random choices of one seed, in the order in which they are made."""
+
+    frames = (*Dense.frames, "SUBMIT", "MEMBERS")
 
     def __init__(self, seed: int, sizes: Sequence[int]) -> None:
         rng = random.Random(f"{seed} storm")
-        super().__init__(rng, rng.choice(list(sizes)))
-        self.seed = seed
-        self.heartbeat = self.rng.choice((0.02, 0.05))
-        self.timeout = self.heartbeat * self.rng.choice((3, 5))
-        """Election timeout in seconds, the unit of all other times."""
+        super().__init__(seed, rng, rng.choice(list(sizes)))
         self.losing = self.rng.sample(self.ids, minority(self.nodes))
         """Nodes whose disks may be lost."""
         self.lost = False
@@ -86,8 +70,7 @@ class Overlap(Lot):
     # ---- cluster and load ----------------------------------------------------------------------------
 
     def _cluster(self) -> Cluster:
-        rng = self.rng
-        ranks = dict(zip(self.ids, rng.sample(range(1, 10), self.nodes), strict=True)) if self.chance(0.5) else {}
+        ranks = self._priorities()
         often = random.Random(f"{self.seed} segments").random() < 0.4  # Checkpoints are written all the time.
         return Cluster(
             nodes=self.nodes,
@@ -99,59 +82,32 @@ class Overlap(Lot):
             limits=({"batch_max_messages": 1} if self.chance(0.3) else {}) | ({"segment_bytes": 4096} if often else {}),
         )
 
-    def _load(self, faults: Steps) -> Load:
-        """Send messages from the first fault to the last."""
-        lasts = sum(float(step.time) for step in faults if isinstance(step, Sleep))
-        rate = float(min(max(round(MESSAGES / max(lasts, 0.5)), 10), 300))
-        clients = self.rng.choice((1, 3, 5))
-        return Load(clients=clients, rate=rate, size=10, count=MESSAGES, deadline=rounded(self.rng.choice((0.5, 10.0))))
-
     # ---- faults --------------------------------------------------------------------------------------
 
     def _faults(self) -> Steps:
-        rng = self.rng
-        makers = self._makers()
-        some = rng.sample(sorted(makers), rng.randint(3, 7))
-        weights = [rng.choice((1, 1, 3)) for _ in some]
-        rest = self.timeout * rng.choice((0.1, 0.5, 1.5))
+        fault, rest = self._some_faults(), self._rest()
         steps: Steps = []
-        for _ in range(rng.randint(6, 20)):
-            steps += makers[rng.choices(some, weights)[0]]()
-            steps.append(Sleep(time=rounded(rest * math.exp(rng.gauss(0.0, 1.0)))))
+        for _ in range(self.rng.randint(6, 20)):
+            steps += [*fault(), rest()]
         return steps
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:
-        return {
-            "kill": lambda: [Kill.draw(self)],
-            "kill two": lambda: [Kill(target=self._two())],
-            "start": lambda: [Start.draw(self)],
-            "restart": lambda: [Restart.draw(self)],
-            "restart two": lambda: [Restart(target=self._two(), how="kill", down=self.short())],
-            "full restart": lambda: [FullRestart.draw(self)],
-            "power": lambda: [PowerLoss(target=self.one()), Sleep(time=self.short()), Start(target="all")],
+        return self._usual_makers() | {
             "power of two": lambda: [
                 PowerLoss(target=self._two()),
                 Sleep(time=self.short()),
                 Start(target="all"),
             ],
             "failing sync": self._failing_sync,
-            "pause": lambda: [Pause.draw(self)],
-            "resume": lambda: [Resume.draw(self)],
-            "slow disk": lambda: [Disk(on=self.one(), slow=self._times(0.3, 1.0, 2.0))],
-            "healed disks": lambda: [Heal(what="disks")],
-            "isolate": lambda: [Partition(kind="isolate", node=self.one())],
             "bridge": self._bridge,
             "deaf": self._deaf,
             "late": self._late,
-            "lost": lambda: [Cut(source=self.one(), to="all", frames=self._frames())],
             "overtaken": self._overtaken,
             "lost disk": self._lost_disk,
             "undeclared loss": self._undeclared_loss,
             "missed election": self._missed_election,
             "late catch-up": self._late_catch_up,
             "slow disk then power": self._slow_then_power,
-            "heal links": lambda: [Heal(what="links")],
-            "heal": lambda: [Heal.draw(self)],
         }
 
     def _failing_sync(self) -> Steps:
@@ -276,17 +232,3 @@ class Overlap(Lot):
     def how(self) -> Literal["stop", "kill"]:
         """Return "kill": nodes are always killed."""
         return "kill"
-
-    def short(self) -> Duration:
-        """Draw a time, in election timeouts like all times of this class."""
-        return self._times(0.0, 0.5)
-
-    def _two(self) -> tuple[NodeId, ...]:
-        return tuple(sorted(self.rng.sample(self.ids, 2)))
-
-    def _frames(self) -> tuple[str, ...]:
-        return tuple(sorted(self.rng.sample(FRAMES, self.rng.choice((1, 1, 2)))))
-
-    def _times(self, *factors: float) -> Duration:
-        """Choose one of the factors; return it times the election timeout."""
-        return rounded(self.timeout * self.rng.choice(factors))
