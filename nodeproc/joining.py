@@ -17,6 +17,7 @@ import yaml
 from nodeproc import flags
 from nodeproc.client import Address, status
 from nodeproc.config import load
+from nodeproc.core.changes import OLDER
 from nodeproc.core.messages import NodeId
 from nodeproc.errors import ConfigError, Unreachable
 from nodeproc.importing import usage_name
@@ -73,7 +74,7 @@ def settings_of(seen: Status, member: Address, newcomer: NodeId) -> dict[str, An
     """
     members = seen.members
     if members is None:
-        raise ConfigError(f"join: node_{seen.node} runs an older version, which does not know lists of members")
+        raise ConfigError(f"join: node_{seen.node} {OLDER}")
     if newcomer in members.removed:
         raise ConfigError(f"--node-id {newcomer}: that node was removed, and no id is used again; give another id")
     if newcomer in members.founders:

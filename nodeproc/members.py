@@ -21,13 +21,13 @@ from msgspec import UNSET, structs
 
 from nodeproc import flags
 from nodeproc.client import Address, administer, status
+from nodeproc.core.changes import OLDER
 from nodeproc.core.messages import NOBODY, NodeId
 from nodeproc.errors import Unreachable
 from nodeproc.importing import usage_name
 from nodeproc.lines import AddRequest, AdminRequest, ChangeIs, RemoveRequest, Status, TransferRequest
 
 DONE, NOT_DONE = 0, 1
-OLDER: Final = "runs an older version, which does not know lists of members"
 ASK_EVERY_S: Final = 0.2
 DEFAULT_ADDRESS: Final = ("127.0.0.1", 5001)
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from nodeproc.config import Limits
-from nodeproc.core.changes import in_force
 from nodeproc.core.effects import Copied, Effects, Fetch
 from nodeproc.core.events import Event
 from nodeproc.core.messages import (
@@ -169,7 +168,7 @@ class Turn:
 
     def _stage(self, change: Change) -> str:
         """Return "done" if the leader's committed list has this change, "begun" if it is under way, else ""."""
-        role, members = self.node.state.role, in_force(self.node.state)
+        role, members = self.node.state.role, self.node.state.members
         if not isinstance(role, Leader):
             return ""
         if isinstance(change, AddNode):
@@ -335,7 +334,7 @@ class Turn:
 
     def _members_status(self) -> MembersStatus:
         state, known = self.node.state, self._host.addresses()
-        members = in_force(state)
+        members = state.members
         present = sorted(members.voters + members.learners)
         return MembersStatus(
             members.version,

@@ -50,6 +50,23 @@ def draw_rot(contents: Mapping[str, bytes], what: str, node: NodeId, rng: random
         return None
     if start >= end:
         return None
+    return _rot(contents, name, start, end, rng)
+
+
+def draw_rot_of_data(contents: Mapping[str, bytes], rng: random.Random) -> Rot | None:
+    """Draw a bit of another program's data. Files are as likely as their size without zeros at the end.
+
+    Returns:
+        None if the files hold nothing but zeros.
+    """
+    sizes = {name: len(data.rstrip(b"\0")) for name, data in contents.items()}
+    if not any(sizes.values()):
+        return None
+    [name] = rng.choices(list(sizes), list(sizes.values()))
+    return _rot(contents, name, 0, sizes[name], rng)
+
+
+def _rot(contents: Mapping[str, bytes], name: str, start: int, end: int, rng: random.Random) -> Rot:
     at = rng.randrange(start, end)
     before = contents[name][at]
     return Rot(name, at, before, before ^ 1 << rng.randrange(8))

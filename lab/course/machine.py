@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
-from lab.course.damage import draw_rot, file_name, lost_place
+from lab.course.damage import draw_rot, draw_rot_of_data, file_name, lost_place
 from lab.steps.damage import Rot
 from nodeproc.core.messages import NodeId
 from nodeproc.disk import archive, checkpoint, recovery, wal
@@ -48,13 +48,7 @@ class MachineDisk:
 
     def rot(self, what: str, rng: random.Random, file: str = "") -> Rot | None:
         """See Machine."""
-        if what == "data":
-            return self._rot_data(file or "*", rng)
-        # The checkpoint is read first: if the node runs, its other files then hold at least what the checkpoint says.
-        names = [checkpoint.NAME, archive.HEADERS, archive.INDEX, recovery.lines_name(self.node)]
-        if what in ("wal", "last"):
-            names += [name for name in self.files.all_names() if name.startswith(wal.FOLDER + "/") and ".wal" in name]
-        rot = draw_rot(self.files.contents(names), what, self.node, rng)
+        rot = self._draw_rot(what, rng, file or "*")
         if rot is not None:
             self.files.rot(rot.name, rot.at, rot.after)
             if what.startswith("old_"):
@@ -63,18 +57,14 @@ class MachineDisk:
                 self._rotten[place] = rot._replace(before=first.before)
         return rot
 
-    def _rot_data(self, pattern: str, rng: random.Random) -> Rot | None:
-        """Change a bit of another program's data. Files are as likely as their size without zeros at the end."""
-        names = fnmatch.filter(self.files.all_names(), pattern)
-        sizes = {name: len(data.rstrip(b"\0")) for name, data in self.files.contents(names).items()}
-        if not any(sizes.values()):
-            return None
-        [name] = rng.choices(list(sizes), list(sizes.values()))
-        at = rng.randrange(sizes[name])
-        before = self.files.contents([name])[name][at]
-        rot = Rot(name, at, before, before ^ 1 << rng.randrange(8))
-        self.files.rot(name, at, rot.after)
-        return rot
+    def _draw_rot(self, what: str, rng: random.Random, pattern: str) -> Rot | None:
+        if what == "data":
+            return draw_rot_of_data(self.files.contents(fnmatch.filter(self.files.all_names(), pattern)), rng)
+        # The checkpoint is read first: if the node runs, its other files then hold at least what the checkpoint says.
+        names = [checkpoint.NAME, archive.HEADERS, archive.INDEX, recovery.lines_name(self.node)]
+        if what in ("wal", "last"):
+            names += [name for name in self.files.all_names() if name.startswith(wal.FOLDER + "/") and ".wal" in name]
+        return draw_rot(self.files.contents(names), what, self.node, rng)
 
     @property
     def rotten(self) -> list[str]:

@@ -7,6 +7,8 @@ once it keeps up. Rules: G1 to G5.
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import structs
 
 from nodeproc.core import transfer
@@ -23,9 +25,11 @@ from nodeproc.core.messages import (
     NodeId,
     Removed,
 )
-from nodeproc.core.ordering import majority_position
+from nodeproc.core.ordering import majority_position, report_members
 from nodeproc.core.recovered import MAX_MEMBERS
 from nodeproc.core.state import Leader, NodeState
+
+OLDER: Final = "runs an older version, which does not know lists of members"
 
 # ---- an operator asks -----------------------------------------------------------------------------
 
@@ -34,16 +38,11 @@ def refusal(state: NodeState, change: Change) -> str:
     """Return why this change can't begin now; "" if it can. Rule: G2."""
     if not isinstance(state.role, Leader):
         return transfer.refusal(state, NOBODY)
-    members = in_force(state)
+    members = state.members
     reason = _not_to_add(members, change) if isinstance(change, AddNode) else _not_to_remove(members, change.node)
     if reason or change.node == state.node_id:
         return reason or transfer.refusal(state, NOBODY)
     return not_now(state, state.role, changed(members, change))
-
-
-def in_force(state: NodeState) -> MemberList:
-    """Return the list in force; that of the founders has version 0."""
-    return state.log.members or MemberList(0, state.config.members)
 
 
 def changed(members: MemberList, change: Change) -> MemberList:
@@ -101,7 +100,7 @@ def not_now(state: NodeState, leader: Leader, new: MemberList) -> str:
         return "the disk of this node does not answer"
     old = [each for each in new.voters + new.learners if each in state.unaware]
     if old:
-        return f"node_{old[0]} runs an older version, which does not know lists of members"
+        return f"node_{old[0]} {OLDER}"
     rebuilt = [each for each in new.voters if each in state.learners]
     if rebuilt:
         return f"node_{rebuilt[0]} is being rebuilt"
@@ -130,7 +129,7 @@ def on_change(state: NodeState, change: Change, now: float, fx: Effects) -> None
     elif change.node == state.node_id:
         transfer.on_transfer(state, NOBODY, now, fx)  # hit: G5 a leader that is to be removed hands over first
     else:
-        begin(state, changed(in_force(state), change), _show(change), now, fx)
+        begin(state, changed(state.members, change), _show(change), now, fx)
 
 
 def _show(change: Change) -> str:
@@ -155,7 +154,7 @@ def tick_members(state: NodeState, leader: Leader, now: float, fx: Effects) -> N
         return
     if not leader.settled:
         leader.settled = True
-        fx.emit.append(MembersCommitted(state.term, members.version, members.voters, members.learners, members.removed))
+        report_members(state, fx, MembersCommitted)
     for node in members.removed:
         state.send(fx, node, Removed(state.term))  # hit: G5 a removed node is notified
     for newcomer in members.learners:

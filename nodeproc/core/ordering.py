@@ -13,7 +13,6 @@ from nodeproc.core.messages import (
     Appended,
     Batch,
     Commit,
-    MemberList,
     NodeId,
     Position,
     Record,
@@ -163,11 +162,11 @@ def store(state: NodeState, record: Record, fx: Effects) -> None:
     state.unsynced.append((state.persist(fx, record), state.log.position))
 
 
-def report_members(state: NodeState, fx: Effects) -> None:
-    """Report the list in force, which has changed. Rule: G1."""
-    members = state.log.members or MemberList(0, state.config.members)
-    term = state.log.marks[-1].term if state.log.marks else 0
-    fx.emit.append(MembersChanged(term, members.version, members.voters, members.learners, members.removed))
+def report_members(state: NodeState, fx: Effects, kind: type[MembersChanged] = MembersChanged) -> None:
+    """Report the list in force: it has changed, or it is committed. Rule: G1."""
+    members, marks = state.members, state.log.marks
+    term = marks[-1].term if marks else 0
+    fx.emit.append(kind(term, members.version, members.voters, members.learners, members.removed))
 
 
 def send_records(state: NodeState, peer: NodeId, progress: Progress, message: Append, fx: Effects) -> None:

@@ -314,6 +314,11 @@ class NodeState:
         return self.config.node_id
 
     @property
+    def members(self) -> MemberList:
+        """The list in force; that of the founders has version 0. Rule: G1."""
+        return self.log.members or MemberList(0, self.config.members)
+
+    @property
     def voters(self) -> tuple[NodeId, ...]:
         """The nodes that vote and are counted, by the list in force, ascending. Rule: G1, G4."""
         members = self.log.members

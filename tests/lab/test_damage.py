@@ -21,7 +21,7 @@ from nodeproc.core.events import MessageLogRepaired, TornTailDropped
 from nodeproc.disk import wal
 from nodeproc.disk.storage import Storage
 from nodeproc.errors import CorruptionError, Unreadable
-from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, SECOND, Scribe, everything, opened
+from tests.nodeproc.disks import CHECKPOINT, FIRST, LINES, SECOND, Scribe, everything, opened, write_and_deliver
 
 SEEDS = range(40)
 
@@ -56,11 +56,7 @@ def an_archived_disk() -> SimFiles:
     files, scribe = SimFiles(), Scribe()
     storage, _, _ = opened(files, 4096)
     storage.write([scribe.mark(1)])
-    for number in range(120):
-        record = scribe.batch(f"message {number}", "y" * 100)
-        storage.write([record])
-        storage.sync()
-        storage.deliver([record])
+    write_and_deliver(storage, scribe, 120)
     storage.checkpoint(scribe.meaning.snapshot(240))
     return files
 

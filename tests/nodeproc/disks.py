@@ -186,3 +186,12 @@ def a_short_life(segment_bytes: int = 1 << 20) -> tuple[SimFiles, Scribe]:
     storage.write([scribe.batch("seven")])
     storage.sync()
     return files, scribe
+
+
+def write_and_deliver(storage: Storage, scribe: Scribe, batches: int, size: int = 100) -> None:
+    """Each batch in a write of its own, synced and delivered."""
+    for number in range(batches):
+        record = scribe.batch("x" * size, f"message {number}")
+        storage.write([record])
+        storage.sync()
+        storage.deliver([record])

@@ -33,18 +33,10 @@ from tests.nodeproc.disks import (
     all_lines,
     everything,
     opened,
+    write_and_deliver,
 )
 
 TIMEOUT_S = 20.0
-
-
-def write_and_deliver(storage: Storage, scribe: Scribe, batches: int, size: int = 100) -> None:
-    """Each batch in a write of its own, synced and delivered."""
-    for number in range(batches):
-        record = scribe.batch("x" * size, f"message {number}")
-        storage.write([record])
-        storage.sync()
-        storage.deliver([record])
 
 
 def a_long_life(batches: int, segment_bytes: int = 2000) -> tuple[SimFiles, Storage, Scribe]:
