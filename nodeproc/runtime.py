@@ -372,7 +372,7 @@ class Runtime:
         """Dial all other members: those of the list in force, else the founders, or a newcomer's `peers`. Rule: G1."""
         config, members, addresses = self._config, self._members, self.addresses()
         if members is not None:
-            present = members.voters + members.learners
+            present = members.present
         else:
             present = config.members if config.node_id in config.members else tuple(addresses)
         self.links.dial([node for node in present if node != config.node_id], addresses)

@@ -335,7 +335,6 @@ class Turn:
     def _members_status(self) -> MembersStatus:
         state, known = self.node.state, self._host.addresses()
         members = state.members
-        present = sorted(members.voters + members.learners)
         return MembersStatus(
             members.version,
             isinstance(state.role, Leader) and state.role.settled,
@@ -343,5 +342,5 @@ class Turn:
             members.voters,
             members.learners,
             members.removed,
-            tuple(MemberAddress(node, *known[node]) for node in present if node in known),
+            tuple(MemberAddress(node, *known[node]) for node in members.present if node in known),
         )

@@ -156,7 +156,7 @@ class Cluster:
     @property
     def members(self) -> tuple[NodeId, ...]:
         """See World."""
-        return tuple(sorted(self.member_list.voters + self.member_list.learners))
+        return self.member_list.present
 
     async def change_members(self, node: NodeId, change: Change) -> str:
         """See World. The node is asked as an operator asks it, with the admin token."""

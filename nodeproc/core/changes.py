@@ -72,19 +72,19 @@ def with_vote(members: MemberList, newcomer: NodeId) -> MemberList:
 
 
 def _not_to_add(members: MemberList, change: AddNode) -> str:
-    node, count = change.node, len(members.voters) + len(members.learners)
-    if node in members.voters or node in members.learners:
+    node, present = change.node, members.present
+    if node in present:
         return f"node_{node} is a member already"
     if node in members.removed:
         return f"node_{node} was removed, and no id is used again; give the new node another id"
     if members.learners:
         return f"node_{members.learners[0]} is being added; one node at a time"
-    return f"found {count} members, allowed up to {MAX_MEMBERS}" if count >= MAX_MEMBERS else ""
+    return f"found {len(present)} members, allowed up to {MAX_MEMBERS}" if len(present) >= MAX_MEMBERS else ""
 
 
 def _not_to_remove(members: MemberList, node: NodeId) -> str:
-    if node not in members.voters and node not in members.learners:
-        allowed = ", ".join(map(str, sorted(members.voters + members.learners)))
+    if node not in members.present:
+        allowed = ", ".join(map(str, members.present))
         return f"found node {node}, allowed {allowed}"
     return "it is the only voter" if members.voters == (node,) else ""
 

@@ -118,6 +118,11 @@ class MemberList(Struct, frozen=True, omit_defaults=True):
     addresses: tuple[MemberAddress, ...] = ()
     """Of the members that are not among the founders, ascending."""
 
+    @property
+    def present(self) -> tuple[NodeId, ...]:
+        """All members, voters and newcomers, ascending."""
+        return tuple(sorted(self.voters + self.learners))
+
 
 class MembersMark(Mark, frozen=True, gc=False, tag_field="kind", tag="members_mark"):
     """The term mark of a leader whose cluster has changed its list of members, with the list in force. Rule: G1.

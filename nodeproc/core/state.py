@@ -335,7 +335,7 @@ class NodeState:
         members = self.log.members
         if members is None:
             return self.electors
-        return tuple(sorted(each for each in members.voters + members.learners if each != self.config.node_id))
+        return tuple(each for each in members.present if each != self.config.node_id)
 
     @property
     def majority(self) -> int:
