@@ -42,6 +42,13 @@ def sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted({size(each) for each in text.split(",")}))
 
 
+def share(text: str) -> float:
+    """Parse a share such as 0.5."""
+    if not re.fullmatch(r"0(\.\d+)?|1(\.0+)?", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed a number from 0 to 1 such as 0.5")
+    return float(text)
+
+
 def duration(text: str) -> float:
     """Parse a duration such as 90s; return seconds."""
     from lab.words import Duration

@@ -13,7 +13,7 @@ from lab.bench.figures import Collected
 from lab.bench.loads import Pipelined
 from lab.bench.runs import Ran, Runs
 from lab.live.children import child_environment
-from lab.search.draw import SIZES
+from lab.search.draw import CHANGING_SHARE, SIZES
 from lab.search.search import WORKER
 from lab.search.worker import Begin, Seed, decode_played, encode
 from lab.steps.machine import RunFailed
@@ -71,7 +71,7 @@ def _simulated(into: Collected, seconds: float, plain: bool) -> None:
     command = [sys.executable, "-m", WORKER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()) as child:
         assert child.stdin is not None and child.stdout is not None
-        child.stdin.write(encode(Begin(SIZES, plain=plain)) + b"\n")
+        child.stdin.write(encode(Begin(SIZES, CHANGING_SHARE, plain=plain)) + b"\n")
         spent, seed = 0.0, SEEDS_FROM
         while spent < seconds or seed - SEEDS_FROM <= LEAST_SEEDS:
             child.stdin.write(encode(Seed(seed)) + b"\n")

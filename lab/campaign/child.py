@@ -24,12 +24,13 @@ def carry_out(order: Order) -> Result | Reduced:
 
 
 def _play(order: Play) -> Result:
+    from lab.search.draw import CHANGING_SHARE
     from lab.search.failure import as_mutant
 
     limit_native_code()
     began = time.perf_counter()
     with as_mutant(order.mutant):
-        played = play(order.seed, order.sizes)
+        played = play(order.seed, order.sizes, CHANGING_SHARE)
     return Result(played, round(time.perf_counter() - began, 4))
 
 

@@ -58,7 +58,7 @@ SIZES: Final = (3, 5)
 OVERLAP_MIN_NODES: Final = 3
 """Overlapping faults need at least this number of nodes."""
 CHANGING_SHARE: Final = 0.1
-"""Share of the seeds that change the members (lab.search.changing)."""
+"""Share of the seeds that change the members (lab.search.changing), unless another one is asked for."""
 OVERLAP_SHARE: Final = 0.5
 """Share of the other seeds that draw overlapping faults."""
 ROTTEN: Final[tuple[Literal["wal", "last", "messages", "checkpoint"], ...]] = ("wal", "last", "messages", "checkpoint")
@@ -75,13 +75,14 @@ LONGEST: Final = 1200
 """Bytes of the longest message that nodes with a limit accept; messages of the load are shorter."""
 
 
-def draw(seed: int, sizes: Sequence[int] = SIZES) -> Scenario:
+def draw(seed: int, sizes: Sequence[int] = SIZES, changing: float = CHANGING_SHARE) -> Scenario:
     """Return the scenario of a seed.
 
     Args:
         sizes: cluster sizes to choose from.
+        changing: share of the seeds that change the members, 0 to 1. A larger share has all seeds of a smaller one.
     """
-    if random.Random(f"{seed} members").random() < CHANGING_SHARE:
+    if random.Random(f"{seed} members").random() < changing:
         return Changing(seed, sizes).scenario()
     large_enough = tuple(size for size in sizes if size >= OVERLAP_MIN_NODES)
     if large_enough and random.Random(f"{seed} weather").random() < OVERLAP_SHARE * len(large_enough) / len(sizes):

@@ -25,10 +25,11 @@ from typing import Any, Final, TypeAlias
 from lab import runs, values
 from lab.live.children import Child
 from lab.places import COMMAND, RESULTS, near
+from lab.plan.scenario import Scenario
 from lab.rundir import LATEST
 from lab.search import coverage
-from lab.search.draw import SIZES, draw
-from lab.search.shrink import shrink, write
+from lab.search.draw import CHANGING_SHARE, SIZES, draw
+from lab.search.shrink import add_changing, shrink, write
 from lab.search.worker import Begin, Played, Seed, decode_played, encode
 from lab.steps.machine import RunFailed
 
@@ -50,6 +51,7 @@ class Search:
     count: number of seeds; 0 for as many as the time limit allows.
     time_limit: seconds after which no further seed is started.
     mutant: applied to the product; "" for none.
+    changing: share of the seeds that change the members.
     """
 
     first: int
@@ -59,12 +61,18 @@ class Search:
     time_limit: float | None = None
     exitfirst: bool = False
     mutant: str = ""
+    changing: float = CHANGING_SHARE
+
+    def scenario(self, seed: int) -> Scenario:
+        """Return the scenario of one seed of this search."""
+        return draw(seed, self.sizes, self.changing)
 
     def replay(self, seed: int) -> str:
         """Return the command that simulates one seed of this search again."""
         sizes = f" --nodes {','.join(map(str, self.sizes))}" if self.sizes != SIZES else ""
+        changing = f" --changing {self.changing:g}" if self.changing != CHANGING_SHARE else ""
         mutant = f" --mutant {self.mutant}" if self.mutant else ""
-        return f"{COMMAND} sim --seed {seed} --seeds 1{sizes}{mutant}"
+        return f"{COMMAND} sim --seed {seed} --seeds 1{sizes}{changing}{mutant}"
 
 
 @dataclass(slots=True)
@@ -177,7 +185,7 @@ async def _spawn(search: Search, number: int, logs: Path, children: list[Child],
     """Start a worker process. children: receives it."""
     child = await Child.spawn(f"search worker {number}", WORKER, logs / f"{number}.log")
     children.append(child)
-    child.order(encode(Begin(search.sizes, search.mutant, plain)))
+    child.order(encode(Begin(search.sizes, search.changing, search.mutant, plain)))
     return child
 
 
@@ -272,7 +280,7 @@ def record_finding(search: Search, played: Played, out: Path) -> Finding:
     finding = Finding(played, search.replay(played.seed))
     if played.endless:
         return finding
-    scenario = draw(played.seed, search.sizes)
+    scenario = search.scenario(played.seed)
     result = runs.run_once(scenario, played.seed, out, runs.How(sim=True, mutant=search.mutant))
     if result.verdict is None:
         return replace(finding, run=result.directory, verdict=f"no verdict: {result.problem}")
@@ -284,7 +292,7 @@ def record_finding(search: Search, played: Played, out: Path) -> Finding:
 
 def shrink_finding(search: Search, finding: Finding, out: Path, tell: Callable[[str], None]) -> Finding:
     """Shrink a finding's scenario and write the result to a file."""
-    scenario, seed = draw(finding.played.seed, search.sizes), finding.played.seed
+    scenario, seed = search.scenario(finding.played.seed), finding.played.seed
     shrunk = shrink(scenario, seed, search.mutant, tell=lambda text: tell(f"shrinking seed {seed}: {text}"))
     if shrunk is None:
         return finding
@@ -334,6 +342,7 @@ def plain(tally: Tally, findings: list[Finding], code: int) -> dict[str, Any]:
         "asked": tally.search.count or None,
         "played": tally.done,
         "nodes": tally.search.sizes,
+        "changing": tally.search.changing,
         "mutant": tally.search.mutant or None,
         "findings": [finding.plain() for finding in findings],
         "problem": tally.problem,
@@ -368,6 +377,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs", metavar="J", type=values.jobs, default=values.processors(), help="number of processes"
     )
     parser.add_argument("--nodes", metavar="N,N", type=values.sizes, default=SIZES, help="cluster sizes (3,5)")
+    add_changing(parser)
     parser.add_argument(
         "--time-limit", metavar="T", type=values.duration, help="start no seed after this time, such as 90s or 10m"
     )
@@ -382,7 +392,16 @@ def main(options: argparse.Namespace) -> int:
     """Search and print the report; return the exit code."""
     count = options.seeds or (0 if options.time_limit is not None else SEEDS)
     jobs = min(options.jobs, count or options.jobs)
-    search = Search(options.seed, count, jobs, options.nodes, options.time_limit, options.exitfirst, options.mutant)
+    search = Search(
+        options.seed,
+        count,
+        jobs,
+        options.nodes,
+        options.time_limit,
+        options.exitfirst,
+        options.mutant,
+        options.changing,
+    )
     tally, findings = Tally(search), []
     progress = runs.Progress("sim")
     interrupted = _play(tally, progress)

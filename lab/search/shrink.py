@@ -22,7 +22,7 @@ from lab.places import RESULTS, SCENARIOS
 from lab.plan import scenario as plan
 from lab.plan.choosing import find
 from lab.plan.scenario import Scenario
-from lab.search.draw import SIZES, draw
+from lab.search.draw import CHANGING_SHARE, SIZES, draw
 from lab.search.failure import Failure, play
 from lab.search.passes import Passes, size_of
 from lab.search.rates import Rate
@@ -173,6 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="SEED|SCENARIO", help="a seed whose random scenario fails, or a scenario")
     parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the run of SCENARIO (its own seed)")
     parser.add_argument("--nodes", metavar="N,…", type=values.sizes, default=SIZES, help="cluster sizes for SEED (3,5)")
+    add_changing(parser)
     values.add_mutant(parser)
     parser.add_argument(
         "--simulations",
@@ -186,6 +187,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget", metavar="T", type=values.running_time, default=BUDGET_S, help="with --live: running time (1h)"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for shrunk/ (%(default)s)")
+
+
+def add_changing(parser: argparse.ArgumentParser) -> None:
+    """Add the option --changing."""
+    what = f"share of the seeds that change the members ({CHANGING_SHARE:g})"
+    parser.add_argument("--changing", metavar="SHARE", type=values.share, default=CHANGING_SHARE, help=what)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -230,7 +237,7 @@ def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
     """
     if options.what.isdecimal():
         seed = int(options.what)
-        return draw(seed, options.nodes), seed
+        return draw(seed, options.nodes, options.changing), seed
     try:
         scenario = plan.load(find(options.what, SCENARIOS))
     except ConfigError as error:

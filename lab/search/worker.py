@@ -32,11 +32,13 @@ signal.
 class Begin(Struct, frozen=True, tag="begin"):
     """The first order: settings of the search.
 
+    changing: share of the seeds that change the members.
     mutant: name of the mutant to apply (lab.mutants); "" for none.
     plain: do not use compiled modules.
     """
 
     sizes: tuple[int, ...]
+    changing: float
     mutant: str = ""
     plain: bool = False
 
@@ -110,7 +112,7 @@ class _Limit:
         raise _Endless
 
 
-def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Played:
+def play(seed: int, sizes: tuple[int, ...], changing: float, limit_s: float = SEED_CPU_S) -> Played:
     """Draw the seed's scenario, simulate it and return the result."""
     from lab.course.simfiles import PowerLost
     from lab.search.draw import draw
@@ -122,7 +124,7 @@ def play(seed: int, sizes: tuple[int, ...], limit_s: float = SEED_CPU_S) -> Play
     outcome, limit, trouble = simulator.Outcome(), _Limit(limit_s), ""
     try:
         with limit:
-            outcome = simulator.simulate(draw(seed, sizes), seed)
+            outcome = simulator.simulate(draw(seed, sizes, changing), seed)
     except _Endless:
         pass
     except (Exception, PowerLost):  # A PowerLost that no node caught is an error of the lab, in this seed only.
@@ -157,17 +159,18 @@ def limit_native_code() -> None:
 
 def main() -> None:
     """Play seeds until standard input ends."""
-    sizes: tuple[int, ...] = ()
+    search: Begin | None = None
     for line in sys.stdin.buffer:
         order = decode_order(line)
         if isinstance(order, Begin):
-            sizes = order.sizes
-            _prepare(order)
+            search = order
+            _prepare(search)
         else:
             from lab.live.children import say
 
+            assert search is not None
             limit_native_code()
-            say(encode(play(order.seed, sizes)))
+            say(encode(play(order.seed, search.sizes, search.changing)))
 
 
 def _prepare(order: Begin) -> None:

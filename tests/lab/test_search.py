@@ -7,6 +7,7 @@ import json
 import shlex
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lab.live.children import Child
 from lab.plan import scenario as plan
 from lab.search import failure, search, worker
 from lab.search.assumptions import within_assumptions
-from lab.search.draw import draw
+from lab.search.draw import CHANGING_SHARE, draw
 from lab.search.search import Search, Tally, record_finding
 from lab.search.worker import Played, play
 from lab.sim import simulator
@@ -100,6 +101,8 @@ def test_the_time_is_limited(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--jobs", "65"], "found '65', allowed 1..64"),
         (["--nodes", "3,10"], "found '10', allowed 1..9, joined by commas"),
         (["--nodes", ""], "found '', allowed 1..9, joined by commas"),
+        (["--changing", "50%"], "found '50%', allowed a number from 0 to 1 such as 0.5"),
+        (["--changing", "1.5"], "found '1.5', allowed a number from 0 to 1 such as 0.5"),
         (["--seed", "-1"], "allowed 0..2147483647"),
         (["--time-limit", "5"], "found '5', allowed a duration such as 500ms, 2s or 1.5m"),
         (["--mutant", "nothing"], "mutant 'nothing', allowed: "),
@@ -171,7 +174,7 @@ def test_a_seed_without_end_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
             time.process_time()
 
     monkeypatch.setattr(simulator, "simulate", endless)
-    played = play(1, (3,), limit_s=0.05)
+    played = play(1, (3,), 0.1, limit_s=0.05)
     assert (played.invariant, played.text) == ("A9", "no end within 0.05 s of CPU time")
     assert played.endless and record_finding(Search(1, 1, 1), played, Path("nowhere")).run is None
 
@@ -184,14 +187,14 @@ def test_an_error_of_the_lab_is_no_finding_and_ends_no_search(
         raise error
 
     monkeypatch.setattr(simulator, "simulate", failing)
-    played = play(1, (3,))
+    played = play(1, (3,), 0.1)
     assert not played.invariant and played.trouble.endswith(f"{type(error).__name__}: {error}\n")
 
 
 def test_a_wait_without_success_breaks_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = simulator.Outcome(missed=[("send: liveness", "2 messages without an acknowledgement")])
     monkeypatch.setattr(simulator, "simulate", lambda *_: outcome)
-    played = play(1, (3,))
+    played = play(1, (3,), 0.1)
     assert (played.invariant, played.text) == ("A9", "send: liveness: 2 messages without an acknowledgement")
 
 
@@ -267,6 +270,25 @@ def test_a_drawn_scenario_can_be_simulated(nodes: int) -> None:
         assert draw(seed, (nodes,)) == scenario
 
 
+def test_the_share_of_changing_seeds_is_as_asked_for_and_the_other_seeds_stay_as_they_are() -> None:
+    drawn = {share: [draw(seed, changing=share) for seed in range(60)] for share in (0.0, CHANGING_SHARE, 0.5, 1.0)}
+    grow = {share: {each.name for each in of if each.cluster.founders} for share, of in drawn.items()}
+    assert not grow[0.0] and len(grow[1.0]) == 60
+    assert grow[CHANGING_SHARE] < grow[0.5] and 20 <= len(grow[0.5]) <= 40
+    for small, large in pairwise(drawn.values()):
+        assert all(a == b for a, b in zip(small, large, strict=True) if a.cluster.founders or not b.cluster.founders)
+    assert drawn[CHANGING_SHARE] == [draw(seed) for seed in range(60)]
+
+
+def test_a_search_with_another_share_names_it_in_its_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = sim_json(capsys, "--seeds", "6", "--changing", "1", "--nodes", "3", out=tmp_path)
+    assert (code, told["changing"]) == (0, 1.0) and told["faults"].keys() & {"add_node", "remove_node"}
+    assert " --changing 1" in Search(1, 1, 1, changing=1.0).replay(7)
+    assert "--changing" not in Search(1, 1, 1).replay(7)
+
+
 def test_a_worker_knows_its_orders() -> None:
-    for order in (worker.Begin((3, 5), MUTANT), worker.Seed(7)):
+    for order in (worker.Begin((3, 5), 0.1, MUTANT), worker.Seed(7)):
         assert worker.decode_order(worker.encode(order)) == order

@@ -262,12 +262,13 @@ def _reductions(scenario: Scenario) -> list[Scenario]:
 
 
 def test_sizes_are_drawn_from_in_one_order() -> None:
-    """`sim --nodes 5,3` and `shrink SEED --nodes 5,3` mean the same scenario."""
+    """`sim --nodes 5,3` and `shrink SEED --nodes 5,3` mean the same scenario; so does `--changing`."""
     parsers = [argparse.ArgumentParser(), argparse.ArgumentParser()]
     for parser, module in zip(parsers, (search, shrinking), strict=True):
         module.add_arguments(parser)
-    found = parsers[0].parse_args(["--nodes", "5,3"]), parsers[1].parse_args(["7", "--nodes", "5,3"])
-    assert [options.nodes for options in found] == [(3, 5)] * 2
+    given = ["--nodes", "5,3", "--changing", "0.5"]
+    found = parsers[0].parse_args(given), parsers[1].parse_args(["7", *given])
+    assert [(options.nodes, options.changing) for options in found] == [((3, 5), 0.5)] * 2
 
 
 # ---- the command --------------------------------------------------------------------------------------------
