@@ -207,9 +207,6 @@ class Runtime:
                 self._syncing.end_turn()
         except Exception as error:
             self._on_error(error)
-        if self._node.members is not self._members:
-            self._members = self._node.members
-            self._dial_members()
         if self._leaving and not self._node.transferring and not self._stopped.done():
             self._stopped.set_result(None)
         self._log.flush()
@@ -297,6 +294,11 @@ class Runtime:
         if passed is not None:
             self._log.emit((passed,))
             self.turn.ask()
+
+    def route_changed(self) -> None:
+        if self._node.members is not self._members:
+            self._members = self._node.members
+            self._dial_members()
 
     def vitals(self) -> tuple[float, int, dict[str, int]]:
         return round(time.monotonic() - self._started_at, 3), os.getpid(), self._counters()

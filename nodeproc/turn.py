@@ -69,6 +69,9 @@ class Host(Protocol):
     def report(self, event: Event, address: str = "") -> None:
         """Log an event that does not come from the core. address: the host that caused it, or ""."""
 
+    def route_changed(self) -> None:
+        """The leader is another one, or the list of members: see Node.route."""
+
     def stop(self, reason: str) -> None:
         """End the node cleanly, after the turn."""
 
@@ -108,7 +111,7 @@ class Turn:
         self._told_durable = 0
         self._inbox: list[Envelope] = []
         self._fetches: list[Fetch] = []
-        self._route, self._members = node.route, node.members
+        self._route = node.route
 
     def take(self, sender: NodeId, message: Input) -> None:
         """Queue one input for the next turn."""
@@ -213,10 +216,11 @@ class Turn:
             for fetch in fetches:
                 self._serve(fetch, now)
             deadline = node.next_deadline()
-        route, members = node.route, node.members
-        if route != self._route or members is not self._members:
-            self._route, self._members = route, members
+        route = node.route
+        if route != self._route:
+            self._route = route
             self.clients.route_changed(route[0], route[1])
+            self._host.route_changed()
         if deadline <= now:
             self.ask()
         return deadline

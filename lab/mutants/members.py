@@ -61,10 +61,9 @@ def old_majority_for_the_new_mark(patch: Patch) -> None:
 
     def wrong(state: NodeState, leader: Leader) -> Position | None:
         last = state.log.marks.pop()
-        try:
-            return right(state, leader)
-        finally:
-            state.log.marks.append(last)
+        leader.majority, leader.has_vote = state.majority, state.has_vote
+        state.log.marks.append(last)
+        return right(state, leader)
 
     patch.everywhere(right, wrong)
 

@@ -237,6 +237,9 @@ class SimNode:
         if self.running:
             self.emit([event])
 
+    def route_changed(self) -> None:
+        pass
+
     def stop(self, reason: str) -> None:
         self.emit([Stopping(reason)])
         self._leaving = self.has_left = True

@@ -195,8 +195,10 @@ def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) ->
         if msg.fork < state.log.position:
             members = state.log.members
             dropped = state.log.truncate(msg.fork)  # hit: R2 RESUME drops records
-            if state.log.members != members:
-                report_members(state, fx)  # hit: G1 a truncation restores the list before
+            if state.log.members is not members:
+                state.route_epoch += 1
+                if state.log.members != members:
+                    report_members(state, fx)  # hit: G1 a truncation restores the list before
             state.sessions.rebuild(state.log.tail)  # hit: S3 a truncation rolls the sessions back
             # An fdatasync under way may cover records that were just dropped: only one that begins now counts.
             state.unsynced.clear()

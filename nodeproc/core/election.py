@@ -41,7 +41,7 @@ from nodeproc.core.messages import (
     VoteRequest,
 )
 from nodeproc.core.messages import Leader as LeaderAnswer
-from nodeproc.core.ordering import append_as_leader
+from nodeproc.core.ordering import store
 from nodeproc.core.state import (
     FOREVER,
     Candidate,
@@ -308,7 +308,6 @@ def become_leader(state: NodeState, now: float, fx: Effects, members: MemberList
         members: the new list of members; None: the mark repeats the list in force, if the cluster has one.
     """
     fx.emit.append(BecomingCoordinator(state.term))  # hit: E5 a majority of votes makes a leader
-    leader = state.role = Leader(heartbeat_at=now + state.config.heartbeat_interval, progress={})
     state.leader_id = state.node_id
     state.no_quorum = False
     state.joined = True
@@ -321,9 +320,11 @@ def become_leader(state: NodeState, now: float, fx: Effects, members: MemberList
     mark = Mark(state.term, state.node_id, last_seq)
     if members is not None:
         mark = MembersMark(state.term, state.node_id, last_seq, members)  # hit: G1 a mark has the list of members
-    append_as_leader(state, leader, state.seal.mark(mark), fx)
+    store(state, state.seal.mark(mark), fx)
     voters = state.voters
-    leader.progress = {peer: Progress(answered_at=now, votes=peer in voters) for peer in state.peers}
+    progress = {peer: Progress(answered_at=now, votes=peer in voters) for peer in state.peers}
+    leader = Leader(now + state.config.heartbeat_interval, progress, state.majority, state.has_vote)
+    state.role = leader
     fx.emit.append(BecameLeader(state.term, last_seq))
     state.broadcast(fx, Coordinator(state.term), state.peers)
     send_heartbeats(state, leader, fx)

@@ -83,7 +83,7 @@ def has_quorum(state: NodeState, leader: Leader, now: float) -> bool:
         for peer, progress in leader.progress.items()
         if peer not in state.learners
     )
-    return recent + state.has_vote >= state.majority
+    return recent + leader.has_vote >= leader.majority
 
 
 # ---- the node's own disk ----------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def others_are_ahead(state: NodeState, leader: Leader) -> bool:
         for peer, progress in leader.progress.items()
         if peer not in state.learners
     )
-    return ahead >= state.majority
+    return ahead >= leader.majority
 
 
 def send_heartbeats(state: NodeState, leader: Leader, fx: Effects) -> None:

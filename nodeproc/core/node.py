@@ -249,7 +249,7 @@ class Node:
 
     @property
     def route(self) -> tuple[NodeId, Term, int]:
-        """(leader, term, epoch). When it changes, clients must resend unacknowledged messages. Rule: S5.
+        """(leader, term, epoch). When it changes, clients must resend unacknowledged messages. Rule: S5, G1.
 
         While the disk is stalled the leader is NOBODY, because this node can acknowledge nothing (F4).
         """

@@ -157,8 +157,10 @@ def store(state: NodeState, record: Record, fx: Effects) -> None:
     else:
         members = state.log.members
         state.log.append(record)
-        if state.log.members != members:
-            report_members(state, fx)  # hit: G1 a mark brings another list
+        if state.log.members is not members:
+            state.route_epoch += 1
+            if state.log.members != members:
+                report_members(state, fx)  # hit: G1 a mark brings another list
     state.unsynced.append((state.persist(fx, record), state.log.position))
 
 
@@ -279,18 +281,18 @@ def majority_position(state: NodeState, leader: Leader) -> Position | None:
 
     None if these logs are no majority. Rule: C1, M4.
     """
-    term, learners, majority = state.term, state.learners, state.majority
+    term, learners = state.term, state.learners
     counted = []
     for peer, progress in leader.progress.items():
         # hit: G4 the newest list counts
         if progress.matched.term == term and progress.votes and peer not in learners:
             counted.append(progress.matched)
-    if state.durable.term == term and state.has_vote:
+    if state.durable.term == term and leader.has_vote:
         counted.append(state.durable)
-    if len(counted) < majority:
+    if len(counted) < leader.majority:
         return None
     counted.sort(reverse=True)
-    return counted[majority - 1]
+    return counted[leader.majority - 1]
 
 
 def advance_commit(state: NodeState, leader: Leader, fx: Effects) -> None:

@@ -177,6 +177,10 @@ class Leader:
     heartbeat_at: Due
     progress: dict[NodeId, Progress]
     """By node id, ascending."""
+    majority: int
+    """Of the list of members in force, which stays the same within a term. Rule: G1."""
+    has_vote: bool
+    """This node is a voter of that list, and counts itself. Rule: G4."""
     waiting: list[Submit] = field(default_factory=list)
     """Accepted messages, in order, for the next batch."""
     waiting_count: int = 0
@@ -255,7 +259,7 @@ class NodeState:
     no_quorum: bool = False
     """The node led and stepped down for lack of answers; clients get this reason until a leader is found (F3)."""
     route_epoch: int = 0
-    """Increases when messages forwarded to the leader may have been lost (S5)."""
+    """Increases when messages forwarded to the leader may have been lost (S5), and with a list of members (G1)."""
     # links and membership
     links: set[NodeId] = field(default_factory=set)
     """Peers to which frames can be sent now."""

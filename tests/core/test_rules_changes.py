@@ -99,7 +99,9 @@ def test_the_list_in_force_is_that_of_the_last_mark_as_written() -> None:
     single = Single(log=stretch(4, 0, 3))
     single.follow(1, 5)
     single.auto_sync = False
+    route = single.node.route
     fx = single.give(1, appends(5, Position(4, 3), [listed(WITH_FOUR)])[0])
+    assert single.node.route != route, "clients are sent the addresses of the new list"
     assert single.state.durable < Position(5, 3), "not even durable here"
     assert (single.node.members, single.state.majority) == (WITH_FOUR, 3)
     assert events(fx, MembersChanged) == [MembersChanged(5, 2, (1, 2, 3, 4), (), ())]
@@ -110,8 +112,10 @@ def test_a_truncation_restores_the_list_before() -> None:
     log = [*stretch(4, 0, 3), listed(WITH_LEARNER, 5), listed(WITH_FOUR, 6)]
     single = Single(log=log)
     assert single.node.members == WITH_FOUR
-    fx = single.follow(3, 7, Position(5, 3))
-    assert single.node.members == WITH_LEARNER
+    single.give(3, Heartbeat(7, 0, START))
+    route = single.node.route
+    fx = single.give(3, Resume(7, Position(5, 3), single.request()))
+    assert single.node.members == WITH_LEARNER and single.node.route != route
     assert events(fx, MembersChanged) == [MembersChanged(5, 1, (1, 2, 3), (4,), ())]
     fx = single.follow(1, 8, Position(4, 3))
     assert single.node.members is None and single.state.voters == (1, 2, 3)

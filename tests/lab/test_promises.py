@@ -64,7 +64,7 @@ class Cluster:
         for node in NODES:
             self.promises.started(node, self.nodes[node])
         self.leader = self.nodes[3]
-        self.leader.role = Leader(0.0, {})
+        self.leader.role = Leader(0.0, {}, 2, True)
 
     def restart(self, node: NodeId, new: NodeState) -> None:
         self.nodes[node] = new
@@ -121,7 +121,7 @@ def commit_without_the_mark(cluster: Cluster) -> None:
     """All have the message, of term 1, but node 3 alone has the mark of its own term."""
     cluster.leader = state(3, ((1, 0), (2, 5)))
     cluster.restart(3, cluster.leader)
-    cluster.leader.role, cluster.leader.commit_seq = Leader(0.0, {}), 0
+    cluster.leader.role, cluster.leader.commit_seq = Leader(0.0, {}, 2, True), 0
     cluster.promises._committed[3] = 0
     cluster.commit(5)
 

@@ -53,6 +53,9 @@ class Notes:
     def report(self, event: Event, address: str = "") -> None:
         self.asked.append("report")
 
+    def route_changed(self) -> None:
+        self.asked.append("route changed")
+
     def stop(self, reason: str) -> None:
         self.asked.append(f"stop: {reason}")
 
