@@ -8,6 +8,7 @@ goes on with the next seed.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shlex
 import shutil
@@ -26,6 +27,7 @@ from tabulate import tabulate
 
 from lab import runs, values
 from lab.campaign.code import code_version
+from lab.campaign.store import StoreError, lock
 from lab.check.verdict import EXIT_CODES, decide
 from lab.places import COMMAND, RESULTS, near
 from lab.plan.scenario import Scenario
@@ -108,7 +110,6 @@ class Soak:
         rows = self.rows()
         seed = (rows[-1].seed + 1 if rows else first) % (values.SEED_MAX + 1)
         spent, code = sum(row.seconds for row in rows), code_version()
-        self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / ROWS).open("r+b" if rows else "wb") as file:
             file.truncate(file.seek(_whole_bytes(self.directory / ROWS)))
             while spent < limit_s:
@@ -243,17 +244,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "64 wrong usage, 130 interrupted."
     )
     parser.add_argument(
-        "--time", metavar="T", type=values.running_time, required=True, help="running time, such as 4h; of all starts"
+        "--time", metavar="T", type=values.running_time, required=True, help="running time of all starts, such as 4h"
     )
-    parser.add_argument("--name", metavar="NAME", type=values.name, default="soak", help="of the soak (%(default)s)")
+    parser.add_argument(
+        "--name", metavar="NAME", type=values.name, default="soak", help="name of the soak (%(default)s)"
+    )
     parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the first run of a new soak (random)")
     parser.add_argument("--nodes", metavar="N,N", type=values.sizes, default=SIZES, help="cluster sizes (3,5)")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for soaks/ (%(default)s)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for soaks/ (%(default)s)")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Carry out a soak and print its table; return the exit code."""
+    """Carry out a soak and print its table; return the exit code, 64 while another process plays the same soak."""
     soak = Soak(options.out.absolute() / SOAKS / options.name, options.nodes)
+    soak.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = lock(soak.directory, f"soak {options.name!r}")
+    except StoreError as error:
+        print(f"{error}; allowed is another --name", file=sys.stderr)
+        return runs.USAGE
+    try:
+        return _carry_out(soak, options)
+    finally:
+        os.close(descriptor)
+
+
+def _carry_out(soak: Soak, options: argparse.Namespace) -> int:
     rows = soak.rows()
     spent = sum(row.seconds for row in rows)
     if rows and spent >= options.time:

@@ -104,7 +104,25 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StoreError(Exception):
-    """A campaign cannot be created or opened; the text says why."""
+    """A campaign or a soak cannot be created or opened; the text says why."""
+
+
+def lock(directory: Path, what: str) -> int:
+    """Lock a directory until the returned descriptor is closed or this process ends.
+
+    Args:
+        what: the name of its content, for the error.
+
+    Raises:
+        StoreError: another process has locked the directory.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(f"{what} is being played by another process") from None
+    return descriptor
 
 
 class Failing(NamedTuple):
@@ -220,11 +238,7 @@ class Store:
         Raises:
             StoreError: another process has done so.
         """
-        self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"campaign {self.settings.name!r} is being played by another process") from None
+        self._lock = lock(self.directory, f"campaign {self.settings.name!r}")
 
     def close(self) -> None:
         self._db.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from lab import cli, runs
 from lab.campaign import soak as soaking
 from lab.campaign.soak import LAST, ROWS, Row, Soak, report, with_last_messages, without_missed_faults
+from lab.campaign.store import lock
 from lab.check.verdict import Check, Outcomes, Verdict
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
@@ -109,6 +111,18 @@ def test_the_table_shows_faults_and_unavailable_time() -> None:
     assert ["kill", "2", "3", "1.00", "1.40", "1.50"] in lines
     assert ["start", "1", "2"] in lines
     assert ["any", "time", "2", "5", "1.30", "1.86", "2.00"] in lines
+
+
+def test_a_second_process_does_not_play_the_same_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "soaks" / "night"
+    directory.mkdir(parents=True)
+    descriptor = lock(directory, "soak 'night'")
+    try:
+        assert cli.main(["soak", "--time", "1s", "--name", "night", "--out", str(tmp_path)]) == runs.USAGE
+    finally:
+        os.close(descriptor)
+    assert capsys.readouterr().err == "soak 'night' is being played by another process; allowed is another --name\n"
+    assert not list(directory.iterdir())
 
 
 def test_the_command_repeats_no_finished_soak(
