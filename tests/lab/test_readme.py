@@ -66,3 +66,25 @@ def test_the_readme_names_its_own_scenario_by_one_word() -> None:
     """`new my_scenario` writes scenarios/my_scenario.yml; later commands find it by the same word."""
     words = re.findall(r"^python3 run_lab.py \w+ (my_[\w.]+)", PAGES[0].read_text("utf-8"), re.MULTILINE)
     assert len(words) > 1 and len(set(words)) == 1
+
+
+def test_the_teaching_page_shows_what_its_runs_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its simulated runs and their diagrams, in the order of the page; `…` stands for lines left out."""
+    page = (PROJECT / "docs" / "teaching.md").read_text("utf-8")
+    for name, text in re.findall(r"```yaml\n(name: (?:\w+)\n)(.*?)```", page, re.DOTALL):
+        (tmp_path / f"{name.split()[1]}.yml").write_text(name + text, "utf-8")
+    blocks = re.findall(r"```\n\$ python3 run_lab.py ((?:[^\n]*\\\n)*[^\n]*)\n(.*?)```", page, re.DOTALL)
+    shown = [each for each in blocks if "--sim" in each[0] or each[0].startswith("diagram")]
+    assert len(shown) == 4, "two runs and their diagrams"
+    for command, text in shown:
+        words = shlex.split(command.replace("\\\n", " ").replace("results/shrunk", str(tmp_path)))
+        words = [str(tmp_path / "latest") if word == "results/latest" else word for word in words]
+        assert cli.main([*words, *(["--out", str(tmp_path)] if "--sim" in words else [])]) in (0, 1)
+        printed = {line.strip() for line in capsys.readouterr().out.splitlines()}
+        assert [line for line in text.splitlines() if line.strip() not in printed | {"…"}] == []
+
+
+def test_the_readme_shows_the_last_lines_of_a_failed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again, last = re.findall(r"^again: python3 run_lab.py (.*)\n(.*)$", PAGES[0].read_text("utf-8"), re.MULTILINE)[0]
+    assert cli.main([*shlex.split(again), "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == last
