@@ -49,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py hands`."""
     beginning = "scenario whose steps are done first, up to its step `hands` or its end (%(default)s)"
     parser.add_argument("scenario", metavar="SCENARIO", nargs="?", default=NAME, help=beginning)
-    parser.add_argument("--nodes", metavar="N", type=between(1, plan.MAX_NODES), help="nodes, in place of its own")
-    rate = "messages a second of its load, in place of its own"
+    parser.add_argument(
+        "--nodes", metavar="N", type=between(1, plan.MAX_NODES), help="number of nodes, instead of its own"
+    )
+    rate = "messages a second of the load, instead of its own"
     parser.add_argument("--rate", metavar="R", type=between(1, MOST_RATE), help=rate)
     parser.add_argument("--seed", metavar="S", type=seed, help="seed of the run (default: random)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for the run (%(default)s)")

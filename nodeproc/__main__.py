@@ -73,7 +73,11 @@ SWITCH_INTERVAL_S: Final = 0.0005
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=usage_name("nodeproc", "node"), description="Run one node of the chat.")
+    parser = argparse.ArgumentParser(
+        prog=usage_name("nodeproc", "node"),
+        description="Run one node of the chat.",
+        epilog="Other commands: members, join, verify, recover; each has --help.",
+    )
     parser.add_argument("--config", required=True, metavar="FILE", help="the node's YAML file")
     parser.add_argument("--data-dir", metavar="DIR", help="replaces data_dir of the file")
     parser.add_argument(

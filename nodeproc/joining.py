@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("member", type=flags.address, metavar="HOST:PORT", help="a member of the cluster")
     parser.add_argument(
-        "--node-id", type=flags.node_id, required=True, metavar="N", help="never used in this cluster before"
+        "--node-id", type=flags.node_id, required=True, metavar="N", help="an id that this cluster has never used"
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address on which it listens (default %(default)s)")
     parser.add_argument("--port", type=int, required=True, help="the port on which it listens")

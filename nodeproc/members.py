@@ -78,12 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     commands.add_parser("list", parents=[common], help="show the members")
     add = commands.add_parser("add", parents=[common], help="add a node; it gets a vote once it has caught up")
-    add.add_argument(
-        "node", type=flags.node_id, metavar="ID", help="of the new node, never used in this cluster before"
-    )
+    add.add_argument("node", type=flags.node_id, metavar="ID", help="an id that this cluster has never used")
     add.add_argument("address", type=flags.address, metavar="HOST:PORT", help="where the members reach it")
     remove = commands.add_parser("remove", parents=[common], help="remove a member, whether it runs or not")
-    remove.add_argument("node", type=flags.node_id, metavar="ID")
+    remove.add_argument("node", type=flags.node_id, metavar="ID", help="the member")
     transfer = commands.add_parser("transfer", parents=[common], help="transfer the leadership to a follower")
     to = "the follower; left out: the leader chooses"
     transfer.add_argument("node", type=flags.node_id, metavar="ID", nargs="?", default=NOBODY, help=to)

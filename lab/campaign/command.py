@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reporting.add_argument("name", metavar="NAME", type=values.name)
     reporting.set_defaults(carry_out=_report)
     for each in (new, resume, status, reporting):
-        each.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for campaigns/ (%(default)s)")
+        each.add_argument(
+            "--out", metavar="DIR", type=Path, default=RESULTS, help="directory for campaigns/ (%(default)s)"
+        )
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:

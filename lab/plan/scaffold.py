@@ -42,7 +42,7 @@ expectations:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="of a scenario in scenarios/, or the path of a new .yml file")
+    parser.add_argument("name", metavar="NAME", help="name of a scenario in scenarios/, or the path of a new .yml file")
 
 
 def main(options: argparse.Namespace) -> int:

@@ -216,7 +216,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drawn", action="store_true", help="use random seeds instead of stories")
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink the failing scenarios")
     parser.add_argument("--live", action="store_true", help=f"also run on real nodes: {', '.join(LIVE)}")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for shrunk/ and runs (%(default)s)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=RESULTS, help="directory for shrunk/ and runs (%(default)s)"
+    )
 
 
 def main(options: argparse.Namespace) -> int:

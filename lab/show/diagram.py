@@ -178,13 +178,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--svg", action="store_true", help="write diagram.svg into the run directory instead")
     parser.add_argument("--all", action="store_true", help="also show repetitions and the start of the nodes")
     parser.add_argument(
-        "--around", metavar="WORD", help="show only the lines around the first fault or event with this word, as kill"
+        "--around",
+        metavar="WORD",
+        help="show only the lines around the first fault or event with this word, such as kill",
     )
     parser.add_argument(
         "--lines",
         metavar="N",
         type=values.between(1, 1_000_000),
-        help=f"last N lines ({LINES_MAX}), or N around WORD ({AROUND})",
+        help=f"show the last N lines ({LINES_MAX}), or N around WORD ({AROUND})",
     )
 
 

@@ -219,7 +219,7 @@ def write(run: RunDir) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py report`."""
-    parser.add_argument("runs", metavar="RUN_DIR", nargs="+", type=Path, help="such as results/latest; judged already")
+    parser.add_argument("runs", metavar="RUN_DIR", nargs="+", type=Path, help="a judged run, such as results/latest")
 
 
 def main(options: argparse.Namespace) -> int:
