@@ -80,6 +80,28 @@ def newcomer_counted(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
+@MEMBERS.add("G4", "A node votes only for voters of its own list of members.", "liveness")
+def vote_refused_to_unknown_candidates(patch: Patch) -> None:
+    right = election.on_vote_request
+
+    def wrong(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
+        if sender in state.voters:
+            right(state, sender, msg, now, fx)
+
+    patch.everywhere(right, wrong)
+
+
+@MEMBERS.add("G4", "A node gives no vote while its own list of members says that it has none.", "liveness")
+def newcomer_refuses_its_vote(patch: Patch) -> None:
+    right = election.on_vote_request
+
+    def wrong(state: NodeState, sender: NodeId, msg: VoteRequest, now: float, fx: Effects) -> None:
+        if state.has_vote:
+            right(state, sender, msg, now, fx)
+
+    patch.everywhere(right, wrong)
+
+
 @MEMBERS.add(
     "G5", "A removed node stands again and again instead of stopping, and the members listen to it.", "liveness"
 )
