@@ -21,7 +21,7 @@ from lab.debug.views import Value, View, differences, view_of_core
 from lab.mutants.catalogue import Mutant
 from lab.places import DOCS
 from lab.search import explore
-from lab.search.explore_cluster import Bounds, Clusters, Move, World
+from lab.search.explore_cluster import BUDGETS, Bounds, Clusters, Move, World
 from lab.search.explore_node import Outcome, Violation
 from lab.search.failure import as_mutant
 from lab.watch.web import Site, file_answer, json_answer, serve
@@ -129,7 +129,7 @@ class Paths:
 
     def _left(self, world: World) -> dict[str, int]:
         account = self.clusters.account(world)
-        return {name: getattr(account, name) for name in ("crashes", "elections", "silences", "losses", "timeouts")}
+        return {name: getattr(account, name) for name in BUDGETS}
 
     def _choice(self, move: Move, seen: list[World]) -> Choice:
         text = explore.move_line(self.clusters, seen[-1], move)

@@ -1,10 +1,10 @@
 """`run_lab.py explore`: try every order of events within small bounds, by a breadth-first search of cluster states.
 
 Each node runs nodeproc.core unchanged. A move is one event: a node receives a frame, an fdatasync ends, the client
-sends, a process or machine stops or starts, a node becomes candidate for the next term, a frame or link is lost, a
-timer fires. Every order of moves is tried; clusters with equal content are one state. In each state the invariants of
-lab.search.explore_cluster must hold; the first violation is reported with the shortest sequence of moves that leads to
-it.
+sends, a process or machine stops or starts, a node becomes candidate for the next term, a leader changes the members, a
+frame or link is lost, a timer fires. Every order of moves is tried; clusters with equal content are one state. In each
+state the invariants of lab.search.explore_cluster must hold; the first violation is reported with the shortest sequence
+of moves that leads to it.
 
 docs/exploring.md and the output of each run describe the bounds and what is left out.
 """
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from lab import runs, values
-from lab.search.explore_cluster import Bounds, Clusters, Move, World
+from lab.search.explore_cluster import Bounds, Clusters, Move, World, list_text
 from lab.search.explore_node import Outcome, Violation
 from lab.search.failure import as_mutant
-from nodeproc.core.messages import Append, Batch, Input, NodeId, Position, Record
+from nodeproc.core.messages import Append, Batch, Input, MembersMark, NodeId, Position, Record
 
 TELL_EVERY_S: Final = 5.0
 DEFAULTS: Final = Bounds()
@@ -124,6 +124,10 @@ def move_line(clusters: Clusters, world: World, move: Move) -> str:
         lost = len(clusters.queue(world, peer, a))
         return f"the link from node_{peer} to node_{a} breaks and is opened again; frames lost: {lost}"
     return {
+        "exchange": f"node_{a} receives all frames from node_{peer}, which receives the answers, until none is left",
+        "add": f"node_{a} is asked to add node_{peer}, and becomes candidate for that change",
+        "give_vote": f"node_{a} becomes candidate to give node_{peer} a vote",
+        "remove": f"node_{a} is asked to remove node_{peer}, and becomes candidate for that change",
         "sync": f"node_{a}'s fdatasync ends",
         "stand": f"node_{a} becomes candidate for the next term",
         "fire": f"node_{a}'s timer fires",
@@ -164,7 +168,8 @@ def _record_text(record: Record) -> str:
     header = record.header
     if isinstance(header, Batch):
         return f"message {header.first} of term {header.term}"
-    return f"mark of term {header.term} after {header.after}"
+    members = f", {list_text(header.members)}" if isinstance(header, MembersMark) else ""
+    return f"mark of term {header.term} after {header.after}{members}"
 
 
 # ---- the command --------------------------------------------------------------------------------------
@@ -180,6 +185,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("silences", 0, 9, "how often a live leader is suspected"),
         ("losses", 0, 9, "number of lost frames and links together"),
         ("timeouts", 0, 9, "how often a timer fires; if above 0, times are part of the states and polls are held"),
+        ("changes", 0, 9, "how often a leader begins to add a node, to give it a vote, or to remove a member"),
+        ("newcomers", 0, 2, "number of nodes that are no members at the start"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -191,6 +198,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", type=values.between(1, 10_000), metavar="D", help="limit of moves (no limit)")
     parser.add_argument(
         "--slow-disks", action="store_true", help="delay the end of an fdatasync also after the last crash"
+    )
+    parser.add_argument(
+        "--exchanges",
+        action="store_true",
+        help="a move delivers all frames between two nodes and the answers to them, instead of one frame",
     )
     parser.add_argument("--boot", action="store_true", help="start without a leader, before the first election")
     values.add_mutant(parser)
@@ -226,9 +238,11 @@ def bounds_line(bounds: Bounds, depth: int | None) -> str:
     """Return the line that describes the bounds."""
     start = "before the first election" if bounds.boot else f"node_{bounds.nodes} leading term 1"
     disks = "always" if bounds.slow_disks else "until the last crash, immediate after it"
+    changes = f", changes {bounds.changes}, newcomers {bounds.newcomers}" if bounds.changes else ""
+    frames = "; frames between two nodes delivered together" if bounds.exchanges else ""
     most = "" if depth is None else f", depth {depth}"
     return (
         f"every order from {start}: nodes {bounds.nodes}, messages {bounds.messages}, crashes {bounds.crashes}, "
         f"elections {bounds.elections}, silences {bounds.silences}, losses {bounds.losses}, "
-        f"timeouts {bounds.timeouts}{most}; fdatasync delayed {disks}"
+        f"timeouts {bounds.timeouts}{changes}{most}{frames}; fdatasync delayed {disks}"
     )

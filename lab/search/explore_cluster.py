@@ -7,10 +7,25 @@ left, and facts about the past). Links are FIFO queues like TCP connections, one
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
-from lab.search.explore_node import Locals, Numbers, Outcome, View, Violation, identity
-from nodeproc.core.messages import Batch, Known, LinkDown, LinkUp, NodeId, Position, Record, Term, TermIs, VoteRequest
+from lab.search.explore_node import CHANGES, Locals, Numbers, Outcome, View, Violation, identity
+from nodeproc.core.messages import (
+    Batch,
+    Known,
+    LinkDown,
+    LinkUp,
+    Mark,
+    MemberList,
+    MembersMark,
+    NodeId,
+    Position,
+    Record,
+    Term,
+    TermIs,
+    VoteRequest,
+)
 from nodeproc.core.state import FOREVER
 
 World: TypeAlias = tuple[int, ...]
@@ -30,6 +45,10 @@ class Bounds(NamedTuple):
         candidate although it follows a leader, or handles a VOTE_REQUEST after an election timeout of silence.
     losses: of single frames, or of links with all frames on them.
     timeouts: how often a timer fires.
+    changes: how often a leader begins a change of the members: it adds a node, gives it a vote, or removes one.
+    newcomers: nodes that are no members at the start; their ids follow those of the founders.
+    exchanges: a move delivers all frames between two nodes, and the answers to them, until none is left, instead of a
+        single frame.
     slow_disks: the end of an fdatasync is a move of its own always. Otherwise it is only as long as crashes are left,
         and immediate after that, because durability matters to crashes alone.
     boot: start without a leader, instead of after the election of the highest node.
@@ -42,8 +61,15 @@ class Bounds(NamedTuple):
     silences: int = 0
     losses: int = 0
     timeouts: int = 0
+    changes: int = 0
+    newcomers: int = 0
+    exchanges: bool = False
     slow_disks: bool = False
     boot: bool = False
+
+
+BUDGETS: Final = ("crashes", "elections", "silences", "losses", "timeouts", "changes")
+"""The bounds that moves use up: the first fields of an Account."""
 
 
 class Account(NamedTuple):
@@ -52,6 +78,7 @@ class Account(NamedTuple):
     client_term, client_sent: the term of the newest leader that the client has found, and the last n sent to it.
     agreed: the total order so far: (number of the batch, term of the node that delivered it first).
     leaders: (term, leader) of all leaders.
+    settled: number of the mark that has the newest committed list of members; -1 while none is.
     """
 
     crashes: int
@@ -59,14 +86,16 @@ class Account(NamedTuple):
     silences: int
     losses: int
     timeouts: int
+    changes: int
     client_term: Term = 0
     client_sent: int = 0
     agreed: tuple[tuple[int, Term], ...] = ()
     leaders: tuple[tuple[Term, NodeId], ...] = ()
+    settled: int = -1
 
 
 class Move(NamedTuple):
-    """One possible event; `peer` is the sender of the frame, if the move is about one."""
+    """One possible event. peer: the sender of the frame, or the node that is added, gets a vote or is removed."""
 
     do: str
     node: NodeId
@@ -78,8 +107,9 @@ class Clusters:
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
-        self.locals = Locals(bounds.nodes, timers=bounds.timeouts > 0)
-        self.ids = self.locals.members
+        self.locals = Locals(bounds.nodes, bounds.timeouts > 0, bounds.newcomers, bounds.changes > 0)
+        self.ids = self.locals.ids
+        self._founders = MemberList(0, self.locals.members)
         self.pairs = [(a, b) for a in self.ids for b in self.ids if a != b]
         self._queue_at = {pair: len(self.ids) + at for at, pair in enumerate(self.pairs)}
         self._queues, self._accounts = Numbers(), Numbers()
@@ -95,7 +125,7 @@ class Clusters:
     def first(self) -> World:
         """Return the initial state: connected nodes with empty logs, after the first election unless bounds.boot."""
         bounds = self.bounds
-        account = Account(bounds.crashes, bounds.elections, bounds.silences, bounds.losses, bounds.timeouts)
+        account = Account(*(getattr(bounds, name) for name in BUDGETS))
         nothing = (*(self.locals.empty(a) for a in self.ids), *(EMPTY for _ in self.pairs))
         world = (*nothing, self._accounts.of(account, account))
         for a in self.ids:
@@ -103,7 +133,7 @@ class Clusters:
         if not bounds.boot:
             extra = account._replace(elections=1)
             world = (*world[:-1], self._accounts.of(extra, extra))
-            world = self.settled(self.after(world, Move("stand", self.ids[-1])))
+            world = self.settled(self.after(world, Move("stand", self.locals.members[-1])))
             spent = self.account(world)._replace(elections=bounds.elections)
             world = (*world[:-1], self._accounts.of(spent, spent))
         return world
@@ -111,10 +141,11 @@ class Clusters:
     def settled(self, world: World) -> World:
         """Deliver all frames and end all fdatasyncs, in a fixed order, until none is left."""
         while True:
-            moves = [move for move in self.moves(world) if move.do in ("sync", "take")]
-            if not moves:
+            syncs = [Move("sync", a) for a in self.ids if self.locals.views[world[a - 1]].syncing]
+            takes = [Move("take", b, a) for (a, b), at in self._queue_at.items() if world[at] != EMPTY]
+            if not syncs and not takes:
                 return world
-            world = self.after(world, moves[0])
+            world = self.after(world, (syncs or takes)[0])
 
     # ---- moves ----------------------------------------------------------------------------------------
 
@@ -138,13 +169,16 @@ class Clusters:
                 yield Move("stand", a)
             if account.timeouts and view.due < FOREVER:
                 yield Move("fire", a)
+            if account.changes:
+                for do, node in view.changes:
+                    yield Move(do, a, node)
             if account.crashes:
                 yield Move("kill", a)
                 yield Move("lose_power", a)
         for (a, b), at in self._queue_at.items():
             if world[at] == EMPTY:
                 continue
-            yield Move("take", b, a)
+            yield Move("exchange" if self.bounds.exchanges else "take", b, a)
             head = self.locals.messages.things[self._queues.things[world[at]][0]]
             if isinstance(head, VoteRequest) and account.silences and self.locals.views[world[b - 1]].hears:
                 yield Move("take_late", b, a)
@@ -184,8 +218,14 @@ class Clusters:
             new.spend("silences")
         if do in ("take", "take_late"):
             new.step(do, a, peer, new.pop(peer, a))
+        elif do == "exchange":
+            new.exchange(peer, a)
+        elif do in CHANGES:
+            new.spend("changes")
+            new.step(do, a, peer)
         elif do in ("kill", "lose_power"):
-            new.crash(do, a)
+            new.spend("crashes")
+            new.step(do, a)
         elif do == "start":
             new.start(a)
         elif do == "submit":
@@ -222,15 +262,38 @@ class Clusters:
             for other in views[at + 1 :]:
                 if one.log != other.log and not self._logs_agree(one.log, other.log):
                     raise Violation("R4: two logs differ below a position that both have")
-        for record, term in self.account(world).agreed:
-            have = sum(record in view.durable for view in views)
-            if 2 * have <= len(views):
+        account = self.account(world)
+        members = self.list_of(account.settled)
+        for record, term in account.agreed:
+            have = sum(record in views[voter - 1].durable for voter in members.voters)
+            if have < majority(members):
                 raise Violation(f"A4: {self.batch(record)}, was acknowledged but is durable on {have} disks only")
-            for a, view in zip(self.ids, views, strict=True):
-                if view.leads and view.term >= term and record not in self.locals.logs.things[view.log]:
-                    raise Violation(
-                        f"A4: node_{a} leads term {view.term} without {self.batch(record)}, which was acknowledged"
-                    )
+            self._check_leaders(views, record, term, "acknowledged")
+        if account.settled >= 0:
+            self._check_leaders(views, account.settled, self.term_of(account.settled), "committed")
+
+    def _check_leaders(self, views: list[View], record: int, term: Term, done: str) -> None:
+        """Check that every leader of this term and later ones has a record."""
+        for a, view in zip(self.ids, views, strict=True):
+            if view.leads and view.term >= term and record not in self.locals.logs.things[view.log]:
+                raise Violation(f"A4: node_{a} leads term {view.term} without {self.batch(record)}, which was {done}")
+
+    def marks(self, log: int) -> list[int]:
+        """Return the numbers of the marks in a log, in order."""
+        return [each for each in self.locals.logs.things[log] if isinstance(self._header(each), Mark)]
+
+    def list_of(self, mark: int) -> MemberList:
+        """Return the list of members in force after a mark; that of the founders for -1. Rule: G1."""
+        header = None if mark < 0 else self._header(mark)
+        return header.members if isinstance(header, MembersMark) else self._founders
+
+    def term_of(self, mark: int) -> Term:
+        """Return the term of a mark; 0 for -1."""
+        return 0 if mark < 0 else self._header(mark).term
+
+    def _header(self, record: int) -> Batch | Mark:
+        found: Record = self.locals.records.things[record]
+        return found.header
 
     def _logs_agree(self, one: int, other: int) -> bool:
         """Return whether the logs are the same up to the last position that both have. Rule: R4."""
@@ -248,10 +311,10 @@ class Clusters:
         return {self.locals.records.things[each].position: log[: at + 1] for at, each in enumerate(log)}
 
     def batch(self, record: int) -> str:
-        """Return a human-readable name of a batch."""
-        found: Record = self.locals.records.things[record]
-        header = found.header
-        assert isinstance(header, Batch), header
+        """Return a human-readable name of a batch or a mark."""
+        header = self._header(record)
+        if isinstance(header, Mark):
+            return f"the mark of term {header.term} with {list_text(self.list_of(record))}"
         return f"message {header.sessions[0].last_n}, seq_no {header.first} of term {header.term}"
 
     # ---- queues ---------------------------------------------------------------------------------------
@@ -275,6 +338,17 @@ class Clusters:
         if found is None:
             found = self._pushed[key] = self.queue_of((*self._queues.things[queue], message))
         return found
+
+
+def list_text(members: MemberList) -> str:
+    """Return a list of members on one line."""
+    text = f"list {members.version}: {', '.join(f'node_{voter}' for voter in members.voters)}"
+    return f"{text}, learner node_{members.learners[0]}" if members.learners else text
+
+
+def majority(members: MemberList) -> int:
+    """Return the least number of voters that are a majority."""
+    return len(members.voters) // 2 + 1
 
 
 class _Next:
@@ -326,10 +400,23 @@ class _Next:
         self._account = self._account._replace(client_term=term, client_sent=n)
         self.step("submit", a, message=n)
 
-    def crash(self, do: str, a: NodeId) -> None:
-        """End a process or machine; the peers see their links fail, and frames under way are lost."""
-        self.spend("crashes")
-        self.step(do, a)
+    def exchange(self, a: NodeId, b: NodeId) -> None:
+        """Deliver the frames from a to b, then those from b to a, and so on until there are none between the two.
+
+        Raises:
+            Violation: an invariant does not hold in one of the states on the way.
+        """
+        there, back = self._of._queue_at[a, b], self._of._queue_at[b, a]
+        while self._parts[there] != EMPTY or self._parts[back] != EMPTY:
+            for _ in self._of._queues.things[self._parts[there]]:
+                if self._parts[there] == EMPTY:
+                    break  # Frames that can have no effect any more were dropped, or the node has stopped.
+                self.step("take", b, a, self.pop(a, b))
+                self._of.check(self.world())
+            a, b, there, back = b, a, back, there
+
+    def disconnect(self, a: NodeId) -> None:
+        """A process or machine has ended: the peers see their links fail, and frames under way are lost."""
         others = [b for b in self._of.ids if b != a]
         for b in others:
             self._parts[self._of._queue_at[a, b]] = self._parts[self._of._queue_at[b, a]] = EMPTY
@@ -369,8 +456,12 @@ class _Next:
         view = self._view(a)
         for receiver, sent in outcome.sends:
             self._send(a, receiver, sent)
+        if before.up and not view.up:
+            self.disconnect(a)
         if view.leads and not (before.leads and before.term == view.term):
-            self._lead(a, view.term)
+            self._lead(a, view)
+        if view.settled and not (before.settled and before.term == view.term) and self._of.bounds.changes:
+            self._settle(a, view)
         if view.term > before.term:
             self._forget_terms(a, view.term)
         for at, record in enumerate(outcome.delivered, view.delivered - len(outcome.delivered)):
@@ -396,12 +487,41 @@ class _Next:
                 left = tuple(each for each in self._of._queues.things[self._parts[at]] if not self._idle(each, term))
                 self._parts[at] = self._of.queue_of(left)
 
-    def _lead(self, a: NodeId, term: Term) -> None:
+    def _lead(self, a: NodeId, view: View) -> None:
+        term = view.term
         for before, leader in self._account.leaders:
             if before == term and leader != a:
                 raise Violation(f"A7: node_{leader} and node_{a} lead term {term}")
         leaders = tuple(sorted({*self._account.leaders, (term, a)}))
         self._account = self._account._replace(leaders=leaders)
+        if self._of.bounds.changes:
+            self._check_lists(a, view)
+
+    def _check_lists(self, a: NodeId, view: View) -> None:
+        """Compare the lists of members that follow each other in a new leader's log. Rule: G2."""
+        lists = [self._of.list_of(mark) for mark in (-1, *self._of.marks(view.log))]
+        for old, new in pairwise(lists):
+            if new.version < old.version:
+                raise Violation(f"G2: node_{a}'s log has {list_text(new)} after {list_text(old)}")
+            if majority(old) + majority(new) <= len({*old.voters, *new.voters}):
+                raise Violation(f"G2: majorities of {list_text(old)} and of {list_text(new)} need not share a node")
+
+    def _settle(self, a: NodeId, view: View) -> None:
+        """A leader counts its mark, and with it its list, as committed. Rule: G2, G4.
+
+        A majority of the list has the mark. Versions of committed lists ascend, and each version has one list.
+        """
+        clusters, settled = self._of, self._account.settled
+        mark = clusters.marks(view.log)[-1]
+        new, old = clusters.list_of(mark), clusters.list_of(settled)
+        have = sum(mark in self._view(voter).durable for voter in new.voters)
+        if have < majority(new):
+            raise Violation(f"G4: node_{a} counts {clusters.batch(mark)}, as committed, durable on {have} of them")
+        falls = view.term > clusters.term_of(settled) and new.version < old.version
+        if falls or (new.version == old.version and new != old):
+            raise Violation(f"G2: node_{a} has committed {list_text(new)}, but {list_text(old)} was committed before")
+        if new.version > old.version:
+            self._account = self._account._replace(settled=mark)
 
     def _deliver(self, a: NodeId, at: int, record: int, term: Term) -> None:
         """Compare a delivery with the total order, which the first delivery of each place determines."""

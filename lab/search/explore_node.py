@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
-from nodeproc.core import election
+from nodeproc.core import changes, election, ordering
 from nodeproc.core.effects import Effects, PersistOp, Promise, Truncate
 from nodeproc.core.messages import (
     NOBODY,
     START,
+    AddNode,
     Batch,
+    Change,
     Envelope,
     Input,
     Known,
@@ -32,6 +34,7 @@ from nodeproc.core.messages import (
     NodeId,
     Promises,
     Record,
+    RemoveNode,
     Submit,
     Term,
     Vote,
@@ -46,6 +49,8 @@ from nodeproc.records import Sealer
 SESSION: Final = "s"
 NUMBERS_A_LIFE: Final = 1000
 """Maximum of request numbers drawn by one process; those of the next process start after them."""
+CHANGES: Final = ("add", "give_vote", "remove")
+"""Moves that change the list of members."""
 UNSEEN: Final = frozenset({"config", "rng", "seal", "route_epoch", "promised"})
 """Fields of the core that never change, that it only reports, or that matter only if a disk loses synced data."""
 
@@ -153,6 +158,10 @@ class View(NamedTuple):
     """Number of its log as written."""
     delivered: int
     """Number of delivered batches."""
+    settled: bool = False
+    """The node leads and counts the mark of its term as committed."""
+    changes: tuple[tuple[str, NodeId], ...] = ()
+    """Changes that it would begin as leader, as (add, give_vote or remove, the node that is meant)."""
 
 
 class Outcome(NamedTuple):
@@ -184,6 +193,11 @@ class Numbers:
             number = self._numbers[key] = len(self.things)
             self.things.append(thing)
         return number
+
+
+def added(node_id: NodeId) -> Change:
+    """Return the request to add this node."""
+    return AddNode(node_id, f"node-{node_id}", 1)
 
 
 def identity(node_id: NodeId) -> str:
@@ -316,12 +330,16 @@ class Locals:
     """All nodes seen so far, by number, with their reactions to inputs.
 
     Args:
-        size: number of members of the cluster.
+        size: number of founders.
         timers: whether timers can fire; if not, times are not part of a node's content.
+        newcomers: number of nodes that are no members at the start.
+        changing: whether the members can be changed.
     """
 
     size: int
     timers: bool
+    newcomers: int = 0
+    changing: bool = False
     nodes: Numbers = field(default_factory=Numbers)
     views: list[View] = field(default_factory=list)
     messages: Numbers = field(default_factory=Numbers)
@@ -330,8 +348,9 @@ class Locals:
     _done: dict[tuple[str, int, NodeId, int], Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.members = tuple(range(1, self.size + 1))
-        self._configs = {each: CoreConfig(each, each, self.members) for each in self.members}
+        self.ids = tuple(range(1, self.size + self.newcomers + 1))
+        self.members = self.ids[: self.size]
+        self._configs = {each: CoreConfig(each, each, self.members) for each in self.ids}
         self._sealer = Sealer(lambda: 0.0)
 
     def empty(self, node_id: NodeId) -> int:
@@ -346,7 +365,8 @@ class Locals:
         """Return a node's reaction to an input.
 
         Args:
-            do: take, take_late, sync, stand, fire, submit, kill, lose_power or start.
+            do: take, take_late, sync, stand, fire, submit, kill, lose_power, start, add, give_vote or remove.
+            peer: the sender of the frame, or the node that is added, gets a vote or is removed.
             message: the number of the message for take and take_late, the client's n for submit.
         """
         key = (do, local, peer, message)
@@ -368,6 +388,8 @@ class Locals:
             elif do == "submit":
                 submit = Submit(SESSION, 101, 0, message, (f"m{message}",))
                 step.take(Envelope(before.node_id, submit), late=False)
+            elif do in CHANGES:
+                step.change(do, peer)
             else:
                 actions: dict[str, Callable[[], None]] = {
                     "sync": step.sync,
@@ -376,7 +398,10 @@ class Locals:
                     "start": step.start,
                 }
                 actions[do]()
-            return Outcome(self._number(step.after()), tuple(step.sends), tuple(step.delivered), "")
+            after = step.after()
+            if step.leaves:
+                after = dataclasses.replace(after, node=None, disk=after.disk.synced(len(after.disk.pending)))
+            return Outcome(self._number(after), tuple(step.sends), tuple(step.delivered), "")
         except Violation as error:
             return Outcome(local, (), (), str(error))
         except AssertionError as error:
@@ -389,7 +414,7 @@ class Locals:
         """Return the core of a new process on this disk."""
         node_id = local.node_id
         rng = Steady(NUMBERS_A_LIFE * local.lives)
-        recovered = local.disk.recovered(node_id, self.members)
+        recovered = local.disk.recovered(node_id, self.ids)
         return Node.recover(self._configs[node_id], recovered, 0.0, rng, self._sealer)
 
     def _number(self, local: Local) -> int:
@@ -410,11 +435,12 @@ class Locals:
             return View(False, local.shown, False, False, False, False, False, FOREVER, durable, log, delivered)
         state = node.state
         follower = isinstance(state.role, Follower)
+        leads = isinstance(state.role, Leader) and state.pledge is None
         return View(
             up=True,
             term=state.term,
             leads=isinstance(state.role, Leader),
-            may_stand=follower and state.pledge is None,
+            may_stand=follower and state.pledge is None and state.has_vote,
             follows=state.leader_id != NOBODY,
             hears=state.pledge is None and (isinstance(state.role, Leader) or (follower and state.role.heard)),  # type: ignore[union-attr]
             syncing=disk.begun > 0,
@@ -422,7 +448,23 @@ class Locals:
             durable=durable,
             log=log,
             delivered=delivered,
+            settled=leads and ordering.majority_position(state, state.role) is not None,  # type: ignore[arg-type]
+            changes=tuple(self._changes(state)) if leads and self.changing else (),
         )
+
+    def _changes(self, state: NodeState) -> Iterator[tuple[str, NodeId]]:
+        """Yield the changes that this leader would begin while all members answer. It is not asked to remove itself."""
+        answering = copied(state)
+        leader = answering.role
+        leader.heartbeat_at = 0.0
+        for node in self.ids:
+            for do, change in (("add", added(node)), ("remove", RemoveNode(node))):
+                if node != state.node_id and not changes.refusal(answering, change):
+                    yield do, node
+        for node, progress in leader.progress.items():
+            keeps_up = node in state.members.learners and progress.matched.term == state.term
+            if keeps_up and not changes.not_now(answering, leader, changes.with_vote(state.members, node)):
+                yield "give_vote", node
 
     def record(self, record: Record) -> int:
         """Return the number of a record."""
@@ -438,6 +480,8 @@ class _Step:
         self._lives = before.lives
         self.sends: list[tuple[NodeId, int]] = []
         self.delivered: list[int] = []
+        self.leaves = False
+        """The node stops cleanly, because it is a member no more (G5)."""
         if before.node is not None:
             self._node = Node(copied(before.node.state))
             self._node._backlog = before.node._backlog.copy()
@@ -466,6 +510,16 @@ class _Step:
         now = max(self._node.next_deadline(), 0.0)
         self._turn(self._node.tick(now), now)
 
+    def change(self, do: str, node: NodeId) -> None:
+        """Begin a change of the members as leader, while all members answer."""
+        state, fx = self._node.state, Effects()
+        state.role.heartbeat_at = 0.0  # type: ignore[union-attr]
+        if do == "give_vote":
+            changes.begin(state, changes.with_vote(state.members, node), do, 0.0, fx)
+        else:
+            fx = self._node.step(Envelope(state.node_id, added(node) if do == "add" else RemoveNode(node)), 0.0)
+        self._turn(fx, 0.0)
+
     def start(self) -> None:
         self._lives += 1
         self._node = self._nodes.fresh(dataclasses.replace(self._before, lives=self._lives))
@@ -489,6 +543,7 @@ class _Step:
     def _perform(self, fx: Effects, now: float) -> None:
         if fx.halt:
             raise Violation(f"node_{self._before.node_id} stops: {fx.halt}")
+        self.leaves = self.leaves or bool(fx.leave)
         pending = (*self._disk.pending, *fx.persist)
         self._disk = self._disk._replace(pending=pending, begun=self._disk.begun or len(pending))
         for peer, message in fx.send:

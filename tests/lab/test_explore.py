@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import fields
+from typing import Final
 
 import pytest
 
@@ -43,6 +45,9 @@ def locals_of(clusters: Clusters, world: World) -> list[Local]:
         Bounds(messages=1, elections=0, slow_disks=True),
         Bounds(nodes=2, elections=2),
         Bounds(nodes=1, crashes=2, elections=2),
+        Bounds(messages=0, crashes=0, changes=1),
+        Bounds(nodes=2, messages=0, crashes=0, changes=2, newcomers=1),
+        Bounds(messages=1, crashes=0, changes=2, newcomers=1, exchanges=True),
     ],
     ids=str,
 )
@@ -117,6 +122,59 @@ def test_all_times_of_a_node_pass_and_are_forgotten_together() -> None:
     assert (state.unsynced_since, role.heartbeat_at, progress.answered_at) == (FOREVER, FOREVER, 0.0)
 
 
+# ---- changes of the members --------------------------------------------------------------------------
+
+
+def test_a_leader_is_asked_for_the_changes_that_it_would_begin() -> None:
+    clusters = Clusters(Bounds(messages=0, crashes=0, elections=0, changes=2, newcomers=1))
+    assert list(clusters.moves(clusters.first())) == [Move("remove", 3, 1), Move("remove", 3, 2), Move("add", 3, 4)]
+    world = clusters.settled(clusters.after(clusters.first(), Move("add", 3, 4)))
+    assert Move("give_vote", 3, 4) in clusters.moves(world)
+    world = clusters.settled(clusters.after(world, Move("give_vote", 3, 4)))
+    lists = [clusters.list_of(clusters.marks(clusters.locals.views[world[a - 1]].log)[-1]) for a in clusters.ids]
+    assert [(each.version, each.voters) for each in lists] == [(2, (1, 2, 3, 4))] * 4
+    assert list(clusters.moves(world)) == [], "both changes are used up"
+
+
+def test_a_removed_node_stops_when_a_heartbeat_of_its_leader_says_so() -> None:
+    clusters = Clusters(Bounds(messages=0, crashes=0, elections=0, changes=1, timeouts=1))
+    world = clusters.settled(clusters.after(clusters.first(), Move("remove", 3, 1)))
+    assert [clusters.locals.views[world[a - 1]].up for a in clusters.ids] == [True, True, True]
+    world = clusters.settled(clusters.after(world, Move("fire", 3)))
+    assert [clusters.locals.views[world[a - 1]].up for a in clusters.ids] == [False, True, True]
+
+
+def test_an_exchange_leaves_no_frame_between_its_two_nodes() -> None:
+    clusters = Clusters(Bounds(messages=1, crashes=0, exchanges=True))
+    world = clusters.after(clusters.first(), Move("submit", 3))
+    assert list(clusters.moves(world)) == [Move("exchange", 1, 3), Move("exchange", 2, 3)]
+    world = clusters.after(world, Move("exchange", 1, 3))
+    assert not clusters.queue(world, 1, 3) and not clusters.queue(world, 3, 1) and clusters.queue(world, 3, 2)
+    assert [clusters.locals.views[world[a - 1]].delivered for a in clusters.ids] == [1, 0, 1]
+
+
+class OneOfEachKind(Clusters):
+    """Of the choices that differ in the numbers of the nodes only: node 4 removes node 1, node 2 removes node 3."""
+
+    CHOICES: Final = {Move("remove", 4, 1), Move("stand", 2), Move("remove", 2, 3), Move("stand", 4)}
+
+    def moves(self, world: World) -> Iterator[Move]:
+        return (move for move in super().moves(world) if move.do == "exchange" or move in self.CHOICES)
+
+
+def test_the_bug_of_single_server_changes_is_found_and_the_product_does_not_have_it() -> None:
+    bounds = Bounds(nodes=4, messages=0, crashes=0, elections=2, changes=2, exchanges=True)
+    with mutated("change_right_after_an_election"):
+        found = search(OneOfEachKind(bounds), None, silent)
+    changes = [move for move in found.trace if move.do == "remove"]
+    assert (len(found.trace), changes) == (13, [Move("remove", 4, 1), Move("remove", 2, 3)])
+    assert found.problem == (
+        "A4: node_4 leads term 5 without the mark of term 4 with list 1: node_1, node_2, node_4, which was committed"
+    )
+    right = search(OneOfEachKind(bounds), None, silent)
+    assert (right.exhausted, right.problem) == (True, "") and right.states > found.states
+
+
 # ---- crashes ----------------------------------------------------------------------------------------
 
 
@@ -189,6 +247,7 @@ def test_each_node_takes_each_input_once() -> None:
 # ---- broken rules -----------------------------------------------------------------------------------
 
 BOOT = Bounds(messages=0, crashes=0, elections=2, boot=True)
+CHANGE = Bounds(messages=0, crashes=0, elections=0, changes=1, newcomers=1, exchanges=True)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +261,10 @@ BOOT = Bounds(messages=0, crashes=0, elections=2, boot=True)
         ("commit_seq_used_before_the_own_mark", Bounds(messages=1), 14, "A1: node_3 delivers message 1"),
         ("duplicate_not_dropped", Bounds(messages=1), 13, "A3, A5: node_1 delivers message 1"),
         ("gap_in_the_log_accepted", Bounds(messages=2, crashes=0, elections=0, losses=1), 4, "R4: two logs differ"),
+        ("two_voters_at_once", CHANGE._replace(nodes=5), 3, "G2: majorities of list 0: .* need not share a node"),
+        ("newcomer_counted", CHANGE._replace(exchanges=False), 9, "G4: node_3 counts .*, as committed, durable on 1"),
+        ("old_majority_for_the_new_mark", CHANGE._replace(changes=2), 5, "G4: .*, as committed, durable on 2"),
+        ("list_in_force_late", CHANGE, 2, "G4: node_3 counts .*, as committed, durable on 1"),
     ],
 )
 def test_a_broken_rule_is_found_on_the_shortest_way(mutant: str, bounds: Bounds, moves: int, problem: str) -> None:
