@@ -70,6 +70,9 @@ class StatusRequest(Struct, frozen=True, forbid_unknown_fields=True, tag_field="
     client_token: str | UnsetType = UNSET
 
 
+_Id: TypeAlias = Annotated[NodeId, Meta(ge=1, le=2**31 - 1)]
+
+
 class _Administrative(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     client_token: str | UnsetType = UNSET
     admin_token: str | UnsetType = UNSET
@@ -79,7 +82,7 @@ class _Administrative(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class AddRequest(_Administrative, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="ADD_NODE"):
     """Add this node to the members; the leader must be asked. Answered with CHANGE_IS. Rule: G2, G3."""
 
-    node: Annotated[NodeId, Meta(ge=1, le=2**31 - 1)]
+    node: _Id
     host: Annotated[str, Meta(min_length=1, max_length=256)]
     """Where the members reach the node."""
     port: Annotated[int, Meta(ge=1, le=65535)]
@@ -88,13 +91,13 @@ class AddRequest(_Administrative, frozen=True, forbid_unknown_fields=True, tag_f
 class RemoveRequest(_Administrative, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="REMOVE_NODE"):
     """Remove this member; the leader must be asked. Answered with CHANGE_IS. Rule: G2, G5."""
 
-    node: NodeId
+    node: _Id
 
 
 class TransferRequest(_Administrative, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="TRANSFER"):
     """Transfer the leadership; the leader must be asked. Answered with CHANGE_IS. Rule: E7."""
 
-    to: NodeId = NOBODY
+    to: Annotated[NodeId, Meta(ge=NOBODY, le=2**31 - 1)] = NOBODY
     """The follower that is to lead; 0: the leader chooses one."""
 
 

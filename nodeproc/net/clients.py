@@ -46,7 +46,7 @@ from nodeproc.lines import (
     encode_line,
     session_of,
 )
-from nodeproc.net.sockets import WILDCARDS, address_of, probe_when_silent, send_at_once
+from nodeproc.net.sockets import WILDCARDS, address_of, is_host, probe_when_silent, send_at_once
 from nodeproc.net.subscription import Subscription
 
 LARGEST: Final = 2**53 - 1
@@ -457,12 +457,17 @@ class ClientConnection(asyncio.Protocol):
             case Subscribe():
                 self._on_subscribe(line)
             case StatusRequest():
-                if self._choked:  # Otherwise short requests could make any number of long answers wait here.
-                    unread = self._limits.subscriber_buffer_bytes
-                    raise FrameError(f"STATUS while over {unread} bytes of answers are not read")
+                self._check_answers_are_read("STATUS")
                 self.say(self._backend.status())
             case AddRequest() | RemoveRequest() | TransferRequest():
+                self._check_answers_are_read("an operator's request")
                 self._on_request(line)
+
+    def _check_answers_are_read(self, what: str) -> None:
+        """Refuse a request if too many answers wait: otherwise short requests could make any number of them wait."""
+        if self._choked:
+            unread = self._limits.subscriber_buffer_bytes
+            raise FrameError(f"{what} while over {unread} bytes of answers are not read")
 
     def _on_request(self, request: AdminRequest) -> None:
         """Answer an operator. Rule: G2, E7."""
@@ -471,8 +476,8 @@ class ClientConnection(asyncio.Protocol):
             raise FrameError("a wrong admin_token, or none")
         if not wanted and not is_loopback(self.address):
             raise FrameError(f"an operator's request from {self.address}, allowed from this machine (no admin_token)")
-        if isinstance(request, AddRequest) and request.host in WILDCARDS:
-            raise FrameError(f"found host {request.host}, allowed one at which the members reach the node")
+        if isinstance(request, AddRequest) and (request.host in WILDCARDS or not is_host(request.host)):
+            raise FrameError(f"found host {request.host!r}, allowed one at which the members reach the node")
         self.say(self._backend.administer(request))
 
     def _on_hello(self, hello: Hello) -> None:

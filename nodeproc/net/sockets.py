@@ -78,13 +78,22 @@ def _tcp_socket(transport: asyncio.BaseTransport) -> socket.socket | None:
     return sock if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) else None
 
 
+def is_host(text: str) -> bool:
+    """Return whether this could be a host, a name or a numeric address. What is no name may upset resolvers."""
+    try:
+        text.encode("idna")
+    except UnicodeError:  # Such as "a..b".
+        return False
+    return bool(text) and text.isprintable() and " " not in text
+
+
 T = TypeVar("T")
 _resolving: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[list[str] | OSError]] = {}
 
 
 @lru_cache
 def _check_numeric(host: str) -> None:
-    """Raise UnicodeError or socket.gaierror if this is no numeric address. Answers are kept, errors are not."""
+    """Raise socket.gaierror if this is no numeric address. Answers are kept, errors are not."""
     socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
 
 
@@ -98,11 +107,11 @@ async def resolve(host: str) -> list[str]:
     Raises:
         OSError: there is no such host.
     """
+    if not is_host(host):
+        raise OSError("not a host name")
     try:
         _check_numeric(host)
         return [host]
-    except UnicodeError:  # Not a host name, such as "a..b".
-        raise OSError("not a host name") from None
     except socket.gaierror:
         pass  # It is a name.
     key = (asyncio.get_running_loop(), host)

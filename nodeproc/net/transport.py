@@ -50,6 +50,7 @@ from nodeproc.net.sockets import (
     address_of,
     connect,
     hand_over,
+    is_host,
     probe_when_silent,
     reason_of,
     send_at_once,
@@ -279,14 +280,14 @@ class Links:
 
 
 def address_to_dial(said: Address, host: str) -> Address | None:
-    """Return where to dial a node that is no known member; None if it has not said where it listens.
+    """Return where to dial a node that is no known member; None if it has not said it, or what it says is no address.
 
     Args:
         said: the address on which it listens, as it says itself.
         host: the address from which its connection comes; used if it listens on all of its addresses.
     """
     listens_on, port = said
-    if not listens_on or len(listens_on) > MAX_HOST or not 1 <= port <= 65535:
+    if len(listens_on) > MAX_HOST or not is_host(listens_on) or not 1 <= port <= 65535:
         return None
     return (host if listens_on in WILDCARDS else listens_on), port
 

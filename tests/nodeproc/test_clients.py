@@ -425,10 +425,19 @@ def test_an_operator_on_the_same_machine_is_answered(said: bytes, request_: Admi
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        (ADD.replace(b"10.0.0.4", b"0.0.0.0"), "found host 0.0.0.0, allowed one at which the members reach the node"),
+        (ADD.replace(b"10.0.0.4", b"0.0.0.0"), "found host '0.0.0.0', allowed one at which the members reach the node"),
+        (ADD.replace(b"10.0.0.4", rb"127.0.0.1\u0000"), r"found host '127.0.0.1\x00', allowed one at which"),
+        (ADD.replace(b"10.0.0.4", b"10.0.0..4"), "found host '10.0.0..4', allowed one at which"),
+        (ADD.replace(b"10.0.0.4", b"10.0.0.4 "), "found host '10.0.0.4 ', allowed one at which"),
         (ADD.replace(b"5001", b"0"), "not a line of the client protocol: Expected `int` >= 1 - at `$.port`"),
         (ADD.replace(b'"node":4', b'"node":0'), "not a line of the client protocol: Expected `int` >= 1 - at `$.node`"),
         (ADD.replace(b"10.0.0.4", b""), "not a line of the client protocol: Expected `str` of length >= 1"),
+        (b'{"type":"REMOVE_NODE","node":-1}\n', "not a line of the client protocol: Expected `int` >= 1 - at `$.node`"),
+        (
+            b'{"type":"REMOVE_NODE","node":%s}\n' % (b"9" * 4300),
+            "not a line of the client protocol: Expected `int` <=",
+        ),
+        (b'{"type":"TRANSFER","to":-1}\n', "not a line of the client protocol: Expected `int` >= 0 - at `$.to`"),
     ],
 )
 def test_an_address_that_no_member_can_dial_is_refused(said: bytes, reason: str) -> None:
@@ -903,8 +912,6 @@ def test_a_complaint_quotes_little_of_what_a_stranger_said(line: dict[str, Any])
 
 @in_loop
 async def test_a_flood_of_questions_makes_no_flood_of_answers_wait() -> None:
-    hall = Hall(subscriber_buffer_bytes=2048)
-
     class Slow(Wire):
         """Nobody reads at the other end."""
 
@@ -913,12 +920,14 @@ async def test_a_flood_of_questions_makes_no_flood_of_answers_wait() -> None:
             if len(self.written) > 2048 and not self.closed:
                 self.protocol.pause_writing()
 
-    wire = Slow()
-    wire.protocol = hall.clients.accept()
-    wire.protocol.connection_made(wire)
-    said = wire.says(b'{"type":"STATUS"}\n' * 10_000)
-    assert said[-1]["reason"] == "STATUS while over 2048 bytes of answers are not read"
-    assert len(wire.written) < 4096 and wire.closed
+    for question, what in ((b'{"type":"STATUS"}\n', "STATUS"), (b'{"type":"TRANSFER"}\n', "an operator's request")):
+        hall = Hall(subscriber_buffer_bytes=2048)
+        wire = Slow({"peername": ("127.0.0.1", 40_000)})
+        wire.protocol = hall.clients.accept()
+        wire.protocol.connection_made(wire)
+        said = wire.says(question * 10_000)
+        assert said[-1]["reason"] == f"{what} while over 2048 bytes of answers are not read"
+        assert len(wire.written) < 4096 and wire.closed
 
 
 # ---- the client token ---------------------------------------------------------------------------

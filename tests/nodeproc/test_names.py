@@ -93,6 +93,14 @@ def test_an_address_needs_no_resolver(resolver: Resolver) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("text", ["a..b", "", "127.0.0.1\0", "localhost\0", "127.0.0.1 ", "a\nb", "x" * 64])
+def test_what_is_no_host_is_not_asked_for(resolver: Resolver, text: str) -> None:
+    """The system takes a name up to its first NUL, and the event loop ends with ValueError at the rest."""
+    with pytest.raises(OSError, match="not a host name"):
+        asyncio.run(resolve(text))
+    assert resolver.asked == []
+
+
 PROGRAM = """\
 import runpy, socket, sys, threading
 asked, module = sys.argv[1:3]

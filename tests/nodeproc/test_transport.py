@@ -383,6 +383,7 @@ def test_nodes_that_are_no_members_have_few_links(run: Run) -> None:
         (("::", 5004), ("10.0.0.4", 5004)),
         (("", 0), None),
         (("10.0.0.4", 65536), None),
+        (("10.0.0.4\0", 5004), None),
         (("x" * 257, 5004), None),
     ],
 )
