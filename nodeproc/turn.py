@@ -295,6 +295,9 @@ class Turn:
     def route(self) -> tuple[NodeId, Term]:
         return self.node.route[:2]
 
+    def is_member(self) -> bool:
+        return self._node_id in self.node.state.members.present
+
     def new_addresses(self) -> tuple[MemberAddress, ...] | None:
         members = self.node.members
         return None if members is None else members.addresses

@@ -12,7 +12,7 @@ from typing import Final
 from nodeproc.core.effects import Effects, Fetch, Truncate
 from nodeproc.core.events import CatchUpRequested, CatchUpServed, CaughtUp, NewCoordinator, Resumed
 from nodeproc.core.messages import NOBODY, Append, CatchUp, NodeId, OlderMarks, Position, Record, Resume, Term
-from nodeproc.core.ordering import count_answer, follow_commit, report_members, send_records
+from nodeproc.core.ordering import count_answer, follow_commit, on_new_list, send_records
 from nodeproc.core.state import FOREVER, Follower, Leader, NodeState, Progress, become_follower
 from nodeproc.core.transfer import ask_when_ready
 
@@ -195,10 +195,8 @@ def on_resume(state: NodeState, follower: Follower, msg: Resume, fx: Effects) ->
         if msg.fork < state.log.position:
             members = state.log.members
             dropped = state.log.truncate(msg.fork)  # hit: R2 RESUME drops records
-            if state.log.members is not members:
-                state.route_epoch += 1
-                if state.log.members != members:
-                    report_members(state, fx)  # hit: G1 a truncation restores the list before
+            if state.log.members != members:
+                on_new_list(state, fx)  # hit: G1 a truncation restores the list before
             state.sessions.rebuild(state.log.tail)  # hit: S3 a truncation rolls the sessions back
             # An fdatasync under way may cover records that were just dropped: only one that begins now counts.
             state.unsynced.clear()

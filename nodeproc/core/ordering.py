@@ -157,11 +157,15 @@ def store(state: NodeState, record: Record, fx: Effects) -> None:
     else:
         members = state.log.members
         state.log.append(record)
-        if state.log.members is not members:
-            state.route_epoch += 1
-            if state.log.members != members:
-                report_members(state, fx)  # hit: G1 a mark brings another list
+        if state.log.members != members:
+            on_new_list(state, fx)  # hit: G1 a mark brings another list
     state.unsynced.append((state.persist(fx, record), state.log.position))
+
+
+def on_new_list(state: NodeState, fx: Effects) -> None:
+    """Another list is in force: report it, and let clients and transport know. Rule: G1."""
+    state.route_epoch += 1
+    report_members(state, fx)
 
 
 def report_members(state: NodeState, fx: Effects, kind: type[MembersChanged] = MembersChanged) -> None:

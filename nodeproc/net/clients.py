@@ -77,6 +77,9 @@ class Backend(Protocol):
 
     def route(self) -> tuple[NodeId, Term]: ...
 
+    def is_member(self) -> bool:
+        """Return whether the list in force has this node: otherwise it gets no messages (G5)."""
+
     def new_addresses(self) -> tuple[MemberAddress, ...] | None:
         """Return the addresses of the members that were added; None if the list was never changed."""
 
@@ -452,6 +455,9 @@ class ClientConnection(asyncio.Protocol):
         if session is not None:
             session.submit()
         match line:
+            case Hello() | Subscribe() if not self._backend.is_member():
+                # hit: S6 a node that is no member sends its clients to others
+                self._end_with(Problem("this node is no member of the cluster; use another node"))
             case Hello():
                 self._on_hello(line)
             case Subscribe():

@@ -136,6 +136,19 @@ def test_the_mark_of_every_later_leader_repeats_the_list() -> None:
     assert not events(single.all, MembersChanged), "it has not changed"
 
 
+def test_a_mark_that_repeats_the_list_changes_no_route() -> None:
+    """Each change of the route makes the clients send all that is not acknowledged again. Rule: G1, S5."""
+    single = Single(log=[*stretch(4, 0, 3), listed(WITH_FOUR)])
+    single.follow(1, 6)
+    route = single.node.route
+    single.give(1, appends(6, Position(5, 3), [listed(WITH_FOUR, 6)])[0])
+    assert single.state.log.position == (6, 3) and single.node.route == route
+    single.follow(3, 7)
+    route = single.node.route
+    single.give(3, appends(7, Position(6, 3), [listed(WITH_LEARNER, 7)])[0])
+    assert single.node.route != route
+
+
 # ---- G2 a change ------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,7 @@ class Node:
         self.place = Position(7, 2)
         self.undelivered = 0
         """Messages in the log that are not delivered."""
+        self.listed = True
         self.added: tuple[MemberAddress, ...] | None = None
         self.requests: list[AdminRequest] = []
 
@@ -131,6 +132,9 @@ class Node:
 
     def status(self) -> Status:
         return Status(1, "leader", 7, 1, 5, 4, 3, False, 1.5, 42, (), {})
+
+    def is_member(self) -> bool:
+        return self.listed
 
     def new_addresses(self) -> tuple[MemberAddress, ...] | None:
         return self.added
@@ -397,6 +401,21 @@ async def test_clients_hear_where_members_listen_that_were_added() -> None:
     assert greeted.lines() == [{"type": "LEADER", "leader": 2, "term": 8} | added]
     [welcome] = hall.connect(b"").says(HELLO)
     assert added.items() <= welcome.items()
+
+
+@in_loop
+async def test_a_node_that_is_no_member_sends_its_clients_to_others() -> None:
+    """A newcomer that is not added yet gets no messages. Rule: G5, S6."""
+    hall = Hall()
+    hall.node.listed = False
+    for said in (HELLO, b'{"type":"SUBSCRIBE"}\n'):
+        wire = hall.connect(b"")
+        reason = "this node is no member of the cluster; use another node"
+        assert wire.says(said) == [{"type": "ERROR", "reason": reason}] and wire.closed
+    assert not hall.node.events, "nobody has made a mistake"
+    assert hall.connect(b"").says(b'{"type":"STATUS"}\n')[0]["type"] == "STATUS_IS"
+    hall.node.listed = True
+    assert hall.connect(b"").says(HELLO)[0]["type"] == "WELCOME"
 
 
 ADD = b'{"type":"ADD_NODE","node":4,"host":"10.0.0.4","port":5001}\n'

@@ -118,6 +118,11 @@ def test_an_operator_hears_how_far_a_change_is() -> None:
     assert members().removed == (2,) and members().committed
 
 
+def test_a_newcomer_is_no_member_before_a_list_has_it() -> None:
+    """Rule: G1, S6."""
+    assert made((1,))[0].is_member() and not made((2, 3))[0].is_member()
+
+
 def test_an_operator_is_sent_on_to_the_leader() -> None:
     turn, _ = made((1, 2, 3))
     turn.begin(0.0)
