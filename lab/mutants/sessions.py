@@ -107,7 +107,7 @@ def wiped_disk_votes(patch: Patch) -> None:
         state.learners.discard(peer)
         known = state.identities.get(peer)
         if known is None or known.identity != shown.identity:
-            membership.remember(state, peer, shown, fx)
+            state.remember(fx, peer, shown)
         return True
 
     patch.set(Node, "recover", classmethod(recover))
@@ -221,7 +221,7 @@ def older_identity_believed(patch: Patch) -> None:
 
 @SESSIONS.add("M4", "The identities of the members' data directories are kept in memory only.")
 def identities_not_on_disk(patch: Patch) -> None:
-    def wrong(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:
+    def wrong(state: NodeState, fx: Effects, member: NodeId, known: Known) -> None:
         state.identities[member] = known
 
-    patch.everywhere(membership.remember, wrong)
+    patch.set(NodeState, "remember", wrong)

@@ -156,7 +156,8 @@ def tick_members(state: NodeState, leader: Leader, now: float, fx: Effects) -> N
         leader.settled = True
         report_members(state, fx, MembersCommitted)
     for node in members.removed:
-        state.send(fx, node, Removed(state.term))  # hit: G5 a removed node is notified
+        if node not in state.unaware:  # A node of an older version would take the frame for a broken one.
+            state.send(fx, node, Removed(state.term))  # hit: G5 a removed node is notified
     for newcomer in members.learners:
         if newcomer != state.node_id and _keeps_up(state, leader, newcomer, now):
             new = with_vote(members, newcomer)

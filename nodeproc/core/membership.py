@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nodeproc.core.catchup import ask_catch_up, follow, on_link_opened
-from nodeproc.core.effects import Effects, Met, Readmitted
+from nodeproc.core.effects import Effects, Readmitted
 from nodeproc.core.election import ask_again, become_candidate, on_poll_unreachable
 from nodeproc.core.events import AwaitingMembers, JoinAnswered, NodeReadmitted, UnknownMemberRefused
 from nodeproc.core.failure import hears_leader, heartbeat, on_sign_of_restart, suspect
@@ -29,6 +29,8 @@ from nodeproc.core.transfer import give_up
 
 def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effects) -> None:
     """Check the identity of the peer on a new link and send it the messages that were due. Rule: M1, M4, R1."""
+    if peer not in state.peers:
+        forget_others(state, peer)
     state.presented[peer] = msg.shown.identity
     state.unaware.discard(peer)
     if not msg.knows_lists:
@@ -71,6 +73,15 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
     elif isinstance(role, Candidate) and msg.outgoing and peer in state.electors:
         # The first one may be lost. Rule: E3.
         state.send(fx, peer, VoteRequest(state.term, state.log.position, role.transfer))
+
+
+def forget_others(state: NodeState, peer: NodeId) -> None:
+    """Forget the nodes without a link that are no members, except this one: a process can use any number of ids."""
+    others = state.presented.keys() - {*state.peers, *state.links, peer}
+    for other in sorted(others):
+        del state.presented[other]
+        for known in (state.learners, state.unaware, state.unanswered, state.join_answers):
+            known.discard(other)
 
 
 def on_link_down(state: NodeState, peer: NodeId, now: float, fx: Effects) -> None:
@@ -153,6 +164,8 @@ def await_members(state: NodeState, until: float, now: float, fx: Effects) -> No
 def admit(state: NodeState, peer: NodeId, shown: Known, rebuilding: bool, fx: Effects) -> bool:
     """Decide whether a peer is a full member, a learner, or refused; return False if it is refused. Rule: M4.
 
+    The identity of a node that is no member is not recorded: any process could use up the id of a newcomer.
+
     A peer that is started with --rebuild and has the identity on record was readmitted already, without knowing it: it
     is a full member.
     """
@@ -166,8 +179,8 @@ def admit(state: NodeState, peer: NodeId, shown: Known, rebuilding: bool, fx: Ef
     if rebuilding and (known is None or known.identity != shown.identity):
         state.learners.add(peer)  # hit: M4 a declared rebuild is admitted without vote
         return True
-    if shown.newer_than(known):
-        remember(state, peer, shown, fx)  # hit: M4 a readmission is learnt from the readmitted node itself
+    if shown.newer_than(known) and (known is not None or peer in state.peers):
+        state.remember(fx, peer, shown)  # hit: M4 a readmission is learnt from the readmitted node itself
     state.learners.discard(peer)
     return True
 
@@ -213,15 +226,6 @@ def on_promises(state: NodeState, msg: Promises) -> None:
             state.note_promise(promised, member)
 
 
-def remember(state: NodeState, member: NodeId, known: Known, fx: Effects) -> None:
-    """Record the data directory of a member durably, and drop what another one has promised. Rule: M4."""
-    before = state.identities.get(member)
-    if before is not None and before.identity != known.identity:
-        state.promised.pop(member, None)
-    state.identities[member] = known
-    state.persist(fx, Met(member, known))
-
-
 def tick_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> None:
     """Readmit rebuilt peers; send MEMBERS and PROMISES again. Called with every heartbeat. Rule: M4, M6.
 
@@ -252,7 +256,7 @@ def _readmit(state: NodeState, leader: Leader, peer: NodeId, now: float, fx: Eff
     """Record the peer's new data directory; notify the other members now, the peer with the next heartbeat."""
     before = state.identities.get(peer)
     change = before.change + 1 if before is not None and before.term == state.term else 1
-    remember(state, peer, Known(state.presented[peer], state.term, change), fx)
+    state.remember(fx, peer, Known(state.presented[peer], state.term, change))
     state.learners.discard(peer)
     fx.emit.append(NodeReadmitted(peer, state.term))
     for other, progress in leader.progress.items():
@@ -270,14 +274,14 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
     for member, known in sorted(msg.identities.items()):
         if member == state.node_id:
             if state.rebuilding and not state.readmission and known.identity == state.identity:
-                remember(state, member, known, fx)
+                state.remember(fx, member, known)
                 state.readmission = state.persist(fx, Readmitted(state.term))  # hit: M4 MEMBERS ends our own rebuild
             continue
         own = state.identities.get(member)
         if known.newer_than(own) or (
             state.rebuilding and own is not None and known != own and not own.newer_than(known)
         ):
-            remember(state, member, known, fx)
+            state.remember(fx, member, known)
         if member not in state.presented:
             continue
         if state.presented[member] == state.identities[member].identity:

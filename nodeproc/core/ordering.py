@@ -163,8 +163,9 @@ def store(state: NodeState, record: Record, fx: Effects) -> None:
 
 
 def on_new_list(state: NodeState, fx: Effects) -> None:
-    """Another list is in force: report it, and let clients and transport know. Rule: G1."""
+    """Another list is in force: meet new members, report it, and let clients and transport know. Rule: G1, M4."""
     state.route_epoch += 1
+    state.meet_new_members(fx)
     report_members(state, fx)
 
 

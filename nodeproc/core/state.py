@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final, Protocol, TypeAlias
 
-from nodeproc.core.effects import Effects, PersistOp, Promise
+from nodeproc.core.effects import Effects, Met, PersistOp, Promise
 from nodeproc.core.events import BecameFollower
 from nodeproc.core.log import Log
 from nodeproc.core.messages import (
@@ -386,9 +386,23 @@ class NodeState:
         """The identity that this node shows in a handshake, with its version if it was ever readmitted. Rule: M4."""
         return self.identities.get(self.node_id, Known(self.identity))
 
+    def remember(self, fx: Effects, member: NodeId, known: Known) -> None:
+        """Record the data directory of a member durably, and drop what another one has promised. Rule: M4."""
+        before = self.identities.get(member)
+        if before is not None and before.identity != known.identity:
+            self.promised.pop(member, None)
+        self.identities[member] = known
+        self.persist(fx, Met(member, known))
+
+    def meet_new_members(self, fx: Effects) -> None:
+        """Record the data directories of nodes that have become members and to which links are open. Rule: M4."""
+        for peer in self.peers:
+            if peer in self.links and peer not in self.identities and peer not in self.learners:
+                self.remember(fx, peer, Known(self.presented[peer]))  # hit: M4 a new member is met
+
     def send_members(self, fx: Effects, peer: NodeId) -> None:
-        """Send MEMBERS to a peer if the data directory of any member has ever changed. Rule: M4."""
-        if any(known.term for known in self.identities.values()):
+        """Send MEMBERS to a peer if the members, or the data directory of any of them, have ever changed. Rule: M4."""
+        if self.log.members is not None or any(known.term for known in self.identities.values()):
             self.send(fx, peer, Members(dict(self.identities)))
 
     def note_promise(self, promised: Promised, member: NodeId) -> None:

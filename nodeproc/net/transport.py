@@ -161,6 +161,7 @@ class Links:
         """Stop dialling a node that is no member and from which no connection is open."""
         is_wanted = peer in self._members or peer in self._accepted
         if self._dials and not is_wanted and peer in self._dialled:
+            self._refusals.pop(peer, None)
             outgoing = self._dialled.pop(peer)
             outgoing.end()
             task = asyncio.ensure_future(outgoing.close())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nodeproc.core import changes
-from nodeproc.core.effects import Effects
+from nodeproc.core.effects import Effects, Met
 from nodeproc.core.events import (
     ChangeRefused,
     ChangeStarted,
@@ -16,6 +16,7 @@ from nodeproc.core.events import (
     MembersChanged,
     MembersCommitted,
     NodeRemoved,
+    UnknownMemberRefused,
 )
 from nodeproc.core.messages import (
     START,
@@ -27,10 +28,12 @@ from nodeproc.core.messages import (
     Election,
     Heartbeat,
     HeartbeatAck,
+    Join,
     Known,
     LinkUp,
     MemberAddress,
     MemberList,
+    Members,
     MembersMark,
     Ok,
     Position,
@@ -394,6 +397,69 @@ def test_a_node_votes_by_position_for_a_candidate_that_its_own_list_does_not_hav
     assert sent(newcomer.give(1, VoteRequest(7, Position(5, 3))), Vote, to=1) == [Vote(7)], "nor itself"
 
 
+# ---- M4 the data directories of newcomers -------------------------------------------------------------
+
+
+def test_a_process_with_an_unused_id_does_not_keep_out_the_newcomer_that_gets_the_id() -> None:
+    """Rule: M4, G3."""
+    single = leading()
+    fx = single.link(4, "a process of anybody")
+    assert not written(fx, Met) and 4 not in single.state.identities
+    single.unlink(4)
+    assert not events(single.link(4), UnknownMemberRefused)
+    fx = single.give(2, FOUR)
+    fx.merge(single.give(1, Vote(6)))
+    assert written(fx, Met) == [Met(4, Known("disk-4"))], "it is a member now"
+    assert events(single.link(4, "a process of anybody"), UnknownMemberRefused)
+
+
+def test_a_newcomer_that_is_down_when_it_is_added_is_known_from_its_first_link_on() -> None:
+    """Rule: M4, G3."""
+    single = leading()
+    single.link(4, "given up before it was added")
+    single.unlink(4)
+    single.give(2, FOUR)
+    single.give(1, Vote(6))
+    assert written(single.link(4), Met) == [Met(4, Known("disk-4"))]
+    assert events(single.link(4, "another"), UnknownMemberRefused)
+
+
+def test_a_newcomer_that_is_being_rebuilt_is_not_known_before_its_readmission() -> None:
+    """Rule: M4."""
+    single = leading()
+    single.link(4, rebuilding=True)
+    fx = single.give(2, FOUR)
+    fx.merge(single.give(1, Vote(6)))
+    assert not written(fx, Met) and 4 in single.state.learners
+
+
+def test_the_ids_of_processes_that_are_gone_are_forgotten() -> None:
+    """Rule: M4."""
+    single = leading(WITH_FOUR)
+    single.link(4)
+    for stranger in range(100, 200):
+        single.give(stranger, Join(START))
+        single.give(stranger, LinkUp(Known("x"), True, False, knows_lists=False))
+    for known in (single.state.presented, single.state.learners, single.state.unaware, single.state.unanswered):
+        assert len(known) <= 5, known
+    assert {1, 3, 4} <= single.state.presented.keys()
+
+
+def test_a_member_learns_whose_data_directory_a_newcomer_has_from_those_that_met_it_as_a_member() -> None:
+    """Node 3 was away while node 4 was added, and has met another data directory under its id. Rule: M4."""
+    single = leading(WITH_FOUR)
+    single.link(4)
+    fx = single.link(1)
+    assert Known("disk-4") in [message.identities.get(4) for message in sent(fx, Members, to=1)]
+    away = Single(3, log=stretch(4, 0, 3))
+    away.link(4, "a lost disk's successor")
+    away.give(1, Members({4: Known("disk-4")}))
+    assert 4 in away.state.unknown_members
+
+
+# ---- G4 again: a node that lacks its own promotion ------------------------------------------------------
+
+
 def test_a_promoted_node_that_lacks_the_mark_still_helps_to_elect() -> None:
     """Rule: G4, E4."""
     cluster = Cluster(3)
@@ -465,6 +531,20 @@ def test_nobody_is_told_before_the_list_is_committed() -> None:
     single.caught_up(1)
     fx = single.wait(0.15)
     assert peers_sent(fx, Removed) == [4] and not sent(fx, Heartbeat, to=4)
+
+
+def test_a_removed_node_of_an_older_version_is_sent_no_frame_that_it_does_not_know() -> None:
+    """Its removal is the way out of a refusal of all changes. Rule: G2, G5."""
+    single = leading(MemberList(1, (1, 2, 3, 4)))
+    single.give(4, LinkUp(Known("disk-4"), False, True, knows_lists=False))
+    single.give(2, RemoveNode(4))
+    single.give(1, Vote(7))
+    single.give(3, Vote(7))
+    single.caught_up(1)
+    assert not sent(single.wait(0.3), Removed)
+    single.link(4)
+    single.caught_up(3)
+    assert peers_sent(single.wait(0.15), Removed) == [4], "it has been updated"
 
 
 def test_a_leader_serves_members_only() -> None:
