@@ -1,11 +1,16 @@
 """A7: each term has at most one leader, and the term that a node shows never decreases, also across restarts.
 
+If the members change, the mark of a term has one list, and the committed lists follow each other: a later term has no
+older list, and two versions in succession differ by one voter at most, so that their majorities share a node (G2).
+
 A node that lost its disk has forgotten its term (M4): the terms that it shows afterwards are compared with each other.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar, NamedTuple, TypeAlias
 
 from lab.check.history import EventLine
@@ -29,6 +34,9 @@ SHOWS_TERM = LEADS | {
     "heartbeat_received",
 }
 """Events that show the node's own term. Not polls, whose term is only proposed (E1), nor refused votes (E4)."""
+COMMITS_LIST = "members_committed"
+LISTS = {"members_changed", COMMITS_LIST}
+"""Events with the list of members of a mark; `term` is that of the mark (G1)."""
 
 
 _Starts: TypeAlias = Sequence[tuple[int, SeqNo]]
@@ -41,11 +49,22 @@ class _Claim(NamedTuple):
     line: int
 
 
+class _List(NamedTuple):
+    """A list of members, and the event that shows it."""
+
+    version: int
+    voters: tuple[int, ...]
+    others: tuple[tuple[int, ...], ...]
+    """Learners, removed nodes."""
+    node: int
+    line: int
+
+
 class Elections(Judge):
     """Follows the terms and leaders in the events of each node."""
 
     invariants: ClassVar = {"A7": "one leader a term"}
-    events: ClassVar = SHOWS_TERM | FOLLOWS
+    events: ClassVar = SHOWS_TERM | FOLLOWS | LISTS
     reads_events: ClassVar = True
 
     def __init__(self, case: Case) -> None:
@@ -59,6 +78,12 @@ class Elections(Judge):
         self._shown: dict[NodeId, tuple[int, int]] = {}
         """Node -> the term that it showed last, and the line of that event."""
         self.event_count = 0
+        self._lists: dict[int, _List] = {}
+        """Term -> the list of members of its mark."""
+        self._committed: list[tuple[int, _List]] = []
+        """(term, committed list), by term."""
+        self._versions: dict[int, _List] = {}
+        """Version -> the committed list."""
 
     def on_fault(self, row: FaultRow) -> None:
         if loses_disk(row):
@@ -73,6 +98,8 @@ class Elections(Judge):
                 self._began.setdefault(term, (event.last_seq, _Claim(node, node, line)))
         elif kind in FOLLOWS and event.leader:
             self._claim(_Claim(event.leader, node, line), term)
+        if kind in LISTS:
+            self._on_list(line, event)
         if kind in SHOWS_TERM:
             lost = self._lost.get(node)
             if lost and lost[0] <= event.t_ns:
@@ -157,6 +184,32 @@ class Elections(Judge):
                 self.case.event_quote(known.node, known.line),
                 self.case.event_quote(claim.node, claim.line),
             )
+
+    def _on_list(self, line: int, event: EventLine) -> None:
+        """Judge the list of a mark, and its place among the committed ones. Rule: G1, G2."""
+        term, rest = event.term, (event.learners, event.removed)
+        found = _List(event.version, event.voters, rest, event.node, line)
+        known = self._lists.setdefault(term, found)
+        if known[:3] != found[:3]:
+            self._differ(f"the mark of term {term} has two lists of members", known, found)
+        if event.event != COMMITS_LIST:
+            return
+        at = bisect_left(self._committed, term, key=lambda each: each[0])
+        self._committed.insert(at, (term, found))
+        for (_, earlier), (later_term, later) in pairwise(self._committed[max(at - 1, 0) : at + 2]):
+            if earlier.version > later.version:
+                self._differ(f"term {later_term} has an older list of members than a term before it", earlier, later)
+        for version in (found.version - 1, found.version, found.version + 1):
+            other = self._versions.get(version, found)
+            moved = {*other.voters} ^ {*found.voters}
+            if len(moved) > 1 or (other.version == found.version and other[:3] != found[:3]):
+                self._differ("committed lists of members do not follow each other", other, found)
+        self._versions.setdefault(found.version, found)
+
+    def _differ(self, text: str, *lists: _List) -> None:
+        shown = " and ".join(f"version {each.version}, voters {', '.join(map(str, each.voters))}" for each in lists)
+        quotes = (self.case.event_quote(each.node, each.line) for each in lists)
+        self._findings.add(self.case.event_place(lists[-1].node, lists[-1].line), f"{text}: {shown}", *quotes)
 
     def _fell(self, node: int, line: int, event: EventLine, shown: int, shown_line: int) -> None:
         self._findings.add(

@@ -477,6 +477,11 @@ class EventLine(Struct, frozen=True, gc=False):
     """-1: the event has none."""
     peer: int | str = 0
     """A node's id, or a client's address."""
+    version: int = 0
+    """Of a list of members; the next three fields are that list."""
+    voters: tuple[int, ...] = ()
+    learners: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
 
 
 _event_decoder = msgspec.json.Decoder(EventLine)

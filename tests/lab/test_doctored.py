@@ -1274,6 +1274,78 @@ def test_a_doctored_run_is_judged_as_it_has_to_be(honest: Path, tmp_path: Path, 
             assert check.first is not None and check.first.place and check.first.message
 
 
+# ---- a run whose members change ------------------------------------------------------------------
+
+GROWING = """\
+name: growing
+description: Node 4 is added and node 1 removed.
+cluster: {nodes: 4, founders: 3}
+load: {clients: 2, rate: 40, size: 40}
+steps:
+  - load: start
+  - add_node: 4
+  - wait: {for: acknowledged, count: 20}
+  - remove_node: 1
+  - wait: {for: acknowledged, count: 20}
+  - kill: leader
+  - wait: new_leader
+  - wait: {for: acknowledged, count: 20}
+  - start: killed
+  - load: stop
+  - wait: idle
+"""
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = RunDir(tmp_path_factory.mktemp("growing") / "honest" / "stamp")
+    run.path.mkdir(parents=True)
+    simulator.run(plan.load("growing.yml", text=GROWING), run, seed=SEED)
+    return run.path
+
+
+def in_lists(wanted: int, /, *, count: int = -1, **fields: Any) -> Doctor:
+    """Change the events about the list of this version, on all nodes, or the first `count` of them."""
+
+    def doctor(run: RunDir) -> None:
+        left = count
+        for path in map(run.events, (1, 2, 3, 4)):
+            lines = path.read_bytes().splitlines(keepends=True)
+            for at, text in enumerate(lines):
+                row = msgspec.json.decode(text)
+                if left and row["event"].startswith("members_") and row["version"] == wanted:
+                    lines[at] = with_fields(text, **fields)
+                    left -= 1
+            path.write_bytes(b"".join(lines))
+        assert left != count, "nothing was changed"
+
+    return doctor
+
+
+MEMBERS = [
+    Case("members: honest", "", 0, lambda run: None),
+    Case("members: one node shows other voters", "A7!", 1, in_lists(2, count=1, voters=[1, 2, 4])),
+    Case("members: one node shows another version", "A7!", 1, in_lists(2, count=1, version=7)),
+    Case("members: one node has not removed a node", "A7!", 1, in_lists(3, count=1, removed=[])),
+    Case("members: a change takes two voters along", "A7!", 1, in_lists(3, voters=[3, 4], removed=[1, 2])),
+    Case("members: a change exchanges a voter", "A7!", 1, in_lists(2, voters=[1, 2, 4])),
+    Case(
+        "members: a later leader has an older list",
+        "A7!",
+        1,
+        in_lists(3, version=1, voters=[1, 2, 3], learners=[4], removed=[]),
+    ),
+    Case("members: a list is forgotten by all", "A7!", 1, in_lists(3, version=2, voters=[2, 3, 4], removed=[1])),
+]
+
+
+@pytest.mark.parametrize("case", MEMBERS, ids=[case.name for case in MEMBERS])
+def test_a_doctored_run_whose_members_change_is_judged_as_it_has_to_be(
+    growing: Path, tmp_path: Path, case: Case
+) -> None:
+    test_a_doctored_run_is_judged_as_it_has_to_be(growing, tmp_path, case)
+
+
 @pytest.mark.parametrize(
     "file", ["scenario.yml", "meta.json", "history.jsonl", "faults.jsonl", "nodes/node_2/events.jsonl"]
 )
