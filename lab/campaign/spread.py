@@ -255,7 +255,7 @@ class _Session:
 
         error = await task.future.exception()
         if not isinstance(error, KilledWorker):
-            raise NoWorkers(f"a worker cannot play: {error}")
+            raise NoWorkers(f"a worker or the scheduler, which both need this lab, cannot play: {error}")
         if len(task.orders) > 1:  # One by one, only the order that ends its worker is lost.
             self.queue.put_back(task.orders, alone=True)
         else:
