@@ -75,11 +75,13 @@ class MachineDisk:
 
     def lose(self, what: str) -> tuple[str, str]:
         """See Machine."""
-        name = file_name(what, self.node, self.files.all_names())
+        names = self.files.all_names()
+        name = file_name(what, self.node, names)
         if not name:
             return "", ""
         self.files.remove(name)
-        return name, lost_place(name)
+        is_empty = not any(self.files.contents(each for each in names if each != name).values())
+        return name, "" if is_empty else lost_place(name)
 
     def take_copy(self) -> int:
         """Copy all files as they are now; return the number of bytes."""

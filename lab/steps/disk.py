@@ -126,11 +126,12 @@ class Disk(Fault, frozen=True):
             lost = machine.wipe()
             change, found = "emptied", f"{lost} bytes" if lost else ""
         elif self.lose:
-            change, (found, place) = "lost", machine.lose(self.lose)
+            found, place = machine.lose(self.lose)
+            change = "lost" if place else "emptied"
         else:
             rot = machine.rot(self.rot, run.draws, self.file)
             change, found, place = ("rot", str(rot), rot.name) if rot is not None else ("rot", "", "")
-        if found and (cause := self.cause(index, place)):
+        if found and change != "emptied" and (cause := self.cause(index, place)):
             run.book.causes.add(machine.node, cause._replace(exit_code=ANY_EXIT) if run.is_foreign else cause)
         row.write({change: found or "nothing"}, bool(found))
 

@@ -126,8 +126,8 @@ class Machine(Protocol):
         """Return the bytes that an `old_*` rot has changed and the node has not repaired yet."""
 
     def lose(self, what: str) -> tuple[str, str]:
-        """Delete a file, or all files. Return what was deleted and the path that the node must name; "" if there was
-        nothing.
+        """Delete a file. Return its name, or "" if there was none, and the path that the node must name, or "" if all
+        other files are empty: then the node takes itself for a new one.
         """
 
     async def copy(self) -> int:
