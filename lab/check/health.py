@@ -67,17 +67,18 @@ class Health(Judge):
 
     def check(self) -> Check:
         (meta, faults), findings = self.case.manifest, self._findings
-        for node, use in sorted(meta.nodes.items()):
-            if not self.case.is_foreign and use.rss_peak_bytes > MEMORY_BOUND_BYTES:
-                found, allowed = use.rss_peak_bytes >> 20, MEMORY_BOUND_BYTES >> 20
+        for node, used in sorted(meta.nodes.items()):
+            if not self.case.is_foreign and used.rss_peak_bytes > MEMORY_BOUND_BYTES:
+                found, allowed = used.rss_peak_bytes >> 20, MEMORY_BOUND_BYTES >> 20
                 findings.add("meta.json:1", f"node {node} grew to {found} MiB of memory (allowed {allowed} MiB)")
         missing: list[str] = []
         for node in self.case.nodes:
+            use = meta.nodes.get(node)
             if (path := self.case.node_log(node)) is not None:
                 _look_for_traceback(findings, self.case.run, path)
-                if meta.kind == "live" and not path.is_file():
+                if meta.kind == "live" and (use is None or use.starts) and not path.is_file():
                     missing.append(str(path.relative_to(self.case.run.path)))
-            exits = meta.nodes[node].exits if node in meta.nodes else ()
+            exits = () if use is None else use.exits
             for line, event in self._errors[node]:
                 if not _is_excused(event, exits, faults):
                     what = "a failure" if event.event == "failed" else f"an error, {event.event}"

@@ -402,6 +402,8 @@ class Evidence(Struct, frozen=True):
     slow_s: float = 0.0
     """Each fdatasync takes this much longer."""
     exit: int = 0
+    voters: tuple[NodeId, ...] = ()
+    """Of the list of members after a change."""
 
     @classmethod
     def of(cls, row: FaultRow) -> Evidence:

@@ -19,7 +19,7 @@ from lab.check.history import Evidence, NodeFile
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, quote
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
-from lab.steps import CHANGES, LEFT, AddNode, effect_of
+from lab.steps import CHANGES, LEFT, AddNode, RemoveNode, effect_of
 from lab.steps.rules import CLIENTS, Pair, Rule
 from lab.steps.step import Effect
 from nodeproc.core.messages import NodeId
@@ -52,18 +52,20 @@ class Stretch(NamedTuple):
 class _Cluster:
     """What is known about nodes, links and disks at one moment of the run.
 
-    up: member -> whether its process runs. lasting: the rows of link, disk and clock faults that are not healed, the
-    oldest first. rules: the newest rule of each link; it ends with its own row, whatever rule it replaced. lost: nodes
-    that lost their disk, and may still be rebuilding. deadline_s: of the load's messages.
+    runs: node -> whether its process runs. members: the nodes that have a vote. lasting: the rows of link, disk and
+    clock faults that are not healed, the oldest first. rules: the newest rule of each link; it ends with its own row,
+    whatever rule it replaced. lost: nodes that lost their disk, and may still be rebuilding. undecided: node -> the
+    change of it that may be done or not; until it is decided, the majority is unknown. deadline_s: of the load's
+    messages.
     """
 
-    def __init__(self, up: dict[NodeId, bool], deadline_s: float) -> None:
-        self.up, self._deadline_s = up, deadline_s
+    def __init__(self, runs: dict[NodeId, bool], deadline_s: float) -> None:
+        self.runs, self.members, self._deadline_s = runs, set(runs), deadline_s
         self.lasting: list[FaultRow] = []
         self.rules: dict[Pair, FaultRow] = {}
         self.lost: set[NodeId] = set()
-        self.is_known = True
-        """False once a change of the members may be done or not: the majority is unknown from then on."""
+        self.left: set[NodeId] = set()
+        self.undecided: dict[NodeId, str] = {}
 
     @staticmethod
     def lasts(row: FaultRow) -> bool:
@@ -76,21 +78,32 @@ class _Cluster:
             self.lost.add(row.target)
         if row.fault in CHANGES or row.fault == LEFT:
             self._change(row)
-        elif effect in (Effect.DOWN, Effect.UP) and row.moved and row.target in self.up:
-            self.up[row.target] = effect is Effect.UP
+        elif effect in (Effect.DOWN, Effect.UP) and row.moved:
+            self.runs[row.target] = effect is Effect.UP
         elif self.lasts(row):
             self.lasting.append(row)
             if effect is Effect.LINKS:
                 self.rules |= dict.fromkeys(Evidence.of(row).pairs, row)
 
     def _change(self, row: FaultRow) -> None:
-        """Record a change of the members."""
-        if row.fault == AddNode.word and row.effect:
-            self.up[row.target] = True
-        elif row.effect:
-            self.up.pop(row.target, None)
+        """Record a change of the members. A list that was committed later also decides the changes before it."""
+        node, was_removed = row.target, row.fault == LEFT or (row.fault == RemoveNode.word and row.effect)
+        if was_removed:
+            self.left.add(node)
+            self.members.discard(node)
+        elif not row.effect:
+            if node not in self.left:
+                self.undecided[node] = row.fault
+            return
+        if row.fault == LEFT:
+            self.runs[node] = False
         else:
-            self.is_known = False
+            self.members = set(Evidence.of(row).voters)
+        self.undecided = {
+            other: change
+            for other, change in self.undecided.items()
+            if other != node and (change == AddNode.word) != (other in self.members)
+        }
 
     def heal(self, row: FaultRow) -> None:
         self.lasting.remove(row)
@@ -101,7 +114,7 @@ class _Cluster:
         return {
             pair: Evidence.of(row).rule
             for pair, row in self.rules.items()
-            if all(self.up.get(end, True) for end in pair)
+            if all(self.runs.get(end, True) for end in pair)
         }
 
     def stretch(self, start: int, end: int, fault: FaultRow | None, *, any_node: bool) -> Stretch | None:
@@ -110,14 +123,14 @@ class _Cluster:
         Args:
             any_node: every client can find every node.
         """
-        if not self.is_known:
+        if self.undecided:
             return None
         slow = {row.target for row in self.lasting if effect_of(row.fault) is Effect.SLOW}
         too_slow = {row.target for row in self.lasting if SYNCS * Evidence.of(row).slow_s > self._deadline_s}
-        up = frozenset(node for node, runs in self.up.items() if runs)
+        up = frozenset(node for node in self.members if self.runs.get(node, False))
         links = self.links()
         if not links:
-            quiet = not slow and len(up) == len(self.up)
+            quiet = not slow and up == self.members
             return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(up - too_slow) else None
         are_cut = all(CLIENTS not in pair and (rule.silent or rule.refuse) for pair, rule in links.items())
         connected = largest_connected(up - slow - self.lost, links.keys())
@@ -126,7 +139,7 @@ class _Cluster:
         return Stretch(start, end, fault, each=False, search=PATIENCE * len(up - connected))
 
     def _is_majority(self, nodes: Set[NodeId]) -> bool:
-        return 2 * len(nodes) > len(self.up)
+        return 2 * len(nodes) > len(self.members)
 
 
 def largest_connected(nodes: Set[NodeId], cut: Set[Pair]) -> Set[NodeId]:
@@ -150,7 +163,7 @@ def healthy_stretches(case: Case) -> list[Stretch]:
     if case.scenario is not None:
         load, cluster = case.scenario.load, case.scenario.cluster
         late = {*cluster.ids} - {*cluster.started_ids}
-        founders = [node for node in case.nodes if cluster.founders is None or node <= cluster.founders]
+        founders = cluster.founder_ids
     any_node, deadline_s = (load.via == "all", float(load.deadline)) if load is not None else (True, math.inf)
     return stretches_between(faults, founders, late, meta.t_start, meta.t_end, any_node=any_node, deadline_s=deadline_s)
 
@@ -173,8 +186,8 @@ def stretches_between(
         deadline_s: after this time a client of the load gives up a message.
     """
     rows = sorted(faults, key=lambda row: row.t)
-    up = {node: node not in late and _first_effect(rows, node) is not Effect.UP for node in nodes}
-    cluster = _Cluster(up, deadline_s)
+    runs = {node: node not in late and _first_effect(rows, node) is not Effect.UP for node in nodes}
+    cluster = _Cluster(runs, deadline_s)
     ends = [row for row in rows if row.t_healed and cluster.lasts(row)]
     changes = [*((row.t, row) for row in rows), *((row.t_healed, row) for row in ends)]
     stretches: list[Stretch] = []

@@ -303,13 +303,14 @@ def _gap_of_step(scenario: Scenario, meta: Meta, step: Step, index: int, rows: l
     if any(not note.met for note in notes) and not step.in_rounds:
         return ""  # The step was missed: it may have done only a part of its work.
     where = f"faults.jsonl: no row of step {index + 1}"
+    ids = () if scenario.changes_members else scenario.cluster.founder_ids
     if step.in_rounds:
         return _gap_of_rounds(by_words, [row for _, row in rows], notes[0].found if notes else "", where)
     for each in step.faults_done:
         done = [row for _, row in rows if row.asked == each.words]
         for word in each.leaves:
             nodes = {row.target for row in done if row.fault == word}
-            if not nodes or not nodes.issuperset(each.nodes_with_rows(scenario.cluster.ids)):
+            if not nodes or not nodes.issuperset(each.nodes_with_rows(ids)):
                 return f"{where}, `{each.words}`, shows that it was done ({word})"
     return ""
 
@@ -393,8 +394,9 @@ def meta_gap(scenario: Scenario, meta: Meta) -> str:
     if not 0 < meta.t_start <= meta.t_end or not 0 <= meta.t_healed <= meta.t_end:
         return f"meta.json: its times run backwards: t_start={meta.t_start} t_healed={meta.t_healed} t_end={meta.t_end}"
     if convergence is not None and convergence.reached:
-        ids, reached = {*scenario.cluster.ids}, convergence.delivered.keys()
-        is_complete = reached <= ids if scenario.changes_members else reached == ids
+        reached = convergence.delivered.keys()
+        changes, cluster = scenario.changes_members, scenario.cluster
+        is_complete = reached <= {*cluster.ids} if changes else reached == {*cluster.founder_ids}
         if not is_complete or len({*convergence.delivered.values()}) != 1 or convergence.took_s > convergence.bound_s:
             return f"meta.json: convergence is reached, but its other fields contradict that: {convergence}"
     for node, use in sorted(meta.nodes.items()):

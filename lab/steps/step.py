@@ -289,7 +289,7 @@ class Fault(Step, frozen=True):
         """The nodes that must have rows of this fault: those that it names by id. Roles are not known before the run.
 
         Args:
-            ids: all nodes of the cluster.
+            ids: the nodes that `all` means; none, if it is not known before the run which nodes are members.
         """
         parts = target_parts(self.aim) if self.row_for_each else ()
         named = (ids if part == "all" else (part,) for part in parts)

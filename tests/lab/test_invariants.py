@@ -439,6 +439,34 @@ def test_a_disk_too_slow_for_the_clients_deadline_does_not_count_towards_the_maj
     assert spans(1.9) == before + after
 
 
+def test_an_undecided_change_of_the_members_is_decided_by_a_later_list_or_by_the_end_of_the_node() -> None:
+    def spans(*after: FaultRow) -> list[tuple[int, int]]:
+        stretches = stretches_between([start, begun, *after], NODES, set(), 0, 20 * S)
+        return [(each.start, each.end) for each in stretches if each.start >= 2 * S]
+
+    def row(fault: str, target: int, t: int, *voters: int, effect: bool = True) -> FaultRow:
+        return FaultRow(fault, target, "unknown", t * S, t * S, {"voters": voters}, effect, 0)
+
+    start, begun = row("start", 4, 1), row("add_node", 4, 2, 1, 2, 3, effect=False)
+    other = row("start", 5, 3), row("add_node", 5, 4, 1, 2, 3, 4, 5)
+    assert spans() == []
+    assert spans(row("add_node", 5, 6, 1, 2, 3, 5)) == []  # Node 4 may be a learner that gets its vote later.
+    assert spans(row("remove_node", 4, 6, 1, 2, 3)) == spans(row("left", 4, 6)) == [(6 * S, 20 * S)]
+    assert spans(row("left", 4, 6), row("add_node", 4, 9, 1, 2, 3, effect=False)) == [
+        (6 * S, 9 * S),
+        (9 * S, 20 * S),
+    ]
+    assert spans(*other) == [(4 * S, 20 * S)]
+    assert spans(*other, row("remove_node", 2, 6, 1, 3, 4, 5, effect=False)) == [(4 * S, 6 * S)]
+    assert spans(*other, row("remove_node", 2, 6, 1, 2, 3, 4, 5, effect=False), row("left", 2, 7)) == [
+        (4 * S, 6 * S),
+        (7 * S, 20 * S),
+    ]
+    kills = [row("kill", node, 7) for node in (1, 2)]
+    assert spans(*other, *kills)[-1] == (7 * S, 20 * S)
+    assert spans(row("kill", 4, 3), *other, *kills)[-1] == (4 * S, 7 * S)  # 3 of 5 are down.
+
+
 def quiet_spans(faults: list[FaultRow], *late: int) -> list[tuple[int, int]]:
     """The quiet parts of 20 s."""
     return [(each.start, each.end) for each in stretches_between(faults, NODES, {*late}, 0, 20 * S) if each.quiet]

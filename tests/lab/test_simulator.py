@@ -40,7 +40,7 @@ QUICK = [
 ]
 
 
-def story(steps: str, *, nodes: int = 3, load: str = "null", more: str = "") -> Scenario:
+def story(steps: str, *, nodes: int | str = 3, load: str = "null", more: str = "") -> Scenario:
     text = f"""
 name: story
 description: A story.
@@ -225,6 +225,14 @@ def test_a_follower_is_caught_in_the_middle_of_its_catch_up(tmp_path: Path) -> N
         event["last_seq"] for event in map(json.loads, run.events(1).open("rb")) if event["event"] == "starting"
     ]
     assert kill.effect and 1000 <= delivered[-1] < 1600
+
+
+def test_a_newcomer_that_nobody_adds_is_missed_by_no_check(tmp_path: Path) -> None:
+    steps = "  - load: start\n  - restart: all\n  - wait: idle"
+    scenario = story(steps, nodes="4, founders: 3", load="{rate: 100, count: 50}")
+    run = simulate_into(tmp_path, scenario, 1)
+    assert judge(run, scenario.name, None).exit_code == 0
+    assert [row.target for row in run.read_faults() if row.fault == "start"] == [1, 2, 3]
 
 
 def test_a_nemesis_does_all_its_faults_before_one_comes_again_and_heals_each(tmp_path: Path) -> None:
