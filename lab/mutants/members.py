@@ -50,6 +50,11 @@ def two_voters_at_once(patch: Patch) -> None:
     patch.everywhere(right, wrong)
 
 
+@MEMBERS.add("G2", "A leader begins a change although no majority of the new list answers.", "liveness")
+def change_without_a_live_majority(patch: Patch) -> None:
+    patch.everywhere(changes._is_live, lambda state, leader, voter: True)
+
+
 @MEMBERS.add("G3", "A newcomer gets a vote although it does not keep up.", "liveness")
 def newcomer_votes_unseen(patch: Patch) -> None:
     patch.everywhere(changes._keeps_up, lambda state, leader, newcomer, now: True)
