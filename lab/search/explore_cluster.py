@@ -501,7 +501,7 @@ class _Next:
         """Compare the lists of members that follow each other in a new leader's log. Rule: G2."""
         lists = [self._of.list_of(mark) for mark in (-1, *self._of.marks(view.log))]
         for old, new in pairwise(lists):
-            if new.version < old.version:
+            if new.version not in (old.version, old.version + 1):
                 raise Violation(f"G2: node_{a}'s log has {list_text(new)} after {list_text(old)}")
             if majority(old) + majority(new) <= len({*old.voters, *new.voters}):
                 raise Violation(f"G2: majorities of {list_text(old)} and of {list_text(new)} need not share a node")
@@ -516,7 +516,7 @@ class _Next:
         new, old = clusters.list_of(mark), clusters.list_of(settled)
         have = sum(mark in self._view(voter).durable for voter in new.voters)
         if have < majority(new):
-            raise Violation(f"G4: node_{a} counts {clusters.batch(mark)}, as committed, durable on {have} of them")
+            raise Violation(f"G4: node_{a} commits {clusters.batch(mark)}; it is durable on {have} of its voters only")
         falls = view.term > clusters.term_of(settled) and new.version < old.version
         if falls or (new.version == old.version and new != old):
             raise Violation(f"G2: node_{a} has committed {list_text(new)}, but {list_text(old)} was committed before")
