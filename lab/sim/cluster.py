@@ -156,7 +156,7 @@ class SimCluster:
     def _on_event(self, node: NodeId, event: Event) -> None:
         kind = type(event)
         self._seen[kind] = self._seen.get(kind, 0) + 1
-        if isinstance(event, MembersCommitted) and event.version > self.member_list.version:
+        if type(event) is MembersCommitted and event.version > self.member_list.version:
             self.member_list = MemberList(event.version, event.voters, event.learners, event.removed)
         if kind in self._kept:
             self.events.append((self.now_ns(), node, event))

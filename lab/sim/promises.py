@@ -116,18 +116,17 @@ class Promises:
 
     def sent(self, node: NodeId, peer: NodeId, message: PeerMessage) -> None:
         """The node has sent this frame."""
-        kind = type(message)
-        if kind not in _PROMISING:
+        if type(message) not in _PROMISING:
             return
         identity = self._nodes[node].identity
         if identity in self._undeclared:
             self._report("A4", f"node {node} lost its disk and takes part without a rebuild (M4)")
-        if isinstance(message, Vote):
+        if type(message) is Appended or type(message) is HeartbeatAck:
+            self._on_acknowledgement(node, identity, message)
+        elif isinstance(message, Vote):
             self._on_vote(node, identity, message.term, peer)
         elif isinstance(message, VoteRequest):
             self._on_vote(node, identity, message.term, node)
-        elif isinstance(message, Appended | HeartbeatAck):
-            self._on_acknowledgement(node, identity, message)
 
     # ---- the promises --------------------------------------------------------------------------------
 

@@ -221,8 +221,11 @@ def stale_data(state: NodeState, promised: Promised, by: NodeId) -> str:
 
 def on_promises(state: NodeState, msg: Promises) -> None:
     """Record the promises of members. Node has already checked the entry about this node. Rule: M6."""
+    if msg.promised == state.promised:
+        return  # Nothing is new, as nearly always: promises are repeated.
+    peers = state.peers
     for member, promised in sorted(msg.promised.items()):
-        if member == state.node_id or member in state.peers:
+        if member == state.node_id or member in peers:
             state.note_promise(promised, member)
 
 
@@ -235,16 +238,19 @@ def tick_learners(state: NodeState, leader: Leader, now: float, fx: Effects) -> 
     the leader creates one by opening a new term.
     """
     reached = majority_position(state, leader)
+    promises: Promises | None = None
     for peer, progress in leader.progress.items():
         if now >= progress.members_due:
             # Sent repeatedly: if one is lost, a rebuilt node stays without a vote, or unknown to the other members.
             progress.members_due = now + state.config.election_timeout
             state.send_members(fx, peer)
-            state.send(fx, peer, Promises(state.promises()))  # hit: M6 the leader passes promises on
+            promises = promises or Promises(state.promises())
+            state.send(fx, peer, promises)  # hit: M6 the leader passes promises on
         if peer not in state.learners or peer not in state.rebuilds or reached is None:
             continue
         if reached > state.rebuilds[peer][1] and progress.matched >= reached:
             _readmit(state, leader, peer, now, fx)  # hit: M4 a rebuilt node is readmitted
+            promises = None
         elif leader.successor is not None:
             continue  # Who leads next opens a term anyway.
         elif reached == state.log.position == progress.matched and progress.live and peer in state.links:
@@ -278,8 +284,8 @@ def on_members(state: NodeState, msg: Members, fx: Effects) -> None:
                 state.readmission = state.persist(fx, Readmitted(state.term))  # hit: M4 MEMBERS ends our own rebuild
             continue
         own = state.identities.get(member)
-        if known.newer_than(own) or (
-            state.rebuilding and own is not None and known != own and not own.newer_than(known)
+        if known != own and (
+            known.newer_than(own) or (state.rebuilding and own is not None and not own.newer_than(known))
         ):
             state.remember(fx, member, known)
         if member not in state.presented:

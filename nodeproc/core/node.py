@@ -417,10 +417,14 @@ class Node:
             self._dispatch_rare(sender, message, now, fx)
 
     def _dispatch_rare(self, sender: NodeId, message: object, now: float, fx: Effects) -> None:
-        """Call the handler of any other input."""
+        """Call the handler of any other input; the most frequent ones come first."""
         state = self.state
         role = state.role
         match message:
+            case Promises():
+                membership.on_promises(state, message)
+            case Members():
+                membership.on_members(state, message, fx)
             case Refuse():
                 fx.reply.append(message)
             case CatchUp():
@@ -440,10 +444,6 @@ class Node:
                 membership.on_join(state, sender, now, fx)
             case JoinAck():
                 membership.on_join_ack(state, sender, message, now, fx)
-            case Members():
-                membership.on_members(state, message, fx)
-            case Promises():
-                membership.on_promises(state, message)
             case Damaged():
                 repair.on_damaged(state, message.after, now, fx)
             case CopyRequest():

@@ -302,6 +302,8 @@ def majority_position(state: NodeState, leader: Leader) -> Position | None:
 
 def advance_commit(state: NodeState, leader: Leader, fx: Effects) -> None:
     """Commit the records that a majority holds. The current term's mark commits those of earlier terms. Rule: C1."""
+    if state.commit_seq == state.log.position.seq_no:
+        return  # Everything is committed, as at most heartbeats.
     reached = majority_position(state, leader)
     if reached is None:
         return

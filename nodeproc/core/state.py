@@ -407,9 +407,12 @@ class NodeState:
 
     def note_promise(self, promised: Promised, member: NodeId) -> None:
         """Record a promise of a member, if it is from the data directory by which the member is known."""
+        before = self.promised.get(member, NOTHING)
+        if promised == before:
+            return
         known = self.identities.get(member)
         if promised.identity == (self.identity if member == self.node_id else known.identity if known else ""):
-            self.promised[member] = promised.joined(self.promised.get(member, NOTHING))
+            self.promised[member] = promised.joined(before)
 
     def note_vote(self, member: NodeId, term: Term) -> None:
         """Record that a member has shown a vote in this term. Rule: M6."""

@@ -74,7 +74,7 @@ class Replay:
         """Apply the entries of a segment, in order."""
         for entry in scan.entries:
             header = entry.header
-            if isinstance(header, Mark | Batch):
+            if isinstance(header, (Batch, Mark)):
                 self._append(scan, entry, header)
             elif isinstance(header, Truncate):
                 self._truncate(header.keep)
