@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from heapq import heappop, heappush, heappushpop
-from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
@@ -67,7 +66,8 @@ class VirtualLoop:
         self._posted: _Due | None = None
         """The latest post: it is often the next action to run, and then never enters the heap."""
         self._ready: deque[Call] = deque()
-        self._order = count()
+        self._posts = 0
+        """Number of posts so far; those that are due at the same time run in its order."""
         self._not_begun: dict[Coroutine[Any, Any, Any], None] = {}
         """Of tasks that have not begun to run."""
 
@@ -78,7 +78,8 @@ class VirtualLoop:
         posted = self._posted
         if posted is not None:
             heappush(self._due, posted)
-        self._posted = (when, next(self._order), action, args)
+        self._posted = (when, self._posts, action, args)
+        self._posts += 1
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         """Run until `main` returns, then cancel the tasks that are left.
@@ -108,7 +109,7 @@ class VirtualLoop:
         self.failure = failure
 
     def _run_until(self, task: asyncio.Task[Any]) -> None:
-        ready, due, done = self._ready, self._due, task.done
+        ready, due, done, push_and_pop = self._ready, self._due, task.done, heappushpop
         while not done():
             if self.failure is not None:
                 raise self.failure
@@ -118,7 +119,7 @@ class VirtualLoop:
                 posted = self._posted
                 if posted is not None:
                     self._posted = None
-                    when, _, action, args = heappushpop(due, posted)
+                    when, _, action, args = push_and_pop(due, posted)
                 elif due:
                     when, _, action, args = heappop(due)
                 else:

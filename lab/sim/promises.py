@@ -110,9 +110,12 @@ class Promises:
                 self._on_settled(node, state, state.log.members)
         if state.rebuilds or node in self._joined:
             self._on_learners(node, state)
-        if state.durable < self._durable[node]:
-            self._on_dropped(node)
-        self._durable[node], self._committed[node] = state.durable, state.commit_seq
+        durable = self._durable[node]
+        if state.durable is not durable:
+            if state.durable < durable:
+                self._on_dropped(node)
+            self._durable[node] = state.durable
+        self._committed[node] = state.commit_seq
 
     def sent(self, node: NodeId, peer: NodeId, message: PeerMessage) -> None:
         """The node has sent this frame."""

@@ -133,8 +133,7 @@ def hear(
         follow(state, sender, now, fx)
     follower = state.role
     assert isinstance(follower, Follower)
-    kind = type(msg)
-    if kind is not Commit:
+    if type(msg) is not Commit:
         follower.heard, follower.heard_at = True, now
         state.joined = True
         state.failures, state.vote_until = 0, 0.0
@@ -144,7 +143,9 @@ def hear(
         state.suspected, state.silent_since = NOBODY, FOREVER
         if state.spent:
             state.spent.clear()  # hit: E2 a leader is heard and spent OKs are good again
-    if not isinstance(msg, (Resume, OlderMarks)) and msg.commit_seq > follower.leader_commit:
+    if (type(msg) is Append or type(msg) is Heartbeat or type(msg) is Commit) and (
+        msg.commit_seq > follower.leader_commit
+    ):
         follower.leader_commit = msg.commit_seq
     return follower
 

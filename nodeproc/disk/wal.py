@@ -117,13 +117,12 @@ def scan(number: int, where: str, data: bytes) -> Scan:
         if entry is None:
             broken = broken or f"the file ends inside the entry at {at}"
             break
-        opens = isinstance(entry.header, Opening)
-        if opens != (at == 0) or (isinstance(entry.header, Opening) and entry.header.number != number):
-            raise damaged(
-                where, at, f"found {entry.header}, allowed: the opening of segment {number}, once, at offset 0"
-            )
-        if isinstance(entry.header, Opening) and entry.header.version > WAL_VERSION:
-            raise damaged(where, at, f"WAL version {entry.header.version}, allowed: up to {WAL_VERSION}")
+        header = entry.header
+        opening = header if isinstance(header, Opening) else None
+        if (opening is not None) != (at == 0) or (opening is not None and opening.number != number):
+            raise damaged(where, at, f"found {header}, allowed: the opening of segment {number}, once, at offset 0")
+        if opening is not None and opening.version > WAL_VERSION:
+            raise damaged(where, at, f"WAL version {opening.version}, allowed: up to {WAL_VERSION}")
         entries.append(entry)
         at = entry.end
     return Scan(number, where, data, entries, at, broken)
