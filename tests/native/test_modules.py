@@ -93,3 +93,45 @@ def test_no_bound_of_a_slice_is_a_call_that_does_something(module: str) -> None:
 
 def test_such_a_bound_is_found() -> None:
     assert calls_in_slices("view = view[os.write(fd, view[len(head) :]) :]") == ["os.write"]
+
+
+def fails_compiled(source: str) -> list[str]:
+    """The expressions that are right in Python, and that mypyc does not compile or that fail once they are compiled.
+
+    - A star in a tuple or list to the right of `in` is an internal error of mypyc.
+    - A compiled frozenset expects the result of `&`, `|`, `-` and `^` to be a frozenset, and raises TypeError: with the
+      keys or items of a dict, it is a set. Types are not known here, so anything but keys to the left is refused.
+    """
+    found: list[ast.expr] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            lists = [
+                right for op, right in zip(node.ops, node.comparators, strict=True) if type(op) in (ast.In, ast.NotIn)
+            ]
+            stars = [each for each in lists if isinstance(each, ast.Tuple | ast.List)]
+            found += [node for each in stars if any(isinstance(element, ast.Starred) for element in each.elts)]
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr | ast.BitXor | ast.Sub):
+            found += [node] if is_view(node.right) and not is_view(node.left) else []
+    return [ast.unparse(each) for each in found]
+
+
+def is_view(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("keys", "items")
+
+
+@pytest.mark.parametrize("module", native.MODULES)
+def test_no_expression_fails_once_it_is_compiled(module: str) -> None:
+    assert fails_compiled((ROOT / native.file_of(module)).read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["fault in (*CHANGES, LEFT)", "fault not in [LEFT, *CHANGES]", "members & addresses.keys()", "a - (b | c.items())"],
+)
+def test_such_an_expression_is_found(source: str) -> None:
+    assert fails_compiled(source)
+
+
+def test_what_mypyc_compiles_is_not_refused() -> None:
+    allowed = ["fault in (LEFT, CHANGES)", "fault in {*CHANGES, LEFT}", "a.keys() & b", "a.keys() - b.keys()", "a - 1"]
+    assert [each for each in allowed if fails_compiled(each)] == []
