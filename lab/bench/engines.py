@@ -67,7 +67,7 @@ SETTINGS: Final[Mapping[str, Sequence[Setting]]] = {
         Setting({"sync_interval": "always"}, FSYNC),
     ),
     "pysyncobj": (Setting({}, "written by a majority, never synced"),),
-    "rabbitmq": (Setting({}, FSYNC),),
+    "rabbitmq": (Setting({}, FSYNC), Setting({"queue": "stream"}, "written by a majority, never synced")),
     "redis": (
         Setting({}, "in memory of one server, synced every second"),
         Setting({"appendfsync": "always", "wait": "1"}, "fsync by one server, in memory of another"),

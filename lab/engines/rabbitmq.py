@@ -1,14 +1,15 @@
-"""RabbitMQ, by AMQP 0-9-1: a quorum queue. A record is a message: JSON of session, last and value.
+"""RabbitMQ, by AMQP 0-9-1: a quorum queue or a stream. A record is a message: JSON of session, last and value.
 
-The queue stores no message on a condition, so a session ends with a message of unknown outcome. It shows messages only
-to consumers, by way of its leader; so a few lines of Erlang inside the node (rabbitmq_inside.erl) read what the local
-member has applied, from its own log.
+The queue stores no message on a condition, so a session ends with a message of unknown outcome. A quorum queue shows
+messages only to consumers, by way of its leader; so a few lines of Erlang inside the node (rabbitmq_inside.erl) read
+what the local member has applied, from its own log. They read a stream's local copy, too, with or without a leader.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -21,9 +22,12 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, PublishErro
 from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Settled, Unknown
 from lab.engines.web import listens
 
-AMQP, DISTRIBUTION, INSIDE = 5672, 25670, 15699
-"""Node n listens at port DISTRIBUTION + n for other nodes: a server wants its number to be free at all addresses."""
+AMQP, DISTRIBUTION, STREAMS, INSIDE = 5672, 25670, 26670, 15699
+"""Node n listens at the ports DISTRIBUTION + n and STREAMS + n for other nodes: a server wants their numbers to be free
+at all addresses."""
 QUEUE = "chat"
+SIZE_OF = {"quorum": "x-quorum-initial-group-size", "stream": "x-initial-cluster-size"}
+"""Type of the queue -> the argument with the number of its members."""
 CONNECT_TIMEOUT_S, CONFIRM_TIMEOUT_S, ANSWER_TIMEOUT_S, SETUP_TIMEOUT_S, POLL_S = 2.0, 3.0, 2.0, 10.0, 0.02
 PAGE = 1000
 NET_TICKTIME_S = 8
@@ -38,6 +42,7 @@ class RabbitMQ(Engine):
 
     def __init__(self, place: Place, program: str, options: Mapping[str, str]) -> None:
         super().__init__(place, program, options)
+        self._type = options.get("queue", "quorum")
         self._connection: Any = None
         self._channel: Any = None
         self._connecting = asyncio.Lock()
@@ -64,8 +69,16 @@ class RabbitMQ(Engine):
             "log.file = false",
         ]
         inside = (HERE / "rabbitmq_inside.erl").read_text()
-        inside = inside.replace("@PORT@", str(INSIDE)).replace("@IP@", place.host.replace(".", ","))
-        return {"rabbitmq.conf": "\n".join(settings) + "\n", "inside.erl": inside, "plugins": "[].\n"}
+        address = place.host.replace(".", ",")
+        inside = inside.replace("@PORT@", str(INSIDE)).replace("@IP@", address)
+        # A stream's leader connects to the addresses of its replicas' host names: here, each node has its own.
+        names = f'{{host, {{{address}}}, ["{socket.gethostname().partition(".")[0]}"]}}.\n{{lookup, [file, native]}}.\n'
+        return {
+            "rabbitmq.conf": "\n".join(settings) + "\n",
+            "inside.erl": inside,
+            "plugins": "[].\n",
+            "inetrc": names,
+        }
 
     def command(self) -> Sequence[str]:
         # The port mapper ends with the process group. The program beside the link is for the user rabbitmq only.
@@ -100,8 +113,10 @@ class RabbitMQ(Engine):
             "RABBITMQ_ALLOW_INPUT": "1",  # The shell becomes the server, and starts no second process.
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_FLAGS": "-start_epmd false",
+            "ERL_INETRC": str(conf / "inetrc"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 f"-noinput +sbwt none +S 1:1 -kernel inet_dist_use_interface {{{host}}} "
+                f"-osiris port_range {{{STREAMS + place.node - 1},{STREAMS + place.node}}} "  # It takes the second one.
                 f'-eval file:eval("{conf / "inside.erl"}").'
             ),
         }
@@ -118,8 +133,8 @@ class RabbitMQ(Engine):
             if is_first and int((await self._ask("running"))[0][0]) < len(self.place.ids):
                 raise OSError("the nodes have not formed their cluster yet")
             arguments = {
-                "x-queue-type": "quorum",
-                "x-quorum-initial-group-size": len(self.place.ids),
+                "x-queue-type": self._type,
+                SIZE_OF[self._type]: len(self.place.ids),
                 "x-queue-leader-locator": "client-local",
             }
             try:
@@ -129,7 +144,7 @@ class RabbitMQ(Engine):
                 raise
 
     async def status(self) -> EngineStatus:
-        [[leader, term, _]] = await self._ask("status")
+        [[leader, term, _]] = await self._ask(f"status {self._type}")
         nodes = {f"rabbit@{host}": node for node, host in self.place.hosts.items()}
         found = EngineStatus(nodes.get(leader, 0), int(term))
         return found if self._settled.is_sure(found) else EngineStatus(0, found.term)
@@ -171,17 +186,18 @@ class RabbitMQ(Engine):
         return last
 
     async def tail(self) -> AsyncGenerator[Sequence[Entry], None]:
-        at, is_first = 0, True
+        at, highest, is_first = 0, 0, True
         accepted: dict[str, int] = {}
         """Sender -> number of its last message that the queue has taken; a number that does not follow is refused."""
         while True:
-            [[_, _, applied]] = await self._ask("status")
-            if int(applied) < at:
+            [[_, _, applied]] = await self._ask(f"status {self._type}")
+            if int(applied) < highest:
                 return
+            highest = int(applied)
             entries, before = list[Entry](), -1
-            while before < at < int(applied):
+            while before < at < highest:
                 before = at
-                for index, *message in await self._ask(f"read {at + 1} {min(int(applied), at + PAGE)}"):
+                for index, *message in await self._ask(f"read {self._type} {at + 1} {min(highest, at + PAGE)}"):
                     if int(index) != at + 1:
                         break  # The log has not all of them at hand yet.
                     at = int(index)
@@ -190,7 +206,7 @@ class RabbitMQ(Engine):
                         if number == "undefined" or int(number) == accepted.get(sender, 0) + 1:
                             accepted[sender] = accepted.get(sender, 0) + 1
                             entries.append(Entry(*json.loads(b64decode(body))))
-            if entries or (is_first and at == int(applied)):
+            if entries or (is_first and at >= highest):
                 yield entries
                 is_first = False
             await asyncio.sleep(POLL_S)

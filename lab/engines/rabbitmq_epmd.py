@@ -16,11 +16,14 @@ REGISTER, ASK, NAMES = 120, 122, 110
 REGISTERED, FOUND = 118, 119
 
 
-class Node:
-    """The registered node: (port, the rest of what it said about itself); None without one."""
+class Nodes:
+    """The registered nodes: name -> (port, the rest of what it said about itself).
+
+    RabbitMQ starts a node with a name of its own every minute, for a moment, to see that the port mapper is there.
+    """
 
     def __init__(self) -> None:
-        self.said: tuple[int, bytes, bytes] | None = None
+        self.said: dict[bytes, tuple[int, bytes]] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request. A node is registered for as long as its connection is open."""
@@ -30,18 +33,20 @@ class Node:
             if request[0] == REGISTER:
                 (port,) = struct.unpack_from(">H", request, 1)
                 (length,) = struct.unpack_from(">H", request, 9)
-                self.said = said = port, request[11 : 11 + length], request[3:]
+                name = request[11 : 11 + length]
+                self.said[name] = said = port, request[3:]
                 writer.write(struct.pack(">BBI", REGISTERED, 0, 1))
                 await reader.read()
-                self.said = None if self.said == said else self.said
+                if self.said.get(name) is said:  # It has not registered again meanwhile.
+                    del self.said[name]
             elif request[0] == ASK:
-                known = self.said is not None and request[1:] == self.said[1]
-                answer = struct.pack(">BBH", FOUND, 0, self.said[0]) + self.said[2] if known and self.said else b""
-                writer.write(answer or struct.pack(">BB", FOUND, 1))
+                if (known := self.said.get(request[1:])) is not None:
+                    writer.write(struct.pack(">BBH", FOUND, 0, known[0]) + known[1])
+                else:
+                    writer.write(struct.pack(">BB", FOUND, 1))
             elif request[0] == NAMES:
                 writer.write(struct.pack(">I", writer.get_extra_info("sockname")[1]))
-                if self.said is not None:
-                    writer.write(b"name %s at port %d\n" % (self.said[1], self.said[0]))
+                writer.writelines(b"name %s at port %d\n" % (name, said[0]) for name, said in self.said.items())
             await writer.drain()
         except (OSError, EOFError):
             pass
@@ -52,9 +57,9 @@ class Node:
 async def main() -> None:
     """Serve until the end of the process."""
     host, own, *ports = sys.argv[1:]
-    node = Node()
-    servers = [await asyncio.start_server(node.serve, "127.0.0.1", int(own), reuse_address=True)]
-    servers += [await asyncio.start_server(node.serve, host, int(port), reuse_address=True) for port in ports]
+    nodes = Nodes()
+    servers = [await asyncio.start_server(nodes.serve, "127.0.0.1", int(own), reuse_address=True)]
+    servers += [await asyncio.start_server(nodes.serve, host, int(port), reuse_address=True) for port in ports]
     await asyncio.gather(*(server.serve_forever() for server in servers))
 
 

@@ -32,6 +32,8 @@ from nodeproc.errors import Unreachable
 READY_PATIENCE_S = 60.0
 """Maximum time from the start to the first STATUS answer. A start takes 0.2 s; busy machines and large logs need more.
 """
+ENGINE_READY_PATIENCE_S = 240.0
+"""The same for an engine: servers on a virtual machine need up to 20 s of CPU for a start, a busy machine minutes."""
 POLL_S = 0.01
 OUBLOCK_BYTES = 512
 """Bytes per unit of ru_oublock (Linux)."""
@@ -246,7 +248,9 @@ class NodeProcess:
             RunFailed: the process ended, or did not answer in time; quotes its log.
         """
         began, heard = time.monotonic(), ""
-        while self._life is not None and time.monotonic() - began < READY_PATIENCE_S:
+        is_engine = self.program is not None and self.program.is_adapter
+        patience = ENGINE_READY_PATIENCE_S if is_engine else READY_PATIENCE_S
+        while self._life is not None and time.monotonic() - began < patience:
             try:
                 answer = await status(self.host, self.port, client_token=self.client_token, source=self.polled_from)
             except Unreachable as error:
@@ -258,7 +262,7 @@ class NodeProcess:
         if self._life is None:
             raise RunFailed(f"node {self.node} ended with exit code {self.exits[-1].code}: {last_line(self.log)}")
         words = f"{heard}; the end of its log: {last_line(self.log)}"
-        raise RunFailed(f"node {self.node} did not answer within {READY_PATIENCE_S:g} s: {words}")
+        raise RunFailed(f"node {self.node} did not answer within {patience:g} s: {words}")
 
     async def end(self, how: signal.Signals) -> NodeExit | None:
         """Send SIGTERM or SIGKILL and wait until the process is gone. A paused process is resumed so that it receives

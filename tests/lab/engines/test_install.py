@@ -157,7 +157,11 @@ steps: [{{send: {{client: 1, messages: 1}}}}{step}]
     ("cluster", "words"),
     [
         ("engine: etd@1", "cluster.engine: found 'etd@1', allowed NAME@VERSION"),
-        ("engine: etcd@3.5.1, engine_options: {a: b}", "cluster.engine_options: found a, allowed for etcd: snapshot"),
+        (
+            "engine: etcd@3.5.1, engine_options: {a: b}",
+            "cluster.engine_options: found a, allowed for etcd: batch_interval",
+        ),
+        ("engine: rabbitmq@system, engine_options: {queue: x}", "found queue: x, allowed: quorum, stream"),
         ("engine_options: {a: b}", "cluster.engine_options: are options of engine, and there is no engine"),
         ("engine: etcd@3.5.1, command: 'x {port}'", "cluster.engine: stands beside command"),
         ("engine: etcd@3.5.1, client_token: abc", "cluster.client_token: is not supported"),

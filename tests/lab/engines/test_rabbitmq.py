@@ -48,8 +48,8 @@ class Channel:
         return self.published
 
 
-def driver(channel: Channel | Exception) -> rabbitmq.RabbitMQ:
-    engine = rabbitmq.RabbitMQ(PLACE, "rabbitmq-server", {})
+def driver(channel: Channel | Exception, **options: str) -> rabbitmq.RabbitMQ:
+    engine = rabbitmq.RabbitMQ(PLACE, "rabbitmq-server", options)
 
     async def confirming() -> Channel:
         if isinstance(channel, Exception):
@@ -141,11 +141,41 @@ async def test_the_tail_shows_what_the_queue_has_taken() -> None:
     )
     found = [list(entries) async for entries in engine.tail()]
     assert found == [[Entry("s", 1, "v1")], [Entry("s", 2, "v2"), Entry("s", 3, "v3")]]
-    assert [question for question in asked if question.startswith("read")] == ["read 1 2", "read 3 7", "read 6 7"]
+    assert [question for question in asked if question.startswith("read")] == [
+        "read quorum 1 2",
+        "read quorum 3 7",
+        "read quorum 6 7",
+    ]
+
+
+@in_loop
+async def test_the_tail_of_a_stream_shows_whole_chunks() -> None:
+    engine = driver(Channel(), queue="stream")
+    asked = inside(
+        engine,
+        # The last committed chunk begins with message 2, then with message 5; after that the stream is empty.
+        status=[[["none", "1", applied]] for applied in ("2", "2", "5", "0")],
+        read=[
+            [row(index, "0", "undefined", index) for index in (1, 2, 3, 4)],
+            [row(5, "0", "undefined", 5)],
+        ],
+    )
+    found = [[entry.last for entry in entries] async for entries in engine.tail()]
+    assert found == [[1, 2, 3, 4], [5]]
+    assert [question for question in asked if question.startswith("read")] == ["read stream 1 2", "read stream 5 5"]
+
+
+@in_loop
+async def test_an_empty_stream_is_an_empty_log() -> None:
+    engine = driver(Channel(), queue="stream")
+    inside(engine, status=[[["none", "1", "0"]]], read=[])
+    assert await anext(engine.tail()) == []
 
 
 def test_each_node_has_a_port_mapper_and_a_distribution_port() -> None:
     engines = [rabbitmq.RabbitMQ(PLACE._replace(node=node), "/bin/sh", {}) for node in PLACE.ids]
+    assert PLACE.host in engines[0].files()["inetrc"].replace(",", ".")
+    assert "{26670,26671}" in engines[0].environment()["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
     ports = {engine.environment()["ERL_EPMD_PORT"] for engine in engines}
     assert len(ports) == 3
     assert {engine.environment()["RABBITMQ_DIST_PORT"] for engine in engines} == {"25671", "25672", "25673"}
@@ -165,8 +195,8 @@ async def ask(port: int, request: bytes) -> tuple[bytes, asyncio.StreamWriter]:
 
 @in_loop
 async def test_a_node_is_known_to_the_port_mapper_while_its_connection_is_open() -> None:
-    node = rabbitmq_epmd.Node()
-    server = await asyncio.start_server(node.serve, "127.0.0.1", 0)
+    nodes = rabbitmq_epmd.Nodes()
+    server = await asyncio.start_server(nodes.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     rest = struct.pack(">BBHHH", 77, 0, 6, 5, 6) + b"rabbit" + struct.pack(">H", 0)
     names, please = bytes([rabbitmq_epmd.NAMES]), bytes([rabbitmq_epmd.ASK]) + b"rabbit"
@@ -179,3 +209,37 @@ async def test_a_node_is_known_to_the_port_mapper_while_its_connection_is_open()
     while (await ask(port, please))[0] != b"\x77\x01":
         pass
     server.close()
+
+
+class Sink:
+    """Takes what the port mapper writes."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
+def registration(name: bytes) -> bytes:
+    said = struct.pack(">BHBBHHH", rabbitmq_epmd.REGISTER, 25671, 77, 0, 6, 5, len(name)) + name + bytes(2)
+    return struct.pack(">H", len(said)) + said
+
+
+@pytest.mark.parametrize(
+    ("names", "ended"), [((b"rabbit", b"rabbit"), 0), ((b"rabbit", b"starter"), 1)], ids=["again", "another"]
+)
+def test_the_port_mapper_forgets_only_what_a_connection_has_registered(names: tuple[bytes, ...], ended: int) -> None:
+    @in_loop
+    async def run() -> None:
+        nodes, readers = rabbitmq_epmd.Nodes(), [asyncio.StreamReader() for _ in names]
+        serving = [asyncio.create_task(nodes.serve(reader, Sink())) for reader in readers]  # type: ignore[arg-type]
+        for reader, name in zip(readers, names, strict=True):
+            reader.feed_data(registration(name))
+            await asyncio.sleep(0)
+        readers[ended].feed_eof()
+        await serving[ended]
+        assert [*nodes.said] == [b"rabbit"]
+        serving[1 - ended].cancel()
+
+    run()
