@@ -61,9 +61,10 @@ KINDS: Final[Mapping[str, Kind]] = {
         system=("/usr/bin/etcd",),
         debian="etcd-server",
         options={
-            "batch_interval": "from one commit of the database to the next (--backend-batch-interval; etcd: 100ms)",
+            "monitor": "hash: ask each member up to 20 times a second for the hash of its database, which commits it",
             "snapshot_count": "entries from one snapshot to the next (--snapshot-count)",
         },
+        values={"monitor": ("hash",)},
     ),
     "nats": Kind(
         "lab.engines.nats:Nats",

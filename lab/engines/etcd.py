@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from lab.engines.engine import Engine, EngineStatus, Entry, Place, Refused, Unknown
@@ -65,6 +65,9 @@ class Etcd(Engine):
             )
 
     async def status(self) -> EngineStatus:
+        if self.options.get("monitor") == "hash":
+            with suppress(OSError, EOFError):
+                await self._post("maintenance/hash", {}, STATUS_TIMEOUT_S)
         # The status of the API has the leader and the term of different moments.
         answer = await ask(self.place.host, CLIENTS, "/debug/vars", within=STATUS_TIMEOUT_S)
         raft = answer.body["raft.status"]

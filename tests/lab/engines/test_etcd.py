@@ -38,12 +38,14 @@ def answer(body: object, code: int = 200) -> bytes:
 
 
 @asynccontextmanager
-async def driver(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes]) -> AsyncIterator[tuple[etcd.Etcd, Server]]:
+async def driver(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes], **options: str
+) -> AsyncIterator[tuple[etcd.Etcd, Server]]:
     server = Server(answers)
     listening = await asyncio.start_server(server.serve, HOST, 0)
     monkeypatch.setattr(etcd, "CLIENTS", listening.sockets[0].getsockname()[1])
     async with listening:
-        yield etcd.Etcd(place(), "etcd", {}), server
+        yield etcd.Etcd(place(), "etcd", options), server
 
 
 def reach(node: int, port: int) -> tuple[str, int]:
@@ -165,6 +167,18 @@ async def test_the_leader_is_the_node_of_etcd_s_member() -> None:
             assert await engine.status() == EngineStatus(3, 4)
         async with driver(patch, {"/debug/vars": answer({"raft.status": raft | {"lead": "0"}})}) as (engine, _):
             assert await engine.status() == EngineStatus(0, 4)
+
+
+@in_loop
+async def test_a_monitor_asks_for_the_hash_and_survives_its_failure() -> None:
+    answers = {
+        "/v3/maintenance/hash": answer({"message": "too slow"}, 503),
+        "/debug/vars": answer({"raft.status": {"lead": "0", "term": 4}}),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        async with driver(patch, answers, monitor="hash") as (engine, server):
+            assert await engine.status() == EngineStatus(0, 4)
+    assert server.requests == [{}, None]
 
 
 def test_the_command_allows_for_what_etcd_refuses() -> None:

@@ -159,7 +159,7 @@ steps: [{{send: {{client: 1, messages: 1}}}}{step}]
         ("engine: etd@1", "cluster.engine: found 'etd@1', allowed NAME@VERSION"),
         (
             "engine: etcd@3.5.1, engine_options: {a: b}",
-            "cluster.engine_options: found a, allowed for etcd: batch_interval",
+            "cluster.engine_options: found a, allowed for etcd: monitor",
         ),
         ("engine: rabbitmq@system, engine_options: {queue: x}", "found queue: x, allowed: quorum, stream"),
         ("engine_options: {a: b}", "cluster.engine_options: are options of engine, and there is no engine"),

@@ -74,10 +74,11 @@ def test_a_power_loss_takes_what_an_engine_acknowledges_before_it_syncs(
     assert (verdict.exit_code == 0) == (not failed), verdict
 
 
-def test_nothing_is_left_of_an_engine_when_the_lab_is_killed(tmp_path: Path) -> None:
-    skip_without(LOCKED)
+@pytest.mark.parametrize("engine", [LOCKED, "etcd@3.5.1"])
+def test_nothing_is_left_of_an_engine_when_the_lab_is_killed(tmp_path: Path, engine: str) -> None:
+    skip_without(engine)
     each_has = 3  # the adapter, the server, and the watcher of launch.py, which is no child of theirs
-    with harness_in_the_middle(tmp_path, f"cluster: {{engine: {LOCKED}}}\nsteps: [{LAST_STEP}]\n", 6) as (harness, _):
+    with harness_in_the_middle(tmp_path, f"cluster: {{engine: {engine}}}\nsteps: [{LAST_STEP}]\n", 6) as (harness, _):
         left = [each for each in psutil.process_iter() if each.pid != harness.pid and str(tmp_path) in words_of(each)]
         assert len(left) == 3 * each_has, [words_of(each) for each in left]
         harness.kill()
