@@ -208,11 +208,10 @@ class NodeProcess:
         return popen.pid, reap
 
     def _supervised(self, command: Sequence[str]) -> tuple[int, Callable[[], Ended]]:
-        """As _spawned, under the node's supervisor. An adapter gets a socket to it (Supervisor.from_environment)."""
-        supervisor, channel = self.supervisor, self.program is not None and self.program.is_adapter
+        """As _spawned, under the node's supervisor."""
+        supervisor = self.supervisor
         assert supervisor is not None
-        environment = self._environment()
-        pid = supervisor.start(command, directory=Path(), output=self.log, environment=environment, channel=channel)
+        pid = supervisor.start(command, directory=Path(), output=self.log, environment=self._environment())
 
         def reap() -> Ended:
             try:

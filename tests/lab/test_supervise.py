@@ -103,7 +103,7 @@ def test_what_was_synced_stays(node: Node) -> None:
     node.run('sync(create("a", b"x" * 5000)); os.fdatasync(create("b", b"y"))')
     lost = node.lose_power()
     assert node.contents() == {"a": b"x" * 5000, "b": b"y"}
-    assert (lost.unsynced_bytes, lost.files, lost.names) == (0, (), ())
+    assert (lost.unsynced_bytes, lost.lost_bytes, lost.names) == (0, 0, ())
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_the_end_of_a_program_is_not_taken_for_that_of_the_next_one(node: Node) 
     while psutil.Process(old).status() != psutil.STATUS_ZOMBIE:
         os.sched_yield()
     program = (sys.executable, "-c", PRELUDE + 'sync(create("a", b"x"))')
-    start = orders.Start(program, str(node.data), str(node.output), dict(os.environ), channel=False)
+    start = orders.Start(program, str(node.data), str(node.output), dict(os.environ))
     lines = [orders.encode(order) + b"\n" for order in (orders.CutPower("none", 0, {}), start)]
     node.supervisor._channel.sendall(b"".join(lines))
     supervisor.resume()
@@ -463,22 +463,6 @@ def test_a_lock_on_a_file_ends_with_all_that_held_it(node: Node) -> None:
         node.supervisor.wait(pid)
         take = "import fcntl\nfcntl.flock(os.open('lock', os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
         node.run(take)
-
-
-def test_an_adapter_gives_orders_to_its_own_supervisor(node: Node) -> None:
-    program = """
-from lab.live.supervise import Supervisor
-Supervisor.from_environment().redirect({("127.99.99.99", 7): ("127.0.0.1", 1)})
-"""
-    supervisor = node.supervisor
-    pid = supervisor.start(
-        [sys.executable, "-c", program],
-        directory=node.data,
-        output=node.output,
-        environment=child_environment(),
-        channel=True,
-    )
-    assert supervisor.wait(pid).code == 0, node.output.read_text()
 
 
 def test_nothing_outlives_the_lab(node: Node, tmp_path: Path) -> None:

@@ -17,9 +17,6 @@ threaded, and may fork. It needs no configuration, and the supervisor needs no p
 Each node has its own supervisor, outside the node's process group: signals to the group do not reach it. When the lab
 ends in whatever way, the supervisor's standard input ends, and it kills all descendants and exits.
 
-An adapter that runs under a supervisor, as the program or as a descendant that has inherited the socket, gives orders
-with Supervisor.from_environment(), if it was started with channel=True.
-
 What is modelled: contents.py, names.py and docs/supervisor.md.
 """
 

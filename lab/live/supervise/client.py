@@ -1,4 +1,4 @@
-"""A supervisor, as seen by the lab or by an adapter: every method is one order and waits for its answer."""
+"""A supervisor, as seen by the lab: every method is one order and waits for its answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lab.live.supervise import orders
 from lab.live.supervise.contents import Tail
 from lab.live.supervise.disk import Lost
 from lab.live.supervise.links import Address
-from lab.live.supervise.programs import CHANNEL
 from lab.rows import Supervision
 from lab.steps.machine import RunFailed
 from lab.steps.orders import Counts, Orders
@@ -37,7 +36,7 @@ class Supervisor:
     Not for several threads at once. Every method raises RunFailed if the supervisor has ended.
     """
 
-    def __init__(self, channel: socket.socket, process: subprocess.Popen[bytes] | None, log: Path) -> None:
+    def __init__(self, channel: socket.socket, process: subprocess.Popen[bytes], log: Path) -> None:
         self._channel, self._process, self._log = channel, process, log
         self._channel.settimeout(ANSWER_PATIENCE_S)
         self._answers = channel.makefile("rb")
@@ -89,27 +88,21 @@ class Supervisor:
             raise
         return supervisor
 
-    @classmethod
-    def from_environment(cls) -> Supervisor:
-        """Return the supervisor of this process, which was started with channel=True."""
-        return cls(socket.socket(fileno=int(os.environ[CHANNEL])), None, Path(os.devnull))
-
     @property
     def pid(self) -> int:
-        """The supervisor's own process id; 0 if another process has started it."""
-        return 0 if self._process is None else self._process.pid
+        """The supervisor's own process id."""
+        return self._process.pid
 
     def close(self) -> None:
         """End the supervisor; it kills all that runs under it. Does nothing if it has ended."""
         with contextlib.suppress(OSError):
             self._answers.close()
             self._channel.close()
-        if self._process is not None:
-            try:
-                self._process.wait(EXIT_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        try:
+            self._process.wait(EXIT_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     # ---- programs ----------------------------------------------------------------------------------
 
@@ -120,7 +113,6 @@ class Supervisor:
         directory: Path,
         output: Path,
         environment: Mapping[str, str] | None = None,
-        channel: bool = False,
     ) -> int:
         """Start a program in a process group of its own; return its process id, which is also that of its group.
 
@@ -129,13 +121,12 @@ class Supervisor:
         Args:
             output: standard output and standard error are appended to it.
             environment: None: that of this process.
-            channel: it inherits a socket for Supervisor.from_environment().
 
         Raises:
             Refused: it could not be started. A command that does not exist ends with code 127 instead.
         """
         given = dict(os.environ if environment is None else environment)
-        order = orders.Start(tuple(command), str(directory.resolve()), str(output.resolve()), given, channel)
+        order = orders.Start(tuple(command), str(directory.resolve()), str(output.resolve()), given)
         return self._ask(order, orders.Started).pid
 
     def wait(self, pid: int) -> orders.Ended:

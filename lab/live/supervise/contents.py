@@ -30,11 +30,10 @@ Key: TypeAlias = tuple[int, int]
 
 
 class ContentLoss(NamedTuple):
-    """The bytes of one file that were not durable, those of them that were lost, and the size that remains."""
+    """The bytes of one file that were not durable, and those of them that were lost."""
 
     unsynced_bytes: int
     lost_bytes: int
-    size: int
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +136,7 @@ class Content:
         self.durable, self.is_mapped, self.dirty_since = left, False, 0.0
         self.before.clear()
         self.unwritten.clear()
-        return ContentLoss(unsynced, lost, left)
+        return ContentLoss(unsynced, lost)
 
     def _restore_pages(self, fd: int, tail: Tail, rng: Random) -> tuple[int, int]:
         """Restore the pages that do not survive; return the bytes that were not durable, and those that were lost."""

@@ -25,16 +25,7 @@ from lab.live.supervise.writing import Writing
 from lab.steps.orders import Counts, Orders
 
 MOST_SHOWN = 40
-"""Changed files and names that the result of a power loss lists."""
-
-
-class FileLoss(NamedTuple):
-    """The size of a file before and after a power loss, and its bytes that were lost, also inside."""
-
-    name: str
-    size_before: int
-    size_after: int
-    lost_bytes: int
+"""Changes of names that the result of a power loss lists."""
 
 
 class Lost(NamedTuple):
@@ -42,14 +33,13 @@ class Lost(NamedTuple):
 
     unsynced_bytes: bytes that were not durable. lost_bytes: those of them that did not survive.
     unsynced_names: changes of names that were not durable. lost_names: those of them that were undone.
-    files, names: at most MOST_SHOWN of the files and of the undone changes.
+    names: at most MOST_SHOWN of the undone changes.
     """
 
     unsynced_bytes: int
     lost_bytes: int
     unsynced_names: int
     lost_names: int
-    files: tuple[FileLoss, ...]
     names: tuple[str, ...]
 
 
@@ -170,18 +160,14 @@ class Disk:
         unsynced_names = self._state.names.pending
         names = self._state.names.lose(tail, rng)
         unsynced = lost = 0
-        files: list[FileLoss] = []
         for path, content in list(self._state.known_files()):
             name = os.path.relpath(path, self._state.paths.root)
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                before = os.fstat(fd).st_size
                 loss = content.lose(fd, tail, rng, keep=keep.get(name))
             finally:
                 os.close(fd)
             unsynced, lost = unsynced + loss.unsynced_bytes, lost + loss.lost_bytes
-            if loss.lost_bytes or before != loss.size:
-                files.append(FileLoss(name, before, loss.size, loss.lost_bytes))
         self.begin_anew()
         shown = tuple(name.replace(self._state.paths.root + "/", "") for name in names[-MOST_SHOWN:])
-        return Lost(unsynced, lost, unsynced_names, len(names), tuple(files[:MOST_SHOWN]), shown)
+        return Lost(unsynced, lost, unsynced_names, len(names), shown)

@@ -64,7 +64,7 @@ class Opening:
         self._duplicate(call, close_on_exec=False)
 
     def fcntl(self, call: Call) -> None:
-        """F_DUPFD and F_DUPFD_CLOEXEC; the filter lets no other command stop."""
+        """Duplicate: the filter stops only the commands F_DUPFD and F_DUPFD_CLOEXEC."""
         self._duplicate(call, close_on_exec=call.arguments[1] & INT == fcntl.F_DUPFD_CLOEXEC)
 
     def _duplicate(self, call: Call, *, close_on_exec: bool) -> None:

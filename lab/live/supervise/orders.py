@@ -1,4 +1,4 @@
-"""What a supervisor is asked, and what it answers: one JSON line each, in turn."""
+"""The orders to a supervisor, and its answers: one JSON line each, in turn."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ class Start(Struct, frozen=True, tag_field="do", tag="start"):
     """Start a program. Answered with Started.
 
     environment: None: the supervisor's own. output: the file to which its output is appended.
-    channel: it inherits a socket on which it may give orders too.
     """
 
     command: tuple[str, ...]
     directory: str
     output: str
     environment: dict[str, str] | None = None
-    channel: bool = False
 
 
 class Wait(Struct, frozen=True, tag_field="do", tag="wait"):

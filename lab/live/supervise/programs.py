@@ -18,8 +18,6 @@ import psutil
 from lab.live.supervise import kernel
 from lab.live.supervise.orders import Ended, Start
 
-CHANNEL = "CHATLAB_SUPERVISOR_FD"
-"""The environment variable that names the socket on which a program gives orders to its supervisor."""
 EXIT_NOT_STARTED = 127
 """Exit code if a program cannot be started, as in shells."""
 
@@ -30,11 +28,10 @@ class NotStarted(Exception):
 
 @dataclass(slots=True, eq=False)
 class Program:
-    """A started program. listener: of its filter. channel: see Start; pidfd: readable once it has ended."""
+    """A started program. listener: of its filter. pidfd: readable once it has ended."""
 
     pid: int
     listener: int
-    channel: socket.socket
     pidfd: int
 
     def reap(self) -> Ended:
@@ -63,12 +60,12 @@ def start(order: Start, filter_program: bytes, end_fd: int) -> Program:
         ours.close()
         _become(order, filter_program, end_fd, theirs, supervisor)
     theirs.close()
-    said, listeners, _, _ = socket.recv_fds(ours, 4096, 1)
+    with ours:
+        said, listeners, _, _ = socket.recv_fds(ours, 4096, 1)
     if not listeners:
         os.waitpid(pid, 0)
-        ours.close()
         raise NotStarted(said.decode())
-    return Program(pid, listeners[0], ours, os.pidfd_open(pid))
+    return Program(pid, listeners[0], os.pidfd_open(pid))
 
 
 def _become(order: Start, filter_program: bytes, end_fd: int, channel: socket.socket, supervisor: int) -> NoReturn:
@@ -85,9 +82,6 @@ def _become(order: Start, filter_program: bytes, end_fd: int, channel: socket.so
         _redirect_output(order.output)
         os.chdir(order.directory)
         environment: Mapping[str, str] = os.environ if order.environment is None else order.environment
-        if order.channel:
-            channel.set_inheritable(True)
-            environment = {**environment, CHANNEL: str(channel.fileno())}
         listener = kernel.install_filter(filter_program)
         socket.send_fds(channel, [b"+"], [listener])
         os.close(listener)

@@ -33,7 +33,7 @@ LINE_LIMIT = 16 << 20
 
 
 class Connection:
-    """A socket on which orders come."""
+    """The socket on which orders come and answers go."""
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
@@ -60,12 +60,13 @@ class Supervisor:
     """See the module. lab: the lab's socket."""
 
     def __init__(self, lab: socket.socket) -> None:
+        self._lab = Connection(lab)
+        self._is_over = False
         self._poll = select.poll()
-        self._lab = lab
-        self._connections: dict[int, Connection] = {}
+        self._poll.register(lab, select.POLLIN)
         self._programs: dict[int, programs.Program] = {}
-        self._waiting: dict[int, tuple[programs.Program, Connection]] = {}
-        """pidfd -> who waits for the end of a program."""
+        self._waiting: dict[int, programs.Program] = {}
+        """pidfd -> the program for whose end the lab waits."""
         self._listeners: set[int] = set()
         self._links = Links()
         self._disk: Disk | None = None
@@ -74,14 +75,13 @@ class Supervisor:
         self._handlers: dict[int, Callable[[kernel.Call], None]] = {}
         self._stops: dict[int, int] = {}
         self._busy_s = 0.0
-        self._connect(lab)
 
     # ---- the loop ----------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve until the lab ends."""
         try:
-            while self._lab.fileno() in self._connections:
+            while not self._is_over:
                 self._turn()
         finally:
             programs.kill_descendants()
@@ -95,8 +95,8 @@ class Supervisor:
                 self._on_listener(fd, event)
             elif fd in self._waiting:
                 self._on_end(fd)
-            elif fd in self._connections:
-                self._on_orders(self._connections[fd])
+            elif fd == self._lab.socket.fileno():
+                self._on_orders()
                 break  # An order may have closed file descriptors, whose numbers may be in use again.
         if self._disk is not None:
             self._disk.tick()
@@ -128,24 +128,15 @@ class Supervisor:
 
     # ---- orders ------------------------------------------------------------------------------------
 
-    def _connect(self, end: socket.socket) -> None:
-        self._connections[end.fileno()] = Connection(end)
-        self._poll.register(end, select.POLLIN)
-
-    def _on_orders(self, connection: Connection) -> None:
-        lines = connection.orders()
-        if lines is None:
-            self._poll.unregister(connection.socket)
-            del self._connections[connection.socket.fileno()]
-            if connection.socket is not self._lab:
-                connection.socket.close()
-            return
-        for line in lines:
-            answer = self._carry_out(orders.decode_order(line), connection)
+    def _on_orders(self) -> None:
+        lines = self._lab.orders()
+        self._is_over = lines is None
+        for line in lines or ():
+            answer = self._carry_out(orders.decode_order(line))
             if answer is not None:
-                connection.answer(answer)
+                self._lab.answer(answer)
 
-    def _carry_out(self, order: orders.Order, connection: Connection) -> Answer | None:
+    def _carry_out(self, order: orders.Order) -> Answer | None:
         """Carry out an order; return the answer, or None if it comes later."""
         if isinstance(order, orders.Open):
             return self._open(order)
@@ -154,7 +145,7 @@ class Supervisor:
             case orders.Start():
                 return self._start(order)
             case orders.Wait(pid):
-                return self._wait(pid, connection)
+                return self._wait(pid)
             case orders.Obey(for_disk):
                 self._disk.order(for_disk)
             case orders.Count():
@@ -200,25 +191,21 @@ class Supervisor:
         self._programs[program.pid] = program
         self._listeners.add(program.listener)
         self._poll.register(program.listener, select.POLLIN)
-        if order.channel:
-            self._connect(program.channel)
-        else:
-            program.channel.close()
         return orders.Started(program.pid)
 
-    def _wait(self, pid: int, connection: Connection) -> Answer | None:
+    def _wait(self, pid: int) -> Answer | None:
         program = self._programs.get(pid)
         if program is None:
             return orders.Refused(f"no program {pid} was started")
-        self._waiting[program.pidfd] = program, connection
+        self._waiting[program.pidfd] = program
         self._poll.register(program.pidfd, select.POLLIN)
         return None
 
     def _on_end(self, pidfd: int) -> None:
-        program, connection = self._waiting.pop(pidfd)
+        program = self._waiting.pop(pidfd)
         self._poll.unregister(pidfd)
         del self._programs[program.pid]
-        connection.answer(program.reap())
+        self._lab.answer(program.reap())
 
     def _die(self) -> None:
         """Kill the programs in the middle of what they do."""
