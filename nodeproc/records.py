@@ -22,7 +22,6 @@ from nodeproc.entries import Broken, Entry, EntryHeader, NotUnderstood
 from nodeproc.errors import MALFORMED, brief
 
 PREFIX: Final = struct.Struct("<III")
-PREFIX_BYTES: Final = 12
 MAX_HEADER: Final = 8 << 20
 """Bytes; above the largest line of a client, because the header of a Submit holds its payloads."""
 MAX_BODY: Final = 32 << 20
@@ -48,7 +47,7 @@ def decode_entry(buffer: Buffer, at: int) -> Entry | None:
     Raises:
         Broken: these bytes cannot become an entry. Twelve zero bytes are an example.
     """
-    body_at = at + PREFIX_BYTES
+    body_at = at + PREFIX.size
     if len(buffer) < body_at:
         return None
     head_len, body_len, crc = PREFIX.unpack_from(buffer, at)
@@ -70,12 +69,12 @@ def decode_entry(buffer: Buffer, at: int) -> Entry | None:
 
 def is_intact(head: Buffer, body: Buffer) -> bool:
     """Return whether a prefix with header, and a body from another place, are an entry with the right CRC. Rule: K1."""
-    if len(head) <= PREFIX_BYTES:
+    if len(head) <= PREFIX.size:
         return False
     head_len, body_len, crc = PREFIX.unpack_from(head)
-    if (PREFIX_BYTES + head_len, body_len) != (len(head), len(body)):
+    if (PREFIX.size + head_len, body_len) != (len(head), len(body)):
         return False
-    return bool(crc32(body, crc32(head[PREFIX_BYTES:])) == crc)
+    return bool(crc32(body, crc32(head[PREFIX.size :])) == crc)
 
 
 def decode_header(head: Buffer) -> EntryHeader:
@@ -88,7 +87,7 @@ def decode_header(head: Buffer) -> EntryHeader:
         Broken: an unknown kind of entry.
     """
     try:
-        return _decode_entry_header(head[PREFIX_BYTES:])
+        return _decode_entry_header(head[PREFIX.size :])
     except MALFORMED as error:
         raise Broken(f"entry header: {brief(error)}") from None
 
@@ -147,4 +146,4 @@ class Sealer:
         assert seq_no == header.last + 1, (header, seq_no)
         head, body = _encode(header), _encode_lines(lines)
         raw = b"".join((PREFIX.pack(len(head), len(body), crc32(body, crc32(head))), head, body))
-        return Record(header, raw, PREFIX_BYTES + len(head))
+        return Record(header, raw, PREFIX.size + len(head))
