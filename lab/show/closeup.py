@@ -15,8 +15,6 @@ from lab.show.lanes import Bar
 from lab.show.story import CLIENTS, TRAFFIC, Arrow, Item, Note, Skipped, read
 
 ROWS_MOST: Final = 80
-MOST: Final = 5
-"""Diagrams in a report."""
 ROW, TOP, LEFT, LANES, TEXT = 17, 44, 84, 560, 520
 """Pixels: a row's height, the space above and to the left, the width of all lanes, and of the text."""
 TEXT_MOST: Final = 84

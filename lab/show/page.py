@@ -12,12 +12,13 @@ from typing import Final
 import jinja2
 
 _STATIC: Final = Path(__file__).parent / "static"
+_TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
 @cache
 def template(file: Path) -> jinja2.Template:
-    """Return a template that escapes all values, and refuses values that it was not given."""
-    loader = jinja2.FileSystemLoader(file.parent)
+    """Return a template that escapes all values, and refuses values that it was not given. It may include head.html."""
+    loader = jinja2.FileSystemLoader((file.parent, _TEMPLATES))
     made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     made.undefined = jinja2.StrictUndefined
     return made.get_template(file.name)
