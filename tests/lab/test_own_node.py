@@ -6,7 +6,6 @@ import ast
 import asyncio
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from lab.check.metrics import measure
 from lab.check.verdict import Verdict
 from lab.course.machine import MachineDisk
 from lab.live import live
-from lab.live.children import child_environment
 from lab.live.machine import LiveFiles
 from lab.live.processes import HeldPort, Lifeline, NodeProcess, Program
 from lab.live.proxy import Break, Broken, Count, Evidence, Open, Opened, Proxy, SetRule
@@ -34,6 +32,7 @@ from nodeproc.client import status
 from nodeproc.errors import Unreachable
 from nodeproc.lines import Status
 from tests import TOO_LONG_S
+from tests.lab.harness import LAST_STEP, harness_in_the_middle
 from tests.lab.inloop import in_loop
 from tests.lab.patient import patient
 
@@ -346,38 +345,12 @@ async def test_an_answer_that_is_no_status_is_told(tmp_path: Path, monkeypatch: 
             await own.node.ready()
 
 
-HARNESS = """
-import sys
-from pathlib import Path
-from lab.plan import scenario
-from lab.live import live
-from lab.rundir import RunDir
-
-text = '''name: test
-description: A test.
-cluster: {command: "sh -c 'python3 node.py {config}; true'", directory: DIRECTORY}
-steps: [sleep: 10m]
-'''
-planned, run = scenario.load("test.yml", text=text.replace("DIRECTORY", sys.argv[2])), RunDir(Path(sys.argv[1]))
-live.run(planned, run, seed=7, progress=lambda line: print(line, flush=True))
-"""
-
-
 def test_a_killed_harness_leaves_no_program_of_somebody_else_s(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HARNESS, str(tmp_path), str(EXAMPLE)]
-    harness = subprocess.Popen(command, stdout=subprocess.PIPE, env=child_environment())
-    assert harness.stdout is not None
-    try:
-        while b"sleep: 600s" not in (line := harness.stdout.readline()):
-            assert line, "the harness ended before its last step"
-        below = psutil.Process(harness.pid).children(recursive=True)
-        assert len(below) == 6  # three shells and three programs
-        harness.kill()
+    cluster = f"cluster: {{command: \"sh -c 'python3 node.py {{config}}; true'\", directory: {EXAMPLE}}}\n"
+    with harness_in_the_middle(tmp_path, f"{cluster}steps: [{LAST_STEP}]\n", 6) as (harness, below):
+        harness.kill()  # Below it are three shells and three programs.
         _, left = psutil.wait_procs(below, timeout=TOO_LONG_S)
         assert left == []
-    finally:
-        harness.kill()
-        harness.communicate()
 
 
 # ---- links of which only bytes are known -------------------------------------------------------------
