@@ -219,7 +219,7 @@ def _decode_one(line: bytes) -> LogLine:
 
 
 class MessageLog:
-    """One node's message log, read once from front to back, with look-ups of what was read before.
+    """One node's message log, read once from front to back, with look-ups of lines that were read before.
 
     `torn` is the line number of a last line without newline, 0 if there is none; such a line is not decoded.
     """

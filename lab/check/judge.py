@@ -150,7 +150,7 @@ class Judge:
         """A promise was broken from which a violation of this invariant can follow. Only in simulations."""
 
     def checks(self) -> list[Check]:
-        """Decide; called once, after all inputs."""
+        """Return the checks; called once, after all inputs."""
         return [self.check()]
 
     def check(self) -> Check:
@@ -158,5 +158,5 @@ class Judge:
         raise NotImplementedError
 
     def unknown(self, reason: str) -> list[Check]:
-        """The checks if nothing can be decided."""
+        """The checks, all UNKNOWN, if nothing can be decided."""
         return [Findings(name, title).unknown(reason) for name, title in self.invariants.items()]

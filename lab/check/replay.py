@@ -175,7 +175,7 @@ class Replay(Judge):
             self._wrong_content(number, run, sent, n)
 
     def _take_early(self, number: int, line: LogLine, name: str, n: int) -> None:
-        """Take a message of which no row so far says that it was sent."""
+        """Take a message that stands in the log although no row so far says that it was sent."""
         if self._early_count >= EARLY_MAX:
             self._never_sent(number, line)
             return

@@ -84,7 +84,7 @@ def percentiles(histograms: tuple[Histogram, Histogram]) -> Plot:
 
 
 def _points(histogram: Histogram) -> Iterator[tuple[float, float]]:
-    """Yield (log10 of 1 / (1 - p), log10 of ms): p of the messages took at most so long."""
+    """Yield (log10 of 1 / (1 - p), log10 of ms): a share p of the messages took at most this long."""
     total, below = sum(count for _, count in histogram), 0
     for ms, count in histogram:
         level = math.log10(max(ms, 1e-3))

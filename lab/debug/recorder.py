@@ -81,8 +81,8 @@ class Go(Struct, frozen=True, tag="go"):
 class Change(Struct, frozen=True, tag="change", forbid_unknown_fields=True):
     """After event `event`, do a step, or do something to a frame on its way; see lab.debug.views.Due for its number.
 
-    step: one step as in a scenario file. drop: the frame is lost. now: it arrives at once. late_s: it arrives so much
-    later.
+    step: one step as in a scenario file. drop: the frame is lost. now: it arrives at once. late_s: it arrives
+    later by this time.
     """
 
     event: Annotated[int, Meta(ge=0)]

@@ -127,7 +127,7 @@ class Shell:
         self._branch(Change(self._event(), frame=_number(number), now=True))
 
     def delay(self, number: str, by: str) -> None:
-        """delay NUMBER TIME: make a branch in which this frame arrives so much later."""
+        """delay NUMBER TIME: make a branch in which this frame arrives later by TIME."""
         try:
             late = Duration.parse(by)
         except ValueError as error:

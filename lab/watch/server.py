@@ -1,6 +1,6 @@
 """The web server: an index of all runs, a page for each, and a stream of what happens in it.
 
-It shows the files of the results directory to whoever has the token of a printed address. Who has the token of the
+It shows the files of the results directory to requests with the token of a printed address. Those with the token of the
 first address may also start a session by hand and order its steps; see lab.watch.web for the checks of every request.
 An order is the words of one step, which the session checks like a step of a scenario file.
 """
@@ -59,8 +59,8 @@ class Server(Site):
         hosts: host:port under which the server is reached.
         token: for the address; "" draws one.
         look_token: as `token`, for an address that only shows runs.
-        beginning: file or name of the scenario with which sessions by hand begin, for whoever has `token`; "": there
-            are no sessions.
+        beginning: file or name of the scenario with which sessions by hand begin, started with `token`; "": there are
+            no sessions.
     """
 
     def __init__(

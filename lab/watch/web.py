@@ -1,7 +1,7 @@
 """The base of the lab's web servers: who may ask, the headers of every answer, static files, and start and end.
 
-A server answers whoever has the token of the address that it prints. Every request is checked, those for static files
-included:
+A server answers only requests with the token of the address that it prints. Every request is checked, also one for a
+static file:
 
 - The Host header must name this server, so that a foreign page whose name was made to point here is refused (DNS
   rebinding).
@@ -54,7 +54,7 @@ class Site:
         hosts: host:port under which the server is reached.
         token: for the address; "" draws one.
         look_token: for an address that only shows; "" draws one.
-        acts: whoever has the token may also change something, by POST.
+        acts: a request with the token may also change something, by POST.
         static: directory of the site's own files, beside those that all sites share.
         files: name of each of them -> its type.
     """
