@@ -41,6 +41,11 @@ ENGINES = Path(os.environ.get("CHATLAB_ENGINES") or Path.home() / ".cache" / "ch
 RESULTS = Path(GIVEN_RESULTS or ("results" if INSTALLED else ROOT / "results")).absolute()
 
 
+def installing(extra: str) -> str:
+    """Return the command that installs an extra beside this lab, which is on no package index."""
+    return f"{sys.executable} -m pip install '{ROOT if CHECKOUT else 'chatlab'}[{extra}]'"
+
+
 def near(path: Path) -> Path:
     """Return the path relative to the working directory if it is inside of it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -24,7 +24,7 @@ from lab.campaign.code import CodeError, code_version, commit_of, export
 from lab.campaign.queue import Queue
 from lab.campaign.spread import Cluster, NoWorkers, play_all
 from lab.campaign.store import CAMPAIGNS, FILE, Settings, Store, StoreError, names
-from lab.places import COMMAND, RESULTS, near
+from lab.places import COMMAND, RESULTS, installing, near
 from lab.search.draw import SIZES
 
 TELL_TERMINAL_S: Final = 0.5
@@ -152,10 +152,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _require_dask() -> None:
     if importlib.util.find_spec("distributed") is None:
-        raise StoreError(
-            "campaigns need Dask, the extra `campaign`: "
-            f"{sys.executable} -m pip install {'.[campaign]' if COMMAND != 'chatlab' else 'chatlab[campaign]'}"
-        )
+        raise StoreError(f"campaigns need Dask: {installing('campaign')}")
 
 
 def _play(store: Store, options: argparse.Namespace) -> int:

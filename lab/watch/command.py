@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lab.places import RESULTS, SCENARIOS, near
+from lab.places import RESULTS, SCENARIOS, installing, near
 from lab.plan.choosing import find
 from lab.plan.sense import load_checked
 from lab.rundir import RunDir
@@ -35,7 +35,7 @@ def main(options: argparse.Namespace) -> int:
     With --hands return the exit code of the session's run.
     """
     if importlib.util.find_spec("textual") is None:
-        print("watch needs textual: pip install 'chatlab[ui]', or pip install textual", file=sys.stderr)
+        print(f"watch needs textual: {installing('ui')}", file=sys.stderr)
         return HARNESS
     run: Path | None = options.run
     if options.hands is not None:

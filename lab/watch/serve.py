@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab.live.children import child_environment
-from lab.places import RESULTS, SCENARIOS
+from lab.places import RESULTS, SCENARIOS, installing
 from lab.plan.choosing import find
 from lab.plan.sense import load_checked
 from lab.values import between
@@ -67,7 +67,7 @@ def beside(results: Path) -> Iterator[None]:
 def missing(command: str) -> str:
     """Return what is missing for a command that serves pages, and how to install it; "" if nothing is."""
     if importlib.util.find_spec("aiohttp") is None:
-        return f"{command} needs aiohttp: pip install 'chatlab[ui]', or pip install aiohttp"
+        return f"{command} needs aiohttp: {installing('ui')}"
     return ""
 
 

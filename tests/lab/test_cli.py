@@ -17,7 +17,7 @@ import pytest
 from lab import __version__, cli, runs
 from lab.check.metrics import Load, Metrics
 from lab.check.verdict import Check, ExpectationResult, Outcomes, Verdict, decide
-from lab.places import PACKAGED
+from lab.places import PACKAGED, ROOT
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir
 
@@ -207,6 +207,19 @@ def test_of_repeated_simulations_those_that_did_not_pass_and_the_last_are_kept(
 def test_wrong_usage_is_64(lab: FakeLab, arguments: tuple[str, ...]) -> None:
     assert run(*arguments) == 64
     assert lab.runs == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [(["serve"], "ui"), (["watch"], "ui"), (["campaign", "new", "x", "--seeds", "1"], "campaign")],
+)
+def test_a_missing_extra_is_installed_from_this_checkout_for_this_interpreter(
+    arguments: list[str], extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lab is on no package index, where another project has its name."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(arguments) != 0
+    assert capsys.readouterr().err.endswith(f": {sys.executable} -m pip install '{ROOT}[{extra}]'\n")
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
