@@ -402,8 +402,9 @@ class Evidence(Struct, frozen=True):
     slow_s: float = 0.0
     """Each fdatasync takes this much longer."""
     exit: int = 0
+    version: int = 0
     voters: tuple[NodeId, ...] = ()
-    """Of the list of members after a change."""
+    """Of the newest list of members that was committed when a change was done, or given up."""
 
     @classmethod
     def of(cls, row: FaultRow) -> Evidence:

@@ -55,8 +55,8 @@ class _Cluster:
     runs: node -> whether its process runs. members: the nodes that have a vote. lasting: the rows of link, disk and
     clock faults that are not healed, the oldest first. rules: the newest rule of each link; it ends with its own row,
     whatever rule it replaced. lost: nodes that lost their disk, and may still be rebuilding. undecided: node -> the
-    change of it that may be done or not; until it is decided, the majority is unknown. deadline_s: of the load's
-    messages.
+    row of a change of it that may be done or not; until it is decided, the majority is unknown. deadline_s: of the
+    load's messages.
     """
 
     def __init__(self, runs: dict[NodeId, bool], deadline_s: float) -> None:
@@ -65,7 +65,7 @@ class _Cluster:
         self.rules: dict[Pair, FaultRow] = {}
         self.lost: set[NodeId] = set()
         self.left: set[NodeId] = set()
-        self.undecided: dict[NodeId, str] = {}
+        self.undecided: dict[NodeId, FaultRow] = {}
 
     @staticmethod
     def lasts(row: FaultRow) -> bool:
@@ -93,17 +93,23 @@ class _Cluster:
             self.members.discard(node)
         elif not row.effect:
             if node not in self.left:
-                self.undecided[node] = row.fault
+                self.undecided[node] = row
             return
+        self.undecided.pop(node, None)
         if row.fault == LEFT:
             self.runs[node] = False
-        else:
-            self.members = set(Evidence.of(row).voters)
+            return
+        evidence = Evidence.of(row)
+        self.members = set(evidence.voters)
         self.undecided = {
             other: change
             for other, change in self.undecided.items()
-            if other != node and (change == AddNode.word) != (other in self.members)
+            if (other not in self.members if change.fault == AddNode.word else self._may_go(change, evidence))
         }
+
+    def _may_go(self, removal: FaultRow, later: Evidence) -> bool:
+        """Whether a removal may still be done: the later list has the node, and may be as old as the request."""
+        return removal.target in self.members and later.version <= Evidence.of(removal).version
 
     def heal(self, row: FaultRow) -> None:
         self.lasting.remove(row)

@@ -444,8 +444,9 @@ def test_an_undecided_change_of_the_members_is_decided_by_a_later_list_or_by_the
         stretches = stretches_between([start, begun, *after], NODES, set(), 0, 20 * S)
         return [(each.start, each.end) for each in stretches if each.start >= 2 * S]
 
-    def row(fault: str, target: int, t: int, *voters: int, effect: bool = True) -> FaultRow:
-        return FaultRow(fault, target, "unknown", t * S, t * S, {"voters": voters}, effect, 0)
+    def row(fault: str, target: int, t: int, *voters: int, effect: bool = True, version: int = 0) -> FaultRow:
+        evidence = {"voters": voters, "version": version}
+        return FaultRow(fault, target, "unknown", t * S, t * S, evidence, effect, 0)
 
     start, begun = row("start", 4, 1), row("add_node", 4, 2, 1, 2, 3, effect=False)
     other = row("start", 5, 3), row("add_node", 5, 4, 1, 2, 3, 4, 5)
@@ -462,6 +463,9 @@ def test_an_undecided_change_of_the_members_is_decided_by_a_later_list_or_by_the
         (4 * S, 6 * S),
         (7 * S, 20 * S),
     ]
+    removal = row("remove_node", 2, 3, 1, 2, 3, effect=False, version=2)
+    older, newer = (row("add_node", 4, 5, 1, 2, 3, 4, version=version) for version in (2, 3))
+    assert spans(removal, older) == [] and spans(removal, newer) == [(5 * S, 20 * S)]
     kills = [row("kill", node, 7) for node in (1, 2)]
     assert spans(*other, *kills)[-1] == (7 * S, 20 * S)
     assert spans(row("kill", 4, 3), *other, *kills)[-1] == (4 * S, 7 * S)  # 3 of 5 are down.

@@ -93,10 +93,12 @@ def verdict(*checks: Check) -> Result:
 
 def test_a_drawn_fault_without_effect_leaves_nothing_undecided() -> None:
     fine = Check("A1", "one order", "PASS", "")
-    missed = Check("faults", "faults", "UNKNOWN", "faults.jsonl:3: start of node 1 had no effect: {}")
+    said = "faults.jsonl:3: start of node 1 had no effect"
+    missed, bare = (Check("faults", "faults", "UNKNOWN", text) for text in (f"{said}: found ran already", said))
     gap = Check("faults", "faults", "UNKNOWN", "no row for step 3")
     other = Check("A8", "subscribers", "UNKNOWN", "nothing was judged")
     assert without_missed_faults(verdict(fine, missed)).exit_code == runs.PASS
+    assert without_missed_faults(verdict(fine, bare)).exit_code == runs.PASS
     assert without_missed_faults(verdict(fine, gap)).exit_code == runs.UNDECIDED
     assert without_missed_faults(verdict(other, missed)).exit_code == runs.UNDECIDED
     assert without_missed_faults(Result("x", 1, None, runs.HARNESS, problem="why")).exit_code == runs.HARNESS
