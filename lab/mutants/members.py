@@ -123,3 +123,14 @@ def removed_node_keeps_deposing(patch: Patch) -> None:
 
     patch.everywhere(changes.on_removed, stand)
     patch.everywhere(right, listen)
+
+
+@MEMBERS.add("M4", "MEMBERS is sent only once a data directory has changed, not once the list of members has.")
+def members_not_sent_with_a_list(patch: Patch) -> None:
+    right = NodeState.send_members
+
+    def wrong(state: NodeState, fx: Effects, peer: NodeId) -> None:
+        if any(known.term for known in state.identities.values()):
+            right(state, fx, peer)
+
+    patch.set(NodeState, "send_members", wrong)
