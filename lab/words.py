@@ -101,6 +101,9 @@ moment.
 """
 
 
+Newcomer: TypeAlias = NodeId | Literal["newcomer"]
+"""A node that is no founder: its id, or the lowest one that was never a member so far."""
+
 LinkEnd: TypeAlias = Target | Literal["clients"]
 """One end of links: nodes, or all clients."""
 

@@ -1,4 +1,4 @@
-"""Show and change the members of a running cluster: python -m nodeproc members list|add|remove|transfer
+"""Show and change the members of a running cluster: python -m nodeproc members list|add|remove|replace|transfer
 
 A change is asked of the leader, whose list shows when it is done. If the leader changes, or if it can't begin at the
 moment, it is asked again until the timeout.
@@ -22,10 +22,11 @@ from msgspec import UNSET, structs
 from nodeproc import flags
 from nodeproc.client import Address, administer, status
 from nodeproc.core.changes import OLDER
-from nodeproc.core.messages import NOBODY, NodeId
+from nodeproc.core.messages import NOBODY, MemberList, NodeId
+from nodeproc.core.recovered import MAX_MEMBERS
 from nodeproc.errors import Unreachable
 from nodeproc.importing import usage_name
-from nodeproc.lines import AddRequest, AdminRequest, ChangeIs, RemoveRequest, Status, TransferRequest
+from nodeproc.lines import AddRequest, AdminRequest, ChangeIs, MembersStatus, RemoveRequest, Status, TransferRequest
 
 DONE, NOT_DONE = 0, 1
 ASK_EVERY_S: Final = 0.2
@@ -82,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("address", type=flags.address, metavar="HOST:PORT", help="where the members reach it")
     remove = commands.add_parser("remove", parents=[common], help="remove a member, whether it runs or not")
     remove.add_argument("node", type=flags.node_id, metavar="ID", help="the member")
+    replace = commands.add_parser("replace", parents=[common], help="add a node, then remove a member; resumable")
+    replace.add_argument("node", type=flags.node_id, metavar="OLD", help="the member, whether it runs or not")
+    replace.add_argument(
+        "newcomer",
+        type=_newcomer,
+        metavar="NEW=HOST:PORT",
+        help="id of the new node, never used before, and its address",
+    )
     transfer = commands.add_parser("transfer", parents=[common], help="transfer the leadership to a follower")
     to = "the follower; left out: the leader chooses"
     transfer.add_argument("node", type=flags.node_id, metavar="ID", nargs="?", default=NOBODY, help=to)
@@ -97,8 +106,26 @@ async def _carry_out(options: argparse.Namespace, operator: Operator) -> None:
             await operator.change(AddRequest(node=options.node, host=host, port=port))
         case "remove":
             await operator.change(RemoveRequest(node=options.node))
+        case "replace":
+            await operator.replace(options.node, options.newcomer)
         case "transfer":
             await operator.transfer(options.node)
+
+
+def _newcomer(text: str) -> AddRequest:
+    """Parse NEW=HOST:PORT, as the type of an argument. Raises: argparse.ArgumentTypeError."""
+    node, _, address = text.partition("=")
+    host, port = flags.address(address)
+    return AddRequest(node=flags.node_id(node), host=host, port=port)
+
+
+def removes_first(members: MembersStatus | MemberList, old: NodeId) -> bool:
+    """Return whether a replacement removes the old node before it adds the new one.
+
+    Otherwise the new node is added first: until it has a vote, the old one, and all its data, can still return. That is
+    impossible while another node is being added, and in a list that is full. Rule: G2.
+    """
+    return old in members.learners or len(members.voters) + len(members.learners) >= MAX_MEMBERS
 
 
 class Refused(Exception):
@@ -184,6 +211,27 @@ class Operator:
                     return
                 self._show_stage(request, leader[1], answer)
             await self._pause()
+
+    async def replace(self, old: NodeId, new: AddRequest) -> None:
+        """Add a node and remove a member, in the order of removes_first(). What is done already is not done again.
+
+        Raises:
+            Refused: the reason. If the two can't be a member and its replacement, nothing is changed.
+        """
+        while (leader := await self.leader()) is None:
+            await self._pause()
+        members = leader[1].members
+        assert members is not None, leader
+        present = sorted(members.voters + members.learners)
+        if old not in present and old not in members.removed:
+            raise Refused(f"refused: found node {old}, allowed {', '.join(map(str, present))}")
+        if new.node in members.removed or new.node == old:
+            raise Refused(
+                f"refused: no id is used again; give the node that replaces node_{old} an id other than {new.node}"
+            )
+        steps: list[AddRequest | RemoveRequest] = [new, RemoveRequest(node=old)]
+        for request in reversed(steps) if removes_first(members, old) else steps:
+            await self.change(request)
 
     async def transfer(self, to: NodeId) -> None:
         """Ask the leader for a transfer until another node leads, or this one.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -90,6 +91,19 @@ class Cluster(World, Protocol):
 
     def drop(self) -> None:
         """Kill everything that still runs, at once. Every run ends with this; may be called again."""
+
+
+class _Released:
+    """A context in which others may take a lock that its user holds."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        self._lock.release()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._lock.acquire()
 
 
 class Runner:
@@ -262,6 +276,10 @@ class Runner:
                 self._mark_fault(self.view)
             self.book.asked = (text, number)
             await fault.do(self, index)
+
+    def others_allowed(self) -> AbstractAsyncContextManager[None]:
+        """See machine.Run."""
+        return _Released(self._one_fault)
 
     def _mark_fault(self, view: ClusterView) -> None:
         """Remember the term and the events so far, from which the waits `new_leader` and `event` count."""

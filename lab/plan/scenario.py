@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, structs
 from lab.engines import catalogue
 from lab.plan.command import split_command
 from lab.plan.expectation import RUN_EXPECTATIONS, LatencyIs, Memory, RunExpectation, Throughput, Unavailable
-from lab.steps import CHANGES, Step, steps_by_word
+from lab.steps import ChangeMembers, Step, steps_by_word
 from lab.steps.entry import Entry, Setting
 from lab.steps.expect import read_expectations
 from lab.steps.repeat import MAX_STEPS
@@ -190,7 +190,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def changes_members(self) -> bool:
         """The members may change during the run."""
-        return any(step.word in CHANGES for step in self.every_step())
+        return any(isinstance(step, ChangeMembers) for step in self.every_step())
 
     @property
     def proxied(self) -> bool:

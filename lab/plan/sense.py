@@ -101,7 +101,7 @@ def _of_the_story(scenario: Scenario) -> Iterator[Mistake]:
 
 def _at_the_start(scenario: Scenario) -> Outlook:
     cluster, planned = scenario.cluster, scenario.load.planned if scenario.load is not None else 0
-    return Outlook(cluster.ids, cluster.started_ids, planned, _most_messages(scenario))
+    return Outlook(cluster.ids, cluster.started_ids, len(cluster.founder_ids), planned, _most_messages(scenario))
 
 
 def outlook_of(scenario: Scenario, done: Iterable[Step]) -> Outlook:

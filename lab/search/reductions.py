@@ -122,9 +122,10 @@ def without_a_node(scenario: Scenario) -> Iterator[Scenario]:
         priorities = {shifted(node, gone): rank for node, rank in cluster.priorities.items() if node != gone}
         start = target_without(cluster.start, gone) if isinstance(cluster.start, tuple) else cluster.start
         steps = [less for step in scenario.steps if (less := step.without(gone)) is not None]
+        founders = cluster.founders and cluster.founders - (gone <= cluster.founders)
         via = None if scenario.load is None else target_without(scenario.load.via, gone)
-        if start is None or (scenario.load is not None and via is None):
+        if start is None or founders == 0 or (scenario.load is not None and via is None):
             continue
-        fewer = structs.replace(cluster, nodes=cluster.nodes - 1, priorities=priorities, start=start)
+        fewer = structs.replace(cluster, nodes=cluster.nodes - 1, founders=founders, priorities=priorities, start=start)
         load = None if scenario.load is None else structs.replace(scenario.load, via=via)
         yield with_steps(structs.replace(scenario, cluster=fewer, load=load), steps)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from lab.steps.add_node import AddNode as AddNode
 from lab.steps.busy import Busy as Busy
+from lab.steps.changes import ADDED, REMOVED
+from lab.steps.changes import ChangeMembers as ChangeMembers
 from lab.steps.chaos import Chaos as Chaos
 from lab.steps.clock import Clock as Clock
 from lab.steps.cut import Cut as Cut
@@ -31,6 +33,7 @@ from lab.steps.power_loss import PowerLoss as PowerLoss
 from lab.steps.rebuild import Rebuild as Rebuild
 from lab.steps.remove_node import RemoveNode as RemoveNode
 from lab.steps.repeat import Repeat as Repeat
+from lab.steps.replace_node import ReplaceNode as ReplaceNode
 from lab.steps.reset import Reset as Reset
 from lab.steps.restart import FullRestart as FullRestart
 from lab.steps.restart import Restart as Restart
@@ -58,6 +61,7 @@ STEPS: tuple[type[Step], ...] = (
     TransferLeader,
     AddNode,
     RemoveNode,
+    ReplaceNode,
     Link,
     Cut,
     Partition,
@@ -95,8 +99,8 @@ END_ROWS = tuple(each.word for each in STEPS if issubclass(each, Fault) and each
 """Words of the rows that have the exit code of a process which the lab ended, if they had an effect."""
 OF_ITSELF = {"exit": Effect.DOWN, "refusal": Effect.NONE}
 """Words of rows about a node that exited, or refused to start, because of an injected disk fault."""
-CHANGES = (AddNode.word, RemoveNode.word)
-"""Words of the steps that change the members, and of their rows."""
+CHANGES = (ADDED, REMOVED)
+"""Words of the rows of the steps that change the members."""
 LEFT = "left"
 """Word of the row of a node that stopped by itself, because it is a member no more (G5)."""
 EFFECTS: dict[str, Effect] = (

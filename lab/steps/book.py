@@ -39,7 +39,7 @@ class _Lasting(NamedTuple):
 class Draft:
     """The row of an action that begins now. One of the methods adds the row to the book, when its evidence is known.
 
-    t: ns, as in FaultBook. role, identity: of the node just before the action.
+    t: ns, as in FaultBook. role, identity: of the node just before the action. asked: as FaultBook.asked.
     """
 
     book: FaultBook
@@ -49,6 +49,7 @@ class Draft:
     target: NodeId
     role: str
     identity: dict[str, Any]
+    asked: tuple[str, int]
 
     def write(self, evidence: dict[str, Any], effect: bool, *, t_done: int = 0, over: bool = False) -> None:
         """Add the complete row of an action that is done.
@@ -64,8 +65,14 @@ class Draft:
         self.book.lasting.append(_Lasting(self._open(evidence | {proof: 0}), machine, proof, before))
 
     def rules(self, rule: Rule, pairs: Sequence[Pair], before: Mapping[Pair, LinkCounts]) -> None:
-        """Add the row of a link rule, which ends with FaultBook.links_over(). before: the evidence when it began."""
+        """Add the row of a link rule, which ends with FaultBook.links_over(). before: the evidence when it began.
+
+        Without a pair, as in a cluster that has shrunk to one member, it has ended at once.
+        """
         evidence = {"pairs": tuple(pairs), "rule": msgspec.to_builtins(rule)} | dict.fromkeys(LINK_EFFECTS, 0)
+        if not pairs:
+            self.write(evidence, False, over=True)
+            return
         number = self._open(evidence)
         self.book.links |= {pair: (number, before[pair]) for pair in pairs}
 
@@ -78,7 +85,7 @@ class Draft:
         return self.book.open(self._row(evidence, effect=False))
 
     def _row(self, evidence: dict[str, Any], effect: bool, t_done: int = 0, over: bool = False) -> FaultRow:
-        asked, number = self.book.asked if self.step >= 0 else ("", 0)
+        asked, number = self.asked
         done = t_done or self.book.now_ns()
         row = FaultRow(self.fault, self.target, self.role, self.t, done, evidence, effect, self.step)
         return structs.replace(row, t_healed=done if over else 0, asked=asked, round=number)
@@ -108,17 +115,21 @@ class FaultBook:
         self.busy: list[int] = []
         """Indices of the rows of processes that burn CPU now."""
 
-    def begin(self, fault: str, step: int, machine: Machine | None = None) -> Draft:
+    def begin(
+        self, fault: str, step: int, machine: Machine | None = None, asked: tuple[str, int] | None = None
+    ) -> Draft:
         """Begin an action now, on this machine or on none alone. See FaultRow.
 
         Args:
             fault: the row's word.
             step: index of the step; -1 if the lab heals of its own accord.
+            asked: as FaultBook.asked, if that may be about another step by now.
         """
         assert fault in EFFECTS, f"no fault says what a row of {fault} means; set `effect`"
+        asked = (asked or self.asked) if step >= 0 else ("", 0)
         if machine is None:
-            return Draft(self, fault, step, self.now_ns(), 0, "", {})
-        return Draft(self, fault, step, self.now_ns(), machine.node, machine.role, machine.identity())
+            return Draft(self, fault, step, self.now_ns(), 0, "", {}, asked)
+        return Draft(self, fault, step, self.now_ns(), machine.node, machine.role, machine.identity(), asked)
 
     def keep(self, row: FaultRow) -> None:
         """Add a complete row."""

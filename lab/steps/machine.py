@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from lab.rows import NodeExit
@@ -283,6 +284,9 @@ class Run(Protocol):
 
     async def view_now(self) -> ClusterView:
         """Poll the nodes without updating `delivered`."""
+
+    def others_allowed(self) -> AbstractAsyncContextManager[None]:
+        """Return a context in which other faults are injected while the present one waits for something."""
 
     def choose(self, target: Target) -> list[Machine]:
         """Return the machines that a target means.

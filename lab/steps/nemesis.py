@@ -6,6 +6,7 @@ import asyncio
 import random
 from typing import Any
 
+from lab.steps.changes import ChangeMembers
 from lab.steps.entry import Entry
 from lab.steps.heal import Heal
 from lab.steps.machine import Run, StepMissed
@@ -19,10 +20,12 @@ HOLDS = (0.25, 0.75)
 
 
 class Nemesis(Step, frozen=True, kw_only=True, rename={"time": "for"}):
-    """For this time, inject one fault of a list after the other, and heal each.
+    """For this time, inject one fault of a list after the other, and heal each. A change of the members goes on while
+    the next faults come.
 
     every: from one fault to the next; longer if a heal takes longer. A fault lasts for a random quarter to three
-        quarters of this time.
+        quarters of this time. The next fault after a change comes within half of it; the next change waits for the
+        one before.
     faults: in a random order; none comes again before all others have come. A fault whose target means no node is left
         out.
     """
@@ -49,16 +52,35 @@ class Nemesis(Step, frozen=True, kw_only=True, rename={"time": "for"}):
         draws, until = random.Random(f"nemesis {run.seed} {index}"), run.now() + self.time
         left: list[Step] = []
         number = done = 0
-        while (began := run.now()) < until:
-            left = left or draws.sample(self.faults, len(self.faults))
-            fault, holds = left.pop(), self.every * draws.uniform(*HOLDS)
-            number += 1
-            done += await self._one(run, fault, index, number, holds)
-            run.check()
-            await asyncio.sleep(max(0.0, began + self.every - run.now()))
+        change: asyncio.Task[bool] | None = None
+        try:
+            while (began := run.now()) < until:
+                left = left or draws.sample(self.faults, len(self.faults))
+                fault, holds = left.pop(), self.every * draws.uniform(*HOLDS)
+                number += 1
+                if isinstance(fault, ChangeMembers):
+                    done += change is not None and await change
+                    change = asyncio.create_task(self._change(run, fault, index, number))
+                    await asyncio.sleep(holds - self.every * HOLDS[0])
+                    continue
+                done += await self._one(run, fault, index, number, holds)
+                run.check()
+                await asyncio.sleep(max(0.0, began + self.every - run.now()))
+            done += change is not None and await change
+        finally:
+            if change is not None:
+                change.cancel()
         if not done:
             raise StepMissed(f"the targets of all {number} faults meant no node")
         run.note(index, self, met=True, found=f"{done} faults done and healed")
+
+    async def _change(self, run: Run, change: ChangeMembers, index: int, number: int) -> bool:
+        """Ask for a change until it is done; return False if its target means no node."""
+        try:
+            await run.do_fault(change, index, number)
+        except NoSuchTarget:
+            return False
+        return True
 
     async def _one(self, run: Run, fault: Step, index: int, number: int, holds: float) -> bool:
         """Inject a fault, wait, and heal everything; return False if its target means no node."""

@@ -21,12 +21,16 @@ class Outlook:
     """The states that each node may be in, and what the steps so far have done. Each step's foresee() updates it.
 
     Args:
-        ids: the cluster's nodes. started: the nodes that run before the first step.
+        ids: the cluster's nodes. started: the nodes that run before the first step. members: number of founders.
         planned: number of messages of the load; 0: only a `load: stop` ends it.
         most: most messages that the scenario sends; None: no limit.
     """
 
-    def __init__(self, ids: tuple[NodeId, ...], started: tuple[NodeId, ...], planned: int, most: int | None) -> None:
+    def __init__(
+        self, ids: tuple[NodeId, ...], started: tuple[NodeId, ...], members: int, planned: int, most: int | None
+    ) -> None:
+        self.least_members = members
+        """The number of members, if every removal so far was done and no addition was."""
         self.ids, self.planned, self.most = ids, planned, most
         self._states = {node: UP if node in started else DOWN for node in ids}
         self.anything = False
@@ -45,9 +49,9 @@ class Outlook:
     def lacks_majority(self) -> str:
         """Why nothing that needs a majority can come true; "" if it may."""
         most_up = sum("up" in self.may_be(node) for node in self.ids)
-        if 2 * most_up > len(self.ids):
+        if 2 * most_up > self.least_members:
             return ""
-        return f"never comes true: at most {most_up} of {len(self.ids)} nodes run here, and a majority is needed"
+        return f"never comes true: at most {most_up} of {self.least_members} nodes run here, and a majority is needed"
 
     def nobody(self, part: object) -> str:
         """Why this part of a target means no node; "" if it may mean one."""

@@ -16,7 +16,7 @@ _S = TypeVar("_S", bound=Struct)
 NICE: Final = (1, 2, 3, 5, 10)
 COUNTS: Final = (1, 2, 3, 5, 10, 20, 50, 100, 200)
 """Small numbers of messages or clients to try instead of large ones."""
-TARGETS: Final = ("target", "source", "to", "node", "on")
+TARGETS: Final = ("target", "source", "to", "node", "on", "newcomer")
 """Fields of steps and conditions whose values are targets."""
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
-from lab.steps.changes import ChangeMembers
+from lab.steps.changes import REMOVED, Asked, ChangeMembers, removal
 from lab.steps.machine import Run
 from lab.steps.outlook import Outlook
-from lab.words import target_parts
-from nodeproc.core.messages import Change, MemberList, NodeId
-from nodeproc.core.messages import RemoveNode as Remove
+from lab.steps.step import Effect
+from lab.words import Target, target_parts
+from nodeproc.yamlfile import Place
 
 
 class RemoveNode(ChangeMembers, frozen=True):
@@ -17,11 +17,17 @@ class RemoveNode(ChangeMembers, frozen=True):
     committed the list without them. A removed node stops once it hears of it.
     """
 
-    word = "remove_node"
+    word = REMOVED
+    effect = Effect.NONE
+    short = "target"
+    target: Target
 
     def impossible(self, outlook: Outlook) -> Iterator[str]:
         if set(target_parts(self.target)).issuperset(outlook.ids) or self.target == "all":
             yield "removes all members, and the last one can't be removed"
 
-    def _change(self, run: Run, node: NodeId) -> tuple[Change, Callable[[MemberList], bool]]:
-        return Remove(node), lambda members: node in members.removed
+    def foresee(self, outlook: Outlook, place: Place) -> None:
+        outlook.least_members -= len(outlook.ids if self.target == "all" else target_parts(self.target))
+
+    async def _prepare(self, run: Run, index: int) -> Sequence[Asked]:
+        return [removal(machine) for machine in run.choose(self.target)]

@@ -848,6 +848,14 @@ def test_a_killed_node_is_healthy(run: RunDir) -> None:
     assert judged(run, "A10").result == "PASS"
 
 
+def test_only_a_machine_whose_node_never_ran_may_lack_its_log(run: RunDir) -> None:
+    run.node_log(3).unlink()
+    for starts, result in ((0, "PASS"), (1, "UNKNOWN")):
+        nodes = {**run.read_meta().nodes, 3: NodeUse(starts, 0.1, 1, ())}
+        doctor_meta(run, nodes=nodes)
+        assert judged(run, "A10").result == result
+
+
 def test_a_traceback_in_a_node_log_is_named(run: RunDir) -> None:
     with run.node_log(2).open("a") as file:
         file.write('Traceback (most recent call last):\n  File "x.py", line 1\nAssertionError: (1, 2)\n')

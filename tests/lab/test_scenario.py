@@ -564,6 +564,21 @@ REFUSED = {
         "4:45: steps[0].nemesis.faults[1].heal",
         "allowed: stop, kill, pause",
     ),
+    "a replacement by a founder": (
+        "cluster: {nodes: 5, founders: 3}\nsteps:\n  - replace_node: {target: 1, with: 2}",
+        "5:37: steps[0].replace_node.with",
+        "found 2, allowed the ids of nodes that are no founders: newcomer, 4, 5",
+    ),
+    "a replacement by itself": (
+        "cluster: {nodes: 5, founders: 3}\nsteps:\n  - replace_node: {target: 4, with: 4}",
+        "5:37: steps[0].replace_node.with",
+        "found 4, which is the target",
+    ),
+    "a newcomer where there are none": (
+        "steps:\n  - add_node: newcomer",
+        "4:15: steps[0].add_node",
+        "found newcomer, allowed the ids of nodes that are no founders: none, for all nodes are founders",
+    ),
     "a nemesis that ruins": (
         "steps:\n  - nemesis: {for: 5s, faults: [{disk: {on: 1, rot: wal}}]}",
         "4:40: steps[0].nemesis.faults[0].disk",
@@ -693,6 +708,7 @@ STORY: Final[dict[str, Any]] = {
         *({word: {"target": 1}} for word in ("stop", "transfer_leader", "kill", "pause", "resume", "rebuild")),
         {"add_node": {"target": 4, "within": "1s", "must": True}},
         {"remove_node": {"target": 1, "within": "1s", "must": False}},
+        {"replace_node": {"target": 1, "with": 4, "within": "1s", "must": True}},
         {"restart": {"target": 1, "how": "stop", "down_for": "1s"}},
         {"full_restart": {"how": "kill", "down_for": "1s"}},
         {"link": {"from": 1, "to": "all", "frames": ["APPEND"], "reorder": {"every": 2, "behind": 1, "at_most": "1s"}}},

@@ -261,6 +261,19 @@ def _reductions(scenario: Scenario) -> list[Scenario]:
     return found
 
 
+def test_a_cluster_with_newcomers_loses_founders_and_newcomers() -> None:
+    steps = "[{replace_node: {target: 1, with: 4}}, {add_node: 5}]"
+    text = f"name: story\ndescription: d\ncluster: {{nodes: 5, founders: 3}}\nsteps: {steps}"
+    fewer = [
+        (each.cluster.nodes, each.cluster.founders, [step.words for step in each.steps])
+        for each in without_a_node(plan.load("story", text=text))
+    ]
+    assert fewer[0] == (4, 3, ["replace_node: {target: 1, with: 4}"])
+    assert fewer[1] == (4, 3, ["add_node: 4"])
+    assert fewer[2] == fewer[3] == (4, 2, ["replace_node: {target: 1, with: 3}", "add_node: 4"])
+    assert fewer[4] == (4, 2, ["add_node: 4"])
+
+
 def test_sizes_are_drawn_from_in_one_order() -> None:
     """`sim --nodes 5,3` and `shrink SEED --nodes 5,3` mean the same scenario; so does `--changing`."""
     parsers = [argparse.ArgumentParser(), argparse.ArgumentParser()]

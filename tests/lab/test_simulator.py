@@ -26,6 +26,7 @@ from lab.sim import simulator
 from lab.sim.hardware import Syncing
 from lab.sim.loop import Deadlock, VirtualLoop
 from lab.sim.node import SimNode
+from lab.steps import CHANGES
 from nodeproc.core.messages import START, Position
 from nodeproc.disk.reading import Reading
 from nodeproc.disk.scrub import Scrub
@@ -40,11 +41,13 @@ QUICK = [
 ]
 
 
-def story(steps: str, *, nodes: int | str = 3, load: str = "null", more: str = "") -> Scenario:
+def story(
+    steps: str, *, nodes: int | str = 3, load: str = "null", more: str = "", founders: int | None = None
+) -> Scenario:
     text = f"""
 name: story
 description: A story.
-cluster: {{nodes: {nodes}}}
+cluster: {{nodes: {nodes}{"" if founders is None else f", founders: {founders}"}}}
 load: {load}
 steps:
 {steps}
@@ -269,6 +272,58 @@ def test_clients_of_a_minority_are_told_so_and_those_of_a_majority_are_not() -> 
 """
     outcome = simulator.simulate(story(steps), 1)
     assert [found for _, found in outcome.missed] == ["no refusal within 2s: node 1 says: node 2 leads"]
+
+
+def test_a_nemesis_changes_the_members_while_its_faults_are_in_force(tmp_path: Path) -> None:
+    """Rule: G2."""
+    changes = (
+        "add_node: newcomer",
+        "remove_node: follower",
+        "replace_node: {target: follower, with: newcomer}",
+    )
+    faults = ", ".join(f"{{{each}}}" for each in (*changes, "kill: leader", "pause: follower"))
+    steps = (
+        f"  - load: start\n  - nemesis: {{for: 20s, every: 1s, faults: [{faults}]}}\n  - wait: leader\n  - load: stop"
+    )
+    scenario = story(steps, nodes=7, load="{clients: 3, rate: 50}", founders=3)
+    run = simulate_into(tmp_path, scenario, 1)
+    assert judge(run, scenario.name, None).exit_code == 0
+    rows = run.read_faults()
+    assert {row.asked for row in rows if row.round} == {*changes, "kill: leader", "pause: follower"}
+    added = [row.target for row in rows if row.fault == "add_node" and row.effect]
+    assert added == [4, 5, 6, 7] and sum(row.fault == "remove_node" and row.effect for row in rows) >= 4
+    done = [row for row in rows if row.fault in CHANGES]
+    others = [row for row in rows if row.fault in ("kill", "pause")]
+    assert any(change.t < other.t < change.t_done for change in done for other in others), "beside each other"
+
+
+def test_a_lost_node_is_replaced_while_another_one_is_killed(tmp_path: Path) -> None:
+    """Rule: G2, M4."""
+    steps = """  - load: start
+  - wait: {for: acknowledged, count: 50}
+  - disk: {on: 1, lose: all}
+  - when: {so: {for: event, is: change_started}, do: [kill: 3, sleep: 1s, start: 3]}
+  - replace_node: {target: 1, with: 4, within: 20s}
+  - replace_node: {target: 1, with: 4}
+  - load: stop"""
+    scenario = story(steps, nodes=4, load="{clients: 3, rate: 50}", founders=3)
+    run = simulate_into(tmp_path, scenario, 1)
+    assert judge(run, scenario.name, None).exit_code == 0
+    [added, again, *_] = [row for row in run.read_faults() if row.fault == "add_node"]
+    removed = [row for row in run.read_faults() if row.fault == "remove_node"]
+    kill = next(row for row in run.read_faults() if row.fault == "kill" and row.target == 3)
+    assert added.t < kill.t < added.t_done <= removed[0].t, "the new node first, and the kill in the middle"
+    assert removed[0].evidence["voters"] == [2, 3, 4] and again.t_done == again.t, "done already"
+
+
+def test_a_rule_for_no_link_is_over_at_once(tmp_path: Path) -> None:
+    """A cluster that has shrunk to one member has no links."""
+    steps = "  - remove_node: 1\n  - partition: {kind: isolate, node: 2}\n  - send: {client: 1, via: 2, messages: 1}"
+    run = simulate_into(tmp_path, story(steps, nodes=2, founders=2), 1)
+    checks = {check.name: check for check in judge(run, "story", None).verdict.checks}  # type: ignore[union-attr]
+    assert "had no effect" in checks["faults"].detail, checks["faults"]
+    (row,) = [row for row in run.read_faults() if row.fault == "link"]
+    assert row.t_healed == row.t_done and not row.effect
 
 
 def test_a_nemesis_that_finds_nobody_is_missed() -> None:

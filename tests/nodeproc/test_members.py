@@ -9,11 +9,11 @@ import pytest
 from nodeproc import members
 from nodeproc.__main__ import main
 from nodeproc.config import load
-from nodeproc.core.messages import MemberAddress
+from nodeproc.core.messages import MemberAddress, MemberList
 from nodeproc.errors import ConfigError, Unreachable
 from nodeproc.joining import settings_of
 from nodeproc.lines import MembersStatus, Status
-from nodeproc.members import listing
+from nodeproc.members import listing, removes_first
 from tests import TOO_LONG_S
 from tests.nodeproc.nodes import Cluster, free_ports, run_node
 from tests.nodeproc.test_main import chat
@@ -52,6 +52,53 @@ def test_a_node_joins_gets_a_vote_and_the_leader_is_removed(tmp_path: Path, caps
             newcomer.wait()
 
 
+def test_a_dead_member_is_replaced_by_a_command_that_can_be_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: G2, G3."""
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        cluster.linked()
+        assert chat(cluster, cluster.leader(), 1) == 1
+        cluster.kill(2)
+        [port] = free_ports(1)
+        replace = ("replace", "2", f"4=127.0.0.1:{port}")
+        assert operate(cluster, "replace", "7", f"4=127.0.0.1:{port}") == 1
+        assert capsys.readouterr().err == "members: refused: found node 7, allowed 1, 2, 3\n"
+        assert operate(cluster, "replace", "2", f"2=127.0.0.1:{port}") == 1
+        assert (
+            "refused: no id is used again; give the node that replaces node_2 an id other than 2"
+            in capsys.readouterr().err
+        )
+        assert main(["members", *replace, "--at", f"127.0.0.1:{cluster.port(1)}", "--timeout", "2"]) == 1
+        told = capsys.readouterr()
+        assert "node_4 is a learner" in told.out and "not done within 2 s" in told.err
+        words = ["--node-id", "4", "--port", str(port), "--data-dir", str(tmp_path / "node_4")]
+        words += ["--config", str(tmp_path / "node4.yml"), "--quiet"]
+        newcomer = run_node("join", f"127.0.0.1:{cluster.port(1)}", *words, log=tmp_path / "4.log")
+        try:
+            for _ in range(2):
+                assert operate(cluster, *replace) == 0
+                assert capsys.readouterr().out.endswith("done: list 3: voters 1, 3, 4; removed 2\n")
+            assert operate(cluster, "replace", "3", f"2=127.0.0.1:{port}") == 1
+            assert "no id is used again" in capsys.readouterr().err
+            assert chat(cluster, 1, 2) == 2
+        finally:
+            newcomer.kill()
+            newcomer.wait()
+
+
+@pytest.mark.parametrize(
+    ("voters", "learners", "first"),
+    [((1, 2, 3), (), False), ((1, 2, 3), (4,), False), ((1, 3), (2,), True), (tuple(range(1, 10)), (), True)],
+)
+def test_a_replacement_adds_first_unless_the_list_has_no_place(
+    voters: tuple[int, ...], learners: tuple[int, ...], first: bool
+) -> None:
+    """Rule: G2."""
+    assert removes_first(MemberList(4, voters, learners), 2) is first
+
+
 def test_commands_say_why_they_can_do_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     nobody = f"127.0.0.1:{free_ports(1)[0]}"
     assert main(["members", "list", "--at", nobody]) == 1
@@ -68,6 +115,8 @@ def test_commands_say_why_they_can_do_nothing(capsys: pytest.CaptureFixture[str]
         (["add", "x", "h:1"], "argument ID: found 'x', allowed a node id, 1..2147483647"),
         (["add", "4", "h"], "argument HOST:PORT: found 'h', allowed HOST:PORT, such as 127.0.0.1:5001"),
         (["add", "4", "h:70000"], "argument HOST:PORT: found 'h:70000', allowed HOST:PORT"),
+        (["replace", "2", "4"], "argument NEW=HOST:PORT: found '', allowed HOST:PORT, such as 127.0.0.1:5001"),
+        (["replace", "2", "x=h:1"], "argument NEW=HOST:PORT: found 'x', allowed a node id, 1..2147483647"),
         (["list", "--timeout", "0"], "--timeout 0: allowed above 0, below 1e6"),
     ],
 )
