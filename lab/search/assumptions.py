@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from lab.plan.scenario import Bounds
-from lab.steps import Disk, Heal, Rebuild, Restart, Send, Sleep, Start, Step, Wait
+from lab.steps import Disk, Heal, Rebuild, RemoveNode, Restart, Send, Sleep, Start, Step, Wait
 from lab.steps.wait import UntilCaughtUp
 from lab.words import Duration, Target, named_ids, target_parts
 from nodeproc.core.messages import NodeId
@@ -28,13 +28,13 @@ QUIET: Final[tuple[Step, ...]] = (HEAL_ALL, CAUGHT_UP, Sleep(time=Duration(1)))
 """Steps after which all nodes are healthy, have caught up, and have had time to report that to each other."""
 
 
-def within_assumptions(steps: Sequence[Step], nodes: int) -> bool:
+def within_assumptions(steps: Sequence[Step], nodes: int, founders: int | None = None) -> bool:
     """Return whether the steps stay within the protocol's assumptions.
 
     Args:
-        nodes: number of nodes of the cluster.
+        nodes: number of nodes of the cluster. founders: how many of them are members at the beginning; None: all.
     """
-    return _majority_of_disks_survives(steps, nodes) and all(
+    return _majority_of_disks_survives(steps, founders or nodes) and all(
         _majority_is_healthy(steps[:at], step, nodes)
         for at, step in enumerate(steps)
         if isinstance(step, Send) and step.wait
@@ -46,8 +46,13 @@ def minority(nodes: int) -> int:
     return (nodes - 1) // 2
 
 
-def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
-    """Return whether a majority of the disks survives, and damage comes in quiet moments and is repaired at once."""
+def _majority_of_disks_survives(steps: Sequence[Step], founders: int) -> bool:
+    """Return whether a majority of the disks survives, and damage comes in quiet moments and is repaired at once.
+
+    Whether a change of the members was done is not known: a minority of the members is one of their least number.
+    """
+    least = founders
+    """The number of members, if every removal so far was done and no addition was."""
     damaged: tuple[Target, ...] = ()
     is_empty = False
     """Nothing is left of the damaged data, so that its nodes have other identities."""
@@ -57,11 +62,15 @@ def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
     """Index of the step at which CAUGHT_UP may follow."""
     for at, step in enumerate(steps):
         quiet = tuple(steps[at - len(QUIET) : at]) == QUIET if at >= len(QUIET) else False
+        if isinstance(step, RemoveNode):
+            least -= len(target_parts(step.target))
+            if lost and len(lost) > minority(least):
+                return False
         if isinstance(step, Heal):
             caught_up_at = at + 1
         if isinstance(step, Disk) and step.needs_dead_node:
             emptied = (named_ids(step.on) or frozenset()) if step.lose == "all" else frozenset()
-            if damaged or not (quiet or (emptied and len(lost | emptied) <= minority(nodes))):
+            if damaged or not (quiet or (emptied and len(lost | emptied) <= minority(least))):
                 return False
             damaged, is_empty = target_parts(step.on), bool(emptied)
         elif isinstance(step, Rebuild):
@@ -72,14 +81,14 @@ def _majority_of_disks_survives(steps: Sequence[Step], nodes: int) -> bool:
                 caught_up_at = at + 1
             elif quiet:
                 caught_up_at = at + 1
-            elif not again or len(lost | again) > minority(nodes):
+            elif not again or len(lost | again) > minority(least):
                 return False
             damaged, lost = (), lost | again
         elif damaged and not isinstance(step, Start | Sleep) and not (is_empty and isinstance(step, Restart)):
             return False
         elif isinstance(step, Disk) and step.rot:
             lost |= named_ids(step.on) or frozenset()
-            if len(lost) > minority(nodes):
+            if len(lost) > minority(least):
                 return False
         elif step == CAUGHT_UP:
             if not at or caught_up_at != at:

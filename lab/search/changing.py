@@ -1,7 +1,8 @@
 """Random scenarios whose members change among other faults: nodes are added and removed, asked for at any moment.
 
-No disk is lost here, so every committed message must survive. At the end all links are healed and all members run; they
-must accept messages, and another change.
+In a third of the seeds disks are lost and rebuilt (M4), of a minority of the members however the changes end, so every
+committed message must survive. At the end all links are healed and all members run; they must accept messages, and
+another change.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import random
 from collections.abc import Callable, Sequence
 
 from lab.plan.scenario import Cluster, Scenario
-from lab.search.assumptions import BOUNDS, HEAL_ALL, LIVENESS, NAMED_CLIENT
+from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, minority
 from lab.search.dense import Dense, Steps
 from lab.steps import (
     AddNode,
     Cut,
     Link,
     LoadSwitch,
+    Rebuild,
     RemoveNode,
+    ReplaceNode,
     Reset,
     Send,
     Sender,
@@ -25,6 +28,7 @@ from lab.steps import (
 )
 from lab.steps.reducing import rounded
 from lab.words import Duration
+from nodeproc.core.messages import NodeId
 
 
 class Changing(Dense):
@@ -40,6 +44,12 @@ class Changing(Dense):
         """Nodes that no step has added yet, without one that is added at the end."""
         self.left = self.founders
         """The least number of members, if every removal so far was done and no addition was."""
+        self.losing = self.chance(1 / 3)
+        """Whether disks are lost."""
+        self.lost: set[NodeId] = set()
+        """Nodes that may still be rebuilding."""
+        self.machines = list(self.ids[: self.founders])
+        """Nodes that were started: the founders, and the newcomers that a step has added, done or not."""
 
     def scenario(self) -> Scenario:
         faults = self._faults()
@@ -78,6 +88,8 @@ class Changing(Dense):
         for _ in range(self.rng.randint(6, 16)):
             if self.chance(changing):
                 steps += self._change()
+            if self.losing and self.chance(0.3):
+                steps += self._lost_disk()
             steps += [*fault(), rest()]
         return steps
 
@@ -85,11 +97,24 @@ class Changing(Dense):
         """Ask for an addition or a removal; whether it is done depends on the faults."""
         within = self._times(0.5, 2.0, 10.0)
         if self.newcomers and self.chance(0.5):
-            return [AddNode(target=self.newcomers.pop(), within=within, must=False)]
-        if self.left == 1:
+            newcomer = self.newcomers.pop()
+            self.machines = sorted((*self.machines, newcomer))
+            if self.chance(0.5):
+                old = self.rng.choice([each for each in self.machines if each != newcomer])
+                return [ReplaceNode(target=old, newcomer=newcomer, within=within, must=False)]
+            return [AddNode(target=newcomer, within=within, must=False)]
+        if self.left == 1 or len(self.lost) > minority(self.left - 1):
             return []
         self.left -= 1
         return [RemoveNode(target=self.one(), within=within, must=False)]
+
+    def _lost_disk(self) -> Steps:
+        """A node loses its disk and starts again with --rebuild, if all others may be needed, also after changes."""
+        node = self.rng.choice(self.machines)
+        if len(self.lost | {node}) > minority(self.left):
+            return []
+        self.lost.add(node)
+        return [Rebuild(target=node)]
 
     def _makers(self) -> dict[str, Callable[[], Steps]]:
         return self._usual_makers() | {
@@ -105,6 +130,8 @@ class Changing(Dense):
 
     def _ending(self) -> Steps:
         """All members accept messages, and then every newcomer that was not removed becomes a member."""
-        steps: Steps = [LoadSwitch(switch="stop")] if self.chance(0.5) else []
+        steps: Steps = [HEAL_ALL, CAUGHT_UP] if self.lost else []
+        if self.chance(0.5):
+            steps.append(LoadSwitch(switch="stop"))
         send = Send(clients=(Sender(client=NAMED_CLIENT, messages=2),), within=Duration(25), name=LIVENESS)
         return [*steps, HEAL_ALL, send, AddNode(target=tuple(self.ids[self.founders :]), within=Duration(25))]

@@ -37,7 +37,7 @@ class Passes(ABC):
     def __init__(self, scenario: Scenario, seed: int) -> None:
         self.best = structs.replace(scenario, seed=seed, steps=tuple(scenario.unrolled()))
         self._tried: set[str] = set()
-        self._keep_assumptions = within_assumptions(scenario.steps, scenario.cluster.nodes)
+        self._keep_assumptions = _is_sound(scenario)
         """Whether candidates must stay within the protocol's assumptions; False if the scenario itself does not."""
 
     @abstractmethod
@@ -90,12 +90,14 @@ class Passes(ABC):
     def _is_worth_a_test(self, candidate: Scenario) -> bool:
         """Return whether the candidate is new, a valid scenario, and within the assumptions if the first one is."""
         key = repr(candidate)
-        if key in self._tried or (
-            self._keep_assumptions and not within_assumptions(candidate.steps, candidate.cluster.nodes)
-        ):
+        if key in self._tried or (self._keep_assumptions and not _is_sound(candidate)):
             return False
         self._tried.add(key)
         return _is_scenario(candidate)
+
+
+def _is_sound(scenario: Scenario) -> bool:
+    return within_assumptions(scenario.steps, scenario.cluster.nodes, scenario.cluster.founders)
 
 
 def _is_scenario(candidate: Scenario) -> bool:

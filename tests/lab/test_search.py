@@ -24,6 +24,7 @@ from lab.search.draw import CHANGING_SHARE, draw
 from lab.search.search import Search, Tally, record_finding
 from lab.search.worker import Played, play
 from lab.sim import simulator
+from lab.steps import AddNode, Rebuild, RemoveNode, ReplaceNode
 
 MUTANT = "term_not_durable"
 
@@ -268,6 +269,18 @@ def test_a_drawn_scenario_can_be_simulated(nodes: int) -> None:
         assert plan.load("drawn.yml", text=plan.encode(scenario)) == scenario
         assert scenario.sim_refusals() == []
         assert draw(seed, (nodes,)) == scenario
+
+
+def test_drawn_changes_replace_members_and_rebuild_disks_within_the_assumptions() -> None:
+    """Rule: G2, M4."""
+    kinds = set()
+    for seed in range(100):
+        scenario = draw(seed, changing=1.0)
+        cluster = scenario.cluster
+        assert within_assumptions(scenario.steps, cluster.nodes, cluster.founders), seed
+        assert plan.load("drawn.yml", text=plan.encode(scenario)) == scenario and scenario.sim_refusals() == []
+        kinds |= {type(step) for step in scenario.steps}
+    assert kinds >= {AddNode, RemoveNode, ReplaceNode, Rebuild}
 
 
 def test_the_share_of_changing_seeds_is_as_asked_for_and_the_other_seeds_stay_as_they_are() -> None:
