@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from lab.engines.catalogue import KINDS, SYSTEM, Kind, Spec, parse
-from lab.places import COMMAND, ENGINES
+from lab.places import COMMAND, ENGINES, installing
 
 if TYPE_CHECKING:
     Subcommands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -41,7 +41,7 @@ def program(spec: Spec, home: Path = ENGINES) -> Path:
     """
     kind = spec.kind
     if kind.client and importlib.util.find_spec(kind.client) is None:
-        raise NotInstalled(f"{spec} needs the Python package {kind.client}: pip install 'chatlab[engines]'")
+        raise NotInstalled(f"{spec} needs the Python package {kind.client}: {installing('engines')}")
     places = [*kind.system] if spec.version == SYSTEM else [str(home / str(spec) / kind.program)]
     beside = _beside_the_lab(kind)
     if beside is not None and beside.version == spec.version:

@@ -221,7 +221,7 @@ class ZooKeeper(Engine):
 
 
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
-    """The library's own one, but a server that closes each connection is not dialled hundreds of times a second."""
+    """The library's handler, with a pause before each connection: a server may close hundreds of them a second."""
 
     def create_connection(self, *arguments: Any, **options: Any) -> Any:
         time.sleep(REDIAL_S)
