@@ -23,7 +23,7 @@ DIRECTIONS: Final[tuple[Literal["in", "out", "both"], ...]] = ("in", "out", "bot
 """A search draws one of these."""
 LEAST_NODES: Final[dict[PartitionKind, int]] = {
     "isolate": 2,
-    "halves": 2,
+    "halves": 3,
     "majority": 3,
     "minority": 3,
     "bridge": 3,

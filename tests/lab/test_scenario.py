@@ -47,7 +47,7 @@ from lab.steps import (
 )
 from lab.steps.chaos import draw_stint
 from lab.steps.expect import MOMENT_EXPECTATIONS, CaughtUp, LastSeq, LeaderIs, MomentExpectation, RoleIs, judge
-from lab.steps.partition import partition_pairs
+from lab.steps.partition import LEAST_NODES, PartitionKind, partition_pairs
 from lab.steps.targets import ClusterView, NodeView, NoSuchTarget, choose
 from lab.steps.wait import UNTILS, UntilCaughtUp, UntilNewLeader
 from lab.words import EVENTS, TARGET_WORDS, Duration, Target
@@ -1062,6 +1062,12 @@ def test_a_bridge_hears_both_banks_which_do_not_hear_each_other(seed: int) -> No
     banks = {frozenset(others - {3} | {each}) for each, others in known.items()}
     assert sorted(map(len, banks)) == [2, 2]
     assert all(3 in others for others in known.values())
+
+
+@pytest.mark.parametrize(("kind", "least"), LEAST_NODES.items())
+def test_a_partition_cuts_links_in_the_smallest_cluster_that_may_have_it(kind: PartitionKind, least: int) -> None:
+    view = ClusterView({each: node("leader" if each == 1 else "follower") for each in range(1, least + 1)})
+    assert all(partition_pairs(Partition(kind, "leader"), view, random.Random(seed)) for seed in range(20))
 
 
 def test_halves_are_drawn_with_the_seed() -> None:
