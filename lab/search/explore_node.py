@@ -31,6 +31,7 @@ from nodeproc.core.messages import (
     Input,
     Known,
     Mark,
+    Members,
     NodeId,
     Promises,
     Record,
@@ -249,6 +250,8 @@ def content(value: Any) -> Hashable:
         return tuple((content(key), content(each)) for key, each in value.items())
     if kind is set:
         return frozenset(value)
+    if kind is Members:
+        return kind, content(value.identities)
     names = _fields(kind)
     if names:
         return (kind, *(content(getattr(value, name)) for name in names if name not in UNSEEN))

@@ -127,7 +127,7 @@ class Disk(Fault, frozen=True):
             change, found = "emptied", f"{lost} bytes" if lost else ""
         elif self.lose:
             found, place = machine.lose(self.lose)
-            change = "lost" if place else "emptied"
+            change = "emptied" if found and not place else "lost"
         else:
             rot = machine.rot(self.rot, run.draws, self.file)
             change, found, place = ("rot", str(rot), rot.name) if rot is not None else ("rot", "", "")

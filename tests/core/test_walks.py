@@ -20,7 +20,6 @@ NOTICED = (
     "gap_in_n_accepted",
     "session_table_not_rolled_back",
     "gap_in_the_log_accepted",
-    "record_taken_by_seq_no_alone",
     "resume_truncates_a_log_of_this_term",
     "fork_is_a_bare_seq_no",
     "acknowledge_before_durable",

@@ -30,6 +30,7 @@ PROMISE_ALONE = {
     "change_right_after_an_election",
     "newcomer_counted",
     "old_majority_for_the_new_mark",
+    "members_not_sent_with_a_list",
 }
 """Mutants whose stories end at a broken promise, before it does harm."""
 
