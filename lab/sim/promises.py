@@ -213,7 +213,10 @@ class Promises:
         self._acknowledged[identity] = (term, position)
 
     def _on_learners(self, node: NodeId, state: NodeState) -> None:
-        """A readmitted node is not needed for a record that was ordered after it had joined. Rule: M4."""
+        """A readmitted node is not needed for a record that was ordered after it had joined. Rule: M4.
+
+        If another leader has replaced the records up to where the node joined, the term of the readmission is later.
+        """
         joined = self._joined.pop(node, {})
         if state.rebuilds:
             self._joined[node] = dict(state.rebuilds)
@@ -223,7 +226,8 @@ class Promises:
             if peer in state.rebuilds or peer in state.learners or known is None or known.identity != identity:
                 continue
             members = [self._nodes[each] for each in voters if each != peer]
-            count = sum(each.durable > end and holds(each, end.term, end.seq_no) for each in members)
+            later = (known.term, 0) if known.term > end.term else end
+            count = sum(each.durable > end and holds(each, *later) for each in members)
             if 2 * count <= len(voters):
                 self._report("A4", f"node {node} has readmitted node {peer}, {count} others have a later record (M4)")
 

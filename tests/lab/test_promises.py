@@ -154,12 +154,28 @@ def take_part_with_an_undeclared_disk(cluster: Cluster) -> None:
     cluster.promises.sent(1, 3, HeartbeatAck(1, START))
 
 
-def readmit_too_early(cluster: Cluster) -> None:
-    cluster.leader.rebuilds, cluster.leader.learners = {1: ("new", Position(1, 5))}, {1}
+def readmit(cluster: Cluster, joined: Position, term: Term) -> None:
+    cluster.leader.rebuilds, cluster.leader.learners = {1: ("new", joined)}, {1}
     cluster.promises.turned(3)
     cluster.leader.rebuilds, cluster.leader.learners = {}, set()
-    cluster.leader.identities[1] = Known("new", 1, 1)
+    cluster.leader.identities[1] = Known("new", term, 1)
     cluster.promises.turned(3)
+
+
+def readmit_too_early(cluster: Cluster) -> None:
+    readmit(cluster, Position(1, 5), term=1)
+
+
+def readmit_in_a_term_that_no_other_has(cluster: Cluster) -> None:
+    readmit(cluster, Position(1, 4), term=2)
+
+
+def test_the_records_up_to_where_a_node_joined_can_be_replaced_before_it_is_readmitted(cluster: Cluster) -> None:
+    for node in (3, 2):
+        cluster.restart(node, state(node, ((1, 0), (4, 5))))
+    cluster.leader = cluster.nodes[3]
+    readmit(cluster, Position(3, 7), term=4)
+    assert not cluster.broken
 
 
 @pytest.mark.parametrize(
@@ -174,6 +190,7 @@ def readmit_too_early(cluster: Cluster) -> None:
         (acknowledge_less, "A4", "node 1 acknowledges up to seq_no 4 in term 1, before it was 5 (M6)"),
         (take_part_with_an_undeclared_disk, "A4", "node 1 lost its disk and takes part without a rebuild (M4)"),
         (readmit_too_early, "A4", "node 3 has readmitted node 1, 0 others have a later record (M4)"),
+        (readmit_in_a_term_that_no_other_has, "A4", "node 3 has readmitted node 1, 0 others have a later record (M4)"),
     ],
 )
 def test_a_broken_promise_is_reported(
