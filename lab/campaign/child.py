@@ -24,13 +24,12 @@ def carry_out(order: Order) -> Result | Reduced:
 
 
 def _play(order: Play) -> Result:
-    from lab.search.draw import CHANGING_SHARE
     from lab.search.failure import as_mutant
 
     limit_native_code()
     began = time.perf_counter()
     with as_mutant(order.mutant):
-        played = play(order.seed, order.sizes, CHANGING_SHARE)
+        played = play(order.seed, order.sizes, order.changing)
     return Result(played, round(time.perf_counter() - began, 4))
 
 
@@ -39,7 +38,8 @@ def _shrink(order: Shrink) -> Reduced:
     from lab.search.draw import draw
     from lab.search.shrink import document, shrink
 
-    shrunk = shrink(draw(order.seed, order.sizes), order.seed, order.mutant, simulations=order.simulations)
+    scenario = draw(order.seed, order.sizes, order.changing)
+    shrunk = shrink(scenario, order.seed, order.mutant, simulations=order.simulations)
     if shrunk is None:
         return Reduced()
     coverage.reset()

@@ -26,6 +26,7 @@ from lab.campaign.spread import Cluster, NoWorkers, play_all
 from lab.campaign.store import CAMPAIGNS, FILE, Settings, Store, StoreError, names
 from lab.places import COMMAND, RESULTS, installing, near
 from lab.search.draw import SIZES
+from lab.search.shrink import add_changing
 
 TELL_TERMINAL_S: Final = 0.5
 TELL_PLAIN_S: Final = 10.0
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=_mutants("all"),
         help="play each seed as these mutants instead of the product; without names: as all mutants",
     )
+    add_changing(new)
     new.add_argument("--commit", metavar="REF", default="", help="play the code of this commit (the present code)")
     _add_cluster(new)
     new.set_defaults(carry_out=_new)
@@ -133,7 +135,7 @@ def _new(options: argparse.Namespace) -> int:
         export(commit, code)
     version = code_version(code) if commit else code_version()
     counts = (options.seed, options.seeds or 0, options.time)
-    settings = Settings(options.name, *counts, options.nodes, options.mutants, version, commit)
+    settings = Settings(options.name, *counts, options.nodes, options.mutants, version, commit, options.changing)
     with Store.create(directory, settings) as store:
         return _play(store, options)
 

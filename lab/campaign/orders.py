@@ -16,12 +16,13 @@ NATIVE: Final = "native"
 class Play(Struct, frozen=True, tag="play"):
     """Simulate the scenario of a seed.
 
-    sizes: cluster sizes to draw from.
+    sizes, changing: as in lab.search.draw.
     mutant: applied to the product; "" for none.
     """
 
     seed: int
     sizes: tuple[int, ...]
+    changing: float
     mutant: str = ""
 
 
@@ -33,6 +34,7 @@ class Shrink(Struct, frozen=True, tag="shrink"):
 
     seed: int
     sizes: tuple[int, ...]
+    changing: float
     mutant: str
     simulations: int
 

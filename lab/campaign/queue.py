@@ -62,7 +62,7 @@ class Queue:
         for seed in range(settings.first, last + 1):
             for mutant in settings.mutants:
                 if (seed, mutant) not in done:
-                    yield Play(seed, settings.sizes, mutant)
+                    yield Play(seed, settings.sizes, settings.changing, mutant)
 
     # ---- orders --------------------------------------------------------------------------------------
 
@@ -92,7 +92,8 @@ class Queue:
         for kind, failing in self._unexplained.items():
             if failing and kind not in self._shrinking and self._of(kind) < FINDINGS_MAX:
                 self._shrinking.add(kind)
-                return Shrink(failing[0].seed, self.store.settings.sizes, kind[0], SIMULATIONS)
+                settings = self.store.settings
+                return Shrink(failing[0].seed, settings.sizes, settings.changing, kind[0], SIMULATIONS)
         return None
 
     def put_back(self, orders: Iterable[Order], *, alone: bool = False) -> None:

@@ -89,7 +89,8 @@ def _lines(store: Store) -> Iterator[str]:
 def _facts(store: Store) -> Iterator[tuple[str, str]]:
     settings, sums = store.settings, [store.sums(mutant) for mutant in store.settings.mutants]
     last = str(settings.first + settings.count - 1) if settings.count else "…"
-    yield "seeds", f"{settings.first}..{last}, nodes {','.join(map(str, settings.sizes))}"
+    shares = f"{settings.changing:g} of them change the members"
+    yield "seeds", f"{settings.first}..{last}, nodes {','.join(map(str, settings.sizes))}, {shares}"
     commit = [f"commit {settings.commit}"] if settings.commit else []
     yield "code", ", ".join([settings.code, *commit, *store.modes()])
     virtual_h, worked_s = sum(each.virtual_s for each in sums) / 3600, sum(each.seconds for each in sums)

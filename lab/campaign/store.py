@@ -28,6 +28,8 @@ from msgspec import Struct
 from lab.campaign.orders import Reduced, Result, file_stem
 from lab.places import COMMAND, near
 from lab.runs import How
+from lab.search.draw import CHANGING_SHARE
+from lab.search.search import Search
 from lab.search.worker import Played
 
 CAMPAIGNS: Final = "campaigns"
@@ -85,6 +87,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     mutants: what plays each seed: names of mutants, "" for the product.
     code: the version of the code, as in lab.campaign.code.
     commit: the commit whose code plays the seeds; "" for the code that began the campaign.
+    changing: share of the seeds that change the members.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     mutants: tuple[str, ...]
     code: str
     commit: str = ""
+    changing: float = CHANGING_SHARE
     format: int = FORMAT
 
     @property
@@ -408,9 +412,8 @@ class Store:
 
     def replay(self, seed: int, mutant: str) -> str:
         """Return the command that simulates a seed of this campaign again."""
-        sizes = ",".join(map(str, self.settings.sizes))
-        chosen = f" --mutant {mutant}" if mutant else ""
-        return f"{self._command} sim --seed {seed} --seeds 1 --nodes {sizes}{chosen}"
+        search = Search(seed, 1, 1, self.settings.sizes, mutant=mutant, changing=self.settings.changing)
+        return self._command + search.replay(seed).removeprefix(COMMAND)
 
     def small_replay(self, finding: Finding) -> str:
         """Return the command that simulates a finding's shrunk scenario."""

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 import psutil
 import pytest
+from msgspec import structs
 
 from lab import cli, runs
 from lab.campaign import command, report, spread, work
@@ -30,8 +31,11 @@ from lab.live.children import child_environment
 from lab.places import ROOT
 from lab.plan import scenario as plan
 from lab.search import failure
+from lab.search.draw import CHANGING_SHARE, draw
+from lab.search.shrink import SIMULATIONS
 from lab.search.worker import Played
 from lab.show.page import static
+from lab.sim.simulator import simulate
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="Dask is not installed (the extra `campaign`)"
@@ -79,7 +83,7 @@ def test_seeds_are_given_out_in_order_and_finished_ones_never_again(tmp_path: Pa
     store = made(tmp_path, settings())
     queue = Queue(store, Told())
     orders = queue.next(3)
-    assert orders == [Play(1, (3,)), Play(2, (3,)), Play(3, (3,))]
+    assert orders == [Play(1, (3,), CHANGING_SHARE), Play(2, (3,), CHANGING_SHARE), Play(3, (3,), CHANGING_SHARE)]
     queue.take(orders[1], passed(2), "w")
     with again(store) as store:
         queue = Queue(store, Told())
@@ -99,15 +103,15 @@ def test_orders_without_answer_are_given_out_again(tmp_path: Path) -> None:
         queue = Queue(store, Told())
         first, second = queue.next(2)
         queue.put_back([first])
-        assert queue.next(2) == [first, Play(3, (3,))]
+        assert queue.next(2) == [first, Play(3, (3,), CHANGING_SHARE)]
         queue.put_back([first, second], alone=True)
-        assert [queue.next(2), queue.next(2), queue.next(2)] == [[first], [second], [Play(4, (3,))]]
+        assert [queue.next(2), queue.next(2), queue.next(2)] == [[first], [second], [Play(4, (3,), CHANGING_SHARE)]]
 
 
 def test_mutants_play_every_seed(tmp_path: Path) -> None:
     with made(tmp_path, settings(2, ("one", "two"))) as store:
         orders = Queue(store, Told()).next(9)
-        assert orders == [Play(seed, (3,), mutant) for seed in (1, 2) for mutant in ("one", "two")]
+        assert orders == [Play(seed, (3,), CHANGING_SHARE, mutant) for seed in (1, 2) for mutant in ("one", "two")]
         assert store.settings.planned == 4
 
 
@@ -135,7 +139,7 @@ def test_the_time_of_all_starts_together_is_limited(tmp_path: Path) -> None:
 
 def test_a_failing_seed_that_hits_all_marks_of_a_finding_is_not_shrunk(tmp_path: Path) -> None:
     with made(tmp_path, settings()) as store:
-        queue, orders = Queue(store, told := Told()), [Play(seed, (3,)) for seed in range(1, 5)]
+        queue, orders = Queue(store, told := Told()), [Play(seed, (3,), CHANGING_SHARE) for seed in range(1, 5)]
         queue.take(orders[0], failed(1, "R1 a", "R2 b", "R3 c"), "w")
         (shrink,) = queue.next(9)
         assert isinstance(shrink, Shrink) and shrink.seed == 1
@@ -155,7 +159,7 @@ def test_seeds_that_shrink_to_the_same_marks_are_one_finding(tmp_path: Path) -> 
     with made(tmp_path, settings()) as store:
         queue = Queue(store, told := Told())
         for seed, mark in ((1, "R1 a"), (2, "R2 b")):
-            queue.take(Play(seed, (3,)), failed(seed, mark), "w")
+            queue.take(Play(seed, (3,), CHANGING_SHARE), failed(seed, mark), "w")
             (shrink,) = queue.next(1)
             queue.take(shrink, reduced("R3 c"), "w")
         (finding,) = store.findings()
@@ -167,7 +171,7 @@ def test_another_invariant_and_another_mutant_are_other_findings(tmp_path: Path)
         queue = Queue(store, Told())
         for mutant, invariant in (("", "A4"), ("", "A1"), ("one", "A4")):
             queue.take(
-                Play(1 if invariant == "A4" else 2, (3,), mutant),
+                Play(1 if invariant == "A4" else 2, (3,), CHANGING_SHARE, mutant),
                 failed(1 if invariant == "A4" else 2, "R1 a", invariant=invariant),
                 "w",
             )
@@ -179,7 +183,7 @@ def test_another_invariant_and_another_mutant_are_other_findings(tmp_path: Path)
 def test_a_shrinking_that_was_interrupted_is_begun_again_and_a_finished_one_is_not(tmp_path: Path) -> None:
     store = made(tmp_path, settings(2))
     queue = Queue(store, Told())
-    queue.take(Play(1, (3,)), failed(1, "R1 a"), "w")
+    queue.take(Play(1, (3,), CHANGING_SHARE), failed(1, "R1 a"), "w")
     (shrink,) = queue.next(1)
     with again(store) as store:
         queue = Queue(store, Told())
@@ -187,7 +191,7 @@ def test_a_shrinking_that_was_interrupted_is_begun_again_and_a_finished_one_is_n
         queue.put_back([shrink])
         assert queue.next(1) == [shrink]
         queue.take(shrink, reduced("R1 a"), "w")
-        queue.take(Play(2, (3,)), failed(2, "R1 a"), "w")
+        queue.take(Play(2, (3,), CHANGING_SHARE), failed(2, "R1 a"), "w")
         assert queue.next(1) == [] and store.findings()[0].seeds == 2
     with Store.open(store.directory) as store:
         assert Queue(store, Told()).next(1) == []
@@ -197,7 +201,7 @@ def test_only_some_findings_of_a_kind_are_shrunk(tmp_path: Path) -> None:
     with made(tmp_path, settings(FINDINGS_MAX + 1)) as store:
         queue = Queue(store, Told())
         for seed in range(1, FINDINGS_MAX + 2):
-            queue.take(Play(seed, (3,)), failed(seed, f"R1 {seed}"), "w")
+            queue.take(Play(seed, (3,), CHANGING_SHARE), failed(seed, f"R1 {seed}"), "w")
             for order in queue.next(1):
                 if isinstance(order, Shrink):
                     queue.take(order, reduced(f"R1 {seed}"), "w")
@@ -211,14 +215,16 @@ def test_seeds_that_hang_are_one_finding_and_are_not_shrunk(tmp_path: Path) -> N
         queue = Queue(store, Told())
         for seed in (1, 2):
             hung = Played(seed, "A9", "no end within 60 s of CPU time", endless=True, marks=(f"R1 {seed}",))
-            queue.take(Play(seed, (3,)), Result(hung, 60.0), "w")
+            queue.take(Play(seed, (3,), CHANGING_SHARE), Result(hung, 60.0), "w")
         assert [(each.kind, each.seeds) for each in store.findings()] == [("A9, hung", 2)]
         assert all(isinstance(order, Play) for order in queue.next(9))
 
 
 def test_a_seed_that_ends_its_process_is_an_error_of_the_lab(tmp_path: Path) -> None:
     with made(tmp_path, settings(1)) as store:
-        Queue(store, told := Told()).take(Play(1, (3,)), Lost("the playing process ended with exit code -9"), "w")
+        Queue(store, told := Told()).take(
+            Play(1, (3,), CHANGING_SHARE), Lost("the playing process ended with exit code -9"), "w"
+        )
         assert list(store.troubles()) == [(1, "", "the playing process ended with exit code -9")]
         assert report.exit_code(store) == runs.HARNESS and "seed 1: the lab failed" in told[0]
 
@@ -231,8 +237,8 @@ def finished(tmp_path: Path) -> Iterator[Store]:
     """A campaign of two seeds, one of which failed."""
     with made(tmp_path, settings(2)) as store:
         queue = Queue(store, Told())
-        queue.take(Play(1, (3,)), passed(1), "w")
-        queue.take(Play(2, (3,)), failed(2, "R1 a"), "w")
+        queue.take(Play(1, (3,), CHANGING_SHARE), passed(1), "w")
+        queue.take(Play(2, (3,), CHANGING_SHARE), failed(2, "R1 a"), "w")
         (shrink,) = queue.next(1)
         queue.take(shrink, reduced("R1 a"), "w")
         yield store
@@ -280,7 +286,7 @@ def test_junit_of_an_unfinished_campaign_is_no_pass(tmp_path: Path) -> None:
 def test_the_page_is_one_file_and_escapes_what_it_shows(tmp_path: Path) -> None:
     with made(tmp_path, settings(1)) as store:
         queue = Queue(store, Told())
-        queue.take(Play(1, (3,)), failed(1, "R1 a"), "w")
+        queue.take(Play(1, (3,), CHANGING_SHARE), failed(1, "R1 a"), "w")
         (shrink,) = queue.next(1)
         queue.take(shrink, Reduced(), "w")
         page = report.html(store)
@@ -354,7 +360,7 @@ def answers(*orders: Order, native: bool = False) -> list[object]:
 
 @pytest.mark.usefixtures("children")
 def test_a_killed_process_is_replaced_and_its_seed_played() -> None:
-    order = Play(3, (3,))
+    order = Play(3, (3,), CHANGING_SHARE)
     (before,) = answers(order)
     os.kill(work._children.of_this_thread(ROOT, code_version(), False).process.pid, signal.SIGKILL)
     (after,) = answers(order)
@@ -368,7 +374,11 @@ def test_a_killed_process_is_replaced_and_its_seed_played() -> None:
 @pytest.mark.usefixtures("children")
 def test_the_same_process_plays_product_and_mutants_and_shrinks() -> None:
     seed = next(seed for seed in range(1, 60) if failure_of_mutant(seed))
-    play, broken, shrink = Play(seed, (3,)), Play(seed, (3,), MUTANT), Shrink(seed, (3,), MUTANT, 120)
+    play, broken, shrink = (
+        Play(seed, (3,), CHANGING_SHARE),
+        Play(seed, (3,), CHANGING_SHARE, MUTANT),
+        Shrink(seed, (3,), CHANGING_SHARE, MUTANT, 120),
+    )
     first, second, small, last = answers(play, broken, shrink, play)
     assert isinstance(first, Result) and isinstance(second, Result) and isinstance(last, Result)
     assert (first.played.invariant, second.played.invariant) == ("", "A7")
@@ -382,9 +392,23 @@ def test_the_same_process_plays_product_and_mutants_and_shrinks() -> None:
     assert found is not None and found.text == small.text
 
 
-def failure_of_mutant(seed: int) -> bool:
-    from lab.search.draw import draw
+@pytest.mark.usefixtures("children")
+def test_seeds_are_drawn_with_the_share_that_the_campaign_was_begun_with(tmp_path: Path) -> None:
+    chosen = structs.replace(settings(2), changing=1.0)
+    with made(tmp_path, chosen) as store:
+        (order,) = Queue(store, Told()).next(1)
+        (result,) = answers(order)
+        assert isinstance(result, Result)
+        assert simulate(draw(1, (3,), 1.0), 1).frames == result.played.frames
+        assert draw(1, (3,), 1.0) != draw(1, (3,))
+        queue = Queue(store, Told())
+        queue.take(order, failed(1, "R1 a"), "w")
+        (shrink,) = queue.next(1)
+        assert shrink == Shrink(1, (3,), 1.0, "", SIMULATIONS)
+        assert store.replay(1, "").endswith(" sim --seed 1 --seeds 1 --nodes 3 --changing 1")
 
+
+def failure_of_mutant(seed: int) -> bool:
     found = failure.play(draw(seed, (3,)), seed, MUTANT)
     return found is not None and found.invariant == "A7"
 
@@ -396,13 +420,13 @@ def test_at_the_end_of_a_campaign_its_orders_are_given_up_at_once(monkeypatch: p
     assert child.process.wait() == -signal.SIGKILL
     monkeypatch.setattr(work, "_Child", None)  # No other process is started.
     with pytest.raises(work.Closed):
-        answers(Play(1, (3,)))
+        answers(Play(1, (3,), CHANGING_SHARE))
 
 
 @pytest.mark.usefixtures("children")
 def test_a_process_of_other_code_plays_nothing() -> None:
     with pytest.raises(work.WrongCode, match=f"found code {code_version()} in .*, allowed 0123456789ab"):
-        work._answer(ROOT, "0123456789ab", False, encode(Play(1, (3,))))
+        work._answer(ROOT, "0123456789ab", False, encode(Play(1, (3,), CHANGING_SHARE)))
 
 
 # ---- on Dask --------------------------------------------------------------------------------------------
