@@ -7,6 +7,7 @@ rows of the files are defined in lab.rows.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -269,8 +270,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _point(link: Path, target: Path) -> None:
-    """Make `link` point to `target`; an existing link is replaced atomically."""
-    fresh = link.with_name(f".{link.name}.new")
+    """Make `link` point to `target`; an existing link is replaced atomically, whatever other processes do."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}.new")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)
     fresh.replace(link)

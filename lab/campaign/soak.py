@@ -1,25 +1,28 @@
-"""`run_lab.py soak`: random scenarios on real processes, one after the other, for hours.
+"""`run_lab.py soak`: random scenarios on real processes, for hours.
 
-Each seed draws a scenario as in `sim`, which runs live and is judged. The directory of a run is kept only if the run
-did not pass. results/soaks/NAME/runs.jsonl has a line for each finished run, so a soak that was interrupted or killed
-goes on with the next seed.
+Each seed draws a scenario as in `sim`, which runs live in a process of its own (lab.campaign.soak_run) and is judged.
+The directory of a run is kept only if the run did not pass. results/soaks/NAME/runs.jsonl has a line for each finished
+run, so a soak that was interrupted or killed goes on with the seeds that have none.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import itertools
 import os
 import random
 import shlex
 import shutil
+import signal
 import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct, structs
@@ -29,6 +32,7 @@ from lab import runs, values
 from lab.campaign.code import code_version
 from lab.campaign.store import StoreError, lock
 from lab.check.verdict import EXIT_CODES, decide
+from lab.live.children import Child
 from lab.places import COMMAND, RESULTS, near
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir
@@ -36,13 +40,17 @@ from lab.runs import Result
 from lab.search.assumptions import CAUGHT_UP, HEAL_ALL, NAMED_CLIENT
 from lab.search.draw import SIZES, draw
 from lab.steps import LoadSwitch, Send, Sender
+from lab.steps.machine import RunFailed
 from lab.words import Duration
 
 SOAKS: Final = "soaks"
 """Directory of all soaks, in the results directory."""
 ROWS: Final = "runs.jsonl"
+LOG: Final = "errors.log"
+"""What the lab's own processes printed on standard error; removed if it is empty."""
 LAST: Final = Send(clients=(Sender(client=NAMED_CLIENT + 99, messages=2, fresh=True),), within=Duration(25))
 """Sent when all nodes are healed, so that A9 has a wait to judge even if the scenario's own messages came too early."""
+RUNNER: Final = "lab.campaign.soak_run"
 OUTCOMES: Final = {
     runs.PASS: "passed",
     runs.BROKEN: "broken",
@@ -57,6 +65,9 @@ class Row(Struct, frozen=True):
 
     seconds: real time, including the judges.
     closing: the result on one line.
+    code: the version of the lab and the nodes.
+    first: the seed with which the soak began.
+    ended_s: running time of the soak until this run had ended, of all starts together, seconds.
     directory: of the run; "" if it was not kept.
     faults: kind -> how many had an effect. without_effect: number of the others.
     unavailable_s: kind of fault -> the longest time without an acknowledgement after one, seconds.
@@ -68,7 +79,9 @@ class Row(Struct, frozen=True):
     exit_code: int
     closing: str
     seconds: float
-    code: str
+    code: str = ""
+    first: int = 0
+    ended_s: float = 0.0
     directory: str = ""
     again: str = ""
     acknowledged: int = 0
@@ -78,18 +91,23 @@ class Row(Struct, frozen=True):
     longest_gap_s: float = 0.0
 
 
+class Order(Struct, frozen=True):
+    """What a process of the soak plays next. directory: of the soak. sizes: cluster sizes to draw from."""
+
+    seed: int
+    sizes: tuple[int, ...]
+    directory: str
+
+
+Play: TypeAlias = Callable[[int], Awaitable[Row]]
+"""Runs and judges the scenario of a seed."""
+
+
 @dataclass(slots=True)
 class Soak:
-    """A soak with its rows.
-
-    Args:
-        play: runs and judges a scenario below a directory.
-        clock: returns seconds.
-    """
+    """A soak with its rows. clock: returns seconds."""
 
     directory: Path
-    sizes: tuple[int, ...]
-    play: Callable[[Scenario, int, Path], Result] = runs.run_once
     clock: Callable[[], float] = time.monotonic
 
     def rows(self) -> list[Row]:
@@ -100,32 +118,74 @@ class Soak:
             return []
         return [msgspec.json.decode(line, type=Row) for line in content.splitlines(keepends=True) if line[-1:] == b"\n"]
 
-    def carry_out(self, first: int, limit_s: float, tell: Callable[[Row], None]) -> None:
-        """Run scenarios until the runs of this soak, earlier ones included, have taken `limit_s` seconds.
+    async def carry_out(self, players: Sequence[Play], first: int, limit_s: float, tell: Callable[[Row], None]) -> None:
+        """Have each player run one scenario after the other until the time is up.
 
         Args:
             first: the seed of the first run of a new soak.
+            limit_s: running time of all starts of this soak, in seconds.
             tell: called with each new row.
         """
         rows = self.rows()
-        seed = (rows[-1].seed + 1 if rows else first) % (values.SEED_MAX + 1)
-        spent, code = sum(row.seconds for row in rows), code_version()
+        self._remove_interrupted(rows)
+        first, code = rows[0].first if rows else first, code_version()
+        seeds = _seeds(first, {row.seed for row in rows})
+        began = self.clock() - spent_s(rows)
         with (self.directory / ROWS).open("r+b" if rows else "wb") as file:
             file.truncate(file.seek(_whole_bytes(self.directory / ROWS)))
-            while spent < limit_s:
-                began = self.clock()
-                scenario = with_last_messages(draw(seed, self.sizes))
-                place = self.directory / scenario.name
-                shutil.rmtree(place, ignore_errors=True)  # Of a run that was interrupted.
-                result = without_missed_faults(self.play(scenario, seed, self.directory))
-                row = row_of(result, scenario.cluster.nodes, self.clock() - began, code)
-                file.write(msgspec.json.encode(row) + b"\n")
-                file.flush()
-                runs.without_passed(result)
-                if place.is_dir() and not any(place.iterdir()):
-                    place.rmdir()
-                tell(row)
-                spent, seed = spent + row.seconds, (seed + 1) % (values.SEED_MAX + 1)
+
+            async def feed(play: Play) -> None:
+                while self.clock() - began < limit_s:
+                    found = await play(next(seeds))
+                    row = structs.replace(found, code=code, first=first, ended_s=round(self.clock() - began, 3))
+                    file.write(msgspec.json.encode(row) + b"\n")
+                    file.flush()
+                    tell(row)
+
+            async with asyncio.TaskGroup() as group:
+                for play in players:
+                    group.create_task(feed(play))
+
+    def _remove_interrupted(self, rows: Sequence[Row]) -> None:
+        """Remove the directories of runs that have no row."""
+        kept = {Path(row.directory).parent.name for row in rows if row.directory}
+        for place in self.directory.iterdir():
+            if place.is_dir() and not place.is_symlink() and place.name not in kept:
+                shutil.rmtree(place)
+
+
+def _seeds(first: int, played: Collection[int]) -> Iterator[int]:
+    """Yield the seeds that are not played yet, in order."""
+    for number in itertools.count(first):
+        if (seed := number % (values.SEED_MAX + 1)) not in played:
+            yield seed
+
+
+def spent_s(rows: Sequence[Row]) -> float:
+    """Return the running time of a soak, of all starts together, in seconds."""
+    return max((row.ended_s for row in rows), default=0.0)
+
+
+def play(
+    order: Order,
+    run: Callable[[Scenario, int, Path], Result] = runs.run_once,
+    clock: Callable[[], float] = time.monotonic,
+) -> Row:
+    """Run and judge the scenario of a seed; keep its directory only if it did not pass.
+
+    Args:
+        run: runs and judges a scenario below a directory.
+        clock: returns seconds.
+    """
+    began, directory = clock(), Path(order.directory)
+    scenario = with_last_messages(draw(order.seed, order.sizes))
+    result = without_missed_faults(run(scenario, order.seed, directory))
+    row = row_of(result, scenario.cluster.nodes, clock() - began)
+    runs.without_passed(result)
+    place = directory / scenario.name
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
+    return row
 
 
 def _whole_bytes(file: Path) -> int:
@@ -156,7 +216,7 @@ def without_missed_faults(result: Result) -> Result:
     return replace(result, exit_code=EXIT_CODES[decide(left, result.verdict.expectations)])
 
 
-def row_of(result: Result, nodes: int, seconds: float, code: str) -> Row:
+def row_of(result: Result, nodes: int, seconds: float) -> Row:
     """Return the row of a finished run. nodes: size of the cluster. seconds: real time of the run."""
     kept = result.directory if result.exit_code != runs.PASS else None
     row = Row(
@@ -165,7 +225,6 @@ def row_of(result: Result, nodes: int, seconds: float, code: str) -> Row:
         exit_code=result.exit_code,
         closing="PASS" if result.exit_code == runs.PASS else result.closing,
         seconds=round(seconds, 3),
-        code=code,
         directory="" if kept is None else str(kept),
         again=f"{COMMAND} {shlex.quote(str(near(kept / 'scenario.yml')))} --seed {result.seed}" if kept else "",
     )
@@ -191,10 +250,9 @@ def row_of(result: Result, nodes: int, seconds: float, code: str) -> Row:
 def report(rows: Sequence[Row]) -> str:
     """Return the table of a soak: outcomes, faults, unavailability, and the runs that did not pass."""
     outcomes = Counter(OUTCOMES.get(row.exit_code, str(row.exit_code)) for row in rows)
-    seconds = sum(row.seconds for row in rows)
     lines = [
-        f"{len(rows)} runs in {seconds / 3600:.2f} h: "
-        + ", ".join(f"{n} {each}" for each, n in outcomes.most_common()),
+        f"{len(rows)} runs in {spent_s(rows) / 3600:.2f} h: "
+        + (", ".join(f"{n} {each}" for each, n in outcomes.most_common()) or "none finished"),
         f"{sum(row.acknowledged for row in rows)} messages acknowledged, "
         f"{sum(sum(row.faults.values()) for row in rows)} faults with an effect, "
         f"{sum(row.without_effect for row in rows)} without",
@@ -251,12 +309,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the first run of a new soak (random)")
     parser.add_argument("--nodes", metavar="N,N", type=values.sizes, default=SIZES, help="cluster sizes (3,5)")
+    parser.add_argument(
+        "--jobs", metavar="J", type=values.jobs, default=1, help="number of runs at the same time (%(default)s)"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="directory for soaks/ (%(default)s)")
 
 
 def main(options: argparse.Namespace) -> int:
     """Carry out a soak and print its table; return the exit code, 64 while another process plays the same soak."""
-    soak = Soak(options.out.absolute() / SOAKS / options.name, options.nodes)
+    soak = Soak(options.out.absolute() / SOAKS / options.name)
     soak.directory.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = lock(soak.directory, f"soak {options.name!r}")
@@ -271,23 +332,60 @@ def main(options: argparse.Namespace) -> int:
 
 def _carry_out(soak: Soak, options: argparse.Namespace) -> int:
     rows = soak.rows()
-    spent = sum(row.seconds for row in rows)
+    spent = spent_s(rows)
     if rows and spent >= options.time:
         allowed = "allowed is a longer --time, or another --name"
         print(f"soak {options.name!r} has run for {spent:.0f} s: {allowed}", file=sys.stderr)
         return runs.USAGE
     if rows:
         print(f"soak: {options.name} goes on after {len(rows)} runs and {spent:.0f} s", file=sys.stderr)
-    first = random.SystemRandom().randrange(values.SEED_MAX) if options.seed is None else options.seed
-    interrupted = False
+    ended = runs.PASS
     try:
-        soak.carry_out(first, options.time, _tell)
-    except KeyboardInterrupt:
-        interrupted = True
-    table = report(soak.rows())
+        asyncio.run(_play_all(soak, options))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        ended = runs.INTERRUPTED
+    except RunFailed as error:
+        print(f"the lab failed: {error}", file=sys.stderr)
+        ended = runs.HARNESS
+    rows = soak.rows()
+    table = report(rows)
     (soak.directory / "table.txt").write_text(table, "utf-8")
     print(table, end="")
-    return runs.INTERRUPTED if interrupted else runs.worst([runs.PASS, *(row.exit_code for row in soak.rows())])
+    return runs.worst([ended, *(row.exit_code for row in rows)])
+
+
+async def _play_all(soak: Soak, options: argparse.Namespace) -> None:
+    """Carry out a soak on processes of its own, which all end with this call; SIGTERM interrupts it as Ctrl+C does.
+
+    Raises:
+        RunFailed: one of the processes ended.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    first = random.SystemRandom().randrange(values.SEED_MAX) if options.seed is None else options.seed
+    log, children = soak.directory / LOG, list[Child]()
+    try:
+        for number in range(1, options.jobs + 1):
+            children.append(await Child.spawn(f"process {number} of the soak", RUNNER, log))
+        await soak.carry_out([_player(soak, child, options.nodes) for child in children], first, options.time, _tell)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            await child.close()
+        if log.exists() and not log.stat().st_size:
+            log.unlink()
+
+
+def _player(soak: Soak, child: Child, sizes: tuple[int, ...]) -> Play:
+    async def play(seed: int) -> Row:
+        answer = await child.ask(msgspec.json.encode(Order(seed, sizes, str(soak.directory))))
+        return msgspec.json.decode(answer, type=Row)
+
+    return play
 
 
 def _tell(row: Row) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lab import cli, runs
 from lab.campaign import soak as soaking
-from lab.campaign.soak import LAST, ROWS, Row, Soak, report, with_last_messages, without_missed_faults
+from lab.campaign.soak import LAST, ROWS, Order, Row, Soak, report, with_last_messages, without_missed_faults
 from lab.campaign.store import lock
 from lab.check.verdict import Check, Outcomes, Verdict
+from lab.live.children import child_environment
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.runs import How, Result
@@ -28,13 +34,22 @@ class World:
     def __init__(self, change: Callable[[Result], Result] = lambda result: result) -> None:
         self.now, self.seeds, self._change = 0.0, list[int](), change
 
-    def play(self, scenario: Scenario, seed: int, out: Path) -> Result:
+    def run(self, scenario: Scenario, seed: int, out: Path) -> Result:
         self.seeds.append(seed)
         self.now += RUN_S
         return self._change(runs.run_once(scenario, seed, out, How(sim=True)))
 
-    def soak(self, directory: Path) -> Soak:
-        return Soak(directory, (3,), self.play, lambda: self.now)
+    def carry_out(
+        self, directory: Path, first: int, limit_s: float, tell: Callable[[Row], None] = lambda row: None
+    ) -> Soak:
+        """Play a soak, one run after the other."""
+
+        async def play(seed: int) -> Row:
+            return soaking.play(Order(seed, (3,), str(directory)), self.run, lambda: self.now)
+
+        soak = Soak(directory, lambda: self.now)
+        asyncio.run(soak.carry_out([play], first, limit_s, tell))
+        return soak
 
 
 def broken(result: Result) -> Result:
@@ -48,8 +63,7 @@ def broken(result: Result) -> Result:
 
 def test_runs_that_pass_leave_a_row_and_the_others_their_directory_too(tmp_path: Path) -> None:
     told: list[Row] = []
-    soak = World(broken).soak(tmp_path)
-    soak.carry_out(3, 2 * RUN_S, told.append)
+    soak = World(broken).carry_out(tmp_path, 3, 2 * RUN_S, told.append)
     rows = soak.rows()
     assert rows == told
     assert [(row.seed, row.exit_code, row.seconds) for row in rows] == [(3, runs.PASS, RUN_S), (4, runs.BROKEN, RUN_S)]
@@ -63,19 +77,40 @@ def test_runs_that_pass_leave_a_row_and_the_others_their_directory_too(tmp_path:
 
 
 def test_a_soak_goes_on_with_the_next_seed_also_after_a_kill_within_a_line(tmp_path: Path) -> None:
-    first = World()
-    first.soak(tmp_path).carry_out(3, 2 * RUN_S, lambda row: None)
+    World().carry_out(tmp_path, 3, 2 * RUN_S)
     with (tmp_path / ROWS).open("ab") as file:
         file.write(b'{"seed":5,"exit_co')
     interrupted = tmp_path / "drawn_5" / "stamp"
     interrupted.mkdir(parents=True)
+    assert [row.seed for row in Soak(tmp_path).rows()] == [3, 4]
     second = World()
-    soak = second.soak(tmp_path)
-    assert [row.seed for row in soak.rows()] == [3, 4]
-    soak.carry_out(99, 3 * RUN_S, lambda row: None)
+    soak = second.carry_out(tmp_path, 99, 3 * RUN_S)
     assert second.seeds == [5], "the time of all starts together is limited"
     assert [row.seed for row in soak.rows()] == [3, 4, 5]
     assert not interrupted.exists()
+
+
+def test_runs_at_the_same_time_share_the_seeds_and_what_was_interrupted_is_played_again(tmp_path: Path) -> None:
+    soak, forever, told = Soak(tmp_path, lambda: 0.0), asyncio.Event(), list[int]()
+
+    async def slow(seed: int) -> Row:
+        (tmp_path / f"drawn_{seed}").mkdir()
+        await forever.wait()
+        raise AssertionError
+
+    async def quick(seed: int) -> Row:
+        if seed == 12:
+            raise KeyboardInterrupt
+        await asyncio.sleep(0)
+        return Row(seed, 3, runs.PASS, "PASS", 1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(soak.carry_out([slow, quick], 9, 60.0, lambda row: told.append(row.seed)))
+    assert told == [10, 11] == [row.seed for row in soak.rows()]
+    second = World()
+    soak = second.carry_out(tmp_path, 99, 3 * RUN_S)
+    assert second.seeds == [9, 12, 13] and not (tmp_path / "drawn_9").exists()
+    assert [row.first for row in soak.rows()] == [9] * 5
 
 
 def test_a_soaked_scenario_sends_messages_when_all_nodes_are_healed() -> None:
@@ -106,8 +141,8 @@ def test_a_drawn_fault_without_effect_leaves_nothing_undecided() -> None:
 
 def test_the_table_shows_faults_and_unavailable_time() -> None:
     rows = [
-        Row(1, 3, 0, "PASS", 10.0, "c", faults={"kill": 2, "start": 2}, unavailable_s={"kill": 0.5}, longest_gap_s=0.6),
-        Row(2, 5, 0, "PASS", 20.0, "c", faults={"kill": 1}, unavailable_s={"kill": 1.5}, longest_gap_s=2.0),
+        Row(1, 3, 0, "PASS", 10.0, faults={"kill": 2, "start": 2}, unavailable_s={"kill": 0.5}, longest_gap_s=0.6),
+        Row(2, 5, 0, "PASS", 20.0, faults={"kill": 1}, unavailable_s={"kill": 1.5}, longest_gap_s=2.0),
     ]
     lines = [line.split() for line in report(rows).splitlines()]
     assert ["kill", "2", "3", "1.00", "1.40", "1.50"] in lines
@@ -127,16 +162,34 @@ def test_a_second_process_does_not_play_the_same_soak(tmp_path: Path, capsys: py
     assert not list(directory.iterdir())
 
 
-def test_the_command_repeats_no_finished_soak(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+QUICK_SEED = 700000003
+"""Its drawn scenario takes few seconds."""
+
+
+def test_the_command_runs_real_processes_and_repeats_no_finished_soak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = World()
-    monkeypatch.setattr(soaking, "Soak", lambda directory, sizes: Soak(directory, sizes, world.play, lambda: world.now))
-    options = ["soak", "--time", "15s", "--seed", "3", "--nodes", "3", "--out", str(tmp_path)]
+    options = ["soak", "--time", "1s", "--seed", str(QUICK_SEED), "--out", str(tmp_path)]
     assert cli.main(options) == runs.PASS
     told = capsys.readouterr()
-    assert told.out.startswith("2 runs in 0.01 h: 2 passed\n") and "soak: seed 3: PASS (10 s; " in told.err
-    assert (tmp_path / "soaks" / "soak" / "table.txt").read_text() == told.out
+    assert told.out.startswith("1 runs in 0.00 h: 1 passed\n") and f"soak: seed {QUICK_SEED}: PASS (" in told.err
+    directory = tmp_path / "soaks" / "soak"
+    assert (directory / "table.txt").read_text() == told.out
+    assert {each.name for each in directory.iterdir()} == {ROWS, "table.txt"}
     assert cli.main(options) == runs.USAGE
-    assert "soak 'soak' has run for 20 s: allowed is a longer --time" in capsys.readouterr().err
-    assert world.seeds == [3, 4]
+    assert "soak 'soak' has run for " in (said := capsys.readouterr().err) and "allowed is a longer --time" in said
+
+
+def test_an_interrupted_soak_ends_its_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lab", "soak", "--time", "1h", "--jobs", "2", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment()
+    ) as soak:
+        me, nodes = psutil.Process(soak.pid), list[psutil.Process]()
+        while len({each.ppid() for each in nodes}) < 2:  # Both runs have started a node.
+            nodes = [each for each in me.children(recursive=True) if "nodeproc" in each.cmdline()]
+        family = me.children(recursive=True)
+        soak.send_signal(signal.SIGTERM)
+        out, err = soak.communicate()
+    assert soak.returncode == runs.INTERRUPTED and out.startswith("0 runs in 0.00 h: none finished\n"), err
+    assert not psutil.wait_procs(family, timeout=10)[1]
