@@ -2,6 +2,8 @@
 # where it has them all, else from .venv, which is made at the first call.
 
 PYTHON ?= python3
+# The tests start thousands of processes, which would compile all modules again and again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: test test-ui check format native lock vendor pictures clean
 
