@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -180,15 +181,24 @@ def test_the_command_runs_real_processes_and_repeats_no_finished_soak(
     assert "soak 'soak' has run for " in (said := capsys.readouterr().err) and "allowed is a longer --time" in said
 
 
+def parents_of_nodes(processes: list[psutil.Process]) -> set[int]:
+    parents = set()
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # It may end at any time.
+            if "nodeproc" in each.cmdline():
+                parents.add(each.ppid())
+    return parents
+
+
 def test_an_interrupted_soak_ends_its_processes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lab", "soak", "--time", "1h", "--jobs", "2", "--out", str(tmp_path)]
+    options = ["--time", "1h", "--jobs", "2", "--seed", "1", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "lab", "soak", *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment()
     ) as soak:
-        me, nodes = psutil.Process(soak.pid), list[psutil.Process]()
-        while len({each.ppid() for each in nodes}) < 2:  # Both runs have started a node.
-            nodes = [each for each in me.children(recursive=True) if "nodeproc" in each.cmdline()]
-        family = me.children(recursive=True)
+        me = psutil.Process(soak.pid)
+        while len(parents_of_nodes(family := me.children(recursive=True))) < 2:  # Both runs have started a node.
+            assert soak.poll() is None
         soak.send_signal(signal.SIGTERM)
         out, err = soak.communicate()
     assert soak.returncode == runs.INTERRUPTED and out.startswith("0 runs in 0.00 h: none finished\n"), err
