@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
@@ -375,20 +375,20 @@ class Runner:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _converge(self) -> Convergence:
-        """Wait until all nodes have delivered all messages. Rule: A9."""
+        """Wait until all members have delivered all messages. Rule: A9."""
         bound, began = float(self._scenario.bounds.convergence), self.now()
         while True:
             view = await self._cluster.view()
-            delivered = {node: answer.delivered_seq for node, answer in sorted(self.world.statuses.items())}
+            answers = {node: self.world.statuses[node] for node in view.ids if node in self.world.statuses}
+            delivered = {node: answer.delivered_seq for node, answer in answers.items()}
             took = self.now() - began
-            reached = took <= bound and self._is_converged(view)
+            reached = took <= bound and self._is_converged(view, answers)
             if reached or took > bound:
                 return Convergence(bound, reached, round(took, 4), delivered, view.highest_term)
             self._report_sometimes()
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def _is_converged(self, view: ClusterView) -> bool:
-        answers = self.world.statuses
+    def _is_converged(self, view: ClusterView, answers: Mapping[NodeId, Status]) -> bool:
         if _rotten(self.world) or len(answers) < len(view.nodes) or view.agreed_leader() is None:
             return False
         last = answers[view.leader].last_seq

@@ -130,10 +130,15 @@ class NodeLink:
         if self.up or near is None or self.to in self._network.absent:
             return
         self.counts.refused += self.refuses
-        if far is None or far.paused or near.paused or self.shut or near.refuses(far) or far.refuses(near):
+        apart = far is None or far.paused or near.paused or self.shut or near.refuses(far) or far.refuses(near)
+        if apart or not self._is_wanted(near):
             self._loop.post(self._loop.now + DIAL_EVERY_S * (0.5 + self._rng.random()), self.dial)
         else:
             self.open()
+
+    def _is_wanted(self, near: SimNode) -> bool:
+        """Return whether the sender dials: the receiver is a member as far as it knows, or has dialled it."""
+        return self.to in near.core.state.peers or self._network.links[self.to, self.source].up
 
     def _forget(self) -> None:
         """Lose the frames under way on the present connection."""
