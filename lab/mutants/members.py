@@ -125,6 +125,11 @@ def removed_node_keeps_deposing(patch: Patch) -> None:
     patch.everywhere(right, listen)
 
 
+@MEMBERS.add("G5", "Only the leader tells a node that it was removed.")
+def removed_node_not_told(patch: Patch) -> None:
+    patch.everywhere(changes.notify_removed, lambda state, fx: None)
+
+
 @MEMBERS.add("M4", "MEMBERS is sent only once a data directory has changed, not once the list of members has.")
 def members_not_sent_with_a_list(patch: Patch) -> None:
     right = NodeState.send_members

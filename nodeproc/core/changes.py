@@ -22,6 +22,7 @@ from nodeproc.core.messages import (
     Change,
     MemberAddress,
     MemberList,
+    MembersMark,
     NodeId,
     Removed,
 )
@@ -155,9 +156,7 @@ def tick_members(state: NodeState, leader: Leader, now: float, fx: Effects) -> N
     if not leader.settled:
         leader.settled = True
         report_members(state, fx, MembersCommitted)
-    for node in members.removed:
-        if node not in state.unaware:  # A node of an older version would take the frame for a broken one.
-            state.send(fx, node, Removed(state.term))  # hit: G5 a removed node is notified
+    _notify(state, members.removed, fx)
     for newcomer in members.learners:
         if newcomer != state.node_id and _keeps_up(state, leader, newcomer, now):
             new = with_vote(members, newcomer)
@@ -165,6 +164,25 @@ def tick_members(state: NodeState, leader: Leader, now: float, fx: Effects) -> N
                 # hit: G3 a newcomer that keeps up becomes a voter
                 begin(state, new, f"give node_{newcomer} a vote", now, fx)
                 return
+
+
+def notify_removed(state: NodeState, fx: Effects) -> None:
+    """Notify removed nodes as the leader does, since it may have no link to them. Called with its heartbeat. Rule: G5.
+
+    The list in force at the last delivered message is committed.
+    """
+    members = state.log.members
+    if members is None or not members.removed:
+        return
+    mark = next((each for each in reversed(state.log.marks) if each.term <= state.log.base.term), None)
+    if isinstance(mark, MembersMark):
+        _notify(state, mark.members.removed, fx)  # hit: G5 a follower notifies a removed node
+
+
+def _notify(state: NodeState, removed: tuple[NodeId, ...], fx: Effects) -> None:
+    for node in removed:
+        if node in state.links and node not in state.unaware:  # An older version would take the frame for a broken one.
+            state.send(fx, node, Removed(state.term))  # hit: G5 a removed node is notified
 
 
 def _keeps_up(state: NodeState, leader: Leader, newcomer: NodeId, now: float) -> bool:
@@ -183,7 +201,7 @@ def _keeps_up(state: NodeState, leader: Leader, newcomer: NodeId, now: float) ->
 # ---- a removed node ---------------------------------------------------------------------------------
 
 
-def on_removed(state: NodeState, leader: NodeId, fx: Effects) -> None:
-    """Stop, because the leader's committed list names this node as removed. Rule: G5."""
-    fx.emit.append(NodeRemoved(state.term, leader))  # hit: G5 a removed node stops
-    fx.leave = f"node_{leader}, which leads term {state.term}, says that this node is a member no more"
+def on_removed(state: NodeState, by: NodeId, fx: Effects) -> None:
+    """Stop, because a committed list names this node as removed. Rule: G5."""
+    fx.emit.append(NodeRemoved(state.term, by))  # hit: G5 a removed node stops
+    fx.leave = f"node_{by} says in term {state.term} that this node is a member no more"

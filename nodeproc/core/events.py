@@ -173,9 +173,9 @@ class NodeRemoved(Event, frozen=True, tag="node_removed"):
 
     logger = "membership"
     level = "WARNING"
-    text = "Removed from the cluster, as node_{leader} says, which leads term {term}"
+    text = "Removed from the cluster, as node_{by} says in term {term}"
     term: Term
-    leader: NodeId
+    by: NodeId
 
 
 def _ids(nodes: tuple[NodeId, ...]) -> str:

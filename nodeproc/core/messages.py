@@ -314,7 +314,7 @@ class TermIs(Struct, frozen=True, gc=False, tag_field="type", tag="TERM"):
 
 
 class Removed(Struct, frozen=True, gc=False, tag_field="type", tag="REMOVED"):
-    """The sender leads this term, and its committed list of members names the receiver as removed. Rule: G5."""
+    """A committed list of members names the receiver as removed. Rule: G5."""
 
     term: Term
 

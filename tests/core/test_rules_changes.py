@@ -490,7 +490,7 @@ def test_a_removed_node_is_notified_and_stops_and_the_others_go_on() -> None:
     gone = next(i for i in cluster.founders if i != leader)
     cluster.change(RemoveNode(gone))
     assert gone not in cluster.running()
-    assert cluster.members[gone].left == f"node_{leader}, which leads term 4, says that this node is a member no more"
+    assert cluster.members[gone].left == f"node_{leader} says in term 4 that this node is a member no more"
     assert told(cluster, NodeRemoved)[gone] == [NodeRemoved(4, leader)]
     for i in cluster.running():
         assert cluster.list_of(i).removed == (gone,) and cluster.node(i).state.majority == 2
@@ -516,6 +516,25 @@ def test_a_removed_node_that_starts_again_is_told_again_and_deposes_nobody() -> 
     cluster.run(3)
     assert gone not in cluster.running()
     assert (cluster.leader(), cluster.node(leader).state.term) == (leader, term)
+
+
+def test_any_member_tells_a_removed_node_once_a_message_behind_the_mark_is_delivered() -> None:
+    """Rule: G5."""
+    cluster = Cluster(3, through_wire=True)
+    cluster.run(1)
+    leader = cluster.leader()
+    gone, other = (i for i in cluster.ids if i != leader)
+    cluster.cut |= {pair for pair in cluster.queues if gone in pair}
+    cluster.change(RemoveNode(gone))
+    cluster.cut = {(gone, leader), (leader, gone)}
+    cluster.kill(gone)
+    cluster.start(gone)
+    cluster.run(3)
+    assert gone in cluster.running(), "the other member does not know yet that the list is committed"
+    cluster.submit(leader, "t", 1, "a")
+    cluster.run(3)
+    assert gone not in cluster.running()
+    assert [each.by for each in told(cluster, NodeRemoved)[gone]] == [other]
 
 
 def test_nobody_is_told_before_the_list_is_committed() -> None:
