@@ -55,6 +55,19 @@ def change_without_a_live_majority(patch: Patch) -> None:
     patch.everywhere(changes._is_live, lambda state, leader, voter: True)
 
 
+@MEMBERS.add("G2", "A leader begins a change although a voter that stays is being rebuilt.", "liveness")
+def change_during_a_rebuild(patch: Patch) -> None:
+    right = changes.not_now
+
+    def wrong(state: NodeState, leader: Leader, new: MemberList) -> str:
+        rebuilt, state.learners = state.learners, set()
+        reason = right(state, leader, new)
+        state.learners = rebuilt
+        return reason
+
+    patch.everywhere(right, wrong)
+
+
 @MEMBERS.add("G3", "A newcomer gets a vote although it does not keep up.", "liveness")
 def newcomer_votes_unseen(patch: Patch) -> None:
     patch.everywhere(changes._keeps_up, lambda state, leader, newcomer, now: True)
