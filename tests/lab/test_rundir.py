@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +24,25 @@ def test_both_latest_links_follow_the_newest_run(tmp_path: Path) -> None:
 def test_a_taken_stamp_gets_a_number(tmp_path: Path) -> None:
     names = [RunDir.create(tmp_path, "story", "same").path.name for _ in range(3)]
     assert names == ["same", "same-2", "same-3"]
+
+
+def test_two_processes_that_begin_runs_at_once_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, others = Path.replace, iter([os.getpid() + 1])
+
+    def interrupted(fresh: Path, link: Path) -> Path:
+        """The other process begins its run between two steps of this one."""
+        if other := next(others, 0):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: other)
+                RunDir.create(tmp_path, "story", "20240101T000000.000Z")
+        return replace(fresh, link)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    own = RunDir.create(tmp_path, "story", "20240102T000000.000Z")
+    assert (tmp_path / "latest").resolve() == (tmp_path / "story" / "latest").resolve() == own.path
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["latest", "story"]
 
 
 def test_a_directory_without_a_run_is_refused_by_name(tmp_path: Path) -> None:
