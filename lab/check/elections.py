@@ -1,7 +1,8 @@
 """A7: each term has at most one leader, and the term that a node shows never decreases, also across restarts.
 
 If the members change, the mark of a term has one list, and the committed lists follow each other: a later term has no
-older list, and two versions in succession differ by one voter at most, so that their majorities share a node (G2).
+older list, and two versions in succession differ by one voter at most, so that their majorities share a node (G2). A
+node that was told that it is removed (G5) is so in all lists that were committed from that term on.
 
 A node that lost its disk has forgotten its term (M4): the terms that it shows afterwards are compared with each other.
 """
@@ -37,6 +38,7 @@ SHOWS_TERM = LEADS | {
 COMMITS_LIST = "members_committed"
 LISTS = {"members_changed", COMMITS_LIST}
 """Events with the list of members of a mark; `term` is that of the mark (G1)."""
+LEAVES = "node_removed"
 
 
 _Starts: TypeAlias = Sequence[tuple[int, SeqNo]]
@@ -64,7 +66,7 @@ class Elections(Judge):
     """Follows the terms and leaders in the events of each node."""
 
     invariants: ClassVar = {"A7": "one leader a term"}
-    events: ClassVar = SHOWS_TERM | FOLLOWS | LISTS
+    events: ClassVar = SHOWS_TERM | FOLLOWS | LISTS | {LEAVES}
     reads_events: ClassVar = True
 
     def __init__(self, case: Case) -> None:
@@ -84,6 +86,8 @@ class Elections(Judge):
         """(term, committed list), by term."""
         self._versions: dict[int, _List] = {}
         """Version -> the committed list."""
+        self._left: list[tuple[int, NodeId, int]] = []
+        """(term, node, line of the event) of nodes that were told that they are removed."""
 
     def on_fault(self, row: FaultRow) -> None:
         if loses_disk(row):
@@ -100,6 +104,8 @@ class Elections(Judge):
             self._claim(_Claim(event.leader, node, line), term)
         if kind in LISTS:
             self._on_list(line, event)
+        elif kind == LEAVES:
+            self._left.append((term, node, line))
         if kind in SHOWS_TERM:
             lost = self._lost.get(node)
             if lost and lost[0] <= event.t_ns:
@@ -122,6 +128,7 @@ class Elections(Judge):
         if case.meta is not None:
             self._judge_statuses(findings, case.meta, starts)
         findings.take(self._findings)
+        self._judge_removals(findings)
         if case.is_foreign and not any(map(case.has_events, case.nodes)):
             return findings.unknown("these nodes write no events", decisive=False)
         if case.unread_events:
@@ -159,6 +166,18 @@ class Elections(Judge):
                 self.case.log.place(seq_no),
                 f"a message of term {term}; no node's STATUS showed more than term {highest}",
             )
+
+    def _judge_removals(self, findings: Findings) -> None:
+        for told, node, line in self._left:
+            for term, found in self._committed:
+                if term >= told and node not in found.others[1]:
+                    findings.add(
+                        self.case.event_place(node, line),
+                        f"node {node} was told in term {told} that it is removed; the list of term {term} still has it",
+                        self.case.event_quote(node, line),
+                        self.case.event_quote(found.node, found.line),
+                    )
+                    break
 
     def _judge_log(self, findings: Findings, starts: _Starts) -> None:
         """Judge that each term in the log had a leader, and that its messages begin where its leader's log ended."""

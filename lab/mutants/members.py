@@ -140,7 +140,16 @@ def removed_node_keeps_deposing(patch: Patch) -> None:
 
 @MEMBERS.add("G5", "Only the leader tells a node that it was removed.")
 def removed_node_not_told(patch: Patch) -> None:
-    patch.everywhere(changes.notify_removed, lambda state, fx: None)
+    patch.everywhere(changes.notify_removed, lambda state, settled, fx: None)
+
+
+@MEMBERS.add("G5", "A node is told that it was removed although the list is not committed, and may never be.")
+def removed_by_an_open_list(patch: Patch) -> None:
+    def wrong(state: NodeState, settled: bool, fx: Effects) -> None:
+        if state.log.members is not None:
+            changes._notify(state, state.log.members.removed, fx)
+
+    patch.everywhere(changes.notify_removed, wrong)
 
 
 @MEMBERS.add("M4", "MEMBERS is sent only once a data directory has changed, not once the list of members has.")

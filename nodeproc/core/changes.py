@@ -166,15 +166,19 @@ def tick_members(state: NodeState, leader: Leader, now: float, fx: Effects) -> N
                 return
 
 
-def notify_removed(state: NodeState, fx: Effects) -> None:
+def notify_removed(state: NodeState, settled: bool, fx: Effects) -> None:
     """Notify removed nodes as the leader does, since it may have no link to them. Called with its heartbeat. Rule: G5.
 
     The list in force at the last delivered message is committed.
+
+    Args:
+        settled: the leader's mark is committed too.
     """
-    members = state.log.members
+    members, marks = state.log.members, state.log.marks
     if members is None or not members.removed:
         return
-    mark = next((each for each in reversed(state.log.marks) if each.term <= state.log.base.term), None)
+    has_it = settled and marks[-1].term == state.term
+    mark = marks[-1] if has_it else next((each for each in reversed(marks) if each.term <= state.log.base.term), None)
     if isinstance(mark, MembersMark):
         _notify(state, mark.members.removed, fx)  # hit: G5 a follower notifies a removed node
 

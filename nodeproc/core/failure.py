@@ -255,18 +255,19 @@ def send_heartbeats(state: NodeState, leader: Leader, fx: Effects) -> None:
     reached = 0
     for peer, progress in leader.progress.items():
         if peer in state.links:
-            state.send(fx, peer, heartbeat(state, progress))
+            state.send(fx, peer, heartbeat(state, leader, progress))
             reached += 1
     if reached:
         fx.emit.append(HeartbeatSent(reached, state.term))
 
 
-def heartbeat(state: NodeState, progress: Progress) -> Heartbeat:
+def heartbeat(state: NodeState, leader: Leader, progress: Progress) -> Heartbeat:
     """Return the HEARTBEAT for a peer.
 
     Its `sent` is the last position sent to the peer, or the end of the log if CATCH_UP is still due. Rule: F1, R1.
     """
-    return Heartbeat(state.term, state.commit_seq, progress.sent if progress.synced else state.log.position)
+    sent = progress.sent if progress.synced else state.log.position
+    return Heartbeat(state.term, state.commit_seq, sent, leader.settled)
 
 
 def lose_candidacy(state: NodeState, candidate: Candidate, now: float, fx: Effects) -> None:

@@ -62,7 +62,7 @@ def on_link_up(state: NodeState, peer: NodeId, msg: LinkUp, now: float, fx: Effe
     if isinstance(role, Leader):
         if progress is None:
             return  # hit: G5 a leader serves members only
-        state.send(fx, peer, heartbeat(state, progress))
+        state.send(fx, peer, heartbeat(state, role, progress))
         if msg.outgoing:
             on_link_opened(state, role, peer, fx)
         else:

@@ -220,7 +220,7 @@ class Promises(Struct, frozen=True, tag_field="type", tag="PROMISES"):
 # ---- failure detection --------------------------------------------------------------------------
 
 
-class Heartbeat(Struct, frozen=True, tag_field="type", tag="HEARTBEAT"):
+class Heartbeat(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="HEARTBEAT"):
     """The leader shows that it is alive, and how far it has committed. Rule: F1, C2."""
 
     term: Term
@@ -230,6 +230,8 @@ class Heartbeat(Struct, frozen=True, tag_field="type", tag="HEARTBEAT"):
 
     A follower whose log ends below it, and that has no CATCH_UP under way, lacks records: it has a hole (R1, R4).
     """
+    settled: bool = False
+    """The mark of the term has a list of members, and is committed. Rule: G5."""
 
 
 class HeartbeatAck(Struct, frozen=True, tag_field="type", tag="HEARTBEAT_ACK"):

@@ -413,7 +413,7 @@ class Node:
             ordering.follow_commit(state, failure.hear(state, sender, message, now, fx), fx)
         elif type(message) is Heartbeat:
             failure.on_heartbeat(state, sender, message, now, fx)
-            changes.notify_removed(state, fx)
+            changes.notify_removed(state, message.settled, fx)
         else:
             self._dispatch_rare(sender, message, now, fx)
 

@@ -518,7 +518,7 @@ def test_a_removed_node_that_starts_again_is_told_again_and_deposes_nobody() -> 
     assert (cluster.leader(), cluster.node(leader).state.term) == (leader, term)
 
 
-def test_any_member_tells_a_removed_node_once_a_message_behind_the_mark_is_delivered() -> None:
+def test_any_member_tells_a_removed_node_that_has_no_link_to_the_leader() -> None:
     """Rule: G5."""
     cluster = Cluster(3, through_wire=True)
     cluster.run(1)
@@ -530,11 +530,31 @@ def test_any_member_tells_a_removed_node_once_a_message_behind_the_mark_is_deliv
     cluster.kill(gone)
     cluster.start(gone)
     cluster.run(3)
-    assert gone in cluster.running(), "the other member does not know yet that the list is committed"
-    cluster.submit(leader, "t", 1, "a")
-    cluster.run(3)
-    assert gone not in cluster.running()
+    assert gone not in cluster.running(), "no message is needed for it"
     assert [each.by for each in told(cluster, NodeRemoved)[gone]] == [other]
+
+
+def test_a_follower_tells_a_removed_node_only_for_a_list_that_it_knows_to_be_committed() -> None:
+    """Rule: G5."""
+    without = MemberList(1, (1, 2), removed=(3,))
+    single = Single(log=[*stretch(4, 0, 3), listed(without)])
+    single.link(3)
+    single.follow(1, 6)
+    beats = [Heartbeat(6, 3, START, settled) for settled in (False, True)]
+    assert not [fx for beat in beats if sent(fx := single.give(1, beat), Removed)], "it lacks the mark of the term"
+    single.give(1, appends(6, Position(5, 3), [listed(without, 6)])[0])
+    assert [peers_sent(single.give(1, beat), Removed) for beat in beats] == [[], [3]]
+
+
+def test_a_follower_tells_a_removed_node_once_a_message_behind_the_mark_is_delivered() -> None:
+    """Rule: G5."""
+    without = MemberList(1, (1, 2), removed=(3,))
+    single = Single(log=[*stretch(4, 0, 3), listed(without), *stretch(5, 3, 1)[1:]])
+    single.link(3)
+    single.follow(1, 6)
+    single.give(1, appends(6, Position(5, 4), [listed(without, 6, 4)])[0])
+    assert not sent(single.give(1, Heartbeat(6, 3, START)), Removed)
+    assert peers_sent(single.give(1, Heartbeat(6, 4, START)), Removed) == [3]
 
 
 def test_nobody_is_told_before_the_list_is_committed() -> None:

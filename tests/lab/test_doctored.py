@@ -1327,6 +1327,7 @@ MEMBERS = [
     Case("members: one node shows other voters", "A7!", 1, in_lists(2, count=1, voters=[1, 2, 4])),
     Case("members: one node shows another version", "A7!", 1, in_lists(2, count=1, version=7)),
     Case("members: one node has not removed a node", "A7!", 1, in_lists(3, count=1, removed=[])),
+    Case("members: a node stops that no list has removed", "A7!", 1, in_lists(3, removed=[])),
     Case("members: a change takes two voters along", "A7!", 1, in_lists(3, voters=[3, 4], removed=[1, 2])),
     Case("members: a change exchanges a voter", "A7!", 1, in_lists(2, voters=[1, 2, 4])),
     Case(
