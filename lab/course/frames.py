@@ -121,7 +121,7 @@ class Chosen:
 def frame_text(message: PeerMessage) -> str:
     """Return a frame's content in human-readable form: `term 2, position 1:5`.
 
-    Numbers of requests are left out, and the marks of a transfer (E7) on frames that have nothing to do with one.
+    Numbers of requests are left out, and what is seldom true (of a transfer, E7; of lists of members, G5) if it is not.
     """
     if isinstance(message, Append):
         records = ", ".join(map(_record, message.records))
@@ -129,7 +129,9 @@ def frame_text(message: PeerMessage) -> str:
     if isinstance(message, Submit):
         last = message.first + len(message.payloads) - 1
         return f"n {message.first}..{last} of client {message.client_id}"
-    left_out = {"poll", "request"} | {name for name in ("stand", "transfer") if not getattr(message, name, True)}
+    left_out = {"poll", "request"} | {
+        name for name in ("stand", "transfer", "settled") if not getattr(message, name, True)
+    }
     names = [name for name in message.__struct_fields__ if name not in left_out]
     return ", ".join(f"{name.replace('_', ' ')} {_value(getattr(message, name))}" for name in names)
 

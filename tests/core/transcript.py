@@ -99,7 +99,7 @@ def describe(message: PeerMessage) -> str:
             fields.append("marks " + (" ".join(f"{term}@{after}" for term, after in value) or "none"))
         elif name == "identities":
             fields.append(" ".join(f"{node}={identity}" for node, identity in sorted(value.items())))
-        elif name not in UNTOLD and (value or name not in ("stand", "transfer")):
+        elif name not in UNTOLD and (value or name not in ("stand", "transfer", "settled")):
             fields.append(f"{name} {_plain(value)}")
     return f"{message.__struct_config__.tag} {', '.join(fields)}".rstrip()
 

@@ -70,6 +70,7 @@ def test_there_are_enough_and_no_two_have_one_name() -> None:
         "readmission_not_shown",
         "transfer_without_an_end",
         "change_without_a_live_majority",
+        "change_during_a_rebuild",
         "newcomer_votes_unseen",
         "vote_refused_to_unknown_candidates",
         "newcomer_refuses_its_vote",
