@@ -15,7 +15,8 @@ if __name__ == "__main__":
     try:
         bootstrap.ensure_packages()
         from lab.cli import main
+
+        sys.exit(main())
     except KeyboardInterrupt:
         sys.stderr.write("run_lab: interrupted\n")
         sys.exit(130)
-    sys.exit(main())

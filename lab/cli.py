@@ -49,7 +49,7 @@ from lab.runs import (
     worst,
 )
 from lab.show import colour
-from lab.values import add_mutant, count, engine, option, positive, seed
+from lab.values import add_mutant, count, engine, option, positive, seed, unwritable
 
 if TYPE_CHECKING:
     from lab.plan.choosing import Chosen
@@ -481,12 +481,7 @@ def _option_refusal(options: argparse.Namespace) -> str:
         return "--mutant: breaks the lab's own nodes, and --engine replaces them"
     if options.engine is not None and (why := refusal(options.engine, dict(options.engine_option))):
         return f"--engine-option: {why}"
-    out: Path = options.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"--out: found {out}, allowed a directory that can be written: {error.strerror}"
-    return "" if os.access(out, os.W_OK | os.X_OK) else f"--out: found {out}, which is not writable"
+    return unwritable(options.out)
 
 
 # ---- check --------------------------------------------------------------------------------------

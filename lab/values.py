@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def between(least: int, most: int, allowed: str = "") -> Callable[[str], int]:
     """Return a parser of whole numbers within bounds; `allowed` replaces the bounds in the error message."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
+        if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"found {text!r}, allowed {allowed or f'{least}..{most}'}")
         return int(text)
 
@@ -44,7 +45,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def share(text: str) -> float:
     """Parse a share such as 0.5."""
-    if not re.fullmatch(r"0(\.\d+)?|1(\.0+)?", text):
+    if not re.fullmatch(r"0(\.[0-9]+)?|1(\.0+)?", text):
         raise argparse.ArgumentTypeError(f"found {text!r}, allowed a number from 0 to 1 such as 0.5")
     return float(text)
 
@@ -61,7 +62,7 @@ def duration(text: str) -> float:
 
 def running_time(text: str) -> float:
     """Parse the running time of something long, such as 90s, 10m or 4h; return seconds, more than 0."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|h)", text)
     seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not seconds:
         raise argparse.ArgumentTypeError(f"found {text!r}, allowed a time such as 90s, 10m or 4h")
@@ -73,6 +74,15 @@ def name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", text):
         raise argparse.ArgumentTypeError(f"found {text!r}, allowed up to 100 letters, digits, '_', '-' and '.'")
     return text
+
+
+def unwritable(directory: Path) -> str:
+    """Return why results cannot be written to a directory, which is made if it is missing; "" if they can."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"--out: found {directory}, allowed a directory that can be written: {error.strerror}"
+    return "" if os.access(directory, os.W_OK | os.X_OK) else f"--out: found {directory}, which is not writable"
 
 
 def mutant(text: str) -> str:

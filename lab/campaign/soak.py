@@ -22,7 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct, structs
@@ -35,22 +35,26 @@ from lab.check.verdict import EXIT_CODES, decide
 from lab.live.children import Child
 from lab.places import COMMAND, RESULTS, near
 from lab.plan.scenario import Scenario
-from lab.rundir import RunDir
+from lab.rundir import RunDir, remove
 from lab.runs import Result
 from lab.search.assumptions import CAUGHT_UP, HEAL_ALL, NAMED_CLIENT
 from lab.search.draw import SIZES, draw
 from lab.steps import LoadSwitch, Send, Sender
 from lab.steps.machine import RunFailed
-from lab.words import Duration
+from lab.words import Duration, counted
 
 SOAKS: Final = "soaks"
 """Directory of all soaks, in the results directory."""
+START: Final = "soak.json"
 ROWS: Final = "runs.jsonl"
+TABLE: Final = "table.txt"
 LOG: Final = "errors.log"
 """What the lab's own processes printed on standard error; removed if it is empty."""
 LAST: Final = Send(clients=(Sender(client=NAMED_CLIENT + 99, messages=2, fresh=True),), within=Duration(25))
 """Sent when all nodes are healed, so that A9 has a wait to judge even if the scenario's own messages came too early."""
 RUNNER: Final = "lab.campaign.soak_run"
+ATTEMPTS: Final = 3
+"""A soak ends when the lab has failed in so many runs in a row: the next ones would fail too."""
 OUTCOMES: Final = {
     runs.PASS: "passed",
     runs.BROKEN: "broken",
@@ -60,13 +64,19 @@ OUTCOMES: Final = {
 }
 
 
+class Start(Struct, frozen=True):
+    """With what a soak began. first: the seed of its first run. sizes: cluster sizes to draw from."""
+
+    first: int
+    sizes: tuple[int, ...]
+
+
 class Row(Struct, frozen=True):
     """One finished run.
 
     seconds: real time, including the judges.
     closing: the result on one line.
     code: the version of the lab and the nodes.
-    first: the seed with which the soak began.
     ended_s: running time of the soak until this run had ended, of all starts together, seconds.
     directory: of the run; "" if it was not kept.
     faults: kind -> how many had an effect. without_effect: number of the others.
@@ -80,7 +90,6 @@ class Row(Struct, frozen=True):
     closing: str
     seconds: float
     code: str = ""
-    first: int = 0
     ended_s: float = 0.0
     directory: str = ""
     again: str = ""
@@ -110,48 +119,104 @@ class Soak:
     directory: Path
     clock: Callable[[], float] = time.monotonic
 
+    def begin(self, seed: int | None, sizes: tuple[int, ...] | None) -> Start:
+        """Return with what the soak began, which is now if it is new.
+
+        Args:
+            seed: of the first run; None: random, or that of the beginning.
+            sizes: None: SIZES, or those of the beginning.
+
+        Raises:
+            StoreError: the soak began with other values, or with another version.
+        """
+        path = self.directory / START
+        if not path.exists():
+            if self.rows():
+                raise StoreError(f"{near(self.directory)}: found runs of an older version; allowed is another --name")
+            start = Start(random.SystemRandom().randrange(values.SEED_MAX) if seed is None else seed, sizes or SIZES)
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(start) + b"\n")
+            fresh.replace(path)
+            return start
+        start = _decoded(path.read_bytes(), Start, near(path))
+        for option, given, begun in (("seed", seed, start.first), ("nodes", sizes, start.sizes)):
+            if given is not None and given != begun:
+                found, allowed = (
+                    ",".join(map(str, each if isinstance(each, tuple) else [each])) for each in (given, begun)
+                )
+                raise StoreError(f"--{option}: found {found}, allowed {allowed} as this soak began, or another --name")
+        return start
+
     def rows(self) -> list[Row]:
-        """Return the finished runs. A line that was cut off when the soak was killed is left out."""
+        """Return the finished runs. A line that was cut off when the soak was killed is left out.
+
+        Raises:
+            StoreError: another line is not a row.
+        """
+        path = self.directory / ROWS
         try:
-            content = (self.directory / ROWS).read_bytes()
+            *lines, _ = path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
-        return [msgspec.json.decode(line, type=Row) for line in content.splitlines(keepends=True) if line[-1:] == b"\n"]
+        return [_decoded(line, Row, f"{near(path)}:{number}") for number, line in enumerate(lines, 1)]
 
     async def carry_out(self, players: Sequence[Play], first: int, limit_s: float, tell: Callable[[Row], None]) -> None:
         """Have each player run one scenario after the other until the time is up.
 
         Args:
-            first: the seed of the first run of a new soak.
+            first: the seed with which the soak began.
             limit_s: running time of all starts of this soak, in seconds.
             tell: called with each new row.
+
+        Raises:
+            ExceptionGroup: of a RunFailed if the lab failed in ATTEMPTS runs in a row, or of what a player raised.
         """
-        rows = self.rows()
-        self._remove_interrupted(rows)
-        first, code = rows[0].first if rows else first, code_version()
+        rows, code, failed = self.rows(), code_version(), 0
+        self.remove_interrupted()
         seeds = _seeds(first, {row.seed for row in rows})
         began = self.clock() - spent_s(rows)
         with (self.directory / ROWS).open("r+b" if rows else "wb") as file:
             file.truncate(file.seek(_whole_bytes(self.directory / ROWS)))
 
             async def feed(play: Play) -> None:
+                nonlocal failed
                 while self.clock() - began < limit_s:
                     found = await play(next(seeds))
-                    row = structs.replace(found, code=code, first=first, ended_s=round(self.clock() - began, 3))
+                    row = structs.replace(found, code=code, ended_s=round(self.clock() - began, 3))
                     file.write(msgspec.json.encode(row) + b"\n")
                     file.flush()
                     tell(row)
+                    failed = failed + 1 if row.exit_code == runs.HARNESS else 0
+                    if failed == ATTEMPTS:
+                        raise RunFailed(f"{ATTEMPTS} times in a row; {row.closing}")
 
             async with asyncio.TaskGroup() as group:
                 for play in players:
                     group.create_task(feed(play))
 
-    def _remove_interrupted(self, rows: Sequence[Row]) -> None:
-        """Remove the directories of runs that have no row."""
-        kept = {Path(row.directory).parent.name for row in rows if row.directory}
-        for place in self.directory.iterdir():
-            if place.is_dir() and not place.is_symlink() and place.name not in kept:
+    def remove_interrupted(self) -> None:
+        """Remove the directories of runs that were not judged, and an empty LOG."""
+        for place in self.directory.glob("drawn_*"):
+            found = [each for each in place.iterdir() if each.is_dir() and not each.is_symlink()]
+            for run in found:
+                if not RunDir(run).verdict.is_file():
+                    remove(run)
+            if not any(map(Path.exists, found)):
                 shutil.rmtree(place)
+        log = self.directory / LOG
+        if log.exists() and not log.stat().st_size:
+            log.unlink()
+
+
+T = TypeVar("T")
+
+
+def _decoded(line: bytes, kind: type[T], place: object) -> T:
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except msgspec.MsgspecError as error:
+        what = kind.__name__.lower()
+        raise StoreError(f"{place}: found {line[:40]!r}, allowed the {what} of a soak: {error}") from None
 
 
 def _seeds(first: int, played: Collection[int]) -> Iterator[int]:
@@ -251,7 +316,7 @@ def report(rows: Sequence[Row]) -> str:
     """Return the table of a soak: outcomes, faults, unavailability, and the runs that did not pass."""
     outcomes = Counter(OUTCOMES.get(row.exit_code, str(row.exit_code)) for row in rows)
     lines = [
-        f"{len(rows)} runs in {spent_s(rows) / 3600:.2f} h: "
+        f"{counted(len(rows), 'run')} in {spent_s(rows) / 3600:.2f} h: "
         + (", ".join(f"{n} {each}" for each, n in outcomes.most_common()) or "none finished"),
         f"{sum(row.acknowledged for row in rows)} messages acknowledged, "
         f"{sum(sum(row.faults.values()) for row in rows)} faults with an effect, "
@@ -308,7 +373,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", metavar="NAME", type=values.name, default="soak", help="name of the soak (%(default)s)"
     )
     parser.add_argument("--seed", metavar="S", type=values.seed, help="seed of the first run of a new soak (random)")
-    parser.add_argument("--nodes", metavar="N,N", type=values.sizes, default=SIZES, help="cluster sizes (3,5)")
+    parser.add_argument("--nodes", metavar="N,N", type=values.sizes, help="cluster sizes (3,5)")
     parser.add_argument(
         "--jobs", metavar="J", type=values.jobs, default=1, help="number of runs at the same time (%(default)s)"
     )
@@ -317,58 +382,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Carry out a soak and print its table; return the exit code, 64 while another process plays the same soak."""
-    soak = Soak(options.out.absolute() / SOAKS / options.name)
-    soak.directory.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = lock(soak.directory, f"soak {options.name!r}")
-    except StoreError as error:
-        print(f"{error}; allowed is another --name", file=sys.stderr)
+    if refusal := values.unwritable(options.out):
+        print(refusal, file=sys.stderr)
         return runs.USAGE
+    soak = Soak(options.out.absolute() / SOAKS / options.name)
     try:
-        return _carry_out(soak, options)
-    finally:
-        os.close(descriptor)
+        soak.directory.mkdir(parents=True, exist_ok=True)
+        descriptor = lock(soak.directory, f"soak {options.name!r}", "; allowed is another --name")
+        try:
+            return _carry_out(soak, options)
+        finally:
+            os.close(descriptor)
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        return runs.USAGE
+    except OSError as error:
+        print(f"soak {options.name!r}: {error}", file=sys.stderr)
+        return runs.HARNESS
 
 
 def _carry_out(soak: Soak, options: argparse.Namespace) -> int:
-    rows = soak.rows()
-    spent = spent_s(rows)
+    rows, start = soak.rows(), soak.begin(options.seed, options.nodes)
+    spent, ended = spent_s(rows), runs.PASS
     if rows and spent >= options.time:
         allowed = "allowed is a longer --time, or another --name"
         print(f"soak {options.name!r} has run for {spent:.0f} s: {allowed}", file=sys.stderr)
-        return runs.USAGE
-    if rows:
-        print(f"soak: {options.name} goes on after {len(rows)} runs and {spent:.0f} s", file=sys.stderr)
-    ended = runs.PASS
-    try:
-        asyncio.run(_play_all(soak, options))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        ended = runs.INTERRUPTED
-    except RunFailed as error:
-        print(f"the lab failed: {error}", file=sys.stderr)
-        ended = runs.HARNESS
+        soak.remove_interrupted()
+        ended = runs.USAGE
+    else:
+        if rows:
+            print(f"soak: {options.name} goes on after {counted(len(rows), 'run')} and {spent:.0f} s", file=sys.stderr)
+        try:
+            asyncio.run(_play_all(soak, start, options))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            ended = runs.INTERRUPTED
+        except RunFailed as error:
+            print(f"the lab failed: {error}", file=sys.stderr)
+            ended = runs.HARNESS
     rows = soak.rows()
     table = report(rows)
-    (soak.directory / "table.txt").write_text(table, "utf-8")
     print(table, end="")
+    (soak.directory / TABLE).write_text(table, "utf-8")
     return runs.worst([ended, *(row.exit_code for row in rows)])
 
 
-async def _play_all(soak: Soak, options: argparse.Namespace) -> None:
+async def _play_all(soak: Soak, start: Start, options: argparse.Namespace) -> None:
     """Carry out a soak on processes of its own, which all end with this call; SIGTERM interrupts it as Ctrl+C does.
 
     Raises:
-        RunFailed: one of the processes ended.
+        RunFailed: one of the processes ended, or the lab failed several times in a row.
     """
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    first = random.SystemRandom().randrange(values.SEED_MAX) if options.seed is None else options.seed
     log, children = soak.directory / LOG, list[Child]()
     try:
         for number in range(1, options.jobs + 1):
             children.append(await Child.spawn(f"process {number} of the soak", RUNNER, log))
-        await soak.carry_out([_player(soak, child, options.nodes) for child in children], first, options.time, _tell)
+        players = [_player(soak, child, start.sizes) for child in children]
+        await soak.carry_out(players, start.first, options.time, _tell)
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     finally:
@@ -376,8 +448,7 @@ async def _play_all(soak: Soak, options: argparse.Namespace) -> None:
             child.terminate()
         for child in children:
             await child.close()
-        if log.exists() and not log.stat().st_size:
-            log.unlink()
+        soak.remove_interrupted()
 
 
 def _player(soak: Soak, child: Child, sizes: tuple[int, ...]) -> Play:

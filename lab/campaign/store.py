@@ -111,11 +111,11 @@ class StoreError(Exception):
     """A campaign or a soak cannot be created or opened; the text says why."""
 
 
-def lock(directory: Path, what: str) -> int:
+def lock(directory: Path, what: str, allowed: str = "") -> int:
     """Lock a directory until the returned descriptor is closed or this process ends.
 
     Args:
-        what: the name of its content, for the error.
+        what: the name of its content, for the error. allowed: the end of the error.
 
     Raises:
         StoreError: another process has locked the directory.
@@ -125,7 +125,7 @@ def lock(directory: Path, what: str) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise StoreError(f"{what} is being played by another process") from None
+        raise StoreError(f"{what} is being played by another process{allowed}") from None
     return descriptor
 
 

@@ -73,7 +73,7 @@ class Elections(Judge):
         super().__init__(case)
         self._findings = self.found()
         self._lost: dict[NodeId, list[int]] = {}
-        """Node -> when its data directory was lost or replaced; only times after the term that it showed last."""
+        """Node -> when its data directory had been lost or replaced; only times after the term that it showed last."""
         self._leaders: dict[int, _Claim] = {}
         self._began: dict[int, tuple[int, _Claim]] = {}
         """Term -> last seq_no of its leader at the start of the term, and the event that shows it."""
@@ -91,7 +91,7 @@ class Elections(Judge):
 
     def on_fault(self, row: FaultRow) -> None:
         if loses_disk(row):
-            self._lost.setdefault(row.target, []).append(row.t)
+            self._lost.setdefault(row.target, []).append(row.t_done)
 
     def on_event(self, line: int, event: EventLine) -> None:
         self.event_count += 1

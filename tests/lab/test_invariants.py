@@ -995,6 +995,10 @@ def test_a_rebuilt_node_has_forgotten_its_term_and_no_other_has(run: RunDir) -> 
     assert judged(run, "A7").result == "FAIL"
     doctor_lines(run.faults, lambda lines: lines.append(encode_row(own)))
     assert judged(run, "A7").result == "PASS"
+    still = b'{"t_ns":%d,"node":2,"event":"became_follower","term":2}\n' % (late - 2)
+    doctor_lines(run.events(2), lambda lines: lines.insert(-2, still))
+    doctor_lines(run.faults, replace(-1, b'"t":%d' % (late - 1), b'"t":%d' % (late - 3)))
+    assert judged(run, "A7").result == "PASS", "it was still running when the lab began to take its disk away"
     again = [events.replace(b"0,", b"3,", 1) % late, events % late]
     doctor_lines(run.events(2), lambda lines: lines.__setitem__(slice(-1, -1), again))
     assert judged(run, "A7").result == "FAIL"

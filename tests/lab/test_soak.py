@@ -11,20 +11,32 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from lab import cli, runs
 from lab.campaign import soak as soaking
-from lab.campaign.soak import LAST, ROWS, Order, Row, Soak, report, with_last_messages, without_missed_faults
-from lab.campaign.store import lock
+from lab.campaign.soak import (
+    LAST,
+    ROWS,
+    START,
+    TABLE,
+    Order,
+    Row,
+    Soak,
+    report,
+    with_last_messages,
+    without_missed_faults,
+)
+from lab.campaign.store import StoreError, lock
 from lab.check.verdict import Check, Outcomes, Verdict
 from lab.live.children import child_environment
 from lab.plan import scenario as plan
 from lab.plan.scenario import Scenario
 from lab.runs import How, Result
 from lab.search.assumptions import CAUGHT_UP, HEAL_ALL, within_assumptions
-from lab.search.draw import draw
+from lab.search.draw import SIZES, draw
 
 RUN_S = 10.0
 
@@ -41,7 +53,7 @@ class World:
         return self._change(runs.run_once(scenario, seed, out, How(sim=True)))
 
     def carry_out(
-        self, directory: Path, first: int, limit_s: float, tell: Callable[[Row], None] = lambda row: None
+        self, directory: Path, first: int | None, limit_s: float, tell: Callable[[Row], None] = lambda row: None
     ) -> Soak:
         """Play a soak, one run after the other."""
 
@@ -49,7 +61,7 @@ class World:
             return soaking.play(Order(seed, (3,), str(directory)), self.run, lambda: self.now)
 
         soak = Soak(directory, lambda: self.now)
-        asyncio.run(soak.carry_out([play], first, limit_s, tell))
+        asyncio.run(soak.carry_out([play], soak.begin(first, (3,)).first, limit_s, tell))
         return soak
 
 
@@ -85,7 +97,7 @@ def test_a_soak_goes_on_with_the_next_seed_also_after_a_kill_within_a_line(tmp_p
     interrupted.mkdir(parents=True)
     assert [row.seed for row in Soak(tmp_path).rows()] == [3, 4]
     second = World()
-    soak = second.carry_out(tmp_path, 99, 3 * RUN_S)
+    soak = second.carry_out(tmp_path, None, 3 * RUN_S)
     assert second.seeds == [5], "the time of all starts together is limited"
     assert [row.seed for row in soak.rows()] == [3, 4, 5]
     assert not interrupted.exists()
@@ -106,12 +118,58 @@ def test_runs_at_the_same_time_share_the_seeds_and_what_was_interrupted_is_playe
         return Row(seed, 3, runs.PASS, "PASS", 1.0)
 
     with pytest.raises(KeyboardInterrupt):
-        asyncio.run(soak.carry_out([slow, quick], 9, 60.0, lambda row: told.append(row.seed)))
+        asyncio.run(soak.carry_out([slow, quick], soak.begin(9, (3,)).first, 60.0, lambda row: told.append(row.seed)))
     assert told == [10, 11] == [row.seed for row in soak.rows()]
     second = World()
-    soak = second.carry_out(tmp_path, 99, 3 * RUN_S)
+    soak = second.carry_out(tmp_path, None, 3 * RUN_S)
     assert second.seeds == [9, 12, 13] and not (tmp_path / "drawn_9").exists()
-    assert [row.first for row in soak.rows()] == [9] * 5
+    assert len(soak.rows()) == 5
+
+
+def test_a_soak_goes_on_with_the_seed_and_the_sizes_with_which_it_began(tmp_path: Path) -> None:
+    soak = Soak(tmp_path)
+    begun = soak.begin(None, None)
+    assert soak.begin(None, None) == soak.begin(begun.first, SIZES) == begun, "also before its first run has ended"
+    with pytest.raises(StoreError, match=rf"--seed: found {begun.first + 1}, allowed {begun.first} as this soak began"):
+        soak.begin(begun.first + 1, None)
+    with pytest.raises(StoreError, match="--nodes: found 3, allowed 3,5 as this soak began, or another --name"):
+        soak.begin(None, (3,))
+    (tmp_path / START).unlink()
+    (tmp_path / ROWS).write_bytes(msgspec.json.encode(Row(1, 3, 0, "PASS", 1.0)) + b"\n")
+    with pytest.raises(StoreError, match="found runs of an older version; allowed is another --name"):
+        soak.begin(None, None)
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"", b'{"seed":1}', b"\0"])
+def test_a_line_that_is_no_row_is_named_and_nothing_is_lost(tmp_path: Path, line: bytes) -> None:
+    soak = World().carry_out(tmp_path, 3, RUN_S)
+    content = (tmp_path / ROWS).read_bytes() + line + b"\n"
+    (tmp_path / ROWS).write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{ROWS}:2: found b.*allowed the row of a soak: "):
+        soak.rows()
+    assert (tmp_path / ROWS).read_bytes() == content
+
+
+def test_a_restart_keeps_what_a_person_or_a_judge_has_put_there(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    judged, begun = (tmp_path / name / "stamp" for name in ("drawn_9", "drawn_10"))
+    for run in (judged, begun):
+        run.mkdir(parents=True)
+    (judged / "verdict.json").touch()
+    World().carry_out(tmp_path, 3, RUN_S)
+    assert {each.name for each in tmp_path.iterdir() if each.is_dir()} == {"notes", "drawn_9"} and judged.exists()
+
+
+def test_a_lab_that_always_fails_ends_the_soak(tmp_path: Path) -> None:
+    def fails(scenario: Scenario, seed: int, out: Path) -> Result:
+        return Result(scenario.name, seed, None, runs.HARNESS, problem="no space left")
+
+    world = World()
+    world.run = fails  # type: ignore[method-assign]
+    with pytest.raises(ExceptionGroup) as raised:
+        world.carry_out(tmp_path, 3, 100 * RUN_S)
+    assert str(raised.value.exceptions[0]).startswith("3 times in a row; the lab failed: no space left")
+    assert [row.exit_code for row in Soak(tmp_path).rows()] == [runs.HARNESS] * 3
 
 
 def test_a_soaked_scenario_sends_messages_when_all_nodes_are_healed() -> None:
@@ -163,6 +221,23 @@ def test_a_second_process_does_not_play_the_same_soak(tmp_path: Path, capsys: py
     assert not list(directory.iterdir())
 
 
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_results_that_cannot_be_written_are_refused(
+    tmp_path: Path, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["soak", "--time", "1s", "--out", str(tmp_path / out)]) == runs.USAGE
+    assert f"--out: found {tmp_path / out}, allowed a directory that can be written: " in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_a_soak_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "soaks").mkdir()
+    (tmp_path / "soaks" / "night").touch()
+    assert cli.main(["soak", "--time", "1s", "--name", "night", "--out", str(tmp_path)]) == runs.HARNESS
+    error = capsys.readouterr().err
+    assert error.startswith("soak 'night': ") and str(tmp_path / "soaks" / "night") in error and error.count("\n") == 1
+
+
 QUICK_SEED = 700000003
 """Its drawn scenario takes few seconds."""
 
@@ -173,12 +248,15 @@ def test_the_command_runs_real_processes_and_repeats_no_finished_soak(
     options = ["soak", "--time", "1s", "--seed", str(QUICK_SEED), "--out", str(tmp_path)]
     assert cli.main(options) == runs.PASS
     told = capsys.readouterr()
-    assert told.out.startswith("1 runs in 0.00 h: 1 passed\n") and f"soak: seed {QUICK_SEED}: PASS (" in told.err
+    assert told.out.startswith("1 run in 0.00 h: 1 passed\n") and f"soak: seed {QUICK_SEED}: PASS (" in told.err
     directory = tmp_path / "soaks" / "soak"
-    assert (directory / "table.txt").read_text() == told.out
-    assert {each.name for each in directory.iterdir()} == {ROWS, "table.txt"}
+    assert (directory / TABLE).read_text() == told.out
+    assert {each.name for each in directory.iterdir()} == {START, ROWS, TABLE}
+    (directory / "drawn_1" / "stamp").mkdir(parents=True)
     assert cli.main(options) == runs.USAGE
-    assert "soak 'soak' has run for " in (said := capsys.readouterr().err) and "allowed is a longer --time" in said
+    again = capsys.readouterr()
+    assert "soak 'soak' has run for " in again.err and "allowed is a longer --time" in again.err
+    assert again.out == told.out and not (directory / "drawn_1").exists()
 
 
 def parents_of_nodes(processes: list[psutil.Process]) -> set[int]:
