@@ -61,11 +61,12 @@ class How:
         changes = {key: value for key, value in asked.items() if value}
         return structs.replace(scenario, cluster=structs.replace(scenario.cluster, **changes))
 
-    def command(self, path: Path, seed: int) -> str:
-        """Return the command that runs the scenario file again in the same way."""
+    def command(self, path: Path, seed: int | None = None) -> str:
+        """Return the command that runs the scenario file again in the same way. seed: None: the one in the file."""
         from lab.plan.choosing import word_for
 
-        parts = [COMMAND, shlex.quote(word_for(path)), "--sim" if self.sim else "", f"--seed {seed}"]
+        parts = [COMMAND, shlex.quote(word_for(path)), "--sim" if self.sim else ""]
+        parts += [] if seed is None else [f"--seed {seed}"]
         parts += [shlex.quote(word) for word in self.engine]
         parts += [f"--network {self.network}" if self.network else "", f"--disks {self.disks}" if self.disks else ""]
         parts += ["--frames" if self.frames else ""]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.plan import scenario as plan
+
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
 FOLDERS = "lab|nodeproc|tests|scenarios|examples|configs|deploy|docs"
@@ -101,6 +103,20 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 @each_page
 def test_every_module_that_a_page_names_exists(page: Path) -> None:
     assert missing_modules(page.read_text("utf-8")) == []
+
+
+SCENARIOS = [
+    (page.relative_to(PROJECT).as_posix(), text)
+    for page in PAGES
+    for text in re.findall(r"^```yaml\n(name: .*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "text"), SCENARIOS, ids=[" ".join((page, text.split()[1])) for page, text in SCENARIOS]
+)
+def test_every_scenario_on_a_page_is_one(page: str, text: str) -> None:
+    assert plan.load(page, text=text).steps
 
 
 def test_every_page_that_the_code_names_exists() -> None:

@@ -34,7 +34,9 @@ MAX_SEED = 2**31 - 1
 MAX_PRIORITY = 2**31 - 1
 CLUSTER_TIMES = (Duration(0.001), Duration(3600))
 """The least and the greatest time that a node accepts."""
-Name: TypeAlias = Annotated[str, Meta(max_length=100)]
+NAME_MAX = 100
+"""Characters of a scenario's name."""
+Name: TypeAlias = Annotated[str, Meta(max_length=NAME_MAX)]
 Description: TypeAlias = Annotated[str, Meta(max_length=4000)]
 Subscribers: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
 Seed: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SEED)]

@@ -22,6 +22,7 @@ from lab.search.reductions import (
     without_chunks,
     without_slices,
 )
+from lab.words import counted
 from nodeproc.errors import ConfigError
 
 
@@ -111,4 +112,4 @@ def _is_scenario(candidate: Scenario) -> bool:
 def size_of(scenario: Scenario) -> str:
     """Return the size of a scenario in words."""
     load = "no load" if scenario.load is None else f"{scenario.load.count or 'endless'} messages"
-    return f"{scenario.step_count} steps, {scenario.cluster.nodes} nodes, {load}"
+    return f"{counted(scenario.step_count, 'step')}, {counted(scenario.cluster.nodes, 'node')}, {load}"

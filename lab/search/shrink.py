@@ -27,6 +27,7 @@ from lab.search.failure import Failure, play
 from lab.search.passes import Passes, size_of
 from lab.search.rates import Rate
 from lab.steps.machine import RunFailed
+from lab.words import counted
 from nodeproc.errors import ConfigError
 
 SIMULATIONS: Final = 1500
@@ -179,13 +180,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--simulations",
         metavar="MAX",
         type=values.count,
-        default=SIMULATIONS,
-        help="limit (%(default)s)",
+        help=f"limit without --live ({SIMULATIONS})",
     )
     parser.add_argument("--live", action="store_true", help="run real processes; not every run has to fail")
-    parser.add_argument(
-        "--budget", metavar="T", type=values.running_time, default=BUDGET_S, help="with --live: running time (1h)"
-    )
+    parser.add_argument("--budget", metavar="T", type=values.running_time, help="running time with --live (1h)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS, help="for shrunk/ (%(default)s)")
 
 
@@ -196,7 +194,8 @@ def add_changing(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Shrink a scenario and write it; return 1, or 0 if it does not fail, or 64 if it cannot be run that way."""
+    """Shrink a scenario and write it; return 1, or 0 if it does not fail, 2 if live runs were too few to know, or
+    64 if it cannot be run that way."""
     try:
         scenario, seed = _asked(options)
     except ValueError as error:
@@ -205,7 +204,8 @@ def main(options: argparse.Namespace) -> int:
     tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     if options.live:
         return _main_live(scenario, seed, options, tell)
-    shrunk = shrink(scenario, seed, options.mutant, simulations=options.simulations, tell=tell)
+    limit = SIMULATIONS if options.simulations is None else options.simulations
+    shrunk = shrink(scenario, seed, options.mutant, simulations=limit, tell=tell)
     if shrunk is None:
         print(f"{scenario.name}, seed {seed}: nothing fails")
         return runs.PASS
@@ -216,27 +216,40 @@ def main(options: argparse.Namespace) -> int:
 def _main_live(scenario: Scenario, seed: int, options: argparse.Namespace, tell: Callable[[str], None]) -> int:
     from lab.search import shrink_live as live
 
-    observe = live.LiveRuns(options.out, seed)
+    observe, budget_s = live.LiveRuns(options.out, seed), options.budget or BUDGET_S
     try:
-        shrunk = live.shrink_live(scenario, seed, options.mutant, live.Runs(observe, options.budget), tell)
+        shrunk = live.shrink_live(scenario, seed, options.mutant, live.Runs(observe, budget_s), tell)
     except RunFailed as error:
         print(f"the lab failed: {error}", file=sys.stderr)
         return runs.HARNESS
     if isinstance(shrunk, Rate):
-        print(f"{scenario.name}, seed {seed}: nothing fails in {shrunk.runs} runs")
-        return runs.PASS
+        few = shrunk.runs < live.FIRST_RUNS
+        ended = f"; the budget ended before {live.FIRST_RUNS}" if few else ""
+        print(f"{scenario.name}, seed {seed}: nothing fails in {counted(shrunk.runs, 'run')}{ended}")
+        return runs.UNDECIDED if few else runs.PASS
     print(live.report(shrunk, live.write(shrunk, options.out), observe.failed))
-    return runs.BROKEN
+    return runs.INTERRUPTED if shrunk.interrupted else runs.BROKEN
 
 
 def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
     """Return the selected scenario and its seed.
 
     Raises:
-        ValueError: there is no such scenario, it has no seed, or it cannot be simulated.
+        ValueError: there is no such scenario, it has no seed, it cannot be run in this way, or an option has no use.
     """
+    if options.live and options.simulations is not None:
+        raise ValueError("--simulations: not with --live, which has --budget")
+    if not options.live and options.budget is not None:
+        raise ValueError("--budget: only with --live")
+    if options.live and (refusal := values.unwritable(options.out / SHRUNK)):
+        raise ValueError(refusal)
     if options.what.isdecimal():
-        seed = int(options.what)
+        if options.seed is not None:
+            raise ValueError("--seed: only with a scenario")
+        try:
+            seed = values.seed(options.what)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"seed: {error}") from None
         return draw(seed, options.nodes, options.changing), seed
     try:
         scenario = plan.load(find(options.what, SCENARIOS))
@@ -247,6 +260,6 @@ def _asked(options: argparse.Namespace) -> tuple[Scenario, int]:
         given = 1
     if given is None:
         raise ValueError(f"{options.what}: the file has no seed, so --seed is required")
-    if not options.live and (refusals := scenario.sim_refusals()):
+    if refusals := runs.refusals(scenario, runs.How(sim=not options.live)):
         raise ValueError("\n".join(f"{options.what}: {reason}" for reason in refusals))
     return scenario, given

@@ -22,13 +22,14 @@ from msgspec import structs
 from lab import runs
 from lab.places import near
 from lab.plan import scenario as plan
-from lab.plan.scenario import Scenario
+from lab.plan.scenario import NAME_MAX, Scenario
 from lab.rundir import remove
 from lab.runs import How, Result
 from lab.search.passes import Passes, size_of
 from lab.search.rates import Rate, SequentialTest
 from lab.search.shrink import SHRUNK
 from lab.steps.machine import RunFailed
+from lab.words import counted
 
 FIRST_FAILURES: Final = 5
 FIRST_RUNS: Final = 60
@@ -65,7 +66,7 @@ class LiveShrunk:
 
     invariant: the one that breaks, or the expectation that is missed.
     product: the rate of the same failure without the mutant; None if there is no mutant, or no time was left.
-    minimal: False if the budget ended the reduction.
+    minimal: False if the budget or a person ended the reduction. interrupted: a person did.
     """
 
     invariant: str
@@ -76,6 +77,7 @@ class LiveShrunk:
     candidates: int
     runs: int
     minimal: bool
+    interrupted: bool = False
 
 
 @dataclass
@@ -120,7 +122,8 @@ class _LivePasses(Passes):
 
     def __init__(self, first: Measured, seed: int, invariant: str, mutant: str, live: Runs, tell: _Tell) -> None:
         super().__init__(first.scenario, seed)
-        self.history = [self.best]
+        self.history = [first]
+        """The given scenario and all accepted ones, each with the rate of the test that accepted it."""
         self.candidates = 0
         self._kept, self._invariant, self._mutant, self._live, self._tell = (
             first.rate.value,
@@ -150,7 +153,7 @@ class _LivePasses(Passes):
         return self._invariant in self._live.run(candidate, "", kept_s=FOR_THE_END * self._live.budget_s)
 
     def accepted(self) -> None:
-        self.history.append(self.best)
+        self.history.append(Measured(self.best, self._last))
         self._tell(f"{size_of(self.best)}, failed in {self._last.failed} of {self._last.runs} runs")
 
 
@@ -160,26 +163,28 @@ def shrink_live(
     """Reduce a scenario that fails in some live runs; return the rate of failures if there is none.
 
     Args:
-        seed: of all runs.
+        seed: of all runs; the results have it, too.
         mutant: that the nodes run as; "" for none.
         tell: called with a line about each reduction.
     """
-    invariant, first = _first_estimate(scenario, mutant, live)
+    invariant, first = _first_estimate(structs.replace(scenario, seed=seed), mutant, live)
     if not invariant:
         return first.rate
     tell(f"{invariant} breaks in {first.rate}")
     passes = _LivePasses(first, seed, invariant, mutant, live, tell)
-    minimal = True
+    minimal, interrupted, product = True, False, None
     try:
-        passes.reduce()
-    except _Spent:
-        minimal = False
-    last = _last_measurement(passes.history, first, invariant, mutant, live, tell)
-    product = None
-    if mutant:
-        again = _measure(last.scenario, invariant, "", live, last.rate.runs)
-        product = again.rate if again.rate.runs else None
-    return LiveShrunk(invariant, mutant, first, last, product, passes.candidates, live.count, minimal)
+        try:
+            passes.reduce()
+        except _Spent:
+            minimal = False
+        last = _last_measurement(passes.history, invariant, mutant, live, tell)
+        if mutant:
+            again = _measure(last.scenario, invariant, "", live, last.rate.runs)
+            product = again.rate if again.rate.runs else None
+    except KeyboardInterrupt:
+        last, minimal, interrupted = passes.history[-1], False, True
+    return LiveShrunk(invariant, mutant, first, last, product, passes.candidates, live.count, minimal, interrupted)
 
 
 def _first_estimate(scenario: Scenario, mutant: str, live: Runs) -> tuple[str, Measured]:
@@ -204,19 +209,24 @@ def _first_estimate(scenario: Scenario, mutant: str, live: Runs) -> tuple[str, M
     return invariant, Measured(scenario, rate)
 
 
-def _last_measurement(
-    history: list[Scenario], first: Measured, invariant: str, mutant: str, live: Runs, tell: _Tell
-) -> Measured:
-    """Measure the smallest scenario that still fails, with fresh runs; that is the last accepted one, most often."""
-    wanted = min(max(LAST_RUNS[0], math.ceil(LAST_FAILURES / first.rate.value)), LAST_RUNS[1])
+def _last_measurement(history: list[Measured], invariant: str, mutant: str, live: Runs, tell: _Tell) -> Measured:
+    """Measure the smallest scenario that still fails, with fresh runs; that is the last accepted one, most often.
+
+    If no time is left for that, the rate is that of the test that accepted it.
+    """
+    first = history[0].rate.value
+    wanted = min(max(LAST_RUNS[0], math.ceil(LAST_FAILURES / first)), LAST_RUNS[1])
     while len(history) > 1:
-        measured = _measure(history[-1], invariant, mutant, live, wanted)
-        test = SequentialTest(first.rate.value, measured.rate.failed, measured.rate.runs)
+        scenario = history[-1].scenario
+        measured = _measure(scenario, invariant, mutant, live, wanted)
+        if not measured.rate.runs:
+            break
+        test = SequentialTest(first, measured.rate.failed, measured.rate.runs)
         if measured.rate.failed and test.decision is not False:
             return measured
-        tell(f"{size_of(history[-1])} failed in {measured.rate}: too few, back to the scenario before")
+        tell(f"{size_of(scenario)} failed in {measured.rate}: too few, back to the scenario before")
         history.pop()
-    return first
+    return history[-1]
 
 
 def _measure(scenario: Scenario, invariant: str, mutant: str, live: Runs, wanted: int) -> Measured:
@@ -281,7 +291,8 @@ def write(shrunk: LiveShrunk, results: Path) -> Path:
     directory = results / SHRUNK
     directory.mkdir(parents=True, exist_ok=True)
     scenario = shrunk.last.scenario
-    name = f"{scenario.name}_{shrunk.mutant}_live" if shrunk.mutant else f"{scenario.name}_live"
+    ending = f"_{shrunk.mutant}_live" if shrunk.mutant else "_live"
+    name = scenario.name[: NAME_MAX - len(ending)] + ending
     who = f" as the mutant {shrunk.mutant}" if shrunk.mutant else ""
     description = f"Shrunk from {scenario.name} by live runs. Breaks {shrunk.invariant}{who} in {shrunk.last.rate}."
     path = directory / f"{name}.yml"
@@ -291,18 +302,18 @@ def write(shrunk: LiveShrunk, results: Path) -> Path:
 
 def report(shrunk: LiveShrunk, path: Path, failed: Path | None) -> str:
     """Return the summary. path: of the reduced scenario. failed: directory of a run that failed."""
-    first, last, seed = shrunk.first, shrunk.last, shrunk.last.scenario.seed
-    assert seed is not None
+    first, last = shrunk.first, shrunk.last
     lines = [
-        f"{shrunk.invariant} breaks in some runs:",
+        f"{shrunk.invariant} breaks:",
         f"given:   {size_of(first.scenario)}: {first.rate}",
         f"shrunk:  {size_of(last.scenario)}: {last.rate}",
     ]
     if shrunk.product is not None:
         lines.append(f"product: without the mutant: {shrunk.product}")
-    limit = "" if shrunk.minimal else "; the budget ended the reduction, a smaller scenario may exist"
-    lines.append(f"tests:   {shrunk.candidates} candidates, {shrunk.runs} runs{limit}")
+    ended = "you" if shrunk.interrupted else "the budget"
+    limit = "" if shrunk.minimal else f"; {ended} ended the reduction, a smaller scenario may exist"
+    lines.append(f"tests:   {counted(shrunk.candidates, 'candidate')}, {counted(shrunk.runs, 'run')}{limit}")
     if failed is not None:
         lines.append(f"run:     {near(failed)}")
-    lines.append(f"again:   {How(mutant=shrunk.mutant).command(path, seed)} --repeat {last.rate.runs}")
+    lines.append(f"again:   {How(mutant=shrunk.mutant).command(path)} --repeat {last.rate.runs}")
     return "\n".join(lines)

@@ -68,7 +68,7 @@ def test_a_planted_bug_becomes_a_short_scenario_that_fails_each_time(mutant: str
     assert shrunk is not None and shrunk.minimal and shrunk.failure.like(first)
     assert shrunk.scenario.step_count <= MOST_STEPS < draw(seed).step_count
     assert within_assumptions(shrunk.scenario.steps, shrunk.scenario.cluster.nodes)
-    assert told[-1].startswith(f"{shrunk.scenario.step_count} steps, ")
+    assert told[-1].startswith(f"{shrunk.scenario.step_count} step")
     path = write(shrunk, tmp_path)
     again = plan.load(path)
     assert path.parent == tmp_path / "shrunk" and again.steps == shrunk.scenario.steps and again.seed == seed

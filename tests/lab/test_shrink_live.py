@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from lab import cli, runs
 from lab.check.verdict import Check, ExpectationResult, Outcomes, Verdict
 from lab.plan import scenario as plan
-from lab.plan.scenario import Cluster, Load, Scenario
+from lab.plan.scenario import NAME_MAX, Cluster, Load, Scenario
 from lab.runs import How, Result
 from lab.search import shrink_live as live
 from lab.search.rates import ERROR, FAILURES_MAX, LEAST_FACTOR, Rate, SequentialTest
@@ -180,12 +183,40 @@ def test_what_was_accepted_by_luck_is_taken_back() -> None:
 
     def tell(text: str) -> None:
         told.append(text)
-        machine.lost = machine.lost or text.startswith("1 steps")
+        machine.lost = machine.lost or text.startswith("1 step")
 
     shrunk = shrink_live(LARGE, 1, MUTANT, machine.runs(), tell)
     assert isinstance(shrunk, LiveShrunk)
     assert any(text.endswith("too few, back to the scenario before") for text in told)
     assert "pause" in [step.word for step in shrunk.last.scenario.steps] and shrunk.last.rate.value == 1.0
+
+
+def test_without_time_for_the_last_measurement_the_rate_is_that_of_the_test_that_accepted_the_result() -> None:
+    machine = Machine(1.0)
+
+    def observe(scenario: Scenario, mutant: str) -> frozenset[str]:
+        if scenario.step_count < 5:  # A candidate that waits for something.
+            machine.now += 1e6
+        return machine(scenario, "m")
+
+    shrunk = shrink_live(LARGE, 1, "", Runs(observe, 1e6, lambda: machine.now))
+    assert isinstance(shrunk, LiveShrunk) and not shrunk.minimal
+    assert shrunk.last.scenario.step_count < LARGE.step_count and shrunk.last.rate == Rate(3, 3)
+
+
+def test_an_interrupt_keeps_what_was_reached() -> None:
+    machine, left = Machine(1.0), 40
+
+    def observe(scenario: Scenario, mutant: str) -> frozenset[str]:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        return machine(scenario, mutant)
+
+    shrunk = shrink_live(LARGE, 1, MUTANT, Runs(observe, 1e6))
+    assert isinstance(shrunk, LiveShrunk) and shrunk.interrupted and not shrunk.minimal
+    assert shrunk.last.scenario.step_count < LARGE.step_count and shrunk.last.rate.failed
 
 
 # ---- runs and output ------------------------------------------------------------------------------------
@@ -242,7 +273,57 @@ def test_the_result_is_a_scenario_file_that_says_its_rate(tmp_path: Path) -> Non
     )
     shown = report(shrunk, path, tmp_path / "run")
     assert "\nshrunk:  3 steps, 1 nodes, " in shown or "\nshrunk:  3 steps, " in shown
-    assert shown.endswith(f"--seed 7 --mutant {MUTANT} --repeat 10")
+    assert shown.endswith(f"_live.yml --mutant {MUTANT} --repeat 10"), "without --seed, each run has that of the file"
+
+
+def test_a_result_that_is_no_smaller_has_the_seed_of_its_runs_and_a_name_that_is_allowed(tmp_path: Path) -> None:
+    given = structs.replace(LARGE, name="n" * NAME_MAX, seed=5)
+    only = lambda scenario, mutant: frozenset({"A4"} if scenario.steps == given.steps else ())  # noqa: E731
+    shrunk = shrink_live(given, 7, MUTANT, Runs(only, 1e6))
+    assert isinstance(shrunk, LiveShrunk) and shrunk.last.scenario.steps == LARGE.steps
+    path = write(shrunk, tmp_path)
+    assert plan.load(path).seed == 7 and len(path.stem) == NAME_MAX and path.stem.endswith(f"_{MUTANT}_live")
+    assert report(shrunk, path, None).endswith(f".yml --mutant {MUTANT} --repeat 5")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["7", "--seed", "8"], "--seed: only with a scenario"),
+        (["99999999999", "--live"], "seed: found '99999999999', allowed 0..2147483647"),
+        (["7", "--live", "--simulations", "9"], "--simulations: not with --live, which has --budget"),
+        (["7", "--budget", "9s"], "--budget: only with --live"),
+    ],
+)
+def test_options_without_a_use_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["shrink", *words]) == runs.USAGE
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+def test_a_result_that_could_not_be_written_is_refused_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shrunk").touch()
+    assert command_line(monkeypatch, tmp_path, lambda scenario, mutant: pytest.fail("a run")) == runs.USAGE
+    assert (
+        capsys.readouterr().err
+        == f"--out: found {tmp_path}/shrunk, allowed a directory that can be written: File exists\n"
+    )
+
+
+def test_an_interrupted_command_writes_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = iter(range(1, 30))
+
+    def observe(scenario: Scenario, mutant: str) -> frozenset[str]:
+        if next(count) == 20:
+            raise KeyboardInterrupt
+        return frozenset({"A4"})
+
+    assert command_line(monkeypatch, tmp_path, observe) == runs.INTERRUPTED
+    assert "; you ended the reduction, a smaller scenario may exist" in capsys.readouterr().out
+    assert plan.load(tmp_path / "shrunk" / "leader_failure_live.yml").seed is not None
 
 
 def command_line(
@@ -263,7 +344,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         command_line(monkeypatch, tmp_path, lambda scenario, mutant: frozenset({"A4"}), "--budget", "1h") == runs.BROKEN
     )
     told = capsys.readouterr()
-    assert told.out.startswith("A4 breaks in some runs:\ngiven: ") and "A4 breaks in 5 of 5 runs" in told.err
+    assert told.out.startswith("A4 breaks:\ngiven: ") and "A4 breaks in 5 of 5 runs" in told.err
+
+    clock = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(live, "Runs", partial(Runs, clock=lambda: next(clock)))
+        code = command_line(monkeypatch, tmp_path, lambda scenario, mutant: frozenset(), "--budget", "9s")
+    assert code == runs.UNDECIDED
+    assert "nothing fails in 4 runs; the budget ended before 60" in capsys.readouterr().out
 
     def no_lab(scenario: Scenario, mutant: str) -> frozenset[str]:
         raise RunFailed("no port is free")
