@@ -6,6 +6,7 @@ Modules that only one parser needs are imported by it, so that `--help` starts f
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable
@@ -29,10 +30,16 @@ def between(least: int, most: int, allowed: str = "") -> Callable[[str], int]:
     return number
 
 
-positive: Final = between(1, SEED_MAX, "1 or more")
-count: Final = between(0, SEED_MAX, "0 or more")
+positive: Final = between(1, SEED_MAX)
+count: Final = between(0, SEED_MAX)
 seed: Final = between(0, SEED_MAX)
 jobs: Final = between(1, 64)
+
+
+def beyond_the_last(first: int, seeds: int) -> str:
+    """Return why there are not so many seeds from the first one on; "" if there are."""
+    allowed = SEED_MAX - first + 1
+    return f"--seeds: found {seeds}, allowed up to {allowed} from seed {first}" if seeds > allowed else ""
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -64,7 +71,7 @@ def running_time(text: str) -> float:
     """Parse the running time of something long, such as 90s, 10m or 4h; return seconds, more than 0."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|h)", text)
     seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if not seconds:
+    if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"found {text!r}, allowed a time such as 90s, 10m or 4h")
     return seconds
 

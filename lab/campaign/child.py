@@ -8,6 +8,7 @@ compiled modules if there are any (nodeproc.native); it cannot apply mutants the
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 
@@ -38,6 +39,7 @@ def _shrink(order: Shrink) -> Reduced:
     from lab.search.draw import draw
     from lab.search.shrink import document, shrink
 
+    limit_native_code(None)  # A shrinking plays hundreds of seeds.
     scenario = draw(order.seed, order.sizes, order.changing)
     shrunk = shrink(scenario, order.seed, order.mutant, simulations=order.simulations)
     if shrunk is None:
@@ -60,10 +62,10 @@ def main() -> None:
     if sys.argv[1:] == [NATIVE]:
         native.activate()
     coverage.install()
-    from lab.live.children import say
+    from lab.live.children import orders_until, say
 
     say(encode(Ready(code_version())))
-    for line in sys.stdin.buffer:
+    for line in orders_until(lambda: os._exit(0)):
         say(encode(carry_out(decode_order(line))))
 
 

@@ -11,6 +11,7 @@ import io
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from lab.places import CHECKOUT, ROOT
 
@@ -44,7 +45,9 @@ def commit_of(ref: str) -> str:
         CodeError: this is no checkout of a repository, or there is no such commit.
     """
     if not CHECKOUT:
-        raise CodeError(f"--commit: found {ref}, allowed only in a checkout with git: this lab is an installed package")
+        raise CodeError(
+            f"--commit: found {ref!r}, allowed only in a checkout with git: this lab is an installed package"
+        )
     return _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", ref=ref).decode().strip()
 
 
@@ -56,9 +59,11 @@ def export(commit: str, target: Path) -> None:
     """
     archive = _git("archive", "--format=tar", commit, ref=commit)
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(target, filter="data")
+        # Python 3.11.3 and older know no filters; this archive is the project's own.
+        filters: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        files.extractall(target, **filters)
     if not (target / "lab" / "campaign" / "child.py").is_file():
-        raise CodeError(f"--commit: found {commit}, allowed a commit that can play campaigns: it has no lab/campaign")
+        raise CodeError(f"--commit: found {commit!r}, allowed a commit that can play campaigns: it has no lab/campaign")
 
 
 def _git(*arguments: str, ref: str) -> bytes:
@@ -68,5 +73,5 @@ def _git(*arguments: str, ref: str) -> bytes:
         raise CodeError(f"--commit: git could not be started: {error.strerror}") from None
     if done.returncode:
         reason = done.stderr.decode("utf-8", "replace").strip() or "no such commit"
-        raise CodeError(f"--commit: found {ref}, allowed a commit of the repository of {ROOT}: {reason}")
+        raise CodeError(f"--commit: found {ref!r}, allowed a commit of the repository of {ROOT}: {reason}")
     return done.stdout

@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import re
+import shlex
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +26,8 @@ from lab.campaign import report
 from lab.campaign.code import CodeError, code_version, commit_of, export
 from lab.campaign.queue import Queue
 from lab.campaign.spread import Cluster, NoWorkers, play_all
-from lab.campaign.store import CAMPAIGNS, FILE, Settings, Store, StoreError, names
+from lab.campaign.store import CAMPAIGNS, FILE, Settings, Store, StoreError, locked, names
+from lab.live.children import end_on_sigterm
 from lab.places import COMMAND, RESULTS, installing, near
 from lab.search.draw import SIZES
 from lab.search.shrink import add_changing
@@ -78,7 +82,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
-        default="",
+        type=_address,
         help="a Dask scheduler, such as tcp://host:8786 (none: own workers)",
     )
     parser.add_argument(
@@ -96,7 +100,17 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 def _mutants(text: str) -> tuple[str, ...]:
     from lab.mutants.catalogue import MUTANTS
 
-    return tuple(MUTANTS) if text == "all" else tuple(dict.fromkeys(values.mutant(each) for each in text.split(",")))
+    names = text.split(",")
+    if "" in names:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed names of mutants, joined by commas")
+    return tuple(MUTANTS) if text == "all" else tuple(dict.fromkeys(map(values.mutant, names)))
+
+
+def _address(text: str) -> str:
+    found = re.fullmatch(r"(?:(?:tcp|tls|ws|wss)://)?(?:[^\s/:\[\]]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})", text)
+    if found is None or not 0 < int(found[1]) < 65536:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed an address such as tcp://host:8786")
+    return text
 
 
 def main(options: argparse.Namespace) -> int:
@@ -108,6 +122,9 @@ def main(options: argparse.Namespace) -> int:
         return runs.USAGE
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return runs.HARNESS
+    except sqlite3.Error as error:
+        print(f"{near(_directory(options) / FILE)}: {error}", file=sys.stderr)
         return runs.HARNESS
     return code
 
@@ -123,21 +140,24 @@ def _directory(options: argparse.Namespace) -> Path:
 def _new(options: argparse.Namespace) -> int:
     if options.seeds is None and options.time is None:
         raise StoreError("campaign new: --seeds N or --time T is required, or both")
+    if refusal := values.beyond_the_last(options.seed, options.seeds or 0):
+        raise StoreError(refusal)
     _require_dask()
     directory = _directory(options)
-    if (directory / FILE).exists():
-        raise StoreError(f"campaign {options.name!r} exists; to go on: {COMMAND} campaign resume {options.name}")
     commit = commit_of(options.commit) if options.commit else ""
     directory.mkdir(parents=True, exist_ok=True)
-    code = directory / "code"
-    if commit:
-        shutil.rmtree(code, ignore_errors=True)
-        export(commit, code)
-    version = code_version(code) if commit else code_version()
-    counts = (options.seed, options.seeds or 0, options.time)
-    settings = Settings(options.name, *counts, options.nodes, options.mutants, version, commit, options.changing)
-    with Store.create(directory, settings) as store:
-        return _play(store, options)
+    with locked(directory, f"campaign {options.name!r}"):
+        if (directory / FILE).exists():
+            raise StoreError(f"campaign {options.name!r} exists; to go on: {_resuming(options)}")
+        code = directory / "code"
+        if commit:
+            shutil.rmtree(code, ignore_errors=True)
+            export(commit, code)
+        version = code_version(code) if commit else code_version()
+        counts = (options.seed, options.seeds or 0, options.time)
+        settings = Settings(options.name, *counts, options.nodes, options.mutants, version, commit, options.changing)
+        with Store.create(directory, settings) as store:
+            return _play(store, options)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -149,7 +169,15 @@ def _resume(options: argparse.Namespace) -> int:
                 f"campaign {settings.name!r}: found code {found}, allowed {settings.code}, which began it; "
                 "go on with that code, or begin another campaign (with --commit it keeps its code)"
             )
-        return _play(store, options)
+        with locked(store.directory, f"campaign {settings.name!r}"):
+            return _play(store, options)
+
+
+def _resuming(options: argparse.Namespace) -> str:
+    """Return the command that goes on with a campaign."""
+    out = "" if options.out == RESULTS else f" --out {shlex.quote(str(options.out))}"
+    scheduler = f" --scheduler {shlex.quote(options.scheduler)}" if options.scheduler else ""
+    return f"{COMMAND} campaign resume {options.name}{scheduler}{out}"
 
 
 def _require_dask() -> None:
@@ -158,7 +186,6 @@ def _require_dask() -> None:
 
 
 def _play(store: Store, options: argparse.Namespace) -> int:
-    store.claim()
     progress = runs.Progress("campaign")
 
     def tell(text: str) -> None:
@@ -166,23 +193,22 @@ def _play(store: Store, options: argparse.Namespace) -> int:
         print(f"campaign: {text}", file=sys.stderr, flush=True)
 
     queue = Queue(store, tell)
-    cluster = Cluster(options.scheduler, options.jobs, options.patience)
+    cluster = Cluster(options.scheduler or "", options.jobs, options.patience)
     code, interrupted, problem = runs.PASS, False, ""
     try:
         asyncio.run(_play_and_show(queue, cluster, progress, tell))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         interrupted = True
-    except NoWorkers as error:
+    except (NoWorkers, OSError, sqlite3.Error) as error:
         problem = str(error)
     finally:
         progress.close()
-    _write_report(store)
-    print(report.text(store), end="")
     if problem:
         print(f"the campaign stopped: {problem}", file=sys.stderr)
     if problem or interrupted:
-        where = "" if options.out == RESULTS else f" --out {options.out}"
-        print(f"to go on: {COMMAND} campaign resume {store.settings.name}{where}", file=sys.stderr)
+        print(f"to go on: {_resuming(options)}", file=sys.stderr)
+    print(report.text(store), end="")
+    _write_report(store)
     code = report.exit_code(store)
     if interrupted:
         return runs.INTERRUPTED
@@ -190,6 +216,7 @@ def _play(store: Store, options: argparse.Namespace) -> int:
 
 
 async def _play_and_show(queue: Queue, cluster: Cluster, progress: runs.Progress, tell: Callable[[str], None]) -> None:
+    end_on_sigterm()
     showing = asyncio.create_task(_show(queue, progress))
     try:
         await play_all(queue, cluster, tell)
@@ -213,10 +240,15 @@ async def _show(queue: Queue, progress: runs.Progress) -> None:
 def _status(options: argparse.Namespace) -> int:
     if options.name is None:
         home = options.out / CAMPAIGNS
+        code = runs.PASS
         for name in names(home):
-            with Store.open(home / name) as store:
-                print(report.line(store))
-        return runs.PASS
+            try:
+                with Store.open(home / name) as store:
+                    print(report.line(store))
+            except StoreError as error:
+                print(error, file=sys.stderr)
+                code = runs.USAGE
+        return code
     with Store.open(_directory(options)) as store:
         print(report.text(store), end="")
         return report.exit_code(store)

@@ -15,6 +15,7 @@ from lab.places import ROOT, near
 from lab.search import coverage
 from lab.show import page
 from lab.show.junit import clean
+from lab.words import counted
 
 RAREST = 10
 SHOWN_SEEDS = 5
@@ -79,7 +80,8 @@ def _lines(store: Store) -> Iterator[str]:
     for finding in store.findings():
         yield from _finding_lines(store, finding)
     for mutant, seeds, first in unexplained(store):
-        yield f"{_who(mutant)}: {seeds} more failing seeds, not shrunk, the first: {store.replay(first, mutant)}"
+        more = counted(seeds, "more failing seed")
+        yield f"{_who(mutant)}: {more}, not shrunk, the first: {store.replay(first, mutant)}"
     for seed, mutant, trouble in store.troubles():
         yield f"{_who(mutant)}, seed {seed}: the lab failed: {trouble.rstrip().splitlines()[-1]}"
     if unnoticed := [mutant for mutant in store.settings.mutants if mutant and not store.sums(mutant).failed]:
@@ -128,7 +130,7 @@ def _finding_lines(store: Store, finding: Finding) -> Iterator[str]:
     seeds = store.failing(finding.mutant, finding.id, SHOWN_SEEDS)
     more = ", …" if finding.seeds > len(seeds) else ""
     yield f"finding {finding.id}, {_who(finding.mutant)}: {finding.kind}: {finding.text}"
-    yield f"  {finding.seeds} seeds: {', '.join(map(str, seeds))}{more}"
+    yield f"  {counted(finding.seeds, 'seed')}: {', '.join(map(str, seeds))}{more}"
     yield f"  again: {store.replay(finding.seed, finding.mutant)}"
     if finding.scenario:
         yield f"  small: {near(store.scenario_file(finding))}, {finding.steps} steps"

@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import os
 import random
 import shlex
 import shutil
-import signal
 import statistics
 import sys
 import time
@@ -30,9 +28,9 @@ from tabulate import tabulate
 
 from lab import runs, values
 from lab.campaign.code import code_version
-from lab.campaign.store import StoreError, lock
+from lab.campaign.store import StoreError, locked
 from lab.check.verdict import EXIT_CODES, decide
-from lab.live.children import Child
+from lab.live.children import Child, end_on_sigterm
 from lab.places import COMMAND, RESULTS, near
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir, remove
@@ -388,11 +386,8 @@ def main(options: argparse.Namespace) -> int:
     soak = Soak(options.out.absolute() / SOAKS / options.name)
     try:
         soak.directory.mkdir(parents=True, exist_ok=True)
-        descriptor = lock(soak.directory, f"soak {options.name!r}", "; allowed is another --name")
-        try:
+        with locked(soak.directory, f"soak {options.name!r}", "; allowed is another --name"):
             return _carry_out(soak, options)
-        finally:
-            os.close(descriptor)
     except StoreError as error:
         print(error, file=sys.stderr)
         return runs.USAGE
@@ -432,9 +427,7 @@ async def _play_all(soak: Soak, start: Start, options: argparse.Namespace) -> No
     Raises:
         RunFailed: one of the processes ended, or the lab failed several times in a row.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    end_on_sigterm()
     log, children = soak.directory / LOG, list[Child]()
     try:
         for number in range(1, options.jobs + 1):

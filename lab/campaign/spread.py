@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from lab.campaign import work
 from lab.campaign.orders import Lost, Order, decode_answer, encode
@@ -26,8 +26,15 @@ AHEAD: Final = 2
 ANY_PORT: Final = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 """Of the HTTP server that a Dask scheduler always starts."""
 POLL_S: Final = 1.0
+ANSWER_S: Final = 5.0
+"""A scheduler that does not answer within this time counts as lost."""
+ADMIT_S: Final = 60.0
+"""So does one whose workers do not say within this time which code they have."""
 PATIENCE_S: Final = 120.0
 """Time without any worker after which the campaign stops; `resume` continues it."""
+
+
+T = TypeVar("T")
 
 
 class NoWorkers(Exception):
@@ -75,7 +82,7 @@ async def play_all(queue: Queue, cluster: Cluster, progress: Callable[[str], Non
                 finally:
                     seen_at = session.seen_at
                     queue.store.spend(queue.spent_s)
-        except (OSError, _Disconnected) as error:
+        except _Disconnected as error:
             if time.monotonic() - seen_at >= cluster.patience_s:
                 raise NoWorkers(f"no connection to {cluster.scheduler} for {cluster.patience_s:g} s: {error}") from None
             progress(f"waiting for the scheduler {cluster.scheduler}")
@@ -90,8 +97,13 @@ async def _connected(cluster: Cluster) -> AsyncIterator[Any]:
     for name in ("distributed", "distributed.client"):  # The campaign itself reports what concerns the user.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if cluster.scheduler:
-        async with Client(cluster.scheduler, asynchronous=True, timeout="5s", name="chatlab campaign") as client:
+        made = Client(cluster.scheduler, asynchronous=True, timeout=f"{ANSWER_S}s", name="chatlab campaign")
+        try:
+            client = await _answered(made, 2 * ANSWER_S)  # By then it says itself why it could not connect.
             yield client
+        finally:
+            with contextlib.suppress(_Disconnected):
+                await _answered(made.close())
         return
     work.open_children()
     async with (
@@ -110,6 +122,19 @@ async def _connected(cluster: Cluster) -> AsyncIterator[Any]:
             yield client
         finally:
             work.close_children()
+
+
+async def _answered(request: Awaitable[T], within_s: float = ANSWER_S) -> T:
+    """Return the scheduler's answer.
+
+    Raises:
+        _Disconnected: it does not answer in this time, or the connection is lost.
+    """
+    try:
+        async with asyncio.timeout(within_s):
+            return await request
+    except OSError as error:  # TimeoutError is one.
+        raise _Disconnected(str(error) or "no answer") from None
 
 
 @dataclass(slots=True)
@@ -139,7 +164,6 @@ class _Session:
     """Address -> why this worker may not play."""
     _running: dict[asyncio.Task[tuple[str, list[bytes]] | None], _Task] = field(default_factory=dict)
     _polled_at: float = float("-inf")
-    _number: int = 0
 
     async def run(self) -> None:
         """Carry out orders until none is left.
@@ -170,7 +194,7 @@ class _Session:
         self.queue.store.spend(self.queue.spent_s)
         if self.client.status != "running":
             raise _Disconnected("the scheduler has closed the connection")
-        found: dict[str, int] = await self.client.nthreads()
+        found: dict[str, int] = await _answered(self.client.nthreads())
         new = found.keys() - self._threads.keys() - self._refused.keys()
         if new:
             await self._admit({address: found[address] for address in sorted(new)})
@@ -183,7 +207,7 @@ class _Session:
             raise NoWorkers(f"no worker with code {self._code} for {self.cluster.patience_s:g} s{refused}")
         for task in self._running.values():
             if not task.workers & self._threads.keys():
-                await task.future.cancel()
+                await _answered(task.future.cancel())
 
     @property
     def _root(self) -> str:
@@ -196,7 +220,9 @@ class _Session:
 
     async def _admit(self, new: dict[str, int]) -> None:
         """Ask new workers for their code; accept those that have the campaign's."""
-        answers = await self.client.run(work.describe, self._root, workers=list(new), on_error="return")
+        answers = await _answered(
+            self.client.run(work.describe, self._root, workers=list(new), on_error="return"), ADMIT_S
+        )
         for address, answer in answers.items():
             if isinstance(answer, tuple) and answer[0] == self._code:
                 self._threads[address] = new[address]
@@ -213,7 +239,6 @@ class _Session:
         """Give the workers work, until each of them has some in reserve."""
         threads = sum(self._threads.values())
         while len(self._running) < threads * AHEAD and (orders := self.queue.next(self._size(threads))):
-            self._number += 1
             future = self.client.submit(
                 work.carry_out,
                 self._root,
@@ -221,8 +246,7 @@ class _Session:
                 not any(self.queue.store.settings.mutants),
                 [encode(order) for order in orders],
                 workers=list(self._threads),
-                pure=False,
-                key=f"chatlab-{self.queue.store.settings.name}-{self._number}",
+                pure=False,  # So each task has a name of its own; Dask takes tasks of one name for one task.
             )
             self._running[asyncio.create_task(_ended(future))] = _Task(orders, future, frozenset(self._threads))
 
@@ -238,7 +262,8 @@ class _Session:
             return
         done, _ = await asyncio.wait(self._running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
         for each in done:
-            await self._take(self._running.pop(each), each.result())
+            await self._take(self._running[each], each.result())
+            del self._running[each]
 
     async def _take(self, task: _Task, ended: tuple[str, list[bytes]] | None) -> None:
         if ended is not None:

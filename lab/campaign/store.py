@@ -12,9 +12,11 @@ docs/campaigns.md describes the tables.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shlex
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -111,8 +113,9 @@ class StoreError(Exception):
     """A campaign or a soak cannot be created or opened; the text says why."""
 
 
-def lock(directory: Path, what: str, allowed: str = "") -> int:
-    """Lock a directory until the returned descriptor is closed or this process ends.
+@contextlib.contextmanager
+def locked(directory: Path, what: str, allowed: str = "") -> Iterator[None]:
+    """Keep other processes from playing what is in a directory; the lock ends with this process at the latest.
 
     Args:
         what: the name of its content, for the error. allowed: the end of the error.
@@ -126,7 +129,10 @@ def lock(directory: Path, what: str, allowed: str = "") -> int:
     except BlockingIOError:
         os.close(descriptor)
         raise StoreError(f"{what} is being played by another process{allowed}") from None
-    return descriptor
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Failing(NamedTuple):
@@ -194,9 +200,14 @@ class Store:
     def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
         self.directory = directory
         self._db = connection
-        self._lock: int | None = None
-        (text,) = self._one("SELECT settings FROM campaign")
-        self.settings = msgspec.json.decode(text, type=Settings)
+        if missing := _columns(sqlite3.connect(":memory:").executescript(_TABLES)) - _columns(connection.cursor()):
+            raise StoreError(f"found no {', '.join(sorted(missing))}, allowed a campaign of this lab")
+        row = self._db.execute("SELECT settings FROM campaign").fetchone()
+        if row is None:
+            raise StoreError("found no settings")
+        self.settings = msgspec.json.decode(row[0], type=Settings)
+        if self.settings.format != FORMAT:
+            raise StoreError(f"found format {self.settings.format}, allowed {FORMAT}")
         self._marks = {text: number for number, text in self._db.execute("SELECT id, text FROM marks")}
 
     # ---- creating and opening ------------------------------------------------------------------------
@@ -232,23 +243,12 @@ class Store:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")  # A power loss may cost the last seeds, which are played again.
             return cls(directory, db)
-        except (sqlite3.Error, msgspec.DecodeError) as error:
+        except (sqlite3.Error, msgspec.DecodeError, StoreError) as error:
             db.close()
             raise StoreError(f"{near(file)}: {error}") from None
 
-    def claim(self) -> None:
-        """Make this process the only one that adds results, until it closes the store or ends in any way.
-
-        Raises:
-            StoreError: another process has done so.
-        """
-        self._lock = lock(self.directory, f"campaign {self.settings.name!r}")
-
     def close(self) -> None:
         self._db.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def __enter__(self) -> Store:
         return self
@@ -422,7 +422,9 @@ class Store:
 
     @property
     def _command(self) -> str:
-        return COMMAND if self.code_directory is None else f"python3 {near(self.code_directory / 'run_lab.py')}"
+        if self.code_directory is None:
+            return COMMAND
+        return f"python3 {shlex.quote(str(near(self.code_directory / 'run_lab.py')))}"
 
     def export(self) -> list[Path]:
         """Write the shrunk scenario of each finding to its file; return the files."""
@@ -438,6 +440,13 @@ class Store:
 
 def _encode_marks(numbers: Iterable[int]) -> str:
     return json.dumps(sorted(numbers), separators=(",", ":"))
+
+
+def _columns(db: sqlite3.Cursor) -> set[str]:
+    rows = db.execute(
+        "SELECT t.name, c.name FROM sqlite_master t JOIN pragma_table_info(t.name) c WHERE t.type = 'table'"
+    )
+    return {f"{table}.{column}" for table, column in rows}
 
 
 def names(home: Path) -> list[str]:

@@ -34,7 +34,7 @@ class _Child:
         environment = child_environment()
         if root != ROOT:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment["PYTHONPATH"]]))
-        self.root, self.native = root, native
+        self.made_of = root, code, native
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lab.campaign.child", *([NATIVE] if native else [])],
             stdin=subprocess.PIPE,
@@ -98,7 +98,7 @@ class _Children:
             if self._closed:
                 raise Closed
             found = self._of_thread.get(me)
-        if found is not None and (found.root, found.native) == (root, native):
+        if found is not None and found.made_of == (root, code, native):
             return found
         self.drop()
         made = _Child(root, code, native)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +140,13 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line[:1].strip()), "(it said nothing)")
 
 
+def end_on_sigterm() -> None:
+    """Have SIGTERM cancel the current task, as Ctrl+C does, which asyncio.run handles by itself."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
 # ---- in the child --------------------------------------------------------------------------------
 
 
@@ -146,6 +156,24 @@ async def orders() -> AsyncIterator[bytes]:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while (line := await reader.readline()).endswith(b"\n"):
         yield line
+
+
+def orders_until(end: Callable[[], None]) -> Iterator[bytes]:
+    """Yield the lines of standard input, for a child that blocks while it carries out an order.
+
+    Args:
+        end: called in another thread when the input ends, because the harness has ended; it must end this process.
+    """
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            waiting.put(line)
+        end()
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield waiting.get()
 
 
 def say(line: bytes) -> None:

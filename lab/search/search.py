@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -70,7 +71,9 @@ class Search:
     def replay(self, seed: int) -> str:
         """Return the command that simulates one seed of this search again."""
         sizes = f" --nodes {','.join(map(str, self.sizes))}" if self.sizes != SIZES else ""
-        changing = f" --changing {self.changing:g}" if self.changing != CHANGING_SHARE else ""
+        changing = (
+            f" --changing {Decimal(repr(self.changing)).normalize():f}" if self.changing != CHANGING_SHARE else ""
+        )
         mutant = f" --mutant {self.mutant}" if self.mutant else ""
         return f"{COMMAND} sim --seed {seed} --seeds 1{sizes}{changing}{mutant}"
 
@@ -391,6 +394,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Search and print the report; return the exit code."""
     count = options.seeds or (0 if options.time_limit is not None else SEEDS)
+    if refusal := values.beyond_the_last(options.seed, count):
+        print(refusal, file=sys.stderr)
+        return runs.USAGE
     jobs = min(options.jobs, count or options.jobs)
     search = Search(
         options.seed,

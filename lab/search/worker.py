@@ -150,11 +150,16 @@ def play(seed: int, sizes: tuple[int, ...], changing: float, limit_s: float = SE
     )
 
 
-def limit_native_code() -> None:
-    """Before a seed: have the kernel end this process if the seed hangs in compiled code; see KILLED_AFTER_S."""
+def limit_native_code(seed_s: float | None = SEED_CPU_S) -> None:
+    """Before a seed: have the kernel end this process if the seed hangs in compiled code; see KILLED_AFTER_S.
+
+    Args:
+        seed_s: CPU time of the seed; None for no limit.
+    """
     if native.compiled():
-        last_s = int(time.process_time() + SEED_CPU_S) + KILLED_AFTER_S
-        resource.setrlimit(resource.RLIMIT_CPU, (last_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        last_s = most if seed_s is None else int(time.process_time() + seed_s) + KILLED_AFTER_S
+        resource.setrlimit(resource.RLIMIT_CPU, (last_s, most))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -26,12 +27,13 @@ from lab.campaign.code import PACKAGES, code_version
 from lab.campaign.orders import Lost, Order, Play, Reduced, Result, Shrink, decode_answer, encode
 from lab.campaign.queue import FINDINGS_MAX, Queue
 from lab.campaign.spread import ANY_PORT, Cluster, NoWorkers, play_all
-from lab.campaign.store import FILE, Settings, Store, StoreError
+from lab.campaign.store import FILE, Settings, Store, StoreError, locked
 from lab.live.children import child_environment
 from lab.places import ROOT
 from lab.plan import scenario as plan
 from lab.search import failure
 from lab.search.draw import CHANGING_SHARE, draw
+from lab.search.search import Search
 from lab.search.shrink import SIMULATIONS
 from lab.search.worker import Played
 from lab.show.page import static
@@ -207,7 +209,7 @@ def test_only_some_findings_of_a_kind_are_shrunk(tmp_path: Path) -> None:
                     queue.take(order, reduced(f"R1 {seed}"), "w")
         assert len(store.findings()) == FINDINGS_MAX
         assert list(report.unexplained(store)) == [("", 1, FINDINGS_MAX + 1)]
-        assert "1 more failing seeds, not shrunk" in report.text(store)
+        assert "1 more failing seed, not shrunk" in report.text(store)
 
 
 def test_seeds_that_hang_are_one_finding_and_are_not_shrunk(tmp_path: Path) -> None:
@@ -333,13 +335,47 @@ def test_a_file_that_is_no_campaign_is_refused(tmp_path: Path) -> None:
         Store.open(tmp_path)
 
 
-def test_one_process_at_a_time_plays_a_campaign(tmp_path: Path) -> None:
-    with made(tmp_path, settings()) as store, Store.open(store.directory) as other:
-        store.claim()
-        with pytest.raises(StoreError, match="played by another process"):
-            other.claim()
-        store.close()
-        other.claim()
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("DROP TABLE seeds", "found no seeds.code, seeds.elections, .*, allowed a campaign of this lab"),
+        ("DROP TABLE findings", "found no findings.id, "),
+        ("ALTER TABLE seeds DROP COLUMN mode", "found no seeds.mode, allowed"),
+        ("DELETE FROM campaign", "found no settings"),
+        ("UPDATE campaign SET settings = json_set(settings, '$.format', 7)", "found format 7, allowed "),
+        ("UPDATE campaign SET settings = json_set(settings, '$.name', 5)", "Expected `str`, got `int`"),
+    ],
+)
+def test_a_damaged_campaign_is_refused_in_one_line_and_hides_no_other(
+    damage: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "campaigns" / name).mkdir(parents=True)
+        Store.create(tmp_path / "campaigns" / name, structs.replace(settings(), name=name)).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "campaigns" / "a" / FILE)) as db:
+        db.execute("DROP INDEX failures")
+        db.execute(damage)
+        db.commit()
+    assert cli.main(["campaign", "status", "--out", str(tmp_path)]) == runs.USAGE
+    shown = capsys.readouterr()
+    assert re.search(rf"campaigns/a/{FILE}: {said}", shown.err) and shown.err.count("\n") == 1
+    assert shown.out.startswith("b: 0 of ")
+
+
+def test_one_process_at_a_time_plays_a_campaign(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, options = tmp_path / "campaigns" / "some", ["campaign", "new", "some", "--seeds", "2"]
+    directory.mkdir(parents=True)
+    with locked(directory, "campaign 'some'"), monkeypatch.context() as patch:
+        patch.setattr(command, "_require_dask", lambda: None)
+        assert cli.main([*options, "--out", str(tmp_path)]) == runs.USAGE, "before it has its file, too"
+        with pytest.raises(StoreError, match="played by another process"), locked(directory, "it"):
+            pytest.fail("locked twice")
+    assert "campaign 'some' is being played by another process" in capsys.readouterr().err
+    assert not list(directory.iterdir())
+    with locked(directory, "it"):
+        assert directory.is_dir()
 
 
 # ---- the playing processes ------------------------------------------------------------------------------
@@ -406,6 +442,7 @@ def test_seeds_are_drawn_with_the_share_that_the_campaign_was_begun_with(tmp_pat
         (shrink,) = queue.next(1)
         assert shrink == Shrink(1, (3,), 1.0, "", SIMULATIONS)
         assert store.replay(1, "").endswith(" sim --seed 1 --seeds 1 --nodes 3 --changing 1")
+    assert Search(1, 1, 1, changing=0.00001).replay(1).endswith(" --seeds 1 --changing 0.00001")
 
 
 def failure_of_mutant(seed: int) -> bool:
@@ -421,6 +458,23 @@ def test_at_the_end_of_a_campaign_its_orders_are_given_up_at_once(monkeypatch: p
     monkeypatch.setattr(work, "_Child", None)  # No other process is started.
     with pytest.raises(work.Closed):
         answers(Play(1, (3,), CHANGING_SHARE))
+
+
+@pytest.mark.usefixtures("children")
+def test_a_process_of_the_code_before_plays_nothing_more() -> None:
+    before = work._children.of_this_thread(ROOT, code_version(), False)
+    with pytest.raises(work.WrongCode):  # This code says so itself; the code before did not know.
+        work._children.of_this_thread(ROOT, "0123456789ab", False)
+    assert before.process.poll() is not None
+
+
+@pytest.mark.usefixtures("children")
+def test_a_process_ends_at_once_when_its_worker_has_ended() -> None:
+    child = work._children.of_this_thread(ROOT, code_version(), False)
+    assert child.process.stdin is not None and child.process.stdout is not None
+    child.process.stdin.write(encode(Play(3, (3,), CHANGING_SHARE)) + b"\n")
+    child.process.stdin.close()
+    assert child.process.wait() == 0 and child.process.stdout.read() == b"", "the seed was not finished"
 
 
 @pytest.mark.usefixtures("children")
@@ -513,7 +567,62 @@ def test_without_a_scheduler_a_campaign_stops_and_says_how_to_go_on(
     assert cli.main(["campaign", "new", "alone", *options]) == runs.HARNESS
     shown = capsys.readouterr().err
     assert "no connection to tcp://127.0.0.1:1 for 0.001 s" in shown
-    assert f"campaign resume alone --out {tmp_path}\n" in shown
+    assert f"campaign resume alone --scheduler tcp://127.0.0.1:1 --out {tmp_path}\n" in shown
+
+
+@needs_dask
+def test_two_campaigns_of_one_name_do_not_get_each_others_results(tmp_path: Path) -> None:
+    """They share a scheduler, on which other people's campaigns may run, too."""
+    from distributed import LocalCluster
+
+    async def play(stores: list[Store]) -> None:
+        async with LocalCluster(n_workers=1, processes=False, scheduler_kwargs=ANY_PORT, asynchronous=True) as local:
+            cluster = Cluster(local.scheduler_address, 1, 60.0)
+            async with asyncio.TaskGroup() as group:
+                for store in stores:
+                    group.create_task(play_all(Queue(store, Told()), cluster, Told()))
+
+    work.open_children()
+    product, changing = (Settings("night", 1, 4, None, (3,), ("",), code_version(), "", share) for share in (0.0, 1.0))
+    with made(tmp_path / "a", product) as a, made(tmp_path / "b", changing) as b:
+        asyncio.run(play([a, b]))
+        assert not a.faults().keys() & {"add_node", "remove_node"} and "add_node" in b.faults()
+        assert a.count() == b.count() == 4
+    work.close_children()
+
+
+@needs_dask
+def test_a_disk_of_the_lab_that_fails_is_no_lost_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    findings = tmp_path / "campaigns" / "full" / "findings"
+    findings.parent.mkdir(parents=True)
+    findings.touch()
+    options = ["--seeds", "24", "--nodes", "3", "--jobs", "1", "--mutants", MUTANT, "--out", str(tmp_path)]
+    assert cli.main(["campaign", "new", "full", *options]) == runs.HARNESS
+    told = capsys.readouterr().err
+    assert f"the campaign stopped: [Errno 17] File exists: '{findings}'" in told
+    assert "waiting for the scheduler" not in told and f"campaign resume full --out {tmp_path}\n" in told
+
+
+@needs_dask
+def test_a_scheduler_that_hangs_counts_as_lost() -> None:
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(spread._Disconnected, match="no answer"):
+        asyncio.run(spread._answered(hang(), 0.001))
+
+
+@needs_dask
+def test_sigterm_interrupts_as_ctrl_c_does(tmp_path: Path) -> None:
+    options = ["--seeds", "5000", "--nodes", "3", "--jobs", "1", "--out", str(tmp_path / "with space")]
+    command = [sys.executable, "-m", "lab", "campaign", "new", "ended", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment()) as begun:
+        while not rows(tmp_path / "with space" / "campaigns" / "ended" / FILE):
+            assert begun.poll() is None
+        begun.terminate()
+        out, err = begun.communicate()
+    assert begun.returncode == runs.INTERRUPTED and out.startswith(b"ended: ")
+    assert f"to go on: python3 run_lab.py campaign resume ended --out '{tmp_path}/with space'\n" in err.decode()
 
 
 def test_a_scheduler_that_keeps_closing_the_connection_does_not_renew_the_patience(
@@ -551,7 +660,18 @@ def test_a_scheduler_that_keeps_closing_the_connection_does_not_renew_the_patien
         (["new", "x", "--time", "5"], "found '5', allowed a time such as 90s, 10m or 4h"),
         (["new", "x", "--time", "0s"], "found '0s', allowed a time such as 90s, 10m or 4h"),
         (["new", "x", "--seeds", "1", "--mutants", "nothing"], "mutant 'nothing', allowed: "),
-        (["new", "x", "--seeds", "0"], "found '0', allowed 1 or more"),
+        (["new", "x", "--seeds", "0"], "found '0', allowed 1..2147483647"),
+        (["new", "x", "--seeds", "1", "--mutants", ""], "found '', allowed names of mutants"),
+        (["new", "x", "--seeds", "1", "--mutants", f"{MUTANT},"], f"found '{MUTANT},', allowed names of mutants"),
+        (["new", "x", "--seeds", "\u0663"], "found '\u0663', allowed 1..2147483647"),
+        (["new", "x", "--time", "9" * 400 + "h"], "allowed a time such as 90s, 10m or 4h"),
+        *(
+            (
+                ["new", "x", "--seeds", "1", "--scheduler", each],
+                f"found {each!r}, allowed an address such as tcp://host:8786",
+            )
+            for each in ("foo", "http://x:1", "tcp://127.0.0.1", "tcp://", "tcp://h:99999", "tcp://h:0", "a b:1")
+        ),
     ],
 )
 def test_a_wrong_option_is_reported(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -564,10 +684,14 @@ def test_a_wrong_option_is_reported(options: list[str], message: str, capsys: py
     ("options", "message"),
     [
         (["new", "x"], "campaign new: --seeds N or --time T is required, or both"),
+        (
+            ["new", "x", "--seeds", "9", "--seed", "2147483640"],
+            "--seeds: found 9, allowed up to 8 from seed 2147483640",
+        ),
         (["status", "x"], "campaign 'x': there is none in "),
         (
             ["new", "x", "--seeds", "1", "--commit", "nothing-of-this-name"],
-            "found nothing-of-this-name, allowed a commit",
+            "found 'nothing-of-this-name', allowed a commit",
         ),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from lab.campaign.soak import (
     with_last_messages,
     without_missed_faults,
 )
-from lab.campaign.store import StoreError, lock
+from lab.campaign.store import StoreError, locked
 from lab.check.verdict import Check, Outcomes, Verdict
 from lab.live.children import child_environment
 from lab.plan import scenario as plan
@@ -212,11 +211,8 @@ def test_the_table_shows_faults_and_unavailable_time() -> None:
 def test_a_second_process_does_not_play_the_same_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "soaks" / "night"
     directory.mkdir(parents=True)
-    descriptor = lock(directory, "soak 'night'")
-    try:
+    with locked(directory, "soak 'night'"):
         assert cli.main(["soak", "--time", "1s", "--name", "night", "--out", str(tmp_path)]) == runs.USAGE
-    finally:
-        os.close(descriptor)
     assert capsys.readouterr().err == "soak 'night' is being played by another process; allowed is another --name\n"
     assert not list(directory.iterdir())
 
