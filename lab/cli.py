@@ -69,7 +69,7 @@ ELSEWHERE = {
     "new": ("lab.plan.scaffold", "write a small scenario that passes, as a starting point for your own"),
     "schema": ("lab.plan.schema", "print a JSON Schema of the scenario format, for editors"),
     "native": ("lab.native", "compile the hot modules, so that nodes and simulations are faster"),
-    "diagram": ("lab.show.diagram", "draw a simulated run's messages"),
+    "diagram": ("lab.show.diagram", "draw a run's messages and events"),
     "engines": ("lab.search.published", "install other replicated stores, to run scenarios on them"),
     "serve": ("lab.watch.serve", "show runs in the browser, as they happen or afterwards"),
     "watch": ("lab.watch.command", "show runs in the terminal, as they happen or afterwards"),
