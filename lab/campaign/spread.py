@@ -278,7 +278,7 @@ class _Session:
     async def _take_error(self, task: _Task) -> None:
         from distributed import KilledWorker
 
-        error = await task.future.exception()
+        error = await _answered(task.future.exception())
         if not isinstance(error, KilledWorker):
             raise NoWorkers(f"a worker or the scheduler, which both need this lab, cannot play: {error}")
         if len(task.orders) > 1:  # One by one, only the order that ends its worker is lost.

@@ -200,7 +200,10 @@ class Store:
     def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
         self.directory = directory
         self._db = connection
-        if missing := _columns(sqlite3.connect(":memory:").executescript(_TABLES)) - _columns(connection.cursor()):
+        with contextlib.closing(sqlite3.connect(":memory:")) as new:
+            new.executescript(_TABLES)
+            missing = _columns(new) - _columns(connection)
+        if missing:
             raise StoreError(f"found no {', '.join(sorted(missing))}, allowed a campaign of this lab")
         row = self._db.execute("SELECT settings FROM campaign").fetchone()
         if row is None:
@@ -442,7 +445,7 @@ def _encode_marks(numbers: Iterable[int]) -> str:
     return json.dumps(sorted(numbers), separators=(",", ":"))
 
 
-def _columns(db: sqlite3.Cursor) -> set[str]:
+def _columns(db: sqlite3.Connection) -> set[str]:
     rows = db.execute(
         "SELECT t.name, c.name FROM sqlite_master t JOIN pragma_table_info(t.name) c WHERE t.type = 'table'"
     )

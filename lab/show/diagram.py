@@ -174,7 +174,9 @@ def _svg_arrow(arrow: Arrow, x: dict[int, int], y_sent: int, y: int) -> Iterator
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run_lab.py diagram`."""
-    parser.add_argument("run", metavar="RUN_DIR", type=Path, help="such as results/latest; --sim --frames records all frames")
+    parser.add_argument(
+        "run", metavar="RUN_DIR", type=Path, help="such as results/latest; --sim --frames records all frames"
+    )
     parser.add_argument("--svg", action="store_true", help="write diagram.svg into the run directory instead")
     parser.add_argument("--all", action="store_true", help="also show repetitions and the start of the nodes")
     parser.add_argument(
