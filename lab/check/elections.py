@@ -2,7 +2,7 @@
 
 If the members change, the mark of a term has one list, and the committed lists follow each other: a later term has no
 older list, and two versions in succession differ by one voter at most, so that their majorities share a node (G2). A
-node that was told that it is removed (G5) is so in all lists that were committed from that term on.
+node that was notified of its removal (G5) is removed in all lists that were committed from that term on.
 
 A node that lost its disk has forgotten its term (M4): the terms that it shows afterwards are compared with each other.
 """
@@ -87,7 +87,7 @@ class Elections(Judge):
         self._versions: dict[int, _List] = {}
         """Version -> the committed list."""
         self._left: list[tuple[int, NodeId, int]] = []
-        """(term, node, line of the event) of nodes that were told that they are removed."""
+        """(term, node, line of the event) of nodes that were notified of their removal."""
 
     def on_fault(self, row: FaultRow) -> None:
         if loses_disk(row):
@@ -168,12 +168,12 @@ class Elections(Judge):
             )
 
     def _judge_removals(self, findings: Findings) -> None:
-        for told, node, line in self._left:
+        for notified, node, line in self._left:
             for term, found in self._committed:
-                if term >= told and node not in found.others[1]:
+                if term >= notified and node not in found.others[1]:
                     findings.add(
                         self.case.event_place(node, line),
-                        f"node {node} was told in term {told} that it is removed; the list of term {term} still has it",
+                        f"node {node} was notified of its removal in term {notified}; the list of term {term} has it",
                         self.case.event_quote(node, line),
                         self.case.event_quote(found.node, found.line),
                     )

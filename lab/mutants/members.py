@@ -138,12 +138,12 @@ def removed_node_keeps_deposing(patch: Patch) -> None:
     patch.everywhere(right, listen)
 
 
-@MEMBERS.add("G5", "Only the leader tells a node that it was removed.")
-def removed_node_not_told(patch: Patch) -> None:
+@MEMBERS.add("G5", "Only the leader notifies a node of its removal.")
+def removed_node_not_notified(patch: Patch) -> None:
     patch.everywhere(changes.notify_removed, lambda state, settled, fx: None)
 
 
-@MEMBERS.add("G5", "A node is told that it was removed although the list is not committed, and may never be.")
+@MEMBERS.add("G5", "A node is notified of its removal although the list is not committed.")
 def removed_by_an_open_list(patch: Patch) -> None:
     def wrong(state: NodeState, settled: bool, fx: Effects) -> None:
         if state.log.members is not None:
