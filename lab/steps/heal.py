@@ -8,7 +8,7 @@ from typing import Literal, Self
 from msgspec import structs
 
 from lab.steps.lot import Lot
-from lab.steps.machine import Run
+from lab.steps.machine import Machine, Run
 from lab.steps.orders import NEVER
 from lab.steps.outlook import UP, State
 from lab.steps.resume import resume
@@ -23,7 +23,7 @@ END_PATIENCE_S = 10.0
 class Heal(Fault, frozen=True):
     """`links`: remove all rules on links; `disks`: clear slow, full and failing disks; `clocks`: end the drift of
     clocks; `busy`: end the busy processes; `all`: all of these, and resume the paused nodes and start the stopped nodes
-    among `on`.
+    among `on`; of all nodes also those that have run and are no members yet.
 
     A clock that was set forward stays so.
     """
@@ -61,11 +61,18 @@ class Heal(Fault, frozen=True):
         if self.what in ("busy", "all"):
             run.book.busy_over(await run.world.end_busy())
         if self.what == "all":
-            machines = run.choose(self.on)
+            machines = run.choose(self.on) + (_newcomers(run) if self.on == "all" else [])
             if paused := [each for each in machines if each.paused]:
                 await resume(run, paused, index)
             if down := [each for each in machines if not each.running]:
                 await start(run, down, index)
+
+
+def _newcomers(run: Run) -> list[Machine]:
+    """Return the nodes that have run and are no members yet. Their list may be committed once the links are healed."""
+    members = run.world.member_list
+    known = {*members.present, *members.removed}
+    return [each for node, each in run.world.machines.items() if node not in known and (each.running or each.exits)]
 
 
 async def _heal_links(run: Run, index: int) -> None:
