@@ -85,7 +85,9 @@ class Elections(Judge):
         self._committed: list[tuple[int, _List]] = []
         """(term, committed list), by term."""
         self._versions: dict[int, _List] = {}
-        """Version -> the committed list."""
+        """Version -> the committed list. Version 0 is that of the founders, which no event shows."""
+        if case.scenario is not None:
+            self._versions[0] = _List(0, case.scenario.cluster.founder_ids, ((), ()), 0, 0)
         self._left: list[tuple[int, NodeId, int]] = []
         """(term, node, line of the event) of nodes that were notified of their removal."""
 
@@ -227,7 +229,7 @@ class Elections(Judge):
 
     def _differ(self, text: str, *lists: _List) -> None:
         shown = " and ".join(f"version {each.version}, voters {', '.join(map(str, each.voters))}" for each in lists)
-        quotes = (self.case.event_quote(each.node, each.line) for each in lists)
+        quotes = (self.case.event_quote(each.node, each.line) for each in lists if each.line)
         self._findings.add(self.case.event_place(lists[-1].node, lists[-1].line), f"{text}: {shown}", *quotes)
 
     def _fell(self, node: int, line: int, event: EventLine, shown: int, shown_line: int) -> None:
