@@ -64,6 +64,8 @@ class _Cluster:
         self.lasting: list[FaultRow] = []
         self.rules: dict[Pair, FaultRow] = {}
         self.lost: set[NodeId] = set()
+        self.rebuilding: set[NodeId] = set()
+        """Nodes that lost their disk, while no majority of others was up since then that could readmit them."""
         self.left: set[NodeId] = set()
         self.undecided: dict[NodeId, FaultRow] = {}
 
@@ -76,6 +78,7 @@ class _Cluster:
         effect = effect_of(row.fault)
         if loses_disk(row):
             self.lost.add(row.target)
+            self.rebuilding.add(row.target)
         if row.fault in CHANGES or row.fault == LEFT:
             self._change(row)
         elif effect in (Effect.DOWN, Effect.UP) and row.moved:
@@ -134,10 +137,13 @@ class _Cluster:
         slow = {row.target for row in self.lasting if effect_of(row.fault) is Effect.SLOW}
         too_slow = {row.target for row in self.lasting if SYNCS * Evidence.of(row).slow_s > self._deadline_s}
         up = frozenset(node for node in self.members if self.runs.get(node, False))
+        if self._is_majority(up - self.rebuilding):
+            self.rebuilding.clear()
         links = self.links()
         if not links:
             quiet = not slow and up == self.members
-            return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(up - too_slow) else None
+            able = up - too_slow - self.rebuilding
+            return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(able) else None
         are_cut = all(CLIENTS not in pair and (rule.silent or rule.refuse) for pair, rule in links.items())
         connected = largest_connected(up - slow - self.lost, links.keys())
         if not any_node or not are_cut or not self._is_majority(connected):

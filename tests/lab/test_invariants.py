@@ -439,6 +439,18 @@ def test_a_disk_too_slow_for_the_clients_deadline_does_not_count_towards_the_maj
     assert spans(1.9) == before + after
 
 
+def test_a_node_that_lost_its_disk_counts_once_a_majority_of_others_could_readmit_it() -> None:
+    def row(fault: str, node: int, t: int) -> FaultRow:
+        return FaultRow(fault, node, "follower", t * S, t * S, {}, True, 0)
+
+    def spans(paused_at: int) -> list[tuple[int, int]]:
+        rows = [row("rebuild", 3, 2), row("start", 3, 2), row("pause", 2, paused_at), row("resume", 2, 15)]
+        return [(each.start, each.end) for each in stretches_between(rows, NODES, set(), 0, 20 * S) if each.end > 2 * S]
+
+    assert spans(3) == [(2 * S, 3 * S), (3 * S, 15 * S), (15 * S, 20 * S)]
+    assert spans(2) == spans(1) == [(15 * S, 20 * S)], "node 1 alone can't readmit node 3"
+
+
 def test_an_undecided_change_of_the_members_is_decided_by_a_later_list_or_by_the_end_of_the_node() -> None:
     def spans(*after: FaultRow) -> list[tuple[int, int]]:
         stretches = stretches_between([start, begun, *after], NODES, set(), 0, 20 * S)
