@@ -115,7 +115,9 @@ def _is_excused(event: EventLine, exits: Sequence[NodeExit], faults: Sequence[Fa
             (row.effect and effect_of(row.fault) is Effect.LINKS) or (row.target == event.node and loses_disk(row))
             for row in before
         )
-    return event.event == "stranger_refused" and any(row.target == event.peer and loses_disk(row) for row in before)
+    return event.event == "unknown_member_refused" and any(
+        row.target == event.peer and loses_disk(row) for row in before
+    )
 
 
 def _fails_disk(row: FaultRow, event: EventLine) -> bool:

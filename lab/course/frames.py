@@ -118,22 +118,24 @@ class Chosen:
         return left > 0
 
 
-def frame_text(message: PeerMessage) -> str:
-    """Return a frame's content in human-readable form: `term 2, position 1:5`.
+def told_fields(message: PeerMessage) -> list[str]:
+    """Return the names of the fields that tell a reader something.
 
     Numbers of requests are left out, and what is seldom true (of a transfer, E7; of lists of members, G5) if it is not.
     """
+    untrue = {name for name in ("stand", "transfer", "settled") if not getattr(message, name, True)}
+    return [name for name in message.__struct_fields__ if name not in {"poll", "request"} | untrue]
+
+
+def frame_text(message: PeerMessage) -> str:
+    """Return a frame's content in human-readable form, of its told_fields: `term 2, position 1:5`."""
     if isinstance(message, Append):
         records = ", ".join(map(_record, message.records))
         return f"term {message.term}, {records} behind {position_text(message.previous)}, commit {message.commit_seq}"
     if isinstance(message, Submit):
         last = message.first + len(message.payloads) - 1
         return f"n {message.first}..{last} of client {message.client_id}"
-    left_out = {"poll", "request"} | {
-        name for name in ("stand", "transfer", "settled") if not getattr(message, name, True)
-    }
-    names = [name for name in message.__struct_fields__ if name not in left_out]
-    return ", ".join(f"{name.replace('_', ' ')} {_value(getattr(message, name))}" for name in names)
+    return ", ".join(f"{name.replace('_', ' ')} {_value(getattr(message, name))}" for name in told_fields(message))
 
 
 def _value(value: Any) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from msgspec import structs
 
@@ -24,7 +24,7 @@ from lab.course.manifest import surroundings
 from lab.course.recording import HistoryWriter, merge
 from lab.course.runner import Progress, Runner
 from lab.live import enclosed
-from lab.live.children import Children
+from lab.live.children import Children, end_on_sigterm
 from lab.live.cluster import Cluster
 from lab.live.kernel.namespaces import has_entered
 from lab.live.load_workers import LoadWorkers, worker_count
@@ -56,19 +56,15 @@ def run(
         work = enclosed.carry_out(scenario, run, seed, progress, mutant)
     else:
         work = LiveRun(scenario, run, seed, progress, mutant, person).carry_out()
-    with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        task: asyncio.Task[None] = loop.create_task(work)
-        # SIGTERM ends a run as Ctrl+C does; asyncio.Runner handles only SIGINT.
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
-        try:
-            runner.run(_wait_for(task))
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+    try:
+        asyncio.run(_ended_by_sigterm(work))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
-async def _wait_for(task: asyncio.Task[None]) -> None:
-    await task
+async def _ended_by_sigterm(work: Coroutine[Any, Any, None]) -> None:
+    end_on_sigterm()
+    await work
 
 
 class LiveRun:

@@ -38,7 +38,8 @@ MOST_NEWS: Final = 2000
 """The latest of the things that happened; older ones are dropped."""
 SHOWN_EVENTS: Final = frozenset(
     {"leader_timeout", "election_started", "became_candidate", "vote_granted", "became_leader", "became_follower"}
-    | {"starting", "node_readmitted", "stranger_refused", "disk_stalled", "failed", "damage_found", "damage_repaired"}
+    | {"starting", "node_readmitted", "unknown_member_refused"}
+    | {"disk_stalled", "failed", "damage_found", "damage_repaired"}
 )
 """Events of nodes that are news to an audience."""
 

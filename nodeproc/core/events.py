@@ -113,7 +113,7 @@ class JoinAnswered(Event, frozen=True, tag="join_answered"):
         return self.text.format(peer=self.peer, known=known, term=self.term)
 
 
-class UnknownMemberRefused(Event, frozen=True, tag="stranger_refused"):
+class UnknownMemberRefused(Event, frozen=True, tag="unknown_member_refused"):
     logger = "membership"
     level = "ERROR"
     text = "node_{peer} has data directory {found}, expected {known}: refused (a lost disk needs --rebuild)"

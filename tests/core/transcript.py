@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lab.course.frames import told_fields
 from nodeproc.core.effects import Effects
 from nodeproc.core.election import become_candidate
 from nodeproc.core.events import (
@@ -49,9 +50,6 @@ QUIET = (
     Starting,
 )
 """Events that are left out because other lines show the same."""
-
-UNTOLD = ("poll", "request")
-"""Fields of frames that begin at random."""
 
 COMMANDS = {
     "start": "start N nodes [FIELD=NUMBER …] [priority NODE=NUMBER …]: a new cluster, fields of CoreConfig",
@@ -91,7 +89,7 @@ class ScriptError(Exception):
 def describe(message: PeerMessage) -> str:
     """A frame for a reader: its type and fields."""
     fields = []
-    for name in message.__struct_fields__:
+    for name in told_fields(message):
         value = getattr(message, name)
         if name == "records":
             fields.append("[" + ", ".join(map(_record, value)) + "]")
@@ -99,7 +97,7 @@ def describe(message: PeerMessage) -> str:
             fields.append("marks " + (" ".join(f"{term}@{after}" for term, after in value) or "none"))
         elif name == "identities":
             fields.append(" ".join(f"{node}={identity}" for node, identity in sorted(value.items())))
-        elif name not in UNTOLD and (value or name not in ("stand", "transfer", "settled")):
+        else:
             fields.append(f"{name} {_plain(value)}")
     return f"{message.__struct_config__.tag} {', '.join(fields)}".rstrip()
 

@@ -1031,7 +1031,11 @@ DOCTORED = [
         1,
         in_events(
             2,
-            where(-1, {}, lambda lines, at: lines.append(with_fields(lines[at], event="stranger_refused", reason="x"))),
+            where(
+                -1,
+                {},
+                lambda lines, at: lines.append(with_fields(lines[at], event="unknown_member_refused", reason="x")),
+            ),
         ),
     ),
     Case("events: an unknown event", "A7? A10? unjudged", 2, in_events(2, field(-1, event="exploded"))),

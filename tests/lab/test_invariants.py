@@ -919,7 +919,7 @@ def add_fault(run: RunDir, row: FaultRow) -> None:
     run.write_faults(sorted([*run.read_faults(), row], key=lambda each: each.t))
 
 
-@pytest.mark.parametrize("event", ["peer_refused", "stranger_refused"])
+@pytest.mark.parametrize("event", ["peer_refused", "unknown_member_refused"])
 def test_an_error_that_a_node_reports_is_named(run: RunDir, event: str) -> None:
     add_event(run, LATE, event)
     assert_fails(run, "A10", f"{EVENTS_2}:5", f"node 2 reports an error, {event}")
@@ -942,9 +942,9 @@ def test_a_node_that_lost_its_data_directory_may_be_refused_but_no_other_node(ru
 
 
 def test_a_data_directory_may_be_refused_once_its_node_lost_the_one_before_but_no_other(run: RunDir) -> None:
-    add_event(run, LATE, "stranger_refused")
+    add_event(run, LATE, "unknown_member_refused")
     add_fault(run, FaultRow("rebuild", 3, "follower", LATE - 5, LATE - 5, {}, True, 1))
-    assert_fails(run, "A10", f"{EVENTS_2}:5", "node 2 reports an error, stranger_refused")
+    assert_fails(run, "A10", f"{EVENTS_2}:5", "node 2 reports an error, unknown_member_refused")
     add_fault(run, FaultRow("rebuild", 1, "follower", LATE + 5, LATE + 5, {}, True, 1))
     assert judged(run, "A10").result == "FAIL"
     add_fault(run, FaultRow("disk", 1, "follower", LATE - 3, LATE - 3, {"emptied": "all"}, True, 1))

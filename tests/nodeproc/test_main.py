@@ -254,7 +254,7 @@ def test_a_lost_disk_is_refused_until_it_is_declared_with_rebuild(tmp_path: Path
         cluster.kill(1)
         shutil.rmtree(tmp_path / "node_1")
         cluster.start(1)
-        until(lambda: "stranger_refused" in {event["event"] for event in cluster.events(3)})
+        until(lambda: "unknown_member_refused" in {event["event"] for event in cluster.events(3)})
         until(lambda: "peer_refused" in {event["event"] for event in cluster.events(1)})
         said = {event["reason"] for event in cluster.events(1) if event["event"] == "peer_refused"}
         assert all("refused (a lost disk needs --rebuild)" in reason for reason in said), "its own console says why"

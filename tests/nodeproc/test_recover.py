@@ -76,7 +76,7 @@ def test_what_one_node_has_becomes_a_new_cluster_that_refuses_the_old_nodes(tmp_
         config = json.loads(cluster.config(2).read_text()) | {"data_dir": str(tmp_path / "old_2")}
         (tmp_path / "old.yml").write_text(json.dumps(config))
         cluster.processes[2] = run_node("--config", str(tmp_path / "old.yml"), "--quiet", log=tmp_path / "old.log")
-        until(lambda: "stranger_refused" in {event["event"] for event in cluster.events(3)})
+        until(lambda: "unknown_member_refused" in {event["event"] for event in cluster.events(3)})
         assert chat(cluster, 1, 10, "still on") == 10
 
 
