@@ -227,7 +227,7 @@ def _main_live(scenario: Scenario, seed: int, options: argparse.Namespace, tell:
         ended = f"; the budget ended before {live.FIRST_RUNS}" if few else ""
         print(f"{scenario.name}, seed {seed}: nothing fails in {counted(shrunk.runs, 'run')}{ended}")
         return runs.UNDECIDED if few else runs.PASS
-    print(live.report(shrunk, live.write(shrunk, options.out), observe.failed))
+    print(live.report(shrunk, live.write(shrunk, options.out), observe.keep(shrunk)))
     return runs.INTERRUPTED if shrunk.interrupted else runs.BROKEN
 
 

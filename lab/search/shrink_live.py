@@ -244,17 +244,23 @@ def _measure(scenario: Scenario, invariant: str, mutant: str, live: Runs, wanted
 # ---- runs ------------------------------------------------------------------------------------------------
 
 
+class _Failed(NamedTuple):
+    scenario: Scenario
+    mutant: str
+    broken: frozenset[str]
+    directory: Path
+
+
 @dataclass
 class LiveRuns:
-    """Observes live runs, and keeps the directory of the last one that failed.
+    """Observes live runs, and keeps those that failed until `keep` chooses one.
 
     out: directory of results.
-    failed: of that run; None if none failed.
     """
 
     out: Path
     seed: int
-    failed: Path | None = None
+    _failed: list[_Failed] = field(default_factory=list)
 
     def __call__(self, scenario: Scenario, mutant: str) -> frozenset[str]:
         """Run a scenario; return the names of the broken invariants, and the missed expectations.
@@ -265,22 +271,33 @@ class LiveRuns:
         for _ in range(ATTEMPTS):
             result = runs.run_once(scenario, self.seed, self.out, How(mutant=mutant))
             if result.verdict is not None:
-                return self._observed(result, mutant)
+                return self._observed(scenario, mutant, result)
             if result.directory is not None:
                 remove(result.directory)
         raise RunFailed(result.problem)
 
-    def _observed(self, result: Result, mutant: str) -> frozenset[str]:
+    def _observed(self, scenario: Scenario, mutant: str, result: Result) -> frozenset[str]:
         assert result.verdict is not None and result.directory is not None
         broken = {check.name for check in result.verdict.checks if check.result == "FAIL"}
         missed = (each for each in result.verdict.expectations if each.met is False and not each.soft)
         broken |= {f"expected {each.text}" for each in missed}
-        gone = result.directory
         if broken:
-            gone, self.failed = self.failed or gone, result.directory
-        if gone != self.failed:
-            remove(gone)
+            self._failed.append(_Failed(scenario, mutant, frozenset(broken), result.directory))
+        else:
+            remove(result.directory)
         return frozenset(broken)
+
+    def keep(self, shrunk: LiveShrunk) -> Path | None:
+        """Remove all runs but the last that shows the result; return its directory, None if no run does."""
+        shown = [
+            each.directory
+            for each in self._failed
+            if shrunk.invariant in each.broken and (each.scenario, each.mutant) == (shrunk.last.scenario, shrunk.mutant)
+        ]
+        for each in self._failed:
+            if each.directory not in shown[-1:]:
+                remove(each.directory)
+        return shown[-1] if shown else None
 
 
 # ---- output ----------------------------------------------------------------------------------------------
@@ -301,7 +318,7 @@ def write(shrunk: LiveShrunk, results: Path) -> Path:
 
 
 def report(shrunk: LiveShrunk, path: Path, failed: Path | None) -> str:
-    """Return the summary. path: of the reduced scenario. failed: directory of a run that failed."""
+    """Return the summary. path: of the reduced scenario. failed: directory of a run of it that failed."""
     first, last = shrunk.first, shrunk.last
     lines = [
         f"{shrunk.invariant} breaks:",

@@ -18,7 +18,7 @@ from lab.plan.scenario import NAME_MAX, Cluster, Load, Scenario
 from lab.runs import How, Result
 from lab.search import shrink_live as live
 from lab.search.rates import ERROR, FAILURES_MAX, LEAST_FACTOR, Rate, SequentialTest
-from lab.search.shrink_live import LiveRuns, LiveShrunk, Runs, report, shrink_live, write
+from lab.search.shrink_live import LiveRuns, LiveShrunk, Measured, Runs, report, shrink_live, write
 from lab.steps import Kill, LoadSwitch, Pause, Resume, Sleep, Start
 from lab.steps.machine import RunFailed
 from lab.words import Duration
@@ -243,13 +243,17 @@ BREAKS = Verdict("broken", (Check("A4", "no loss", "FAIL", "1 lost"),), (), Outc
 MISSES = Verdict("missed", (), (ExpectationResult("wait: 5s", False, "7s"),), Outcomes())
 
 
-def test_only_the_last_failing_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = Live(BREAKS, PASSES, MISSES, PASSES)
+def test_only_the_last_run_that_shows_the_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Live(BREAKS, PASSES, BREAKS, MISSES, BREAKS, BREAKS)
     monkeypatch.setattr(runs, "run_once", lab.run_once)
     observe = LiveRuns(tmp_path, 7)
-    assert [set(observe(LARGE, "")) for _ in range(4)] == [{"A4"}, set(), {"expected wait: 5s"}, set()]
-    assert observe.failed == lab.directories[2]
-    assert [directory.exists() for directory in lab.directories] == [False, False, True, False]
+    small = structs.replace(LARGE, steps=LARGE.steps[:1])
+    asked = [(small, MUTANT)] * 4 + [(LARGE, MUTANT), (small, "")]
+    assert [set(observe(*each)) for each in asked[:4]] == [{"A4"}, set(), {"A4"}, {"expected wait: 5s"}]
+    assert [set(observe(*each)) for each in asked[4:]] == [{"A4"}] * 2, "a rejected candidate, and the product"
+    first, last = Measured(LARGE, Rate(1, 1)), Measured(structs.replace(small), Rate(3, 4))
+    assert observe.keep(LiveShrunk("A4", MUTANT, first, last, None, 1, 5, True)) == lab.directories[2]
+    assert [directory.exists() for directory in lab.directories] == [False, False, True, False, False, False]
 
 
 def test_a_run_that_the_lab_fails_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
