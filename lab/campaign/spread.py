@@ -79,6 +79,9 @@ async def play_all(queue: Queue, cluster: Cluster, progress: Callable[[str], Non
                 try:
                     await session.run()
                     return
+                except asyncio.CancelledError:
+                    progress("interrupted: closing the connection to the workers")
+                    raise
                 finally:
                     seen_at = session.seen_at
                     queue.store.spend(queue.spent_s)
