@@ -75,6 +75,8 @@ class OnlineChecks:
         self._judges = {judge: judge(self._case) for judge in JUDGES if not judge.needs_faults_first}
         self._on_row = self._takers("on_row")
         self._on_delivered = self._takers("on_delivered")
+        self._kept: list[EventLine] = []
+        """Events for the judges that need all faults first."""
         self._latest: dict[NodeId, Event] = {}
         """Node -> the latest of its events that a judge wants."""
 
@@ -98,6 +100,8 @@ class OnlineChecks:
             line = EventLine(self._clock(), node, name, **fields)
             for judge in self._judges.values():
                 judge.on_event(0, line)
+            if name in _KEPT:
+                self._kept.append(line)
 
     def on_fault(self, row: FaultRow) -> None:
         for judge in self._judges.values():
@@ -152,8 +156,10 @@ class OnlineChecks:
         self._on_row, self._on_delivered = [], []
 
     def _late(self, judge: type[Judge]) -> Judge:
-        """Feed the history to a judge that needed all faults first."""
+        """Feed events and history to a judge that needed all faults first."""
         late = judge(self._case)
+        for event in self._kept:
+            late.on_event(0, event)
         for place, row in self._case.history():
             late.on_row(place, row)
         return late
@@ -161,6 +167,7 @@ class OnlineChecks:
 
 _WANTED: Final[dict[type[Event], str]] = {EVENTS[name]: name for judge in JUDGES for name in judge.events}
 """Kinds of event that a judge decides by, with their names."""
+_KEPT: Final = {name for judge in JUDGES if judge.needs_faults_first for name in judge.events}
 _JUDGED_FIELDS: Final = EventLine.__struct_fields__[3:]
 
 

@@ -13,9 +13,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Final, NamedTuple
 
-from lab.check.history import Evidence, NodeFile
+from lab.check.history import EventLine, Evidence, NodeFile
 from lab.check.judge import Case, Judge, loses_disk
 from lab.check.verdict import Check, quote
 from lab.rows import Acked, Failed, FaultRow, HistoryRow, Invoke, Meta, Unknown
@@ -32,6 +33,7 @@ PATIENCE: Final = int(SessionSettings().patience * NS_PER_S)
 """After this time, ns, a client leaves a node that has no leader for it."""
 SYNCS: Final = 4
 """A message may wait for this many fdatasync: the one under way and its own, of the leader and then of a follower."""
+READMITTED: Final = "node_readmitted"
 
 
 class Stretch(NamedTuple):
@@ -54,18 +56,16 @@ class _Cluster:
 
     runs: node -> whether its process runs. members: the nodes that have a vote. lasting: the rows of link, disk and
     clock faults that are not healed, the oldest first. rules: the newest rule of each link; it ends with its own row,
-    whatever rule it replaced. lost: nodes that lost their disk, and may still be rebuilding. undecided: node -> the
-    row of a change of it that may be done or not; until it is decided, the majority is unknown. deadline_s: of the
-    load's messages.
+    whatever rule it replaced. lost: node -> when it lost its disk, until it votes again. undecided: node -> the row of
+    a change of it that may be done or not; until it is decided, the majority is unknown. deadline_s: of the load's
+    messages. bound: within which others readmit a node that lost its disk, ns.
     """
 
-    def __init__(self, runs: dict[NodeId, bool], deadline_s: float) -> None:
-        self.runs, self.members, self._deadline_s = runs, set(runs), deadline_s
+    def __init__(self, runs: dict[NodeId, bool], deadline_s: float, bound: float) -> None:
+        self.runs, self.members, self._deadline_s, self._bound = runs, set(runs), deadline_s, bound
         self.lasting: list[FaultRow] = []
         self.rules: dict[Pair, FaultRow] = {}
-        self.lost: set[NodeId] = set()
-        self.rebuilding: set[NodeId] = set()
-        """Nodes that lost their disk, while no majority of others was up since then that could readmit them."""
+        self.lost: dict[NodeId, int] = {}
         self.left: set[NodeId] = set()
         self.undecided: dict[NodeId, FaultRow] = {}
 
@@ -77,8 +77,7 @@ class _Cluster:
     def inject(self, row: FaultRow) -> None:
         effect = effect_of(row.fault)
         if loses_disk(row):
-            self.lost.add(row.target)
-            self.rebuilding.add(row.target)
+            self.lost[row.target] = row.t_done
         if row.fault in CHANGES or row.fault == LEFT:
             self._change(row)
         elif effect in (Effect.DOWN, Effect.UP) and row.moved:
@@ -114,6 +113,11 @@ class _Cluster:
         """Whether a removal may still be done: the later list has the node, and may be as old as the request."""
         return removal.target in self.members and later.version <= Evidence.of(removal).version
 
+    def readmit(self, node: NodeId, t: int) -> None:
+        """The node reported at this time that it votes again. What it reported before it lost its disk is over."""
+        if self.lost.get(node, t) < t:
+            del self.lost[node]
+
     def heal(self, row: FaultRow) -> None:
         self.lasting.remove(row)
         self.rules = {pair: rule for pair, rule in self.rules.items() if rule != row}
@@ -137,15 +141,15 @@ class _Cluster:
         slow = {row.target for row in self.lasting if effect_of(row.fault) is Effect.SLOW}
         too_slow = {row.target for row in self.lasting if SYNCS * Evidence.of(row).slow_s > self._deadline_s}
         up = frozenset(node for node in self.members if self.runs.get(node, False))
-        if self._is_majority(up - self.rebuilding):
-            self.rebuilding.clear()
         links = self.links()
+        if not links and not slow and self._is_majority(up - self.lost.keys()) and end - start >= self._bound:
+            self.lost = {node: t for node, t in self.lost.items() if node not in up}
         if not links:
             quiet = not slow and up == self.members
-            able = up - too_slow - self.rebuilding
+            able = up - too_slow - self.lost.keys()
             return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(able) else None
         are_cut = all(CLIENTS not in pair and (rule.silent or rule.refuse) for pair, rule in links.items())
-        connected = largest_connected(up - slow - self.lost, links.keys())
+        connected = largest_connected(up - slow - self.lost.keys(), links.keys())
         if not any_node or not are_cut or not self._is_majority(connected):
             return None
         return Stretch(start, end, fault, each=False, search=PATIENCE * len(up - connected))
@@ -164,11 +168,14 @@ def largest_connected(nodes: Set[NodeId], cut: Set[Pair]) -> Set[NodeId]:
     return max(largest_connected(with_it, cut), largest_connected(without_it, cut), key=len)
 
 
-def healthy_stretches(case: Case) -> list[Stretch]:
+def healthy_stretches(case: Case, readmitted: Iterable[tuple[int, NodeId]] = ()) -> list[Stretch]:
     """The healthy parts of a run, in order.
 
     Where clients know only some of the nodes, nothing is required while a node is up but cut off, because it is not
     known to which side a client is connected.
+
+    Args:
+        readmitted: as of stretches_between.
     """
     meta, faults = case.manifest
     load, late, founders = None, set[NodeId](), case.nodes
@@ -177,7 +184,17 @@ def healthy_stretches(case: Case) -> list[Stretch]:
         late = {*cluster.ids} - {*cluster.started_ids}
         founders = cluster.founder_ids
     any_node, deadline_s = (load.via == "all", float(load.deadline)) if load is not None else (True, math.inf)
-    return stretches_between(faults, founders, late, meta.t_start, meta.t_end, any_node=any_node, deadline_s=deadline_s)
+    return stretches_between(
+        faults,
+        founders,
+        late,
+        meta.t_start,
+        meta.t_end,
+        any_node=any_node,
+        deadline_s=deadline_s,
+        readmitted=readmitted,
+        bound=case.bound_s * NS_PER_S,
+    )
 
 
 def stretches_between(
@@ -189,6 +206,8 @@ def stretches_between(
     *,
     any_node: bool = True,
     deadline_s: float = math.inf,
+    readmitted: Iterable[tuple[int, NodeId]] = (),
+    bound: float = 0.0,
 ) -> list[Stretch]:
     """The healthy parts of the time from t_start to t_end, in order.
 
@@ -196,15 +215,23 @@ def stretches_between(
         nodes: ids of all founders. late: those that are not started at the beginning.
         any_node: every client can find every node.
         deadline_s: after this time a client of the load gives up a message.
+        readmitted: (when, node) of nodes that reported that they vote again after they had lost their disk.
+        bound: within which others readmit such a node, whether it reports that or not, ns.
     """
     rows = sorted(faults, key=lambda row: row.t)
     runs = {node: node not in late and _first_effect(rows, node) is not Effect.UP for node in nodes}
-    cluster = _Cluster(runs, deadline_s)
+    cluster = _Cluster(runs, deadline_s, bound)
     ends = [row for row in rows if row.t_healed and cluster.lasts(row)]
-    changes = [*((row.t, row) for row in rows), *((row.t_healed, row) for row in ends)]
+    changes: list[tuple[int, FaultRow | NodeId]] = [*((row.t, row) for row in rows), *readmitted]
+    changes += ((row.t_healed, row) for row in ends)
     stretches: list[Stretch] = []
     since, fault = t_start, None
     for t, row in [*sorted(changes, key=lambda change: change[0]), (t_end, None)]:
+        if isinstance(row, NodeId):
+            if not cluster.stretch(since, t, fault, any_node=any_node):
+                since = max(since, t)
+            cluster.readmit(row, t)
+            continue
         if t > since and (stretch := cluster.stretch(since, t, fault, any_node=any_node)):
             stretches.append(stretch)
         if row is None:
@@ -242,15 +269,14 @@ class Recovery(Judge):
     needs_history: ClassVar = True
     needs_manifest: ClassVar = True
     needs_faults_first: ClassVar = True
+    events: ClassVar = {READMITTED}
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
         self._findings = self.found()
         self._bound_s, self._bound = case.bound_s, case.bound_s * NS_PER_S
         self._history_name = case.run.history.name
-        self._stretches: list[Stretch] = []
-        if case.meta is not None and case.faults is not None:
-            self._stretches = healthy_stretches(case)
+        self._readmitted: list[tuple[int, NodeId]] = []
         self._sessions: defaultdict[str, _Session] = defaultdict(_Session)
         self._waiting = 0
         self._since = 0
@@ -262,6 +288,16 @@ class Recovery(Judge):
         self._judged_faults: set[int] = set()
         self._at = 0
         self._acked = False
+
+    @cached_property
+    def _stretches(self) -> list[Stretch]:
+        """To be asked for when all faults and events are known."""
+        known = self.case.meta is not None and self.case.faults is not None
+        return healthy_stretches(self.case, self._readmitted) if known else []
+
+    def on_event(self, line: int, event: EventLine) -> None:
+        if event.event == READMITTED and event.peer == event.node:
+            self._readmitted.append((event.t_ns, event.node))
 
     def on_row(self, place: int, row: HistoryRow) -> None:
         self._latest_t, self._latest_place = row.t, place

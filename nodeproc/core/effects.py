@@ -52,6 +52,7 @@ class Readmitted(Struct, frozen=True, gc=False, tag_field="kind", tag="readmitte
     term: Term
 
 
+LocalOp: TypeAlias = Promise | Truncate | Met | Readmitted
 PersistOp: TypeAlias = Record | Promise | Truncate | Met | Readmitted
 
 

@@ -439,16 +439,22 @@ def test_a_disk_too_slow_for_the_clients_deadline_does_not_count_towards_the_maj
     assert spans(1.9) == before + after
 
 
-def test_a_node_that_lost_its_disk_counts_once_a_majority_of_others_could_readmit_it() -> None:
-    def row(fault: str, node: int, t: int) -> FaultRow:
-        return FaultRow(fault, node, "follower", t * S, t * S, {}, True, 0)
+def test_a_node_that_lost_its_disk_counts_when_it_says_so_or_when_others_had_the_time_to_readmit_it() -> None:
+    def row(fault: str, node: int, t: int, lasts: int = 0) -> FaultRow:
+        return FaultRow(fault, node, "follower", t * S, (t + lasts) * S, {}, True, 0)
 
-    def spans(paused_at: int) -> list[tuple[int, int]]:
-        rows = [row("rebuild", 3, 2), row("start", 3, 2), row("pause", 2, paused_at), row("resume", 2, 15)]
-        return [(each.start, each.end) for each in stretches_between(rows, NODES, set(), 0, 20 * S) if each.end > 2 * S]
+    def spans(paused_at: int, *readmitted_at: int, down_until: int = 2) -> list[tuple[int, int]]:
+        rows = [row("rebuild", 3, 1, 1), row("start", 3, down_until), row("pause", 2, paused_at), row("resume", 2, 15)]
+        readmitted = [(t * S, 3) for t in readmitted_at]
+        stretches = stretches_between(rows, NODES, set(), 0, 20 * S, readmitted=readmitted, bound=5 * S)
+        return [(each.start // S, each.end // S) for each in stretches if each.end > down_until * S]
 
-    assert spans(3) == [(2 * S, 3 * S), (3 * S, 15 * S), (15 * S, 20 * S)]
-    assert spans(2) == spans(1) == [(15 * S, 20 * S)], "node 1 alone can't readmit node 3"
+    assert spans(4) == [(2, 4), (15, 20)], "node 1 alone can't readmit node 3"
+    assert spans(4, 3) == [(2, 4), (4, 15), (15, 20)]
+    assert spans(4, 6) == [(2, 4), (6, 15), (15, 20)]
+    assert spans(4, 2) == spans(4), "the node before it lost its disk"
+    assert spans(7) == [(2, 7), (7, 15), (15, 20)], "without an event"
+    assert spans(9, down_until=5) == [(5, 9), (15, 20)], "while it is down, nobody can"
 
 
 def test_an_undecided_change_of_the_members_is_decided_by_a_later_list_or_by_the_end_of_the_node() -> None:
