@@ -142,14 +142,14 @@ class _Cluster:
         too_slow = {row.target for row in self.lasting if SYNCS * Evidence.of(row).slow_s > self._deadline_s}
         up = frozenset(node for node in self.members if self.runs.get(node, False))
         links = self.links()
-        if not links and not slow and self._is_majority(up - self.lost.keys()) and end - start >= self._bound:
+        if not links and not slow and self._is_majority(up.difference(self.lost)) and end - start >= self._bound:
             self.lost = {node: t for node, t in self.lost.items() if node not in up}
         if not links:
             quiet = not slow and up == self.members
-            able = up - too_slow - self.lost.keys()
+            able = up.difference(too_slow, self.lost)
             return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(able) else None
         are_cut = all(CLIENTS not in pair and (rule.silent or rule.refuse) for pair, rule in links.items())
-        connected = largest_connected(up - slow - self.lost.keys(), links.keys())
+        connected = largest_connected(up.difference(slow, self.lost), links.keys())
         if not any_node or not are_cut or not self._is_majority(connected):
             return None
         return Stretch(start, end, fault, each=False, search=PATIENCE * len(up - connected))
@@ -193,7 +193,7 @@ def healthy_stretches(case: Case, readmitted: Iterable[tuple[int, NodeId]] = ())
         any_node=any_node,
         deadline_s=deadline_s,
         readmitted=readmitted,
-        bound=case.bound_s * NS_PER_S,
+        bound=0.0 if case.is_foreign else case.bound_s * NS_PER_S,  # Other programs report no readmission.
     )
 
 
