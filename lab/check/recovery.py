@@ -13,7 +13,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Final, NamedTuple
 
 from lab.check.history import EventLine, Evidence, NodeFile
@@ -277,6 +276,7 @@ class Recovery(Judge):
         self._bound_s, self._bound = case.bound_s, case.bound_s * NS_PER_S
         self._history_name = case.run.history.name
         self._readmitted: list[tuple[int, NodeId]] = []
+        self._stretches: list[Stretch] | None = None
         self._sessions: defaultdict[str, _Session] = defaultdict(_Session)
         self._waiting = 0
         self._since = 0
@@ -289,11 +289,12 @@ class Recovery(Judge):
         self._at = 0
         self._acked = False
 
-    @cached_property
-    def _stretches(self) -> list[Stretch]:
-        """To be asked for when all faults and events are known."""
-        known = self.case.meta is not None and self.case.faults is not None
-        return healthy_stretches(self.case, self._readmitted) if known else []
+    def _healthy(self) -> list[Stretch]:
+        """Return the healthy parts of the run. To be called when all faults and events are known."""
+        if self._stretches is None:
+            known = self.case.meta is not None and self.case.faults is not None
+            self._stretches = healthy_stretches(self.case, self._readmitted) if known else []
+        return self._stretches
 
     def on_event(self, line: int, event: EventLine) -> None:
         if event.event == READMITTED and event.peer == event.node:
@@ -348,7 +349,7 @@ class Recovery(Judge):
 
     def _end_wait(self, t: int, place: int, by_ack: bool) -> None:
         """Judge the wait from _since to t: no session waits any more, or an acknowledgement came."""
-        stretches = self._stretches
+        stretches = self._healthy()
         while self._at < len(stretches) and stretches[self._at].end <= self._since:
             self._at += 1
         for at in range(self._at, len(stretches)):
@@ -365,7 +366,7 @@ class Recovery(Judge):
 
     def _judge_client(self, name: str, session: _Session, t: int) -> None:
         """Judge the wait of one session, which got an outcome or was waiting at the end of the run."""
-        for stretch in self._stretches:
+        for stretch in self._healthy():
             start = max(session.since, stretch.start)
             waited = min(t, stretch.end) - start
             if stretch.each and waited > self._bound:
@@ -394,7 +395,7 @@ class Recovery(Judge):
         if meta.convergence is None:
             return self._findings.unknown(f"convergence was not awaited: {meta.problem or 'the run ended before'}")
         hit = [row for row in faults if row.effect and effect_of(row.fault) is Effect.DOWN and row.step >= 0]
-        if hit and not any(self._stretches[at].fault is not None for at in self._judged_faults):
+        if hit and not any(self._healthy()[at].fault is not None for at in self._judged_faults):
             return self._findings.unknown("no message waited for an acknowledgement after a fault")
         return self._findings.passed(
             f"longest wait with a majority up {self._longest / NS_PER_S:.3f} s (allowed {self._bound_s:g} s), "
