@@ -6,7 +6,7 @@ events, such as the right nodes dying in the right order. Rules: C1, R2, E4, M4,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -189,8 +189,14 @@ class Promises:
 
     def _count(self, commit: Commit) -> int:
         """Return how many members hold what was committed, on the disks by which the leader knew them."""
-        disks = (self._disks.get(member, {}).get(identity, ()) for member, identity in commit.identities.items())
-        return sum(any(holds(state, commit.term, commit.seq_no) for state in states) for states in disks)
+        return sum(
+            any(holds(each, commit.term, commit.seq_no) for each in states)
+            for states in self._states(commit.identities)
+        )
+
+    def _states(self, identities: dict[NodeId, str]) -> list[Sequence[NodeState]]:
+        """Return for each member the states of the disk with this identity, which may be lost by now."""
+        return [self._disks.get(member, {}).get(identity, ()) for member, identity in identities.items()]
 
     def _on_vote(self, node: NodeId, identity: str, term: Term, candidate: NodeId) -> None:
         """A data directory votes for one candidate in a term. Rule: E4."""
@@ -215,6 +221,8 @@ class Promises:
     def _on_learners(self, node: NodeId, state: NodeState) -> None:
         """A readmitted node is not needed for a record that was ordered after it had joined. Rule: M4.
 
+        A member that has acknowledged this record counts even if it has lost its disk since: until it is readmitted, it
+        votes for nobody, and before its loss it would not have voted for a candidate without the record.
         If another leader has replaced the records up to where the node joined, the term of the readmission is later.
         """
         joined = self._joined.pop(node, {})
@@ -225,9 +233,11 @@ class Promises:
             known = state.identities.get(peer)
             if peer in state.rebuilds or peer in state.learners or known is None or known.identity != identity:
                 continue
-            members = [self._nodes[each] for each in voters if each != peer]
             later = (known.term, 0) if known.term > end.term else end
-            count = sum(each.durable > end and holds(each, *later) for each in members)
+            others = _identities(state, tuple(each for each in voters if each != peer))
+            count = sum(
+                any(each.durable > end and holds(each, *later) for each in states) for states in self._states(others)
+            )
             if 2 * count <= len(voters):
                 self._report("A4", f"node {node} has readmitted node {peer}, {count} others have a later record (M4)")
 

@@ -178,6 +178,14 @@ def test_the_records_up_to_where_a_node_joined_can_be_replaced_before_it_is_read
     assert not cluster.broken
 
 
+def test_a_member_that_has_lost_its_disk_since_counts_for_a_readmission(cluster: Cluster) -> None:
+    for node in (2, 3):
+        cluster.append(node, 6)
+    cluster.restart(2, state(2, last=0, identity="successor", rebuilding=True))
+    readmit(cluster, Position(1, 5), term=1)
+    assert not cluster.broken
+
+
 @pytest.mark.parametrize(
     ("do", "invariant", "text"),
     [
