@@ -67,8 +67,8 @@ class SessionSettings:
     retry_interval: after this time without progress, all unacknowledged messages are sent again.
     retry_pause: minimum time between two repetitions that refusals ask for; doubles up to retry_interval.
     patience: a node that does not answer for this time is given up. A node that answers but makes no progress for this
-        time is given up if there is another one; this time doubles, up to 8 times, whenever as many nodes in a row had
-        no leader as there are addresses.
+        time, even if messages pass their deadlines meanwhile, is given up if there is another one; this time doubles,
+        up to 8 times, whenever as many nodes in a row had no leader as there are addresses.
     keepalive: a silent node, or one without a leader, is sent STATUS after this time. The answer shows whether the node
         is alive, and how many nodes are up.
     window_messages, window_bytes: limits of messages that are sent and not acknowledged; further messages wait.
@@ -166,7 +166,7 @@ class Session:
         """(last n, bytes) of the CHAT lines that are sent and not acknowledged."""
         self._lines_bytes = 0
         self._line_messages = settings.line_messages
-        self._heard_at = self._waiting_since = 0.0
+        self._heard_at = self._waiting_since = self._gave_up_at = 0.0
         self._asked_at = NEVER
         """When STATUS was sent to a node that has sent nothing since."""
         self._survey_at = NEVER
@@ -247,7 +247,8 @@ class Session:
             self._outcomes.append(Outcome("rejected", first, self._numbered, reason=self.ended))
             return first
         if self._last == self._settled:
-            self._waiting_since = now
+            # A deadline does not renew the patience with the node; only the time without messages is left out.
+            self._waiting_since += now - max(self._waiting_since, self._gave_up_at)
         self._payloads += payloads
         self._last = self._numbered
         # Deadlines are rounded up by up to 1/64 of their length, so that a million messages make few entries.
@@ -319,6 +320,7 @@ class Session:
             _, n = self._due.popleft()
             # hit: S5 a deadline makes the outcome unknown
             self._settle("unknown", min(n, self._last), reason=f"no answer within {self.settings.deadline:g} s")
+            self._gave_up_at = now
         if not self._welcomed:
             return
         if self._rewind_at <= now:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -87,3 +87,14 @@ def unknown_reported_as_rejected(patch: Patch) -> None:
         return [replace(each, kind="rejected") if each.kind == "unknown" else each for each in right(self)]
 
     patch.set(Session, "take_outcomes", wrong)
+
+
+@CLIENTS.add("S5", "Each message after one that passed its deadline renews the client's patience with its node.")
+def patience_renewed_by_deadlines(patch: Patch) -> None:
+    right = Session.submit
+
+    def wrong(self: Session, payloads: Sequence[str], now: float) -> int:
+        self._gave_up_at = 0.0
+        return right(self, payloads, now)
+
+    patch.set(Session, "submit", wrong)

@@ -172,6 +172,16 @@ def test_unknown_reported_as_rejected() -> None:
         assert [each.kind for each in session.take_outcomes()] == ["rejected"]
 
 
+def test_patience_renewed_by_deadlines() -> None:
+    with mutated("patience_renewed_by_deadlines"):
+        session = Session(7, TOKEN, SessionSettings(deadline=1.0, patience=3.0, keepalive=1000))
+        connected(session)
+        for now in range(1, 50, 2):
+            session.submit(["a"], now)
+            session.tick(now + 1.9)
+            assert not session.gave_up(now + 2)
+
+
 def test_a_resubscription_that_skips_one() -> None:
     with mutated("resubscription_skips_one"):
         session = Session(7, TOKEN)

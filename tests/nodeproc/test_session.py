@@ -458,6 +458,23 @@ def test_a_node_that_acknowledges_nothing_is_given_up_and_one_that_does_is_not()
     assert session.gave_up(6.5)
 
 
+def test_a_message_that_passes_its_deadline_does_not_renew_the_patience_and_an_acknowledgement_does() -> None:
+    session = connected_session(patience=3.0, deadline=0.5, keepalive=1000)
+    for first, acknowledged in ((10.0, 0), (110.0, 3)):
+        if acknowledged:
+            session.received(Ack(ID, acknowledged, 3), first - 1.0)
+        for now in (first, first + 1.0):
+            session.submit(["a"], now)
+            said(session, now)
+            assert not session.gave_up(now)
+            session.tick(now + 1.0)
+            assert session.take_outcomes()[-1].kind == "unknown"
+        session.submit(["a"], first + 50.0)  # The time without messages does not count.
+        said(session, first + 50.0)
+        assert not session.gave_up(first + 50.9) and session.gave_up(first + 51.0)
+        session.tick(first + 51.0)
+
+
 def test_a_node_without_a_leader_is_given_up_only_while_a_message_waits() -> None:
     session = make_session(patience=3.0)
     session.connected(0.0)
