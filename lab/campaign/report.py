@@ -62,7 +62,7 @@ def line(store: Store) -> str:
     failed, troubled = sum(each.failed for each in sums), sum(each.troubled for each in sums)
     return (
         f"{settings.name}: {sum(each.done for each in sums)}{planned} seeds, {failed} failed, "
-        f"{len(store.findings())} findings, {troubled} errors of the lab, {state}"
+        f"{counted(len(store.findings()), 'finding')}, {troubled} errors of the lab, {state}"
     )
 
 
@@ -76,9 +76,16 @@ def text(store: Store) -> str:
 
 def _lines(store: Store) -> Iterator[str]:
     yield line(store)
-    yield from (f"{name}: {value}" for name, value in (*_facts(store), *_facts_of_marks(store)))
+    yield from (f"{name}: {value}" for name, value in _facts(store))
+    yield from _mark_lines(store)
     for finding in store.findings():
+        yield ""
         yield from _finding_lines(store, finding)
+    if others := list(_other_lines(store)):
+        yield from ("", *others)
+
+
+def _other_lines(store: Store) -> Iterator[str]:
     for mutant, seeds, first in unexplained(store):
         more = counted(seeds, "more failing seed")
         yield f"{_who(mutant)}: {more}, not shrunk, the first: {store.replay(first, mutant)}"
@@ -103,12 +110,12 @@ def _facts(store: Store) -> Iterator[tuple[str, str]]:
     yield "faults", ", ".join(f"{kind} {number}" for kind, number in store.faults().items()) or "none"
 
 
-def _facts_of_marks(store: Store) -> Iterator[tuple[str, str]]:
+def _mark_lines(store: Store) -> Iterator[str]:
     marks, known = store.marks(), _known_marks(store)
-    yield "marks", f"{sum(mark in marks for mark in known)} of {len(known)} hit"
+    yield f"marks: {sum(mark in marks for mark in known)} of {len(known)} hit"
     rarest = sorted(marks.items(), key=lambda each: (each[1], each[0]))[:RAREST]
-    yield "rarest marks", ", ".join(f"{mark} ({number})" for mark, number in rarest) or "none"
-    yield "marks never hit", ", ".join(coverage.unhit_marks(marks, known)) or "none"
+    yield from coverage.section("rarest marks", [f"{mark} ({number})" for mark, number in rarest])
+    yield from coverage.section("marks never hit", coverage.unhit_marks(marks, known))
 
 
 def _known_marks(store: Store) -> list[str]:
@@ -203,7 +210,7 @@ def _add_case(suite: ElementTree.Element, store: Store, mutant: str) -> None:
     findings = [each for each in store.findings() if each.mutant == mutant]
     if sums.failed:
         lines = [each for finding in findings for each in _finding_lines(store, finding)]
-        message = f"{sums.failed} of {sums.done} seeds failed, {len(findings)} findings"
+        message = f"{sums.failed} of {sums.done} seeds failed, {counted(len(findings), 'finding')}"
         ElementTree.SubElement(case, "failure", message=message).text = clean("\n".join(lines))
     elif sums.troubled or not is_finished(store):
         why = f"the lab failed in {sums.troubled} seeds" if sums.troubled else f"not finished, {sums.done} seeds played"

@@ -252,15 +252,16 @@ def _lines(hit: Mapping[str, int], events: Mapping[str, int]) -> Iterator[str]:
     yield "rarest: number of seeds that hit the rule's least frequent mark, of those that were hit"
     never = unhit_marks(hit, found)
     shown = [f"{mark}  ({file}:{line})" for mark, (file, line) in found.items() if mark in never]
-    yield from _section("marks never hit", shown)
-    yield from _section("rules without a hit", unhit_rules(hit))
-    yield from _section("events never reported", unreported(events))
+    yield from section("marks never hit", shown)
+    yield from section("rules without a hit", unhit_rules(hit))
+    yield from section("events never reported", unreported(events))
     exempt = [f"{each}: {reason}" for each, reason in EXEMPT.items() if each not in hit]
     exempt += [f"{each}: {reason}" for each, reason in EXEMPT_EVENTS.items() if each not in events]
-    yield from _section("out of reach of a simulation", exempt)
+    yield from section("out of reach of a simulation", exempt)
 
 
-def _section(title: str, rows: list[str]) -> Iterator[str]:
+def section(title: str, rows: list[str]) -> Iterator[str]:
+    """Yield the lines of a section of a report: an empty one, the title with the number of rows, and the rows."""
     yield ""
     yield f"{title}: {len(rows) or 'none'}"
     yield from (f"  {row}" for row in rows)

@@ -248,9 +248,9 @@ def finished(tmp_path: Path) -> Iterator[Store]:
 
 def test_the_report_names_the_finding_and_how_to_repeat_it(finished: Store) -> None:
     shown = report.text(finished)
-    assert "some: 2 of 2 seeds, 1 failed, 1 findings, 0 errors of the lab, finished\n" in shown
+    assert "some: 2 of 2 seeds, 1 failed, 1 finding, 0 errors of the lab, finished\n" in shown
     assert " sim --seed 2 --seeds 1 --nodes 3\n" in shown and "--sim --seed 2 --frames\n" in shown
-    assert "faults: kill 2\n" in shown and "rarest marks: R2 b (1), R1 a (2)\n" in shown
+    assert "faults: kill 2\n" in shown and "rarest marks: 2\n  R2 b (1)\n  R1 a (2)\n" in shown
     (file,) = finished.export()
     assert file.read_text() == "name: some\n" and file.name == "seed_2.yml"
     assert report.exit_code(finished) == runs.BROKEN
@@ -263,7 +263,7 @@ def test_the_marks_of_a_commit_are_those_of_its_code(tmp_path: Path) -> None:
         (code / "old.py").write_text("x = 1  # hit: R1 a\ny = 2  # hit: R9 of the past\n")
         store.add("", passed(1), "w")
         shown = report.text(store)
-        assert "marks: 1 of 2 hit\n" in shown and "marks never hit: R9 of the past\n" in shown
+        assert "marks: 1 of 2 hit\n" in shown and "marks never hit: 1\n  R9 of the past\n" in shown
         assert "R9 of the past" in report.html(store)
 
 
@@ -271,7 +271,7 @@ def test_junit_has_the_findings_as_a_failure(finished: Store) -> None:
     (suite,) = ElementTree.fromstring(report.junit(finished))
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "1", "0")
     found = suite.find("testcase/failure")
-    assert found is not None and found.get("message") == "1 of 2 seeds failed, 1 findings"
+    assert found is not None and found.get("message") == "1 of 2 seeds failed, 1 finding"
     assert "small text" in (found.text or "")
 
 
