@@ -129,6 +129,13 @@ class _Cluster:
             if all(self.runs.get(end, True) for end in pair)
         }
 
+    def pass_time(self, span: int) -> None:
+        """Nothing changed for this time, ns: a healthy cluster has readmitted its nodes if that is above the bound."""
+        up = self._up()
+        is_healthy = not self.undecided and not self.links() and not self._slow()
+        if is_healthy and span >= self._bound and self._is_majority(up.difference(self.lost)):
+            self.lost = {node: t for node, t in self.lost.items() if node not in up}
+
     def stretch(self, start: int, end: int, fault: FaultRow | None, *, any_node: bool) -> Stretch | None:
         """The time from start to end as a healthy stretch, or None if it is not healthy.
 
@@ -137,13 +144,9 @@ class _Cluster:
         """
         if self.undecided:
             return None
-        slow = {row.target for row in self.lasting if effect_of(row.fault) is Effect.SLOW}
-        too_slow = {row.target for row in self.lasting if SYNCS * Evidence.of(row).slow_s > self._deadline_s}
-        up = frozenset(node for node in self.members if self.runs.get(node, False))
-        links = self.links()
-        if not links and not slow and self._is_majority(up.difference(self.lost)) and end - start >= self._bound:
-            self.lost = {node: t for node, t in self.lost.items() if node not in up}
+        slow, up, links = self._slow(), self._up(), self.links()
         if not links:
+            too_slow = {row.target for row in self.lasting if SYNCS * Evidence.of(row).slow_s > self._deadline_s}
             quiet = not slow and up == self.members
             able = up.difference(too_slow, self.lost)
             return Stretch(start, end, fault, not slow, quiet=quiet) if self._is_majority(able) else None
@@ -152,6 +155,12 @@ class _Cluster:
         if not any_node or not are_cut or not self._is_majority(connected):
             return None
         return Stretch(start, end, fault, each=False, search=PATIENCE * len(up - connected))
+
+    def _up(self) -> Set[NodeId]:
+        return frozenset(node for node in self.members if self.runs.get(node, False))
+
+    def _slow(self) -> Set[NodeId]:
+        return {row.target for row in self.lasting if effect_of(row.fault) is Effect.SLOW}
 
     def _is_majority(self, nodes: Set[NodeId]) -> bool:
         return 2 * len(nodes) > len(self.members)
@@ -226,12 +235,16 @@ def stretches_between(
     stretches: list[Stretch] = []
     since, fault = t_start, None
     for t, row in [*sorted(changes, key=lambda change: change[0]), (t_end, None)]:
+        stretch = None
+        if t > since:
+            cluster.pass_time(t - since)
+            stretch = cluster.stretch(since, t, fault, any_node=any_node)
         if isinstance(row, NodeId):
-            if not cluster.stretch(since, t, fault, any_node=any_node):
+            if not stretch:
                 since = max(since, t)
             cluster.readmit(row, t)
             continue
-        if t > since and (stretch := cluster.stretch(since, t, fault, any_node=any_node)):
+        if stretch:
             stretches.append(stretch)
         if row is None:
             break
