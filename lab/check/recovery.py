@@ -156,7 +156,7 @@ class _Cluster:
             return None
         return Stretch(start, end, fault, each=False, search=PATIENCE * len(up - connected))
 
-    def _up(self) -> Set[NodeId]:
+    def _up(self) -> frozenset[NodeId]:
         return frozenset(node for node in self.members if self.runs.get(node, False))
 
     def _slow(self) -> Set[NodeId]:
