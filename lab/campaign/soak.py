@@ -35,7 +35,7 @@ from lab.places import COMMAND, RESULTS, near
 from lab.plan.scenario import Scenario
 from lab.rundir import RunDir, remove
 from lab.runs import Result
-from lab.search.assumptions import CAUGHT_UP, HEAL_ALL, NAMED_CLIENT
+from lab.search.assumptions import CAUGHT_UP, HEAL_ALL, NAMED_CLIENT, may_expire
 from lab.search.draw import SIZES, draw
 from lab.steps import LoadSwitch, Send, Sender
 from lab.steps.machine import RunFailed
@@ -257,10 +257,11 @@ def _whole_bytes(file: Path) -> int:
 
 
 def with_last_messages(scenario: Scenario) -> Scenario:
-    """Return the scenario with LAST at its end."""
+    """Return the scenario with LAST at its end. If its messages may be refused, nothing waits for them."""
     stopped = LoadSwitch(switch="stop") in scenario.steps
     stop = () if scenario.load is None or stopped else (LoadSwitch(switch="stop"),)
-    return structs.replace(scenario, steps=(*scenario.steps, *stop, HEAL_ALL, CAUGHT_UP, LAST))
+    last = structs.replace(LAST, wait=not may_expire(scenario.cluster))
+    return structs.replace(scenario, steps=(*scenario.steps, *stop, HEAL_ALL, CAUGHT_UP, last))
 
 
 def without_missed_faults(result: Result) -> Result:

@@ -1,10 +1,10 @@
 """The protocol's assumptions, as conditions on the steps of a scenario. Outside of them a failure is not a bug.
 
-There are three. A majority of the disks survives: at most a minority is lost, or has old data damaged, until all nodes
+There are four. A majority of the disks survives: at most a minority is lost, or has old data damaged, until all nodes
 are healthy and have caught up again (M4, K6); a lost disk that is not declared with --rebuild at once is declared
 before anything else but restarts happens. Other damage, with which a node may start with less than it promised, is
 injected only while all nodes are healthy and have caught up (K2, M6). A step that waits for acknowledgements comes only
-while a majority is healthy; the other nodes may be in any state (A9).
+while a majority is healthy; the other nodes may be in any state (A9). None comes if sessions may expire (S3).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lab.plan.scenario import Bounds
+from lab.plan.scenario import Bounds, Cluster
 from lab.steps import Disk, Heal, Rebuild, RemoveNode, Restart, Send, Sleep, Start, Step, Wait
 from lab.steps.wait import UntilCaughtUp
 from lab.words import Duration, Target, named_ids, target_parts
@@ -39,6 +39,11 @@ def within_assumptions(steps: Sequence[Step], nodes: int, founders: int | None =
         for at, step in enumerate(steps)
         if isinstance(step, Send) and step.wait
     )
+
+
+def may_expire(cluster: Cluster) -> bool:
+    """Return whether the session table is so small that a new session may be refused as expired. Rule: S3."""
+    return "max_sessions" in cluster.limits
 
 
 def minority(nodes: int) -> int:

@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias
 from msgspec import structs
 
 from lab.plan.scenario import Cluster, Load, Scenario
-from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, QUIET, minority
+from lab.search.assumptions import BOUNDS, CAUGHT_UP, HEAL_ALL, LIVENESS, NAMED_CLIENT, QUIET, may_expire, minority
 from lab.search.changing import Changing
 from lab.search.overlap import Overlap
 from lab.steps import (
@@ -122,8 +122,8 @@ class _Draw(Lot):
         if is_heavy:
             load = Load(clients=load.clients, in_flight=64, size=30_000, count=100, deadline=load.deadline)
         steps: Steps = [LoadSwitch(switch="start"), *faults, *ending]
-        if "max_sessions" in cluster.limits:
-            steps.pop()  # A node that is behind may begin sessions that a small session table takes for expired (S3).
+        if may_expire(cluster):
+            steps.pop()  # The messages of the last step might be refused.
         return Scenario(
             name=f"drawn_{self.seed}",
             description=f"Drawn from seed {self.seed}.",
