@@ -56,7 +56,11 @@ FAULTS: dict[str, tuple[str, NoOp]] = {
     "kill": ("{kill: 1}", NO_KILL),
     "restart": ("{restart: {target: 1, how: kill}}", NO_KILL),
     "full restart": ("{full_restart: kill}", NO_KILL),
-    "power loss": ("{send: {client: 1, messages: 9}}, {wait: idle}, {power_loss: 1}, {heal: all}", NO_KILL),
+    "power loss": (
+        "{disk: {on: 1, slow: 9s}}, {send: {client: 1, messages: 9, wait: false}}, {sleep: 300ms}, "  # Not synced yet.
+        "{power_loss: 1}, {heal: all}",
+        NO_KILL,
+    ),
     "pause": ("{pause: 1}, {resume: 1}", NO_STOP),
     "chaos": ("{chaos: {for: 300ms, longest: 20ms}}", NO_STOP),
     "busy": ("{busy: {processes: 1, for: 300ms}}", nobody_is_busy),
