@@ -145,21 +145,17 @@ class EventLog:
         self._text: list[str] = []
         self._stamp = (0, "")
         self._lock = threading.Lock()
-        """Guards the file."""
+        """Held from the time of an event to its place in the file, so that the times there never go back."""
 
     def emit(self, events: Sequence[Event]) -> None:
-        """Take events; flush() writes them."""
+        """Take events, from any thread; flush() writes them."""
         rank = self._rank
-        for event in events:
-            if RANK[event.level] >= rank:
-                self._rows.append(self._row(event))
-                if self._console is not None:
-                    self._text.append(self._line(event))
-
-    def emit_now(self, event: Event) -> None:
-        """Write one event at once, from another thread than the one that calls emit() and flush()."""
-        if RANK[event.level] >= self._rank:
-            self._put(self._row(event), self._line(event))
+        with self._lock:
+            for event in events:
+                if RANK[event.level] >= rank:
+                    self._rows.append(self._row(event))
+                    if self._console is not None:
+                        self._text.append(self._line(event))
 
     def delivered(self, bodies: Sequence[memoryview]) -> None:
         """Show delivered messages; parsed only here, and in the console's thread."""
@@ -169,21 +165,19 @@ class EventLog:
 
     def flush(self) -> None:
         """Write all events since the last call. Called once a turn: a killed process has written its last turn."""
-        if self._rows:
+        if not self._rows:
+            return
+        with self._lock:
             rows, self._rows = self._rows, []
             text, self._text = self._text, []
-            self._put(b"".join(rows), "".join(text))
-
-    def _put(self, rows: bytes, text: str) -> None:
-        with self._lock:
             if self._fd >= 0:
                 try:
-                    self._write(rows)
+                    self._write(b"".join(rows))
                 except OSError as error:  # The node continues. If the disk is full, the storage ends it.
                     self._close_file()
-                    text += f"{self._events} is no longer written: {error.strerror}\n"
-        if self._console is not None:
-            self._console.show(text)
+                    text.append(f"{self._events} is no longer written: {error.strerror}\n")
+            if self._console is not None:
+                self._console.show("".join(text))
 
     def _open(self, events: Path) -> None:
         self._fd = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

@@ -259,7 +259,8 @@ class Runtime:
 
     def _on_stalled(self, seconds: float) -> None:
         """Report from the sync's thread that a sync blocks the loop: the loop itself can report nothing. Rule: F4."""
-        self._log.emit_now(DiskStalled(round(seconds * 1000)))
+        self._log.emit((DiskStalled(round(seconds * 1000)),))
+        self._log.flush()
 
     def _on_held_up(self, seconds: float) -> None:
         """Report the end of a long sync in the loop. Rule: F4."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,30 @@ def test_events_are_added_to_what_an_earlier_run_wrote(tmp_path: Path) -> None:
         log.emit([BecameLeader(term, 0)])
         log.close()
     assert len((tmp_path / "e.jsonl").read_bytes().splitlines()) == 2
+
+
+def test_times_do_not_go_back_where_another_thread_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = EventLog(1, level="DEBUG", events=tmp_path / "e.jsonl", console=None, show_delivered=False)
+    locked = []
+
+    def clock() -> int:
+        locked.append(log._lock.locked())
+        return len(locked)
+
+    def report() -> None:
+        log.emit([Failed("the disk does not answer")])
+        log.flush()
+
+    monkeypatch.setattr("nodeproc.eventlog.time.monotonic_ns", clock)
+    log.emit([BecameLeader(1, 0)])  # The rest of its turn takes long.
+    other = threading.Thread(target=report)
+    other.start()
+    other.join()
+    assert len((tmp_path / "e.jsonl").read_bytes().splitlines()) == 2, "the report waits for the end of the turn"
+    log.close()
+    rows = [json.loads(row) for row in (tmp_path / "e.jsonl").read_text().splitlines()]
+    assert [(row["t_ns"], row["event"]) for row in rows] == [(1, "became_leader"), (2, "failed")]
+    assert locked == [True, True], "a thread can come between the time of an event and its place"
 
 
 def test_delivered_messages_print_as_in_the_guide(pipes: Pipes) -> None:
