@@ -203,8 +203,11 @@ def started(out: Path, *options: str, stdin: Any = subprocess.PIPE) -> subproces
 
 
 def test_a_live_session_is_judged_and_kept_as_a_scenario(tmp_path: Path) -> None:
+    # The recovery is judged by the message that is sent after the fault.
+    steps = ("kill: leader", 4, "start: killed", "send: {client: 1, messages: 1}")
+    orders = "".join(f"{json.dumps({'step': step})}\n" for step in steps)
     with started(tmp_path, "--json") as process:
-        said, _ = process.communicate(b'{"step":"kill: leader"}\n{"step":4}\n{"step":"start: killed"}\n', TOO_LONG_S)
+        said, _ = process.communicate(orders.encode(), TOO_LONG_S)
     first, *answers = map(json.loads, said.splitlines())
     run = RunDir.open(Path(first["run"]))
     assert process.returncode == 0 and run.path.parent == tmp_path / "by_hand"
@@ -212,12 +215,14 @@ def test_a_live_session_is_judged_and_kept_as_a_scenario(tmp_path: Path) -> None
         "kill: leader",
         "Expected `str`, got `int` - at `$.step`",
         "start: killed",
+        "send: 1 message of client 1",
     ]
     again = load_checked(run.by_hand)
     assert (again.name, again.seed, again.sim_refusals()) == ("by_hand", 1, [])
     assert again == load_checked(run.scenario) and run.report.is_file()
     words = [step.words for step in again.steps]
-    assert [each for each in words if not each.startswith("sleep")] == [*BEGUN, "kill: leader", "start: killed"]
+    done = ["kill: leader", "start: killed", "send: 1 message of client 1"]
+    assert [each for each in words if not each.startswith("sleep")] == [*BEGUN, *done]
     assert cli.main(["check", "--no-report", str(run.path)]) == 0
 
 
